@@ -1,0 +1,38 @@
+"""Touchstone tests how robust an image classifier is.
+
+The library in five names: `load` or `wrap` a model, `attack` it, and `attacks()` lists what there is. Heavy
+imports happen on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from touchstone.engine import attack, load, wrap
+
+__all__ = ["attack", "attacks", "certificates", "load", "wrap"]
+
+
+def attacks() -> list[dict[str, Any]]:
+    """The cards of all attacks."""
+    return _cards("attack")
+
+
+def certificates() -> list[dict[str, Any]]:
+    """The cards of all certificates."""
+    return _cards("certificate")
+
+
+def _cards(kind: str) -> list[dict[str, Any]]:
+    from touchstone.methods import card, catalogue  # noqa: PLC0415 - keeps `import touchstone` light
+
+    return [card(method) for method in catalogue().values() if method.kind == kind]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("attack", "load", "wrap"):
+        from touchstone import engine  # noqa: PLC0415 - loads torch
+
+        return getattr(engine, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

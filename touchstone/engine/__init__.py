@@ -1,0 +1,125 @@
+"""The engine: questions about models, batched and answered. Names load lazily, so importing this does not
+load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from touchstone.engine.ascent import (
+        Best as Best,
+    )
+    from touchstone.engine.ascent import (
+        Rule as Rule,
+    )
+    from touchstone.engine.ascent import (
+        Steepest as Steepest,
+    )
+    from touchstone.engine.ascent import (
+        climb as climb,
+    )
+    from touchstone.engine.ascent import (
+        judge as judge,
+    )
+    from touchstone.engine.ascent import (
+        restarted as restarted,
+    )
+    from touchstone.engine.ascent import (
+        unsaturated as unsaturated,
+    )
+    from touchstone.engine.batching import Batcher as Batcher
+    from touchstone.engine.batching import Counted as Counted
+    from touchstone.engine.batching import Task as Task
+    from touchstone.engine.direct import Model as Model
+    from touchstone.engine.direct import attack as attack
+    from touchstone.engine.direct import load as load
+    from touchstone.engine.direct import wrap as wrap
+    from touchstone.engine.goals import CrossEntropy as CrossEntropy
+    from touchstone.engine.goals import Goal as Goal
+    from touchstone.engine.goals import Margin as Margin
+    from touchstone.engine.lattice import snap as snap
+    from touchstone.engine.noise import Noise as Noise
+    from touchstone.engine.norms import L1 as L1
+    from touchstone.engine.norms import L2 as L2
+    from touchstone.engine.norms import NORMS as NORMS
+    from touchstone.engine.norms import Linf as Linf
+    from touchstone.engine.norms import Norm as Norm
+    from touchstone.engine.oracle import Oracle as Oracle
+    from touchstone.engine.queries import (
+        Answer as Answer,
+    )
+    from touchstone.engine.queries import (
+        Asking as Asking,
+    )
+    from touchstone.engine.queries import (
+        Found as Found,
+    )
+    from touchstone.engine.queries import (
+        Gradient as Gradient,
+    )
+    from touchstone.engine.queries import (
+        Logits as Logits,
+    )
+    from touchstone.engine.queries import (
+        Plan as Plan,
+    )
+    from touchstone.engine.queries import (
+        Query as Query,
+    )
+    from touchstone.engine.rows import Rows as Rows
+    from touchstone.engine.rows import column as column
+    from touchstone.engine.thread import Engine as Engine
+    from touchstone.engine.thread import Running as Running
+    from touchstone.engine.threat import Case as Case
+    from touchstone.engine.threat import Threat as Threat
+    from touchstone.engine.verdict import (
+        Sought as Sought,
+    )
+    from touchstone.engine.verdict import (
+        Verdict as Verdict,
+    )
+    from touchstone.engine.verdict import (
+        attack_image as attack_image,
+    )
+    from touchstone.engine.verdict import (
+        look as look,
+    )
+    from touchstone.engine.verdict import (
+        look_at as look_at,
+    )
+    from touchstone.engine.verdict import (
+        metric as metric,
+    )
+    from touchstone.engine.verdict import (
+        search as search,
+    )
+    from touchstone.engine.verdict import (
+        top as top,
+    )
+
+_HOMES = {
+    "batching": ("Batcher", "Counted", "Task"),
+    "ascent": ("Best", "Rule", "Steepest", "climb", "judge", "restarted", "unsaturated"),
+    "direct": ("Model", "attack", "load", "wrap"),
+    "goals": ("CrossEntropy", "Goal", "Margin"),
+    "lattice": ("snap",),
+    "noise": ("Noise",),
+    "norms": ("L1", "L2", "NORMS", "Linf", "Norm"),
+    "oracle": ("Oracle",),
+    "queries": ("Answer", "Asking", "Found", "Gradient", "Logits", "Plan", "Query"),
+    "rows": ("Rows", "column"),
+    "verdict": ("Sought", "Verdict", "attack_image", "look", "look_at", "metric", "search", "top"),
+    "thread": ("Engine", "Running"),
+    "threat": ("Case", "Threat"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

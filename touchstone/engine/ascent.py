@@ -1,0 +1,144 @@
+"""The one climbing loop of the gradient attacks, and what it remembers on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from touchstone.engine.goals import CrossEntropy, Margin
+from touchstone.engine.queries import Answer, Asking, Found, Gradient, Logits
+from touchstone.engine.rows import Rows, column
+from touchstone.engine.threat import Case, Threat
+
+
+class Rule(Protocol):
+    """How a point moves, given the gradient at it; a rule with memory returns its next self."""
+
+    def advance(self, threat: Threat, x: Tensor, grad: Tensor) -> tuple[Tensor, Self]:
+        """The next points, inside the threat, and the rule for the step after."""
+        ...
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        """The rule for the selected rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Steepest(Rows):
+    """A step of fixed size in the norm's steepest direction: the rule of FGSM, BIM and PGD."""
+
+    size: Tensor  # (B,)
+
+    def advance(self, threat: Threat, x: Tensor, grad: Tensor) -> tuple[Tensor, Self]:  # noqa: D102
+        return threat.step(x, grad, self.size), self
+
+
+@dataclass(frozen=True)
+class Best(Rows):
+    """The best point of every row so far: one that holds after rounding, else one that met the goal, else
+    the highest.
+    """
+
+    x: Tensor  # (B, C, H, W)
+    rank: Tensor  # (B,) 0: goal not met, 1: met before rounding, 2: met after rounding as well
+    loss: Tensor  # (B,)
+
+    @classmethod
+    def none(cls, x0: Tensor) -> Best:
+        """Nothing found yet: every finite loss is better."""
+        rank = torch.zeros(len(x0), dtype=torch.int8, device=x0.device)
+        return cls(x0, rank, torch.full((len(x0),), -torch.inf, device=x0.device))
+
+    def or_else(self, other: Best) -> Best:
+        """Row by row the better of the two; the earlier stays where both have met the goal equally well."""
+        climbs = (other.loss > self.loss) & (other.rank == 0)
+        better = (other.rank > self.rank) | ((other.rank == self.rank) & climbs)
+        x = torch.where(column(better, self.x), other.x, self.x)
+        return Best(x, torch.where(better, other.rank, self.rank), torch.where(better, other.loss, self.loss))
+
+    def put(self, rows: Tensor, found: Best) -> Best:
+        """This record with `found` merged into the rows of index vector `rows`."""
+        if len(rows) == len(self):
+            return self.or_else(found)
+        merged = self[rows].or_else(found)
+        return Best(
+            self.x.index_copy(0, rows, merged.x),
+            self.rank.index_copy(0, rows, merged.rank),
+            self.loss.index_copy(0, rows, merged.loss),
+        )
+
+    def found(self) -> Found:
+        """As the result of a plan."""
+        return Found(self.x, self.rank > 0)
+
+
+def climb(case: Case, x: Tensor, rule: Rule, *, steps: int, early_stop: bool) -> Asking[Best]:
+    """Follow `rule` uphill from `x` for `steps` steps; every point is judged, the one after the last step
+    included.
+
+    A row leaves as soon as it met its goal in a way that survives rounding (any way, where the case does not
+    quantize).
+    """
+    best = Best.none(case.threat.x0)
+    rows = torch.arange(len(case), device=case.device)
+    for _ in range(steps):
+        answer = yield Gradient(x, CrossEntropy(case.goal))
+        judged = yield from judge(case, x, answer, best.rank[rows])
+        best = best.put(rows, judged)
+        if early_stop and bool((done := judged.rank >= case.enough).any()):
+            keep = ~done
+            if not bool(keep.any()):
+                return best
+            case, x, rule, rows, answer = case[keep], x[keep], rule[keep], rows[keep], answer[keep]
+        grad = yield from unsaturated(case, x, answer)
+        x, rule = rule.advance(case.threat, x, grad)
+    answer = yield Logits(x)
+    return best.put(rows, (yield from judge(case, x, answer, best.rank[rows])))
+
+
+def judge(case: Case, x: Tensor, answer: Answer, rank: Tensor) -> Asking[Best]:
+    """Rank the points by their answer; those newly met are asked about once more as an 8-bit file would hold
+    them.
+
+    `rank` (B,) is the best that each row has reached before.
+    """
+    met = case.goal.met(answer.logits)
+    loss = CrossEntropy(case.goal)(answer.logits) if answer.loss is None else answer.loss
+    judged = Best(x, met.to(torch.int8), loss)
+    open_ = met & (rank < case.enough)
+    if not case.quantize or not bool(open_.any()):
+        return judged
+    rounded = yield Logits(case[open_].snap(x[open_]))
+    held = torch.zeros_like(met).masked_scatter(open_, case[open_].goal.met(rounded.logits))
+    return replace(judged, rank=judged.rank + held.to(torch.int8))
+
+
+def unsaturated(case: Case, x: Tensor, answer: Answer) -> Asking[Tensor]:
+    """The answer's gradient; rows whose cross-entropy is so saturated that it is zero get the margin's
+    instead.
+    """
+    grad = answer.grad
+    if grad is None:
+        raise TypeError("the answer has no gradient: only a Gradient query gets one")
+    flat = ~grad.flatten(1).any(1)
+    if not bool(flat.any()):
+        return grad
+    instead = (yield Gradient(x[flat], Margin(case.goal[flat]))).grad
+    return grad if instead is None else grad.index_copy(0, flat.nonzero().flatten(), instead)
+
+
+def restarted(
+    case: Case, times: int, attempt: Callable[[Case], Asking[Best]], *, early_stop: bool
+) -> Asking[Best]:
+    """Make up to `times` attempts on rows still open and keep the best of each row."""
+    best = yield from attempt(case)
+    for _ in range(times - 1):
+        open_ = best.rank < case.enough if early_stop else torch.ones_like(best.rank, dtype=torch.bool)
+        if not bool(open_.any()):
+            break
+        best = best.put(open_.nonzero().flatten(), (yield from attempt(case[open_])))
+    return best

@@ -1,0 +1,217 @@
+"""Many plans, few passes: the open questions of all running tasks are gathered, answered together and
+handed back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from touchstone.engine.oracle import Oracle, check_finite
+from touchstone.engine.queries import Answer, Asking, Gradient, Query
+from touchstone.errors import Canceled, DeadlineExceeded, OutOfMemory
+
+FIXED_ROWS = 16
+"""Rows of a pass in deterministic execution, whatever the device's measured budget is."""
+
+
+@dataclass
+class Counted:
+    """Queries answered, one for each row."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass(eq=False)
+class Task:
+    """A running plan: the question it waits on, how much of it is answered, and what it may still use."""
+
+    plan: Asking[Any]
+    oracle: Oracle
+    deterministic: bool = False
+    deadline: float = float("inf")  # on time.monotonic's clock
+    answered: Callable[[Query, Answer, Counted], None] | None = None
+    done: Callable[[Any, BaseException | None], None] = lambda _result, _error: None
+    queries: Counted = field(default_factory=Counted)
+    canceled: bool = False
+    query: Query | None = None
+    parts: list[Answer] = field(default_factory=list)
+    taken: int = 0
+
+    @property
+    def group(self) -> Hashable:
+        """Tasks of one group can share a pass: one model, one kind of question; a deterministic task is
+        alone.
+        """
+        return (id(self.oracle), type(self.query), id(self) if self.deterministic else None)
+
+    @property
+    def left(self) -> int:
+        """Rows of the open question that are not answered yet."""
+        return 0 if self.query is None else len(self.query) - self.taken
+
+
+class Batcher:
+    """Runs tasks in slices: each `step` is one pass for one group, shared fairly among its tasks.
+
+    Groups take turns. Within a group each task gets an equal share of the rows, and what one does not need
+    goes to the others, so a question of a hundred thousand rows delays a question of one row by one slice. It
+    has no thread and no clock of its own but for deadlines; `touchstone.engine.thread` runs one per device.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[Hashable, deque[Task]] = {}
+        self._limits: WeakKeyDictionary[Oracle, int] = WeakKeyDictionary()  # after running out of memory
+        self.observe: Callable[[int, float], None] = lambda _rows, _seconds: None
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups.values()))
+
+    def tasks(self) -> list[Task]:
+        """All running tasks."""
+        return [task for group in self._groups.values() for task in group]
+
+    def add(self, task: Task) -> None:
+        """Start a task: its plan runs up to its first question."""
+        self._advance(task, None)
+
+    def step(self) -> None:
+        """Answer one slice of the group whose turn it is."""
+        self._drop_overdue()
+        if not self._groups:
+            return
+        key = next(iter(self._groups))
+        group = self._groups.pop(key)
+        chosen = self._share(group)
+        group.rotate(-len(chosen))
+        self._groups[key] = group  # last in line now
+        self._answer(chosen)
+
+    def abandon(self, error: BaseException) -> None:
+        """End all tasks with this error."""
+        for task in self.tasks():
+            self._end(task, None, error)
+
+    def _share(self, group: Sequence[Task]) -> list[tuple[Task, Query]]:
+        """As many rows as one pass takes, spread evenly: every task in turn gets an equal part of what is
+        left.
+        """
+        oracle = group[0].oracle
+        room = FIXED_ROWS if group[0].deterministic else self._limits.get(oracle, oracle.rows)
+        chosen = []
+        # Small questions first, so that what they leave of their share goes to the large ones.
+        by_size = sorted(list(group)[:room], key=lambda task: task.left)
+        for position, task in enumerate(by_size):
+            part = min(task.left, max(1, room // (len(by_size) - position)))
+            room -= part
+            chosen.append((task, _part(task, part)))
+        return chosen
+
+    def _answer(self, chosen: list[tuple[Task, Query]]) -> None:
+        oracle = chosen[0][0].oracle
+        began = time.perf_counter()
+        try:
+            answers = oracle.answer([query for _, query in chosen])
+        except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to its tasks, not to the engine
+            self._recover(chosen, error)
+            return
+        rows = sum(len(query) for _, query in chosen)
+        self.observe(rows, time.perf_counter() - began)
+        for (task, query), answer in zip(chosen, answers, strict=True):
+            self._deliver(task, query, answer)
+
+    def _recover(self, chosen: list[tuple[Task, Query]], error: Exception) -> None:
+        """Out of memory: ask for half as much from now on. Anything else: find out whose question it was."""
+        rows = sum(len(query) for _, query in chosen)
+        if _is_out_of_memory(error) and rows > 1:
+            self._limits[chosen[0][0].oracle] = rows // 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        elif len(chosen) > 1:
+            for pair in chosen:
+                self._answer([pair])
+        elif _is_out_of_memory(error):
+            self._end(
+                chosen[0][0],
+                None,
+                OutOfMemory("the device's memory does not hold even one row of this model"),
+            )
+        else:
+            self._end(chosen[0][0], None, error)
+
+    def _deliver(self, task: Task, query: Query, answer: Answer) -> None:
+        task.queries.forward += len(query)
+        task.queries.backward += len(query) if isinstance(query, Gradient) else 0
+        task.taken += len(query)
+        task.parts.append(answer)
+        if task.left:
+            return
+        whole = Answer.cat(task.parts)
+        asked = task.query
+        self._leave(task)
+        try:
+            check_finite(whole)
+            if task.answered and asked is not None:
+                task.answered(asked, whole, task.queries)
+        except Exception as error:  # noqa: BLE001 - a task's failure is reported to its owner
+            task.done(None, error)
+            return
+        self._advance(task, whole)
+
+    def _advance(self, task: Task, answer: Answer | None) -> None:
+        task.parts, task.taken = [], 0
+        try:
+            with torch.no_grad():
+                task.query = next(task.plan) if answer is None else task.plan.send(answer)
+        except StopIteration as end:
+            task.query = None
+            task.done(end.value, None)
+        except Exception as error:  # noqa: BLE001 - a plan's failure is reported to its owner
+            task.done(None, error)
+        else:
+            self._groups.setdefault(task.group, deque()).append(task)
+
+    def _drop_overdue(self) -> None:
+        now = time.monotonic()
+        for task in self.tasks():
+            if task.canceled:
+                self._end(task, None, Canceled("the job was canceled"))
+            elif now > task.deadline:
+                self._end(
+                    task,
+                    None,
+                    DeadlineExceeded("the job's deadline passed before the method came to its end"),
+                )
+
+    def _end(self, task: Task, result: Any, error: BaseException | None) -> None:
+        self._leave(task)
+        task.plan.close()
+        task.done(result, error)
+
+    def _leave(self, task: Task) -> None:
+        group = self._groups.get(task.group)
+        if group is not None and task in group:
+            group.remove(task)
+            if not group:
+                del self._groups[task.group]
+
+
+def _part(task: Task, rows: int) -> Query:
+    if task.query is None:
+        raise TypeError("a task without a question has no part to take")
+    if task.taken == 0 and rows == len(task.query):
+        return task.query
+    return task.query[task.taken : task.taken + rows]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

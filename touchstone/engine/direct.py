@@ -1,0 +1,221 @@
+"""The methods without a server: for notebooks, scripts and tests."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from touchstone.engine.batching import Batcher, Counted, Task
+from touchstone.engine.device import choose, keep_blocks
+from touchstone.engine.goals import Goal
+from touchstone.engine.lattice import from_pixels
+from touchstone.engine.noise import Noise
+from touchstone.engine.norms import NORMS
+from touchstone.engine.oracle import Knowledge, Oracle
+from touchstone.engine.probe import oracle_of
+from touchstone.engine.queries import Asking
+from touchstone.engine.resize import Sight, per_channel
+from touchstone.engine.threat import Case, Threat
+from touchstone.engine.verdict import look, search
+from touchstone.errors import InvalidParameter
+from touchstone.methods import Attack, find
+from touchstone.models.manifest import Manifest
+from touchstone.models.zoo import manifest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Images = Tensor | Sequence["Image"]
+Labels = Tensor | Sequence[int | str] | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """An oracle with the names of its classes."""
+
+    oracle: Oracle
+    classes: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What `attack` returns, one entry per image."""
+
+    images: Tensor | list[Tensor]  # (N, C, H, W), or a list of (C, H, W) where the sizes differ
+    success: Tensor  # (N,) bool: the goal is met by `images`
+    distance: Tensor  # (N,) float64, in the attack's norm
+    queries: Counted
+
+
+def load(name: str, *, device: str = "auto") -> Model:
+    """A model of the zoo, ready to be attacked. Raises UnknownModel."""
+    card = manifest(name)
+    return Model(oracle_of(card, choose(device)), card.classes, card)
+
+
+def wrap(
+    module: nn.Module,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] = (),
+    device: str = "auto",
+    knowledge: Knowledge = "white-box",
+) -> Model:
+    """Any module that maps normalised images (N, C, H, W) to logits (N, K); a frozen copy in eval mode is
+    used.
+    """
+    where = choose(device)
+    frozen = copy.deepcopy(module).to(where).eval().requires_grad_(requires_grad=False)
+    if (mean is None) != (std is None):
+        raise InvalidParameter("mean and std come together, or not at all", field="std")
+    sight = Sight(
+        None,
+        per_channel(None if mean is None else tuple(mean), where),
+        per_channel(None if std is None else tuple(std), where),
+    )
+    return Model(Oracle(frozen, sight, where, knowledge), tuple(classes))
+
+
+def attack(
+    model: Model,
+    images: Images,
+    labels: Labels = None,
+    method: str = "pgd",
+    *,
+    targets: Labels = None,
+    seed: int | Sequence[int] = 0,
+    quantize: bool = True,
+    **parameters: Any,
+) -> Attacked:
+    """Attack N images in [0,1] and return the best found of each.
+
+    `labels` (indices or names) default to the model's own predictions; `targets` make the attack targeted.
+    `seed` is one number, or one per image; an image's result depends on its seed, not on its neighbours.
+    `quantize=False` works on real numbers instead of 8-bit levels. `eps` may be one number per image. Raises
+    InvalidParameter, UnknownLabel, NonFiniteOutput.
+    """
+    keep_blocks()
+    stacks = _stacks(images, model.oracle.device)
+    count = sum(map(len, stacks))
+    chosen, eps = _method(method, parameters, count)
+    keys = [(seed, row) for row in range(count)] if isinstance(seed, int) else [(one, 0) for one in seed]
+    aims = _labels(model, labels if targets is None else targets, count)
+    plans = []
+    for start, x0 in zip(_starts(stacks), stacks, strict=True):
+        rows = slice(start, start + len(x0))
+        threat = Threat(x0, eps[rows].to(x0.device), NORMS[getattr(chosen, "norm", chosen.info.norms[0])])
+        noise = Noise.of(keys[rows], method)
+        aim = None if aims is None else aims[rows].to(x0.device)
+        plans.append(_whole(chosen, threat, noise, aim, targeted=targets is not None, quantize=quantize))
+    ended, queries = run_here(plans, model.oracle)
+    found = [x for x, _, _ in ended]
+    return Attacked(
+        torch.cat(found) if len({x.shape[1:] for x in found}) == 1 else [x[0] for x in found],
+        torch.cat([success for _, success, _ in ended]),
+        torch.cat([distance for _, _, distance in ended]),
+        queries,
+    )
+
+
+def run_here(plans: Sequence[Asking[Any]], oracle: Oracle) -> tuple[list[Any], Counted]:
+    """Run plans to their ends in this thread, sharing passes; the first failure is raised."""
+    batcher = Batcher()
+    ended: dict[int, Any] = {}
+    failed: list[BaseException] = []
+    tasks = [Task(plan, oracle) for plan in plans]
+    for position, task in enumerate(tasks):
+
+        def settle(result: Any, error: BaseException | None, position: int = position) -> None:
+            ended[position] = result
+            failed.extend([] if error is None else [error])
+
+        task.done = settle
+        batcher.add(task)
+    while len(batcher) and not failed:
+        batcher.step()
+    if failed:
+        raise failed[0]
+    queries = Counted(sum(t.queries.forward for t in tasks), sum(t.queries.backward for t in tasks))
+    return [ended[position] for position in range(len(tasks))], queries
+
+
+def _whole(
+    method: Attack, threat: Threat, noise: Noise, aim: Tensor | None, *, targeted: bool, quantize: bool
+) -> Asking[tuple[Tensor, Tensor, Tensor]]:
+    """Images, success and distance of one stack of images."""
+    clean = yield from look(threat.x0)
+    goal = Goal.of(clean.argmax(1) if aim is None else aim, targeted=targeted)
+    case = Case(threat, goal, noise, quantize)
+    sought = yield from search(method, case, clean)
+    success = goal.met((yield from look(sought.rounded))) if quantize else sought.met
+    distance = threat.norm.size(sought.rounded.double() - threat.x0.double())
+    return sought.rounded.cpu(), success.cpu(), distance.cpu()
+
+
+def _method(name: str, parameters: dict[str, Any], count: int) -> tuple[Attack, Tensor]:
+    """The parsed attack and each row's radius; without a radius of its own, an attack may go anywhere."""
+    eps = parameters.get("eps")
+    if eps is None or isinstance(eps, str | int | float):
+        method = find(name, "attack").parse(parameters)
+        radii = [getattr(method, "eps", float("inf"))] * count
+    else:
+        parsed = [find(name, "attack").parse({**parameters, "eps": _number(one)}) for one in eps]
+        method, radii = parsed[0], [getattr(one, "eps", float("inf")) for one in parsed]
+    if not isinstance(method, Attack) or len(radii) != count:
+        raise InvalidParameter(f"eps: {len(radii)} radii for {count} images", field="eps")
+    return method, torch.tensor(radii)
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _stacks(images: Images, device: torch.device) -> list[Tensor]:
+    """The images as tensors (B, C, H, W): one for a tensor, one of a single row for each PIL image."""
+    if isinstance(images, Tensor):
+        if images.dim() != 4 or not len(images):
+            raise InvalidParameter(
+                f"images: expected a tensor (N, C, H, W), not one of shape {tuple(images.shape)}",
+                field="images",
+            )
+        if not 0 <= float(images.min()) <= float(images.max()) <= 1:
+            raise InvalidParameter(
+                "images: values must lie in [0,1]; divide 8-bit values by 255", field="images"
+            )
+        return [images.detach().to(device, torch.float32)]
+    return [_pixels(image).to(device) for image in images]
+
+
+def _pixels(image: Image) -> Tensor:
+    grey = image.mode in ("L", "1", "LA")
+    pixels = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
+    return from_pixels(pixels[None, None] if grey else pixels.permute(2, 0, 1)[None])
+
+
+def _starts(stacks: Sequence[Tensor]) -> list[int]:
+    ends = np.cumsum([len(stack) for stack in stacks]).tolist()
+    return [0, *ends[:-1]]
+
+
+def _labels(model: Model, labels: Labels, count: int) -> Tensor | None:
+    if labels is None:
+        return None
+    if isinstance(labels, Tensor):
+        indices = labels.long().flatten()
+    else:
+        indices = torch.tensor([_index(model, label) for label in labels])
+    if len(indices) != count:
+        raise InvalidParameter(f"labels: {len(indices)} labels for {count} images", field="labels")
+    return indices
+
+
+def _index(model: Model, label: int | str) -> int:
+    return model.manifest.label(label) if model.manifest and isinstance(label, str) else int(label)

@@ -1,0 +1,65 @@
+"""The 8-bit lattice: an image file holds multiples of 1/255, and what is downloaded must be what was
+tested.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from touchstone.engine.norms import Norm
+from touchstone.engine.rows import column
+
+LEVELS = 255
+SLACK = 1e-9
+"""Relative slack in comparing a distance to eps in float64, so that 2 steps of 1/255 count as inside
+"2/255".
+"""
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """Images in [0,1] as uint8, rounded to the nearest level."""
+    return (x * LEVELS).round().to(torch.uint8)
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """uint8 images in [0,1], float32: the one conversion that originals, candidates and decoded files go
+    through.
+    """
+    return pixels.to(torch.float32) / LEVELS
+
+
+def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 12) -> Tensor:
+    """Round the perturbation x - x0 to whole steps of 1/255 without leaving the ball of radius `eps` or the
+    box.
+
+    Rounding to nearest may lengthen a perturbation, so it is shrunk first by the largest factor (found by
+    bisection, per row) at which the rounded one fits. Where x0 is on the lattice the result is, too.
+    Distances are taken in float64.
+    """
+    d = (x - x0).double() * LEVELS
+    inside = x0.double() * LEVELS
+
+    def rounded(scale: Tensor) -> Tensor:
+        steps = (d * column(scale, d)).round()
+        moved = inside + steps
+        return torch.where((moved < -SLACK) | (moved > LEVELS + SLACK), steps - steps.sign(), steps)
+
+    def fits(scale: Tensor) -> Tensor:
+        return norm.size(rounded(scale) / LEVELS) <= eps.double() * (1 + SLACK)
+
+    low, high = torch.zeros_like(eps, dtype=torch.float64), torch.ones_like(eps, dtype=torch.float64)
+    if not bool(fits(high).all()):
+        for _ in range(halvings):
+            middle = (low + high) / 2
+            good = fits(middle)
+            low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+        low = torch.where(fits(torch.ones_like(low)), 1.0, low)
+    else:
+        low = high
+    levels = inside + rounded(low)
+    whole = levels.round()
+    on_lattice = (levels - whole).abs() < 1e-3
+    return (
+        torch.where(on_lattice, (whole.float() / LEVELS), (levels / LEVELS).float()).clamp_(0, 1).to(x.dtype)
+    )

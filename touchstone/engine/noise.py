@@ -1,0 +1,71 @@
+"""Randomness that belongs to a row: what a row draws depends on its seed alone, never on its neighbours."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from touchstone.engine.rows import Rows
+
+
+@dataclass(frozen=True)
+class Noise(Rows):
+    """One counter-based stream (Philox) for each row, keyed by (seed, row, purpose).
+
+    Numbers are drawn on the CPU, so that every device sees the same. A stream moves on with each draw.
+    """
+
+    streams: tuple[np.random.Generator, ...]
+
+    @classmethod
+    def of(cls, seeds: Sequence[tuple[int, int]], purpose: str) -> Noise:
+        """Streams for rows with the given (seed, row) keys; `purpose` tells attacks apart that share a
+        seed.
+        """
+        salt = zlib.crc32(purpose.encode())
+        return cls(
+            tuple(
+                np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, salt]))) for key in seeds
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    def __getitem__(self, index: Tensor | slice) -> Noise:
+        if isinstance(index, slice):
+            return Noise(self.streams[index])
+        chosen = index.nonzero().flatten() if index.dtype == torch.bool else index
+        return Noise(tuple(self.streams[i] for i in chosen.tolist()))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Noise]) -> Noise:
+        """All streams in order."""
+        return cls(tuple(stream for part in parts for stream in part.streams))
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Numbers in [0,1), in the shape of `like`, whose rows are this record's."""
+        return self._draw(like, lambda stream, shape: stream.random(shape, dtype=np.float32))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers."""
+        return self._draw(like, lambda stream, shape: stream.standard_normal(shape, dtype=np.float32))
+
+    def exponential(self, like: Tensor) -> Tensor:
+        """Exponential numbers of mean one."""
+        return self._draw(like, lambda stream, shape: stream.standard_exponential(shape, dtype=np.float32))
+
+    def _draw(
+        self,
+        like: Tensor,
+        draw: Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float32]],
+    ) -> Tensor:
+        shape = tuple(like.shape[1:])
+        drawn = np.stack([np.asarray(draw(stream, shape), dtype=np.float32) for stream in self.streams])
+        return torch.from_numpy(drawn).to(like.device, like.dtype)

@@ -1,0 +1,56 @@
+"""The questions that a plan may ask about a model, and the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from touchstone.engine.goals import CrossEntropy, Margin
+from touchstone.engine.rows import Rows
+
+
+@dataclass(frozen=True)
+class Query(Rows):
+    """A question about images `x` (B, C, H, W) in [0,1], at any size."""
+
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Logits(Query):
+    """What does the model say of `x`?"""
+
+
+@dataclass(frozen=True)
+class Gradient(Query):
+    """What does it say, and how does each row's loss change with `x`?"""
+
+    loss: CrossEntropy | Margin
+
+
+@dataclass(frozen=True)
+class Answer(Rows):
+    """Logits (B, K) and, where a gradient was asked for, losses (B,) and gradients in the shape of `x`."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+    grad: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Found(Rows):
+    """An attack's best images (B, C, H, W) before rounding, and which of them meet the goal, (B,)."""
+
+    x: Tensor
+    met: Tensor
+
+
+T = TypeVar("T")
+Asking = Generator[Query, Answer, T]
+"""A computation that asks questions on its way to a T."""
+
+Plan = Asking[Found]
+"""What `Attack.run` returns."""

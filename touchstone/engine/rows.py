@@ -1,0 +1,46 @@
+"""Records with one entry per image: indexing selects rows, so early stopping is `rows[open]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """What the frozen dataclasses of the engine share: their tensor and `Rows` fields have one entry per row.
+
+    Fields of any other type belong to the whole record and are carried along unchanged.
+    """
+
+    def _selectable(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if isinstance(value, Tensor | Rows)}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._selectable().values())))
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        """The rows that a boolean mask, an index vector or a slice selects."""
+        return replace(self, **{name: value[index] for name, value in self._selectable().items()})  # type: ignore[type-var]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """All rows of the parts in order; what is not per row is taken from the first."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = {
+            name: torch.cat([getattr(part, name) for part in parts])
+            if isinstance(value, Tensor)
+            else type(value).cat([getattr(part, name) for part in parts])
+            for name, value in parts[0]._selectable().items()
+        }
+        return replace(parts[0], **joined)  # type: ignore[type-var]
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """A vector of one number per row, shaped to be broadcast over `like`."""
+    return values.view(-1, *[1] * (like.dim() - 1))

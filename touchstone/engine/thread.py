@@ -1,0 +1,137 @@
+"""One thread per device: the engine that a worker runs its jobs on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+from touchstone.engine.batching import Batcher, Counted, Task
+from touchstone.engine.device import choose, keep_blocks
+from touchstone.engine.figures import Figures
+from touchstone.engine.oracle import Oracle
+from touchstone.engine.probe import oracle_of, size_in_bytes
+from touchstone.engine.queries import Answer, Asking, Query
+from touchstone.errors import WorkerStopping
+from touchstone.models.residency import Residency
+from touchstone.models.zoo import manifest
+
+
+class Running:
+    """A task on the engine, as its owner sees it."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._future: Future[Any] = Future()
+        task.done = self._settle
+
+    @property
+    def queries(self) -> Counted:
+        """Queries answered so far."""
+        return self._task.queries
+
+    def cancel(self) -> None:
+        """Ask for the task to end before the next step; `result` then raises Canceled."""
+        self._task.canceled = True
+
+    def result(self) -> Any:
+        """Wait for what the plan returns; raises what ended it."""
+        return self._future.result()
+
+    def _settle(self, result: Any, error: BaseException | None) -> None:
+        if error is None:
+            self._future.set_result(result)
+        else:
+            self._future.set_exception(error)
+
+
+class Engine:
+    """A thread that owns a device and runs a `Batcher` on it.
+
+    `steps` counts finished slices: while `busy`, it moves unless the device or a model hangs.
+    """
+
+    def __init__(self, device: str = "auto", memory_budget: int = 2**31) -> None:
+        self.device = choose(device)
+        self.models: Residency[Oracle] = Residency(memory_budget, self._load)
+        self.steps = 0
+        self._passes = Figures()
+        self._batcher = Batcher()
+        self._batcher.observe = self._passes.observe
+        self._arrived: list[Task] = []
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any task is running or waits to."""
+        return bool(self._arrived or len(self._batcher))
+
+    def figures(self) -> dict[str, Any]:
+        """What it has done so far and what it keeps loaded, as JSON."""
+        return {
+            **self._passes.snapshot(),
+            "device": str(self.device),
+            "resident_models": self.models.resident(),
+        }
+
+    def start(
+        self,
+        plan: Asking[Any],
+        oracle: Oracle,
+        *,
+        deadline: float | None = None,
+        deterministic: bool = False,
+        answered: Callable[[Query, Answer, Counted], None] | None = None,
+    ) -> Running:
+        """Run a plan among the others; `deadline` in seconds from now. `answered` is called after each
+        answer, on the engine's thread.
+        """
+        until = float("inf") if deadline is None else time.monotonic() + deadline
+        task = Task(plan, oracle, deterministic, until, answered)
+        running = Running(task)
+        with self._wake:
+            if self._stopping:
+                raise WorkerStopping("the worker is shutting down")
+            self._arrived.append(task)
+            self._wake.notify()
+        return running
+
+    def stop(self) -> None:
+        """End the thread; tasks still running fail with WorkerStopping."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _load(self, model: str) -> tuple[Oracle, int]:
+        oracle = oracle_of(manifest(model), self.device)
+        return oracle, size_in_bytes(oracle)
+
+    def _run(self) -> None:
+        keep_blocks()
+        torch.set_flush_denormal(True)
+        while self._admit():
+            try:
+                self._batcher.step()
+            except Exception as error:  # noqa: BLE001 - a fault of the batcher must not leave its tasks waiting
+                self._batcher.abandon(error)
+            self.steps += 1
+        for task in self._batcher.tasks() + self._arrived:
+            task.done(None, WorkerStopping("the worker is shutting down"))
+
+    def _admit(self) -> bool:
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopping or self.busy)
+            if self._stopping:
+                return False
+            arrived, self._arrived = self._arrived, []
+        for task in arrived:
+            self._batcher.add(task)
+        return True

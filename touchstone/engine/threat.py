@@ -1,0 +1,67 @@
+"""What the adversary may do, and the case that an attack is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from touchstone.engine.goals import Goal
+from touchstone.engine.lattice import snap
+from touchstone.engine.noise import Noise
+from touchstone.engine.norms import Norm
+from touchstone.engine.rows import Rows, column
+
+
+@dataclass(frozen=True)
+class Threat(Rows):
+    """Images within `eps` of `x0` in a norm, and inside the box [0,1]."""
+
+    x0: Tensor  # (B, C, H, W)
+    eps: Tensor  # (B,)
+    norm: Norm
+
+    def size(self, x: Tensor) -> Tensor:
+        """Distance of each row from its original, (B,)."""
+        return self.norm.size(x - self.x0)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The images brought back into ball and box."""
+        d = self.norm.project(x - self.x0, self.eps, -self.x0, 1 - self.x0)
+        return (self.x0 + d).clamp_(0, 1)
+
+    def step(self, x: Tensor, grad: Tensor, size: Tensor) -> Tensor:
+        """A step of `size` (B,) in the norm's steepest direction, projected."""
+        return self.project(x + column(size, x) * self.norm.steepest(grad, -x, 1 - x))
+
+    def random_start(self, noise: Noise) -> Tensor:
+        """A point drawn uniformly from the ball, then clipped to the box."""
+        return self.project(self.x0 + self.norm.sample(self.x0, self.eps, noise))
+
+
+@dataclass(frozen=True)
+class Case(Rows):
+    """What an attack is given: per row an original with its threat, a goal and a noise stream.
+
+    `quantize` tells that success counts only if it survives rounding to 8 bits.
+    """
+
+    threat: Threat
+    goal: Goal
+    noise: Noise
+    quantize: bool = True
+
+    def snap(self, x: Tensor) -> Tensor:
+        """The images as an 8-bit file can hold them, still within the threat; see `lattice.snap`."""
+        return snap(x, self.threat.x0, self.threat.eps, self.threat.norm)
+
+    @property
+    def enough(self) -> int:
+        """The rank (see `ascent.Best`) at which a row is done."""
+        return 2 if self.quantize else 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.threat.x0.device

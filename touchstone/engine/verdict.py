@@ -1,0 +1,118 @@
+"""From an image to an attack's verdict: the clean look, the method, the rounding and the last look, as one
+plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from touchstone.engine.goals import Goal
+from touchstone.engine.lattice import from_pixels, to_pixels
+from touchstone.engine.noise import Noise
+from touchstone.engine.norms import NORMS
+from touchstone.engine.oracle import Oracle
+from touchstone.engine.queries import Answer, Asking, Logits
+from touchstone.engine.rows import Rows
+from touchstone.engine.threat import Case, Threat
+from touchstone.images import Pixels
+from touchstone.methods import Attack
+
+
+@dataclass(frozen=True)
+class Sought(Rows):
+    """What an attack came to, per row."""
+
+    x: Tensor  # (B, C, H, W) the best images before rounding
+    rounded: (
+        Tensor  # (B, C, H, W) the same on the 8-bit lattice; equal to `x` where the case does not quantize
+    )
+    met_at_once: Tensor  # (B,) the original met the goal already
+    met: Tensor  # (B,) `x` meets the goal
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an attack on one image came to, before its file is judged."""
+
+    clean: Tensor  # (K,) logits of the original
+    exact: NDArray[np.float32]  # (C, H, W) the best image before rounding
+    pixels: Pixels  # (H, W, C) the same in 8 bits
+    aim: int  # the label to leave, or the target to reach
+    met_at_once: bool  # the original met the goal already
+    met: bool  # `exact` meets it
+
+
+def search(attack: Attack, case: Case, clean: Tensor) -> Asking[Sought]:
+    """Attack the originals that do not meet the goal as they are, and round what was found.
+
+    `clean` (B, K) is what the model says of the originals.
+    """
+    done = case.goal.met(clean)
+    x, rounded, met = case.threat.x0, case.threat.x0, done
+    if not bool(done.all()):
+        rows = (~done).nonzero().flatten()
+        case = case[~done]
+        found = yield from attack.run(case)
+        x = x.index_copy(0, rows, found.x)
+        rounded = rounded.index_copy(0, rows, case.snap(found.x) if case.quantize else found.x)
+        met = met.index_copy(0, rows, found.met)
+    return Sought(x, rounded, done, met)
+
+
+def look(x: Tensor) -> Asking[Tensor]:
+    """What the model says of the images: logits (B, K)."""
+    return (yield Logits(x)).logits
+
+
+def top(logits: Tensor, count: int) -> list[tuple[int, float]]:
+    """The `count` most likely classes of one row of logits (K,) with their probabilities."""
+    found = torch.softmax(logits.double(), 0).topk(min(count, len(logits)))
+    return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+
+
+def row_of(pixels: Pixels, device: torch.device) -> Tensor:
+    """An 8-bit image (H, W, C) as one row (1, C, H, W) in [0,1]."""
+    return from_pixels(torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None])
+
+
+def attack_image(
+    attack: Attack, pixels: Pixels, oracle: Oracle, *, label: int | None, target: int | None, seed: int
+) -> Asking[Verdict]:
+    """Attack one 8-bit image; its label defaults to the model's own prediction."""
+    x0 = row_of(pixels, oracle.device)
+    clean = yield from look(x0)
+    aim = clean.argmax(1) if label is None else clean.new_tensor([label], dtype=torch.long)
+    if target is not None:
+        aim = torch.full_like(aim, target)
+    threat = Threat(x0, x0.new_tensor([getattr(attack, "eps", torch.inf)]), NORMS[_norm_of(attack)])
+    case = Case(threat, Goal.of(aim, targeted=target is not None), Noise.of([(seed, 0)], attack.info.name))
+    sought = yield from search(attack, case, clean)
+    return Verdict(
+        clean=clean[0].cpu(),
+        exact=sought.x[0].cpu().numpy(),
+        pixels=to_pixels(sought.rounded[0]).permute(1, 2, 0).cpu().numpy(),
+        aim=int(aim[0]),
+        met_at_once=bool(sought.met_at_once[0]),
+        met=bool(sought.met[0]),
+    )
+
+
+def look_at(pixels: Pixels, oracle: Oracle) -> Asking[Tensor]:
+    """What the model says of one 8-bit image: logits (K,)."""
+    return (yield from look(row_of(pixels, oracle.device)))[0].cpu()
+
+
+def metric(answer: Answer) -> dict[str, float]:
+    """What a live plot shows of a step: mean loss and mean confidence of the likeliest class."""
+    confidence = torch.softmax(answer.logits, 1).amax(1).mean()
+    loss = {} if answer.loss is None else {"loss": float(answer.loss.mean())}
+    return {**loss, "confidence": float(confidence)}
+
+
+def _norm_of(attack: Attack) -> str:
+    return getattr(attack, "norm", attack.info.norms[0])

@@ -1,0 +1,162 @@
+"""What can go wrong, as codes and sentences; HTTP statuses live in `service.problems`.
+
+Every error text says what was wrong, where, and what would be right.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class Failure(Exception):  # noqa: N818 - its kinds read as what went wrong
+    """An error that a user can read and a program can match by `code`.
+
+    `detail` is one or two sentences, `field` the name of the parameter at fault (if one is),
+    and `extra` carries machine-readable particulars, such as the candidates for an ambiguous name.
+    """
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, detail: str, *, field: str | None = None, **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.extra = extra
+
+
+class InvalidParameter(Failure):
+    """A parameter has a value that the method cannot use."""
+
+    code = "invalid_parameter"
+
+
+class InvalidImage(Failure):
+    """The uploaded bytes are not an image that can be attacked."""
+
+    code = "invalid_image"
+
+
+class ImageTooLarge(Failure):
+    """The upload has more bytes or more pixels than the limits allow."""
+
+    code = "image_too_large"
+
+
+class CostTooHigh(Failure):
+    """The queries that the job may ask for are more than the budget of one job."""
+
+    code = "cost_too_high"
+
+
+class UnknownMethod(Failure):
+    """No attack or certificate has this name."""
+
+    code = "unknown_method"
+
+
+class UnknownModel(Failure):
+    """No model has this id."""
+
+    code = "unknown_model"
+
+
+class UnknownLabel(Failure):
+    """The model has no class of this index or name, or several of this name."""
+
+    code = "unknown_label"
+
+
+class NonFiniteOutput(Failure):
+    """The model answered NaN or infinity."""
+
+    code = "non_finite_output"
+
+
+class GradientRefused(Failure):
+    """A black-box oracle was asked for a gradient."""
+
+    code = "gradient_refused"
+
+
+class ModelUnusable(Failure):
+    """The model's files are missing, altered, or do not fit its architecture."""
+
+    code = "model_unusable"
+
+
+class OutOfMemory(Failure):
+    """Not even one row fits into the device's memory."""
+
+    code = "out_of_memory"
+
+
+class Canceled(Failure):
+    """The job was canceled by its owner."""
+
+    code = "canceled"
+
+
+class DeadlineExceeded(Failure):
+    """The job ran longer than its deadline allowed."""
+
+    code = "deadline_exceeded"
+
+
+class WorkerLost(Failure):
+    """Every worker that tried the job died or hung."""
+
+    code = "worker_lost"
+
+
+class WorkerStopping(Failure):
+    """The worker is shutting down; the job goes back to the queue."""
+
+    code = "worker_stopping"
+
+
+class UnknownJob(Failure):
+    """No job has this id."""
+
+    code = "unknown_job"
+
+
+class UnknownArtifact(Failure):
+    """The job has no artifact of this name (yet)."""
+
+    code = "unknown_artifact"
+
+
+class JobConflict(Failure):
+    """The job is in a state that does not permit this."""
+
+    code = "job_conflict"
+
+
+class IdempotencyMismatch(Failure):
+    """The Idempotency-Key was used before with another request."""
+
+    code = "idempotency_mismatch"
+
+
+class InvalidCursor(Failure):
+    """The cursor was not made by this service, or for another list."""
+
+    code = "invalid_cursor"
+
+
+class QueueFull(Failure):
+    """As many jobs wait as the operator allows."""
+
+    code = "queue_full"
+
+
+class LedgerUnavailable(Failure):
+    """The ledger did not answer in time."""
+
+    code = "ledger_unavailable"
+
+
+class NotReady(Failure):
+    """The service cannot run jobs at the moment."""
+
+    code = "not_ready"

@@ -1,0 +1,74 @@
+"""Parameter types: each parses what people write, refuses what makes no sense, and describes itself in
+JSON Schema.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+NormName = Literal["linf", "l2", "l1", "l0"]
+
+
+def _refuse_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not a truth value")
+    return value
+
+
+def parse_fraction(value: Any) -> Any:
+    """Read a number or a fraction such as "8/255" exactly; anything else goes on unchanged to be refused."""
+    _refuse_bool(value)
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.strip()))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise ValueError(f'"{value[:40]}" is not a fraction: write a number or, say, "8/255"') from None
+    if isinstance(value, int) and abs(value) > 10**18:
+        raise ValueError("the number is too large")
+    return value
+
+
+def _finite(value: Any) -> Any:
+    value = parse_fraction(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("expected a finite number")
+    return value
+
+
+def parse_norm(value: Any) -> Any:
+    """Read a norm's name in the spellings in use: Linf, L∞, inf, 2, L1 …"""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return value
+    name = str(value).strip().lower().replace("∞", "inf").replace("_", "")
+    return name if name in get_args(NormName) else f"l{name}"
+
+
+_FRACTION_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": 1e6},
+        {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?(/[1-9][0-9]{0,8})?$"},
+    ]
+}
+
+Norm = Annotated[NormName, BeforeValidator(parse_norm)]
+
+Distance = Annotated[
+    float,
+    BeforeValidator(_finite),
+    Field(ge=0, le=1e6, allow_inf_nan=False),
+    WithJsonSchema(_FRACTION_SCHEMA),
+]
+"""A distance in the box [0,1]: a number or a fraction such as "8/255"."""
+
+Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+"""A whole number of at least one."""
+
+Ratio = Annotated[float, BeforeValidator(_finite), Field(allow_inf_nan=False)]
+"""A finite real number."""
+
+Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
+"""Selects the noise streams of a job; equal seeds give equal noise."""

@@ -1,0 +1,115 @@
+"""Bytes to arrays and back: what counts as an image, and the PNG that is attacked, judged and returned."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from touchstone.errors import ImageTooLarge, InvalidImage
+
+MIN_SIDE = 8
+MAX_SIDE = 4096
+MAX_PIXELS = 16_777_216
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+Pixels = NDArray[np.uint8]
+"""(H, W, C) with C = 1 (grey) or 3 (RGB)."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An upload as pixels, and what was done to it on the way."""
+
+    pixels: Pixels
+    conversions: tuple[str, ...]
+
+
+def decode(data: bytes) -> Decoded:
+    """Decode a PNG, JPEG or WebP, told by its content, into grey or RGB pixels.
+
+    EXIF orientation is applied once; transparency is laid over white; palettes and 1-bit images become RGB or
+    grey; CMYK becomes RGB. Each conversion is said. 16-bit images, animations and anything outside the limits
+    are refused.
+    """
+    if not data:
+        raise InvalidImage("image: the file is empty", field="image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_header(image)
+                image.load()
+                return _convert(image)
+    except (InvalidImage, ImageTooLarge):
+        raise
+    except Image.DecompressionBombError:
+        raise ImageTooLarge(f"image: more than {MAX_PIXELS:,} pixels", field="image") from None
+    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly any type on damaged files
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise InvalidImage(
+            f"image: not a readable PNG, JPEG or WebP file ({reason})", field="image"
+        ) from None
+
+
+def _check_header(image: Image.Image) -> None:
+    width, height = image.size
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise ImageTooLarge(
+            f"image: {width}x{height} is too large: at most {MAX_SIDE} px a side and {MAX_PIXELS:,} in all",
+            field="image",
+        )
+    if min(width, height) < MIN_SIDE:
+        raise InvalidImage(
+            f"image: {width}x{height} is too small: sides of at least {MIN_SIDE} px", field="image"
+        )
+    if getattr(image, "n_frames", 1) > 1:
+        raise InvalidImage("image: an animation; send a single frame", field="image")
+    if image.mode.startswith(("I", "F")):
+        raise InvalidImage(
+            f"image: {image.mode} has more than 8 bits a channel; convert it to 8 bits first", field="image"
+        )
+
+
+def _convert(image: Image.Image) -> Decoded:
+    done = []
+    upright = ImageOps.exif_transpose(image)
+    if upright.size != image.size or upright.tobytes() != image.tobytes():
+        done.append("EXIF orientation applied")
+    image = upright
+    if image.has_transparency_data:
+        done.append(f"transparency of {image.mode} laid over white")
+        rgba = image.convert("RGBA")
+        grey = image.mode == "LA"
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert(
+            "L" if grey else "RGB"
+        )
+    elif image.mode not in ("L", "RGB"):
+        mode = "L" if image.mode in ("1", "LA") else "RGB"
+        done.append(f"{image.mode} converted to {'grey' if mode == 'L' else 'RGB'}")
+        image = image.convert(mode)
+    pixels = np.asarray(image)
+    return Decoded(pixels[:, :, None] if pixels.ndim == 2 else pixels, tuple(done))
+
+
+def encode(pixels: Pixels) -> bytes:
+    """The pixels as a PNG without metadata; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def difference(original: Pixels, adversarial: Pixels, factor: int) -> Pixels:
+    """The change of each value times `factor`, on mid-grey: 128 means untouched."""
+    change = adversarial.astype(np.int32) - original.astype(np.int32)
+    return np.clip(128 + factor * change, 0, 255).astype(np.uint8)
+
+
+def difference_factor(original: Pixels, adversarial: Pixels) -> int:
+    """The largest whole factor at which no change is clipped, at most 127; 1 where nothing changed."""
+    largest = int(np.abs(adversarial.astype(np.int32) - original.astype(np.int32)).max(initial=0))
+    return max(1, min(127, 127 // largest)) if largest else 1

@@ -1,0 +1,107 @@
+"""The records of a job: what was asked for, and what became of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from touchstone.fields import Seed
+
+JobKind = Literal["attack", "certificate", "prediction"]
+Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
+TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"})
+
+
+class Record(BaseModel):
+    """Immutable, and strict about its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRef(Record):
+    """A model by name and by content."""
+
+    id: str
+    digest: str
+
+
+class ImageRef(Record):
+    """The canonical PNG that a job works on: `digest` is that of the blob, and what was done to the upload is said."""
+
+    digest: str
+    width: int
+    height: int
+    channels: Literal[1, 3]
+    conversions: tuple[str, ...] = ()
+
+
+class Submission(Record):
+    """What a client asked for, with every parameter resolved; it never changes after it was accepted."""
+
+    kind: JobKind
+    method: str
+    model: ModelRef
+    image: ImageRef
+    parameters: dict[str, Any]
+    seed: Seed = 0
+    label: int | None = None
+    target: int | None = None
+    execution: Literal["batched", "deterministic"] = "batched"
+    deadline: float | None = Field(None, gt=0, description="Seconds the job may run.")
+    rerun_of: str | None = None
+
+
+class Progress(Record):
+    """Steps done and steps planned."""
+
+    done: int = 0
+    total: int = 0
+
+
+class Problem(Record):
+    """Why a job failed: a code of `touchstone.errors` and a sentence."""
+
+    code: str
+    detail: str
+    extra: dict[str, Any] = {}
+
+
+class Timings(Record):
+    """Seconds that a job spent in each of its phases."""
+
+    queued: float = 0.0
+    prepare: float = 0.0
+    compute: float = 0.0
+    write: float = 0.0
+
+
+class Artifact(Record):
+    """A file that a job left: a blob and its media type."""
+
+    digest: str
+    media_type: str
+    size: int
+
+
+class Job(Record):
+    """A job as the ledger holds it. `version` rises with every change."""
+
+    id: str
+    version: int
+    status: Status
+    submission: Submission
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempts: int = 0
+    claims: int = Field(
+        0, description="Claims so far, those given back included: the number that fences off stale workers."
+    )
+    cancel_requested: bool = False
+    progress: Progress = Progress()
+    result: dict[str, Any] | None = None
+    error: Problem | None = None
+    timings: Timings | None = None
+    artifacts: dict[str, Artifact] = {}

@@ -1,0 +1,197 @@
+"""How a method declares itself, and the catalogue of all that did.
+
+A method is a frozen pydantic model: its fields are the parameters, its docstring the description, `info` its
+place in the taxonomy. Declaring the class registers it; validation, HTTP forms, command-line flags, cards and
+conformance tests all follow from the declaration alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from touchstone.errors import InvalidParameter, UnknownMethod
+from touchstone.fields import Distance, Norm, NormName
+
+if TYPE_CHECKING:
+    from touchstone.engine import Case, Plan
+
+Kind = Literal["attack", "certificate"]
+
+
+@dataclass(frozen=True)
+class Info:
+    """A method's place in the taxonomy."""
+
+    name: str
+    title: str
+    norms: tuple[NormName, ...]
+    paper: str
+    url: str
+    knowledge: Literal["white-box", "black-box"] = "white-box"
+    targeted: bool = True
+    budget: Literal["fixed", "minimal"] = "fixed"
+    scope: Literal["local", "universal"] = "local"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The most queries that a method may ask for, per image."""
+
+    forward: int
+    backward: int
+
+    @property
+    def total(self) -> int:
+        """Forward and backward passes added up: the unit of the cost budget."""
+        return self.forward + self.backward
+
+
+class Method(BaseModel):
+    """What attacks and certificates have in common: parameters, a place in the taxonomy, a name in the
+    catalogue.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    info: ClassVar[Info]
+    kind: ClassVar[Kind]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if "info" not in vars(cls):
+            return
+        taken = _registered.setdefault(cls.info.name, cls)
+        if (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"two methods are named {cls.info.name!r}: {taken.__module__} and {cls.__module__}"
+            )
+        _registered[cls.info.name] = cls
+
+    def cost(self) -> Cost:
+        """Bound the queries that one image may take."""
+        raise NotImplementedError
+
+    def rounds(self) -> int:
+        """How many rounds of questions a full run takes: what progress is counted in."""
+        return self.cost().backward or self.cost().forward
+
+    @classmethod
+    def parse(cls, parameters: Mapping[str, Any]) -> Method:
+        """Validate parameters; the error names the field at fault and what would be right."""
+        try:
+            return cls.model_validate(dict(parameters))
+        except ValidationError as error:
+            raise invalid_parameter(error) from None
+
+
+class Attack(Method):
+    """A method that looks for an adversarial image within a budget."""
+
+    kind: ClassVar[Kind] = "attack"
+
+    early_stop: bool = Field(
+        True, description="Stop as soon as the image fools the model; false runs every step."
+    )
+
+    def run(self, case: Case) -> Plan:
+        """Ask the questions of the attack and return what was found; see `touchstone.engine`."""
+        raise NotImplementedError
+
+
+class FixedBudget(Attack):
+    """An attack that may move an image by at most `eps`."""
+
+    norm: Norm = Field("linf", description="The norm in which the perturbation is bounded.")
+    eps: Distance = Field(
+        8 / 255,
+        description="Radius of the ball around the image, in the box [0,1]; a number or a fraction: 8/255.",
+        examples=["8/255"],
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_box(self) -> FixedBudget:
+        if self.norm not in self.info.norms:
+            raise ValueError(
+                f"norm: {self.info.name} works in {', '.join(self.info.norms)}, not in {self.norm}"
+            )
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(
+                f"eps: {self.eps:g} is larger than the whole box [0,1]: did you mean {self.eps:g}/255?"
+            )
+        return self
+
+
+_registered: dict[str, type[Method]] = {}
+
+
+@cache
+def _discover() -> None:
+    for package in ("touchstone.attacks", "touchstone.certificates"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            importlib.import_module(f"{package}.{module.name}")
+
+
+def catalogue(kind: Kind | None = None) -> Mapping[str, type[Method]]:
+    """All methods by name, or those of one kind."""
+    _discover()
+    return MappingProxyType(
+        {name: cls for name, cls in sorted(_registered.items()) if kind is None or cls.kind == kind}
+    )
+
+
+def find(name: str, kind: Kind | None = None) -> type[Method]:
+    """The method of this name; `UnknownMethod` names those that exist."""
+    methods = catalogue(kind)
+    if name not in methods:
+        what = kind or "method"
+        raise UnknownMethod(
+            f"there is no {what} named {name[:60]!r}; there are: {', '.join(methods) or 'none'}",
+            field="method",
+        )
+    return methods[name]
+
+
+def card(method: type[Method]) -> dict[str, Any]:
+    """A method as `GET /v1/attacks/{name}` shows it: text, taxonomy, paper, JSON Schema, cost of the
+    defaults, example.
+    """
+    info = method.info
+    cost = method().cost()
+    return {
+        "name": info.name,
+        "kind": method.kind,
+        "title": info.title,
+        "description": inspect.cleandoc(method.__doc__ or ""),
+        "knowledge": info.knowledge,
+        "targeted": info.targeted,
+        "norms": list(info.norms),
+        "budget": info.budget,
+        "scope": info.scope,
+        "paper": {"title": info.paper, "url": info.url},
+        "cost": {"forward": cost.forward, "backward": cost.backward},
+        "schema": method.model_json_schema(),
+        "example": method().model_dump(mode="json"),
+    }
+
+
+def invalid_parameter(error: ValidationError) -> InvalidParameter:
+    """Turn pydantic's report into one failure that names the first field at fault and lists them all."""
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        field = ".".join(str(part) for part in fault["loc"])
+        text = fault["msg"].removeprefix("Value error, ")
+        if not field and ": " in text:
+            field, text = text.split(": ", 1)
+        faults.append({"field": field, "message": text})
+    first = faults[0]
+    detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
+    return InvalidParameter(detail, field=first["field"] or None, errors=faults)

@@ -1,0 +1,98 @@
+"""What the service knows of a model without loading it: never imports torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from touchstone.errors import UnknownLabel
+
+
+class Part(BaseModel):
+    """A frozen piece of a manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputSpec(Part):
+    """What the network takes: channels and size, and how an image of any size gets there.
+
+    The image's shorter side is resized to `resize` (antialiased) and the centre `height` x `width` is cut
+    out; without `resize` the whole image is scaled to `height` x `width`.
+    """
+
+    channels: Literal[1, 3] = 3
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    resize: int | None = Field(None, ge=1, le=4096)
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+
+
+class Weights(Part):
+    """Where the weights are: a file beside the manifest, or one that an installed package ships."""
+
+    file: str
+    package: str | None = None
+
+
+class Accuracy(Part):
+    """An accuracy with its circumstances; `measured` tells whether this project measured it or cites it."""
+
+    data: str
+    value: float = Field(ge=0, le=1)
+    measured: bool
+    note: str = ""
+
+
+class Manifest(Part):
+    """A model's card: identity, input, classes, licence, origin and accuracy."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of the weights file.")
+    architecture: str
+    weights: Weights
+    input: InputSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] = Field(min_length=2)
+    parameters: int = Field(ge=0, description="Number of weights.")
+    licence: str
+    provenance: str
+    accuracy: tuple[Accuracy, ...]
+
+    @model_validator(mode="after")
+    def _normalisation_fits_channels(self) -> Manifest:
+        if not len(self.mean) == len(self.std) == self.input.channels:
+            raise ValueError(f"mean and std need {self.input.channels} numbers each, one a channel")
+        if min(self.std) <= 0:
+            raise ValueError("std: every number must be positive")
+        return self
+
+    def label(self, value: int | str, *, field: str = "label") -> int:
+        """The class index that an index or a name stands for; a name of several classes is refused with
+        its candidates.
+        """
+        text = str(value).strip()
+        if text.lstrip("-").isascii() and text.lstrip("-").isdigit():
+            index = int(text[:20])
+            if 0 <= index < len(self.classes):
+                return index
+            raise UnknownLabel(
+                f"{field}: {self.id} has classes 0 to {len(self.classes) - 1}, not {text[:20]}", field=field
+            )
+        found = [i for i, name in enumerate(self.classes) if name.casefold() == text.casefold()]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UnknownLabel(
+                f"{field}: {len(found)} classes of {self.id} are named {text!r}; give the index: "
+                + ", ".join(map(str, found)),
+                field=field,
+                candidates=[{"label": i, "name": self.classes[i]} for i in found],
+            )
+        raise UnknownLabel(f"{field}: {self.id} has no class named {text[:60]!r}", field=field)
+
+    def card(self) -> dict[str, Any]:
+        """The manifest as `GET /v1/models/{id}` shows it."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,195 @@
+"""One job from its image to its result: the clean look, the method, the file it leaves, and the verdict on
+that file.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from touchstone import engine as asking
+from touchstone.errors import ModelUnusable
+from touchstone.images import Pixels, decode, difference, difference_factor, encode
+from touchstone.jobs.record import Progress, Submission, Timings
+from touchstone.measure import perturbation
+from touchstone.methods import Attack, Method, find
+from touchstone.models.manifest import Manifest
+from touchstone.models.zoo import manifest
+
+if TYPE_CHECKING:
+    from touchstone.engine import Answer, Asking, Counted, Engine, Oracle, Query, Running, Verdict
+
+TOP = 5
+REPORT_EVERY = 0.2
+
+Report = Callable[[Progress, dict[str, float]], None]
+Started = Callable[["Running"], None]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a job leaves: its result, its files (bytes and media type by name), and how long its phases
+    took.
+    """
+
+    result: dict[str, Any]
+    artifacts: dict[str, tuple[bytes, str]]
+    timings: Timings
+
+
+def run(
+    submission: Submission,
+    png: bytes,
+    engine: Engine,
+    *,
+    deadline: float | None = None,
+    started: Started = lambda _: None,
+    report: Report = lambda _progress, _metric: None,
+) -> Finished:
+    """Run a job to its end on an engine; blocks, and may be called from many threads.
+
+    `deadline` is in seconds from now. `started` is given each of the job's tasks, so that they can be
+    canceled; `report` is called on the engine's thread, at most a few times a second. Raises Canceled,
+    DeadlineExceeded, WorkerStopping and the failures of the method.
+    """
+    began = time.perf_counter()
+    card = _card(submission)
+    pixels = decode(png).pixels
+    with engine.models.hold(card.id) as oracle:
+        prepared = time.perf_counter()
+        ask = _Asker(submission, engine, oracle, deadline, started)
+        if submission.kind == "prediction":
+            finished = _predict(submission, pixels, card, ask)
+        else:
+            finished = _attack(submission, pixels, card, ask, report)
+    compute = time.perf_counter() - prepared
+    return Finished(finished.result, finished.artifacts, Timings(prepare=prepared - began, compute=compute))
+
+
+def _card(submission: Submission) -> Manifest:
+    card = manifest(submission.model.id)
+    if card.digest != submission.model.digest:
+        raise ModelUnusable(f"{card.id} was replaced after the job was accepted; submit it again")
+    return card
+
+
+@dataclass
+class _Asker:
+    """Runs one job's plans on the engine, all within one deadline, and adds up their queries."""
+
+    submission: Submission
+    engine: Engine
+    oracle: Oracle
+    deadline: float | None
+    started: Started
+    forward: int = 0
+    backward: int = 0
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(
+        self, plan: Asking[Any], answered: Callable[[Query, Answer, Counted], None] | None = None
+    ) -> Any:
+        spent = time.monotonic() - self._began
+        running = self.engine.start(
+            plan,
+            self.oracle,
+            deadline=None if self.deadline is None else self.deadline - spent,
+            deterministic=self.submission.execution == "deterministic",
+            answered=answered,
+        )
+        self.started(running)
+        result = running.result()
+        self.forward += running.queries.forward
+        self.backward += running.queries.backward
+        return result
+
+
+def _predict(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker) -> Finished:
+    logits = ask(asking.look_at(pixels, ask.oracle))
+    result = {
+        "original": _opinion(logits, card, submission.parameters.get("top", TOP)),
+        "queries": _queries(ask),
+    }
+    return Finished(result, {}, Timings())
+
+
+def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
+    method = find(submission.method, "attack").parse(submission.parameters)
+    if not isinstance(method, Attack):
+        raise TypeError(f"{submission.method} is no attack")
+    plan = asking.attack_image(
+        method, pixels, ask.oracle, label=submission.label, target=submission.target, seed=submission.seed
+    )
+    verdict: Verdict = ask(plan, _Reporter(method, report))
+    file = encode(verdict.pixels)
+    judged = decode(file).pixels
+    logits = ask(asking.look_at(judged, ask.oracle))
+    reached = int(logits.argmax()) == verdict.aim
+    success = reached if submission.target is not None else not reached
+    factor = difference_factor(pixels, judged)
+    result = {
+        "outcome": _outcome(success, verdict),
+        "success": success,
+        "success_float": verdict.met,
+        "original": _opinion(verdict.clean, card, TOP),
+        "adversarial": _opinion(logits, card, TOP),
+        "perturbation": perturbation(pixels, judged),
+        "difference_factor": factor,
+        "queries": _queries(ask),
+    }
+    artifacts = {
+        "adversarial.png": (file, "image/png"),
+        "difference.png": (encode(difference(pixels, judged, factor)), "image/png"),
+        "adversarial.npy": (_npy(verdict), "application/octet-stream"),
+    }
+    return Finished(result, artifacts, Timings())
+
+
+def _outcome(success: bool, verdict: Verdict) -> str:
+    if verdict.met_at_once:
+        return "already_misclassified"
+    return "success" if success else "failure"
+
+
+def _opinion(logits: Any, card: Manifest, count: int) -> dict[str, Any]:
+    """What the model says of an image, as the contract shows it."""
+    ranked = [
+        {"label": label, "name": card.classes[label], "confidence": confidence}
+        for label, confidence in asking.top(logits, count)
+    ]
+    return {**ranked[0], "top": ranked}
+
+
+def _queries(ask: _Asker) -> dict[str, int]:
+    return {"forward": ask.forward, "backward": ask.backward}
+
+
+def _npy(verdict: Verdict) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, verdict.exact, allow_pickle=False)
+    return buffer.getvalue()
+
+
+class _Reporter:
+    """Turns answers into progress, a few times a second."""
+
+    def __init__(self, method: Method, report: Report) -> None:
+        self._total = method.rounds()
+        self._white = method.info.knowledge == "white-box"
+        self._report = report
+        self._next = 0.0
+
+    def __call__(self, _query: Query, answer: Answer, queries: Counted) -> None:
+        now = time.monotonic()
+        done = min(queries.backward if self._white else queries.forward, self._total)
+        if now < self._next and done < self._total:
+            return
+        self._next = now + REPORT_EVERY
+        self._report(Progress(done=done, total=self._total), asking.metric(answer))

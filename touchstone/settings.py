@@ -1,0 +1,57 @@
+"""Everything an operator can set, read from `TOUCHSTONE_…` variables in one place."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 2**20
+
+
+class Settings(BaseSettings):
+    """The operator's choices, with defaults for one machine."""
+
+    model_config = SettingsConfigDict(env_prefix="TOUCHSTONE_", frozen=True)
+
+    home: Path = Field(
+        Path("~/.local/share/touchstone").expanduser(),
+        description="The folder that holds everything written.",
+    )
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(8000, ge=0, lt=65536, description="Port the API listens on; 0 picks a free one.")
+    redis_url: str | None = Field(
+        None,
+        description="The ledger and broker; unset means the Valkey that `touchstone up` starts in `home`.",
+    )
+    blobs_url: str | None = Field(
+        None, description="Where images are kept: unset means `home`/blobs, or s3://bucket/prefix."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one.")
+    memory_budget: int = Field(
+        2048 * MIB, ge=1, description="Bytes of models kept loaded; the least recently used leaves first."
+    )
+    concurrency: int = Field(96, ge=1, le=1024, description="Jobs that one worker runs at once.")
+    queue_limit: int = Field(20_000, ge=1, description="Jobs that may wait; one more is refused with 429.")
+    cost_limit: int = Field(20_000, ge=1, description="Forward and backward passes one job may ask for.")
+    upload_limit: int = Field(10 * MIB, ge=1, description="Bytes of an uploaded image.")
+    deadline: float = Field(
+        600.0, gt=0, description="Seconds a job may run when it names no deadline of its own."
+    )
+    lease: float = Field(
+        5.0, gt=0, description="Seconds without a sign of life after which a worker loses its jobs."
+    )
+    hang: float = Field(
+        60.0, gt=0, description="Seconds that one step of the engine may take before it counts as hung."
+    )
+    max_attempts: int = Field(3, ge=1, description="How often a job is tried before it fails as worker_lost.")
+    idempotency_days: float = Field(1.0, gt=0, description="How long an Idempotency-Key is remembered.")
+    log_level: str = Field("info", description="debug, info, warning or error.")
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
