@@ -1,0 +1,34 @@
+-- id, submission, kind, method, model, deadline ms, queue limit, ring grace ms, idempotency key or '', digest, its life ms
+local id, submission, kind, method, model = unpack(ARGV, 1, 5)
+local deadline, limit, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local key, digest, life = ARGV[9], ARGV[10], ARGV[11]
+
+if redis.call('EXISTS', job_key(id)) == 1 then
+  return {'created', fields(id)}
+end
+if key ~= '' then
+  local earlier = redis.call('HMGET', 'ts:key:' .. key, 'digest', 'job')
+  if earlier[1] and redis.call('EXISTS', job_key(earlier[2])) == 1 then
+    if earlier[1] ~= digest then return {'mismatch'} end
+    return {'known', fields(earlier[2])}
+  end
+end
+local at = now()
+if redis.call('ZCARD', 'ts:status:queued') >= limit then
+  return {'full', oldest_wait(at)}
+end
+
+local seq = redis.call('INCR', 'ts:seq')
+set(id, 'id', id, 'seq', seq, 'version', 0, 'status', 'queued', 'submission', submission, 'created_at', at,
+  'kind', kind, 'method', method, 'model', model, 'deadline', deadline,
+  'attempts', 0, 'claims', 0, 'cancel', 0, 'done', 0, 'total', 0)
+for _, index in ipairs({'all', 'status:queued', 'kind:' .. kind, 'method:' .. method, 'model:' .. model}) do
+  redis.call('ZADD', 'ts:' .. index, seq, id)
+end
+redis.call('ZADD', BELLS, at + grace, id)
+if key ~= '' then
+  redis.call('HSET', 'ts:key:' .. key, 'digest', digest, 'job', id)
+  redis.call('PEXPIRE', 'ts:key:' .. key, life)
+end
+say_status(id)
+return {'created', fields(id)}

@@ -1,0 +1,55 @@
+"""What the ledger answers besides jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from touchstone.jobs.record import Job
+
+Verdict = Literal["fine", "canceled", "overdue", "lost"]
+EventType = Literal["status", "progress", "metric", "completed"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Jobs, newest first, and where the next page starts; no cursor means that there are no more."""
+
+    jobs: tuple[Job, ...]
+    cursor: str | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job; `id` is its place in the job's stream and its SSE `Last-Event-ID`."""
+
+    id: str
+    type: EventType
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """Jobs whose bell must be rung, and jobs that were taken from a worker that fell silent."""
+
+    ring: tuple[str, ...]
+    lost: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Queue:
+    """How many jobs wait, and how many seconds the oldest of them has waited."""
+
+    depth: int
+    age: float
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker that is alive, with the figures it gave at its last sign of life."""
+
+    id: str
+    info: Mapping[str, Any]
+    seen_at: datetime

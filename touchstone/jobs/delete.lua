@@ -1,0 +1,12 @@
+-- id. Forgets a job that is not running.
+local id = ARGV[1]
+local job = get(id, 'status', 'kind', 'method', 'model')
+if not job[1] then return 'unknown' end
+if job[1] == 'running' then return 'running' end
+for _, index in ipairs({'all', 'status:' .. job[1], 'kind:' .. job[2], 'method:' .. job[3], 'model:' .. job[4]}) do
+  redis.call('ZREM', 'ts:' .. index, id)
+end
+redis.call('ZREM', BELLS, id)
+redis.call('DEL', job_key(id), 'ts:events:' .. id)
+redis.call('PUBLISH', 'ts:changed', id)
+return 'ok'

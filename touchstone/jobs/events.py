@@ -1,0 +1,64 @@
+"""What happened to a job, and the channel on which changes are announced."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import redis
+
+from touchstone.errors import InvalidCursor
+from touchstone.jobs.answers import Event
+from touchstone.jobs.scripts import reachable
+
+CHANNEL = "ts:changed"
+_PLACE = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
+_LOOK_SECONDS = 0.5
+
+
+def read_events(client: redis.Redis, job: str, after: str | None, limit: int) -> list[Event]:
+    """A job's events after the place `after`, oldest first."""
+    if after is not None and not _PLACE.fullmatch(after):
+        raise InvalidCursor(f"Last-Event-ID: {after[:40]!r} is not the id of an event", field="Last-Event-ID")
+    with reachable():
+        entries: Any = client.xrange(f"ts:events:{job}", min=f"({after}" if after else "-", count=limit)
+    return [Event(place, entry["type"], json.loads(entry["data"])) for place, entry in entries]
+
+
+class Watch:
+    """The ids of jobs as they change, for as long as it is open; `close` may be called from any thread.
+
+    Iterating blocks until something changes, ends after `close`, and raises `LedgerUnavailable` where the
+    connection breaks. What changed before the watch was open is not told: look once more after opening it.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._pubsub = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        self._open = True
+
+    def __enter__(self) -> Watch:
+        with reachable():
+            self._pubsub.subscribe(CHANNEL)
+            # The first message confirms the subscription: whatever changes from here on is heard.
+            self._pubsub.get_message(timeout=_LOOK_SECONDS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        self._pubsub.close()
+
+    def __iter__(self) -> Iterator[str]:
+        while self._open:
+            with reachable():
+                message = self._pubsub.get_message(timeout=_LOOK_SECONDS)
+            if message is not None:
+                yield message["data"]
+
+    def close(self) -> None:
+        """End the iteration within half a second."""
+        self._open = False

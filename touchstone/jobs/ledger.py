@@ -1,0 +1,277 @@
+"""The truth about every job, in Valkey or Redis.
+
+Each change is one Lua script that compares and sets, so the server's own order is the order of events and any
+process may call anything at any time. Every script can be repeated: one whose answer was lost is sent again.
+A worker writes under the number of its claim (`Job.claims`), refused once another has claimed the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
+
+from touchstone.errors import IdempotencyMismatch, JobConflict, QueueFull, UnknownJob, WorkerLost
+from touchstone.jobs import cursor as cursors
+from touchstone.jobs import wire
+from touchstone.jobs.answers import Event, Page, Queue, Reaped, Verdict, Worker
+from touchstone.jobs.bell import QUEUE
+from touchstone.jobs.events import Watch, read_events
+from touchstone.jobs.record import Artifact, Job, JobKind, Problem, Progress, Status, Submission, Timings
+from touchstone.jobs.scripts import Scripts, connect, reachable
+from touchstone.settings import Settings
+
+RING_SECONDS = 5.0
+RING_AT_ONCE = 100
+LEASES_OF_SILENCE = 3
+_LOOKS = 1000
+_ROUNDS = 10
+
+Report = tuple[str, int, Progress, Mapping[str, float] | None]
+"""Job, claim, progress, metric."""
+
+
+class Ledger:
+    """Job records and their life, shared by the API and all workers; may be used from many threads."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self._settings = settings
+        self._client = connect(url)
+        self._scripts = Scripts(self._client)
+        self._secret: bytes | None = None
+
+    def accept(
+        self, submission: Submission, *, idempotency: tuple[str, str] | None = None
+    ) -> tuple[Job, bool]:
+        """Write a new job down; true where it is new, false where its key and digest were known.
+
+        `IdempotencyMismatch` where the key came with another digest, `QueueFull` where too many jobs wait.
+        """
+        key, digest = idempotency or ("", "")
+        verdict, *rest = self._scripts.run(
+            "accept",
+            secrets.token_hex(16),
+            submission.model_dump_json(),
+            submission.kind,
+            submission.method,
+            submission.model.id,
+            _milliseconds(submission.deadline or self._settings.deadline),
+            self._settings.queue_limit,
+            _milliseconds(RING_SECONDS),
+            hashlib.sha256(key.encode()).hexdigest() if key else "",
+            digest,
+            _milliseconds(self._settings.idempotency_days * 86_400),
+        )
+        if verdict == "mismatch":
+            raise IdempotencyMismatch(
+                "Idempotency-Key: it was used before with another request; take a new one"
+            )
+        if verdict == "full":
+            raise self._queue_full(rest[0])
+        return wire.job(rest[0]), verdict == "created"
+
+    def _queue_full(self, oldest_wait: int) -> QueueFull:
+        # The longer the queue takes to pass, the later it is worth coming back.
+        after = min(60, max(1, oldest_wait // 10_000))
+        limit = self._settings.queue_limit
+        return QueueFull(
+            f"{limit:,} jobs are waiting, as many as may; try again in {after} s", retry_after=after
+        )
+
+    def read(self, job: str) -> Job:
+        """The job as it stands; `UnknownJob` where there is none."""
+        with reachable():
+            stored: Any = self._client.hgetall(f"ts:job:{job}")
+        if not stored:
+            raise _unknown(job)
+        return wire.job([text for pair in stored.items() for text in pair])
+
+    def find(
+        self,
+        *,
+        status: Status | None = None,
+        kind: JobKind | None = None,
+        method: str | None = None,
+        model: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """Jobs that fit every filter, newest first.
+
+        A filter that hardly anything fits may end a page early, with a cursor to go on from: no call looks at
+        more than ten thousand jobs.
+        """
+        filters = {"status": status, "kind": kind, "method": method, "model": model}
+        indexes = ["ts:all", *(f"ts:{name}:{value}" for name, value in filters.items() if value)]
+        place = f"({cursors.read(cursor, indexes, self._signature())}" if cursor else "+inf"
+        jobs: list[Job] = []
+        for _ in range(_ROUNDS):
+            place, found = self._scripts.run("find", place, limit - len(jobs), _LOOKS, *indexes)
+            jobs += [wire.job(pairs) for pairs in found]
+            if not place or len(jobs) == limit:
+                break
+        return Page(tuple(jobs), self._cursor(place, indexes))
+
+    def _cursor(self, place: str, indexes: list[str]) -> str | None:
+        """Where to go on below `place`; none where it is certain that nothing more fits."""
+        if not place:
+            return None
+        further, found = self._scripts.run("find", place, 1, _LOOKS, *indexes)
+        if not further and not found:
+            return None
+        return cursors.write(int(place.removeprefix("(")), indexes, self._signature())
+
+    def _signature(self) -> bytes:
+        """The secret that signs cursors: whichever process came first made it."""
+        if self._secret is None:
+            with reachable():
+                self._client.set("ts:secret", secrets.token_hex(32), nx=True)
+                self._secret = str(self._client.get("ts:secret")).encode()
+        return self._secret
+
+    def claim(self, job: str, worker: str, *, token: str | None = None) -> Job | None:
+        """Take a waiting job; None where there is nothing to take.
+
+        With a `token` of the caller's own, a call repeated after a lost answer gets the same claim.
+        """
+        lease = _milliseconds(self._settings.lease)
+        pairs = self._scripts.run("claim", job, worker, token or secrets.token_hex(8), lease)
+        return wire.job(pairs) if pairs else None
+
+    def renew(self, worker: str, jobs: Mapping[str, int]) -> dict[str, Verdict]:
+        """Extend the leases of running jobs, given as id and claim, and hear what each should do."""
+        if not jobs:
+            return {}
+        pairs = [part for pair in jobs.items() for part in pair]
+        verdicts = self._scripts.run("renew", worker, _milliseconds(self._settings.lease), *pairs)
+        return dict(zip(jobs, verdicts, strict=True))
+
+    def report(
+        self, job: str, attempt: int, progress: Progress, metric: Mapping[str, float] | None = None
+    ) -> bool:
+        """Note how far a job is, and a metric if there is one; false where the claim no longer holds."""
+        return self.report_all([(job, attempt, progress, metric)])[0]
+
+    def report_all(self, reports: Iterable[Report]) -> list[bool]:
+        """Many reports in one write."""
+        groups = [
+            (job, attempt, progress.done, progress.total, wire.metric(metric))
+            for job, attempt, progress, metric in reports
+        ]
+        heard = self._scripts.run("report", *(part for group in groups for part in group)) if groups else []
+        return [answer == 1 for answer in heard]
+
+    def finish(
+        self,
+        job: str,
+        attempt: int,
+        *,
+        status: Status,
+        result: Mapping[str, Any] | None = None,
+        error: Problem | None = None,
+        timings: Timings | None = None,
+        artifacts: Mapping[str, Artifact] | None = None,
+    ) -> bool:
+        """End a job; false where the claim no longer holds.
+
+        A job whose cancellation was granted meanwhile ends as canceled, whatever is said here.
+        """
+        parts = wire.outcome(result, error, timings, artifacts or {})
+        return bool(self._scripts.run("finish", job, attempt, status, *parts))
+
+    def release(self, job: str, attempt: int) -> bool:
+        """Give a running job back to the queue as if it had not been tried; false where another holds it."""
+        return bool(self._scripts.run("release", job, attempt))
+
+    def cancel(self, job: str) -> Job:
+        """End a waiting job, or ask a running one to end; `JobConflict` where it ended otherwise."""
+        verdict, *rest = self._scripts.run("cancel", job)
+        if verdict == "unknown":
+            raise _unknown(job)
+        if verdict == "conflict":
+            raise JobConflict(f"the job has already {rest[0]}; only a waiting or running job can be canceled")
+        return wire.job(rest[0])
+
+    def delete(self, job: str) -> None:
+        """Forget a job; `JobConflict` while it runs."""
+        verdict = self._scripts.run("delete", job)
+        if verdict == "unknown":
+            raise _unknown(job)
+        if verdict == "running":
+            raise JobConflict("the job is running; cancel it before deleting it")
+
+    def reap(self) -> Reaped:
+        """Take jobs from workers that fell silent, and name the jobs whose bell must be rung."""
+        problem = Problem(
+            code=WorkerLost.code,
+            detail=f"all {self._settings.max_attempts} workers that tried the job died or hung",
+        )
+        ring, lost = self._scripts.run(
+            "reap",
+            self._settings.max_attempts,
+            problem.model_dump_json(),
+            _milliseconds(RING_SECONDS),
+            RING_AT_ONCE,
+            QUEUE,
+        )
+        return Reaped(tuple(ring), tuple(lost))
+
+    def events(self, job: str, *, after: str | None = None, limit: int = 1000) -> list[Event]:
+        """What happened to a job after the event `after`, oldest first; `UnknownJob` where there is none."""
+        found = read_events(self._client, job, after, limit)
+        if not found:
+            self.read(job)
+        return found
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs there are in each status."""
+        statuses: tuple[Status, ...] = get_args(Status)
+        with reachable(), self._client.pipeline(transaction=False) as pipe:
+            for status in statuses:
+                pipe.zcard(f"ts:status:{status}")
+            return dict(zip(statuses, pipe.execute(), strict=True))
+
+    def queue(self) -> Queue:
+        """How many jobs wait, and for how long."""
+        depth, milliseconds = self._scripts.run("queue")
+        return Queue(depth, milliseconds / 1000)
+
+    def beat(self, worker: str, info: Mapping[str, Any]) -> None:
+        """A worker's sign of life, with its figures."""
+        self._beats(worker, json.dumps(info) if info else "{}")
+
+    def leave(self, worker: str) -> None:
+        """A worker's farewell: it is no longer among the living."""
+        self._beats(worker, "")
+
+    def workers(self) -> list[Worker]:
+        """Workers that gave a sign of life within three leases."""
+        alive = self._beats("", "")
+        return [Worker(name, json.loads(info), wire.moment(seen)) for name, info, seen in alive]
+
+    def _beats(self, worker: str, info: str) -> Any:
+        life = _milliseconds(LEASES_OF_SILENCE * self._settings.lease)
+        return self._scripts.run("beat", worker, info, life)
+
+    def ping(self) -> None:
+        """Return where the ledger answers, raise `LedgerUnavailable` where it does not."""
+        with reachable():
+            self._client.ping()
+
+    def watch(self) -> Watch:
+        """Hear of every job that changes."""
+        return Watch(self._client)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _unknown(job: str) -> UnknownJob:
+    return UnknownJob(f"there is no job {job[:64]!r}")

@@ -1,0 +1,78 @@
+-- Stands before every script of the ledger. A script runs alone and whole, so each is one step from one
+-- consistent state to the next. Times are whole milliseconds of the server's clock, the only clock there is.
+
+local LEASES = 'ts:leases'  -- running jobs by the time at which their lease runs out
+local BELLS = 'ts:bells'    -- queued jobs by the time from which their bell may be rung again
+local TERMINAL = {succeeded = true, failed = true, canceled = true}
+
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function job_key(id)
+  return 'ts:job:' .. id
+end
+
+local function get(id, ...)
+  return redis.call('HMGET', job_key(id), ...)
+end
+
+local function set(id, ...)
+  redis.call('HSET', job_key(id), ...)
+end
+
+local function fields(id)
+  return redis.call('HGETALL', job_key(id))
+end
+
+local function say(id, kind, json)
+  redis.call('XADD', 'ts:events:' .. id, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', json)
+end
+
+-- Every change ends here: the version rises and those who wait for the job wake up.
+local function changed(id)
+  local version = redis.call('HINCRBY', job_key(id), 'version', 1)
+  redis.call('PUBLISH', 'ts:changed', id)
+  return version
+end
+
+local function say_status(id)
+  local version = changed(id)
+  local job = get(id, 'status', 'attempts', 'cancel')
+  say(id, 'status', cjson.encode({
+    status = job[1], attempts = tonumber(job[2]), cancel_requested = job[3] == '1', version = version,
+  }))
+  if TERMINAL[job[1]] then
+    say(id, 'completed', cjson.encode({status = job[1], version = version}))
+  end
+end
+
+-- The one place where a job gets another status.
+local function enter(id, status, at)
+  local job = get(id, 'status', 'seq')
+  redis.call('ZREM', 'ts:status:' .. job[1], id)
+  redis.call('ZADD', 'ts:status:' .. status, job[2], id)
+  redis.call('ZREM', LEASES, id)
+  redis.call('ZREM', BELLS, id)
+  set(id, 'status', status)
+  if TERMINAL[status] then
+    set(id, 'finished_at', at)
+  elseif status == 'queued' then
+    redis.call('ZADD', BELLS, at, id)
+  end
+  say_status(id)
+end
+
+-- Whether this claim of the job is the one that holds it.
+local function holds(id, claim)
+  local job = get(id, 'status', 'claims')
+  return job[1] == 'running' and job[2] == claim
+end
+
+-- How long the oldest waiting job has waited, in milliseconds.
+local function oldest_wait(at)
+  local oldest = redis.call('ZRANGE', 'ts:status:queued', 0, 0)[1]
+  if not oldest then return 0 end
+  return math.max(0, at - tonumber(get(oldest, 'created_at')[1]))
+end

@@ -1,0 +1,76 @@
+"""The connection to Valkey or Redis and the scripts that run there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from touchstone.errors import LedgerUnavailable
+
+CONNECT_SECONDS = 1.0
+ANSWER_SECONDS = 1.5
+
+# Refusals that say "not now" rather than "never": the disk or the memory is full, another server leads.
+_PASSING = ("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "UNKILLABLE")
+
+
+def connect(url: str) -> redis.Redis:
+    """A client that never repeats a command by itself and never waits long."""
+    return redis.Redis.from_url(
+        url,
+        decode_responses=True,
+        protocol=2,
+        max_connections=1024,
+        socket_connect_timeout=CONNECT_SECONDS,
+        socket_timeout=ANSWER_SECONDS,
+        health_check_interval=10,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Turn every way in which the server can be out of reach into `LedgerUnavailable`."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, redis.ReadOnlyError) as error:
+        raise _unavailable(error) from error
+    except redis.ResponseError as error:
+        if str(error).startswith(_PASSING):
+            raise _unavailable(error) from error
+        raise
+
+
+def _unavailable(error: Exception) -> LedgerUnavailable:
+    return LedgerUnavailable(
+        f"the ledger cannot be reached at the moment ({type(error).__name__}); try again shortly"
+    )
+
+
+@cache
+def source(name: str) -> str:
+    """The text of a script, with the prelude before it."""
+    folder = files(__package__)
+    return "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in ("prelude", name))
+
+
+class Scripts:
+    """The ledger's scripts by name, sent by their digest."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._known: dict[str, Any] = {}
+
+    def run(self, name: str, *args: str | int | float) -> Any:
+        """Run one script to its end; `LedgerUnavailable` where the server does not answer in time."""
+        if name not in self._known:
+            self._known[name] = self._client.register_script(source(name))
+        with reachable():
+            return self._known[name](args=args)
