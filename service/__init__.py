@@ -1,0 +1,1 @@
+"""The HTTP shell: thin, and never imports torch."""

@@ -1,0 +1,108 @@
+"""Accepting a submission and answering with the job, with the image itself, or with what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from anyio import to_thread
+from fastapi import Request, Response
+
+from service import artifacts, bodies, preferences, problems, views
+from service.backend import Backend, backend_of
+from service.bodies import Received
+from service.submissions import Prepared
+from service.waiting import Listener
+from touchstone.jobs.record import TERMINAL, Job
+
+ADVERSARIAL = "adversarial.png"
+_POLL_SECONDS = 1
+
+
+def is_over(job: Job) -> bool:
+    """Whether the job has reached a status that never changes."""
+    return job.status in TERMINAL
+
+
+def job_response(job: Job, *, status: int = 200, waited: bool = False, location: bool = False) -> Response:
+    """The job as JSON."""
+    headers = {"ETag": views.etag(job), "Cache-Control": "no-cache", "Vary": "Accept, Prefer"}
+    if location:
+        headers["Location"] = views.path(job.id)
+    if status == 202:
+        headers["Retry-After"] = str(_POLL_SECONDS)
+    if waited:
+        headers |= preferences.APPLIED
+    return Response(views.show(job).model_dump_json(), status, headers, "application/json")
+
+
+async def submit(request: Request, prepare: Callable[[Received], Prepared]) -> Response:
+    """Take a submission in, have it checked off the event loop, and answer with its job."""
+    backend = backend_of(request)
+    key = preferences.idempotency_key(request)
+    received = await bodies.receive(request)
+    try:
+        prepared = await to_thread.run_sync(prepare, received, limiter=backend.decoders)
+    finally:
+        if not isinstance(received, bytes):
+            await received.close()
+    return await answer(request, prepared, key)
+
+
+async def answer(request: Request, prepared: Prepared, key: str | None) -> Response:
+    """Accept a checked submission, wait for its job as long as the client prefers, and show it."""
+    backend, seconds = backend_of(request), preferences.wait_seconds(request)
+    with ExitStack() as listening:
+
+        def accept() -> tuple[Job, Listener | None]:
+            return _accept(backend, prepared, key, listening if seconds else None)
+
+        job, listener = await to_thread.run_sync(accept)
+        if listener and seconds:
+            job = await backend.waiting.until(listener, job, is_over, seconds=seconds)
+    return await _show(request, job, waited=seconds is not None)
+
+
+def _accept(
+    backend: Backend, prepared: Prepared, key: str | None, listening: ExitStack | None
+) -> tuple[Job, Listener | None]:
+    """Write everything down, then ring; a listener hears from before the bell, so it misses nothing."""
+    backend.blobs.put(prepared.png)
+    idempotency = (key, prepared.digest()) if key else None
+    job, created = backend.ledger.accept(prepared.submission, idempotency=idempotency)
+    listener = listening.enter_context(backend.waiting.listen(job.id)) if listening else None
+    if created:
+        backend.ring(job.id)
+    elif listener:
+        job = backend.ledger.read(job.id)
+    return job, listener
+
+
+async def _show(request: Request, job: Job, *, waited: bool) -> Response:
+    if not (waited and is_over(job)):
+        return job_response(job, status=202, waited=waited, location=True)
+    if preferences.wants_png(request) and job.submission.kind == "attack":
+        return await _image(request, job)
+    return job_response(job, waited=True, location=True)
+
+
+async def _image(request: Request, job: Job) -> Response:
+    """The adversarial image itself, or the problem of the job that did not make one."""
+    if job.status != "succeeded":
+        return _failed(request, job)
+    response = await artifacts.whole(backend_of(request), job, ADVERSARIAL)
+    response.headers.update({**preferences.APPLIED, **_described_by(job), "Location": views.path(job.id)})
+    response.headers["Vary"] = "Accept, Prefer"
+    return response
+
+
+def _failed(request: Request, job: Job) -> Response:
+    code = job.error.code if job.error else job.status
+    detail = job.error.detail if job.error else f"the job was {job.status}"
+    extra = {**(job.error.extra if job.error else {}), "job": views.path(job.id)}
+    headers = {**_described_by(job), **preferences.APPLIED}
+    return problems.write(request, problems.status_of(code), code, detail, extra=extra, headers=headers)
+
+
+def _described_by(job: Job) -> dict[str, str]:
+    return {"Link": f'<{views.path(job.id)}>; rel="describedby"'}

@@ -1,0 +1,133 @@
+"""The application: routes, middleware, and what lives as long as it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from service import (
+    artifacts,
+    bodies,
+    catalogue,
+    docs,
+    events,
+    health,
+    jobs,
+    metrics,
+    models,
+    operations,
+    problems,
+)
+from service.backend import Backend, Ring, decoders
+from service.edge import Edge
+from service.limits import Bounds, Limits
+from service.metrics import Durations, Figures
+from service.queue import open_bell
+from service.reaping import Reaper
+from service.waiting import Waiting
+from touchstone.embedded import ledger_url
+from touchstone.jobs.blobs import open_blobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.settings import Settings
+
+THREADS = 200
+"""Calls to the ledger and the blobs that may be under way at once: each spends its time waiting."""
+
+_ABOUT = """Tests how robust an image classifier is.
+
+Send an image and a model's id to an attack, and get back an adversarial image with the verdict on it; or to a
+certificate, and get back a proof that no small change can alter the answer. Every submission is a job: it is
+accepted with 202, and can be polled, waited for, followed as a stream of events, canceled, and run again.
+"""
+
+
+def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
+    """The application over the ledger and the blobs of the settings; without a `ring` it rings Celery."""
+    backend = _backend(settings, ring or open_bell(ledger_url(settings)))
+    app = FastAPI(
+        title="Touchstone",
+        version=version("touchstone-robustness"),
+        description=_ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        redirect_slashes=False,
+    )
+    app.state.backend = backend
+    problems.install(app)
+    app.add_middleware(Limits, bounds=Bounds(bodies.most_bytes(settings.upload_limit)))
+    app.add_middleware(Edge, durations=backend.durations)
+    _add_routes(app)
+    _describe(app)
+    return app
+
+
+def _backend(settings: Settings, ring: Ring) -> Backend:
+    ledger = Ledger(ledger_url(settings), settings)
+    durations = Durations()
+    durations.registry.register(Figures(ledger))
+    return Backend(
+        settings=settings,
+        ledger=ledger,
+        blobs=open_blobs(settings),
+        ring=ring,
+        waiting=Waiting(ledger),
+        reaper=Reaper(ledger, ring),
+        durations=durations,
+        decoders=decoders(),
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    backend: Backend = app.state.backend
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
+    backend.waiting.start(asyncio.get_running_loop())
+    backend.reaper.start()
+    try:
+        yield
+    finally:
+        backend.waiting.close()
+        await to_thread.run_sync(_stop, backend)
+
+
+def _stop(backend: Backend) -> None:
+    backend.reaper.stop()
+    backend.waiting.stop()
+    backend.ledger.close()
+
+
+def _add_routes(app: FastAPI) -> None:
+    for router in (
+        jobs.router,
+        artifacts.router,
+        events.router,
+        catalogue.predictions,
+        catalogue.router_of("attack"),
+        catalogue.router_of("certificate"),
+        models.router,
+        health.router,
+        metrics.router,
+        docs.router,
+    ):
+        app.include_router(router)
+    app.mount("/docs/assets", docs.assets())
+
+
+def _describe(app: FastAPI) -> None:
+    """Complete what FastAPI says of the application with what only we know."""
+    plain: Callable[[], dict[str, Any]] = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = operations.hoist(plain())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents

@@ -1,0 +1,47 @@
+"""What the routes stand on: the ledger, the blobs, the bell, and those who wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from anyio import CapacityLimiter
+from fastapi import Request
+
+from service.reaping import Reaper
+from service.waiting import Waiting
+from touchstone.jobs.blobs import Blobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.settings import Settings
+
+if TYPE_CHECKING:
+    from service.metrics import Durations
+
+Ring = Callable[[str], object]
+"""Tells the workers of a job, given its id; it may fail, because the ledger already holds the job."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One of each, for the life of the application."""
+
+    settings: Settings
+    ledger: Ledger
+    blobs: Blobs
+    ring: Ring
+    waiting: Waiting
+    reaper: Reaper
+    durations: Durations
+    decoders: CapacityLimiter
+
+
+def decoders() -> CapacityLimiter:
+    """As many images are decoded at once as there are processors: it bounds the memory that pixels take."""
+    return CapacityLimiter(max(2, os.cpu_count() or 1))
+
+
+def backend_of(request: Request) -> Backend:
+    """The backend of the application that serves this request."""
+    return cast(Backend, request.app.state.backend)

@@ -1,0 +1,120 @@
+"""Attacks and certificates: their cards, and one operation to submit each, made from its own declaration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import cache, partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+
+from service import answers, examples, operations, problems, views
+from service.backend import backend_of
+from service.pages import Cursor, Limit, Page, cut, link_next
+from service.submissions import Asked, AskedOfMethod, Predict, method_submission, prediction
+from touchstone.methods import Kind, Method, card, catalogue, find
+from touchstone.models import zoo
+
+Name = Annotated[str, Path(description="A method's name.", examples=["pgd"])]
+Card = dict[str, Any]
+
+_MODEL = {"model": "fashion-mnist-cnn"}
+
+
+def router_of(kind: Kind) -> APIRouter:
+    """All that there is below /v1/attacks, or /v1/certificates."""
+    router = APIRouter(tags=[f"{kind}s"])
+    for method in catalogue(kind).values():
+        _add_submission(router, method)
+    _add_cards(router, kind)
+    return router
+
+
+@cache
+def _cards(kind: Kind) -> dict[str, Card]:
+    return {name: card(method) for name, method in catalogue(kind).items()}
+
+
+def _add_submission(router: APIRouter, method: type[Method]) -> None:
+    name = method.info.name
+    router.add_api_route(
+        f"/v1/{method.kind}s/{name}",
+        _submit(method),
+        methods=["POST"],
+        operation_id=f"run_{name}",
+        summary=method.info.title,
+        description=inspect.cleandoc(method.__doc__ or ""),
+        status_code=202,
+        response_model=views.Job,
+        responses=operations.responses(png=method.kind == "attack"),
+        openapi_extra=operations.submission(
+            AskedOfMethod, method, example={**_MODEL, **operations.shown(method)}
+        ),
+    )
+
+
+def _submit(method: type[Method]) -> Callable[[Request], Awaitable[Response]]:
+    async def submit(request: Request) -> Response:
+        settings = backend_of(request).settings
+        check = partial(method_submission, method, settings=settings, manifest_of=zoo.manifest)
+        return await answers.submit(request, check)
+
+    return submit
+
+
+def _add_cards(router: APIRouter, kind: Kind) -> None:
+    here = f"/v1/{kind}s"
+
+    def list_cards(
+        request: Request, response: Response, limit: Limit = 200, cursor: Cursor = None
+    ) -> Page[Card]:
+        page = cut(_cards(kind), limit, cursor)
+        link_next(request, response, page.cursor)
+        return page
+
+    def get_card(name: Name) -> Card:
+        return _cards(kind)[find(name, kind).info.name]
+
+    def unknown(name: str) -> None:
+        find(name, kind)
+
+    shown = next(iter(_cards(kind).values()), {"name": "…"})
+    router.add_api_route(
+        here,
+        list_cards,
+        methods=["GET"],
+        operation_id=f"list_{kind}s",
+        summary=f"All {kind}s",
+        description="Their cards: text, taxonomy, paper, JSON Schema of the parameters, example.",
+        responses={200: examples.page(shown), **problems.responses(422)},
+    )
+    router.add_api_route(
+        here + "/{name}",
+        get_card,
+        methods=["GET"],
+        operation_id=f"get_{kind}",
+        summary=f"The card of one {kind}",
+        description="Text, taxonomy, paper, JSON Schema of the parameters, example.",
+        responses={200: examples.content(shown), **problems.responses(404)},
+    )
+    router.add_api_route(here + "/{name}", unknown, methods=["POST"], include_in_schema=False)
+
+
+predictions = APIRouter(tags=["predictions"])
+
+
+@predictions.post(
+    "/v1/predictions",
+    operation_id="predict",
+    summary="What a model says of an image",
+    status_code=202,
+    response_model=views.Job,
+    responses=operations.responses(png=False),
+    openapi_extra=operations.submission(Asked, Predict, example={**_MODEL, "top": 3}),
+)
+async def predict(request: Request) -> Response:
+    """The likeliest classes with their confidences; a prediction is a job too."""
+    settings = backend_of(request).settings
+    check = partial(prediction, settings=settings, manifest_of=zoo.manifest)
+    return await answers.submit(request, check)

@@ -1,0 +1,43 @@
+"""The API's documentation as a page, from files of this machine only."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse, RedirectResponse
+from starlette.staticfiles import StaticFiles
+
+router = APIRouter(include_in_schema=False)
+
+_HERE = Path(str(files("service"))) / "static"
+
+# The page draws itself with styles on its elements; scripts come from files alone.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+    " connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+
+
+def assets() -> StaticFiles:
+    """Swagger UI, as the package `fastapi-offline` ships it."""
+    return StaticFiles(packages=[("fastapi_offline", "static")])
+
+
+@router.get("/docs")
+def show_docs() -> FileResponse:
+    """Every operation, with a form to try it."""
+    return FileResponse(_HERE / "docs.html", headers={"Content-Security-Policy": _POLICY})
+
+
+@router.get("/docs/start.js")
+def start_docs() -> FileResponse:
+    """What starts the page."""
+    return FileResponse(_HERE / "docs.js")
+
+
+@router.get("/")
+def go_to_docs() -> RedirectResponse:
+    """There is no other page yet."""
+    return RedirectResponse("/docs")

@@ -1,0 +1,93 @@
+"""What happens to a job, as server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from service import problems
+from service.answers import is_over
+from service.backend import Backend, backend_of
+from service.known import JobId
+from service.waiting import RECHECK_SECONDS
+from touchstone.errors import LedgerUnavailable, UnknownJob
+from touchstone.jobs.answers import Event
+
+router = APIRouter(tags=["jobs"])
+
+LastEventId = Annotated[
+    str | None,
+    Header(description="The id of the last event that was received; the stream goes on after it."),
+]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a stream begins: the events so far after the client's last one, and whether more can come."""
+
+    after: str | None
+    events: list[Event]
+    over: bool
+
+
+def start(request: Request, response: Response, job: JobId, last_event_id: LastEventId = None) -> Start:
+    """The events so far; 204 where none will ever come, which tells an EventSource to stay away."""
+    ledger = backend_of(request).ledger
+    over = is_over(ledger.read(job))
+    events = ledger.events(job, after=last_event_id)
+    if over and not events:
+        response.status_code = 204
+    return Start(last_event_id, events, over)
+
+
+@router.get(
+    "/v1/jobs/{job}/events",
+    operation_id="stream_events",
+    summary="What happens to a job, as it happens",
+    response_class=EventSourceResponse,
+    responses={
+        200: {
+            "content": {
+                "text/event-stream": {
+                    "example": 'event: progress\ndata: {"done": 7, "total": 40}\nid: 1700000000000-0\n\n'
+                }
+            }
+        },
+        204: {"description": "The job has ended, and the client has all its events."},
+        **problems.responses(404, 422),
+    },
+)
+async def stream_events(
+    request: Request, job: JobId, first: Annotated[Start, Depends(start)]
+) -> AsyncIterator[ServerSentEvent]:
+    """`status`, `progress` and `metric` as they come, and `completed` as the last.
+
+    Each event's id resumes the stream after it, as `Last-Event-ID`. Comments keep an idle connection alive.
+    """
+    backend = backend_of(request)
+    with backend.waiting.listen(job) as listener:
+        events: list[Event] | None = first.events
+        after = first.after
+        while events is not None and not backend.waiting.closing:
+            for event in events:
+                yield ServerSentEvent(event=event.type, id=event.id, raw_data=json.dumps(event.data))
+                after = event.id
+            if first.over or any(event.type == "completed" for event in events):
+                return
+            if not events:
+                await listener.changed(RECHECK_SECONDS)
+            events = await to_thread.run_sync(_more, backend, job, after)
+
+
+def _more(backend: Backend, job: str, after: str | None) -> list[Event] | None:
+    """The events since; None ends the stream, and a client that wants more comes back with its last id."""
+    try:
+        return backend.ledger.events(job, after=after)
+    except (UnknownJob, LedgerUnavailable):
+        return None

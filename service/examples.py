@@ -1,0 +1,80 @@
+"""The examples that OpenAPI shows: one job, told the same way everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_ID = "0b5f6d0c7a1e4a2f9d3c8b7e6f5a4d3c"
+_DIGEST = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+
+IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAMElEQVR4nC3GIRIAIBACQHQIBALhgsH"
+    "/v9MgmxaoBRYoSRJB2bYJyknyMzPNObu5DzfpAkihZN1nAAAAAElFTkSuQmCC"
+)
+
+JOB: dict[str, Any] = {
+    "id": _ID,
+    "kind": "attack",
+    "method": "pgd",
+    "status": "succeeded",
+    "created_at": "2026-11-22T09:30:00.120000Z",
+    "started_at": "2026-11-22T09:30:00.130000Z",
+    "finished_at": "2026-11-22T09:30:00.770000Z",
+    "attempts": 1,
+    "model": {"id": "imagenet-efficientnet-lite0", "digest": _DIGEST},
+    "image": {"digest": _DIGEST, "width": 451, "height": 300, "conversions": []},
+    "parameters": {"early_stop": True, "norm": "linf", "eps": 0.00784, "steps": 40},
+    "seed": 0,
+    "execution": "batched",
+    "progress": {"done": 7, "total": 40},
+    "result": {
+        "outcome": "success",
+        "success": True,
+        "success_float": True,
+        "original": {
+            "label": 281,
+            "name": "tabby",
+            "confidence": 0.62,
+            "top": [{"label": 281, "name": "tabby", "confidence": 0.62}],
+        },
+        "adversarial": {
+            "label": 404,
+            "name": "airliner",
+            "confidence": 0.99,
+            "top": [{"label": 404, "name": "airliner", "confidence": 0.99}],
+        },
+        "perturbation": {"linf": 0.00784, "l2": 1.1, "l1": 402.0, "l0": 98211, "tv": 0.01, "ssim": 0.99},
+        "queries": {"forward": 8, "backward": 7},
+    },
+    "error": None,
+    "timings": {"queued": 0.01, "prepare": 0.02, "compute": 0.61, "write": 0.01},
+    "links": {
+        "self": f"/v1/jobs/{_ID}",
+        "events": f"/v1/jobs/{_ID}/events",
+        "cancel": f"/v1/jobs/{_ID}/cancel",
+        "artifacts": {
+            "original.png": f"/v1/jobs/{_ID}/artifacts/original.png",
+            "adversarial.png": f"/v1/jobs/{_ID}/artifacts/adversarial.png",
+        },
+    },
+}
+
+PROBLEM: dict[str, Any] = {
+    "type": "urn:touchstone:problem:invalid_parameter",
+    "title": "A parameter has a value that the method cannot use",
+    "status": 422,
+    "detail": "eps: 8 is larger than the whole box [0,1]: did you mean 8/255?",
+    "instance": "/v1/attacks/pgd",
+    "code": "invalid_parameter",
+    "field": "eps",
+}
+
+
+def content(example: Any, media_type: str = "application/json") -> dict[str, Any]:
+    """The part of an OpenAPI response that shows an example."""
+    return {"content": {media_type: {"example": example}}}
+
+
+def page(item: Any) -> dict[str, Any]:
+    """The same for a page of one item."""
+    return content({"items": [item], "cursor": None})

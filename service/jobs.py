@@ -1,0 +1,138 @@
+"""Jobs: listing, reading, canceling, running again, deleting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request, Response
+
+from service import answers, examples, operations, preferences, problems, views
+from service.answers import is_over, job_response
+from service.backend import backend_of
+from service.known import JobId, KnownJob
+from service.pages import Cursor, Limit, Page, link_next
+from service.preferences import IfNoneMatch
+from service.submissions import Prepared
+from touchstone.errors import JobConflict
+from touchstone.jobs.record import Job, JobKind, Status
+from touchstone.models import zoo
+
+router = APIRouter(tags=["jobs"])
+
+_NAME = Query(max_length=64)
+
+
+@router.get(
+    "/v1/jobs",
+    operation_id="list_jobs",
+    summary="Jobs, newest first",
+    response_model=Page[views.Job],
+    responses={200: examples.page(examples.JOB), **problems.responses(422)},
+)
+def list_jobs(
+    request: Request,
+    *,
+    status: Status | None = None,
+    kind: JobKind | None = None,
+    method: Annotated[str | None, _NAME] = None,
+    model: Annotated[str | None, _NAME] = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Response:
+    """Those that fit every filter given."""
+    found = backend_of(request).ledger.find(
+        status=status, kind=kind, method=method, model=model, limit=limit, cursor=cursor
+    )
+    page = Page[views.Job](items=[views.show(job) for job in found.jobs], cursor=found.cursor)
+    response = Response(page.model_dump_json(), media_type="application/json")
+    link_next(request, response, found.cursor)
+    return response
+
+
+@router.get(
+    "/v1/jobs/{job}",
+    operation_id="get_job",
+    summary="A job as it stands",
+    response_model=views.Job,
+    responses={
+        200: examples.content(examples.JOB),
+        304: {"description": "The job is as the client knows it."},
+        **problems.responses(404),
+    },
+    openapi_extra={"parameters": [operations.PREFER]},
+)
+async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = None) -> Response:
+    """`Prefer: wait=N` delays the answer until the job has ended, or with `If-None-Match` has changed."""
+    backend, seconds = backend_of(request), preferences.wait_seconds(request)
+
+    def done(found: Job) -> bool:
+        if if_none_match is None:
+            return is_over(found)
+        return not preferences.matches(if_none_match, views.etag(found))
+
+    with backend.waiting.listen(job) as listener:
+        found = await to_thread.run_sync(backend.ledger.read, job)
+        if seconds:
+            found = await backend.waiting.until(listener, found, done, seconds=seconds)
+    if preferences.matches(if_none_match, views.etag(found)):
+        return Response(status_code=304, headers={"ETag": views.etag(found)})
+    return job_response(found, waited=seconds is not None)
+
+
+@router.post(
+    "/v1/jobs/{job}/cancel",
+    operation_id="cancel_job",
+    summary="Cancel a job",
+    status_code=202,
+    response_model=views.Job,
+    responses={202: examples.content(examples.JOB), **problems.responses(404, 409)},
+)
+def cancel_job(request: Request, job: JobId) -> Response:
+    """A waiting job ends at once, a running one within a second. Canceling twice is canceling once."""
+    return job_response(backend_of(request).ledger.cancel(job), status=202, location=True)
+
+
+@router.post(
+    "/v1/jobs/{job}/rerun",
+    operation_id="rerun_job",
+    summary="Run a job again and compare",
+    status_code=202,
+    response_model=views.Job,
+    responses={
+        200: {"model": views.Job, **examples.content(examples.JOB)},
+        202: examples.content(examples.JOB),
+        **problems.responses(404, 409, 422, 429),
+    },
+    openapi_extra={"parameters": operations.HEADERS},
+)
+async def rerun_job(request: Request, job: KnownJob) -> Response:
+    """A new job of the same submission; `rerun` in its result says whether the bytes agree."""
+    key = preferences.idempotency_key(request)
+    prepared = await to_thread.run_sync(_again, backend_of(request).blobs.get, job)
+    return await answers.answer(request, prepared, key)
+
+
+def _again(blob: Callable[[str], bytes], job: Job) -> Prepared:
+    if job.status != "succeeded":
+        raise JobConflict(
+            f"the job is {job.status}; only one that has succeeded can be compared with a rerun"
+        )
+    asked = job.submission
+    if zoo.manifest(asked.model.id).digest != asked.model.digest:
+        raise JobConflict(f"the model {asked.model.id} is no longer the one that the job ran on")
+    return Prepared(asked.model_copy(update={"rerun_of": job.id}), blob(asked.image.digest))
+
+
+@router.delete(
+    "/v1/jobs/{job}",
+    operation_id="delete_job",
+    summary="Forget a job",
+    status_code=204,
+    responses={204: {"description": "The job is gone."}, **problems.responses(404, 409)},
+)
+def delete_job(request: Request, job: JobId) -> Response:
+    """A running job has to be canceled first."""
+    backend_of(request).ledger.delete(job)
+    return Response(status_code=204)

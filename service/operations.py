@@ -1,0 +1,105 @@
+"""How OpenAPI describes a submission: one set of fields, shown as a form and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from service import examples, problems, views
+from service.bodies import JSON, MULTIPART
+
+_REF = "#/components/schemas/{model}"
+
+_FILE = {
+    "type": "string",
+    "format": "binary",
+    "description": "A PNG, JPEG or WebP file, told by its content.",
+}
+_TEXT = {
+    "type": "string",
+    "minLength": 1,
+    "description": "A PNG, JPEG or WebP file as a data URL or as base64.",
+}
+
+PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "`wait=N` waits up to N seconds (at most 60) for the job to end.",
+    "schema": {"type": "string"},
+    "example": "wait=10",
+}
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same key with the same request gives the same job.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "example": "4f7c1d1e-6a0b-4f57-9d70-2f1a3f0f6f11",
+}
+HEADERS = [PREFER, _KEY]
+
+
+def submission(*models: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of an operation that FastAPI cannot tell from a signature: its body and its headers."""
+    properties, required, definitions = _members(models)
+    shared = {"type": "object", "required": ["image", *required], "additionalProperties": False}
+    form = {**shared, "properties": {"image": _FILE, **properties}}
+    text = {**shared, "properties": {"image": _TEXT, **properties}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                MULTIPART: {"schema": form, "example": {"image": "(the file)", **example}},
+                JSON: {"schema": text, "example": {"image": examples.IMAGE, **example}},
+            },
+        },
+        "parameters": HEADERS,
+        "x-definitions": definitions,
+    }
+
+
+def _members(
+    models: tuple[type[BaseModel], ...],
+) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    definitions: dict[str, Any] = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template=_REF)
+        properties |= schema.get("properties", {})
+        required += schema.get("required", [])
+        definitions |= schema.get("$defs", {})
+    return properties, required, definitions
+
+
+def shown(model: type[BaseModel]) -> dict[str, Any]:
+    """A method's parameters for an example: the example of a field where it has one, else its default."""
+    fields = model.model_json_schema()["properties"]
+    return {
+        name: field.get("examples", [field.get("default")])[0]
+        for name, field in fields.items()
+        if field.get("examples", [field.get("default")])[0] is not None
+    }
+
+
+def responses(*, png: bool) -> dict[int | str, dict[str, Any]]:
+    """What a submission may be answered with."""
+    job = examples.content(examples.JOB)
+    done = {"model": views.Job, "description": "The job has ended.", **job}
+    if png:
+        file = {"schema": {"type": "string", "contentMediaType": "image/png"}}
+        done["content"] = {**job["content"], "image/png": file}
+    accepted = {"description": "The job is accepted, and will not be lost.", **job}
+    return {200: done, 202: accepted, **problems.responses(400, 404, 408, 409, 413, 415, 422, 429)}
+
+
+def hoist(schema: dict[str, Any]) -> dict[str, Any]:
+    """Move what the submissions' schemas refer to, and the problem, to where OpenAPI looks for it."""
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    for path in schema["paths"].values():
+        for operation in path.values():
+            schemas |= operation.pop("x-definitions", {})
+    problem = problems.Problem.model_json_schema(mode="serialization")
+    schemas["Problem"] = {**problem, "examples": [examples.PROBLEM]}
+    return schema

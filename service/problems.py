@@ -1,0 +1,218 @@
+"""Failures as RFC 9457 problems: the one table of HTTP statuses, and how a problem is written."""
+
+from __future__ import annotations
+
+import http
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute, iter_route_contexts
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from touchstone import errors
+from touchstone.errors import Failure
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUSES: Mapping[type[Failure], int] = MappingProxyType(
+    {
+        Failure: 500,
+        errors.InvalidParameter: 422,
+        errors.InvalidImage: 422,
+        errors.ImageTooLarge: 413,
+        errors.CostTooHigh: 422,
+        errors.UnknownMethod: 404,
+        errors.UnknownModel: 404,
+        errors.UnknownLabel: 422,
+        errors.NonFiniteOutput: 422,
+        errors.GradientRefused: 422,
+        errors.ModelUnusable: 503,
+        errors.OutOfMemory: 503,
+        errors.Canceled: 409,
+        errors.DeadlineExceeded: 422,
+        errors.WorkerLost: 503,
+        errors.WorkerStopping: 503,
+        errors.UnknownJob: 404,
+        errors.UnknownArtifact: 404,
+        errors.JobConflict: 409,
+        errors.IdempotencyMismatch: 422,
+        errors.InvalidCursor: 422,
+        errors.QueueFull: 429,
+        errors.LedgerUnavailable: 503,
+        errors.NotReady: 503,
+    }
+)
+"""The status of each failure; a test keeps it total."""
+
+_HTTP_CODES: Mapping[int, str] = MappingProxyType(
+    {
+        400: "invalid_body",
+        404: "not_found",
+        405: "method_not_allowed",
+        408: "body_too_slow",
+        413: "body_too_large",
+        415: "unsupported_media_type",
+        416: "range_not_satisfiable",
+    }
+)
+_RETRY_SECONDS = 1
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 writes it. Programs match `code`; people read `detail`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="A URI that stands for the kind of problem.")
+    title: str = Field(description="The kind of problem in words.")
+    status: int = Field(ge=400, le=599)
+    detail: str = Field(description="What was wrong, where, and what would be right.")
+    instance: str = Field(description="The path of the request.")
+    code: str = Field(description="The kind of problem as a stable word.")
+    field: str | None = Field(None, description="The parameter at fault, where one is.")
+
+
+def _kinds(failure: type[Failure]) -> set[type[Failure]]:
+    return {failure}.union(*(_kinds(kind) for kind in failure.__subclasses__()))
+
+
+def _title(failure: type[Failure]) -> str:
+    return (failure.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def _titles() -> dict[str, str]:
+    known = {kind.code: _title(kind) for kind in STATUSES if kind is not Failure}
+    return known | {Failure.code: "Something went wrong inside the service"}
+
+
+TITLES: Mapping[str, str] = MappingProxyType(_titles())
+
+
+def status_of(code: str) -> int:
+    """The status of a failure that is known by its code only, as that of a job which failed."""
+    return next((status for kind, status in STATUSES.items() if kind.code == code), 500)
+
+
+def write(  # a problem has many parts, and each is named at the call
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    field: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The problem as a response."""
+    body = {
+        "type": f"urn:touchstone:problem:{code}",
+        "title": TITLES.get(code) or http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": quote(request.scope["path"][:500], safe="/~:@!$&'()*+,;="),
+        "code": code,
+    }
+    if field is not None:
+        body["field"] = field
+    whole = {**body, **{name: value for name, value in (extra or {}).items() if name not in body}}
+    return Response(json.dumps(whole, default=str), status, dict(headers or {}), MEDIA_TYPE)
+
+
+def from_failure(request: Request, failure: Failure) -> Response:
+    """The problem that a failure is to a client."""
+    status = STATUSES.get(type(failure), 500)
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(failure.extra.get("retry_after", _RETRY_SECONDS))
+    return write(
+        request,
+        status,
+        failure.code,
+        failure.detail,
+        field=failure.field,
+        extra=failure.extra,
+        headers=headers,
+    )
+
+
+def internal(request: Request) -> Response:
+    """The problem of a fault of our own: it tells nothing of the inside."""
+    return write(request, 500, Failure.code, "the service failed to answer; its log tells why")
+
+
+async def _on_failure(request: Request, error: Failure) -> Response:
+    return from_failure(request, error)
+
+
+async def _on_invalid_request(request: Request, error: RequestValidationError) -> Response:
+    faults = [
+        {"field": ".".join(str(part) for part in fault["loc"][1:]), "message": fault["msg"]}
+        for fault in error.errors()
+    ]
+    field, message = faults[0]["field"], faults[0]["message"]
+    return write(
+        request,
+        422,
+        errors.InvalidParameter.code,
+        f"{field}: {message}",
+        field=field,
+        extra={"errors": faults},
+    )
+
+
+async def _on_http(request: Request, error: HTTPException) -> Response:
+    code = _HTTP_CODES.get(error.status_code, "http_error")
+    detail, headers = error.detail, dict(error.headers or {})
+    if error.status_code == 404:
+        detail = "there is nothing at this path; /docs shows what there is"
+    elif error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request))
+        detail = f"{request.method[:20]} is not possible here; possible: {headers['Allow']}"
+    return write(request, error.status_code, code, detail, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path permits over all routes: the router tells of the first that fits only."""
+    path, contexts = request.scope["path"], iter_route_contexts(request.app.routes)
+    fitting = (context for context in contexts if isinstance(context.original_route, APIRoute))
+    return sorted({name for route in fitting if route.path_regex.match(path) for name in route.methods or ()})
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application a problem."""
+    app.exception_handler(Failure)(_on_failure)
+    app.exception_handler(RequestValidationError)(_on_invalid_request)
+    app.exception_handler(HTTPException)(_on_http)
+
+
+_ABOUT = {
+    400: "The body cannot be read.",
+    404: "There is no such thing.",
+    408: "The body came too slowly.",
+    409: "The job's state does not permit this.",
+    413: "The body or the image is too large.",
+    415: "The body's media type is not one of those shown.",
+    416: "The range lies outside the file.",
+    422: "A parameter or the image cannot be used.",
+    429: "As many jobs wait as may.",
+    503: "The ledger or a worker cannot be reached.",
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems that an operation may answer, for OpenAPI; any other error has the same form."""
+    known: dict[int | str, dict[str, Any]] = {
+        status: _about(_ABOUT[status]) for status in sorted({*statuses, 503})
+    }
+    return {**known, "default": _about("Any other problem.")}
+
+
+def _about(text: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": text, "content": {MEDIA_TYPE: {"schema": schema}}}

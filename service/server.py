@@ -1,0 +1,78 @@
+"""uvicorn, and two things that it lacks: a time limit for a request's head, and an end without waiters."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.backend import Backend
+from touchstone.settings import Settings
+
+HEAD_SECONDS = 10.0
+END_SECONDS = 10
+
+
+class HeadLimit(H11Protocol):
+    """Closes a connection whose request's head has not come within `HEAD_SECONDS`."""
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Stop the clock once a request has begun."""
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self._stop_clock()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the next request, unless it is there already."""
+        before = self.cycle
+        super().on_response_complete()
+        if self.cycle is before:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is expected any more."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._stop_clock()
+        self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_clock(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+
+
+class Server(uvicorn.Server):
+    """Lets everybody go who waits for a job, then shuts down in order."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=HeadLimit,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=END_SECONDS,
+        )
+        super().__init__(config)
+        self._backend: Backend = app.state.backend
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End in order."""
+        self._backend.waiting.close()
+        await super().shutdown(sockets)

@@ -1,0 +1,228 @@
+"""From a body to a submission: fields checked, names resolved, the image decoded and made canonical."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from service import bodies
+from service.bodies import Received
+from touchstone import images
+from touchstone.errors import CostTooHigh, InvalidParameter
+from touchstone.fields import Count, Ratio, Seed
+from touchstone.jobs.blobs import digest_of
+from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Submission
+from touchstone.methods import Method, invalid_parameter
+from touchstone.models.manifest import Manifest
+from touchstone.settings import Settings
+
+LONGEST_DEADLINE = 3600
+
+
+def _index_or_name(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("expected a class's index or name")
+    return str(value)
+
+
+Class = Annotated[
+    str,
+    BeforeValidator(_index_or_name),
+    Field(min_length=1, max_length=200),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "minLength": 1, "maxLength": 200}]}
+    ),
+]
+"""A class by its index or its name, as text."""
+
+
+class Asked(BaseModel):
+    """What every submission may say besides the method's own parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(
+        min_length=1,
+        max_length=64,
+        description="A model's id, as `GET /v1/models` lists them.",
+    )
+    seed: Seed = Field(0, description="Equal seeds give equal noise.")
+    execution: Literal["batched", "deterministic"] = Field(
+        "batched",
+        description="`deterministic` runs the job alone and gives the same bytes each time.",
+    )
+    deadline: Annotated[Ratio, Field(gt=0, le=LONGEST_DEADLINE)] | None = Field(
+        None, description="Seconds the job may run, at most an hour."
+    )
+
+
+class AskedOfMethod(Asked):
+    """What the submission of an attack or a certificate may say besides."""
+
+    label: Class | None = Field(
+        None,
+        description="The true class, as index or name; the model's own prediction where it is left out.",
+        examples=[7],
+    )
+    target: Class | None = Field(
+        None,
+        description="The class to reach, as index or name; left out, any other class will do.",
+        examples=[3],
+    )
+
+
+A = TypeVar("A", bound=Asked)
+
+
+class Predict(BaseModel):
+    """The parameters of a prediction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top: Count = Field(
+        5, description="How many classes to name, the likeliest first; at most as many as there are."
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A submission, and the canonical PNG that it points to."""
+
+    submission: Submission
+    png: bytes
+
+    def digest(self) -> str:
+        """Tells equal requests from different ones, however they were written."""
+        return hashlib.sha256(self.submission.model_dump_json().encode()).hexdigest()
+
+
+Manifests = Callable[[str], Manifest]
+"""The manifest of a model id; raises `UnknownModel`."""
+
+
+def method_submission(
+    method: type[Method], received: Received, settings: Settings, manifest_of: Manifests
+) -> Prepared:
+    """Check the submission of an attack or a certificate."""
+    body = bodies.parse(received, settings.upload_limit)
+    asked, parameters = _split(body.fields, AskedOfMethod, method, method.info.name)
+    chosen = method.parse(parameters)
+    manifest = manifest_of(asked.model)
+    label, target = _classes(method, manifest, asked)
+    _check_cost(chosen, settings.cost_limit)
+    return _prepared(
+        body.image,
+        asked,
+        manifest,
+        kind=chosen.kind,
+        method=method.info.name,
+        parameters=chosen.model_dump(mode="json"),
+        label=label,
+        target=target,
+    )
+
+
+def prediction(received: Received, settings: Settings, manifest_of: Manifests) -> Prepared:
+    """Check the submission of a prediction."""
+    body = bodies.parse(received, settings.upload_limit)
+    asked, parameters = _split(body.fields, Asked, Predict, "predictions")
+    manifest = manifest_of(asked.model)
+    top = _top(parameters, len(manifest.classes), manifest.id)
+    return _prepared(
+        body.image, asked, manifest, kind="prediction", method="predict", parameters={"top": top}
+    )
+
+
+def _split(
+    fields: Mapping[str, Any], common: type[A], own: type[BaseModel], name: str
+) -> tuple[A, dict[str, Any]]:
+    known = ["image", *common.model_fields, *own.model_fields]
+    unknown = [field for field in fields if field not in known]
+    if unknown:
+        raise _unknown_field(unknown[0], known, name)
+    shared = {field: value for field, value in fields.items() if field in common.model_fields}
+    try:
+        asked = common.model_validate(shared)
+    except ValidationError as error:
+        raise invalid_parameter(error) from None
+    return asked, {field: value for field, value in fields.items() if field not in shared}
+
+
+def _unknown_field(field: str, known: Iterable[str], name: str) -> InvalidParameter:
+    shown = field[:60]
+    near = difflib.get_close_matches(shown, list(known), n=1)
+    guess = f'did you mean "{near[0]}"? ' if near else ""
+    return InvalidParameter(
+        f"{shown}: {name} has no such field; {guess}The fields are {', '.join(known)}", field=shown
+    )
+
+
+def _classes(method: type[Method], manifest: Manifest, asked: AskedOfMethod) -> tuple[int | None, int | None]:
+    if asked.target is not None and not method.info.targeted:
+        raise InvalidParameter(f"target: {method.info.name} cannot be targeted; leave it out", field="target")
+    label = None if asked.label is None else manifest.label(asked.label)
+    target = None if asked.target is None else manifest.label(asked.target, field="target")
+    if label is not None and label == target:
+        raise InvalidParameter("target: the same class as label; choose another one to reach", field="target")
+    return label, target
+
+
+def _check_cost(method: Method, limit: int) -> None:
+    cost = method.cost()
+    if cost.total > limit:
+        raise CostTooHigh(
+            f"the job may ask the model {cost.total:,} times; at most {limit:,} are allowed:"
+            " take fewer steps, restarts or samples",
+            cost={"forward": cost.forward, "backward": cost.backward, "total": cost.total},
+            limit=limit,
+        )
+
+
+def _top(parameters: Mapping[str, Any], classes: int, model: str) -> int:
+    try:
+        top = Predict.model_validate(parameters).top
+    except ValidationError as error:
+        raise invalid_parameter(error) from None
+    if "top" in parameters and top > classes:
+        raise InvalidParameter(f"top: {model} has {classes} classes, not {top}", field="top")
+    return min(top, classes)
+
+
+def _prepared(
+    upload: bytes,
+    asked: Asked,
+    manifest: Manifest,
+    *,
+    kind: JobKind,
+    method: str,
+    parameters: dict[str, Any],
+    label: int | None = None,
+    target: int | None = None,
+) -> Prepared:
+    decoded = images.decode(upload)
+    png = images.encode(decoded.pixels)
+    height, width, channels = decoded.pixels.shape
+    submission = Submission(
+        kind=kind,
+        method=method,
+        model=ModelRef(id=manifest.id, digest=manifest.digest),
+        image=ImageRef(
+            digest=digest_of(png),
+            width=width,
+            height=height,
+            channels=channels,
+            conversions=decoded.conversions,
+        ),
+        parameters=parameters,
+        seed=asked.seed,
+        label=label,
+        target=target,
+        execution=asked.execution,
+        deadline=asked.deadline,
+    )
+    return Prepared(submission, png)

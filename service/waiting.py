@@ -1,0 +1,122 @@
+"""Waking those who wait for a job: one thread hears of changes, the event loop wakes the listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from anyio import to_thread
+
+from touchstone.errors import LedgerUnavailable
+from touchstone.jobs.events import Watch
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import Job
+from touchstone.logs import get_logger
+
+RECHECK_SECONDS = 1.0
+"""How often a waiter looks for itself, in case the message that should wake it was lost."""
+
+LONGEST_SECONDS = 60
+
+
+class Listener:
+    """Somebody who waits for one job to change."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        """To be called on the event loop."""
+        self._event.set()
+
+    async def changed(self, seconds: float) -> None:
+        """Return at the next change since the last call, or after so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            pass
+        self._event.clear()
+
+
+class Waiting:
+    """All who wait for jobs, and the thread that hears of changes."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._listeners: dict[str, set[Listener]] = {}
+        self._lock = threading.Lock()
+        self._watch: Watch | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._hear, name="ledger-watch", daemon=True)
+        self.closing = False
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to hear of changes; listeners are woken on this loop."""
+        self._loop = loop
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let everybody go, for nobody waits in a process that shuts down. To be called on the loop."""
+        self.closing = True
+        with self._lock:
+            everybody = [listener for listeners in self._listeners.values() for listener in listeners]
+        for listener in everybody:
+            listener.wake()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._watch is not None:
+            self._watch.close()
+        self._thread.join()
+
+    @contextmanager
+    def listen(self, job: str) -> Iterator[Listener]:
+        """Hear of every change of a job from now on."""
+        listener = Listener()
+        with self._lock:
+            self._listeners.setdefault(job, set()).add(listener)
+        try:
+            yield listener
+        finally:
+            with self._lock:
+                self._listeners[job].discard(listener)
+                if not self._listeners[job]:
+                    del self._listeners[job]
+
+    async def until(
+        self, listener: Listener, job: Job, done: Callable[[Job], bool], *, seconds: float
+    ) -> Job:
+        """The job once it is `done`, or as it stands after so many seconds."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        while not done(job) and not self.closing and (left := end - clock()) > 0:
+            await listener.changed(min(left, RECHECK_SECONDS))
+            job = await to_thread.run_sync(self._ledger.read, job.id)
+        return job
+
+    def _hear(self) -> None:
+        log = get_logger("watch")
+        while not self._stop.is_set():
+            try:
+                with self._ledger.watch() as self._watch:
+                    self._tell_all(self._watch)
+            except LedgerUnavailable as error:
+                log.warning("changes are not heard of", reason=error.detail)
+                self._stop.wait(RECHECK_SECONDS)
+
+    def _tell_all(self, watch: Watch) -> None:
+        # `stop` sets the flag before it looks for a watch to close, so one of the two sees the other.
+        if self._stop.is_set():
+            return
+        for job in watch:
+            self._wake(job)
+
+    def _wake(self, job: str) -> None:
+        with self._lock:
+            listeners = tuple(self._listeners.get(job, ()))
+        for listener in listeners:
+            self._loop.call_soon_threadsafe(listener.wake)
