@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from touchstone.engine.batching import Batcher, Counted, Task
 from touchstone.engine.device import choose, keep_blocks
 from touchstone.engine.goals import Goal
-from touchstone.engine.lattice import from_pixels
+from touchstone.engine.lattice import LEVELS, from_pixels
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracle import Knowledge, Oracle
@@ -156,7 +156,8 @@ def _whole(
     case = Case(threat, goal, noise, quantize)
     sought = yield from search(method, case, clean)
     success = goal.met((yield from look(sought.rounded))) if quantize else sought.met
-    distance = threat.norm.size(sought.rounded.double() - threat.x0.double())
+    moved = sought.rounded.double() - threat.x0.double()
+    distance = threat.norm.size((moved * LEVELS).round() / LEVELS if quantize else moved)
     return sought.rounded.cpu(), success.cpu(), distance.cpu()
 
 

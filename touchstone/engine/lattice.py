@@ -59,7 +59,7 @@ def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 12) 
         low = high
     levels = inside + rounded(low)
     whole = levels.round()
-    on_lattice = (levels - whole).abs() < 1e-3
+    on_lattice = (levels - whole).abs() < 1e-4
     return (
         torch.where(on_lattice, (whole.float() / LEVELS), (levels / LEVELS).float()).clamp_(0, 1).to(x.dtype)
     )

@@ -72,12 +72,10 @@ def resampling(size: int, resized: int, kept: int, interpolation: str) -> Tensor
     """The (kept, size) matrix that resizes a line of `size` values to `resized`, antialiased, and keeps its
     centre.
 
-    It is what the resize does to each unit vector. A centre that would need padding is zero there.
+    It is what resizing does to the columns of the identity. A centre that would need padding is zero there.
     """
-    unit = torch.eye(size)[
-        None, :, :, None
-    ]  # every column of the identity is one channel of a size x 1 image
-    lines = functional.interpolate(unit, size=(resized, 1), mode=interpolation, antialias=True)[0, :, :, 0].T
+    unit = torch.eye(size, dtype=torch.float64)[None, None]
+    lines = functional.interpolate(unit, size=(resized, size), mode=interpolation, antialias=True)[0, 0].float()
     start = round((resized - kept) / 2)
     if start < 0:
         return functional.pad(lines, (0, 0, -start, kept - resized + start))

@@ -1,0 +1,48 @@
+# Everything a stranger needs; `make help` lists it.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Tests run two at a time: one thread each, or they fight over the cores.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint format bench clean
+
+help: ## Show what there is to make
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: .venv/.installed ## Attack a real photo through the service and show what came of it
+	@$(BIN)/touchstone demo
+
+up: .venv/.installed ## Serve on 127.0.0.1:8000 until Ctrl-C
+	@$(BIN)/touchstone up
+
+test: .venv/.tested ## Run all tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/.tested ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.tested ## Put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.tested ## Measure Touchstone beside its peers (about 15 minutes)
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove the virtual environment and all caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build demo *.egg-info
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv (a minute or two, once) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) -e .
+	@touch $@
+
+.venv/.tested: .venv/.installed peers.txt
+	@echo "Installing the test tools into .venv …"
+	@$(PIP) -e .[dev]
+	@$(PIP) --no-deps -r peers.txt
+	@touch $@

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from linear import greyish, linear_model
+
+import touchstone
+from touchstone.engine import Answer, Batcher, Counted, CrossEntropy, Engine, Goal, Gradient, Logits, Task
+from touchstone.errors import Canceled, DeadlineExceeded, OutOfMemory, WorkerStopping
+
+
+class Recorder:
+    """An oracle that notes the rows of every pass, and fails when told to."""
+
+    knowledge = "white-box"
+    device = torch.device("cpu")
+
+    def __init__(self, rows=8, capacity=10**9, poison=None, wait=0.0):
+        self.rows = rows
+        self.passes = []
+        self.capacity = capacity
+        self.poison = poison
+        self.wait = wait
+
+    def answer(self, queries):
+        rows = [len(query) for query in queries]
+        time.sleep(self.wait)
+        if sum(rows) > self.capacity:
+            raise torch.OutOfMemoryError("no room")
+        if self.poison is not None and any(bool((query.x == self.poison).any()) for query in queries):
+            raise RuntimeError("this image breaks the model")
+        self.passes.append(rows)
+        return [
+            Answer(query.x.flatten(1), query.x.flatten(1).sum(1), query.x)
+            if isinstance(query, Gradient)
+            else Answer(query.x.flatten(1))
+            for query in queries
+        ]
+
+
+def gradient(rows, value=1.0):
+    x = torch.full((rows, 1, 1, 2), value)
+    return Gradient(x, CrossEntropy(Goal.of(torch.zeros(rows, dtype=torch.long), targeted=False)))
+
+
+def asking(times, rows=1, value=1.0, kind=gradient):
+    def plan():
+        seen = []
+        for _ in range(times):
+            answer = yield kind(rows, value)
+            seen.append(len(answer.logits))
+        return seen
+
+    return plan()
+
+
+def looks(rows, value=1.0):
+    return Logits(torch.full((rows, 1, 1, 2), value))
+
+
+def run(batcher, *tasks):
+    ended = {}
+    for i, task in enumerate(tasks):
+        task.done = lambda result, error, i=i: ended.setdefault(i, (result, error))
+        batcher.add(task)
+    while len(batcher):
+        batcher.step()
+    return [ended[i] for i in range(len(tasks))]
+
+
+def test_steps_of_independent_tasks_share_passes():
+    oracle = Recorder()
+    ended = run(Batcher(), *[Task(asking(5), oracle) for _ in range(8)])
+    assert oracle.passes == [[1] * 8] * 5
+    assert [result for result, _ in ended] == [[1] * 5] * 8
+
+
+def test_gradients_and_looks_and_models_are_asked_apart():
+    one, other = Recorder(), Recorder()
+    run(Batcher(), Task(asking(2), one), Task(asking(2, kind=looks), one), Task(asking(2), other))
+    assert one.passes == [[1]] * 4
+    assert other.passes == [[1]] * 2
+
+
+def test_a_large_question_is_sliced_and_a_small_one_waits_one_slice():
+    oracle = Recorder(rows=8)
+    large, small = Task(asking(1, rows=80), oracle), Task(asking(2), oracle)
+    batcher = Batcher()
+    order = []
+    large.done = lambda *_: order.append("large")
+    small.done = lambda *_: order.append("small")
+    batcher.add(large)
+    batcher.step()
+    batcher.add(small)
+    batcher.step()
+    batcher.step()
+    assert order == ["small"]
+    assert [sorted(rows) for rows in oracle.passes] == [[8], [1, 7], [1, 7]]
+    while len(batcher):
+        batcher.step()
+    assert order == ["small", "large"]
+    assert large.queries == Counted(80, 80)
+
+
+def test_more_tasks_than_rows_take_turns():
+    oracle = Recorder(rows=4)
+    run(Batcher(), *[Task(asking(2), oracle) for _ in range(10)])
+    assert all(len(rows) <= 4 for rows in oracle.passes)
+    assert len(oracle.passes) <= 6
+
+
+def test_running_out_of_memory_halves_the_batch_and_fails_no_task():
+    oracle = Recorder(rows=16, capacity=3)
+    ended = run(Batcher(), *[Task(asking(3), oracle) for _ in range(16)])
+    assert [error for _, error in ended] == [None] * 16
+    assert max(map(sum, oracle.passes)) <= 3
+
+
+def test_a_row_that_never_fits_fails_its_own_task_alone():
+    [(_, error)] = run(Batcher(), Task(asking(1), Recorder(capacity=0)))
+    assert isinstance(error, OutOfMemory)
+
+
+def test_an_image_that_breaks_the_model_fails_its_own_task_alone():
+    oracle = Recorder(poison=13.0)
+    ended = run(Batcher(), *[Task(asking(2, value=v), oracle) for v in (1.0, 13.0, 2.0)])
+    assert [type(error) for _, error in ended] == [type(None), RuntimeError, type(None)]
+
+
+def test_canceled_and_overdue_tasks_leave_between_two_steps():
+    oracle = Recorder()
+    batcher = Batcher()
+    tasks = [Task(asking(10), oracle) for _ in range(3)]
+    ended = {}
+    for i, task in enumerate(tasks):
+        task.done = lambda _, error, i=i: ended.setdefault(i, error)
+        batcher.add(task)
+    batcher.step()
+    tasks[0].canceled = True
+    tasks[1].deadline = time.monotonic() - 1
+    batcher.step()
+    assert isinstance(ended[0], Canceled)
+    assert isinstance(ended[1], DeadlineExceeded)
+    assert oracle.passes[1] == [1]
+
+
+def test_a_deterministic_task_is_asked_alone_in_passes_of_one_size():
+    oracle = Recorder(rows=64)
+    run(Batcher(), Task(asking(1, rows=40), oracle, deterministic=True), Task(asking(1), oracle))
+    assert [16] in oracle.passes
+    assert [1] in oracle.passes
+    assert [8] in oracle.passes
+
+
+@pytest.fixture
+def engine():
+    engine = Engine(device="cpu")
+    yield engine
+    engine.stop()
+
+
+def test_the_engine_runs_plans_of_many_threads(engine):
+    oracle = Recorder(wait=0.002)
+    results = []
+
+    def work():
+        results.append(engine.start(asking(5), oracle).result())
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [[1] * 5] * 16
+    assert max(map(sum, oracle.passes)) > 1
+    assert engine.figures()["batch_rows"]["count"] == len(oracle.passes)
+
+
+def test_canceling_stops_the_questions_at_once(engine):
+    oracle = Recorder(wait=0.01)
+    running = engine.start(asking(10_000), oracle)
+    time.sleep(0.05)
+    running.cancel()
+    with pytest.raises(Canceled):
+        running.result()
+    asked = len(oracle.passes)
+    time.sleep(0.05)
+    assert len(oracle.passes) == asked < 100
+
+
+def test_a_deadline_is_kept(engine):
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        engine.start(asking(10_000), Recorder(wait=0.01), deadline=0.1).result()
+    assert time.monotonic() - began < 1
+
+
+def test_stopping_hands_running_tasks_back():
+    engine = Engine(device="cpu")
+    running = engine.start(asking(10_000), Recorder(wait=0.01))
+    engine.stop()
+    with pytest.raises(WorkerStopping):
+        running.result()
+    with pytest.raises(WorkerStopping):
+        engine.start(asking(1), Recorder())
+
+
+def test_concurrent_one_image_jobs_equal_one_batch():
+    module = linear_model(classes=10)
+    x = greyish(12)
+    model = touchstone.wrap(module)
+    small = replace(model, oracle=replace(model.oracle, rows=5))
+    seeds = list(range(12))
+    one = touchstone.attack(model, x, None, "pgd", eps=0.01, seed=seeds, quantize=False)
+    sliced = touchstone.attack(small, x, None, "pgd", eps=0.01, seed=seeds, quantize=False)
+    assert torch.allclose(one.images, sliced.images, atol=1e-6)
+    assert one.queries == sliced.queries

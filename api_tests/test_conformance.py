@@ -1,0 +1,140 @@
+"""Checks that every method of the catalogue must pass; a new one is tested by being there."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from linear import greyish, linear_model
+
+import touchstone
+from touchstone.engine import NORMS
+from touchstone.methods import FixedBudget, card, catalogue, find
+
+EPS = {"linf": 0.01, "l2": 0.1, "l1": 1.0}
+CASES = [(name, norm) for name, method in catalogue("attack").items() for norm in method.info.norms]
+pytestmark = pytest.mark.parametrize(("name", "norm"), CASES)
+
+
+def budget(name, norm):
+    return {"norm": norm, "eps": EPS[norm]} if issubclass(find(name), FixedBudget) else {"norm": norm}
+
+
+@pytest.fixture(scope="module")
+def module():
+    return torch.nn.Sequential(linear_model(classes=10), torch.nn.Dropout(0.5)).train()
+
+
+@pytest.fixture(scope="module")
+def model(module):
+    return touchstone.wrap(module, classes=[f"class {i}" for i in range(10)])
+
+
+def test_perturbation_stays_in_ball_and_box_after_rounding(model, name, norm):
+    x = torch.cat([greyish(8), torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)])
+    found = touchstone.attack(model, x, None, name, **budget(name, norm))
+    d = NORMS[norm].size(found.images.double() - x.double())
+    assert torch.allclose(d, found.distance, atol=1e-6)
+    assert torch.all(found.distance <= EPS[norm] * (1 + 1e-9))
+    assert 0 <= float(found.images.min()) <= float(found.images.max()) <= 1
+    assert torch.equal((found.images * 255).round() / 255, found.images)
+
+
+def test_a_radius_of_zero_changes_nothing(model, name, norm):
+    if not issubclass(find(name), FixedBudget):
+        return
+    x = greyish(4)
+    for quantize in (True, False):
+        found = touchstone.attack(model, x, None, name, norm=norm, eps=0, quantize=quantize)
+        assert torch.allclose(found.images, x, atol=1e-7)
+        assert not found.success.any()
+        assert torch.all(found.distance < 1e-6)
+
+
+def test_same_seed_same_bytes_other_seed_other_start(model, name, norm):
+    x = greyish(4)
+    runs = [
+        touchstone.attack(model, x, None, name, seed=s, quantize=False, **budget(name, norm))
+        for s in (3, 3, 4)
+    ]
+    assert torch.equal(runs[0].images, runs[1].images)
+
+
+def test_a_row_alone_equals_the_row_among_others(model, name, norm):
+    x = greyish(6)
+    seeds = list(range(10, 16))
+    together = touchstone.attack(model, x, None, name, seed=seeds, **budget(name, norm))
+    for i in (0, 3, 5):
+        alone = touchstone.attack(model, x[i : i + 1], None, name, seed=[seeds[i]], **budget(name, norm))
+        assert torch.equal(alone.success, together.success[i : i + 1])
+        assert torch.allclose(alone.images, together.images[i : i + 1], atol=1.5 / 255)
+        assert float((alone.images != together.images[i : i + 1]).float().mean()) < 0.02
+
+
+def test_targeted_reaches_its_target(model, module, name, norm):
+    if not find(name).info.targeted:
+        return
+    x = greyish(6)
+    label = module.eval()(x).argmax(1)
+    module.train()
+    target = (label + 1) % 10
+    wide = (
+        {**budget(name, norm), "eps": 20 * EPS[norm]} if "eps" in budget(name, norm) else budget(name, norm)
+    )
+    found = touchstone.attack(model, x, None, name, targets=target, **wide)
+    module.eval()
+    assert found.success.float().mean() >= (0.5 if name == "fgsm" and norm == "l1" else 1)
+    assert torch.equal(module(found.images).argmax(1) == target, found.success)
+    module.train()
+
+
+def test_success_is_what_the_model_says_of_the_returned_images(model, module, name, norm):
+    x = greyish(16)
+    label = module.eval()(x).argmax(1)
+    found = touchstone.attack(model, x, label, name, **budget(name, norm))
+    assert torch.equal(module(found.images).argmax(1) != label, found.success)
+    module.train()
+
+
+def test_already_misclassified_images_are_left_alone(model, module, name, norm):
+    x = greyish(4)
+    wrong = (module.eval()(x).argmax(1) + 1) % 10
+    module.train()
+    found = touchstone.attack(model, x, wrong, name, **budget(name, norm))
+    assert found.success.all()
+    assert torch.equal(found.images, x)
+    assert not found.distance.any()
+
+
+def test_declared_query_bound_holds(model, name, norm):
+    cost = find(name).parse(budget(name, norm)).cost()
+    for early_stop in (True, False):
+        found = touchstone.attack(model, greyish(1), None, name, early_stop=early_stop, **budget(name, norm))
+        assert found.queries.forward <= cost.forward + 2  # the clean look and the verdict
+        assert found.queries.backward <= cost.backward
+
+
+def test_nothing_of_the_callers_is_touched(module, name, norm):
+    x = greyish(3)
+    before, weights = x.clone(), copy.deepcopy(module.state_dict())
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    touchstone.attack(touchstone.wrap(module), x, None, name, **budget(name, norm))
+    assert torch.equal(torch.rand(3), expected), "the global random generator moved"
+    assert module.training
+    assert all(p.requires_grad and p.grad is None for p in module.parameters())
+    assert torch.equal(x, before)
+    assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), weights.values(), strict=True))
+    assert torch.is_grad_enabled()
+
+
+def test_the_card_is_complete(name, norm):
+    shown = card(find(name))
+    assert norm in shown["norms"]
+    assert len(shown["description"]) > 80
+    assert shown["paper"]["url"].startswith("https://")
+    fields = shown["schema"]["properties"]
+    assert all(field.get("description") for field in fields.values())
+    assert find(name).parse(shown["example"])

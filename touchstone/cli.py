@@ -1,0 +1,177 @@
+"""`touchstone …`: the service, and the same methods without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from touchstone.errors import Failure, InvalidParameter
+from touchstone.methods import card, catalogue, find
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out = Console()
+err = Console(stderr=True)
+
+OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def main() -> None:
+    """Run the command line; a failure is a sentence on stderr and exit code 2."""
+    try:
+        app()
+    except Failure as failure:
+        err.print(f"[red]{failure.code}[/]: {failure.detail}", highlight=False)
+        raise SystemExit(2) from None
+
+
+@app.command(context_settings=OWN_FLAGS)
+def attack(
+    context: typer.Context,
+    photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")],
+    model: Annotated[str, typer.Option(help="A model's id.")] = "imagenet-efficientnet-lite0",
+    method: Annotated[str, typer.Option("--attack", help="An attack's name.")] = "pgd",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the adversarial PNG goes.")] = Path(
+        "adversarial.png"
+    ),
+    label: Annotated[str | None, typer.Option(help="The true class; default: the model's own answer.")] = None,
+    target: Annotated[str | None, typer.Option(help="The class to reach, by index or name.")] = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal noise.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Attack one photo in this process, without a server.
+
+    The attack's own parameters are flags, too: --eps 2/255 --steps 40 --norm l2 --no-early-stop. `touchstone attacks NAME` lists
+    them.
+    """
+    from touchstone.local import attack_file  # noqa: PLC0415 - loads torch, which the other commands do without
+
+    parameters = own_flags(context.args)
+    with Bar(console=err, transient=True) as bar:
+        task = bar.add_task(f"{method} on {model}", total=None)
+        finished = attack_file(
+            photo.read_bytes(),
+            model=model,
+            method=method,
+            parameters=parameters,
+            label=label,
+            target=target,
+            seed=seed,
+            report=lambda progress, _metric: bar.update(task, completed=progress.done, total=progress.total),
+        )
+    output.write_bytes(finished.artifacts["adversarial.png"][0])
+    if as_json:
+        out.print_json(json.dumps(finished.result))
+    else:
+        show(finished.result)
+        out.print(f"Saved {output}", highlight=False)
+
+
+@app.command()
+def attacks(name: Annotated[str | None, typer.Argument(help="Show one attack and its flags.")] = None) -> None:
+    """List the attacks, or show one."""
+    if name is None:
+        out.print(_listing("attack"))
+    else:
+        _describe(card(find(name, "attack")))
+
+
+@app.command()
+def models() -> None:
+    """List the models of the zoo."""
+    from touchstone.models.zoo import manifests  # noqa: PLC0415 - reads the cards only when they are asked for
+
+    table = Table("model", "input", "classes", "accuracy", "licence")
+    for one in manifests().values():
+        size = f"{one.input.height}x{one.input.width}x{one.input.channels}"
+        known = "; ".join(
+            f"{a.value:.1%} on {a.data} ({'measured' if a.measured else 'claimed'})" for a in one.accuracy
+        )
+        table.add_row(one.id, size, str(len(one.classes)), known, one.licence)
+    out.print(table)
+
+
+@app.command()
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one.")] = None,
+    home: Annotated[Path | None, typer.Option(help="The folder that holds everything written.")] = None,
+) -> None:
+    """Serve until Ctrl-C: the API, a worker and an embedded Valkey."""
+    from touchstone.settings import Settings  # noqa: PLC0415 - reads the environment
+    from touchstone.up import serve  # noqa: PLC0415 - starts processes
+
+    chosen = {"host": host, "port": port, "home": home and home.resolve()}
+    given = Settings(**{key: value for key, value in chosen.items() if value is not None})
+    raise typer.Exit(serve(given, lambda line: out.print(line, highlight=False)))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("demo"),
+) -> None:
+    """Start the service, attack a real photo through it, show what came of it, and stop the service."""
+    from touchstone.demo import run  # noqa: PLC0415 - starts processes
+
+    run(folder, out)
+
+
+def own_flags(words: list[str]) -> dict[str, Any]:
+    """A method's parameters as flags: --eps 8/255, --eps=8/255, --early-stop, --no-early-stop."""
+    parameters: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise InvalidParameter(f"{word!r} is not a flag; parameters are written --name value")
+        name, has_value, value = word[2:].partition("=")
+        if has_value:
+            parameters[_field(name)] = value
+        elif rest and not rest[0].startswith("--"):
+            parameters[_field(name)] = rest.pop(0)
+        elif name.startswith("no-"):
+            parameters[_field(name[3:])] = False
+        else:
+            parameters[_field(name)] = True
+    return parameters
+
+
+def _field(flag: str) -> str:
+    return flag.replace("-", "_")
+
+
+def show(result: dict[str, Any]) -> None:
+    """Labels and confidences before and after, and how large the change is."""
+    table = Table("", "label", "confidence")
+    for when in ("original", "adversarial"):
+        seen = result[when]
+        table.add_row(when, f"{seen['name']} ({seen['label']})", f"{seen['confidence']:.1%}")
+    out.print(table)
+    size, asked = result["perturbation"], result["queries"]
+    out.print(
+        f"{result['outcome']}: L∞ {size['linf'] * 255:.0f}/255, L2 {size['l2']:.3f}, SSIM {size['ssim']:.4f}; "
+        f"{asked['forward']} forward and {asked['backward']} backward passes",
+        highlight=False,
+    )
+
+
+def _listing(kind: Any) -> Table:
+    table = Table("name", "what", "norms", "knowledge", "paper")
+    for method in catalogue(kind).values():
+        info = method.info
+        table.add_row(info.name, info.title, " ".join(info.norms), info.knowledge, info.paper)
+    return table
+
+
+def _describe(shown: dict[str, Any]) -> None:
+    out.print(f"[bold]{shown['title']}[/] ({shown['name']}, {shown['knowledge']})\n\n{shown['description']}\n")
+    table = Table("flag", "default", "meaning")
+    for name, field in shown["schema"]["properties"].items():
+        table.add_row(f"--{name.replace('_', '-')}", str(shown["example"][name]), field["description"])
+    out.print(table)
+    out.print(f"{shown['paper']['title']}, {shown['paper']['url']}")

@@ -1,0 +1,49 @@
+"""One job without a server: the command line's way to the same `run` that workers use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from touchstone.engine import Engine
+from touchstone.images import decode, encode
+from touchstone.jobs.blobs import digest_of
+from touchstone.jobs.record import ImageRef, ModelRef, Submission
+from touchstone.methods import find
+from touchstone.models.zoo import manifest
+from touchstone.run import Finished, Report, run
+from touchstone.settings import settings
+
+
+def attack_file(
+    upload: bytes,
+    *,
+    model: str,
+    method: str,
+    parameters: Mapping[str, Any],
+    label: str | None = None,
+    target: str | None = None,
+    seed: int = 0,
+    report: Report = lambda _progress, _metric: None,
+) -> Finished:
+    """Attack the image in `upload`; raises the failures of bad input and of the method."""
+    chosen = find(method, "attack").parse(parameters)
+    card = manifest(model)
+    decoded = decode(upload)
+    png = encode(decoded.pixels)
+    height, width, channels = decoded.pixels.shape
+    submission = Submission(
+        kind="attack",
+        method=method,
+        model=ModelRef(id=card.id, digest=card.digest),
+        image=ImageRef(digest=digest_of(png), width=width, height=height, channels=channels),
+        parameters=chosen.model_dump(mode="json"),
+        seed=seed,
+        label=None if label is None else card.label(label),
+        target=None if target is None else card.label(target, field="target"),
+    )
+    engine = Engine(settings().device, settings().memory_budget)
+    try:
+        return run(submission, png, engine, report=report)
+    finally:
+        engine.stop()
