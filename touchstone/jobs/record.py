@@ -28,7 +28,7 @@ class ModelRef(Record):
 
 
 class ImageRef(Record):
-    """The canonical PNG that a job works on: `digest` is that of the blob, and what was done to the upload is said."""
+    """The canonical PNG that a job works on: its blob, and what was done to the upload to get there."""
 
     digest: str
     width: int

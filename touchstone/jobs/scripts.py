@@ -17,6 +17,14 @@ from touchstone.errors import LedgerUnavailable
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 1.5
 
+_OUT_OF_REACH = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.InvalidResponse,
+    redis.OutOfMemoryError,
+    redis.ReadOnlyError,
+)
+
 # Refusals that say "not now" rather than "never": the disk or the memory is full, another server leads.
 _PASSING = ("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "UNKILLABLE")
 
@@ -40,7 +48,7 @@ def reachable() -> Iterator[None]:
     """Turn every way in which the server can be out of reach into `LedgerUnavailable`."""
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, redis.ReadOnlyError) as error:
+    except _OUT_OF_REACH as error:
         raise _unavailable(error) from error
     except redis.ResponseError as error:
         if str(error).startswith(_PASSING):

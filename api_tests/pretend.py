@@ -1,0 +1,103 @@
+"""A worker whose jobs only pretend: what each does stands in its parameters. Run as a program, it serves."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from touchstone import logs
+from touchstone.errors import Canceled, OutOfMemory
+from touchstone.jobs.record import Progress, Submission, Timings
+from touchstone.settings import Settings
+from workers.serve import serve
+
+STEP_SECONDS = 0.02
+
+
+class Engine:
+    """Counts the steps of all pretended jobs."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.running = 0
+
+    @property
+    def busy(self) -> bool:
+        return self.running > 0
+
+    def figures(self) -> dict[str, Any]:
+        return {"device": "pretended"}
+
+    def stop(self) -> None:
+        pass
+
+
+class Task:
+    def __init__(self) -> None:
+        self.canceled = threading.Event()
+
+    def cancel(self) -> None:
+        self.canceled.set()
+
+
+class Ended:
+    def __init__(self, result: dict[str, Any], artifacts: dict[str, tuple[bytes, str]]) -> None:
+        self.result = result
+        self.artifacts = artifacts
+        self.timings = Timings(compute=1.0)
+
+
+def run(
+    submission: Submission, png: bytes, *, engine: Engine, deadline: float | None, started: Any, report: Any
+) -> Ended:
+    """Do what `parameters` say: `steps` of 20 ms each, a note in the file `diary`, and `then` how to end."""
+    parameters = submission.parameters
+    note(parameters, "begin")
+    task = Task()
+    started(task)
+    engine.running += 1
+    try:
+        for step in range(parameters.get("steps", 1)):
+            if task.canceled.wait(STEP_SECONDS):
+                note(parameters, "canceled")
+                raise Canceled("the job was canceled")
+            engine.steps += 1
+            report(Progress(done=step + 1, total=parameters["steps"]), {"step": float(step)})
+        end(parameters.get("then"), parameters.get("seconds", 0))
+    finally:
+        engine.running -= 1
+    note(parameters, "end")
+    result = (
+        {"read": len(png), "bad": float("nan")} if parameters.get("then") == "nan" else {"read": len(png)}
+    )
+    return Ended(result, {"adversarial.png": (b"an image of " + png, "image/png")})
+
+
+def end(then: str | None, seconds: float) -> None:
+    if then == "fail":
+        raise OutOfMemory("Not even one row fits.", field="image", rows=1)
+    if then == "break":
+        raise RuntimeError("the password is swordfish")
+    if then == "hang":
+        time.sleep(seconds)
+
+
+def note(parameters: dict[str, Any], line: str) -> None:
+    if "diary" in parameters:
+        with Path(parameters["diary"]).open("a") as diary:
+            diary.write(line + "\n")
+
+
+def main() -> int:
+    settings = Settings()
+    logs.configure("info")
+    engine = Engine()
+    return serve(settings, engine, partial(run, engine=engine))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""One job between bell and ledger: each way in which it can end, and what is written then."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pretend
+import pytest
+
+from touchstone import embedded
+from touchstone.jobs.blobs import Blobs, open_blobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import Job, Submission
+from touchstone.settings import Settings
+from workers.keeper import Keeper
+from workers.runner import Runner
+
+
+class Bench:
+    """A runner and its keeper on a pretended engine, inside this process."""
+
+    def __init__(self, settings: Settings, submission: Submission, url: str) -> None:
+        self.settings = settings
+        self.ledger = Ledger(url, settings)
+        self.blobs: Blobs = open_blobs(settings)
+        self.engine = pretend.Engine()
+        self.exits: list[int] = []
+        self.keeper = Keeper("w1", self.ledger, self.engine, settings, give_up=self.exits.append)
+        run = partial(pretend.run, engine=self.engine)
+        self.runner = Runner(self.ledger, self.blobs, self.keeper, run, settings)
+        image = submission.image.model_copy(update={"digest": self.blobs.put(b"PNG")})
+        self.submission = submission.model_copy(update={"image": image})
+        self.threads: list[threading.Thread] = []
+
+    def accept(self, *, deadline: float | None = None, **parameters: Any) -> str:
+        changes = {"parameters": {"steps": 1, **parameters}, "deadline": deadline}
+        return self.ledger.accept(self.submission.model_copy(update=changes))[0].id
+
+    def go(self, **parameters: Any) -> Job:
+        job = self.accept(**parameters)
+        self.runner(job)
+        return self.ledger.read(job)
+
+    def begin(self, **parameters: Any) -> str:
+        """Run a job on a thread; returns when it has begun."""
+        job = self.accept(**parameters)
+        self.threads.append(threading.Thread(target=self.runner, args=[job]))
+        self.threads[-1].start()
+        wait_until(lambda: self.engine.running > 0)
+        return job
+
+    def finish(self) -> None:
+        for thread in self.threads:
+            thread.join()
+        self.keeper.close()
+        self.ledger.close()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def bench(settings: Settings, submission: Submission) -> Iterator[Bench]:
+    bench = Bench(settings.model_copy(update={"lease": 1.0}), submission, str(settings.redis_url))
+    bench.keeper.start()
+    yield bench
+    bench.finish()
+
+
+def test_a_job_succeeds_with_its_result_files_and_times(bench: Bench) -> None:
+    job = bench.go(steps=3)
+    assert (job.status, job.attempts, job.result) == ("succeeded", 1, {"read": 3})
+    assert job.progress.done == job.progress.total == 3, "the last report counts, however fast the job was"
+    file = job.artifacts["adversarial.png"]
+    assert bench.blobs.get(file.digest) == b"an image of PNG"
+    assert (file.media_type, file.size) == ("image/png", 15)
+    assert job.timings is not None
+    assert (job.timings.compute, 0 <= job.timings.queued < 5, 0 < job.timings.write < 5) == (1.0, True, True)
+
+
+def test_a_failure_is_told_as_it_is(bench: Bench) -> None:
+    job = bench.go(then="fail")
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error.model_dump() == {
+        "code": "out_of_memory",
+        "detail": "Not even one row fits.",
+        "extra": {"field": "image", "rows": 1},
+    }
+
+
+@pytest.mark.parametrize("then", ["break", "nan"])
+def test_a_fault_of_ours_is_told_without_internals(
+    bench: Bench, then: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = bench.go(then=then)
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", "internal_error")
+    assert "swordfish" not in job.model_dump_json()
+    assert "Traceback" in "".join(capfd.readouterr())
+
+
+def test_a_missing_image_fails_the_job(bench: Bench) -> None:
+    gone = bench.submission.image.model_copy(update={"digest": "sha256:" + "0" * 64})
+    job, _ = bench.ledger.accept(bench.submission.model_copy(update={"image": gone}))
+    bench.runner(job.id)
+    error = bench.ledger.read(job.id).error
+    assert error is not None
+    assert error.code == "unknown_artifact"
+
+
+def test_a_bell_for_nothing_does_nothing(bench: Bench) -> None:
+    job = bench.go()
+    bench.runner(job.id)
+    bench.runner("no such job")
+    assert bench.ledger.read(job.id) == job
+
+
+def test_a_canceled_job_ends_within_a_second(bench: Bench) -> None:
+    job = bench.begin(steps=500)
+    bench.ledger.cancel(job)
+    begun = time.monotonic()
+    wait_until(lambda: bench.ledger.read(job).status == "canceled")
+    assert time.monotonic() - begun < 1
+    assert bench.engine.running == 0
+
+
+def test_an_overdue_job_fails_even_if_its_run_forgets_the_time(bench: Bench) -> None:
+    job = bench.begin(steps=500, deadline=0.1)
+    wait_until(lambda: bench.ledger.read(job).status == "failed")
+    error = bench.ledger.read(job).error
+    assert error is not None
+    assert error.code == "deadline_exceeded"
+
+
+def test_a_long_job_keeps_its_lease(bench: Bench) -> None:
+    job = bench.begin(steps=int(2.2 * bench.settings.lease / pretend.STEP_SECONDS))
+    while bench.ledger.read(job).status == "running":
+        assert bench.ledger.reap().lost == ()
+        time.sleep(0.05)
+    assert bench.ledger.read(job).status == "succeeded"
+
+
+def test_reports_are_passed_on_a_few_times_a_second(bench: Bench) -> None:
+    begun = time.monotonic()
+    job = bench.go(steps=60)
+    told = [event.data["done"] for event in bench.ledger.events(job.id) if event.type == "progress"]
+    assert told[-1] == 60
+    assert told == sorted(told)
+    assert 2 <= len(told) <= 2 + 5 * (time.monotonic() - begun)
+
+
+def test_a_lost_claim_ends_the_run_and_writes_nothing(bench: Bench) -> None:
+    job = bench.begin(steps=500)
+    bench.ledger._client.zadd("ts:leases", {job: 1})
+    assert bench.ledger.reap().lost == (job,)
+    taken = bench.ledger.claim(job, "w2")
+    wait_until(lambda: bench.engine.running == 0)
+    assert bench.ledger.read(job) == taken
+
+
+def test_a_stopping_worker_gives_its_jobs_back(bench: Bench) -> None:
+    bench.ledger.beat("w1", {})
+    job = bench.begin(steps=500)
+    waiting = bench.accept()
+    bench.keeper.stopping = True
+    wait_until(lambda: bench.ledger.read(job).status == "queued")
+    assert bench.ledger.read(job).attempts == 0
+    bench.runner(waiting)
+    assert bench.ledger.read(waiting).status == "queued"
+    wait_until(lambda: bench.ledger.workers() == [])
+    assert bench.exits == []
+
+
+def test_a_job_that_does_not_stop_goes_back_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.keeper.GRACE_SECONDS", 0.3)
+    job = bench.begin(then="hang", seconds=1.5)
+    bench.keeper.stopping = True
+    wait_until(lambda: bench.exits)
+    assert bench.exits[0] == 0
+    assert bench.ledger.read(job).status == "queued"
+
+
+def test_a_hung_engine_loses_its_jobs_and_the_process(settings: Settings, submission: Submission) -> None:
+    hasty = settings.model_copy(update={"lease": 0.5, "hang": 0.5})
+    bench = Bench(hasty, submission, str(settings.redis_url))
+    bench.keeper.start()
+    job = bench.begin(then="hang", seconds=3)
+    wait_until(lambda: bench.ledger.reap().lost == (job,))
+    assert bench.exits == [1]
+    assert bench.ledger.read(job).status == "queued"
+    bench.finish()
+    assert bench.ledger.read(job).status == "queued", "what ends too late writes nothing"
+
+
+def test_an_idle_engine_does_not_hang(settings: Settings, submission: Submission) -> None:
+    bench = Bench(settings.model_copy(update={"hang": 0.2}), submission, str(settings.redis_url))
+    bench.keeper.start()
+    time.sleep(0.8)
+    assert bench.exits == []
+    assert bench.go().status == "succeeded"
+    bench.finish()
+
+
+def test_work_that_is_done_waits_for_the_ledger_to_return(
+    tmp_path_factory: pytest.TempPathFactory, submission: Submission
+) -> None:
+    home = tmp_path_factory.mktemp("v")
+    valkey = embedded.start(home)
+    bench = Bench(Settings(home=home), submission, valkey.url)
+    job = bench.begin(steps=10)
+    valkey.stop()
+    wait_until(lambda: bench.engine.running == 0)
+    again = embedded.start(home)
+    wait_until(lambda: bench.ledger.read(job).status == "succeeded")
+    bench.finish()
+    again.stop()
+
+
+def test_the_pretence_leaves_a_diary(bench: Bench, tmp_path: Path) -> None:
+    """The tests with real processes count on it."""
+    bench.go(diary=str(tmp_path / "diary"))
+    assert (tmp_path / "diary").read_text() == "begin\nend\n"

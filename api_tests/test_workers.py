@@ -1,0 +1,202 @@
+"""Real Celery workers over a real Valkey: whatever is killed or rung twice, each job ends exactly once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pretend
+import pytest
+from kombu import Connection
+
+from service.queue import open_bell
+from touchstone import embedded
+from touchstone.jobs import bell
+from touchstone.jobs.blobs import open_blobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import TERMINAL, Job, Submission
+from touchstone.jobs.server import process_id
+from touchstone.settings import Settings
+
+LEASE = 2.0
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> float:
+    """Wait, and tell how long it took."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < seconds, "waited in vain"
+        time.sleep(0.01)
+    return time.monotonic() - begun
+
+
+class Yard:
+    """A home with a Valkey and as many workers as a test likes, all of them stopped in the end."""
+
+    def __init__(self, home: Path, submission: Submission) -> None:
+        self.home = home
+        self.valkeys = [embedded.start(home)]
+        self.url = self.valkeys[0].url
+        self.settings = Settings(home=home, lease=LEASE)
+        self.ledger = Ledger(self.url, self.settings)
+        self.ring = open_bell(self.url)
+        digest = open_blobs(self.settings).put(b"PNG")
+        self.submission = submission.model_copy(
+            update={"image": submission.image.model_copy(update={"digest": digest})}
+        )
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.diary = home / "diary"
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        before = len(self.ledger.workers())
+        settings = {"HOME": str(self.home), "LEASE": str(LEASE), "CONCURRENCY": "8"}
+        environment = os.environ | {f"TOUCHSTONE_{name}": value for name, value in settings.items()}
+        with (self.home / f"worker-{len(self.workers)}.log").open("wb") as log:
+            worker = subprocess.Popen(
+                [sys.executable, pretend.__file__], env=environment, stdout=log, stderr=log
+            )
+        self.workers.append(worker)
+        wait_until(lambda: len(self.ledger.workers()) > before or worker.poll() is not None)
+        assert worker.poll() is None, self.log()
+        return worker
+
+    def restart_valkey(self) -> None:
+        pid = process_id(self.url)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.valkeys[-1].alive())
+        self.valkeys.append(embedded.start(self.home))
+
+    def accept(self, *, ring: int = 1, **parameters: Any) -> str:
+        changes = {"parameters": {"steps": 1, "diary": str(self.diary), **parameters}}
+        job, _ = self.ledger.accept(self.submission.model_copy(update=changes))
+        assert all(self.ring(job.id) for _ in range(ring))
+        return job.id
+
+    def read(self, job: str) -> Job:
+        return self.ledger.read(job)
+
+    def notes(self) -> Counter[str]:
+        return Counter(self.diary.read_text().split()) if self.diary.exists() else Counter()
+
+    def log(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.home.glob("worker-*.log")))
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        self.ledger.close()
+        for valkey in self.valkeys:
+            valkey.stop()
+
+
+@pytest.fixture
+def yard(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[Yard]:
+    yard = Yard(tmp_path_factory.mktemp("y"), submission)
+    yield yard
+    yard.close()
+
+
+def test_jobs_run_and_a_second_bell_finds_nothing(yard: Yard) -> None:
+    yard.start_worker()
+    jobs = [yard.accept(ring=2) for _ in range(20)]
+    wait_until(lambda: yard.ledger.counts()["succeeded"] == 20)
+    wait_until(lambda: Connection(bell.broker_url(yard.url)).default_channel.client.llen(bell.QUEUE) == 0)
+    assert all(yard.read(job).attempts == 1 for job in jobs)
+    assert yard.notes() == {"begin": 20, "end": 20}
+
+
+def test_a_worker_that_is_full_leaves_the_rest_in_the_queue_and_goes_on_at_once(yard: Yard) -> None:
+    yard.start_worker()
+    jobs = [yard.accept(steps=10) for _ in range(24)]
+    wait_until(lambda: yard.ledger.counts()["running"] == 8)
+    assert yard.ledger.counts()["queued"] >= 8
+    took = wait_until(lambda: yard.ledger.counts()["succeeded"] == len(jobs))
+    assert took < 5, "three rounds of 0.2 s; a consumer that sleeps between them takes far longer"
+
+
+def test_a_job_whose_worker_is_killed_ends_on_another(yard: Yard) -> None:
+    doomed = yard.start_worker()
+    job = yard.accept(steps=50)
+    wait_until(lambda: yard.notes()["begin"] == 1)
+    doomed.kill()
+    killed = time.monotonic()
+    yard.start_worker()
+    wait_until(lambda: yard.notes()["begin"] == 2)
+    assert time.monotonic() - killed < 10
+    wait_until(lambda: yard.read(job).status in TERMINAL)
+    assert (yard.read(job).status, yard.read(job).attempts) == ("succeeded", 2)
+    assert yard.notes() == {"begin": 2, "end": 1}
+
+
+def test_running_and_waiting_jobs_survive_a_kill_of_the_broker(yard: Yard) -> None:
+    yard.start_worker()
+    jobs = [yard.accept(steps=40) for _ in range(12)]
+    wait_until(lambda: yard.notes()["begin"] >= 8)
+    yard.restart_valkey()
+    wait_until(lambda: yard.ledger.counts()["succeeded"] == len(jobs))
+    assert all(yard.read(job).attempts == 1 for job in jobs)
+    assert yard.notes() == {"begin": 12, "end": 12}
+
+
+def test_the_next_job_starts_within_seconds_of_a_broker_restart(yard: Yard) -> None:
+    yard.start_worker()
+    yard.restart_valkey()
+    job = yard.accept()
+    assert wait_until(lambda: yard.read(job).status == "succeeded") < 5
+
+
+def test_a_lost_bell_is_rung_again(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("touchstone.jobs.ledger.RING_SECONDS", 0.5)
+    yard.start_worker()
+    job = yard.accept(ring=0)
+    wait_until(lambda: yard.read(job).status == "succeeded")
+
+
+def test_a_canceled_job_ends_within_a_second(yard: Yard) -> None:
+    yard.start_worker()
+    job = yard.accept(steps=1000)
+    wait_until(lambda: yard.notes()["begin"] == 1)
+    yard.ledger.cancel(job)
+    assert wait_until(lambda: yard.read(job).status == "canceled") < 1
+    assert yard.notes() == {"begin": 1, "canceled": 1}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_told_to_stop_gives_its_job_back_and_leaves(yard: Yard, signum: signal.Signals) -> None:
+    leaving = yard.start_worker()
+    job = yard.accept(steps=100)
+    wait_until(lambda: yard.notes()["begin"] == 1)
+    leaving.send_signal(signum)
+    begun = time.monotonic()
+    assert leaving.wait(10) == 0
+    assert time.monotonic() - begun < 5
+    assert (yard.read(job).status, yard.read(job).attempts) == ("queued", 0)
+    assert yard.ledger.workers() == []
+    yard.start_worker()
+    wait_until(lambda: yard.read(job).status == "succeeded")
+    assert yard.read(job).attempts == 1
+
+
+def test_a_worker_stops_although_the_broker_is_gone(yard: Yard) -> None:
+    worker = yard.start_worker()
+    yard.accept(steps=1000)
+    wait_until(lambda: yard.notes()["begin"] == 1)
+    yard.valkeys[-1].stop()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+
+
+def test_a_bell_without_a_broker_is_refused_quickly(yard: Yard) -> None:
+    yard.valkeys[-1].stop()
+    begun = time.monotonic()
+    assert not yard.ring("a-job")
+    assert time.monotonic() - begun < 3

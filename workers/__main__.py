@@ -1,0 +1,24 @@
+"""`python -m workers`: run jobs on one device until told to stop."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from touchstone import logs
+from touchstone.engine import Engine
+from touchstone.run import run
+from touchstone.settings import Settings
+from workers.serve import serve
+
+
+def main() -> int:
+    """Read the settings, start the engine, and serve."""
+    settings = Settings()
+    logs.configure(settings.log_level)
+    engine = Engine(settings.device, settings.memory_budget)
+    return serve(settings, engine, partial(run, engine=engine))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

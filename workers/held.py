@@ -1,0 +1,57 @@
+"""A job that this worker holds, between the thread that runs it and the keeper that speaks for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+from touchstone.jobs.ledger import Report
+from touchstone.jobs.record import Job, Progress
+
+Reason = Literal["canceled", "overdue", "lost", "stopping"]
+
+
+class Cancelable(Protocol):
+    """A task on the engine that can be asked to end."""
+
+    def cancel(self) -> None:
+        """Ask for the end before the next step."""
+
+
+class Held:
+    """One claim of one job: its tasks on the engine, why it should end early, and how far it is."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.reason: Reason | None = None
+        self._tasks: list[Cancelable] = []
+        self._report: Report | None = None
+        self._lock = threading.Lock()
+
+    def started(self, task: Cancelable) -> None:
+        """Note a task of the job; one that starts after the job was told to end is canceled at once."""
+        with self._lock:
+            self._tasks.append(task)
+            over = self.reason is not None
+        if over:
+            task.cancel()
+
+    def end(self, reason: Reason) -> None:
+        """Ask the job to end; the first reason stays."""
+        with self._lock:
+            self.reason = self.reason or reason
+            tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+
+    def report(self, progress: Progress, metric: Mapping[str, float]) -> None:
+        """Note how far the job is; only the latest note is passed on, so this costs nothing."""
+        with self._lock:
+            self._report = (self.job.id, self.job.claims, progress, metric)
+
+    def take_report(self) -> Report | None:
+        """The latest note that was not taken yet."""
+        with self._lock:
+            report, self._report = self._report, None
+        return report

@@ -1,0 +1,181 @@
+"""One job, from the bell to the ledger's last word."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from touchstone.errors import Canceled, DeadlineExceeded, Failure, LedgerUnavailable, WorkerStopping
+from touchstone.jobs.blobs import Blobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
+from touchstone.logs import get_logger
+from touchstone.settings import Settings
+from workers.held import Cancelable, Held
+from workers.keeper import Keeper
+
+CLAIM_SECONDS = 10.0
+RETRY_SECONDS = 0.2
+
+_log = get_logger("runner")
+T = TypeVar("T")
+
+
+class Ended(Protocol):
+    """What a job leaves behind; `touchstone.run.Finished` is one."""
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The contract's result object."""
+
+    @property
+    def artifacts(self) -> Mapping[str, tuple[bytes, str]]:
+        """Bytes and media type by name."""
+
+    @property
+    def timings(self) -> Timings:
+        """Seconds of the phases that the run knows."""
+
+
+class Run(Protocol):
+    """Runs one job to its end; `touchstone.run.run` bound to an engine is one."""
+
+    def __call__(
+        self,
+        submission: Submission,
+        png: bytes,
+        *,
+        deadline: float | None,
+        started: Callable[[Cancelable], None],
+        report: Callable[[Progress, dict[str, float]], None],
+    ) -> Ended:
+        """Blocks; raises `Failure`."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Answers a bell: claims the job, runs it, writes its files and then its end.
+
+    Files come before the end that names them, so that a job which ended has them. What ends under a claim
+    that is no longer held leaves no trace in the ledger.
+    """
+
+    ledger: Ledger
+    blobs: Blobs
+    keeper: Keeper
+    run: Run
+    settings: Settings
+
+    def __call__(self, job: str) -> None:
+        """Run the job if it waits; otherwise there is nothing to do."""
+        if self.keeper.stopping:
+            return
+        claimed = self._claim(job)
+        if claimed is None:
+            return
+        held = Held(claimed)
+        with self.keeper.keep(held):
+            end = self._attempt(held)
+            try:
+                self._conclude(held, end)
+            except LedgerUnavailable as error:
+                _log.warning("a job's end was not written", job=job, reason=error.detail)
+
+    def _claim(self, job: str) -> Job | None:
+        token = secrets.token_hex(8)
+        try:
+            return self._insist(
+                lambda: self.ledger.claim(job, self.keeper.worker, token=token), seconds=CLAIM_SECONDS
+            )
+        except LedgerUnavailable:
+            return None  # the bell will be rung again
+
+    def _attempt(self, held: Held) -> dict[str, Any] | None:
+        """How the job ends, as the ledger takes it; None where it goes back to the queue or was lost."""
+        try:
+            return self._succeed(held)
+        except Failure as failure:
+            return self._fail(held, failure)
+        except Exception:  # noqa: BLE001 - a fault of ours ends the job, its traceback belongs in the log
+            _log.exception("a job broke", job=held.job.id, attempt=held.job.attempts)
+            return _INTERNAL
+
+    def _succeed(self, held: Held) -> dict[str, Any]:
+        submission = held.job.submission
+        ended = self.run(
+            submission,
+            self.blobs.get(submission.image.digest),
+            deadline=submission.deadline or self.settings.deadline,
+            started=held.started,
+            report=held.report,
+        )
+        begun = time.perf_counter()
+        artifacts = {name: self._store(*file) for name, file in ended.artifacts.items()}
+        timings = {"queued": _waited(held.job), "write": time.perf_counter() - begun}
+        return {
+            "status": "succeeded",
+            "result": ended.result,
+            "artifacts": artifacts,
+            "timings": ended.timings.model_copy(update=timings),
+        }
+
+    def _store(self, data: bytes, media_type: str) -> Artifact:
+        return Artifact(digest=self.blobs.put(data), media_type=media_type, size=len(data))
+
+    def _fail(self, held: Held, failure: Failure) -> dict[str, Any] | None:
+        if held.reason in ("stopping", "lost") or isinstance(failure, WorkerStopping):
+            return None
+        if held.reason == "overdue":
+            failure = DeadlineExceeded("the job ran longer than its deadline allowed")
+        elif held.reason == "canceled" or isinstance(failure, Canceled):
+            return {"status": "canceled"}
+        _log.info("a job failed", job=held.job.id, code=failure.code, detail=failure.detail)
+        return {"status": "failed", "error": _problem(failure)}
+
+    def _conclude(self, held: Held, end: Mapping[str, Any] | None) -> None:
+        job = held.job
+        if end is None:
+            if held.reason != "lost":
+                self._insist(lambda: self.ledger.release(job.id, job.claims), seconds=RETRY_SECONDS)
+            return
+        if last := held.take_report():
+            self._insist(lambda: self.ledger.report_all([last]))
+        try:
+            held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **end))
+        except (TypeError, ValueError):  # a result that is no JSON
+            _log.exception("a job broke", job=job.id, attempt=job.attempts)
+            held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL))
+        if not held_on:
+            _log.warning("a job ended after its claim was lost", job=job.id, attempt=job.attempts)
+
+    def _insist(self, action: Callable[[], T], *, seconds: float = float("inf")) -> T:
+        """Try again while the ledger is out of reach, for so long or until the worker stops.
+
+        Work that is done must not be thrown away because the ledger restarts meanwhile.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return action()
+            except LedgerUnavailable:
+                if self.keeper.stopping or time.monotonic() > end:
+                    raise
+                time.sleep(RETRY_SECONDS)
+
+
+def _waited(job: Job) -> float:
+    return (job.started_at - job.created_at).total_seconds() if job.started_at else 0.0
+
+
+def _problem(failure: Failure) -> Problem:
+    extra = failure.extra if failure.field is None else {"field": failure.field, **failure.extra}
+    return Problem(code=failure.code, detail=failure.detail, extra=extra)
+
+
+_INTERNAL: dict[str, Any] = {
+    "status": "failed",
+    "error": Problem(code=Failure.code, detail="the service made a mistake with this job; its log says more"),
+}

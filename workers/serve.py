@@ -1,0 +1,89 @@
+"""A worker process: one engine, one keeper, and Celery's thread pool around them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+from typing import Any, Protocol
+
+from celery import Celery, signals
+
+from touchstone.embedded import ledger_url
+from touchstone.jobs import bell
+from touchstone.jobs.blobs import open_blobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.reaping import Reaper
+from touchstone.logs import get_logger
+from touchstone.settings import Settings
+from workers.app import celery_app
+from workers.keeper import Keeper, Machine
+from workers.runner import Run, Runner
+from workers.tasks import register
+
+# A consumer that sleeps on a saturated pool wakes only for a timer.
+WAKE_SECONDS = 0.05
+
+_log = get_logger("worker")
+
+
+class Stoppable(Machine, Protocol):
+    """An engine that ends its thread on demand."""
+
+    def stop(self) -> None:
+        """End; whatever still runs raises WorkerStopping."""
+
+
+def serve(settings: Settings, engine: Stoppable, run: Run) -> int:
+    """Take jobs until the process is told to end by SIGTERM or SIGINT; returns the exit code."""
+    url = ledger_url(settings)
+    ledger = Ledger(url, settings)
+    app = celery_app(url)
+    keeper = Keeper(_own_name(), ledger, engine, settings, give_up=os._exit)
+    reaper = Reaper(ledger, lambda job: bell.ring(app, job))
+    register(app, Runner(ledger, open_blobs(settings), keeper, run, settings).__call__)
+    _listen(keeper, reaper)
+    code = _consume(app, settings)
+    reaper.stop()
+    keeper.close()
+    engine.stop()
+    ledger.close()
+    return code
+
+
+def _own_name() -> str:
+    """Unique to this run of the process, so that nobody takes a successor for it."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _listen(keeper: Keeper, reaper: Reaper) -> None:
+    """Follow Celery's life: alive when it consumes, stopping when it was told to."""
+
+    def ready(sender: Any, **_: Any) -> None:
+        sender.timer.call_repeatedly(WAKE_SECONDS, lambda: None)
+        # Ctrl-C is the same orderly request, and no failure.
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+        keeper.start()
+        reaper.start()
+        _log.info("ready", worker=keeper.worker)
+
+    def shutting_down(**_: Any) -> None:
+        keeper.stopping = True
+
+    signals.worker_ready.connect(ready, weak=False)
+    signals.worker_shutting_down.connect(shutting_down, weak=False)
+    signals.setup_logging.connect(lambda **_: None, weak=False)
+
+
+def _consume(app: Celery, settings: Settings) -> int:
+    worker = app.Worker(
+        pool="threads",
+        concurrency=settings.concurrency,
+        without_mingle=True,
+        without_gossip=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()
+    return worker.exitcode or 0
