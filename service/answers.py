@@ -59,7 +59,7 @@ async def answer(request: Request, prepared: Prepared, key: str | None) -> Respo
 
         job, listener = await to_thread.run_sync(accept)
         if listener and seconds:
-            job = await backend.waiting.until(listener, job, is_over, seconds=seconds)
+            job = await backend.waiting.until_wanted(listener, job, seconds=seconds)
     return await _show(request, job, waited=seconds is not None)
 
 
@@ -70,9 +70,9 @@ def _accept(
     backend.blobs.put(prepared.png)
     idempotency = (key, prepared.digest()) if key else None
     job, created = backend.ledger.accept(prepared.submission, idempotency=idempotency)
-    listener = listening.enter_context(backend.waiting.listen(job.id)) if listening else None
+    listener = listening.enter_context(backend.waiting.listen(job.id, is_over)) if listening else None
     if created:
-        backend.ring(job.id)
+        backend.ringer.ring(job.id)
     elif listener:
         job = backend.ledger.read(job.id)
     return job, listener

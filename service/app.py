@@ -30,6 +30,7 @@ from service.limits import Bounds, Limits
 from service.metrics import Durations, Figures
 from service.queue import open_bell
 from service.reaping import Reaper
+from service.ringing import Ringer
 from service.waiting import Waiting
 from touchstone.embedded import ledger_url
 from touchstone.jobs.blobs import open_blobs
@@ -71,15 +72,16 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
 
 def _backend(settings: Settings, ring: Ring) -> Backend:
     ledger = Ledger(ledger_url(settings), settings)
+    ringer = Ringer(ring)
     durations = Durations()
     durations.registry.register(Figures(ledger))
     return Backend(
         settings=settings,
         ledger=ledger,
         blobs=open_blobs(settings),
-        ring=ring,
+        ringer=ringer,
         waiting=Waiting(ledger),
-        reaper=Reaper(ledger, ring),
+        reaper=Reaper(ledger, ringer.ring),
         durations=durations,
         decoders=decoders(),
     )
@@ -90,6 +92,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     backend: Backend = app.state.backend
     to_thread.current_default_thread_limiter().total_tokens = THREADS
     backend.waiting.start(asyncio.get_running_loop())
+    backend.ringer.start()
     backend.reaper.start()
     try:
         yield
@@ -100,6 +103,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _stop(backend: Backend) -> None:
     backend.reaper.stop()
+    backend.ringer.stop()
     backend.waiting.stop()
     backend.ledger.close()
 

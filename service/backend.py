@@ -11,6 +11,7 @@ from anyio import CapacityLimiter
 from fastapi import Request
 
 from service.reaping import Reaper
+from service.ringing import Ringer
 from service.waiting import Waiting
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
@@ -30,7 +31,7 @@ class Backend:
     settings: Settings
     ledger: Ledger
     blobs: Blobs
-    ring: Ring
+    ringer: Ringer
     waiting: Waiting
     reaper: Reaper
     durations: Durations

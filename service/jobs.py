@@ -67,15 +67,15 @@ async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = Non
     """`Prefer: wait=N` delays the answer until the job has ended, or with `If-None-Match` has changed."""
     backend, seconds = backend_of(request), preferences.wait_seconds(request)
 
-    def done(found: Job) -> bool:
+    def wanted(found: Job) -> bool:
         if if_none_match is None:
             return is_over(found)
         return not preferences.matches(if_none_match, views.etag(found))
 
-    with backend.waiting.listen(job) as listener:
+    with backend.waiting.listen(job, wanted) as listener:
         found = await to_thread.run_sync(backend.ledger.read, job)
         if seconds:
-            found = await backend.waiting.until(listener, found, done, seconds=seconds)
+            found = await backend.waiting.until_wanted(listener, found, seconds=seconds)
     if preferences.matches(if_none_match, views.etag(found)):
         return Response(status_code=304, headers={"ETag": views.etag(found)})
     return job_response(found, waited=seconds is not None)

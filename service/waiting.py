@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from anyio import to_thread
 
-from touchstone.errors import LedgerUnavailable
+from touchstone.errors import LedgerUnavailable, UnknownJob
 from touchstone.jobs.events import Watch
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job
@@ -20,25 +20,31 @@ RECHECK_SECONDS = 1.0
 
 LONGEST_SECONDS = 60
 
+Wanted = Callable[[Job], bool]
+
 
 class Listener:
-    """Somebody who waits for one job to change."""
+    """Somebody who waits for one job to be as `wanted`."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
         self._event = asyncio.Event()
+        self._news: Job | None = None
 
-    def wake(self) -> None:
-        """To be called on the event loop."""
+    def wake(self, news: Job | None = None) -> None:
+        """Tell of the job as it is now; to be called on the event loop."""
+        self._news = news
         self._event.set()
 
-    async def changed(self, seconds: float) -> None:
-        """Return at the next change since the last call, or after so many seconds."""
+    async def changed(self, seconds: float) -> Job | None:
+        """Return at the next waking, or after so many seconds: the job, if it is known."""
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
         except TimeoutError:
-            pass
+            return None
         self._event.clear()
+        return self._news
 
 
 class Waiting:
@@ -51,6 +57,7 @@ class Waiting:
         self._watch: Watch | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._hear, name="ledger-watch", daemon=True)
+        self._log = get_logger("watch")
         self.closing = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -74,9 +81,9 @@ class Waiting:
         self._thread.join()
 
     @contextmanager
-    def listen(self, job: str) -> Iterator[Listener]:
-        """Hear of every change of a job from now on."""
-        listener = Listener()
+    def listen(self, job: str, wanted: Wanted = lambda _: True) -> Iterator[Listener]:
+        """Hear from now on of changes that leave a job as `wanted`; may be entered in any thread."""
+        listener = Listener(wanted)
         with self._lock:
             self._listeners.setdefault(job, set()).add(listener)
         try:
@@ -87,25 +94,22 @@ class Waiting:
                 if not self._listeners[job]:
                     del self._listeners[job]
 
-    async def until(
-        self, listener: Listener, job: Job, done: Callable[[Job], bool], *, seconds: float
-    ) -> Job:
-        """The job once it is `done`, or as it stands after so many seconds."""
+    async def until_wanted(self, listener: Listener, job: Job, *, seconds: float) -> Job:
+        """The job once it is as the listener wanted, or as it stands after so many seconds."""
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
-        while not done(job) and not self.closing and (left := end - clock()) > 0:
-            await listener.changed(min(left, RECHECK_SECONDS))
-            job = await to_thread.run_sync(self._ledger.read, job.id)
+        while not listener.wanted(job) and not self.closing and (left := end - clock()) > 0:
+            news = await listener.changed(min(left, RECHECK_SECONDS))
+            job = news or await to_thread.run_sync(self._ledger.read, job.id)
         return job
 
     def _hear(self) -> None:
-        log = get_logger("watch")
         while not self._stop.is_set():
             try:
                 with self._ledger.watch() as self._watch:
                     self._tell_all(self._watch)
             except LedgerUnavailable as error:
-                log.warning("changes are not heard of", reason=error.detail)
+                self._log.warning("changes are not heard of", reason=error.detail)
                 self._stop.wait(RECHECK_SECONDS)
 
     def _tell_all(self, watch: Watch) -> None:
@@ -113,10 +117,15 @@ class Waiting:
         if self._stop.is_set():
             return
         for job in watch:
-            self._wake(job)
+            with self._lock:
+                listeners = tuple(self._listeners.get(job, ()))
+            if listeners:
+                self._tell(job, listeners)
 
-    def _wake(self, job: str) -> None:
-        with self._lock:
-            listeners = tuple(self._listeners.get(job, ()))
+    def _tell(self, job_id: str, listeners: tuple[Listener, ...]) -> None:
+        job: Job | None = None
+        with suppress(UnknownJob):
+            job = self._ledger.read(job_id)
         for listener in listeners:
-            self._loop.call_soon_threadsafe(listener.wake)
+            if job is None or listener.wanted(job):
+                self._loop.call_soon_threadsafe(listener.wake, job)

@@ -1,0 +1,33 @@
+"""The thread that rings for the workers, so that no request waits for the broker."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+
+class Ringer:
+    """Rings one bell after the other. A lost bell is no loss: reaping rings again."""
+
+    def __init__(self, ring: Callable[[str], object]) -> None:
+        self._ring = ring
+        self._jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ringer", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ring what is still to be rung, then end the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def ring(self, job: str) -> None:
+        """Have the bell of a job rung soon; returns at once."""
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            self._ring(job)
