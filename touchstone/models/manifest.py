@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from touchstone.errors import UnknownLabel
+
+_INDEX = re.compile(r"-?[0-9]+")
 
 
 class Part(BaseModel):
@@ -74,7 +77,7 @@ class Manifest(Part):
         its candidates.
         """
         text = str(value).strip()
-        if text.lstrip("-").isascii() and text.lstrip("-").isdigit():
+        if _INDEX.fullmatch(text):
             index = int(text[:20])
             if 0 <= index < len(self.classes):
                 return index
