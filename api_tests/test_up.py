@@ -1,0 +1,212 @@
+"""`touchstone up` with real processes: started, stopped, killed, and started again on what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from touchstone import embedded
+from touchstone.jobs.blobs import open_blobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import Submission
+from touchstone.jobs.server import process_id
+from touchstone.settings import Settings
+
+PROGRAM = """
+import sys
+from touchstone import up
+from touchstone.settings import Settings
+settings = Settings(home=sys.argv[1], port=int(sys.argv[2]))
+sys.exit(up.serve(settings, lambda line: print(line, flush=True), worker_module="pretend"))
+"""
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> float:
+    """Wait, and tell how long it took."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < seconds, "waited in vain"
+        time.sleep(0.02)
+    return time.monotonic() - begun
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class House:
+    """A home, and every `touchstone up` that a test started on it."""
+
+    def __init__(self, home: Path, submission: Submission) -> None:
+        self.home = home
+        self.settings = Settings(home=home)
+        self.ledger = Ledger(embedded.ledger_url(self.settings), self.settings)
+        self.submission = submission
+        self.ups: list[subprocess.Popen[str]] = []
+
+    def start(self, port: int = 0) -> subprocess.Popen[str]:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        up = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(self.home), str(port)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.ups.append(up)
+        return up
+
+    def ready(self, port: int = 0) -> tuple[subprocess.Popen[str], str]:
+        """A service that is ready, and its address."""
+        up = self.start(port)
+        assert up.stdout is not None
+        heard = []
+        for line in up.stdout:
+            heard.append(line)
+            if line.startswith("Touchstone serves on "):
+                return up, line.split()[3]
+        raise AssertionError("".join(heard))
+
+    def accept(self, **parameters: object) -> str:
+        digest = open_blobs(self.settings).put(b"PNG")
+        image = self.submission.image.model_copy(update={"digest": digest})
+        changes = {"image": image, "parameters": {"steps": 1, **parameters}}
+        return self.ledger.accept(self.submission.model_copy(update=changes))[0].id
+
+    def worker_pid(self) -> int:
+        return int(self.ledger.workers()[-1].info["pid"])
+
+    def api_pid(self) -> int:
+        """The child of the last `up` that is not its worker, nor Valkey."""
+        known = {self.worker_pid(), process_id(embedded.socket_url(self.home))}
+        children = Path(f"/proc/{self.ups[-1].pid}/task/{self.ups[-1].pid}/children").read_text().split()
+        threads = Path(f"/proc/{self.ups[-1].pid}/task").glob("*/children")
+        children = [pid for thread in threads for pid in thread.read_text().split()]
+        (api,) = {int(pid) for pid in children} - known
+        return api
+
+    def close(self) -> None:
+        for up in self.ups:
+            if up.poll() is None:
+                up.terminate()
+            up.communicate()
+        self.ledger.close()
+        embedded.Valkey(self.home, None).stop()
+
+
+@pytest.fixture
+def house(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[House]:
+    house = House(tmp_path_factory.mktemp("u"), submission)
+    yield house
+    house.close()
+
+
+def get(url: str) -> dict[str, object]:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        found: dict[str, object] = json.load(answer)
+    return found
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_and_stops_in_order(house: House, signum: signal.Signals) -> None:
+    up, url = house.ready()
+    assert get(f"{url}/readyz")["status"] == "ready"
+    job = house.accept(steps=2)
+    wait_until(lambda: house.ledger.read(job).status == "succeeded")
+    left_over = house.accept(steps=3000)
+    wait_until(lambda: house.ledger.read(left_over).status == "running")
+    pids = [house.worker_pid(), house.api_pid(), process_id(embedded.socket_url(house.home))]
+    up.send_signal(signum)
+    begun = time.monotonic()
+    assert up.wait(20) == 0
+    assert time.monotonic() - begun < 10
+    assert not any(running(pid) for pid in pids if pid)
+    up, _ = house.ready()
+    assert house.ledger.read(job).status == "succeeded"
+    wait_until(lambda: house.ledger.read(left_over).status == "running")
+    assert house.ledger.read(left_over).attempts == 1, "stopping in order costs no attempt"
+
+
+def test_after_a_kill_nothing_half_dead_stops_the_next_start(house: House) -> None:
+    up, url = house.ready()
+    job = house.accept(steps=3000)
+    wait_until(lambda: house.ledger.read(job).status == "running")
+    worker, api = house.worker_pid(), house.api_pid()
+    valkey = process_id(embedded.socket_url(house.home))
+    up.kill()
+    up.wait()
+    port = int(url.rpartition(":")[2])
+    house.ready(port)
+    assert not running(api)
+    wait_until(lambda: not running(worker))
+    assert process_id(embedded.socket_url(house.home)) == valkey, "the living Valkey is adopted"
+    wait_until(lambda: house.ledger.read(job).status == "running")
+
+
+@pytest.mark.parametrize("who", ["worker", "api", "valkey"])
+def test_a_child_that_dies_is_started_again(house: House, who: str) -> None:
+    _, url = house.ready()
+    pid = {"worker": house.worker_pid, "api": house.api_pid}.get(
+        who, lambda: process_id(embedded.socket_url(house.home))
+    )()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not running(pid))
+
+    def works_again() -> bool:
+        try:
+            return get(f"{url}/readyz")["status"] == "ready" and house.worker_pid() != pid
+        except OSError:
+            return False
+
+    wait_until(works_again)
+    job = house.accept()
+    wait_until(lambda: house.ledger.read(job).status == "succeeded")
+
+
+def test_two_on_one_home_give_a_clear_error(house: House) -> None:
+    house.ready()
+    second = house.start()
+    said, _ = second.communicate(timeout=20)
+    assert second.returncode == 1
+    assert "in use by another `touchstone up`" in said
+
+
+def test_a_port_in_use_gives_a_clear_error(house: House) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said, _ = house.start(port).communicate(timeout=20)
+    assert f"port {port}" in said
+    assert "choose another --port" in said
+    assert process_id(embedded.socket_url(house.home)) is None, "nothing stays behind"
+
+
+def test_a_signal_before_it_is_ready_stops_it(house: House) -> None:
+    up = house.start()
+    assert up.stdout is not None
+    up.stdout.readline()
+    wait_until(lambda: process_id(embedded.socket_url(house.home)))
+    up.terminate()
+    assert up.wait(20) == 0
+    assert process_id(embedded.socket_url(house.home)) is None
+
+
+def test_a_worker_that_cannot_start_says_why(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOUCHSTONE_LOG_LEVEL", "nonsense")
+    said, _ = house.start().communicate(timeout=60)
+    assert house.ups[-1].returncode == 1
+    assert "did not start" in said
+    assert "Unknown level" in said
