@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from serving import Api, serving
 
 from touchstone import embedded
 from touchstone.jobs.ledger import Ledger
@@ -55,3 +56,12 @@ def submission() -> Submission:
         image=ImageRef(digest="sha256:" + "1" * 64, width=8, height=8, channels=1),
         parameters={"norm": "linf", "eps": 8 / 255, "steps": 10},
     )
+
+
+@pytest.fixture(scope="module")
+def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A service with a pretended worker, for all tests of a module."""
+    with redis.Redis.from_url(valkey_server) as client:
+        client.flushall()
+    with serving(Settings(home=tmp_path_factory.mktemp("api"), redis_url=valkey_server)) as api:
+        yield api

@@ -19,7 +19,7 @@ from touchstone.models import zoo
 Name = Annotated[str, Path(description="A method's name.", examples=["pgd"])]
 Card = dict[str, Any]
 
-_MODEL = {"model": "fashion-mnist-cnn"}
+_MODEL = {"model": next(iter(zoo.manifests()), "my-net")}
 
 
 def router_of(kind: Kind) -> APIRouter:

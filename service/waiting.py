@@ -100,7 +100,7 @@ class Waiting:
         end = clock() + seconds
         while not listener.wanted(job) and not self.closing and (left := end - clock()) > 0:
             news = await listener.changed(min(left, RECHECK_SECONDS))
-            job = news or await to_thread.run_sync(self._ledger.read, job.id)
+            job = news if news is not None else await to_thread.run_sync(self._ledger.read, job.id)
         return job
 
     def _hear(self) -> None:
