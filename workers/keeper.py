@@ -8,6 +8,7 @@ also watches the engine: a device that hangs gives no sign, so its jobs must be 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -149,9 +150,8 @@ class Keeper:
 
     def _beat(self) -> None:
         if not self.stopping:
-            self._ledger.beat(
-                self.worker, {**self._engine.figures(), "pid": os.getpid(), "running": len(self._held)}
-            )
+            process = {"host": socket.gethostname(), "pid": os.getpid(), "running": len(self._held)}
+            self._ledger.beat(self.worker, self._engine.figures() | process)
 
     def _stop(self, now: float) -> None:
         if self._stopping_since is None:
