@@ -1,0 +1,128 @@
+"""Architectures by name: how a network is built, and the same function in the form that answers fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+from torch.nn import functional
+
+from touchstone.errors import ModelUnusable
+from touchstone.models.frozen import RELU, RELU6, FrozenConv, Stage, fold
+from touchstone.models.manifest import InputSpec
+from touchstone.models.trunk import Trunk
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """`build` makes the network that weights are trained in; `freeze` makes a faster one of equal answers.
+
+    `build` takes the input and the number of classes. The network maps normalised images (B, C, H, W) to
+    logits (B, K).
+    """
+
+    build: Callable[[InputSpec, int], nn.Module]
+    freeze: Callable[[nn.Module], nn.Module]
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of this name. Raises ModelUnusable."""
+    if name not in ARCHITECTURES:
+        raise ModelUnusable(
+            f"there is no architecture named {name[:60]!r}; there are: {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name]
+
+
+class SmallCNN(nn.Sequential):
+    """Four convolutions and two linear layers, without BatchNorm, for images of about 28x28."""
+
+    def __init__(self, spec: InputSpec, classes: int) -> None:
+        # Two of the convolutions have stride 2 and padding 1: each halves a side and rounds up.
+        height, width = -(-spec.height // 4), -(-spec.width // 4)
+        super().__init__(
+            *(nn.Conv2d(spec.channels, 32, 3, padding=1), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(64, 48, 3, stride=2, padding=1), nn.ReLU(inplace=True)),
+            nn.Flatten(),
+            *(nn.Linear(48 * height * width, 128), nn.ReLU(inplace=True)),
+            nn.Linear(128, classes),
+        )
+
+
+def _freeze_small_cnn(net: nn.Module) -> nn.Module:
+    layers = list(net.children())
+    convs = [
+        FrozenConv(one.weight, one.bias, stride=one.stride[0], padding=int(one.padding[0]), ceiling=RELU)
+        for one in layers
+        if isinstance(one, nn.Conv2d) and one.bias is not None
+    ]
+    return nn.Sequential(Trunk(Stage(*convs)), *layers[2 * len(convs) :])
+
+
+def _build_lite0(spec: InputSpec, classes: int) -> nn.Module:
+    # Imported here: only this architecture needs the package. Its own loader prints; building does not.
+    from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+
+    net: nn.Module = EfficientNet.from_name(
+        "efficientnet-lite0",
+        num_classes=classes,
+        image_size=[spec.height, spec.width],
+        in_channels=spec.channels,
+    )
+    return net
+
+
+def _freeze_lite0(net: Any) -> nn.Module:
+    stem = FrozenConv(*fold(net._conv_stem, net._bn0), stride=2, ceiling=RELU6)
+    head = FrozenConv(*fold(net._conv_head, net._bn1), ceiling=RELU6)
+    return nn.Sequential(
+        nn.ZeroPad2d(_margins(net._conv_stem)),
+        Trunk(Stage(stem), *map(_freeze_block, net._blocks), Stage(head)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        net._fc,
+    )
+
+
+def _freeze_block(block: Any) -> Stage:
+    convs = [
+        _freeze_same(block._depthwise_conv, block._bn1, RELU6),
+        _freeze_same(block._project_conv, block._bn2),
+    ]
+    if hasattr(block, "_expand_conv"):
+        convs.insert(0, _freeze_same(block._expand_conv, block._bn0, RELU6))
+    alike = block._expand_conv.in_channels == block._project_conv.out_channels if len(convs) == 3 else False
+    return Stage(*convs, skip=block.id_skip and convs[-2].stride == 1 and alike)
+
+
+def _freeze_same(conv: Any, norm: nn.BatchNorm2d, ceiling: float | None = None) -> FrozenConv:
+    """A convolution with TensorFlow's "same" padding, whose right margin may be one wider than the left.
+
+    A kernel with a row and a column of zeros before it needs that margin on both sides, which spares
+    a padded copy of the features.
+    """
+    weight, bias = fold(conv, norm)
+    left, right, top, bottom = _margins(conv)
+    if right > left:
+        weight = functional.pad(weight, (right - left, 0, bottom - top, 0))
+    return FrozenConv(weight, bias, stride=conv.stride[0], padding=right, groups=conv.groups, ceiling=ceiling)
+
+
+def _margins(conv: Any) -> tuple[int, int, int, int]:
+    """Left, right, top, bottom."""
+    padding = getattr(conv.static_padding, "padding", (0, 0, 0, 0))
+    left, right, top, bottom = map(int, padding)
+    return left, right, top, bottom
+
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "efficientnet-lite0": Architecture(_build_lite0, _freeze_lite0),
+        "small-cnn": Architecture(SmallCNN, _freeze_small_cnn),
+    }
+)

@@ -1,0 +1,64 @@
+"""The models that come with Touchstone: a card each, and where their weights are. Never imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+
+from touchstone.errors import ModelUnusable, UnknownModel
+from touchstone.models.manifest import Manifest
+
+CARDS = Path(__file__).with_name("cards")
+
+
+@cache
+def manifests() -> Mapping[str, Manifest]:
+    """All models by id."""
+    cards = [Manifest.model_validate_json(path.read_bytes()) for path in sorted(CARDS.glob("*.json"))]
+    return MappingProxyType({card.id: card for card in cards})
+
+
+def manifest(model: str) -> Manifest:
+    """The card of this id; UnknownModel names those that exist."""
+    known = manifests()
+    if model not in known:
+        raise UnknownModel(
+            f"there is no model named {model[:60]!r}; there are: {', '.join(known) or 'none'}", field="model"
+        )
+    return known[model]
+
+
+def weights_file(card: Manifest, *, beside: Path = CARDS) -> Path:
+    """Where a card's weights are: in the folder `beside`, or in the installed package that the card names.
+
+    The package is found, not imported. Raises ModelUnusable where it is not installed, or where the file's
+    name leads elsewhere.
+    """
+    folder = beside if card.weights.package is None else _package_folder(card.weights.package, card.id)
+    path = (folder / card.weights.file).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ModelUnusable(f"{card.id}: the weights file {card.weights.file!r} lies outside its folder")
+    return path
+
+
+def read_weights(card: Manifest, *, beside: Path = CARDS) -> bytes:
+    """The weights file, once its digest is known to be the card's. Raises ModelUnusable."""
+    path = weights_file(card, beside=beside)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelUnusable(f"{card.id}: cannot read {path.name}: {error.strerror}") from None
+    if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != card.digest:
+        raise ModelUnusable(f"{card.id}: {path.name} is not the file of the card: {found}, not {card.digest}")
+    return data
+
+
+def _package_folder(package: str, model: str) -> Path:
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelUnusable(f"{model}: the package {package!r} that holds its weights is not installed")
+    return Path(spec.submodule_search_locations[0])
