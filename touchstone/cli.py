@@ -90,12 +90,12 @@ def models() -> None:
     from touchstone.models.zoo import manifests  # noqa: PLC0415 - reads the cards only when they are asked for
 
     table = Table("model", "input", "classes", "accuracy", "licence")
+    table.columns[0].no_wrap = True
     for one in manifests().values():
         size = f"{one.input.height}x{one.input.width}x{one.input.channels}"
-        known = "; ".join(
-            f"{a.value:.1%} on {a.data} ({'measured' if a.measured else 'claimed'})" for a in one.accuracy
-        )
-        table.add_row(one.id, size, str(len(one.classes)), known, one.licence)
+        known = one.accuracy[0]
+        said = f"{known.value:.1%} {'measured' if known.measured else 'claimed'}, {known.data}"
+        table.add_row(one.id, size, str(len(one.classes)), said, one.licence)
     out.print(table)
 
 

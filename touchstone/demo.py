@@ -40,7 +40,8 @@ def run(folder: Path, out: Console) -> None:
         (folder / "adversarial.png").write_bytes(files["adversarial.png"])
         side_by_side(job["result"], files).save(folder / "side-by-side.png")
         out.print(f"Saved {folder}/adversarial.png and {folder}/side-by-side.png", highlight=False)
-    out.print(f"\nThe same by hand, while `make up` serves:\n\n{curl('http://127.0.0.1:8000')}\n", highlight=False)
+    out.print("\nThe same by hand, while `make up` serves:\n")
+    out.print(curl("http://127.0.0.1:8000"), highlight=False, soft_wrap=True)
 
 
 def curl(url: str) -> str:
