@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import signal
@@ -12,8 +14,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from touchstone import embedded
 from touchstone.jobs.blobs import open_blobs
@@ -71,7 +75,9 @@ class House:
 
     def ready(self, port: int = 0) -> tuple[subprocess.Popen[str], str]:
         """A service that is ready, and its address."""
-        up = self.start(port)
+        return self.heard(self.start(port))
+
+    def heard(self, up: subprocess.Popen[str]) -> tuple[subprocess.Popen[str], str]:
         assert up.stdout is not None
         heard = []
         for line in up.stdout:
@@ -114,10 +120,9 @@ def house(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> I
     house.close()
 
 
-def get(url: str) -> dict[str, object]:
+def get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=5) as answer:
-        found: dict[str, object] = json.load(answer)
-    return found
+        return json.load(answer)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -175,6 +180,31 @@ def test_a_child_that_dies_is_started_again(house: House, who: str) -> None:
     wait_until(works_again)
     job = house.accept()
     wait_until(lambda: house.ledger.read(job).status == "succeeded")
+
+
+def test_the_command_serves_with_real_models(house: House) -> None:
+    command = Path(sys.executable).with_name("touchstone")
+    up = subprocess.Popen(
+        [command, "up", "--home", house.home, "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    house.ups.append(up)
+    _, url = house.heard(up)
+    photo = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(photo, "PNG")
+    body = {
+        "image": base64.b64encode(photo.getvalue()).decode(),
+        "model": get(f"{url}/v1/models")["items"][0]["id"],
+    }
+    request = urllib.request.Request(
+        f"{url}/v1/predictions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json", "Prefer": "wait=30"},
+    )
+    with urllib.request.urlopen(request, timeout=40) as answer:
+        assert json.load(answer)["status"] == "succeeded"
 
 
 def test_two_on_one_home_give_a_clear_error(house: House) -> None:

@@ -29,12 +29,12 @@ from service.edge import Edge
 from service.limits import Bounds, Limits
 from service.metrics import Durations, Figures
 from service.queue import open_bell
-from service.reaping import Reaper
 from service.ringing import Ringer
 from service.waiting import Waiting
 from touchstone.embedded import ledger_url
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.reaping import Reaper
 from touchstone.settings import Settings
 
 THREADS = 200

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, cast
 from anyio import CapacityLimiter
 from fastapi import Request
 
-from service.reaping import Reaper
 from service.ringing import Ringer
 from service.waiting import Waiting
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.reaping import Reaper
 from touchstone.settings import Settings
 
 if TYPE_CHECKING:

@@ -148,7 +148,9 @@ class Runner:
         except (TypeError, ValueError):  # a result that is no JSON
             _log.exception("a job broke", job=job.id, attempt=job.attempts)
             held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL))
-        if not held_on:
+        if held_on:
+            _log.info("a job ended", job=job.id, attempt=job.attempts, status=end["status"])
+        else:
             _log.warning("a job ended after its claim was lost", job=job.id, attempt=job.attempts)
 
     def _insist(self, action: Callable[[], T], *, seconds: float = float("inf")) -> T:

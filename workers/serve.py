@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -73,7 +74,13 @@ def _listen(keeper: Keeper, reaper: Reaper) -> None:
 
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(shutting_down, weak=False)
-    signals.setup_logging.connect(lambda **_: None, weak=False)
+    signals.setup_logging.connect(_leave_logs_alone, weak=False)
+
+
+def _leave_logs_alone(**_: Any) -> None:
+    """Keep our own logs, without Celery's lines on each message: the runner's lines name the jobs."""
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _consume(app: Celery, settings: Settings) -> int:
