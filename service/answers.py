@@ -41,11 +41,7 @@ async def submit(request: Request, prepare: Callable[[Received], Prepared]) -> R
     backend = backend_of(request)
     key = preferences.idempotency_key(request)
     received = await bodies.receive(request)
-    try:
-        prepared = await to_thread.run_sync(prepare, received, limiter=backend.decoders)
-    finally:
-        if not isinstance(received, bytes):
-            await received.close()
+    prepared = await to_thread.run_sync(prepare, received, limiter=backend.decoders)
     return await answer(request, prepared, key)
 
 

@@ -12,18 +12,24 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from fastapi import Request
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
+from service import forms
 from touchstone.errors import ImageTooLarge, InvalidImage, InvalidParameter
 
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 
-_MOST_PARTS = 64
-_TEXT_SIZE = 64 * 2**10
+_ENVELOPE = 128 * 2**10
 _DATA_URL = re.compile(r"data:[\w.+/;=-]{0,100}?;base64,", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A body as it came, not yet parsed: that may take long, and is not done on the event loop."""
+
+    content_type: str
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -34,17 +40,13 @@ class Body:
     image: bytes
 
 
-Received = FormData | bytes
-"""A form, or the bytes of a JSON text that is still to be parsed, which is not done on the event loop."""
-
-
 def most_bytes(upload_limit: int) -> int:
     """The most bytes that a body with an image of the allowed size has; base64 takes four for three."""
-    return upload_limit * 4 // 3 + 2 * _TEXT_SIZE
+    return upload_limit * 4 // 3 + _ENVELOPE
 
 
 async def receive(request: Request) -> Received:
-    """Take the body in; 415 where its type is neither of the two, 400 where it is not what it says."""
+    """Take the body in; 415 where its type is neither of the two."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise HTTPException(
@@ -52,41 +54,36 @@ async def receive(request: Request) -> Received:
             "Content-Encoding: send the body as it is, not compressed",
             {"Accept-Encoding": "identity"},
         )
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media == JSON:
-        return await request.body()
-    if media == MULTIPART:
-        return await _form(request)
-    raise HTTPException(
-        415, f"Content-Type: expected {MULTIPART} or {JSON}", {"Accept": f"{MULTIPART}, {JSON}"}
-    )
+    content_type = request.headers.get("content-type", "")
+    if _media(content_type) not in (JSON, MULTIPART):
+        raise HTTPException(
+            415, f"Content-Type: expected {MULTIPART} or {JSON}", {"Accept": f"{MULTIPART}, {JSON}"}
+        )
+    return Received(content_type, await request.body())
 
 
-async def _form(request: Request) -> FormData:
-    try:
-        return await request.form(max_files=_MOST_PARTS, max_fields=_MOST_PARTS, max_part_size=_TEXT_SIZE)
-    except (HTTPException, ClientDisconnect):
-        raise
-    except Exception:  # noqa: BLE001 - the parser hands on whatever a hostile header makes its codecs raise
-        _invalid("the multipart body cannot be read")
+def _media(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def parse(received: Received, upload_limit: int) -> Body:
-    """Fields and image of a body that was taken in; may take long for a large one."""
-    fields = _form_fields(received) if isinstance(received, FormData) else _json_fields(received)
+    """Fields and image of a body that was taken in."""
+    is_form = _media(received.content_type) == MULTIPART
+    fields = _form_fields(received) if is_form else _json_fields(received.content)
     image = fields.pop("image", None)
     if image is None:
         raise InvalidParameter("image: missing; a PNG, JPEG or WebP file is needed", field="image")
-    files = [name for name, value in fields.items() if isinstance(value, UploadFile)]
+    files = [name[:60] for name, value in fields.items() if isinstance(value, bytes)]
     if files:
-        raise InvalidParameter(
-            f"{files[0][:60]}: expected a value, not a file; only image is a file", field=files[0][:60]
-        )
+        raise InvalidParameter(f"{files[0]}: expected a value; only image is a file", field=files[0])
     return Body(fields, _image(image, upload_limit))
 
 
-def _form_fields(form: FormData) -> dict[str, Any]:
-    return _once(form.multi_items())
+def _form_fields(received: Received) -> dict[str, Any]:
+    try:
+        return _once(forms.read(received.content, received.content_type))
+    except forms.FormError as error:
+        _invalid(str(error)[:200])
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -127,8 +124,8 @@ def _invalid(detail: str) -> NoReturn:
 
 
 def _image(value: Any, limit: int) -> bytes:
-    if isinstance(value, UploadFile):
-        data = value.file.read()
+    if isinstance(value, bytes):
+        data = value
     elif isinstance(value, str):
         data = _from_text(value)
     else:

@@ -33,6 +33,7 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.NonFiniteOutput: 422,
         errors.GradientRefused: 422,
         errors.ModelUnusable: 503,
+        errors.DataUnavailable: 503,
         errors.OutOfMemory: 503,
         errors.Canceled: 409,
         errors.DeadlineExceeded: 422,

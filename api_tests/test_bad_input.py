@@ -1,0 +1,483 @@
+"""Hostile and mistaken requests: each gets the problem that says what was wrong, and none a 5xx."""
+
+import io
+import json
+import socket
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+from serving import Api, data_url, encoded, picture, png, some_model
+
+BOUNDARY = "frontier"
+
+
+def problem(response: httpx2.Response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
+    """The problem, once it is the one expected."""
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
+        response.text[:500]
+    )
+    body: dict[str, Any] = response.json()
+    assert (body["status"], body["code"], body.get("field")) == (status, code, field)
+    assert body["detail"]
+    assert len(response.content) < 20_000
+    return body
+
+
+def form(*parts: tuple[str, bytes], end: bool = True) -> tuple[bytes, dict[str, str]]:
+    """A multipart body of parts, each the rest of a Content-Disposition and a content."""
+    text = b"".join(
+        f"--{BOUNDARY}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode("latin-1")
+        + content
+        + b"\r\n"
+        for head, content in parts
+    )
+    body = text + f"--{BOUNDARY}--\r\n".encode() if end else text
+    return body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+
+
+IMAGE = ('name="image"; filename="a.png"', png())
+MODEL = ('name="model"', some_model().id.encode())
+
+
+def post(api: Api, body: bytes, headers: dict[str, str], path: str = "/v1/attacks/pgd") -> httpx2.Response:
+    return api.client.post(path, content=body, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(
+            ("eps", value)
+            for value in ("NaN", "-1", "1e309", "8/0", "true", "[8]", "8", "", "1/-2", "0x1", "inf")
+        ),
+        *(
+            ("steps", value)
+            for value in ("0", "1000000000", "1.5", "-3", "NaN", "", "true", "1e3", "9" * 5000)
+        ),
+        *(("norm", value) for value in ("l3", "", "[]", "linf\0", "l" * 10_000)),
+        *(("seed", value) for value in ("-1", str(2**64), "1.5", "x", "true")),
+        *(("execution", value) for value in ("fast", "", "BATCHED")),
+        *(("deadline", value) for value in ("0", "-1", "3601", "nan", "soon", "1e309")),
+        *(("model", value) for value in ("", "x" * 10_000)),
+        *(("early_stop", value) for value in ("maybe", "2")),
+    ],
+)
+def test_a_value_that_cannot_be_used(api: Api, field: str, value: str) -> None:
+    body = problem(api.submit(wait=None, **{field: value}), 422, "invalid_parameter", field)
+    assert field in body["detail"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("eps", value) for value in (True, [8], {}, None, 10**400, "8/0", "1e309")),
+        *(("steps", value) for value in (True, 1.5, [], None, 10**30, "many")),
+        *(("label", value) for value in (True, 1.5, [1], {"a": 1})),
+        *(("target", value) for value in (False, [])),
+        *(("seed", value) for value in (-1, 2**64, True, None)),
+        *(("model", value) for value in (1, True, None, [], "")),
+        *(("norm", value) for value in (True, None, 3, [])),
+        *(("image", value) for value in (1, [], {}, True)),
+    ],
+)
+def test_a_json_value_of_a_wrong_kind(api: Api, field: str, value: object) -> None:
+    body = {"image": data_url(png()), "model": some_model().id, field: value}
+    problem(api.client.post("/v1/attacks/pgd", json=body), 422, "invalid_parameter", field)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["-1", str(len(some_model().classes)), "9" * 100, "no such class", "--5", "٣", "a\0b", "x" * 150, " "],
+)
+@pytest.mark.parametrize("field", ["label", "target"])
+def test_a_class_that_the_model_has_not(api: Api, field: str, value: str) -> None:
+    problem(api.submit(wait=None, **{field: value}), 422, "unknown_label", field)
+
+
+@pytest.mark.parametrize("field", ["label", "target"])
+def test_a_class_name_has_a_bounded_length(api: Api, field: str) -> None:
+    for value in ("", "x" * 10_000):
+        problem(api.submit(wait=None, **{field: value}), 422, "invalid_parameter", field)
+
+
+def test_the_target_is_another_class(api: Api) -> None:
+    problem(api.submit(wait=None, label=1, target=1), 422, "invalid_parameter", "target")
+    problem(
+        api.submit(wait=None, label=1, target=some_model().classes[1]), 422, "invalid_parameter", "target"
+    )
+
+
+@pytest.mark.parametrize("model", ["../x", "%2e%2e", "a\0b", "іmagenet", "x", "\r\n", "' OR 1", "*"])
+def test_a_model_that_there_is_not(api: Api, model: str) -> None:
+    body = problem(api.submit(wait=None, model=model), 404, "unknown_model", "model")
+    assert some_model().id in body["detail"]
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "1.5", str(len(some_model().classes) + 1), "x", "9" * 30])
+def test_no_more_classes_than_there_are(api: Api, top: str) -> None:
+    problem(api.submit("/v1/predictions", wait=None, top=top), 422, "invalid_parameter", "top")
+
+
+def test_an_unknown_field_is_named_with_those_that_exist(api: Api) -> None:
+    body = problem(api.submit(wait=None, epsilon="8/255"), 422, "invalid_parameter", "epsilon")
+    assert 'did you mean "eps"' in body["detail"]
+    problem(api.submit("/v1/predictions", wait=None, eps=1), 422, "invalid_parameter", "eps")
+    problem(api.submit("/v1/predictions", wait=None, target=1), 422, "invalid_parameter", "target")
+    name = "\0" + "x" * 2000
+    problem(post(api, *form(IMAGE, MODEL, (f'name="{name}"', b"1"))), 422, "invalid_parameter", name[:60])
+
+
+def test_the_cost_is_bounded_before_the_job_is_accepted(api: Api) -> None:
+    body = problem(api.submit(wait=None, steps=10_000, restarts=100), 422, "cost_too_high")
+    assert body["cost"]["total"] > body["limit"] == api.settings.cost_limit
+
+
+def test_parts_that_are_missing_doubled_or_too_many(api: Api) -> None:
+    problem(post(api, *form(MODEL)), 422, "invalid_parameter", "image")
+    problem(post(api, *form(IMAGE)), 422, "invalid_parameter", "model")
+    problem(post(api, *form(IMAGE, MODEL, IMAGE)), 422, "invalid_parameter", "image")
+    problem(post(api, *form(IMAGE, MODEL, MODEL)), 422, "invalid_parameter", "model")
+    problem(
+        post(api, *form(IMAGE, MODEL, ('name="eps"; filename="e"', b"1"))), 422, "invalid_parameter", "eps"
+    )
+    problem(post(api, *form(IMAGE, MODEL, *[('name="x"', b"")] * 1001)), 400, "invalid_body")
+    problem(post(api, *form(IMAGE, MODEL, *[('name="x"; filename="f"', b"")] * 1001)), 400, "invalid_body")
+    problem(post(api, *form(IMAGE, ('name="model"', b"x" * 100_000))), 400, "invalid_body")
+
+
+def test_forms_that_are_none(api: Api) -> None:
+    whole, headers = form(IMAGE, MODEL)
+    broken = [
+        (whole[: len(whole) // 2], headers),
+        (form(IMAGE, MODEL, end=False)[0], headers),
+        (b"", headers),
+        (b"\0" * 100, headers),
+        (whole, {"Content-Type": "multipart/form-data"}),
+        (whole, {"Content-Type": "multipart/form-data; boundary="}),
+        (whole, {"Content-Type": "multipart/form-data; boundary=" + "x" * 1000}),
+        (whole.replace(b"form-data", b"nothing"), {"Content-Type": "multipart/form-data; boundary=other"}),
+        (whole.replace(b'; name="model"', b""), headers),
+        (form(("", b"x"))[0], headers),
+    ]
+    for body, kind in broken:
+        response = post(api, body, kind)
+        assert response.status_code in (400, 422), (body[:80], kind, response.text)
+        assert response.headers["content-type"] == "application/problem+json"
+
+
+def test_text_is_utf_8_whatever_the_charset_says(api: Api) -> None:
+    for charset in ("punycode", "idna", "hex", "utf-16", "%00"):
+        body, headers = form(IMAGE, MODEL)
+        headers = {"Content-Type": headers["Content-Type"] + f"; charset={charset}"}
+        assert post(api, body, headers).status_code == 202
+        body, _ = form(IMAGE, ('name="model"', b"\xff\\x\x80"))
+        problem(post(api, body, headers), 400, "invalid_body")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "a\0b", "con", "x" * 2000, "<script>", "é", '"', "%2e%2e%2f", "..\\..\\x", ""],
+)
+def test_the_name_and_type_of_the_file_do_not_matter(api: Api, name: str) -> None:
+    quoted = name.replace('"', '\\"')
+    text = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{quoted}"\r\n'
+    body = text.encode() + b"Content-Type: text/html\r\n\r\n" + png() + b"\r\n" + form(MODEL)[0]
+    assert post(api, body, form()[1]).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            b"",
+            b" ",
+            b"{",
+            b"nul",
+            b"[]",
+            b'"x"',
+            b"1",
+            b"null",
+            b"{'a': 1}",
+            b'{"a": 1,}',
+            b"\xff\xfe{\0}\0",
+        ),
+        *(b'{"eps": NaN}', b'{"eps": Infinity}', b'{"eps": -Infinity}', b"[" * 100_000, b'{"a":' * 100_000),
+        *(
+            b'{"eps": ' + b"9" * 5000 + b"}",
+            b'{"model": "\\ud800"}',
+            b'{"\\udfff": 1}',
+            b'{"a": "\xed\xa0\x80"}',
+        ),
+    ],
+    ids=lambda text: text[:20].decode("latin-1"),
+)
+def test_what_is_not_a_json_object(api: Api, text: bytes) -> None:
+    problem(post(api, text, {"Content-Type": "application/json"}), 400, "invalid_body")
+
+
+def test_a_doubled_member(api: Api) -> None:
+    text = b'{"model": "a", "model": "b"}'
+    problem(post(api, text, {"Content-Type": "application/json"}), 422, "invalid_parameter", "model")
+
+
+@pytest.mark.parametrize(
+    "image", ["data:image/png;base64,!!!", "data:image/png,abc", "x", "é", "data:", "a" * 101]
+)
+def test_an_image_that_is_no_base64(api: Api, image: str) -> None:
+    body = {"image": image, "model": some_model().id}
+    problem(api.client.post("/v1/attacks/pgd", json=body), 422, "invalid_image", "image")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "", "image/png", "\xff", "application/xml", ";"],
+)
+def test_other_types_of_bodies(api: Api, kind: str) -> None:
+    response = api.client.post(
+        "/v1/attacks/pgd", content=b"a=1", headers={b"Content-Type": kind.encode("latin-1")}
+    )
+    body = problem(response, 415, "unsupported_media_type")
+    assert "multipart/form-data" in body["detail"]
+
+
+def test_compressed_bodies(api: Api) -> None:
+    body, headers = form(IMAGE, MODEL)
+    problem(
+        post(api, zlib.compress(body), {**headers, "Content-Encoding": "gzip"}), 415, "unsupported_media_type"
+    )
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def raw_png(width: int, height: int, *, data: bytes = b"", extra: bytes = b"", depth: int = 8) -> bytes:
+    """A PNG whose header says whatever it likes."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def animation(kind: str) -> bytes:
+    frames = [picture(), picture().rotate(180)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=100)
+
+
+def sixteen_bit() -> bytes:
+    return encoded(Image.fromarray(np.arange(72, dtype=np.uint16).reshape(8, 9) * 900))
+
+
+def corrupt(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+
+
+BAD_IMAGES: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "text": lambda: b"not an image at all",
+    "html": lambda: b"<!doctype html><script>alert(1)</script>",
+    "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
+    "gif": lambda: encoded(picture(), "GIF"),
+    "tiff": lambda: encoded(picture(), "TIFF"),
+    "bmp": lambda: encoded(picture(), "BMP"),
+    "ico": lambda: encoded(picture(32, 32), "ICO"),
+    "pdf": lambda: b"%PDF-1.4\n%%EOF",
+    "eps": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "psd": lambda: b"8BPS\0\1" + bytes(40),
+    "zip": lambda: b"PK\3\4" + bytes(100),
+    "animated gif": lambda: animation("GIF"),
+    "animated png": lambda: animation("PNG"),
+    "animated webp": lambda: animation("WEBP"),
+    "16 bit": sixteen_bit,
+    "0x0": lambda: raw_png(0, 0),
+    "1x1": lambda: png(1, 1),
+    "7x9": lambda: png(7, 9),
+    "wrong crc": lambda: corrupt(png(), 29),
+    "broken data": lambda: corrupt(png(64, 64), 60),
+    "idat of text": lambda: raw_png(9, 9, data=b"hello"),
+    "text bomb": lambda: raw_png(9, 9, extra=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(80_000_000), 9))),
+    "profile bomb": lambda: raw_png(
+        9, 9, extra=chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(80_000_000), 9))
+    ),
+    "signature only": lambda: b"\x89PNG\r\n\x1a\n",
+    "jpeg marker only": lambda: b"\xff\xd8\xff\xe0",
+    "webp header only": lambda: b"RIFF\x24\0\0\0WEBPVP8 ",
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_an_image_that_cannot_be_used(api: Api, name: str) -> None:
+    problem(api.submit(wait=None, image=BAD_IMAGES[name]()), 422, "invalid_image", "image")
+
+
+BIG_IMAGES: dict[str, Callable[[], bytes]] = {
+    "4097 wide": lambda: png(4097, 8, "L"),
+    "2^31 x 1": lambda: raw_png(2**31 - 1, 1),
+    "pixel bomb": lambda: raw_png(60_000, 60_000, data=zlib.compress(bytes(1_000_000))),
+    "idat bomb": lambda: raw_png(30_000, 30_000, data=zlib.compress(bytes(50_000_000), 9)),
+    "ten mebibytes and one": lambda: png() + bytes(10 * 2**20 + 1 - len(png())),
+}
+
+
+@pytest.mark.parametrize("name", BIG_IMAGES)
+def test_an_image_that_is_too_large(api: Api, name: str) -> None:
+    problem(api.submit(wait=None, image=BIG_IMAGES[name]()), 413, "image_too_large", "image")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_file_cut_at_any_tenth(api: Api, kind: str) -> None:
+    whole = encoded(picture(64, 64), kind)
+    for tenth in range(1, 10):
+        image = whole[: len(whole) * tenth // 10]
+        problem(api.submit(wait=None, image=image), 422, "invalid_image", "image")
+
+
+GOOD_IMAGES: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: encoded(picture(), "JPEG"),
+    "grey jpeg": lambda: encoded(picture(mode="L"), "JPEG"),
+    "cmyk jpeg": lambda: encoded(picture(mode="CMYK"), "JPEG"),
+    "webp": lambda: encoded(picture(), "WEBP", lossless=True),
+    "palette": lambda: png(mode="P"),
+    "one bit": lambda: png(mode="1"),
+    "grey and alpha": lambda: png(mode="LA"),
+    "rgba": lambda: png(mode="RGBA"),
+    "trailing megabytes": lambda: png() + bytes(3 * 2**20),
+    "png and html": lambda: png() + b"<script>alert(1)</script>",
+    "exif of nonsense": lambda: encoded(picture(), "JPEG", exif=b"Exif\0\0" + b"\xff" * 64),
+    **{f"exif {turn}": lambda turn=turn: turned(turn) for turn in range(1, 9)},  # type: ignore[misc]
+}
+
+
+def turned(turn: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = turn, "<script>alert(1)</script>"
+    return encoded(picture(), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize("name", GOOD_IMAGES)
+def test_an_unusual_image_loses_its_metadata_only(api: Api, name: str) -> None:
+    job = api.job(image=GOOD_IMAGES[name]())
+    data = api.client.get(job["links"]["artifacts"]["original.png"]).content
+    assert b"script" not in data
+    assert len(data) < 5000
+    image = Image.open(io.BytesIO(data))
+    assert not image.info
+    swapped = name in {f"exif {turn}" for turn in range(5, 9)}
+    assert image.size == ((8, 9) if swapped else (9, 8))
+    assert (job["image"]["width"], job["image"]["height"]) == image.size
+
+
+@pytest.mark.parametrize(
+    "job", ["x", "0" * 32, "..", "%00", "A" * 32, "ж" * 30, "x" * 5000, "0" * 31 + ":", "*"]
+)
+def test_jobs_that_there_are_not(api: Api, job: str) -> None:
+    for method, tail in (
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/cancel"),
+        ("POST", "/rerun"),
+        ("GET", "/events"),
+    ):
+        response = api.client.request(method, f"/v1/jobs/{job}{tail}")
+        assert response.status_code in (404, 405)  # ".." leads to another path
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["code"] in ("unknown_job", "not_found", "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        *(("limit=0", "limit"), ("limit=-1", "limit"), ("limit=201", "limit"), ("limit=x", "limit")),
+        *(("status=done", "status"), ("kind=x", "kind"), ("method=" + "x" * 65, "method")),
+    ],
+)
+def test_lists_with_impossible_filters(api: Api, query: str, field: str) -> None:
+    problem(api.client.get(f"/v1/jobs?{query}"), 422, "invalid_parameter", field)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/attacks", "/v1/certificates", "/v1/models"])
+@pytest.mark.parametrize("cursor", ["x", "é", "AAAA", "%00", "A" * 150, "0-0"])
+def test_forged_cursors(api: Api, path: str, cursor: str) -> None:
+    problem(api.client.get(f"{path}?cursor={cursor}"), 422, "invalid_cursor", "cursor")
+
+
+def test_a_cursor_of_another_list(api: Api) -> None:
+    for _ in range(2):
+        api.job()
+    cursor = api.client.get("/v1/jobs?limit=1&method=pgd").json()["cursor"]
+    problem(api.client.get(f"/v1/jobs?limit=1&cursor={cursor}"), 422, "invalid_cursor", "cursor")
+
+
+@pytest.mark.parametrize("name", ["nope", "PGD", "%00", "x" * 3000, "pgd%20"])
+@pytest.mark.parametrize("kind", ["attacks", "certificates"])
+def test_methods_that_there_are_not(api: Api, kind: str, name: str) -> None:
+    for method in ("GET", "POST"):
+        problem(api.client.request(method, f"/v1/{kind}/{name}"), 404, "unknown_method", "method")
+
+
+def test_paths_and_verbs_that_there_are_not(api: Api) -> None:
+    problem(api.client.get("/v1/nothing"), 404, "not_found")
+    for method in ("TRACE", "PUT", "PATCH", "BREW"):
+        response = api.client.request(method, "/v1/attacks/pgd")
+        problem(response, 405, "method_not_allowed")
+        assert response.headers["allow"] == "GET, POST"
+
+
+def exchange(api: Api, sent: bytes, *, seconds: float = 5) -> bytes:
+    """What comes back for raw bytes until the service closes the connection or falls silent."""
+    with socket.create_connection(("127.0.0.1", api.port), timeout=seconds) as line:
+        received = b""
+        try:
+            line.sendall(sent)
+            while piece := line.recv(65536):
+                received += piece
+        except (ConnectionError, TimeoutError):
+            pass
+        return received
+
+
+HEAD = f"POST /v1/attacks/pgd HTTP/1.1\r\nHost: x\r\nContent-Type: {form()[1]['Content-Type']}\r\n".encode()
+
+
+def test_a_body_over_the_limit_by_its_own_word(api: Api) -> None:
+    answer = exchange(api, HEAD + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in answer.lower()
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "body_too_large"
+
+
+def test_a_body_over_the_limit_that_is_sent_whole(api: Api) -> None:
+    problem(post(api, bytes(20 * 2**20), form()[1]), 413, "body_too_large")
+
+
+def test_a_chunked_body_over_the_limit(api: Api) -> None:
+    start = form((IMAGE[0], b""), end=False)[0].removesuffix(b"\r\n")
+    pieces = [start, *[bytes(2**20)] * 20]
+    response = api.client.post("/v1/attacks/pgd", content=iter(pieces), headers=form()[1])
+    problem(response, 413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: -1\r\n\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nnot-a-size\r\n",
+        b"".join(b"X-%d: y\r\n" % i for i in range(20_000)) + b"\r\n",
+        b"X: " + b"y" * 1_000_000 + b"\r\n\r\n",
+        b"\0: y\r\n\r\n",
+    ],
+    ids=lambda head: head[:30].decode("latin-1"),
+)
+def test_heads_that_no_server_should_take(api: Api, head: bytes) -> None:
+    answer = exchange(api, HEAD + head)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
+
+
+def test_the_service_is_well_after_all_that(api: Api) -> None:
+    assert api.job()["status"] == "succeeded"
