@@ -84,6 +84,12 @@ class ModelUnusable(Failure):
     code = "model_unusable"
 
 
+class DataUnavailable(Failure):
+    """A data set is neither here nor to be had, or its files were altered."""
+
+    code = "data_unavailable"
+
+
 class OutOfMemory(Failure):
     """Not even one row fits into the device's memory."""
 
