@@ -1,0 +1,156 @@
+"""Bodies and heads that come too slowly, or never end."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from serving import Api
+from starlette.exceptions import HTTPException
+
+from service import server
+from service.limits import Bounds, Limits
+
+Message = dict[str, Any]
+
+
+def piece(body: bytes, *, more: bool) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def take(pieces: AsyncIterator[Message], bounds: Bounds, **headers: str) -> bytes:
+    """What an application receives of a body through the limits."""
+    received = bytearray()
+
+    async def app(scope: Any, receive: Callable[[], Awaitable[Message]], send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            received.extend(message["body"])
+            more = message["more_body"]
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "headers": raw}
+    await Limits(app, bounds)(scope, pieces.__anext__, None)  # type: ignore[arg-type]
+    return bytes(received)
+
+
+async def sent(*bodies: bytes, pause: float = 0) -> AsyncIterator[Message]:
+    for place, body in enumerate(bodies, 1):
+        await asyncio.sleep(pause)
+        yield piece(body, more=place < len(bodies))
+
+
+def test_a_body_within_the_bounds_is_left_alone() -> None:
+    assert asyncio.run(take(sent(b"ab", b"cd"), Bounds(4))) == b"abcd"
+
+
+def test_a_body_over_the_bounds_is_413() -> None:
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(take(sent(b"ab", b"cde"), Bounds(4)))
+    assert refused.value.status_code == 413
+    assert refused.value.headers == {"Connection": "close"}
+
+
+def test_a_client_that_sends_on_is_heard_out_to_a_point() -> None:
+    pieces = sent(*[b"x" * 10] * 100)
+
+    async def rest() -> int:
+        with pytest.raises(HTTPException):
+            await take(pieces, Bounds(4, drain=200))
+        return len([message async for message in pieces])
+
+    assert 75 < asyncio.run(rest()) < 85
+
+
+def test_one_that_asks_before_it_sends_is_not() -> None:
+    pieces = sent(b"never")
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(take(pieces, Bounds(4), content_length="5", expect="100-continue"))
+    assert refused.value.status_code == 413
+
+
+@pytest.mark.parametrize("length", ["", "x", "-5", "9" * 30, "٣"])
+def test_a_length_that_is_none_is_not_believed(length: str) -> None:
+    async def declared() -> bytes:
+        scope: Any = {"type": "http", "headers": [(b"content-length", length.encode())]}
+        received = b""
+
+        async def app(_: Any, receive: Callable[[], Awaitable[Message]], __: Any) -> None:
+            nonlocal received
+            received = (await receive())["body"]
+
+        await Limits(app, Bounds(4))(scope, sent(b"abc").__anext__, None)  # type: ignore[arg-type]
+        return received
+
+    assert asyncio.run(declared()) == b"abc"
+
+
+def test_a_body_that_stands_still_is_408() -> None:
+    began = time.monotonic()
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(take(sent(*[b"x"] * 100, pause=0.05), Bounds(1000, patience=0.2, pace=1000)))
+    assert refused.value.status_code == 408
+    assert time.monotonic() - began < 1
+
+
+def test_a_slow_body_that_keeps_its_pace_is_not() -> None:
+    body = asyncio.run(take(sent(*[b"x" * 100] * 10, pause=0.05), Bounds(1000, patience=0.2, pace=1000)))
+    assert len(body) == 1000
+
+
+def test_the_patience_of_the_service_is_less_than_fifteen_seconds() -> None:
+    bounds = Bounds(1)
+    trickled = 15
+    assert bounds.patience + trickled / bounds.pace < 15
+    assert server.HEAD_SECONDS < 15
+
+
+def lines(api: Api, count: int) -> list[socket.socket]:
+    return [socket.create_connection(("127.0.0.1", api.port), timeout=5) for _ in range(count)]
+
+
+def test_heads_that_never_end_are_cut_off(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    opened = lines(api, 20)
+    began = time.monotonic()
+    for line in opened:
+        line.sendall(b"GET / HTTP/1.1\r\nX: ")
+    for line in opened:
+        assert line.recv(10) == b""
+        line.close()
+    assert time.monotonic() - began < 3
+
+
+def test_a_second_head_is_not_waited_for_longer_than_the_first(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    (line,) = lines(api, 1)
+    with line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"alive" in line.recv(65536)
+        line.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
+        assert line.recv(10) == b""
+
+
+def test_an_answer_may_take_longer_than_a_head(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    (line,) = lines(api, 1)
+    with line, api.worker.resting():
+        job = api.submit(wait=None).json()["links"]["self"]
+        line.sendall(f"GET {job} HTTP/1.1\r\nHost: x\r\nPrefer: wait=1\r\n\r\n".encode())
+        assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_pipelined_requests_are_all_answered(api: Api) -> None:
+    (line,) = lines(api, 1)
+    with line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        received = b""
+        while received.count(b"alive") < 3:
+            received += line.recv(65536)
+    assert json.loads(received.rpartition(b"\r\n\r\n")[2]) == {"status": "alive"}
