@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
 def choose(name: str) -> torch.device:
@@ -22,8 +22,12 @@ def choose(name: str) -> torch.device:
 def keep_blocks() -> None:
     """Tell the allocator, once a process, to keep large blocks: giving them back after each step costs a
     third of a forward pass.
+
+    One arena serves all threads, since only the main one can hold blocks of any size: call this before other
+    threads allocate.
     """
     libc = ctypes.CDLL(ctypes.util.find_library("c"))
     if hasattr(libc, "mallopt"):
+        libc.mallopt(M_ARENA_MAX, 1)
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)

@@ -65,6 +65,7 @@ class Engine:
         self._arrived: list[Task] = []
         self._wake = threading.Condition()
         self._stopping = False
+        keep_blocks()  # before the thread is given an arena of its own
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -115,7 +116,6 @@ class Engine:
         return oracle, size_in_bytes(oracle)
 
     def _run(self) -> None:
-        keep_blocks()
         torch.set_flush_denormal(True)
         while self._admit():
             try:

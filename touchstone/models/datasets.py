@@ -98,7 +98,7 @@ def _read(folder: Path, which: str) -> Split:
 
 
 def _idx(path: Path) -> NDArray[np.uint8]:
-    """An array in the IDX format: two zeros, the type (8: bytes), the number of axes, their sizes, the values."""
+    """An array in the IDX format: zeros, the type (8: bytes), the number of axes, their sizes, the values."""
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != DIGESTS[path.name]:
         raise DataUnavailable(
@@ -128,6 +128,6 @@ def _command(words: Sequence[str], folder: str) -> None:
         problem = str(error)
     if problem:
         raise DataUnavailable(
-            f"Fashion-MNIST could not be fetched ({problem[-300:]}). On Debian or Ubuntu, run `apt-get update` "
-            f"once; elsewhere, put {', '.join(DIGESTS)} into a folder fashion-mnist and name the folder above it"
+            f"Fashion-MNIST could not be fetched ({problem[-300:]}). On Debian or Ubuntu run `apt-get update` "
+            f"once; elsewhere, put {', '.join(DIGESTS)} into a folder fashion-mnist and name the one above"
         )
