@@ -129,7 +129,14 @@ _CONTENT = {
         "schema": {"type": "string", "contentMediaType": "application/octet-stream"}
     },
 }
-Name = Annotated[str, Path(description="As the job's links name it.", examples=["adversarial.png"])]
+Name = Annotated[
+    str,
+    Path(
+        description="As the job's links name it.",
+        examples=["adversarial.png"],
+        json_schema_extra={"pattern": r"^[a-z]+\.(png|npy|json)$"},
+    ),
+]
 
 
 @router.get(

@@ -16,7 +16,14 @@ from service.submissions import Asked, AskedOfMethod, Predict, method_submission
 from touchstone.methods import Kind, Method, card, catalogue, find
 from touchstone.models import zoo
 
-Name = Annotated[str, Path(description="A method's name.", examples=["pgd"])]
+Name = Annotated[
+    str,
+    Path(
+        description="A method's name.",
+        examples=["pgd"],
+        json_schema_extra={"pattern": "^[a-z0-9_-]{1,40}$"},
+    ),
+]
 Card = dict[str, Any]
 
 _MODEL = {"model": next(iter(zoo.manifests()), "my-net")}

@@ -15,7 +15,14 @@ _ID = re.compile(r"[0-9a-z_-]{26,32}")
 
 
 def job_id(
-    job: Annotated[str, Path(description="A job's id.", examples=["0b5f6d0c7a1e4a2f9d3c8b7e6f5a4d3c"])],
+    job: Annotated[
+        str,
+        Path(
+            description="A job's id.",
+            examples=["0b5f6d0c7a1e4a2f9d3c8b7e6f5a4d3c"],
+            json_schema_extra={"pattern": f"^{_ID.pattern}$"},
+        ),
+    ],
 ) -> str:
     """The id in the path, once it has the form of one."""
     if not _ID.fullmatch(job):

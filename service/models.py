@@ -46,7 +46,15 @@ def list_models(
     responses={200: examples.content(_CARD), **problems.responses(404)},
 )
 def get_model(
-    id_: Annotated[str, Path(alias="id", description="A model's id.", examples=["fashion-mnist-cnn"])],
+    id_: Annotated[
+        str,
+        Path(
+            alias="id",
+            description="A model's id.",
+            examples=["fashion-mnist-cnn"],
+            json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"},
+        ),
+    ],
 ) -> Card:
     """Identity, input, classes, accuracy, origin and licence."""
     return zoo.manifest(id_).card()

@@ -100,6 +100,9 @@ def hoist(schema: dict[str, Any]) -> dict[str, Any]:
     for path in schema["paths"].values():
         for operation in path.values():
             schemas |= operation.pop("x-definitions", {})
+            for response in operation["responses"].values():
+                for media in response.get("content", {}).values():
+                    examples.unfold(media)
     problem = problems.Problem.model_json_schema(mode="serialization")
     schemas["Problem"] = {**problem, "examples": [examples.PROBLEM]}
     return schema

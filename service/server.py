@@ -27,8 +27,8 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         line: socket.socket = transport.get_extra_info("socket")
         if line.family != socket.AF_UNIX:
-            # asyncio does this only where the socket knows its protocol's number, which inherited ones often do
-            # not; without it an answer's body waits 40 ms for the acknowledgement of its head.
+            # asyncio does this only where a socket knows its protocol's number, as inherited ones may not.
+            # Without it an answer's body waits 40 ms for the acknowledgement of its head.
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._expect_head()
 

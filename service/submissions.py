@@ -14,7 +14,7 @@ from service import bodies
 from service.bodies import Received
 from touchstone import images
 from touchstone.errors import CostTooHigh, InvalidParameter
-from touchstone.fields import Count, Ratio, Seed
+from touchstone.fields import Count, Seed, parse_fraction
 from touchstone.jobs.blobs import digest_of
 from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Submission
 from touchstone.methods import Method, invalid_parameter
@@ -29,6 +29,11 @@ def _index_or_name(value: Any) -> Any:
         raise ValueError("expected a class's index or name")
     return str(value)
 
+
+Seconds = Annotated[
+    float, Field(gt=0, le=LONGEST_DEADLINE, allow_inf_nan=False), BeforeValidator(parse_fraction)
+]
+"""A time to run."""
 
 Class = Annotated[
     str,
@@ -56,9 +61,7 @@ class Asked(BaseModel):
         "batched",
         description="`deterministic` runs the job alone and gives the same bytes each time.",
     )
-    deadline: Annotated[Ratio, Field(gt=0, le=LONGEST_DEADLINE)] | None = Field(
-        None, description="Seconds the job may run, at most an hour."
-    )
+    deadline: Seconds | None = Field(None, description="Seconds the job may run, at most an hour.")
 
 
 class AskedOfMethod(Asked):

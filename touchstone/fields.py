@@ -64,11 +64,11 @@ Distance = Annotated[
 ]
 """A distance in the box [0,1]: a number or a fraction such as "8/255"."""
 
-Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 """A whole number of at least one."""
 
-Ratio = Annotated[float, BeforeValidator(_finite), Field(allow_inf_nan=False)]
+Ratio = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_finite)]
 """A finite real number."""
 
-Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_refuse_bool)]
 """Selects the noise streams of a job; equal seeds give equal noise."""

@@ -1,0 +1,191 @@
+"""OpenAPI: complete, with examples, and true: nothing generated from it makes the service stumble."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi import checks as openapi_checks
+from serving import Api, data_url, png, some_model
+
+from service.app import create_app
+from touchstone.methods import catalogue
+from touchstone.settings import Settings
+
+OPENAPI: dict[str, Any] = create_app(Settings(home=Path("nowhere")), ring=lambda _: None).openapi()
+OPERATIONS = {
+    operation["operationId"]: (path, verb)
+    for path, verbs in OPENAPI["paths"].items()
+    for verb, operation in verbs.items()
+}
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    openapi_checks.status_code_conformance,
+    openapi_checks.content_type_conformance,
+    openapi_checks.response_headers_conformance,
+    openapi_checks.response_schema_conformance,
+]
+
+
+def operation(name: str) -> dict[str, Any]:
+    path, verb = OPERATIONS[name]
+    found: dict[str, Any] = OPENAPI["paths"][path][verb]
+    return found
+
+
+def inside(value: object) -> Iterator[dict[str, Any]]:
+    """Every object of the document."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from inside(part)
+
+
+def valid(schema: dict[str, Any], example: object) -> bool:
+    whole = {**copy.deepcopy(schema), "components": OPENAPI["components"]}
+    return jsonschema_rs.validator_for(whole).is_valid(example)
+
+
+def test_operation_ids_are_unique() -> None:
+    operations = [operation for verbs in OPENAPI["paths"].values() for operation in verbs.values()]
+    assert len(OPERATIONS) == len(operations)
+
+
+def test_every_row_of_the_contract_is_there() -> None:
+    paths = {(verb.upper(), path) for path, verb in OPERATIONS.values()}
+    contract = {
+        *(("POST", f"/v1/{method.kind}s/{name}") for name, method in catalogue().items()),
+        *(("GET", f"/v1/{kind}{tail}") for kind in ("attacks", "certificates") for tail in ("", "/{name}")),
+        *(
+            ("POST", "/v1/predictions"),
+            ("GET", "/v1/models"),
+            ("GET", "/v1/models/{id}"),
+            ("GET", "/v1/jobs"),
+        ),
+        *(("GET", "/v1/jobs/{job}"), ("DELETE", "/v1/jobs/{job}"), ("GET", "/v1/jobs/{job}/events")),
+        *(("POST", "/v1/jobs/{job}/cancel"), ("POST", "/v1/jobs/{job}/rerun")),
+        *(
+            ("GET", "/v1/jobs/{job}/artifacts/{name}"),
+            ("GET", "/healthz"),
+            ("GET", "/readyz"),
+            ("GET", "/metrics"),
+        ),
+    }
+    assert paths == contract
+
+
+def examples(name: str) -> Iterator[tuple[dict[str, Any], object]]:
+    """Schemas of an operation with the examples beside them."""
+    found = operation(name)
+    bodies = [found.get("requestBody", {}), *found["responses"].values()]
+    for media in (media for body in bodies for media in body.get("content", {}).values()):
+        if "example" in media:
+            yield media.get("schema", {}), media["example"]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_has_an_example_that_is_valid(name: str) -> None:
+    found = list(examples(name))
+    ok = next(iter(operation(name)["responses"]))
+    assert found or ok == "204"
+    assert all(valid(schema, example) for schema, example in found)
+    for parameter in operation(name).get("parameters", ()):
+        shown = parameter.get("example", *parameter["schema"].get("examples", [])[:1])
+        assert shown is None or valid(parameter["schema"], shown)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_is_described(name: str) -> None:
+    found = operation(name)
+    assert found["summary"]
+    assert found["description"]
+    assert found["tags"]
+    problem = found["responses"].get("default")
+    assert problem is None or "application/problem+json" in problem["content"]
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if "requestBody" in operation(name)])
+def test_a_submission_shows_its_fields_as_form_and_as_json(name: str) -> None:
+    content = operation(name)["requestBody"]["content"]
+    form, text = (content[kind]["schema"] for kind in ("multipart/form-data", "application/json"))
+    assert form["properties"]["image"]["format"] == "binary"
+    assert list(form["properties"]) == list(text["properties"])
+    assert form["required"] == text["required"] == ["image", "model"]
+    assert {"seed", "execution", "deadline"} <= set(text["properties"])
+
+
+@pytest.mark.parametrize("name", catalogue())
+def test_a_method_s_own_fields_are_shown_with_their_texts(name: str) -> None:
+    content = operation(f"run_{name}")["requestBody"]["content"]
+    for field, info in catalogue()[name].model_fields.items():
+        shown = content["application/json"]["schema"]["properties"][field]
+        assert shown["description"] == info.description
+
+
+def test_bounds_are_written_as_json_schema_writes_them() -> None:
+    assert not [part for part in inside(OPENAPI) if {"ge", "gt", "le", "lt"} & set(part)]
+
+
+def test_every_reference_leads_somewhere() -> None:
+    references = {part["$ref"] for part in inside(OPENAPI) if "$ref" in part}
+    schemas = {f"#/components/schemas/{name}" for name in OPENAPI["components"]["schemas"]}
+    assert references <= schemas
+
+
+def test_the_examples_work_as_they_stand(api: Api) -> None:
+    for path, verb in OPERATIONS.values():
+        body = OPENAPI["paths"][path][verb].get("requestBody")
+        if body is not None:
+            example = body["content"]["application/json"]["example"]
+            response = api.client.post(path, json=example, headers={"Prefer": "wait=10"})
+            assert response.status_code == 200, response.text
+
+
+def test_the_service_serves_it(api: Api) -> None:
+    assert api.client.get("/openapi.json").json() == OPENAPI
+
+
+SUBMISSIONS = [name for name in OPERATIONS if "requestBody" in operation(name)]
+QUIET = settings(
+    max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+
+
+@pytest.fixture(scope="module")
+def schema(api: Api) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"http://127.0.0.1:{api.port}/openapi.json")
+
+
+MODES = [
+    (name, mode)
+    for name in OPERATIONS
+    for mode in schemathesis.GenerationMode
+    if mode is schemathesis.GenerationMode.POSITIVE
+    or operation(name).get("parameters", operation(name).get("requestBody"))
+]
+
+
+@pytest.mark.parametrize(("name", "mode"), MODES, ids=lambda value: getattr(value, "value", value))
+def test_nothing_generated_makes_it_stumble(
+    schema: schemathesis.BaseSchema, api: Api, name: str, mode: schemathesis.GenerationMode
+) -> None:
+    known = api.job()["id"]
+    api.ledger.beat("pretender", {"running": 0})
+
+    @QUIET
+    @given(case=schema.find_operation_by_id(name).as_strategy(generation_mode=mode))
+    def stumble(case: schemathesis.Case) -> None:
+        # Half of the generated ids become that of a job which exists, or there would be nothing but 404;
+        # likewise half of the images become one, and the models one that is there.
+        if len(case.path_parameters.get("job", "")) % 2:
+            case.path_parameters["job"] = known
+        if isinstance(case.body, dict) and "image" in case.body and len(repr(case.body)) % 2:
+            image = data_url(png()) if case.media_type == "application/json" else png()
+            case.body = {**case.body, "image": image, "model": some_model().id}
+        case.call_and_validate(checks=CHECKS, timeout=20)
+
+    stumble()
