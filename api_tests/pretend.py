@@ -1,13 +1,21 @@
-"""A worker whose jobs only pretend: what each does stands in its parameters. Run as a program, it serves."""
+"""A worker whose jobs only pretend: what each does stands in its parameters.
+
+Run as a program, it serves. `start` starts one by forking from a process that has everything imported.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from touchstone import logs
 from touchstone.errors import Canceled, OutOfMemory
@@ -92,11 +100,32 @@ def note(parameters: dict[str, Any], line: str) -> None:
             diary.write(line + "\n")
 
 
-def main() -> int:
-    settings = Settings()
+def main(settings: Settings | None = None) -> int:
     logs.configure("info")
     engine = Engine()
-    return serve(settings, engine, partial(run, engine=engine))
+    return serve(settings or Settings(), engine, partial(run, engine=engine))
+
+
+def _unprepared(_: Settings) -> None:
+    """Nothing to prepare."""
+
+
+def start(settings: Settings, *, prepare: Callable[[Settings], None] = _unprepared) -> BaseProcess:
+    """A worker in a process of its own, which calls `prepare` first and writes to workers.log."""
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload([__name__])
+    process = forking.Process(target=_work, args=[settings, prepare])
+    with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):
+        process.start()
+    return process
+
+
+def _work(settings: Settings, prepare: Callable[[Settings], None]) -> None:
+    log = os.open(settings.home / "workers.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    prepare(settings)
+    sys.exit(main(settings))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +43,25 @@ class Yard:
         self.home = home
         self.valkeys = [embedded.start(home)]
         self.url = self.valkeys[0].url
-        self.settings = Settings(home=home, lease=LEASE)
+        self.settings = Settings(home=home, lease=LEASE, concurrency=8)
         self.ledger = Ledger(self.url, self.settings)
         self.ring = open_bell(self.url)
         digest = open_blobs(self.settings).put(b"PNG")
         self.submission = submission.model_copy(
             update={"image": submission.image.model_copy(update={"digest": digest})}
         )
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[BaseProcess] = []
         self.diary = home / "diary"
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        before = len(self.ledger.workers())
-        settings = {"HOME": str(self.home), "LEASE": str(LEASE), "CONCURRENCY": "8"}
-        environment = os.environ | {f"TOUCHSTONE_{name}": value for name, value in settings.items()}
-        with (self.home / f"worker-{len(self.workers)}.log").open("wb") as log:
-            worker = subprocess.Popen(
-                [sys.executable, pretend.__file__], env=environment, stdout=log, stderr=log
-            )
+    def start_worker(self) -> BaseProcess:
+        worker = pretend.start(self.settings)
         self.workers.append(worker)
-        wait_until(lambda: len(self.ledger.workers()) > before or worker.poll() is not None)
-        assert worker.poll() is None, self.log()
+        wait_until(lambda: worker.pid in self.pids() or worker.exitcode is not None)
+        assert worker.is_alive(), self.log()
         return worker
+
+    def pids(self) -> set[int]:
+        return {worker.info["pid"] for worker in self.ledger.workers()}
 
     def restart_valkey(self) -> None:
         pid = process_id(self.url)
@@ -87,15 +83,23 @@ class Yard:
         return Counter(self.diary.read_text().split()) if self.diary.exists() else Counter()
 
     def log(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.home.glob("worker-*.log")))
+        return (self.home / "workers.log").read_text()
 
     def close(self) -> None:
         for worker in self.workers:
             worker.kill()
-            worker.wait()
+            worker.join()
         self.ledger.close()
         for valkey in self.valkeys:
             valkey.stop()
+
+
+def told(worker: BaseProcess, signum: signal.Signals) -> int | None:
+    """The exit code of a worker that is told to stop."""
+    assert worker.pid is not None
+    os.kill(worker.pid, signum)
+    worker.join(10)
+    return worker.exitcode
 
 
 @pytest.fixture
@@ -175,9 +179,8 @@ def test_a_worker_told_to_stop_gives_its_job_back_and_leaves(yard: Yard, signum:
     leaving = yard.start_worker()
     job = yard.accept(steps=100)
     wait_until(lambda: yard.notes()["begin"] == 1)
-    leaving.send_signal(signum)
     begun = time.monotonic()
-    assert leaving.wait(10) == 0
+    assert told(leaving, signum) == 0
     assert time.monotonic() - begun < 5
     assert (yard.read(job).status, yard.read(job).attempts) == ("queued", 0)
     assert yard.ledger.workers() == []
@@ -191,8 +194,7 @@ def test_a_worker_stops_although_the_broker_is_gone(yard: Yard) -> None:
     yard.accept(steps=1000)
     wait_until(lambda: yard.notes()["begin"] == 1)
     yard.valkeys[-1].stop()
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert told(worker, signal.SIGTERM) == 0
 
 
 def test_a_bell_without_a_broker_is_refused_quickly(yard: Yard) -> None:

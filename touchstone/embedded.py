@@ -93,12 +93,13 @@ class Valkey:
 
     def alive(self) -> bool:
         """Whether the server's process is there, ready or not."""
-        if self.child is not None:
-            self.child.poll()
         handle = _lock(_server_lock(self.home))
-        if handle is not None:
-            os.close(handle)
-        return handle is None
+        if handle is None:
+            return True
+        os.close(handle)
+        if self.child is not None:
+            self.child.wait()  # it let go of the lock, so this is its last moment
+        return False
 
     def stop(self, *, patience: float = 15.0) -> None:
         """Ask the server to leave in order, and end it where it does not within `patience` seconds."""

@@ -102,6 +102,7 @@ class Keeper:
             return list(self._held)
 
     def _run(self) -> None:
+        self._guarded(self._tick)
         while not self._closed.wait(TICK_SECONDS):
             self._guarded(self._tick)
 
