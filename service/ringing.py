@@ -6,6 +6,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+STOP_SECONDS = 2.0
+
 
 class Ringer:
     """Rings one bell after the other. A lost bell is no loss: reaping rings again."""
@@ -20,9 +22,9 @@ class Ringer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ring what is still to be rung, then end the thread."""
+        """Ring what is still to be rung, unless that takes too long, then end the thread."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(STOP_SECONDS)
 
     def ring(self, job: str) -> None:
         """Have the bell of a job rung soon; returns at once."""

@@ -95,13 +95,20 @@ class Waiting:
                     del self._listeners[job]
 
     async def until_wanted(self, listener: Listener, job: Job, *, seconds: float) -> Job:
-        """The job once it is as the listener wanted, or as it stands after so many seconds."""
+        """The job once it is as the listener wanted, or as it was last known after so many seconds."""
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
         while not listener.wanted(job) and not self.closing and (left := end - clock()) > 0:
             news = await listener.changed(min(left, RECHECK_SECONDS))
-            job = news if news is not None else await to_thread.run_sync(self._ledger.read, job.id)
+            job = news if news is not None else await to_thread.run_sync(self._look, job)
         return job
+
+    def _look(self, job: Job) -> Job:
+        """The job as it is now; a ledger that is out of reach changes nothing for who waits."""
+        try:
+            return self._ledger.read(job.id)
+        except LedgerUnavailable:
+            return job
 
     def _hear(self) -> None:
         while not self._stop.is_set():

@@ -1,0 +1,102 @@
+"""The ledger stops answering, as a machine does that is cut off: the service says so, and is back with it."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from serving import Api, serving
+
+from touchstone import embedded
+from touchstone.jobs.server import process_id
+from touchstone.settings import Settings
+
+
+class Outage:
+    """A Valkey that can be frozen."""
+
+    def __init__(self, home: Path) -> None:
+        self.server = embedded.start(home)
+        pid = process_id(self.server.url)
+        assert pid is not None
+        self._pid = pid
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        os.kill(self._pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+    outage = Outage(tmp_path_factory.mktemp("outage"))
+    yield outage
+    outage.server.stop()
+
+
+@pytest.fixture
+def api(outage: Outage, tmp_path: Path) -> Iterator[Api]:  # instead of the one that all modules share
+    with serving(Settings(home=tmp_path, redis_url=outage.server.url)) as api:
+        yield api
+
+
+def timed(api: Api) -> tuple[int, str, float]:
+    began = time.monotonic()
+    response = api.submit(wait=None)
+    return response.status_code, response.json().get("code", ""), time.monotonic() - began
+
+
+def test_everyone_hears_of_it_at_once_and_nobody_else_waits(api: Api, outage: Outage) -> None:
+    api.job()
+    slowest = 0.0
+    with outage.frozen(), ThreadPoolExecutor(16) as pool:
+        answers = [pool.submit(timed, api) for _ in range(16)]
+        while not all(answer.done() for answer in answers):
+            began = time.monotonic()
+            assert api.client.get("/healthz").status_code == 200
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.01)
+        assert {answer.result()[:2] for answer in answers} == {(503, "ledger_unavailable")}
+        assert max(answer.result()[2] for answer in answers) < 3
+        assert api.client.get("/readyz").json()["missing"] == ["ledger", "worker"]
+    assert slowest < 0.5
+    assert api.job()["status"] == "succeeded"
+
+
+def test_who_waits_for_a_job_that_was_accepted_is_told_of_the_job(api: Api, outage: Outage) -> None:
+    with api.worker.resting(), ThreadPoolExecutor() as pool:
+        waiting = pool.submit(api.submit, wait=3)
+        while not api.ledger.find().jobs:
+            time.sleep(0.01)
+        time.sleep(0.3)  # until the service has heard what the ledger wrote
+        with outage.frozen():
+            response = waiting.result()
+    assert response.status_code == 202
+    assert response.json()["status"] == "queued"
+
+
+def test_waiters_are_woken_again_after_it(api: Api, outage: Outage) -> None:
+    with api.worker.resting():
+        path = api.submit(wait=None).json()["links"]
+        woken: list[float] = []
+
+        def follow() -> None:
+            assert api.client.get(path["self"], headers={"Prefer": "wait=20"}).json()["status"] == "succeeded"
+            woken.append(time.monotonic())
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        time.sleep(0.3)  # until it waits
+        with outage.frozen():
+            time.sleep(2)
+        began = time.monotonic()
+    thread.join()
+    assert woken[0] - began < 5
