@@ -87,6 +87,24 @@ def test_a_job_succeeds_with_its_result_files_and_times(bench: Bench) -> None:
     assert (job.timings.compute, 0 <= job.timings.queued < 5, 0 < job.timings.write < 5) == (1.0, True, True)
 
 
+def test_a_rerun_says_whether_it_agrees(bench: Bench) -> None:
+    first = bench.go()
+
+    def again(digest: str) -> Any:
+        image = bench.submission.image.model_copy(update={"digest": digest})
+        changes = {"rerun_of": first.id, "image": image, "parameters": {"steps": 1}}
+        job = bench.ledger.accept(bench.submission.model_copy(update=changes))[0].id
+        bench.runner(job)
+        result = bench.ledger.read(job).result
+        assert result is not None
+        return result["rerun"]
+
+    assert again(first.submission.image.digest) == {"of": first.id, "agrees": True}
+    assert again(bench.blobs.put(b"another")) == {"of": first.id, "agrees": False}
+    bench.ledger.delete(first.id)
+    assert again(first.submission.image.digest) == {"of": first.id, "agrees": None}
+
+
 def test_a_failure_is_told_as_it_is(bench: Bench) -> None:
     job = bench.go(then="fail")
     assert job.status == "failed"

@@ -8,7 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from touchstone.errors import Canceled, DeadlineExceeded, Failure, LedgerUnavailable, WorkerStopping
+from touchstone.errors import (
+    Canceled,
+    DeadlineExceeded,
+    Failure,
+    LedgerUnavailable,
+    UnknownJob,
+    WorkerStopping,
+)
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
@@ -117,10 +124,24 @@ class Runner:
         timings = {"queued": _waited(held.job), "write": time.perf_counter() - begun}
         return {
             "status": "succeeded",
-            "result": ended.result,
+            "result": {**ended.result, **self._comparison(submission.rerun_of, ended.result, artifacts)},
             "artifacts": artifacts,
             "timings": ended.timings.model_copy(update=timings),
         }
+
+    def _comparison(
+        self, origin: str | None, result: Mapping[str, Any], artifacts: Mapping[str, Artifact]
+    ) -> dict[str, Any]:
+        """Whether a rerun left the same bytes as the job that it repeats; null where that one was deleted."""
+        if origin is None:
+            return {}
+        try:
+            first = self.ledger.read(origin)
+        except UnknownJob:
+            return {"rerun": {"of": origin, "agrees": None}}
+        same_files = first.artifacts == artifacts
+        same_answer = first.result is not None and first.result.get("original") == result.get("original")
+        return {"rerun": {"of": origin, "agrees": same_files and same_answer}}
 
     def _store(self, data: bytes, media_type: str) -> Artifact:
         return Artifact(digest=self.blobs.put(data), media_type=media_type, size=len(data))

@@ -15,8 +15,8 @@ from touchstone.engine.resize import Sight
 from touchstone.models.loading import load_module
 from touchstone.models.manifest import Manifest
 
-WORTHWHILE = 1.05
-"""A batch twice as large is worth it if it brings five per cent more rows a second."""
+NEARLY_BEST, CLEARLY_WORSE = 0.95, 0.85
+"""Shares of the best rate at which a batch size is as good as the best, and at which larger ones are not tried."""
 
 
 def oracle_of(card: Manifest, device: torch.device) -> Oracle:
@@ -32,21 +32,21 @@ def size_in_bytes(oracle: Oracle) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def best_rows(oracle: Oracle, shape: tuple[int, int, int], *, patience: float = 1.0) -> int:
-    """The rows per pass at which gradients of images (C, H, W) stop getting cheaper; the largest pass is no
-    fixed optimum.
+def best_rows(oracle: Oracle, shape: tuple[int, int, int], *, patience: float = 1.5) -> int:
+    """The rows per pass at which gradients of images (C, H, W) are about as cheap as they get.
 
-    Doubles the batch while that pays, for at most about `patience` seconds. Warms the model up, too.
+    Doubles the batch until that has clearly become worse, or for `patience` seconds, and takes the smallest of
+    the batches that are nearly as good as the best. Warms the model up, too.
     """
     _rate(oracle, shape, 1)
     until = time.perf_counter() + patience
-    rows, rate = 1, _rate(oracle, shape, 1)
-    while rows < MOST_ROWS and time.perf_counter() < until:
-        doubled = _rate(oracle, shape, 2 * rows)
-        if doubled < WORTHWHILE * rate:
+    rates = {1: _rate(oracle, shape, 1)}
+    while max(rates) < MOST_ROWS and time.perf_counter() < until:
+        rows = 2 * max(rates)
+        rates[rows] = _rate(oracle, shape, rows)
+        if rates[rows] < CLEARLY_WORSE * max(rates.values()):
             break
-        rows, rate = 2 * rows, doubled
-    return rows
+    return min(rows for rows, rate in rates.items() if rate >= NEARLY_BEST * max(rates.values()))
 
 
 def _rate(oracle: Oracle, shape: tuple[int, int, int], rows: int) -> float:
