@@ -122,12 +122,15 @@ def _download(folder: Path) -> None:
 
 def _command(words: Sequence[str], folder: str) -> None:
     try:
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)  # noqa: S603
-        problem = done.stderr.strip() if done.returncode else ""
+        subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=True)  # noqa: S603
+    except subprocess.CalledProcessError as error:
+        raise _unavailable(error.stderr.strip()[-300:]) from None
     except (OSError, subprocess.TimeoutExpired) as error:
-        problem = str(error)
-    if problem:
-        raise DataUnavailable(
-            f"Fashion-MNIST could not be fetched ({problem[-300:]}). On Debian or Ubuntu run `apt-get update` "
-            f"once; elsewhere, put {', '.join(DIGESTS)} into a folder fashion-mnist and name the one above"
-        )
+        raise _unavailable(str(error)) from None
+
+
+def _unavailable(reason: str) -> DataUnavailable:
+    return DataUnavailable(
+        f"Fashion-MNIST could not be fetched ({reason}). On Debian or Ubuntu run `apt-get update` once; "
+        f"elsewhere put {', '.join(DIGESTS)} into a folder fashion-mnist and name the one above it"
+    )

