@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from touchstone.errors import DataUnavailable, InvalidParameter
 from touchstone.jobs.record import Progress
-from touchstone.models import datasets
+from touchstone.models import datasets, training
 from touchstone.models.datasets import Split, draw_sample, fashion_mnist_sample
 from touchstone.models.loading import load_module
 from touchstone.models.manifest import Manifest
@@ -35,7 +38,7 @@ def test_a_resumed_training_ends_in_the_weights_of_an_uninterrupted_one(tmp_path
     whole = train(TINY, halves(), tmp_path / "whole")
 
     def give_up(progress: Progress, _metric: dict[str, float]) -> None:
-        if progress.done >= progress.total // 2:
+        if progress.done == 12:
             raise GaveUpError
 
     with pytest.raises(GaveUpError):
@@ -44,9 +47,41 @@ def test_a_resumed_training_ends_in_the_weights_of_an_uninterrupted_one(tmp_path
     resumed = train(
         TINY, halves(), tmp_path / "parts", report=lambda progress, _: steps.append(progress.done)
     )
-    assert min(steps) >= 8, "the first epoch was not run again"
+    assert steps[0] == 9, "the first epoch's 8 steps are not run again"
     assert resumed.digest == whole.digest
     assert not list((tmp_path / "parts").glob("*checkpoint*"))
+
+
+@dataclass
+class Recorder:
+    """Notes what a recipe is given."""
+
+    name: str = "recorder"
+    text: str = "clean images"
+    batches: list[Tensor] = field(default_factory=list)
+
+    def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: torch.Generator) -> Tensor:
+        assert net.training
+        assert net(x).shape == (len(y), 10)
+        self.batches.append(x)
+        return x
+
+
+def batches(monkeypatch: pytest.MonkeyPatch, folder: Path, seed: int) -> list[Tensor]:
+    recorder = Recorder()
+    monkeypatch.setattr(training, "recipe", lambda _: recorder)
+    train(Plan(epochs=2, batch=64, seed=seed), halves(), folder)
+    return recorder.batches
+
+
+def test_a_recipe_is_given_pixels_in_an_order_that_follows_from_seed_and_epoch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, again, other = (batches(monkeypatch, tmp_path, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    drawn = [*first, *other]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+    assert all(batch.min() == 0 and batch.max() == 1 for batch in drawn)
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
@@ -78,7 +113,7 @@ def test_every_recipe_learns_and_leaves_a_card_that_loads(name: str, tmp_path: P
 
 def test_a_checkpoint_of_another_plan_is_not_overwritten(tmp_path: Path) -> None:
     def give_up(progress: Progress, _metric: dict[str, float]) -> None:
-        if progress.done >= 8:
+        if progress.done > 8:
             raise GaveUpError
 
     with pytest.raises(GaveUpError):

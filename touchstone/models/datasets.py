@@ -107,7 +107,7 @@ def _idx(path: Path) -> NDArray[np.uint8]:
     raw = gzip.decompress(data)
     axes = raw[3]
     shape = np.frombuffer(raw, ">u4", count=axes, offset=4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
 
 
 def _download(folder: Path) -> None:

@@ -30,8 +30,8 @@ MEAN, STD = 0.286, 0.353
 """Of the pixels that Fashion-MNIST has for training."""
 
 Report = Callable[[Progress, dict[str, float]], None]
-"""Called with the steps done and planned, and the loss or the accuracy so far. What it raises ends the
-training, which can be resumed."""
+"""Called after each step with the steps done and planned and the loss, and at the end with the accuracy. What
+it raises ends the training, which can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ class _Run:
         self.net.train()
         for step, (x, y) in enumerate(self._batches(noise), start=self.epoch * self.per_epoch):
             loss = self._step(x, y, one_cycle(step, self.steps, self.plan.rate), noise)
-            if step % 20 == 0:
-                report(Progress(done=step, total=self.steps), {"loss": float(loss)})
+            report(Progress(done=step + 1, total=self.steps), {"loss": float(loss)})
 
     def _batches(self, noise: Generator) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.split), generator=noise).numpy()
