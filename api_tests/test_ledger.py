@@ -275,6 +275,11 @@ def test_a_deleted_job_is_gone_from_everywhere(ledger: Ledger, job: Job, server:
     assert set(server.keys()) == {"ts:seq"}
 
 
+def test_a_waiting_job_may_be_deleted(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+    ledger.delete(job.id)
+    assert set(server.keys()) == {"ts:seq"}
+
+
 def test_lost_workers_cost_attempts_until_the_job_fails(
     ledger: Ledger, settings: Settings, job: Job, server: redis.Redis
 ) -> None:
@@ -296,10 +301,15 @@ def test_a_lost_bell_is_rung_again_once(ledger: Ledger, job: Job, server: redis.
     assert ledger.reap().ring == ()
 
 
-def test_no_bell_is_rung_while_the_broker_holds_enough(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+@pytest.mark.parametrize(("messages", "rung"), [(0, 3), (1, 2), (2, 1), (3, 0), (5, 0)])
+def test_as_many_bells_are_rung_as_the_broker_lacks(
+    ledger: Ledger, submission: Submission, server: redis.Redis, messages: int, rung: int
+) -> None:
+    jobs = [ledger.accept(submission)[0].id for _ in range(3)]
     silence_bells(server)
-    server.lpush("touchstone", "message")
-    assert ledger.reap().ring == ()
+    for _ in range(messages):
+        server.lpush("touchstone", "message")
+    assert ledger.reap().ring == tuple(jobs[:rung])
 
 
 def test_lost_bells_are_rung_in_order_and_a_few_at_a_time(
@@ -343,6 +353,7 @@ def test_a_forged_event_id_is_refused(ledger: Ledger, job: Job, after: str) -> N
         ledger.events(job.id, after=after)
 
 
+@pytest.mark.timeout(10)
 def test_a_watch_hears_of_changes(ledger: Ledger, submission: Submission) -> None:
     with ledger.watch() as watch:
         job, _ = ledger.accept(submission)
@@ -353,6 +364,7 @@ def test_a_watch_hears_of_changes(ledger: Ledger, submission: Submission) -> Non
         assert list(watch) == []
 
 
+@pytest.mark.timeout(10)
 def test_workers_are_listed_while_they_give_signs_of_life(settings: Settings) -> None:
     brief = Ledger(str(settings.redis_url), settings.model_copy(update={"lease": 0.01}))
     lasting = Ledger(str(settings.redis_url), settings)

@@ -17,6 +17,7 @@ from touchstone.jobs.blobs import Blobs, open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job, Submission
 from touchstone.settings import Settings
+from workers.held import Held
 from workers.keeper import Keeper
 from workers.runner import Runner
 
@@ -194,7 +195,7 @@ def test_a_stopping_worker_gives_its_jobs_back(bench: Bench) -> None:
     wait_until(lambda: bench.ledger.read(job).status == "queued")
     assert bench.ledger.read(job).attempts == 0
     bench.runner(waiting)
-    assert bench.ledger.read(waiting).status == "queued"
+    assert bench.ledger.read(waiting).claims == 0, "a worker that stops takes nothing more"
     wait_until(lambda: bench.ledger.workers() == [])
     assert bench.exits == []
 
@@ -244,6 +245,19 @@ def test_work_that_is_done_waits_for_the_ledger_to_return(
     wait_until(lambda: bench.ledger.read(job).status == "succeeded")
     bench.finish()
     again.stop()
+
+
+def test_a_job_keeps_its_first_reason_and_ends_tasks_that_start_later(bench: Bench) -> None:
+    held = Held(bench.ledger.read(bench.accept()))
+    early, late = pretend.Task(), pretend.Task()
+    held.started(early)
+    assert not early.canceled.is_set()
+    held.end("overdue")
+    held.end("stopping")
+    held.started(late)
+    assert held.reason == "overdue"
+    assert early.canceled.is_set()
+    assert late.canceled.is_set()
 
 
 def test_the_pretence_leaves_a_diary(bench: Bench, tmp_path: Path) -> None:
