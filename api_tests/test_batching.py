@@ -18,6 +18,7 @@ class Recorder:
 
     knowledge = "white-box"
     device = torch.device("cpu")
+    fixed_rows = 16
 
     def __init__(self, rows=8, capacity=10**9, poison=None, wait=0.0):
         self.rows = rows

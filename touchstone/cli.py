@@ -34,7 +34,7 @@ def main() -> None:
 
 
 @app.command(context_settings=OWN_FLAGS)
-def attack(
+def attack(  # noqa: PLR0917 - each is an option of the command line
     context: typer.Context,
     photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")],
     model: Annotated[str, typer.Option(help="A model's id.")] = "imagenet-efficientnet-lite0",
@@ -42,15 +42,17 @@ def attack(
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the adversarial PNG goes.")] = Path(
         "adversarial.png"
     ),
-    label: Annotated[str | None, typer.Option(help="The true class; default: the model's own answer.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The true class; default: the model's own answer.")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="The class to reach, by index or name.")] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal noise.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Attack one photo in this process, without a server.
 
-    The attack's own parameters are flags, too: --eps 2/255 --steps 40 --norm l2 --no-early-stop. `touchstone attacks NAME` lists
-    them.
+    The attack's own parameters are flags, too: --eps 2/255 --steps 40 --norm l2 --no-early-stop. `touchstone
+    attacks NAME` lists them.
     """
     from touchstone.local import attack_file  # noqa: PLC0415 - loads torch, which the other commands do without
 
@@ -76,7 +78,9 @@ def attack(
 
 
 @app.command()
-def attacks(name: Annotated[str | None, typer.Argument(help="Show one attack and its flags.")] = None) -> None:
+def attacks(
+    name: Annotated[str | None, typer.Argument(help="Show one attack and its flags.")] = None,
+) -> None:
     """List the attacks, or show one."""
     if name is None:
         out.print(_listing("attack"))
@@ -110,7 +114,7 @@ def up(
     from touchstone.up import serve  # noqa: PLC0415 - starts processes
 
     chosen = {"host": host, "port": port, "home": home and home.resolve()}
-    given = Settings(**{key: value for key, value in chosen.items() if value is not None})
+    given = Settings().model_copy(update={key: value for key, value in chosen.items() if value is not None})
     raise typer.Exit(serve(given, lambda line: out.print(line, highlight=False)))
 
 
@@ -172,7 +176,9 @@ def _listing(kind: Any) -> Table:
 
 
 def _describe(shown: dict[str, Any]) -> None:
-    out.print(f"[bold]{shown['title']}[/] ({shown['name']}, {shown['knowledge']})\n\n{shown['description']}\n")
+    out.print(
+        f"[bold]{shown['title']}[/] ({shown['name']}, {shown['knowledge']})\n\n{shown['description']}\n"
+    )
     table = Table("flag", "default", "meaning")
     for name, field in shown["schema"]["properties"].items():
         table.add_row(f"--{name.replace('_', '-')}", str(shown["example"][name]), field["description"])

@@ -55,7 +55,10 @@ def side_by_side(result: dict[str, Any], files: dict[str, bytes]) -> Image.Image
     """Original, adversarial and difference in one row, each with its caption."""
     images = [Image.open(io.BytesIO(data)).convert("RGB") for data in files.values()]
     captions = [
-        *(f"{result[when]['name']}  {result[when]['confidence']:.0%}" for when in ("original", "adversarial")),
+        *(
+            f"{result[when]['name']}  {result[when]['confidence']:.0%}"
+            for when in ("original", "adversarial")
+        ),
         f"difference x {result['difference_factor']}",
     ]
     width, height = images[0].size

@@ -22,7 +22,7 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.zoo import manifest
 
 if TYPE_CHECKING:
-    from touchstone.engine import Answer, Asking, Counted, Engine, Oracle, Query, Running, Verdict
+    from touchstone.engine import Answer, Asking, Counted, Engine, Noisy, Oracle, Query, Running, Verdict
 
 TOP = 5
 REPORT_EVERY = 0.2
@@ -94,7 +94,7 @@ class _Asker:
         self._began = time.monotonic()
 
     def __call__(
-        self, plan: Asking[Any], answered: Callable[[Query, Answer, Counted], None] | None = None
+        self, plan: Asking[Any], answered: Callable[[Query | Noisy, Answer, Counted], None] | None = None
     ) -> Any:
         spent = time.monotonic() - self._began
         running = self.engine.start(
@@ -186,7 +186,7 @@ class _Reporter:
         self._report = report
         self._next = 0.0
 
-    def __call__(self, _query: Query, answer: Answer, queries: Counted) -> None:
+    def __call__(self, _query: Query | Noisy, answer: Answer, queries: Counted) -> None:
         now = time.monotonic()
         done = min(queries.backward if self._white else queries.forward, self._total)
         if now < self._next and done < self._total:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from touchstone.engine.goals import Goal as Goal
     from touchstone.engine.goals import Margin as Margin
     from touchstone.engine.lattice import snap as snap
-    from touchstone.engine.noise import Noise as Noise
+    from touchstone.engine.noise import Noise as Noise, Stream as Stream
     from touchstone.engine.norms import L1 as L1
     from touchstone.engine.norms import L2 as L2
     from touchstone.engine.norms import NORMS as NORMS
@@ -61,6 +61,9 @@ if TYPE_CHECKING:
     )
     from touchstone.engine.queries import (
         Logits as Logits,
+    )
+    from touchstone.engine.queries import (
+        Noisy as Noisy,
     )
     from touchstone.engine.queries import (
         Plan as Plan,
@@ -105,10 +108,10 @@ _HOMES = {
     "direct": ("Model", "attack", "load", "wrap"),
     "goals": ("CrossEntropy", "Goal", "Margin"),
     "lattice": ("snap",),
-    "noise": ("Noise",),
+    "noise": ("Noise", "Stream"),
     "norms": ("L1", "L2", "NORMS", "Linf", "Norm"),
     "oracle": ("Oracle",),
-    "queries": ("Answer", "Asking", "Found", "Gradient", "Logits", "Plan", "Query"),
+    "queries": ("Answer", "Asking", "Found", "Gradient", "Logits", "Noisy", "Plan", "Query"),
     "rows": ("Rows", "column"),
     "verdict": ("Sought", "Verdict", "attack_image", "look", "look_at", "metric", "search", "top"),
     "thread": ("Engine", "Running"),

@@ -13,12 +13,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from touchstone.engine.oracle import Oracle, check_finite
-from touchstone.engine.queries import Answer, Asking, Gradient, Query
+from touchstone.engine.oracle import MOST_ROWS, Oracle, check_finite
+from touchstone.engine.queries import Answer, Asking, Gradient, Noisy, Query
 from touchstone.errors import Canceled, DeadlineExceeded, OutOfMemory
-
-FIXED_ROWS = 16
-"""Rows of a pass in deterministic execution, whatever the device's measured budget is."""
 
 
 @dataclass
@@ -37,20 +34,21 @@ class Task:
     oracle: Oracle
     deterministic: bool = False
     deadline: float = float("inf")  # on time.monotonic's clock
-    answered: Callable[[Query, Answer, Counted], None] | None = None
+    answered: Callable[[Query | Noisy, Answer, Counted], None] | None = None
     done: Callable[[Any, BaseException | None], None] = lambda _result, _error: None
     queries: Counted = field(default_factory=Counted)
     canceled: bool = False
-    query: Query | None = None
+    query: Query | Noisy | None = None
     parts: list[Answer] = field(default_factory=list)
     taken: int = 0
 
     @property
     def group(self) -> Hashable:
-        """Tasks of one group can share a pass: one model, one kind of question; a deterministic task is
+        """Tasks of one group can share a pass: one model, gradients or not; a deterministic task is
         alone.
         """
-        return (id(self.oracle), type(self.query), id(self) if self.deterministic else None)
+        asks_gradient = isinstance(self.query, Gradient)
+        return (id(self.oracle), asks_gradient, id(self) if self.deterministic else None)
 
     @property
     def left(self) -> int:
@@ -97,14 +95,15 @@ class Batcher:
     def abandon(self, error: BaseException) -> None:
         """End all tasks with this error."""
         for task in self.tasks():
-            self._end(task, None, error)
+            self._end(task, error)
 
-    def _share(self, group: Sequence[Task]) -> list[tuple[Task, Query]]:
+    def _share(self, group: Sequence[Task]) -> list[tuple[Task, Query | Noisy]]:
         """As many rows as one pass takes, spread evenly: every task in turn gets an equal part of what is
         left.
         """
         oracle = group[0].oracle
-        room = FIXED_ROWS if group[0].deterministic else self._limits.get(oracle, oracle.rows)
+        fixed = group[0].deterministic or any(isinstance(task.query, Noisy) for task in group)
+        room = min(oracle.fixed_rows if fixed else oracle.rows, self._limits.get(oracle, MOST_ROWS))
         chosen = []
         # Small questions first, so that what they leave of their share goes to the large ones.
         by_size = sorted(list(group)[:room], key=lambda task: task.left)
@@ -114,7 +113,7 @@ class Batcher:
             chosen.append((task, _part(task, part)))
         return chosen
 
-    def _answer(self, chosen: list[tuple[Task, Query]]) -> None:
+    def _answer(self, chosen: list[tuple[Task, Query | Noisy]]) -> None:
         oracle = chosen[0][0].oracle
         began = time.perf_counter()
         try:
@@ -127,7 +126,7 @@ class Batcher:
         for (task, query), answer in zip(chosen, answers, strict=True):
             self._deliver(task, query, answer)
 
-    def _recover(self, chosen: list[tuple[Task, Query]], error: Exception) -> None:
+    def _recover(self, chosen: list[tuple[Task, Query | Noisy]], error: Exception) -> None:
         """Out of memory: ask for half as much from now on. Anything else: find out whose question it was."""
         rows = sum(len(query) for _, query in chosen)
         if _is_out_of_memory(error) and rows > 1:
@@ -140,13 +139,12 @@ class Batcher:
         elif _is_out_of_memory(error):
             self._end(
                 chosen[0][0],
-                None,
                 OutOfMemory("the device's memory does not hold even one row of this model"),
             )
         else:
-            self._end(chosen[0][0], None, error)
+            self._end(chosen[0][0], error)
 
-    def _deliver(self, task: Task, query: Query, answer: Answer) -> None:
+    def _deliver(self, task: Task, query: Query | Noisy, answer: Answer) -> None:
         task.queries.forward += len(query)
         task.queries.backward += len(query) if isinstance(query, Gradient) else 0
         task.taken += len(query)
@@ -182,18 +180,25 @@ class Batcher:
         now = time.monotonic()
         for task in self.tasks():
             if task.canceled:
-                self._end(task, None, Canceled("the job was canceled"))
+                self._end(task, Canceled("the job was canceled"))
             elif now > task.deadline:
                 self._end(
                     task,
-                    None,
                     DeadlineExceeded("the job's deadline passed before the method came to its end"),
                 )
 
-    def _end(self, task: Task, result: Any, error: BaseException | None) -> None:
+    def _end(self, task: Task, error: BaseException) -> None:
+        """End a task; a plan that catches what ends it may still return what it has shown so far."""
         self._leave(task)
-        task.plan.close()
-        task.done(result, error)
+        try:
+            task.plan.throw(error)
+        except StopIteration as end:
+            task.done(end.value, None)
+        except BaseException as raised:  # noqa: BLE001 - reported to the task's owner
+            task.done(None, raised)
+        else:
+            task.plan.close()
+            task.done(None, error)
 
     def _leave(self, task: Task) -> None:
         group = self._groups.get(task.group)
@@ -203,7 +208,7 @@ class Batcher:
                 del self._groups[task.group]
 
 
-def _part(task: Task, rows: int) -> Query:
+def _part(task: Task, rows: int) -> Query | Noisy:
     if task.query is None:
         raise TypeError("a task without a question has no part to take")
     if task.taken == 0 and rows == len(task.query):

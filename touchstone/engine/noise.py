@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -69,3 +70,31 @@ class Noise(Rows):
         shape = tuple(like.shape[1:])
         drawn = np.stack([np.asarray(draw(stream, shape), dtype=np.float32) for stream in self.streams])
         return torch.from_numpy(drawn).to(like.device, like.dtype)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Noise for the samples of a certificate: sample i is the same whoever draws it, in whatever batch.
+
+    A counter-based generator (Philox 4x64-10) with the key (seed, i) makes sample i. `scale` is σ of the
+    Gaussian, b of the Laplace distribution.
+    """
+
+    kind: Literal["gaussian", "laplace"]
+    scale: float
+    seed: int
+
+    name = "philox4x64-10, key (seed, sample index), float32"
+
+    def draw(self, like: Tensor, samples: range) -> Tensor:
+        """Noise (n, C, H, W) for `like` (1, C, H, W), one row for each sample index."""
+        shape = (len(samples), *like.shape[1:])
+        drawn = np.empty(shape, dtype=np.float32)
+        for row, index in zip(drawn, samples, strict=True):
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+            if self.kind == "gaussian":
+                generator.standard_normal(dtype=np.float32, out=row)
+            else:
+                row[:] = generator.laplace(size=row.shape)
+        drawn *= self.scale
+        return torch.from_numpy(drawn).to(like.device)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from touchstone.engine.goals import CrossEntropy, Margin
-from touchstone.engine.queries import Answer, Gradient, Query
+from touchstone.engine.queries import Answer, Gradient, Noisy, Query
 from touchstone.engine.resize import Sight
 from touchstone.errors import GradientRefused, NonFiniteOutput
 
 Knowledge = Literal["white-box", "black-box"]
 MOST_ROWS = 64
+SMALL_INPUT = 64 * 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,50 +35,66 @@ class Oracle:
     rows: int = MOST_ROWS
     """How many rows to ask about at once; see `probe.best_rows`."""
 
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Answers in the order of the queries, which are all of one type.
+    @property
+    def fixed_rows(self) -> int:
+        """Rows of a pass whose answers must not depend on the batch: told by the size of the input alone."""
+        spec = self.sight.spec
+        return 64 if spec is not None and spec.height * spec.width <= SMALL_INPUT else 16
 
-        Raises GradientRefused for gradients of a black box.
+    def answer(self, queries: Sequence[Query | Noisy]) -> list[Answer]:
+        """Answers in the order of the queries; they all ask for gradients, or none of them does.
+
+        Noisy queries are answered in passes of one fixed shape, so that no vote depends on how it was
+        batched. Raises GradientRefused for gradients of a black box.
         """
-        if not isinstance(queries[0], Gradient):
-            with torch.no_grad():
-                logits = self._forward([_images(run) for run in _by_size(queries)])
-            return [Answer(part) for part in _split(logits, queries)]
-        if self.knowledge == "black-box":
+        gradients = [query for query in queries if isinstance(query, Gradient)]
+        if gradients and self.knowledge == "black-box":
             raise GradientRefused("this model is a black box: it answers logits, not gradients")
-        return self._differentiate([query for query in queries if isinstance(query, Gradient)])
+        if gradients:
+            return self._differentiate(gradients)
+        with torch.no_grad():
+            seen = self._see([_cat(run) for run in _by_size([query.x for query in queries])])
+            fixed = any(isinstance(query, Noisy) for query in queries)
+            logits = self._in_fixed_passes(seen) if fixed else self._ask(seen)
+        return [Answer(part) for part in _split(logits, queries)]
 
     def _differentiate(self, queries: Sequence[Gradient]) -> list[Answer]:
-        runs = _by_size(queries)
+        runs = _by_size([query.x for query in queries])
         with torch.enable_grad():
-            leaves = [_images(run).detach().requires_grad_() for run in runs]
-            logits = self._forward(leaves)
+            leaves = [_cat(run).detach().requires_grad_() for run in runs]
+            logits = self._ask(self._see(leaves))
             loss = _losses(logits, queries)
             grads = torch.autograd.grad(loss.sum(), leaves)
         parts = [part for run, grad in zip(runs, grads, strict=True) for part in _split(grad, run)]
         shown = zip(_split(logits.detach(), queries), _split(loss.detach(), queries), parts, strict=True)
         return [Answer(*answer) for answer in shown]
 
-    def _forward(self, images: Sequence[Tensor]) -> Tensor:
-        seen = torch.cat([self.sight.see(x) for x in images])
+    def _see(self, images: Sequence[Tensor]) -> Tensor:
+        return _cat([self.sight.see(x) for x in images])
+
+    def _ask(self, seen: Tensor) -> Tensor:
         logits: Tensor = self.module(seen.contiguous(memory_format=torch.channels_last))
         return logits
 
-
-Q = TypeVar("Q", bound=Query)
-
-
-def _by_size(queries: Sequence[Q]) -> list[list[Q]]:
-    """Neighbours whose images have one size, which share a resize; the order is kept."""
-    return [list(run) for _, run in groupby(queries, key=lambda query: query.x.shape[1:])]
-
-
-def _images(queries: Sequence[Query]) -> Tensor:
-    return torch.cat([query.x for query in queries]) if len(queries) > 1 else queries[0].x
+    def _in_fixed_passes(self, seen: Tensor) -> Tensor:
+        rows = self.fixed_rows
+        missing = -len(seen) % rows
+        padded = torch.cat([seen, seen.new_zeros(missing, *seen.shape[1:])]) if missing else seen
+        starts = range(0, len(padded), rows)
+        return torch.cat([self._ask(padded[at : at + rows]) for at in starts])[: len(seen)]
 
 
-def _split(values: Tensor, queries: Sequence[Query]) -> Sequence[Tensor]:
-    return torch.split(values, [len(query) for query in queries])
+def _by_size(images: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Neighbours of one size, which share a resize; the order is kept."""
+    return [list(run) for _, run in groupby(images, key=lambda x: x.shape[1:])]
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+
+
+def _split(values: Tensor, among: Sequence[Sized]) -> Sequence[Tensor]:
+    return values.split_with_sizes([len(one) for one in among])
 
 
 def _losses(logits: Tensor, queries: Sequence[Gradient]) -> Tensor:

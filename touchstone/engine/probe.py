@@ -16,7 +16,9 @@ from touchstone.models.loading import load_module
 from touchstone.models.manifest import Manifest
 
 NEARLY_BEST, CLEARLY_WORSE = 0.95, 0.85
-"""Shares of the best rate at which a batch size is as good as the best, and at which larger ones are not tried."""
+"""Shares of the best rate at which a batch size is as good as the best, and at which larger ones are not
+tried.
+"""
 
 
 def oracle_of(card: Manifest, device: torch.device) -> Oracle:
@@ -35,8 +37,8 @@ def size_in_bytes(oracle: Oracle) -> int:
 def best_rows(oracle: Oracle, shape: tuple[int, int, int], *, patience: float = 1.5) -> int:
     """The rows per pass at which gradients of images (C, H, W) are about as cheap as they get.
 
-    Doubles the batch until that has clearly become worse, or for `patience` seconds, and takes the smallest of
-    the batches that are nearly as good as the best. Warms the model up, too.
+    Doubles the batch until that has clearly become worse, or for `patience` seconds, and takes the smallest
+    of the batches that are nearly as good as the best. Warms the model up, too.
     """
     _rate(oracle, shape, 1)
     until = time.perf_counter() + patience

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch import Tensor
 
 from touchstone.engine.goals import CrossEntropy, Margin
+from touchstone.engine.noise import Stream
 from touchstone.engine.rows import Rows
 
 
@@ -32,6 +33,30 @@ class Gradient(Query):
 
 
 @dataclass(frozen=True)
+class Noisy:
+    """What does the model say of one image under many noises? A row for each sample index.
+
+    Only the slice that is being asked about is ever drawn. The image (1, C, h, w) is at the network's size,
+    since that is where the noise is added.
+    """
+
+    image: Tensor
+    stream: Stream
+    samples: range
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: slice) -> Noisy:
+        return replace(self, samples=self.samples[index])
+
+    @property
+    def x(self) -> Tensor:
+        """The noisy images, (n, C, h, w); not clipped to the box."""
+        return self.image + self.stream.draw(self.image, self.samples)
+
+
+@dataclass(frozen=True)
 class Answer(Rows):
     """Logits (B, K) and, where a gradient was asked for, losses (B,) and gradients in the shape of `x`."""
 
@@ -49,7 +74,7 @@ class Found(Rows):
 
 
 T = TypeVar("T")
-Asking = Generator[Query, Answer, T]
+Asking = Generator[Query | Noisy, Answer, T]
 """A computation that asks questions on its way to a T."""
 
 Plan = Asking[Found]

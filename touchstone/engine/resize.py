@@ -34,10 +34,13 @@ class Sight:
         """The sight that a manifest describes."""
         return cls(manifest.input, per_channel(manifest.mean, device), per_channel(manifest.std, device))
 
+    def place(self, x: Tensor) -> Tensor:
+        """Images (B, 1 or 3, H, W) in [0,1] at the network's size, still in [0,1] but for overshoot."""
+        return x if self.spec is None else self._resize(_recolour(x, self.spec.channels), self.spec)
+
     def see(self, x: Tensor) -> Tensor:
         """Images (B, 1 or 3, H, W) in [0,1] as the network's input (B, C, h, w)."""
-        if self.spec is not None:
-            x = self._resize(_recolour(x, self.spec.channels), self.spec)
+        x = self.place(x)
         if self.mean is not None and self.std is not None:
             x = (x - self.mean) / self.std
         return x
@@ -75,7 +78,9 @@ def resampling(size: int, resized: int, kept: int, interpolation: str) -> Tensor
     It is what resizing does to the columns of the identity. A centre that would need padding is zero there.
     """
     unit = torch.eye(size, dtype=torch.float64)[None, None]
-    lines = functional.interpolate(unit, size=(resized, size), mode=interpolation, antialias=True)[0, 0].float()
+    lines = functional.interpolate(unit, size=(resized, size), mode=interpolation, antialias=True)[
+        0, 0
+    ].float()
     start = round((resized - kept) / 2)
     if start < 0:
         return functional.pad(lines, (0, 0, -start, kept - resized + start))

@@ -15,7 +15,7 @@ from touchstone.engine.device import choose, keep_blocks
 from touchstone.engine.figures import Figures
 from touchstone.engine.oracle import Oracle
 from touchstone.engine.probe import oracle_of, size_in_bytes
-from touchstone.engine.queries import Answer, Asking, Query
+from touchstone.engine.queries import Answer, Asking, Noisy, Query
 from touchstone.errors import WorkerStopping
 from touchstone.models.residency import Residency
 from touchstone.models.zoo import manifest
@@ -89,7 +89,7 @@ class Engine:
         *,
         deadline: float | None = None,
         deterministic: bool = False,
-        answered: Callable[[Query, Answer, Counted], None] | None = None,
+        answered: Callable[[Query | Noisy, Answer, Counted], None] | None = None,
     ) -> Running:
         """Run a plan among the others; `deadline` in seconds from now. `answered` is called after each
         answer, on the engine's thread.

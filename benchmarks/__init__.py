@@ -1,0 +1,1 @@
+"""Measurements beside peers: ratios within one run, recorded with date and machine."""

@@ -1,0 +1,8 @@
+"""`python -m benchmarks`: all of them, one after the other."""
+
+from __future__ import annotations
+
+from benchmarks import library, service
+
+library.main()
+service.main()

@@ -1,0 +1,20 @@
+"""A worker as Celery users usually run one: the solo pool, one job per task, nothing shared."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Any
+
+from celery.apps.worker import Worker
+
+from workers import __main__ as worker
+
+if __name__ == "__main__":
+    begin = Worker.__init__
+
+    def solo(self: Any, *args: Any, **options: Any) -> None:
+        begin(self, *args, **{**options, "pool": "solo", "concurrency": 1})
+
+    Worker.__init__ = partial(solo).func
+    sys.exit(worker.main())
