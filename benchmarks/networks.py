@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from touchstone.models.datasets import fashion_mnist_sample
 from touchstone.models.loading import load_plain
 from touchstone.models.zoo import manifest
 
@@ -48,6 +49,5 @@ def photos(count: int = 16, side: int = 224) -> Tensor:
 
 def clothes(count: int) -> Tensor:
     """Fashion-MNIST test images, (count, 1, 28, 28) in [0,1]."""
-    from touchstone.models.datasets import sample
-
-    return sample()[0][:count]
+    pixels = fashion_mnist_sample().images[:count]
+    return torch.from_numpy(np.array(pixels))[:, None] / 255

@@ -161,7 +161,7 @@ def show(result: dict[str, Any]) -> None:
     out.print(table)
     size, asked = result["perturbation"], result["queries"]
     out.print(
-        f"{result['outcome']}: L∞ {size['linf'] * 255:.0f}/255, L2 {size['l2']:.3f}, SSIM {size['ssim']:.4f}; "
+        f"{result['outcome']}: L∞ {size['linf'] * 255:.0f}/255, L2 {size['l2']:.3f}, SSIM {size['ssim']:.4f}, "
         f"{asked['forward']} forward and {asked['backward']} backward passes",
         highlight=False,
     )

@@ -78,6 +78,12 @@ class GradientRefused(Failure):
     code = "gradient_refused"
 
 
+class BatchDependent(Failure):
+    """The model's answer for an image depends on the images beside it."""
+
+    code = "batch_dependent"
+
+
 class ModelUnusable(Failure):
     """The model's files are missing, altered, or do not fit its architecture."""
 

@@ -22,7 +22,7 @@ from touchstone.errors import InvalidParameter, UnknownMethod
 from touchstone.fields import Distance, Norm, NormName
 
 if TYPE_CHECKING:
-    from touchstone.engine import Case, Plan
+    from touchstone.engine import Asking, Case, Counts, Plan, Subject
 
 Kind = Literal["attack", "certificate"]
 
@@ -104,6 +104,24 @@ class Attack(Method):
 
     def run(self, case: Case) -> Plan:
         """Ask the questions of the attack and return what was found; see `touchstone.engine`."""
+        raise NotImplementedError
+
+
+class Certificate(Method):
+    """A method that proves how far an answer reaches."""
+
+    kind: ClassVar[Kind] = "certificate"
+
+    def pool(self) -> dict[str, Any] | None:
+        """The parameters under which counts may be added up over jobs; None where the method forbids it."""
+        return None
+
+    def run(self, subject: Subject) -> Asking[Counts]:
+        """Ask until enough is counted; see `touchstone.engine.counted`."""
+        raise NotImplementedError
+
+    def result(self, counts: Counts) -> dict[str, Any]:
+        """What the counts prove, as the fields of a certificate that belong to the method."""
         raise NotImplementedError
 
 

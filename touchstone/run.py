@@ -7,22 +7,34 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from touchstone import engine as asking
-from touchstone.errors import ModelUnusable
+from touchstone.certifying import certificate_result
+from touchstone.errors import Canceled, ModelUnusable
 from touchstone.images import Pixels, decode, difference, difference_factor, encode
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.measure import perturbation
-from touchstone.methods import Attack, Method, find
+from touchstone.methods import Attack, Certificate, Method, find
 from touchstone.models.manifest import Manifest
 from touchstone.models.zoo import manifest
 
 if TYPE_CHECKING:
-    from touchstone.engine import Answer, Asking, Counted, Engine, Noisy, Oracle, Query, Running, Verdict
+    from touchstone.engine import (
+        Answer,
+        Asking,
+        Counted,
+        Counts,
+        Engine,
+        Noisy,
+        Oracle,
+        Query,
+        Running,
+        Verdict,
+    )
 
 TOP = 5
 REPORT_EVERY = 0.2
@@ -40,6 +52,8 @@ class Finished:
     result: dict[str, Any]
     artifacts: dict[str, tuple[bytes, str]]
     timings: Timings
+    counts: dict[str, Any] | None = None  # what another job may go on from
+    canceled: bool = False  # ended by a cancel, with what was shown until then
 
 
 def run(
@@ -50,6 +64,7 @@ def run(
     deadline: float | None = None,
     started: Started = lambda _: None,
     report: Report = lambda _progress, _metric: None,
+    prior: dict[str, Any] | None = None,
 ) -> Finished:
     """Run a job to its end on an engine; blocks, and may be called from many threads.
 
@@ -65,10 +80,12 @@ def run(
         ask = _Asker(submission, engine, oracle, deadline, started)
         if submission.kind == "prediction":
             finished = _predict(submission, pixels, card, ask)
+        elif submission.kind == "certificate":
+            finished = _certify(submission, pixels, card, ask, report, prior)
         else:
             finished = _attack(submission, pixels, card, ask, report)
     compute = time.perf_counter() - prepared
-    return Finished(finished.result, finished.artifacts, Timings(prepare=prepared - began, compute=compute))
+    return replace(finished, timings=Timings(prepare=prepared - began, compute=compute))
 
 
 def _card(submission: Submission) -> Manifest:
@@ -118,6 +135,25 @@ def _predict(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker
         "queries": _queries(ask),
     }
     return Finished(result, {}, Timings())
+
+
+def _certify(
+    submission: Submission,
+    pixels: Pixels,
+    card: Manifest,
+    ask: _Asker,
+    report: Report,
+    prior: dict[str, Any] | None,
+) -> Finished:
+    method = find(submission.method, "certificate").parse(submission.parameters)
+    if not isinstance(method, Certificate):
+        raise TypeError(f"{submission.method} is no certificate")
+    before = None if prior is None else asking.Counts.of(prior)
+    plan = asking.certify_image(method, pixels, ask.oracle, seed=submission.seed, prior=before)
+    counts: Counts = ask(plan, _Reporter(method, report))
+    result = certificate_result(method, counts, submission, card, ask.oracle)
+    finished = Finished({**result, "queries": _queries(ask)}, {}, Timings())
+    return replace(finished, counts=counts.record(), canceled=counts.stopped == Canceled.code)
 
 
 def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
@@ -182,7 +218,7 @@ class _Reporter:
 
     def __init__(self, method: Method, report: Report) -> None:
         self._total = method.rounds()
-        self._white = method.info.knowledge == "white-box"
+        self._white = bool(method.cost().backward)
         self._report = report
         self._next = 0.0
 

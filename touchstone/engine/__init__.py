@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from touchstone.engine.batching import Batcher as Batcher
     from touchstone.engine.batching import Counted as Counted
     from touchstone.engine.batching import Task as Task
+    from touchstone.engine.counting import Counts as Counts
+    from touchstone.engine.counting import Stopping as Stopping
+    from touchstone.engine.counting import Subject as Subject
+    from touchstone.engine.counting import counted as counted
     from touchstone.engine.direct import Model as Model
     from touchstone.engine.direct import attack as attack
     from touchstone.engine.direct import load as load
@@ -40,7 +44,8 @@ if TYPE_CHECKING:
     from touchstone.engine.goals import Goal as Goal
     from touchstone.engine.goals import Margin as Margin
     from touchstone.engine.lattice import snap as snap
-    from touchstone.engine.noise import Noise as Noise, Stream as Stream
+    from touchstone.engine.noise import Noise as Noise
+    from touchstone.engine.noise import Stream as Stream
     from touchstone.engine.norms import L1 as L1
     from touchstone.engine.norms import L2 as L2
     from touchstone.engine.norms import NORMS as NORMS
@@ -73,6 +78,12 @@ if TYPE_CHECKING:
     )
     from touchstone.engine.rows import Rows as Rows
     from touchstone.engine.rows import column as column
+    from touchstone.engine.rules import RULES as RULES
+    from touchstone.engine.rules import clopper_pearson_lower as clopper_pearson_lower
+    from touchstone.engine.rules import clopper_pearson_upper as clopper_pearson_upper
+    from touchstone.engine.rules import log_e_value as log_e_value
+    from touchstone.engine.rules import probability_of as probability_of
+    from touchstone.engine.rules import radius_of as radius_of
     from touchstone.engine.thread import Engine as Engine
     from touchstone.engine.thread import Running as Running
     from touchstone.engine.threat import Case as Case
@@ -85,6 +96,9 @@ if TYPE_CHECKING:
     )
     from touchstone.engine.verdict import (
         attack_image as attack_image,
+    )
+    from touchstone.engine.verdict import (
+        certify_image as certify_image,
     )
     from touchstone.engine.verdict import (
         look as look,
@@ -105,6 +119,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "batching": ("Batcher", "Counted", "Task"),
     "ascent": ("Best", "Rule", "Steepest", "climb", "judge", "restarted", "unsaturated"),
+    "counting": ("Counts", "Stopping", "Subject", "counted"),
     "direct": ("Model", "attack", "load", "wrap"),
     "goals": ("CrossEntropy", "Goal", "Margin"),
     "lattice": ("snap",),
@@ -113,7 +128,25 @@ _HOMES = {
     "oracle": ("Oracle",),
     "queries": ("Answer", "Asking", "Found", "Gradient", "Logits", "Noisy", "Plan", "Query"),
     "rows": ("Rows", "column"),
-    "verdict": ("Sought", "Verdict", "attack_image", "look", "look_at", "metric", "search", "top"),
+    "verdict": (
+        "Sought",
+        "Verdict",
+        "attack_image",
+        "certify_image",
+        "look",
+        "look_at",
+        "metric",
+        "search",
+        "top",
+    ),
+    "rules": (
+        "RULES",
+        "clopper_pearson_lower",
+        "clopper_pearson_upper",
+        "log_e_value",
+        "probability_of",
+        "radius_of",
+    ),
     "thread": ("Engine", "Running"),
     "threat": ("Case", "Threat"),
 }

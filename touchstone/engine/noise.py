@@ -91,7 +91,9 @@ class Stream:
         shape = (len(samples), *like.shape[1:])
         drawn = np.empty(shape, dtype=np.float32)
         for row, index in zip(drawn, samples, strict=True):
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+            generator = np.random.Generator(
+                np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64))
+            )
             if self.kind == "gaussian":
                 generator.standard_normal(dtype=np.float32, out=row)
             else:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from touchstone.engine.counting import Counts, Subject
 from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import from_pixels, to_pixels
 from touchstone.engine.noise import Noise
@@ -20,7 +21,7 @@ from touchstone.engine.queries import Answer, Asking, Logits
 from touchstone.engine.rows import Rows
 from touchstone.engine.threat import Case, Threat
 from touchstone.images import Pixels
-from touchstone.methods import Attack
+from touchstone.methods import Attack, Certificate
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,14 @@ def attack_image(
         met_at_once=bool(sought.met_at_once[0]),
         met=bool(sought.met[0]),
     )
+
+
+def certify_image(
+    certificate: Certificate, pixels: Pixels, oracle: Oracle, *, seed: int, prior: Counts | None = None
+) -> Asking[Counts]:
+    """Count votes for one 8-bit image, at the size that the network takes."""
+    image = oracle.sight.place(row_of(pixels, oracle.device))
+    return (yield from certificate.run(Subject(image, seed, prior)))
 
 
 def look_at(pixels: Pixels, oracle: Oracle) -> Asking[Tensor]:

@@ -1,0 +1,82 @@
+"""A certificate job's result: what the counts prove, with everything that is needed to check it."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from touchstone.jobs.record import Submission
+from touchstone.methods import Certificate
+from touchstone.models.manifest import Manifest
+
+if TYPE_CHECKING:
+    from touchstone.engine import Counts, Oracle
+
+DISTRIBUTIONS = {"touchstone": "touchstone-robustness", "torch": "torch", "numpy": "numpy", "scipy": "scipy"}
+
+
+def certificate_result(
+    certificate: Certificate, counts: Counts, submission: Submission, card: Manifest, oracle: Oracle
+) -> dict[str, Any]:
+    """The result as docs/certificates.md lists it: the method's own fields between identity and
+    circumstances.
+    """
+    own = certificate.result(counts)
+    predicted = None if own["abstained"] else {"label": counts.label, "name": card.classes[counts.label]}
+    sampling = own["sampling"] | {
+        "counts_top5": [{"label": label, "count": count} for label, count in counts.top()],
+        "seed": counts.seed,
+        "stream": counts.stream,
+        "batch_size": oracle.fixed_rows,
+        "pooled": counts.pooled,
+    }
+    return {
+        "method": certificate.info.name,
+        "statement": _statement(own, card, counts),
+        **own,
+        "predicted_class": predicted,
+        "sampling": sampling,
+        "accuracy_under_noise_hint": _hint(counts, card),
+        "digests": {
+            "model": card.digest,
+            "image": submission.image.digest,
+            "preprocessing": preprocessing_digest(card),
+        },
+        "versions": {name: version(distribution) for name, distribution in DISTRIBUTIONS.items()},
+        "eval_mode_checked": not any(module.training for module in oracle.module.modules()),
+        "batch_invariance_max_abs_diff": counts.batch_difference,
+    }
+
+
+def preprocessing_digest(card: Manifest) -> str:
+    """Identifies what stands between the image and the network."""
+    said = card.model_dump_json(include={"input", "mean", "std"})
+    return f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
+
+
+def _statement(own: dict[str, Any], card: Manifest, counts: Counts) -> str:
+    """The outcome in one plain sentence."""
+    if own["abstained"]:
+        return f"No radius is certified: {own['abstain_reason']}."
+    norm = own["norm"].upper()
+    sure = f"{1 - own['sampling']['alpha']:.4%}".rstrip("0%").rstrip(".")
+    return (
+        f'With confidence {sure} %, the smoothed model answers "{card.classes[counts.label]}" for every image '
+        f"within {norm} distance {own['radius']:.4f} of this one, at the size the model takes."
+    )
+
+
+def _hint(counts: Counts, card: Manifest) -> dict[str, Any]:
+    """How well the bare model bears the noise; a model that was not trained with it mostly does not."""
+    share = float(counts.votes[counts.clean] / counts.n) if counts.n else None
+    note = None
+    if share is not None and share < 0.5:
+        note = (
+            "Under this noise the model mostly changes its answer; a model trained with such noise would not."
+        )
+    return {
+        "clean_class": {"label": counts.clean, "name": card.classes[counts.clean]},
+        "share_of_votes": share,
+        "note": note,
+    }
