@@ -32,6 +32,7 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.UnknownLabel: 422,
         errors.NonFiniteOutput: 422,
         errors.GradientRefused: 422,
+        errors.BatchDependent: 422,
         errors.ModelUnusable: 503,
         errors.DataUnavailable: 503,
         errors.OutOfMemory: 503,
