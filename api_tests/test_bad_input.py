@@ -151,6 +151,11 @@ def test_parts_that_are_missing_doubled_or_too_many(api: Api) -> None:
     problem(post(api, *form(IMAGE, ('name="model"', b"x" * 100_000))), 400, "invalid_body")
 
 
+def test_a_form_without_an_end(api: Api) -> None:
+    body = problem(post(api, *form(IMAGE, MODEL, MODEL, end=False)), 400, "invalid_body")
+    assert "closing boundary" in body["detail"]
+
+
 def test_forms_that_are_none(api: Api) -> None:
     whole, headers = form(IMAGE, MODEL)
     broken = [

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from serving import Api, Work, data_url, fail, picture, png, some_model, succeed
 
+from service import events, waiting
 from touchstone.methods import catalogue
 
 JOB_KEYS = [
@@ -295,11 +296,10 @@ def test_long_poll_with_a_tag_returns_at_the_first_change(api: Api) -> None:
         with api.worker.resting():
             response = api.submit(wait=None)
             path, tag = response.json()["links"]["self"], response.headers["etag"]
-        waiting = {"Prefer": "wait=20", "If-None-Match": tag}
-        changed = api.client.get(path, headers=waiting)
+        changed = api.client.get(path, headers={"Prefer": "wait=20", "If-None-Match": tag})
         assert changed.json()["status"] == "running"
-        waiting = {"Prefer": "wait=1", "If-None-Match": changed.headers["etag"]}
-        assert api.client.get(path, headers=waiting).status_code == 304
+        again = {"Prefer": "wait=1", "If-None-Match": changed.headers["etag"]}
+        assert api.client.get(path, headers=again).status_code == 304
         go_on.set()
 
 
@@ -456,3 +456,44 @@ def test_pictures_in_different_modes_reach_the_worker_as_grey_or_rgb(api: Api) -
         image = Image.open(io.BytesIO(original))
         assert len(image.getbands()) == channels
         assert image.size == picture().size
+
+
+def test_waiters_are_woken_rather_than_looking(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "RECHECK_SECONDS", 30)
+    monkeypatch.setattr(events, "RECHECK_SECONDS", 30)
+    go_on = threading.Event()
+
+    def slowly(work: Work) -> None:
+        go_on.wait(10)
+        succeed(work)
+
+    def wait() -> object:
+        return api.submit(wait=20).json()["status"]
+
+    def follow(path: str) -> object:
+        return api.client.get(path).text.rpartition("event: ")[2].split()[0]
+
+    with api.worker.doing(slowly), ThreadPoolExecutor() as pool:
+        waiter = pool.submit(wait)
+        stream = pool.submit(follow, api.submit(wait=None).json()["links"]["events"])
+        time.sleep(0.3)
+        began = time.monotonic()
+        go_on.set()
+        assert (waiter.result(), stream.result()) == ("succeeded", "completed")
+    assert time.monotonic() - began < 5
+
+
+def test_waiters_look_for_themselves_where_no_message_comes(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting.Waiting, "_tell", lambda *_: None)
+    began = time.monotonic()
+    assert api.submit(wait=20).json()["status"] == "succeeded"
+    assert time.monotonic() - began < 8
+    with api.worker.resting():
+        path = api.submit(wait=None).json()["links"]["events"]
+        with ThreadPoolExecutor() as pool:
+            stream = pool.submit(api.client.get, path)
+            time.sleep(0.2)
+            api.worker._free.set()
+            assert "completed" in stream.result().text

@@ -69,8 +69,6 @@ def _accept(
     listener = listening.enter_context(backend.waiting.listen(job.id, is_over)) if listening else None
     if created:
         backend.ringer.ring(job.id)
-    elif listener:
-        job = backend.ledger.read(job.id)
     return job, listener
 
 

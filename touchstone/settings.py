@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     )
     concurrency: int = Field(96, ge=1, le=1024, description="Jobs that one worker runs at once.")
     queue_limit: int = Field(20_000, ge=1, description="Jobs that may wait; one more is refused with 429.")
-    cost_limit: int = Field(20_000, ge=1, description="Forward and backward passes one job may ask for.")
+    cost_limit: int = Field(200_000, ge=1, description="Forward and backward passes one job may ask for.")
     upload_limit: int = Field(10 * MIB, ge=1, description="Bytes of an uploaded image.")
     deadline: float = Field(
         600.0, gt=0, description="Seconds a job may run when it names no deadline of its own."
