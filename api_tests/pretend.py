@@ -115,7 +115,8 @@ def start(settings: Settings, *, prepare: Callable[[Settings], None] = _unprepar
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload([__name__])
     process = forking.Process(target=_work, args=[settings, prepare])
-    with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path)):
         process.start()
     return process
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,11 +21,13 @@ import pytest
 from PIL import Image
 
 from touchstone import embedded
+from touchstone.errors import StartError
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Submission
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
+from touchstone.up import _free_port
 
 PROGRAM = """
 import sys
@@ -62,7 +65,8 @@ class House:
         self.ups: list[subprocess.Popen[str]] = []
 
     def start(self, port: int = 0) -> subprocess.Popen[str]:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": path}
         up = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(self.home), str(port)],
             env=environment,
@@ -222,6 +226,16 @@ def test_a_port_in_use_gives_a_clear_error(house: House) -> None:
     assert f"port {port}" in said
     assert "choose another --port" in said
     assert process_id(embedded.socket_url(house.home)) is None, "nothing stays behind"
+
+
+def test_a_port_that_becomes_free_is_waited_for(tmp_path: Path) -> None:
+    """The API of a start that was killed may need a moment to end."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = Settings(home=tmp_path, port=taken.getsockname()[1])
+        with pytest.raises(StartError):
+            _free_port(settings, wait=False, wanted=lambda: True)
+        threading.Timer(0.3, taken.close).start()
+        assert _free_port(settings, wait=True, wanted=lambda: True) == settings.port
 
 
 def test_a_signal_before_it_is_ready_stops_it(house: House) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pretend
 import pytest
-from kombu import Connection
 
 from service.queue import open_bell
 from touchstone import embedded
@@ -21,6 +20,7 @@ from touchstone.jobs import bell
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import TERMINAL, Job, Submission
+from touchstone.jobs.scripts import connect
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
 
@@ -43,7 +43,7 @@ class Yard:
         self.home = home
         self.valkeys = [embedded.start(home)]
         self.url = self.valkeys[0].url
-        self.settings = Settings(home=home, lease=LEASE, concurrency=8)
+        self.settings = Settings(home=home, lease=LEASE)
         self.ledger = Ledger(self.url, self.settings)
         self.ring = open_bell(self.url)
         digest = open_blobs(self.settings).put(b"PNG")
@@ -53,8 +53,8 @@ class Yard:
         self.workers: list[BaseProcess] = []
         self.diary = home / "diary"
 
-    def start_worker(self) -> BaseProcess:
-        worker = pretend.start(self.settings)
+    def start_worker(self, *, concurrency: int = 8) -> BaseProcess:
+        worker = pretend.start(self.settings.model_copy(update={"concurrency": concurrency}))
         self.workers.append(worker)
         wait_until(lambda: worker.pid in self.pids() or worker.exitcode is not None)
         assert worker.is_alive(), self.log()
@@ -81,6 +81,10 @@ class Yard:
 
     def notes(self) -> Counter[str]:
         return Counter(self.diary.read_text().split()) if self.diary.exists() else Counter()
+
+    def bells(self) -> int:
+        """Messages that wait in the broker."""
+        return int(connect(self.url).llen(bell.QUEUE))  # type: ignore[arg-type]
 
     def log(self) -> str:
         return (self.home / "workers.log").read_text()
@@ -113,18 +117,24 @@ def test_jobs_run_and_a_second_bell_finds_nothing(yard: Yard) -> None:
     yard.start_worker()
     jobs = [yard.accept(ring=2) for _ in range(20)]
     wait_until(lambda: yard.ledger.counts()["succeeded"] == 20)
-    wait_until(lambda: Connection(bell.broker_url(yard.url)).default_channel.client.llen(bell.QUEUE) == 0)
+    wait_until(lambda: yard.bells() == 0)
     assert all(yard.read(job).attempts == 1 for job in jobs)
     assert yard.notes() == {"begin": 20, "end": 20}
 
 
-def test_a_worker_that_is_full_leaves_the_rest_in_the_queue_and_goes_on_at_once(yard: Yard) -> None:
-    yard.start_worker()
-    jobs = [yard.accept(steps=10) for _ in range(24)]
-    wait_until(lambda: yard.ledger.counts()["running"] == 8)
-    assert yard.ledger.counts()["queued"] >= 8
+def test_a_full_worker_leaves_the_rest_in_the_queue(yard: Yard) -> None:
+    yard.start_worker(concurrency=2)
+    for _ in range(8):
+        yard.accept(steps=500)
+    wait_until(lambda: yard.ledger.counts()["running"] == 2)
+    assert yard.bells() == 6, "nothing is fetched ahead"
+
+
+def test_a_full_worker_goes_on_at_once(yard: Yard) -> None:
+    yard.start_worker(concurrency=2)
+    jobs = [yard.accept(steps=5) for _ in range(20)]
     took = wait_until(lambda: yard.ledger.counts()["succeeded"] == len(jobs))
-    assert took < 5, "three rounds of 0.2 s; a consumer that sleeps between them takes far longer"
+    assert took < 5, "ten rounds of 0.1 s; a consumer that sleeps between them takes 9 s"
 
 
 def test_a_job_whose_worker_is_killed_ends_on_another(yard: Yard) -> None:
