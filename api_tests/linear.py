@@ -24,10 +24,10 @@ def greyish(count: int, *, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 
     return torch.randint(100, 156, (count, *shape), generator=draw) / 255
 
 
-def distances(model: nn.Module, x: Tensor, norm: str, *, target: Tensor | None = None) -> Tensor:
-    """min_k (z_y - z_k) / ‖w_y - w_k‖_q per image, q the dual norm; with a target, the largest over the other classes.
+def distances(model: nn.Module, x: Tensor, norm: str) -> Tensor:
+    """min_k (z_y - z_k) / ‖w_y - w_k‖_q per image, q the dual norm.
 
-    With two classes the targeted distance equals the untargeted one. The box is not taken into account.
+    The box is not taken into account.
     """
     weight = model[1].weight.double()
     z = model.double()(x.double())
@@ -41,5 +41,5 @@ def distances(model: nn.Module, x: Tensor, norm: str, *, target: Tensor | None =
             (z[i, y] - z[i, k]) / torch.linalg.vector_norm(weight[y] - weight[k], ord=DUAL[norm])
             for k in others
         ]
-        rows.append(min(gaps) if target is None else gaps[others.index(int(target[i]))])
+        rows.append(min(gaps))
     return torch.stack(rows).detach()

@@ -192,7 +192,8 @@ def test_nan_logits_end_the_attack_with_a_clear_error():
     [
         ({"eps": 8}, "eps"), ({"eps": -1}, "eps"), ({"eps": "8/0"}, "eps"), ({"eps": float("nan")}, "eps"),
         ({"eps": True}, "eps"), ({"eps": "1e309"}, "eps"), ({"steps": 0}, "steps"), ({"steps": 1.5}, "steps"),
-        ({"steps": 10**9}, "steps"), ({"norm": "l7"}, "norm"), ({"norm": "l0"}, "norm"), ({"colour": 1}, "colour"),
+        ({"steps": 10**9}, "steps"), ({"norm": "l7"}, "norm"), ({"norm": "l0"}, "norm"),
+        ({"colour": 1}, "colour"),
     ],
 )  # fmt: skip
 def test_bad_parameters_name_their_field(parameters, field):

@@ -32,7 +32,7 @@ def test_steepest_has_size_one_and_its_slope_is_the_dual_norm(norm):
     assert torch.allclose(norm.size(direction), torch.ones(4), rtol=1e-5)
     slope = (direction * g).flatten(1).sum(1)
     best = torch.linalg.vector_norm(g.flatten(1), ord=DUAL[norm.name], dim=1)
-    # The sparse L1 step spreads over the top percent, so it reaches most of the steepest slope, not all of it.
+    # The sparse L1 step spreads over the top percent: it reaches most of the steepest slope.
     assert torch.all(slope >= (0.7 if norm.name == "l1" else 0.9999) * best)
     assert torch.all(slope <= 1.0001 * best)
 
@@ -56,8 +56,9 @@ def test_projection_lands_in_ball_and_box_and_leaves_inner_points_alone(norm):
 
 def test_l1_projection_is_the_nearest_point_as_a_general_solver_finds_it():
     rng = np.random.default_rng(0)
+    eps = 0.8
     for _ in range(5):
-        x, d, eps = rng.random(6), rng.normal(size=6), 0.8
+        x, d = rng.random(6), rng.normal(size=6)
         ours = NORMS["l1"].project(
             torch.tensor(d).view(1, 1, 1, 6), torch.tensor([eps]), -torch.tensor(x), 1 - torch.tensor(x)
         )

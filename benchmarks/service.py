@@ -46,9 +46,8 @@ def served(images: int, **options: Any) -> Iterator[tuple[str, Path, Path]]:
 def post(host: str, pictures: Path, method: str, fields: dict[str, str], **plan: Any) -> dict[str, Any]:
     """Let clients post; the seconds of all and of each."""
     plan = {"host": host, "path": f"/v1/attacks/{method}", "images": str(pictures), "fields": fields, **plan}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.clients"], input=json.dumps(plan), capture_output=True, text=True, check=True
-    )  # fmt: skip
+    command = [sys.executable, "-m", "benchmarks.clients"]
+    done = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, check=True)
     figures: dict[str, Any] = json.loads(done.stdout)
     return figures
 

@@ -62,7 +62,8 @@ def _statement(own: dict[str, Any], card: Manifest, counts: Counts) -> str:
     norm = own["norm"].upper()
     sure = f"{1 - own['sampling']['alpha']:.4%}".rstrip("0%").rstrip(".")
     return (
-        f'With confidence {sure} %, the smoothed model answers "{card.classes[counts.label]}" for every image '
+        f"With confidence {sure} %, the smoothed model answers "
+        f'"{card.classes[counts.label]}" for every image '
         f"within {norm} distance {own['radius']:.4f} of this one, at the size the model takes."
     )
 

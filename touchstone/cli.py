@@ -160,9 +160,9 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(when, f"{seen['name']} ({seen['label']})", f"{seen['confidence']:.1%}")
     out.print(table)
     size, asked = result["perturbation"], result["queries"]
+    far = f"L∞ {size['linf'] * 255:.0f}/255, L2 {size['l2']:.3f}, SSIM {size['ssim']:.4f}"
     out.print(
-        f"{result['outcome']}: L∞ {size['linf'] * 255:.0f}/255, L2 {size['l2']:.3f}, SSIM {size['ssim']:.4f}, "
-        f"{asked['forward']} forward and {asked['backward']} backward passes",
+        f"{result['outcome']}: {far}; {asked['forward']} forward and {asked['backward']} backward passes",
         highlight=False,
     )
 

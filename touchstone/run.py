@@ -77,11 +77,11 @@ def run(
     pixels = decode(png).pixels
     with engine.models.hold(card.id) as oracle:
         prepared = time.perf_counter()
-        ask = _Asker(submission, engine, oracle, deadline, started)
+        ask = _Asker(submission, engine, oracle, deadline, started, prior)
         if submission.kind == "prediction":
             finished = _predict(submission, pixels, card, ask)
         elif submission.kind == "certificate":
-            finished = _certify(submission, pixels, card, ask, report, prior)
+            finished = _certify(submission, pixels, card, ask, report)
         else:
             finished = _attack(submission, pixels, card, ask, report)
     compute = time.perf_counter() - prepared
@@ -104,6 +104,7 @@ class _Asker:
     oracle: Oracle
     deadline: float | None
     started: Started
+    prior: dict[str, Any] | None = None
     forward: int = 0
     backward: int = 0
 
@@ -137,18 +138,11 @@ def _predict(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker
     return Finished(result, {}, Timings())
 
 
-def _certify(
-    submission: Submission,
-    pixels: Pixels,
-    card: Manifest,
-    ask: _Asker,
-    report: Report,
-    prior: dict[str, Any] | None,
-) -> Finished:
+def _certify(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
     method = find(submission.method, "certificate").parse(submission.parameters)
     if not isinstance(method, Certificate):
         raise TypeError(f"{submission.method} is no certificate")
-    before = None if prior is None else asking.Counts.of(prior)
+    before = None if ask.prior is None else asking.Counts.of(ask.prior)
     plan = asking.certify_image(method, pixels, ask.oracle, seed=submission.seed, prior=before)
     counts: Counts = ask(plan, _Reporter(method, report))
     result = certificate_result(method, counts, submission, card, ask.oracle)

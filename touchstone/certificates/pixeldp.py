@@ -120,5 +120,5 @@ def laplace(lower: float, upper: float, scale: float) -> tuple[float, float, flo
     """
     if lower <= upper or upper <= 0:
         return 0.0, 0.0, 0.0
-    epsilon = math.nextafter(math.log(lower / upper) / 2, 0)
+    epsilon = math.log(lower / upper) / 2 * (1 - 1e-12)
     return scale * epsilon, epsilon, 0.0

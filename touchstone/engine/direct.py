@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from touchstone.engine.batching import Batcher, Counted, Task
+from touchstone.engine.counting import Subject
 from touchstone.engine.device import choose, keep_blocks
 from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import LEVELS, from_pixels
@@ -24,7 +25,7 @@ from touchstone.engine.resize import Sight, per_channel
 from touchstone.engine.threat import Case, Threat
 from touchstone.engine.verdict import look, search
 from touchstone.errors import InvalidParameter
-from touchstone.methods import Attack, find
+from touchstone.methods import Attack, Certificate, find
 from touchstone.models.manifest import Manifest
 from touchstone.models.zoo import manifest
 
@@ -122,6 +123,47 @@ def attack(
         torch.cat([success for _, success, _ in ended]),
         torch.cat([distance for _, _, distance in ended]),
         queries,
+    )
+
+
+@dataclass(frozen=True)
+class CertifiedImages:
+    """What `certify` returns, one entry per image; `results` holds the methods' own fields."""
+
+    radius: Tensor  # (N,) float64; 0 where it abstained
+    label: Tensor  # (N,) the class that the pilot chose
+    abstained: Tensor  # (N,) bool
+    n_used: Tensor  # (N,) samples counted
+    results: list[dict[str, Any]]
+
+
+def certify(
+    model: Model,
+    images: Images,
+    method: str = "smoothing",
+    *,
+    seed: int = 0,
+    **parameters: Any,
+) -> CertifiedImages:
+    """Certify N images in [0,1]: how far each can move without the (smoothed) answer changing.
+
+    Noise is added at the size the network takes. Raises InvalidParameter, BatchDependent, NonFiniteOutput.
+    """
+    keep_blocks()
+    chosen = find(method, "certificate").parse(parameters)
+    if not isinstance(chosen, Certificate):
+        raise InvalidParameter(f"{method} is no certificate", field="method")
+    placed = [
+        model.oracle.sight.place(x) for stack in _stacks(images, model.oracle.device) for x in stack[:, None]
+    ]
+    counts, _ = run_here([chosen.run(Subject(image, seed)) for image in placed], model.oracle)
+    results = [chosen.result(one) for one in counts]
+    return CertifiedImages(
+        torch.tensor([result["radius"] for result in results], dtype=torch.float64),
+        torch.tensor([one.label for one in counts]),
+        torch.tensor([result["abstained"] for result in results]),
+        torch.tensor([one.n for one in counts]),
+        results,
     )
 
 
