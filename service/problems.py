@@ -101,6 +101,18 @@ def status_of(code: str) -> int:
     return next((status for kind, status in STATUSES.items() if kind.code == code), 500)
 
 
+def members(status: int, code: str, detail: str, *, path: str) -> dict[str, Any]:
+    """What every problem says."""
+    return {
+        "type": f"urn:touchstone:problem:{code}",
+        "title": TITLES.get(code) or http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": quote(path[:500], safe="/~:@!$&'()*+,;="),
+        "code": code,
+    }
+
+
 def write(  # a problem has many parts, and each is named at the call
     request: Request,
     status: int,
@@ -112,14 +124,7 @@ def write(  # a problem has many parts, and each is named at the call
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The problem as a response."""
-    body = {
-        "type": f"urn:touchstone:problem:{code}",
-        "title": TITLES.get(code) or http.HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "instance": quote(request.scope["path"][:500], safe="/~:@!$&'()*+,;="),
-        "code": code,
-    }
+    body = members(status, code, detail, path=request.scope["path"])
     if field is not None:
         body["field"] = field
     whole = {**body, **{name: value for name, value in (extra or {}).items() if name not in body}}

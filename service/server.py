@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service import problems
 from service.backend import Backend
 from touchstone.settings import Settings
 
@@ -45,6 +48,18 @@ class Protocol(H11Protocol):
         super().on_response_complete()
         if self.cycle is before:
             self._expect_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say as a problem that this is not HTTP, and hang up."""
+        body = json.dumps(problems.members(400, "invalid_http", msg, path="/")).encode()
+        headers = [
+            ("Content-Type", problems.MEDIA_TYPE),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+        ]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is expected any more."""
