@@ -23,6 +23,7 @@ from touchstone.jobs.record import TERMINAL, Job, Submission
 from touchstone.jobs.scripts import connect
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
+from workers import alive
 
 LEASE = 2.0
 
@@ -205,6 +206,19 @@ def test_a_worker_stops_although_the_broker_is_gone(yard: Yard) -> None:
     wait_until(lambda: yard.notes()["begin"] == 1)
     yard.valkeys[-1].stop()
     assert told(worker, signal.SIGTERM) == 0
+
+
+def test_the_health_check_tells_whether_this_host_has_a_worker(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOUCHSTONE_HOME", str(yard.home))
+    assert alive.main() == 1
+    yard.ledger.beat("a worker elsewhere", {"host": "elsewhere", "pid": 0})
+    assert alive.main() == 1
+    yard.start_worker()
+    assert alive.main() == 0
+    yard.valkeys[-1].stop()
+    assert alive.main() == 1
 
 
 def test_a_bell_without_a_broker_is_refused_quickly(yard: Yard) -> None:
