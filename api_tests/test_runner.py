@@ -38,8 +38,8 @@ class Bench:
         self.submission = submission.model_copy(update={"image": image})
         self.threads: list[threading.Thread] = []
 
-    def accept(self, *, deadline: float | None = None, **parameters: Any) -> str:
-        changes = {"parameters": {"steps": 1, **parameters}, "deadline": deadline}
+    def accept(self, *, deadline: float | None = None, rerun_of: str | None = None, **parameters: Any) -> str:
+        changes = {"parameters": {"steps": 1, **parameters}, "deadline": deadline, "rerun_of": rerun_of}
         return self.ledger.accept(self.submission.model_copy(update=changes))[0].id
 
     def go(self, **parameters: Any) -> Job:
@@ -232,13 +232,14 @@ def test_an_idle_engine_does_not_hang(settings: Settings, submission: Submission
     bench.finish()
 
 
+@pytest.mark.parametrize("rerun", [False, True])
 def test_work_that_is_done_waits_for_the_ledger_to_return(
-    tmp_path_factory: pytest.TempPathFactory, submission: Submission
+    tmp_path_factory: pytest.TempPathFactory, submission: Submission, rerun: bool
 ) -> None:
     home = tmp_path_factory.mktemp("v")
     valkey = embedded.start(home)
     bench = Bench(Settings(home=home), submission, valkey.url)
-    job = bench.begin(steps=10)
+    job = bench.begin(steps=10, rerun_of=bench.go().id if rerun else None)
     valkey.stop()
     wait_until(lambda: bench.engine.running == 0)
     again = embedded.start(home)

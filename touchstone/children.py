@@ -12,16 +12,14 @@ from typing import IO, Protocol
 
 from touchstone import embedded
 from touchstone.errors import StartError
-from touchstone.logs import get_logger
 
 LOG_BYTES = 10 * 2**20
 LOOK_SECONDS = 0.1
+RESTART_SECONDS = 20.0
 FIRST_PAUSE, LONGEST_PAUSE, SETTLED = 0.5, 15.0, 30.0
 
 Say = Callable[[str], object]
 """Tells the operator one line."""
-
-_log = get_logger("up")
 
 
 class Charge(Protocol):
@@ -127,7 +125,7 @@ class Store:
         """Start it again if it died; its file holds every accepted job."""
         if not self._valkey.alive():
             self._say("Valkey ended; starting it again")
-            self._valkey = embedded.start(self._home)
+            self._valkey = embedded.start(self._home, patience=RESTART_SECONDS)
 
     def stop(self) -> None:
         """See `Charge.stop`."""
@@ -137,8 +135,9 @@ class Store:
 class Watcher:
     """A thread that looks after all charges until it is stopped."""
 
-    def __init__(self, charges: Sequence[Charge]) -> None:
+    def __init__(self, charges: Sequence[Charge], say: Say) -> None:
         self._charges = charges
+        self._say = say
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
@@ -157,4 +156,4 @@ class Watcher:
         try:
             charge.look()
         except (OSError, StartError) as error:
-            _log.error("not started", charge=type(charge).__name__, reason=str(error))
+            self._say(f"Not started again: {error}")

@@ -90,7 +90,7 @@ def running(
         worker = _kept(stack, _child("worker", worker_module, settings, say))
         api = _kept(stack, _child("API", "service", settings, say))
         charges: list[Charge] = [worker, api] if store is None else [store, worker, api]
-        stack.callback(Watcher(charges).stop)
+        stack.callback(Watcher(charges, say).stop)
         _wait_until_ready(settings, worker, api, wanted)
         say(f"Ready after {time.monotonic() - begun:.1f} s")
         yield f"http://{_authority(settings)}"
@@ -171,7 +171,7 @@ def _answers(settings: Settings) -> bool:
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == http.HTTPStatus.OK
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()

@@ -136,7 +136,7 @@ class Runner:
         if origin is None:
             return {}
         try:
-            first = self.ledger.read(origin)
+            first = self._insist(lambda: self.ledger.read(origin))
         except UnknownJob:
             return {"rerun": {"of": origin, "agrees": None}}
         same_files = first.artifacts == artifacts
