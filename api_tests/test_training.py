@@ -5,21 +5,26 @@ from __future__ import annotations
 import gzip
 import hashlib
 import itertools
-from dataclasses import dataclass, field
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
+from touchstone import cli
 from touchstone.errors import DataUnavailable, InvalidParameter
 from touchstone.jobs.record import Progress
-from touchstone.models import datasets, training
+from touchstone.models import datasets
 from touchstone.models.datasets import Split, draw_sample, fashion_mnist_sample
 from touchstone.models.loading import load_module
 from touchstone.models.manifest import Manifest
-from touchstone.models.recipes import RECIPES, recipe
+from touchstone.models.recipes import RECIPES, Fast, Gaussian, Madry, Recipe, Standard, recipe
 from touchstone.models.training import Plan, jitter, one_cycle, train
 
 TINY = Plan(epochs=2, batch=16, rate=3e-3)
@@ -34,31 +39,37 @@ def halves() -> tuple[Split, Split]:
     return Split(sample.images[:128], sample.labels[:128]), Split(sample.images[128:], sample.labels[128:])
 
 
-def test_a_resumed_training_ends_in_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole = train(TINY, halves(), tmp_path / "whole")
+@pytest.mark.parametrize("recipe", [Standard(), Fast(eps=0.02)], ids=["unguarded", "guarded"])
+def test_a_resumed_training_ends_in_the_weights_of_an_uninterrupted_one(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    plan = replace(TINY, recipe=recipe)
+    whole = train(plan, halves(), tmp_path / "whole")
 
     def give_up(progress: Progress, _metric: dict[str, float]) -> None:
         if progress.done == 12:
             raise GaveUpError
 
     with pytest.raises(GaveUpError):
-        train(TINY, halves(), tmp_path / "parts", report=give_up)
+        train(plan, halves(), tmp_path / "parts", report=give_up)
     steps: list[int] = []
     resumed = train(
-        TINY, halves(), tmp_path / "parts", report=lambda progress, _: steps.append(progress.done)
+        plan, halves(), tmp_path / "parts", report=lambda progress, _: steps.append(progress.done)
     )
     assert steps[0] == 9, "the first epoch's 8 steps are not run again"
     assert resumed.digest == whole.digest
     assert not list((tmp_path / "parts").glob("*checkpoint*"))
 
 
-@dataclass
-class Recorder:
+class Recorder(Recipe):
     """Notes what a recipe is given."""
 
-    name: str = "recorder"
-    text: str = "clean images"
-    batches: list[Tensor] = field(default_factory=list)
+    name = "recorder"
+    batches: list[Any] = Field(default_factory=list, exclude=True)
+
+    @property
+    def text(self) -> str:
+        return "clean images"
 
     def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: torch.Generator) -> Tensor:
         assert net.training
@@ -67,17 +78,14 @@ class Recorder:
         return x
 
 
-def batches(monkeypatch: pytest.MonkeyPatch, folder: Path, seed: int) -> list[Tensor]:
+def batches(folder: Path, seed: int) -> list[Tensor]:
     recorder = Recorder()
-    monkeypatch.setattr(training, "recipe", lambda _: recorder)
-    train(Plan(epochs=2, batch=64, seed=seed), halves(), folder)
+    train(Plan(recorder, epochs=2, batch=64, seed=seed), halves(), folder)
     return recorder.batches
 
 
-def test_a_recipe_is_given_pixels_in_an_order_that_follows_from_seed_and_epoch(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    first, again, other = (batches(monkeypatch, tmp_path, seed) for seed in (0, 0, 1))
+def test_a_recipe_is_given_pixels_in_an_order_that_follows_from_seed_and_epoch(tmp_path: Path) -> None:
+    first, again, other = (batches(tmp_path, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     drawn = [*first, *other]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
@@ -98,17 +106,132 @@ def test_training_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_recipe_learns_and_leaves_a_card_that_loads(name: str, tmp_path: Path) -> None:
+GENTLE = (Standard(), Gaussian(sigma=0.1), Madry(eps=0.02, steps=3, step_size=0.02), Fast(eps=0.02))
+
+
+def test_there_is_a_gentle_one_of_every_recipe() -> None:
+    assert {one.name for one in GENTLE} == set(RECIPES)
+
+
+@pytest.mark.parametrize("gentle", GENTLE, ids=lambda one: one.name)
+def test_every_recipe_learns_and_leaves_a_card_that_loads(gentle: Recipe, tmp_path: Path) -> None:
     seen: list[dict[str, float]] = []
-    plan = Plan(recipe=name, epochs=12, batch=16, rate=3e-3)
+    plan = Plan(gentle, epochs=12, batch=16, rate=3e-3)
     card = train(plan, halves(), tmp_path, model="mine", report=lambda _, metric: seen.append(metric))
     assert Manifest.model_validate_json((tmp_path / "mine.json").read_bytes()) == card
     assert load_module(card, beside=tmp_path)(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
-    assert f"--recipe {name}" in card.provenance
+    assert f"--recipe {gentle.name}" in card.provenance
+    assert all(f" {value}" in card.provenance for value in gentle.model_dump().values())
     assert halves()[0].digest() in card.provenance
     assert seen[-1] == {"accuracy": card.accuracy[0].value}
     assert card.accuracy[0].value > 0.4, "chance is 0.1"
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (Standard(), "fashion-mnist-cnn"),
+        (Madry(), "fashion-mnist-cnn-linf"),
+        (Gaussian(sigma=0.5), "fashion-mnist-cnn-noise-0.50"),
+    ],
+)
+def test_a_model_is_named_after_its_recipe(made: Recipe, name: str, tmp_path: Path) -> None:
+    few = Split(halves()[0].images[:2], halves()[0].labels[:2])
+    assert train(Plan(made, epochs=1), (few, few), tmp_path).id == name
+
+
+class Picky(nn.Module):
+    """A linear network that must be asked in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.randn(10, 784, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        return x.flatten(1) @ self.weight.T
+
+
+def pixels(rows: int = 64) -> tuple[Tensor, Tensor]:
+    sample = fashion_mnist_sample()
+    x = torch.from_numpy(sample.images[:rows].copy())[:, None] / 255
+    return x, torch.from_numpy(sample.labels[:rows].astype(np.int64))
+
+
+@pytest.mark.parametrize("harsh", [Madry(eps=0.1, steps=7, step_size=0.04), Fast(eps=0.1)])
+def test_adversarial_recipes_climb_within_ball_and_box_in_eval_mode(harsh: Recipe) -> None:
+    (x, y), net = pixels(), Picky().train()
+    moved = harsh.batch(net, x, y, torch.Generator().manual_seed(0))
+    assert net.training
+    assert not moved.requires_grad
+    assert float((moved - x).abs().max()) == pytest.approx(0.1, abs=1e-6)
+    assert 0 <= float(moved.min()) <= float(moved.max()) <= 1
+    net.eval()
+    before, after = (functional.cross_entropy(net(images), y, reduction="none") for images in (x, moved))
+    assert bool((after > before).all()), "each row climbs"
+    assert torch.equal(moved, harsh.batch(net, x, y, torch.Generator().manual_seed(0)))
+    assert not torch.equal(moved, harsh.batch(net, x, y, torch.Generator().manual_seed(1)))
+
+
+def test_more_steps_climb_higher_and_each_starts_at_random() -> None:
+    (x, y), net = pixels(), Picky().eval()
+    noise = torch.Generator().manual_seed(0)
+    one = Madry(eps=0.1, steps=1, step_size=0.1).batch(net, x, y, noise)
+    ten = Madry(eps=0.1, steps=10, step_size=0.025).batch(net, x, y, noise)
+    assert functional.cross_entropy(net(ten), y) > functional.cross_entropy(net(one), y)
+    inside = (one - x).abs() < 0.0999
+    assert inside.float().mean() > 0.1, "a step as long as the radius does not undo the random start"
+
+
+def test_noise_is_gaussian_in_pixels_and_not_clipped() -> None:
+    x, y = pixels()
+    noise = torch.Generator().manual_seed(0)
+    first, second = (Gaussian(sigma=0.5).batch(Picky(), x, y, noise) - x for _ in range(2))
+    assert float(first.std()) == pytest.approx(0.5, rel=0.02)
+    assert float(first.mean()) == pytest.approx(0, abs=0.01)
+    assert float((x + first).min()) < -0.5
+    assert not torch.equal(first, second)
+
+
+class Spoilt(Fast):
+    """From a certain batch on, the images are negatives: what was learned is lost within an epoch."""
+
+    name = "spoilt"
+    after: int
+    seen: list[int] = Field(default_factory=list, exclude=True)
+
+    def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: torch.Generator) -> Tensor:
+        self.seen.append(len(x))
+        return x if len(self.seen) <= self.after else 1 - x
+
+
+def test_the_guard_undoes_the_epoch_in_which_robustness_collapses_and_stops(tmp_path: Path) -> None:
+    sample = fashion_mnist_sample()
+    spoilt = Spoilt(eps=0.01, after=8 * 15)  # 231 images, 25 held out: 15 steps an epoch
+    epochs: list[float] = []
+    card = train(
+        Plan(spoilt, epochs=12, batch=16, rate=3e-3),
+        (sample, sample),
+        tmp_path,
+        report=lambda progress, _: epochs.append(progress.done / 15),
+    )
+    stopped = re.search(
+        r"Stopped after epoch (\d+), .* 25 held-out images .* from (0\.\d+) to (0\.\d+)\.$", card.provenance
+    )
+    assert stopped is not None
+    epoch, best, now = int(stopped[1]), float(stopped[2]), float(stopped[3])
+    assert epoch >= 8
+    assert max(epochs[:-1]) == epoch + 1, "the rest is not run"
+    assert now < best - 0.2
+    assert card.accuracy[0].value > 0.6, "the weights are those of before the collapse"
+
+
+def test_a_fine_training_is_not_stopped_by_the_guard(tmp_path: Path) -> None:
+    sample = fashion_mnist_sample()
+    card = train(
+        Plan(Spoilt(eps=0.01, after=1000), epochs=6, batch=16, rate=3e-3), (sample, sample), tmp_path
+    )
+    assert "Stopped" not in card.provenance
 
 
 def test_a_checkpoint_of_another_plan_is_not_overwritten(tmp_path: Path) -> None:
@@ -120,11 +243,75 @@ def test_a_checkpoint_of_another_plan_is_not_overwritten(tmp_path: Path) -> None
         train(TINY, halves(), tmp_path, report=give_up)
     with pytest.raises(InvalidParameter, match="belongs to another training"):
         train(Plan(epochs=3, batch=16), halves(), tmp_path)
+    with pytest.raises(InvalidParameter, match="belongs to another training"):
+        train(replace(TINY, recipe=Gaussian()), halves(), tmp_path, model="fashion-mnist-cnn")
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
     with pytest.raises(InvalidParameter, match=r"'magic'; there are: .*standard"):
         recipe("magic")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("noise", {"sigma": "-1"}, "sigma: .*greater than 0"),
+        ("madry", {"eps": "much"}, "eps: "),
+        ("madry", {"steps": "7"}, r"step_size: 7 steps of 0\.01 do not reach eps 0\.1; usual .* 0\.0357"),
+        ("fast", {"sigma": "1"}, "sigma: Extra inputs"),
+    ],
+)
+def test_parameters_out_of_bounds_are_refused(name: str, parameters: dict[str, str], said: str) -> None:
+    with pytest.raises(InvalidParameter, match=said):
+        recipe(name, parameters)
+
+
+def test_parameters_are_read_as_they_are_written() -> None:
+    assert recipe("madry", {"eps": "8/255", "steps": "10"}) == Madry(eps=8 / 255, steps=10)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["touchstone", "train", *words])
+    cli.main()
+
+
+def test_the_command_line_trains(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--recipe", "noise", "--sigma", "1/2", "--epochs", "2", "--data", str(files.parent))
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, *flags, "--out", str(tmp_path / "made"))
+    assert ended.value.code == 0
+    made = Manifest.model_validate_json((tmp_path / "made/fashion-mnist-cnn-noise-0.50.json").read_bytes())
+    assert "--sigma 0.5:" in made.provenance
+    assert "2 epochs of 3 Fashion-MNIST images" in made.provenance
+    assert "fashion-mnist-cnn-noise-0.50: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--recipe", "magic"), "'magic'; there are: standard"),
+        (("--recipe", "noise", "--sigma", "0"), "sigma"),
+        (("--recipe", "noise", "--eps", "0.1"), "eps"),
+        (("--model", "../mine"), "'../mine'"),
+        (("--out", __file__), "cannot be made a folder"),
+    ],
+)
+def test_the_command_line_refuses_in_a_sentence(
+    words: tuple[str, ...],
+    said: str,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, "--data", str(files.parent), *words)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "invalid_parameter: " in told
+    assert said in told.replace("\n", " ")
+    assert not list(files.parent.glob("*checkpoint*"))
 
 
 def test_the_rate_rises_and_falls() -> None:

@@ -11,6 +11,9 @@ from touchstone.errors import UnknownLabel
 
 _INDEX = re.compile(r"-?[0-9]+")
 
+ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+"""What a model may be called: it names files, too."""
+
 
 class Part(BaseModel):
     """A frozen piece of a manifest."""
@@ -51,7 +54,7 @@ class Accuracy(Part):
 class Manifest(Part):
     """A model's card: identity, input, classes, licence, origin and accuracy."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    id: str = Field(pattern=ID)
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of the weights file.")
     architecture: str
     weights: Weights

@@ -1,57 +1,219 @@
-"""How a clean batch becomes a training batch: one small object for each way of training."""
+"""How a clean batch becomes a training batch: one small declaration for each way of training.
+
+A recipe is a frozen pydantic model, as an attack is: its fields are the parameters, with their bounds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, ClassVar
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
+from touchstone.engine import Linf, Noise, Threat
 from touchstone.errors import InvalidParameter
+from touchstone.fields import Count, Distance, Ratio
+from touchstone.methods import invalid_parameter
 
 
-class Recipe(Protocol):
-    """What tells one way of training from another; everything else is `training.train`'s.
+class Recipe(BaseModel):
+    """What tells one way of training from another; everything else is `training.train`'s."""
 
-    `name` is in the command line and on the card; `text` says on the card what was done to the images.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: ClassVar[str]
 
     @property
-    def name(self) -> str: ...  # noqa: D102 - said above
+    def text(self) -> str:
+        """What was done to the images, for the card."""
+        raise NotImplementedError
 
     @property
-    def text(self) -> str: ...  # noqa: D102
+    def suffix(self) -> str:
+        """What the id of a model made this way ends in."""
+        return f"-{self.name}"
+
+    @property
+    def guard(self) -> Distance | None:
+        """The radius at which held-out images are attacked after each epoch; None where nothing is watched.
+
+        Training against one-step attacks can collapse within an epoch to a network that withstands nothing
+        else.
+        """
+        return None
 
     def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator) -> Tensor:
         """The images to train on in place of `x`.
 
-        `net` maps images (B, C, H, W) in [0,1] to logits and is in training mode; all randomness comes from
-        `noise`.
+        `net` maps images (B, C, H, W) in [0,1] to logits and is in training mode, and is left so; all
+        randomness comes from `noise`.
         """
-        ...
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Standard:
+class Standard(Recipe):
     """Training on the images as they are."""
 
-    name: str = "standard"
-    text: str = "clean images"
+    name = "standard"
+
+    @property
+    def text(self) -> str:
+        """Nothing was done."""
+        return "clean images"
+
+    @property
+    def suffix(self) -> str:
+        """None: it is the plain model."""
+        return ""
 
     def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator) -> Tensor:  # noqa: ARG002
         """The images themselves."""
         return x
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in (Standard(),)})
+class Gaussian(Recipe):
+    """Training under Gaussian noise, for the smoothed classifier of the same noise (Cohen et al. 2019)."""
+
+    name = "noise"
+
+    sigma: Ratio = Field(0.25, gt=0, le=10, description="Standard deviation of the noise, in the box [0,1].")
+
+    @property
+    def text(self) -> str:
+        """The noise and its place."""
+        return f"images under Gaussian noise (σ {self.sigma:g} in [0,1], before normalisation, not clipped)"
+
+    @property
+    def suffix(self) -> str:
+        """With σ, since a network is good at its own σ only."""
+        return f"-noise-{self.sigma:.2f}"
+
+    def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator) -> Tensor:  # noqa: ARG002
+        """Fresh noise on every image."""
+        return x + self.sigma * torch.randn(x.shape, generator=noise)
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of this name; InvalidParameter names those that exist."""
+class Adversarial(Recipe):
+    """What training against attacks in L∞ has in common."""
+
+    eps: Distance = Field(0.1, gt=0, le=1, description="Radius of the L∞ ball, in [0,1].")
+
+    def attacked(  # noqa: D102 - the name says it
+        self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator, *, steps: int, size: float
+    ) -> Tensor:
+        with in_eval_mode(net):
+            return ascended(net, x, y, noise, eps=self.eps, steps=steps, size=size)
+
+
+class Madry(Adversarial):
+    """Every image is replaced by what PGD from a random start makes of it (Madry et al. 2018).
+
+    Number and length of the steps default to the paper's for digits of the same size.
+    """
+
+    name = "madry"
+
+    steps: Count = Field(40, le=1_000, description="Steps of the attack.")
+    step_size: Distance = Field(0.01, gt=0, description="Length of a step in L∞.")
+
+    @property
+    def text(self) -> str:
+        """The attack in full."""
+        return (
+            f"images attacked by PGD (L∞ ε {self.eps:g}, {self.steps} steps of {self.step_size:g} from a"
+            " random start, the last point kept, network in eval mode)"
+        )
+
+    @property
+    def suffix(self) -> str:
+        """What such a model is robust in."""
+        return "-linf"
+
+    @model_validator(mode="after")
+    def _reaches_across(self) -> Madry:
+        if self.steps * self.step_size < self.eps:
+            raise ValueError(
+                f"step_size: {self.steps} steps of {self.step_size:g} do not reach eps {self.eps:g};"
+                f" usual is 2.5·eps/steps, {2.5 * self.eps / self.steps:.3g}"
+            )
+        return self
+
+    def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator) -> Tensor:
+        """The last points of the climbs."""
+        return self.attacked(net, x, y, noise, steps=self.steps, size=self.step_size)
+
+
+class Fast(Adversarial):
+    """Adversarial training with one step from a random start: twice the price of clean (Wong et al. 2020)."""
+
+    name = "fast"
+
+    reach: Ratio = Field(1.25, gt=0, le=10, description="Length of the step, in units of eps.")
+
+    @property
+    def text(self) -> str:
+        """The attack in full."""
+        return (
+            f"images attacked by FGSM (L∞ ε {self.eps:g}, a step of {self.reach:g} ε from a random start,"
+            " network in eval mode), watched for catastrophic overfitting"
+        )
+
+    @property
+    def guard(self) -> Distance | None:
+        """At the radius of the training."""
+        return self.eps
+
+    def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator) -> Tensor:
+        """One step from a random start."""
+        return self.attacked(net, x, y, noise, steps=1, size=self.reach * self.eps)
+
+
+RECIPES: Mapping[str, type[Recipe]] = MappingProxyType(
+    {cls.name: cls for cls in (Standard, Madry, Fast, Gaussian)}
+)
+
+
+def recipe(name: str, parameters: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
+    """The recipe of this name with these parameters. Raises InvalidParameter."""
     if name not in RECIPES:
         raise InvalidParameter(
             f"recipe: there is none named {name[:60]!r}; there are: {', '.join(RECIPES)}", field="recipe"
         )
-    return RECIPES[name]
+    try:
+        return RECIPES[name].model_validate(dict(parameters))
+    except ValidationError as error:
+        raise invalid_parameter(error) from None
+
+
+@contextmanager
+def in_eval_mode(net: nn.Module) -> Iterator[None]:
+    """`net` in eval mode for a while: an attack must see the network that will be used."""
+    was = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(was)
+
+
+def ascended(
+    net: nn.Module, x: Tensor, y: Tensor, noise: Generator, *, eps: float, steps: int, size: float
+) -> Tensor:
+    """PGD in L∞ from a random start, the last point of each row: the attack of training, which, unlike the
+    catalogue's, knows no success to keep.
+    """
+    threat = Threat(x, x.new_full((len(x),), eps), Linf())
+    stride = torch.full_like(threat.eps, size)
+    seed = int(torch.randint(2**62, (1,), generator=noise))
+    point = threat.random_start(Noise.of([(seed, row) for row in range(len(x))], "training"))
+    for _ in range(steps):
+        point.requires_grad_()
+        loss = functional.cross_entropy(net(point), y, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, point)
+        point = threat.step(point.detach(), grad, stride)
+    return point

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from touchstone.errors import InvalidParameter
 from touchstone.jobs.record import Progress
 from touchstone.models.architectures import architecture
 from touchstone.models.datasets import CLASSES, Split
-from touchstone.models.manifest import Accuracy, InputSpec, Manifest, Weights
-from touchstone.models.recipes import Recipe, recipe
+from touchstone.models.manifest import ID, Accuracy, InputSpec, Manifest, Weights
+from touchstone.models.recipes import Recipe, Standard, ascended, in_eval_mode
 
 MEAN, STD = 0.286, 0.353
 """Of the pixels that Fashion-MNIST has for training."""
@@ -33,12 +34,18 @@ Report = Callable[[Progress, dict[str, float]], None]
 """Called after each step with the steps done and planned and the loss, and at the end with the accuracy. What
 it raises ends the training, which can be resumed."""
 
+FALL = 0.2
+"""How far the share of held-out images that withstand PGD may fall below its best before training stops."""
+
+HELD_OUT = 512
+"""Images that a guarded training holds out, at most; of few images a tenth."""
+
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that the weights depend on, besides the images and the versions of the libraries."""
 
-    recipe: str = "standard"
+    recipe: Recipe = field(default_factory=Standard)
     architecture: str = "small-cnn"
     epochs: int = 8
     batch: int = 128
@@ -70,14 +77,14 @@ def train(
     """Train on `data[0]`, measure on all of `data[1]`, and leave weights and card of `model` in `out`.
 
     After each epoch a checkpoint is written; where one of the same plan is found, training goes on from it
-    and ends in the weights that an uninterrupted run would have. Raises InvalidParameter.
+    and ends in the weights that an uninterrupted run would have. Where the recipe asks for a guard, an epoch
+    in which robustness collapses is undone and ends the training. Raises InvalidParameter.
     """
     keep_blocks()
-    chosen = recipe(plan.recipe)
     train_split, test_split = data
-    name = model or default_name(chosen)
-    out.mkdir(parents=True, exist_ok=True)
-    run = _Run(plan, chosen, train_split, out / f"{name}.checkpoint.safetensors")
+    name = model or f"fashion-mnist-cnn{plan.recipe.suffix}"
+    _prepare(name, out)
+    run = _Run(plan, train_split, out / f"{name}.checkpoint.safetensors")
     run.finish(report)
     accuracy = measure(run.net, test_split)
     report(Progress(done=run.steps, total=run.steps), {"accuracy": accuracy})
@@ -86,9 +93,17 @@ def train(
     return card
 
 
-def default_name(chosen: Recipe) -> str:
-    """The id of the model that a recipe makes."""
-    return "fashion-mnist-cnn" if chosen.name == "standard" else f"fashion-mnist-cnn-{chosen.name}"
+def _prepare(name: str, out: Path) -> None:
+    """Refuse at once what would only fail after hours."""
+    if not re.fullmatch(ID, name):
+        raise InvalidParameter(
+            f"model: an id is of small letters, digits, dots, dashes and underscores, not {name[:60]!r}",
+            field="model",
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidParameter(f"out: {out} cannot be made a folder: {error.strerror}", field="out") from None
 
 
 def measure(net: nn.Module, split: Split, *, batch: int = 500) -> float:
@@ -123,23 +138,39 @@ def jitter(x: Tensor, noise: Generator, *, reach: int = 2) -> Tensor:
     return padded[torch.arange(rows)[:, None, None], :, lines[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
+def withstanding(net: nn.Module, split: Split, eps: float, seed: int, *, steps: int = 5) -> float:
+    """The share of a small split that a few steps of PGD in L∞ leave right, in eval mode."""
+    x, y = _tensors(split, slice(None))
+    noise = Generator().manual_seed(seed)
+    with in_eval_mode(net):
+        attacked = ascended(net, x, y, noise, eps=eps, steps=steps, size=2.5 * eps / steps)
+        with torch.no_grad():
+            return float((net(attacked).argmax(1) == y).float().mean())
+
+
 class _Run:
     """A training under way: everything random in it follows from the seed and the number of the epoch."""
 
-    def __init__(self, plan: Plan, chosen: Recipe, split: Split, checkpoint: Path) -> None:
-        self.plan, self.recipe, self.split, self.checkpoint = plan, chosen, split, checkpoint
+    def __init__(self, plan: Plan, split: Split, checkpoint: Path) -> None:
+        self.plan, self.data, self.checkpoint = plan, split, checkpoint
+        self.split, self.held = _parted(split) if plan.recipe.guard else (split, None)
         self.spec = InputSpec(channels=1, height=split.images.shape[1], width=split.images.shape[2])
         self.net = _draw(plan, self.spec)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=plan.rate)
+        self.best = 0.0
+        self.collapse = ""
         self.epoch = self._resume() if checkpoint.exists() else 0
-        self.per_epoch = math.ceil(len(split) / plan.batch)
+        self.per_epoch = math.ceil(len(self.split) / plan.batch)
         self.steps = plan.epochs * self.per_epoch
 
     def finish(self, report: Report) -> None:
-        while self.epoch < self.plan.epochs:
+        while self.epoch < self.plan.epochs and not self.collapse:
             self._epoch(report)
-            self.epoch += 1
-            self._save()
+            if self._collapsed():
+                self.epoch = self._resume()
+            else:
+                self.epoch += 1
+                self._save()
 
     def _epoch(self, report: Report) -> None:
         noise = Generator().manual_seed(self.plan.seed * 1000 + self.epoch)
@@ -148,13 +179,26 @@ class _Run:
             loss = self._step(x, y, one_cycle(step, self.steps, self.plan.rate), noise)
             report(Progress(done=step + 1, total=self.steps), {"loss": float(loss)})
 
+    def _collapsed(self) -> bool:
+        eps = self.plan.recipe.guard
+        if eps is None or self.held is None:
+            return False
+        now = withstanding(self.net, self.held, eps, self.plan.seed)
+        if now < self.best - FALL:
+            self.collapse = (
+                f"stopped after epoch {self.epoch}, since in the next one the share of {len(self.held)}"
+                f" held-out images that withstand PGD-5 fell from {self.best:.3f} to {now:.3f}"
+            )
+        self.best = max(self.best, now)
+        return bool(self.collapse)
+
     def _batches(self, noise: Generator) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.split), generator=noise).numpy()
         for start in range(0, len(order), self.plan.batch):
             yield _tensors(self.split, order[start : start + self.plan.batch])
 
     def _step(self, x: Tensor, y: Tensor, rate: float, noise: Generator) -> Tensor:
-        images = self.recipe.batch(self.net, jitter(x, noise), y, noise)
+        images = self.plan.recipe.batch(self.net, jitter(x, noise), y, noise)
         loss = functional.cross_entropy(self.net(images), y)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -167,9 +211,8 @@ class _Run:
         tensors = {f"net.{name}": value.contiguous() for name, value in self.net.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value.contiguous() for name, value in state.items()}
-        _replace(
-            self.checkpoint, safetensors.torch.save(tensors, {"plan": self._key(), "epoch": str(self.epoch)})
-        )
+        told = {"plan": self._key(), "epoch": str(self.epoch), "best": repr(self.best)}
+        _replace(self.checkpoint, safetensors.torch.save(tensors, told))
 
     def _resume(self) -> int:
         with safetensors.safe_open(self.checkpoint, "pt") as file:
@@ -185,10 +228,18 @@ class _Run:
             state.setdefault(int(index), {})[what] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.best = float(told["best"])
         return int(told["epoch"])
 
     def _key(self) -> str:
-        return json.dumps({**asdict(self.plan), "data": self.split.digest()})
+        chosen = {"recipe": self.plan.recipe.name, **self.plan.recipe.model_dump()}
+        return json.dumps({**asdict(self.plan), "recipe": chosen, "data": self.data.digest()})
+
+
+def _parted(split: Split) -> tuple[Split, Split | None]:
+    """What to train on, and the last images, kept for the guard."""
+    end = len(split) - min(HELD_OUT, len(split) // 10)
+    return Split(split.images[:end], split.labels[:end]), Split(split.images[end:], split.labels[end:])
 
 
 def _draw(plan: Plan, spec: InputSpec) -> OnPixels:
@@ -230,12 +281,15 @@ def _write(run: _Run, name: str, out: Path, test: Split, accuracy: float) -> Man
 
 
 def _provenance(run: _Run) -> str:
-    plan = run.plan
+    plan, chosen = run.plan, run.plan.recipe
+    flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in chosen.model_dump().items())
+    ending = f" {run.collapse[0].upper()}{run.collapse[1:]}." if run.collapse else ""
     return (
-        f"touchstone train --recipe {plan.recipe}: {run.recipe.text}, shifted and mirrored at random; "
-        f"{plan.epochs} epochs of {len(run.split):,} Fashion-MNIST images ({run.split.digest()}), batches of "
+        f"touchstone train --recipe {chosen.name}{flags}: {chosen.text},"
+        f" shifted and mirrored at random before;"
+        f" {plan.epochs} epochs of {len(run.split):,} Fashion-MNIST images ({run.data.digest()}), batches of "
         f"{plan.batch}, Adam, one cycle up to {plan.rate:g}, seed {plan.seed}; torch {torch.__version__}, "
-        f"numpy {np.__version__}, {torch.get_num_threads()} threads."
+        f"numpy {np.__version__}, {torch.get_num_threads()} threads.{ending}"
     )
 
 
