@@ -172,6 +172,21 @@ def test_restarts_run_only_where_earlier_attempts_failed():
     assert found.queries.backward >= 2 * 30
 
 
+def test_without_early_stop_every_step_of_every_restart_is_run():
+    found = touchstone.attack(
+        touchstone.wrap(linear_model()),
+        greyish(4),
+        None,
+        "pgd",
+        eps=0.1,
+        steps=5,
+        restarts=3,
+        early_stop=False,
+    )
+    assert found.success.all()
+    assert found.queries.backward == 4 * 15
+
+
 def test_a_black_box_refuses_gradients():
     with pytest.raises(GradientRefused):
         touchstone.attack(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
@@ -37,6 +37,10 @@ class Steepest(Rows):
         return threat.step(x, grad, self.size), self
 
 
+MET, HELD = 1e30, 2e30
+"""Scores above every loss: the goal was met, and it was met by what an 8-bit file can hold."""
+
+
 @dataclass(frozen=True)
 class Best(Rows):
     """The best point of every row so far: one that holds after rounding, else one that met the goal, else
@@ -44,36 +48,29 @@ class Best(Rows):
     """
 
     x: Tensor  # (B, C, H, W)
-    rank: Tensor  # (B,) 0: goal not met, 1: met before rounding, 2: met after rounding as well
-    loss: Tensor  # (B,)
+    score: Tensor  # (B,) the loss, or MET, or HELD
 
     @classmethod
     def none(cls, x0: Tensor) -> Best:
         """Nothing found yet: every finite loss is better."""
-        rank = torch.zeros(len(x0), dtype=torch.int8, device=x0.device)
-        return cls(x0, rank, torch.full((len(x0),), -torch.inf, device=x0.device))
-
-    def or_else(self, other: Best) -> Best:
-        """Row by row the better of the two; the earlier stays where both have met the goal equally well."""
-        climbs = (other.loss > self.loss) & (other.rank == 0)
-        better = (other.rank > self.rank) | ((other.rank == self.rank) & climbs)
-        x = torch.where(column(better, self.x), other.x, self.x)
-        return Best(x, torch.where(better, other.rank, self.rank), torch.where(better, other.loss, self.loss))
+        return cls(x0, x0.new_full((len(x0),), -torch.inf))
 
     def put(self, rows: Tensor, found: Best) -> Best:
-        """This record with `found` merged into the rows of index vector `rows`."""
+        """This record with what is better of `found` in the rows of index vector `rows`; of equals the
+        earlier stays.
+        """
         if len(rows) == len(self):
-            return self.or_else(found)
-        merged = self[rows].or_else(found)
-        return Best(
-            self.x.index_copy(0, rows, merged.x),
-            self.rank.index_copy(0, rows, merged.rank),
-            self.loss.index_copy(0, rows, merged.loss),
-        )
+            return self._or_else(found)
+        merged = self[rows]._or_else(found)
+        return Best(self.x.index_copy(0, rows, merged.x), self.score.index_copy(0, rows, merged.score))
+
+    def _or_else(self, other: Best) -> Best:
+        better = other.score > self.score
+        return Best(torch.where(column(better, self.x), other.x, self.x), self.score.maximum(other.score))
 
     def found(self) -> Found:
         """As the result of a plan."""
-        return Found(self.x, self.rank > 0)
+        return Found(self.x, self.score >= MET)
 
 
 def climb(case: Case, x: Tensor, rule: Rule, *, steps: int, early_stop: bool) -> Asking[Best]:
@@ -83,13 +80,13 @@ def climb(case: Case, x: Tensor, rule: Rule, *, steps: int, early_stop: bool) ->
     A row leaves as soon as it met its goal in a way that survives rounding (any way, where the case does not
     quantize).
     """
-    best = Best.none(case.threat.x0)
+    best, enough = Best.none(case.threat.x0), enough_for(case)
     rows = torch.arange(len(case), device=case.device)
     for _ in range(steps):
         answer = yield Gradient(x, CrossEntropy(case.goal))
-        judged = yield from judge(case, x, answer, best.rank[rows])
+        judged = yield from judge(case, x, answer, best.score[rows])
         best = best.put(rows, judged)
-        if early_stop and bool((done := judged.rank >= case.enough).any()):
+        if early_stop and bool((done := judged.score >= enough).any()):
             keep = ~done
             if not bool(keep.any()):
                 return best
@@ -97,24 +94,28 @@ def climb(case: Case, x: Tensor, rule: Rule, *, steps: int, early_stop: bool) ->
         grad = yield from unsaturated(case, x, answer)
         x, rule = rule.advance(case.threat, x, grad)
     answer = yield Logits(x)
-    return best.put(rows, (yield from judge(case, x, answer, best.rank[rows])))
+    return best.put(rows, (yield from judge(case, x, answer, best.score[rows])))
 
 
-def judge(case: Case, x: Tensor, answer: Answer, rank: Tensor) -> Asking[Best]:
-    """Rank the points by their answer; those newly met are asked about once more as an 8-bit file would hold
+def enough_for(case: Case) -> float:
+    """The score at which a row is done."""
+    return HELD if case.quantize else MET
+
+
+def judge(case: Case, x: Tensor, answer: Answer, score: Tensor) -> Asking[Best]:
+    """Score the points by their answer; those newly met are asked about once more as an 8-bit file would hold
     them.
 
-    `rank` (B,) is the best that each row has reached before.
+    `score` (B,) is the best that each row has reached before.
     """
     met = case.goal.met(answer.logits)
     loss = CrossEntropy(case.goal)(answer.logits) if answer.loss is None else answer.loss
-    judged = Best(x, met.to(torch.int8), loss)
-    open_ = met & (rank < case.enough)
-    if not case.quantize or not bool(open_.any()):
+    judged = Best(x, loss.masked_fill(met, MET))
+    if not case.quantize or not bool((new := met & (score < HELD)).any()):
         return judged
-    rounded = yield Logits(case[open_].snap(x[open_]))
-    held = torch.zeros_like(met).masked_scatter(open_, case[open_].goal.met(rounded.logits))
-    return replace(judged, rank=judged.rank + held.to(torch.int8))
+    rounded = yield Logits(case[new].snap(x[new]))
+    held = torch.zeros_like(met).masked_scatter(new, case[new].goal.met(rounded.logits))
+    return Best(x, judged.score.masked_fill(held, HELD))
 
 
 def unsaturated(case: Case, x: Tensor, answer: Answer) -> Asking[Tensor]:
@@ -124,9 +125,10 @@ def unsaturated(case: Case, x: Tensor, answer: Answer) -> Asking[Tensor]:
     grad = answer.grad
     if grad is None:
         raise TypeError("the answer has no gradient: only a Gradient query gets one")
-    flat = ~grad.flatten(1).any(1)
-    if not bool(flat.any()):
+    alive = grad.flatten(1).any(1)
+    if bool(alive.all()):
         return grad
+    flat = ~alive
     instead = (yield Gradient(x[flat], Margin(case.goal[flat]))).grad
     return grad if instead is None else grad.index_copy(0, flat.nonzero().flatten(), instead)
 
@@ -137,7 +139,7 @@ def restarted(
     """Make up to `times` attempts on rows still open and keep the best of each row."""
     best = yield from attempt(case)
     for _ in range(times - 1):
-        open_ = best.rank < case.enough if early_stop else torch.ones_like(best.rank, dtype=torch.bool)
+        open_ = best.score < enough_for(case) if early_stop else torch.ones_like(best.score, dtype=torch.bool)
         if not bool(open_.any()):
             break
         best = best.put(open_.nonzero().flatten(), (yield from attempt(case[open_])))

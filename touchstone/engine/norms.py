@@ -1,7 +1,7 @@
 """What a norm is to an attack: four verbs. A new norm is one more class here.
 
 Perturbations `d` and gradients `g` have shape (B, C, H, W); sizes and radii have shape (B,). `low` and `high`
-are the room that the box [0,1] leaves in every coordinate: low = -x, high = 1 - x.
+are the room that the box [0,1] leaves around the original x0: low = -x0, high = 1 - x0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Norm(Protocol):
         """The norm of each row, (B,)."""
         ...
 
-    def steepest(self, g: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def steepest(self, g: Tensor, x: Tensor) -> Tensor:
         """The direction of size one in which a linear function with gradient `g` rises most; zero where
         `g` is.
         """
@@ -50,12 +50,12 @@ class Linf:
     def size(self, d: Tensor) -> Tensor:  # noqa: D102
         return d.flatten(1).abs().amax(1)
 
-    def steepest(self, g: Tensor, low: Tensor, high: Tensor) -> Tensor:  # noqa: D102, ARG002
+    def steepest(self, g: Tensor, x: Tensor) -> Tensor:  # noqa: D102, ARG002
         return g.sign()
 
     def project(self, d: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:  # noqa: D102
         radius = column(eps, d)
-        return d.clamp(torch.maximum(low, -radius), torch.minimum(high, radius))
+        return d.clamp(-radius, radius).clamp_(low, high)
 
     def sample(self, d: Tensor, eps: Tensor, noise: Noise) -> Tensor:  # noqa: D102
         return column(eps, d) * (2 * noise.uniform(d) - 1)
@@ -69,7 +69,7 @@ class L2:
     def size(self, d: Tensor) -> Tensor:  # noqa: D102
         return d.flatten(1).square().sum(1).sqrt()
 
-    def steepest(self, g: Tensor, low: Tensor, high: Tensor) -> Tensor:  # noqa: D102, ARG002
+    def steepest(self, g: Tensor, x: Tensor) -> Tensor:  # noqa: D102, ARG002
         # Scaled first: squares of gradients below 1e-19 vanish in float32.
         g = g / column(Linf().size(g).clamp_min(TINY), g)
         return g / column(self.size(g).clamp_min(TINY), g)
@@ -77,7 +77,7 @@ class L2:
     def project(self, d: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:  # noqa: D102
         # Clipping to the box only shortens: its room contains zero in every coordinate.
         shrink = (eps / self.size(d).clamp_min(TINY)).clamp_max(1)
-        return (d * column(shrink, d)).clamp(low, high)
+        return (d * column(shrink, d)).clamp_(low, high)
 
     def sample(self, d: Tensor, eps: Tensor, noise: Noise) -> Tensor:  # noqa: D102
         direction = noise.normal(d)
@@ -97,9 +97,9 @@ class L1:
     def size(self, d: Tensor) -> Tensor:  # noqa: D102
         return d.flatten(1).abs().sum(1)
 
-    def steepest(self, g: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def steepest(self, g: Tensor, x: Tensor) -> Tensor:
         """Equal steps in the coordinates of steepest ascent, leaving out those which the box stops."""
-        blocked = ((g > 0) & (high <= 0)) | ((g < 0) & (low >= 0))
+        blocked = ((g > 0) & (x >= 1)) | ((g < 0) & (x <= 0))
         slope = g.masked_fill(blocked, 0).flatten(1)
         count = max(1, round((1 - self.quantile) * slope.shape[1]))
         top = slope.abs().topk(count, dim=1).indices

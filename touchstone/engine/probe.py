@@ -15,6 +15,9 @@ from touchstone.engine.resize import Sight
 from touchstone.models.loading import load_module
 from touchstone.models.manifest import Manifest
 
+LEAST_ROWS = 8
+"""A machine that was busy while it measured must not leave the model asked one row at a time."""
+
 NEARLY_BEST, CLEARLY_WORSE = 0.95, 0.85
 """Shares of the best rate at which a batch size is as good as the best, and at which larger ones are not
 tried.
@@ -48,7 +51,8 @@ def best_rows(oracle: Oracle, shape: tuple[int, int, int], *, patience: float = 
         rates[rows] = _rate(oracle, shape, rows)
         if rates[rows] < CLEARLY_WORSE * max(rates.values()):
             break
-    return min(rows for rows, rate in rates.items() if rate >= NEARLY_BEST * max(rates.values()))
+    best = min(rows for rows, rate in rates.items() if rate >= NEARLY_BEST * max(rates.values()))
+    return max(LEAST_ROWS, best)
 
 
 def _rate(oracle: Oracle, shape: tuple[int, int, int], rows: int) -> float:

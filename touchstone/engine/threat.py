@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,18 +23,23 @@ class Threat(Rows):
     eps: Tensor  # (B,)
     norm: Norm
 
+    @cached_property
+    def room(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest perturbation that the box allows in every coordinate."""
+        return -self.x0, 1 - self.x0
+
     def size(self, x: Tensor) -> Tensor:
         """Distance of each row from its original, (B,)."""
         return self.norm.size(x - self.x0)
 
     def project(self, x: Tensor) -> Tensor:
         """The images brought back into ball and box."""
-        d = self.norm.project(x - self.x0, self.eps, -self.x0, 1 - self.x0)
-        return (self.x0 + d).clamp_(0, 1)
+        d = self.norm.project(x - self.x0, self.eps, *self.room)
+        return d.add_(self.x0).clamp_(0, 1)  # the sum may round out of the box
 
     def step(self, x: Tensor, grad: Tensor, size: Tensor) -> Tensor:
         """A step of `size` (B,) in the norm's steepest direction, projected."""
-        return self.project(x + column(size, x) * self.norm.steepest(grad, -x, 1 - x))
+        return self.project(x + column(size, x) * self.norm.steepest(grad, x))
 
     def random_start(self, noise: Noise) -> Tensor:
         """A point drawn uniformly from the ball, then clipped to the box."""
@@ -55,11 +61,6 @@ class Case(Rows):
     def snap(self, x: Tensor) -> Tensor:
         """The images as an 8-bit file can hold them, still within the threat; see `lattice.snap`."""
         return snap(x, self.threat.x0, self.threat.eps, self.threat.norm)
-
-    @property
-    def enough(self) -> int:
-        """The rank (see `ascent.Best`) at which a row is done."""
-        return 2 if self.quantize else 1
 
     @property
     def device(self) -> torch.device:
