@@ -18,10 +18,8 @@ from touchstone.models.manifest import Manifest
 LEAST_ROWS = 8
 """A machine that was busy while it measured must not leave the model asked one row at a time."""
 
-NEARLY_BEST, CLEARLY_WORSE = 0.95, 0.85
-"""Shares of the best rate at which a batch size is as good as the best, and at which larger ones are not
-tried.
-"""
+CLEARLY_WORSE = 0.85
+"""Share of the best rate at which larger batches are not tried."""
 
 
 def oracle_of(card: Manifest, device: torch.device) -> Oracle:
@@ -40,8 +38,7 @@ def size_in_bytes(oracle: Oracle) -> int:
 def best_rows(oracle: Oracle, shape: tuple[int, int, int], *, patience: float = 1.5) -> int:
     """The rows per pass at which gradients of images (C, H, W) are about as cheap as they get.
 
-    Doubles the batch until that has clearly become worse, or for `patience` seconds, and takes the smallest
-    of the batches that are nearly as good as the best. Warms the model up, too.
+    Doubles the batch until that has clearly become worse, or for `patience` seconds. Warms the model up, too.
     """
     _rate(oracle, shape, 1)
     until = time.perf_counter() + patience
@@ -51,8 +48,7 @@ def best_rows(oracle: Oracle, shape: tuple[int, int, int], *, patience: float = 
         rates[rows] = _rate(oracle, shape, rows)
         if rates[rows] < CLEARLY_WORSE * max(rates.values()):
             break
-    best = min(rows for rows, rate in rates.items() if rate >= NEARLY_BEST * max(rates.values()))
-    return max(LEAST_ROWS, best)
+    return max(LEAST_ROWS, max(rates, key=rates.__getitem__))
 
 
 def _rate(oracle: Oracle, shape: tuple[int, int, int], rows: int) -> float:

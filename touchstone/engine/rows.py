@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any, Self
+from dataclasses import Field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -16,12 +16,16 @@ class Rows:
     Fields of any other type belong to the whole record and are carried along unchanged.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
     def _selectable(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return {name: value for name, value in values.items() if isinstance(value, Tensor | Rows)}
+        values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        return {name: value for name, value in values if isinstance(value, Tensor | Rows)}
 
     def __len__(self) -> int:
-        return len(next(iter(self._selectable().values())))
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        first = next(value for value in values if isinstance(value, Tensor | Rows))
+        return first.shape[0] if isinstance(first, Tensor) else len(first)
 
     def __getitem__(self, index: Tensor | slice) -> Self:
         """The rows that a boolean mask, an index vector or a slice selects."""
