@@ -19,6 +19,9 @@ class Query(Rows):
 
     x: Tensor
 
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
 
 @dataclass(frozen=True)
 class Logits(Query):

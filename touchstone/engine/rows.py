@@ -29,7 +29,7 @@ class Rows:
 
     def __getitem__(self, index: Tensor | slice) -> Self:
         """The rows that a boolean mask, an index vector or a slice selects."""
-        return replace(self, **{name: value[index] for name, value in self._selectable().items()})  # type: ignore[type-var]
+        return replace(self, **{name: value[index] for name, value in self._selectable().items()})
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -42,7 +42,7 @@ class Rows:
             else type(value).cat([getattr(part, name) for part in parts])
             for name, value in parts[0]._selectable().items()
         }
-        return replace(parts[0], **joined)  # type: ignore[type-var]
+        return replace(parts[0], **joined)
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
