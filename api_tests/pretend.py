@@ -47,8 +47,13 @@ class Engine:
 class Task:
     def __init__(self) -> None:
         self.canceled = threading.Event()
+        self.expired = False
 
     def cancel(self) -> None:
+        self.canceled.set()
+
+    def expire(self) -> None:
+        self.expired = True
         self.canceled.set()
 
 
@@ -57,10 +62,19 @@ class Ended:
         self.result = result
         self.artifacts = artifacts
         self.timings = Timings(compute=1.0)
+        self.counts = None
+        self.canceled = False
 
 
 def run(
-    submission: Submission, png: bytes, *, engine: Engine, deadline: float | None, started: Any, report: Any
+    submission: Submission,
+    png: bytes,
+    *,
+    engine: Engine,
+    deadline: float | None,
+    started: Any,
+    report: Any,
+    prior: Any,
 ) -> Ended:
     """Do what `parameters` say: `steps` of 20 ms each, a note in the file `diary`, and `then` how to end."""
     parameters = submission.parameters

@@ -257,6 +257,8 @@ def test_a_job_keeps_its_first_reason_and_ends_tasks_that_start_later(bench: Ben
     held.end("stopping")
     held.started(late)
     assert held.reason == "overdue"
+    assert early.expired
+    assert late.expired
     assert early.canceled.is_set()
     assert late.canceled.is_set()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from touchstone.jobs.record import Submission
-from touchstone.methods import Certificate
+from touchstone.methods import Certificate, find
 from touchstone.models.manifest import Manifest
+from touchstone.models.zoo import manifest
 
 if TYPE_CHECKING:
     from touchstone.engine import Counts, Oracle
@@ -47,6 +49,23 @@ def certificate_result(
         "eval_mode_checked": not any(module.training for module in oracle.module.modules()),
         "batch_invariance_max_abs_diff": counts.batch_difference,
     }
+
+
+def pool_of(submission: Submission) -> str | None:
+    """Names the count that equal questions share whatever their seeds; None where each counts for itself.
+
+    A rerun draws again, since it is there to compare.
+    """
+    if submission.kind != "certificate" or submission.rerun_of is not None:
+        return None
+    method = find(submission.method, "certificate").parse(submission.parameters)
+    parameters = method.pool() if isinstance(method, Certificate) else None
+    if parameters is None:
+        return None
+    seen = [submission.image.digest, submission.model.digest]
+    seen.append(preprocessing_digest(manifest(submission.model.id)))
+    named = json.dumps([submission.method, *seen, parameters], sort_keys=True)
+    return hashlib.sha256(named.encode()).hexdigest()
 
 
 def preprocessing_digest(card: Manifest) -> str:

@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, description="How often a job is tried before it fails as worker_lost.")
     idempotency_days: float = Field(1.0, gt=0, description="How long an Idempotency-Key is remembered.")
+    counts_days: float = Field(
+        30.0, gt=0, description="How long the counts of certificates are kept to go on from."
+    )
     log_level: str = Field("info", description="debug, info, warning or error.")
 
 

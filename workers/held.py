@@ -18,6 +18,9 @@ class Cancelable(Protocol):
     def cancel(self) -> None:
         """Ask for the end before the next step."""
 
+    def expire(self) -> None:
+        """The same, because the deadline has passed."""
+
 
 class Held:
     """One claim of one job: its tasks on the engine, why it should end early, and how far it is."""
@@ -33,17 +36,17 @@ class Held:
         """Note a task of the job; one that starts after the job was told to end is canceled at once."""
         with self._lock:
             self._tasks.append(task)
-            over = self.reason is not None
-        if over:
-            task.cancel()
+            reason = self.reason
+        if reason:
+            _end(task, reason)
 
     def end(self, reason: Reason) -> None:
         """Ask the job to end; the first reason stays."""
         with self._lock:
-            self.reason = self.reason or reason
+            first = self.reason = self.reason or reason
             tasks = tuple(self._tasks)
         for task in tasks:
-            task.cancel()
+            _end(task, first)
 
     def report(self, progress: Progress, metric: Mapping[str, float]) -> None:
         """Note how far the job is; only the latest note is passed on, so this costs nothing."""
@@ -55,3 +58,10 @@ class Held:
         with self._lock:
             report, self._report = self._report, None
         return report
+
+
+def _end(task: Cancelable, reason: Reason) -> None:
+    if reason == "overdue":
+        task.expire()
+    else:
+        task.cancel()

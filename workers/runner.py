@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from touchstone.certifying import pool_of
 from touchstone.errors import (
     Canceled,
     DeadlineExceeded,
@@ -46,6 +47,14 @@ class Ended(Protocol):
     def timings(self) -> Timings:
         """Seconds of the phases that the run knows."""
 
+    @property
+    def counts(self) -> dict[str, Any] | None:
+        """What another job may go on from."""
+
+    @property
+    def canceled(self) -> bool:
+        """Whether a cancel ended it, with what was shown until then."""
+
 
 class Run(Protocol):
     """Runs one job to its end; `touchstone.run.run` bound to an engine is one."""
@@ -58,6 +67,7 @@ class Run(Protocol):
         deadline: float | None,
         started: Callable[[Cancelable], None],
         report: Callable[[Progress, dict[str, float]], None],
+        prior: dict[str, Any] | None,
     ) -> Ended:
         """Blocks; raises `Failure`."""
 
@@ -103,27 +113,47 @@ class Runner:
     def _attempt(self, held: Held) -> dict[str, Any] | None:
         """How the job ends, as the ledger takes it; None where it goes back to the queue or was lost."""
         try:
-            return self._succeed(held)
+            ended = self._pooled_run(held)
+            if ended.canceled and held.reason in ("stopping", "lost"):
+                return None
+            return self._succeed(held, ended)
         except Failure as failure:
             return self._fail(held, failure)
         except Exception:  # noqa: BLE001 - a fault of ours ends the job, its traceback belongs in the log
             _log.exception("a job broke", job=held.job.id, attempt=held.job.attempts)
             return _INTERNAL
 
-    def _succeed(self, held: Held) -> dict[str, Any]:
+    def _pooled_run(self, held: Held) -> Ended:
+        """Run the job, going on from what equal questions have counted before it, and keep its counts for
+        the next.
+        """
         submission = held.job.submission
-        ended = self.run(
+        pool = pool_of(submission)
+        if pool is None:
+            return self._run(held, submission, None)
+        known = self._insist(lambda: self.ledger.pooled(pool, submission.seed))
+        ended = self._run(held, submission.model_copy(update={"seed": known.seed}), known.counts)
+        if counts := ended.counts:
+            self._insist(lambda: self.ledger.pool(pool, counts))
+        return ended
+
+    def _run(self, held: Held, submission: Submission, prior: dict[str, Any] | None) -> Ended:
+        return self.run(
             submission,
             self.blobs.get(submission.image.digest),
             deadline=submission.deadline or self.settings.deadline,
             started=held.started,
             report=held.report,
+            prior=prior,
         )
+
+    def _succeed(self, held: Held, ended: Ended) -> dict[str, Any]:
+        submission = held.job.submission
         begun = time.perf_counter()
         artifacts = {name: self._store(*file) for name, file in ended.artifacts.items()}
         timings = {"queued": _waited(held.job), "write": time.perf_counter() - begun}
         return {
-            "status": "succeeded",
+            "status": "canceled" if ended.canceled else "succeeded",
             "result": {**ended.result, **self._comparison(submission.rerun_of, ended.result, artifacts)},
             "artifacts": artifacts,
             "timings": ended.timings.model_copy(update=timings),
@@ -140,7 +170,7 @@ class Runner:
         except UnknownJob:
             return {"rerun": {"of": origin, "agrees": None}}
         same_files = first.artifacts == artifacts
-        same_answer = first.result is not None and first.result.get("original") == result.get("original")
+        same_answer = first.result is not None and _answer(first.result) == _answer(result)
         return {"rerun": {"of": origin, "agrees": same_files and same_answer}}
 
     def _store(self, data: bytes, media_type: str) -> Artifact:
@@ -187,6 +217,12 @@ class Runner:
                 if self.keeper.stopping or time.monotonic() > end:
                     raise
                 time.sleep(RETRY_SECONDS)
+
+
+def _answer(result: Mapping[str, Any]) -> list[Any]:
+    """What a rerun must find again: the model's answer, or the votes that were counted."""
+    votes = result.get("sampling", {}).get("counts_top5")
+    return [*map(result.get, ("original", "smoothed", "predicted_class", "radius")), votes]
 
 
 def _waited(job: Job) -> float:

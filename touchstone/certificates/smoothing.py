@@ -96,7 +96,7 @@ class Smoothing(Certificate):
                 "sigma": self.sigma,
                 "n0": self.n0,
                 "n_used": counts.n,
-                "n_max": self.n,
+                "n_max": max(self.n, counts.n),  # earlier jobs may have counted more than this one asks for
                 "looks": list(stopping.rule.looks(self.n)) if self.rule != "e_process" else "any",
                 "alpha": self.alpha,
                 "rule": self.rule,

@@ -53,3 +53,11 @@ class Worker:
     id: str
     info: Mapping[str, Any]
     seen_at: datetime
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What is counted so far for equal questions, and the seed that all draw from."""
+
+    seed: int
+    counts: dict[str, Any] | None

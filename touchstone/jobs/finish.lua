@@ -1,14 +1,13 @@
--- id, claim, status, then pairs of field and JSON. A cancellation that was granted is kept, whatever came after it.
+-- id, claim, status, then pairs of field and JSON. A cancellation that was granted is kept, whatever came after it;
+-- what a certificate has shown until then is kept, too.
 local id, claim, status = ARGV[1], ARGV[2], ARGV[3]
-local job = get(id, 'ended_by', 'cancel')
+local job = get(id, 'ended_by', 'cancel', 'kind')
 if job[1] == claim then return 1 end
 if not holds(id, claim) then return 0 end
 
 set(id, 'ended_by', claim)
-if job[2] == '1' then
-  enter(id, 'canceled', now())
-  return 1
-end
-if #ARGV > 3 then set(id, unpack(ARGV, 4)) end
-enter(id, status, now())
+local canceled = job[2] == '1'
+local counts = not canceled or (job[3] == 'certificate' and status ~= 'failed')
+if counts and #ARGV > 3 then set(id, unpack(ARGV, 4)) end
+enter(id, canceled and 'canceled' or status, now())
 return 1

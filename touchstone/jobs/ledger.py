@@ -16,7 +16,7 @@ from typing import Any, get_args
 from touchstone.errors import IdempotencyMismatch, JobConflict, QueueFull, UnknownJob, WorkerLost
 from touchstone.jobs import cursor as cursors
 from touchstone.jobs import wire
-from touchstone.jobs.answers import Event, Page, Queue, Reaped, Verdict, Worker
+from touchstone.jobs.answers import Event, Page, Pooled, Queue, Reaped, Verdict, Worker
 from touchstone.jobs.bell import QUEUE
 from touchstone.jobs.events import Watch, read_events
 from touchstone.jobs.record import Artifact, Job, JobKind, Problem, Progress, Status, Submission, Timings
@@ -217,6 +217,19 @@ class Ledger:
             QUEUE,
         )
         return Reaped(tuple(ring), tuple(lost))
+
+    def pooled(self, pool: str, seed: int) -> Pooled:
+        """The counts of a pool so far; where there are none, `seed` becomes the one that all draw from."""
+        return self._pool(pool, seed, 0, "")
+
+    def pool(self, pool: str, counts: Mapping[str, Any]) -> Pooled:
+        """Keep counts where they go further than those known; what the pool holds then."""
+        return self._pool(pool, counts["seed"], counts["n"], json.dumps(counts))
+
+    def _pool(self, pool: str, seed: int, n: int, counts: str) -> Pooled:
+        life = _milliseconds(self._settings.counts_days * 86_400)
+        drawn, known = self._scripts.run("pool", pool, seed, n, counts, life)
+        return Pooled(int(drawn), json.loads(known) if known else None)
 
     def events(self, job: str, *, after: str | None = None, limit: int = 1000) -> list[Event]:
         """What happened to a job after the event `after`, oldest first; `UnknownJob` where there is none."""
