@@ -1,8 +1,7 @@
 """Touchstone tests how robust an image classifier is.
 
 The library in a few names: `load` or `wrap` a model, `attack` it or `certify` its answers; `attacks()` and
-`certificates()` list what there is. Heavy
-imports happen on first use.
+`certificates()` list what there is. Heavy imports happen on first use.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from touchstone.engine import attack, certify, load, wrap
+    from touchstone.engine import attack, certify, load, samples, wrap
 
-__all__ = ["attack", "attacks", "certificates", "certify", "load", "wrap"]
+__all__ = ["attack", "attacks", "certificates", "certify", "load", "samples", "wrap"]
 
 
 def attacks() -> list[dict[str, Any]]:
@@ -32,7 +31,7 @@ def _cards(kind: str) -> list[dict[str, Any]]:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("attack", "certify", "load", "wrap"):
+    if name in ("attack", "certify", "load", "samples", "wrap"):
         from touchstone import engine  # noqa: PLC0415 - loads torch
 
         return getattr(engine, name)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from touchstone.engine.direct import certify as certify
     from touchstone.engine.direct import load as load
     from touchstone.engine.direct import run_here as run_here
+    from touchstone.engine.direct import samples as samples
     from touchstone.engine.direct import wrap as wrap
     from touchstone.engine.goals import CrossEntropy as CrossEntropy
     from touchstone.engine.goals import Goal as Goal
@@ -122,7 +123,7 @@ _HOMES = {
     "batching": ("Batcher", "Counted", "Task"),
     "ascent": ("Best", "Rule", "Steepest", "climb", "judge", "restarted", "unsaturated"),
     "counting": ("Counts", "Stopping", "Subject", "counted"),
-    "direct": ("Model", "attack", "certify", "load", "run_here", "wrap"),
+    "direct": ("Model", "attack", "certify", "load", "run_here", "samples", "wrap"),
     "goals": ("CrossEntropy", "Goal", "Margin"),
     "lattice": ("snap",),
     "noise": ("Noise", "Stream"),

@@ -26,6 +26,7 @@ from touchstone.engine.threat import Case, Threat
 from touchstone.engine.verdict import look, search
 from touchstone.errors import InvalidParameter
 from touchstone.methods import Attack, Certificate, find
+from touchstone.models.datasets import fashion_mnist_sample
 from touchstone.models.manifest import Manifest
 from touchstone.models.zoo import manifest
 
@@ -59,6 +60,16 @@ def load(name: str, *, device: str = "auto") -> Model:
     """A model of the zoo, ready to be attacked. Raises UnknownModel."""
     card = manifest(name)
     return Model(oracle_of(card, choose(device)), card.classes, card)
+
+
+def samples(name: str = "fashion-mnist") -> Tensor:
+    """Images that come with the package, to try things on: 256 of Fashion-MNIST's test set.
+
+    (256, 1, 28, 28) in [0,1]; the n-th shows class n % 10.
+    """
+    if name != "fashion-mnist":
+        raise InvalidParameter(f"there are samples of fashion-mnist, not of {name!r}", field="name")
+    return from_pixels(torch.from_numpy(np.array(fashion_mnist_sample().images))[:, None])
 
 
 def wrap(

@@ -1,0 +1,5 @@
+"""`python -m touchstone` is the command line, too."""
+
+from touchstone.cli import main
+
+main()
