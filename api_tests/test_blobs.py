@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,6 +56,13 @@ def test_what_is_not_there_is_unknown(blobs: Blobs, digest: str) -> None:
             ask(digest)
 
 
+def test_many_are_put_like_one(blobs: Blobs) -> None:
+    files = [DATA, b"", DATA, *(bytes([i]) * i for i in range(1, 40))]
+    assert blobs.put_many(files) == [blobs.put(data) for data in files]
+    assert [blobs.get(digest) for digest in blobs.put_many(files)] == files
+    assert blobs.put_many([]) == []
+
+
 def test_nothing_is_a_blob_too(blobs: Blobs) -> None:
     digest = blobs.put(b"")
     assert blobs.get(digest) == b""
@@ -73,7 +82,7 @@ def stored(root: Path) -> list[Path]:
 def test_a_file_has_its_place_and_nothing_else_stays(tmp_path: Path) -> None:
     FolderBlobs(tmp_path).put(DATA)
     name = DIGEST[7:]
-    assert stored(tmp_path) == [tmp_path / name[:2] / name[2:4] / name]
+    assert stored(tmp_path) == [tmp_path / name[:2] / name]
 
 
 def test_a_damaged_file_is_noticed_and_a_short_one_is_replaced(tmp_path: Path) -> None:
@@ -102,15 +111,48 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
         blobs.size(DIGEST)
 
 
-def test_bytes_are_on_the_disk_before_they_have_their_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done to the disk from here on: a file or a folder brought to it, a name given."""
     steps: list[str] = []
     sync, replace = module.os.fsync, module.os.replace
-    monkeypatch.setattr(module.os, "fsync", lambda handle: (steps.append("sync"), sync(handle)))
-    monkeypatch.setattr(module.os, "replace", lambda *paths: (steps.append("name"), replace(*paths)))
+
+    def note_sync(handle: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def note_name(*paths: str) -> None:
+        steps.append("name")
+        replace(*paths)
+
+    monkeypatch.setattr(module.os, "fsync", note_sync)
+    monkeypatch.setattr(module.os, "replace", note_name)
+    return steps
+
+
+def test_bytes_are_on_the_disk_before_they_have_their_name(tmp_path: Path, steps: list[str]) -> None:
     FolderBlobs(tmp_path).put(DATA)
-    assert steps[-3:] == ["sync", "name", "sync"]
+    assert steps[-3:] == ["file", "name", "folder"]
+
+
+def test_names_are_on_the_disk_before_many_are_stored(tmp_path: Path, steps: list[str]) -> None:
+    blobs = FolderBlobs(tmp_path)
+    blobs.put(b"the first makes the folders")
+    steps.clear()
+    digests = blobs.put_many([b"a", b"b", b"c"])
+    folders = len({digest[:9] for digest in digests})
+    assert steps.count("file") == steps.count("name") == 3
+    assert steps[6:] == ["folder"] * folders
+
+
+def test_known_bytes_are_not_written_again_but_their_name_is_made_sure(
+    tmp_path: Path, steps: list[str]
+) -> None:
+    blobs = FolderBlobs(tmp_path)
+    blobs.put(DATA)
+    steps.clear()
+    blobs.put(DATA)
+    assert steps == ["folder"]
 
 
 def test_the_settings_choose(tmp_path: Path) -> None:

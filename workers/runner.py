@@ -150,7 +150,7 @@ class Runner:
     def _succeed(self, held: Held, ended: Ended) -> dict[str, Any]:
         submission = held.job.submission
         begun = time.perf_counter()
-        artifacts = {name: self._store(*file) for name, file in ended.artifacts.items()}
+        artifacts = self._store(ended.artifacts)
         timings = {"queued": _waited(held.job), "write": time.perf_counter() - begun}
         return {
             "status": "canceled" if ended.canceled else "succeeded",
@@ -173,8 +173,12 @@ class Runner:
         same_answer = first.result is not None and _answer(first.result) == _answer(result)
         return {"rerun": {"of": origin, "agrees": same_files and same_answer}}
 
-    def _store(self, data: bytes, media_type: str) -> Artifact:
-        return Artifact(digest=self.blobs.put(data), media_type=media_type, size=len(data))
+    def _store(self, files: Mapping[str, tuple[bytes, str]]) -> dict[str, Artifact]:
+        digests = self.blobs.put_many([data for data, _ in files.values()])
+        return {
+            name: Artifact(digest=digest, media_type=media_type, size=len(data))
+            for digest, (name, (data, media_type)) in zip(digests, files.items(), strict=True)
+        }
 
     def _fail(self, held: Held, failure: Failure) -> dict[str, Any] | None:
         if held.reason in ("stopping", "lost") or isinstance(failure, WorkerStopping):
