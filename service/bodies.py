@@ -68,8 +68,7 @@ def _media(content_type: str) -> str:
 
 def parse(received: Received, upload_limit: int) -> Body:
     """Fields and image of a body that was taken in."""
-    is_form = _media(received.content_type) == MULTIPART
-    fields = _form_fields(received) if is_form else _json_fields(received.content)
+    fields = fields_of(received)
     image = fields.pop("image", None)
     if image is None:
         raise InvalidParameter("image: missing; a PNG, JPEG or WebP file is needed", field="image")
@@ -77,6 +76,13 @@ def parse(received: Received, upload_limit: int) -> Body:
     if files:
         raise InvalidParameter(f"{files[0]}: expected a value; only image is a file", field=files[0])
     return Body(fields, _image(image, upload_limit))
+
+
+def fields_of(received: Received) -> dict[str, Any]:
+    """Every field of a body that was taken in, unchecked."""
+    if _media(received.content_type) == MULTIPART:
+        return _form_fields(received)
+    return _json_fields(received.content)
 
 
 def _form_fields(received: Received) -> dict[str, Any]:

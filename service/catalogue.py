@@ -12,9 +12,10 @@ from fastapi import APIRouter, Path, Request, Response
 from service import answers, examples, operations, problems, views
 from service.backend import backend_of
 from service.pages import Cursor, Limit, Page, cut, link_next
-from service.submissions import Asked, AskedOfMethod, Predict, method_submission, prediction
+from service.submissions import Asked, asked_of, method_submission, prediction
 from touchstone.methods import Kind, Method, card, catalogue, find
 from touchstone.models import zoo
+from touchstone.predicting import Predict
 
 Name = Annotated[
     str,
@@ -56,7 +57,7 @@ def _add_submission(router: APIRouter, method: type[Method]) -> None:
         response_model=views.Job,
         responses=operations.responses(png=method.kind == "attack"),
         openapi_extra=operations.submission(
-            AskedOfMethod, method, example={**_MODEL, **operations.shown(method)}
+            asked_of(method), method, example={**_MODEL, **operations.shown(method)}
         ),
     )
 
@@ -121,7 +122,11 @@ predictions = APIRouter(tags=["predictions"])
     openapi_extra=operations.submission(Asked, Predict, example={**_MODEL, "top": 3}),
 )
 async def predict(request: Request) -> Response:
-    """The likeliest classes with their confidences; a prediction is a job too."""
+    """The likeliest classes with their confidences; a prediction is a job too.
+
+    With `defence=smoothing`, `smoothed` in the result is the class that most of `n` noisy copies vote for, or
+    an abstention where chance may have decided between the first two.
+    """
     settings = backend_of(request).settings
     check = partial(prediction, settings=settings, manifest_of=zoo.manifest)
     return await answers.submit(request, check)

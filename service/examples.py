@@ -60,6 +60,30 @@ JOB: dict[str, Any] = {
     },
 }
 
+CERTIFICATE: dict[str, Any] = {
+    **JOB,
+    "kind": "certificate",
+    "method": "smoothing",
+    "status": "queued",
+    "started_at": None,
+    "finished_at": None,
+    "attempts": 0,
+    "parameters": {
+        "sigma": 0.25,
+        "n0": 100,
+        "n": 20_000,
+        "alpha": 0.001,
+        "rule": "e_process",
+        "target_radius": 0.5,
+        "tolerance": 0.0,
+    },
+    "continues": "7c9e6679f1f4445fa7e0d2b1c3a45e66",
+    "progress": {"done": 0, "total": 0},
+    "result": None,
+    "timings": None,
+    "links": {**JOB["links"], "artifacts": {"original.png": f"/v1/jobs/{_ID}/artifacts/original.png"}},
+}
+
 PROBLEM: dict[str, Any] = {
     "type": "urn:touchstone:problem:invalid_parameter",
     "title": "A parameter has a value that the method cannot use",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from anyio import to_thread
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service import answers, examples, operations, preferences, problems, views
 from service.answers import is_over, job_response
 from service.backend import backend_of
+from service.continuing import Continue, continuation
 from service.known import JobId, KnownJob
 from service.pages import Cursor, Limit, Page, link_next
 from service.preferences import IfNoneMatch
@@ -114,6 +116,28 @@ async def rerun_job(request: Request, job: KnownJob) -> Response:
     return await answers.answer(request, prepared, key)
 
 
+@router.post(
+    "/v1/jobs/{job}/continue",
+    operation_id="continue_job",
+    summary="Go on with a certificate",
+    status_code=202,
+    response_model=views.Job,
+    responses={
+        200: {"model": views.Job, **examples.content(examples.CERTIFICATE)},
+        202: examples.content(examples.CERTIFICATE),
+        **problems.responses(400, 404, 408, 409, 413, 415, 422, 429),
+    },
+    openapi_extra=operations.fields(Continue, example={"n": 10_000, "target_radius": 0.5}),
+)
+async def continue_job(request: Request, job: KnownJob) -> Response:
+    """A new job with `n` more samples on top of those counted; for certificates with `rule=e_process`, which
+    may be looked at, ended and resumed at any time and stay true.
+    """
+    backend = backend_of(request)
+    prepare = partial(continuation, job, settings=backend.settings, blob=backend.blobs.get)
+    return await answers.submit(request, prepare)
+
+
 def _again(blob: Callable[[str], bytes], job: Job) -> Prepared:
     if job.status != "succeeded":
         raise JobConflict(
@@ -122,7 +146,9 @@ def _again(blob: Callable[[str], bytes], job: Job) -> Prepared:
     asked = job.submission
     if zoo.manifest(asked.model.id).digest != asked.model.digest:
         raise JobConflict(f"the model {asked.model.id} is no longer the one that the job ran on")
-    return Prepared(asked.model_copy(update={"rerun_of": job.id}), blob(asked.image.digest))
+    drawn = (job.result or {}).get("sampling", {}).get("seed", asked.seed)  # of the pool, where there was one
+    changes = {"rerun_of": job.id, "continues": None, "seed": drawn}
+    return Prepared(asked.model_copy(update=changes), blob(asked.image.digest))
 
 
 @router.delete(

@@ -10,6 +10,9 @@ from pydantic import BaseModel
 from service import examples, problems, views
 from service.bodies import JSON, MULTIPART
 
+_Own = Mapping[str, tuple[dict[str, Any], Any]]
+"""Schema and example of the fields that differ between a form and JSON."""
+
 _REF = "#/components/schemas/{model}"
 
 _FILE = {
@@ -42,18 +45,28 @@ HEADERS = [PREFER, _KEY]
 
 def submission(*models: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of an operation that FastAPI cannot tell from a signature: its body and its headers."""
+    form, text = {"image": (_FILE, "(the file)")}, {"image": (_TEXT, examples.IMAGE)}
+    return _described(models, example, form, text)
+
+
+def fields(model: type[BaseModel], *, example: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a body without an image."""
+    return _described((model,), example, {}, {})
+
+
+def _described(
+    models: tuple[type[BaseModel], ...], example: Mapping[str, Any], form: _Own, text: _Own
+) -> dict[str, Any]:
     properties, required, definitions = _members(models)
-    shared = {"type": "object", "required": ["image", *required], "additionalProperties": False}
-    form = {**shared, "properties": {"image": _FILE, **properties}}
-    text = {**shared, "properties": {"image": _TEXT, **properties}}
+
+    def media(own: _Own) -> dict[str, Any]:
+        schemas = {name: schema for name, (schema, _) in own.items()} | properties
+        shown = {name: value for name, (_, value) in own.items()} | dict(example)
+        schema = {"type": "object", "required": [*own, *required], "additionalProperties": False}
+        return {"schema": {**schema, "properties": schemas}, "example": shown}
+
     return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                MULTIPART: {"schema": form, "example": {"image": "(the file)", **example}},
-                JSON: {"schema": text, "example": {"image": examples.IMAGE, **example}},
-            },
-        },
+        "requestBody": {"required": True, "content": {MULTIPART: media(form), JSON: media(text)}},
         "parameters": HEADERS,
         "x-definitions": definitions,
     }

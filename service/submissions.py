@@ -14,11 +14,12 @@ from service import bodies
 from service.bodies import Received
 from touchstone import images
 from touchstone.errors import CostTooHigh, InvalidParameter
-from touchstone.fields import Count, Seed, parse_fraction
+from touchstone.fields import Seed, parse_fraction
 from touchstone.jobs.blobs import digest_of
 from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Submission
 from touchstone.methods import Method, invalid_parameter
 from touchstone.models.manifest import Manifest
+from touchstone.predicting import Predict
 from touchstone.settings import Settings
 
 LONGEST_DEADLINE = 3600
@@ -64,8 +65,8 @@ class Asked(BaseModel):
     deadline: Seconds | None = Field(None, description="Seconds the job may run, at most an hour.")
 
 
-class AskedOfMethod(Asked):
-    """What the submission of an attack or a certificate may say besides."""
+class AskedOfAttack(Asked):
+    """What the submission of an attack may say besides."""
 
     label: Class | None = Field(
         None,
@@ -80,16 +81,6 @@ class AskedOfMethod(Asked):
 
 
 A = TypeVar("A", bound=Asked)
-
-
-class Predict(BaseModel):
-    """The parameters of a prediction."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    top: Count = Field(
-        5, description="How many classes to name, the likeliest first; at most as many as there are."
-    )
 
 
 @dataclass(frozen=True)
@@ -113,11 +104,11 @@ def method_submission(
 ) -> Prepared:
     """Check the submission of an attack or a certificate."""
     body = bodies.parse(received, settings.upload_limit)
-    asked, parameters = _split(body.fields, AskedOfMethod, method, method.info.name)
+    asked, parameters = _split(body.fields, asked_of(method), method, method.info.name)
     chosen = method.parse(parameters)
     manifest = manifest_of(asked.model)
-    label, target = _classes(method, manifest, asked)
-    _check_cost(chosen, settings.cost_limit)
+    label, target = _classes(method, manifest, asked) if isinstance(asked, AskedOfAttack) else (None, None)
+    check_cost(chosen, settings.cost_limit)
     return _prepared(
         body.image,
         asked,
@@ -130,14 +121,20 @@ def method_submission(
     )
 
 
+def asked_of(method: type[Method]) -> type[Asked]:
+    """What a submission may say besides the method's parameters; a certificate has no use for classes."""
+    return AskedOfAttack if method.kind == "attack" else Asked
+
+
 def prediction(received: Received, settings: Settings, manifest_of: Manifests) -> Prepared:
     """Check the submission of a prediction."""
     body = bodies.parse(received, settings.upload_limit)
     asked, parameters = _split(body.fields, Asked, Predict, "predictions")
     manifest = manifest_of(asked.model)
-    top = _top(parameters, len(manifest.classes), manifest.id)
+    chosen = _predict(parameters, len(manifest.classes), manifest.id)
+    check_cost(chosen, settings.cost_limit)
     return _prepared(
-        body.image, asked, manifest, kind="prediction", method="predict", parameters={"top": top}
+        body.image, asked, manifest, kind="prediction", method="predict", parameters=chosen.parameters()
     )
 
 
@@ -145,15 +142,20 @@ def _split(
     fields: Mapping[str, Any], common: type[A], own: type[BaseModel], name: str
 ) -> tuple[A, dict[str, Any]]:
     known = ["image", *common.model_fields, *own.model_fields]
-    unknown = [field for field in fields if field not in known]
-    if unknown:
-        raise _unknown_field(unknown[0], known, name)
+    refuse_unknown(fields, known, name)
     shared = {field: value for field, value in fields.items() if field in common.model_fields}
     try:
         asked = common.model_validate(shared)
     except ValidationError as error:
         raise invalid_parameter(error) from None
     return asked, {field: value for field, value in fields.items() if field not in shared}
+
+
+def refuse_unknown(fields: Iterable[str], known: Iterable[str], name: str) -> None:
+    """Raise `InvalidParameter` for a field that there is not, with a guess at what was meant."""
+    unknown = [field for field in fields if field not in known]
+    if unknown:
+        raise _unknown_field(unknown[0], known, name)
 
 
 def _unknown_field(field: str, known: Iterable[str], name: str) -> InvalidParameter:
@@ -165,7 +167,7 @@ def _unknown_field(field: str, known: Iterable[str], name: str) -> InvalidParame
     )
 
 
-def _classes(method: type[Method], manifest: Manifest, asked: AskedOfMethod) -> tuple[int | None, int | None]:
+def _classes(method: type[Method], manifest: Manifest, asked: AskedOfAttack) -> tuple[int | None, int | None]:
     if asked.target is not None and not method.info.targeted:
         raise InvalidParameter(f"target: {method.info.name} cannot be targeted; leave it out", field="target")
     label = None if asked.label is None else manifest.label(asked.label)
@@ -175,7 +177,8 @@ def _classes(method: type[Method], manifest: Manifest, asked: AskedOfMethod) -> 
     return label, target
 
 
-def _check_cost(method: Method, limit: int) -> None:
+def check_cost(method: Method | Predict, limit: int) -> None:
+    """Raise `CostTooHigh` where the job may ask for more than one job may."""
     cost = method.cost()
     if cost.total > limit:
         raise CostTooHigh(
@@ -186,14 +189,14 @@ def _check_cost(method: Method, limit: int) -> None:
         )
 
 
-def _top(parameters: Mapping[str, Any], classes: int, model: str) -> int:
+def _predict(parameters: Mapping[str, Any], classes: int, model: str) -> Predict:
     try:
-        top = Predict.model_validate(parameters).top
+        chosen = Predict.model_validate(parameters)
     except ValidationError as error:
         raise invalid_parameter(error) from None
-    if "top" in parameters and top > classes:
-        raise InvalidParameter(f"top: {model} has {classes} classes, not {top}", field="top")
-    return min(top, classes)
+    if "top" in parameters and chosen.top > classes:
+        raise InvalidParameter(f"top: {model} has {classes} classes, not {chosen.top}", field="top")
+    return chosen.model_copy(update={"top": min(chosen.top, classes)})
 
 
 def _prepared(

@@ -64,6 +64,9 @@ class Job(BaseModel):
     execution: Literal["batched", "deterministic"]
     deadline: float | None = Field(None, exclude_if=_absent, description="Seconds that the job may run.")
     rerun_of: str | None = Field(None, exclude_if=_absent, description="The job that this one repeats.")
+    continues: str | None = Field(
+        None, exclude_if=_absent, description="The certificate that this one goes on with."
+    )
     progress: Progress
     result: dict[str, Any] | None
     error: JobError | None
@@ -113,6 +116,7 @@ def show(job: record.Job) -> Job:
         execution=asked.execution,
         deadline=asked.deadline,
         rerun_of=asked.rerun_of,
+        continues=asked.continues,
         progress=job.progress,
         result=job.result,
         error=JobError(code=job.error.code, detail=job.error.detail, **job.error.extra)

@@ -21,6 +21,7 @@ from touchstone.measure import perturbation
 from touchstone.methods import Attack, Certificate, Method, find
 from touchstone.models.manifest import Manifest
 from touchstone.models.zoo import manifest
+from touchstone.predicting import Predict, smoothed_result
 
 if TYPE_CHECKING:
     from touchstone.engine import (
@@ -79,7 +80,7 @@ def run(
         prepared = time.perf_counter()
         ask = _Asker(submission, engine, oracle, deadline, started, prior)
         if submission.kind == "prediction":
-            finished = _predict(submission, pixels, card, ask)
+            finished = _predict(submission, pixels, card, ask, report)
         elif submission.kind == "certificate":
             finished = _certify(submission, pixels, card, ask, report)
         else:
@@ -129,13 +130,17 @@ class _Asker:
         return result
 
 
-def _predict(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker) -> Finished:
+def _predict(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
+    asked = Predict.model_validate(submission.parameters)
     logits = ask(asking.look_at(pixels, ask.oracle))
-    result = {
-        "original": _opinion(logits, card, submission.parameters.get("top", TOP)),
-        "queries": _queries(ask),
-    }
-    return Finished(result, {}, Timings())
+    result = {"original": _opinion(logits, card, asked.top)}
+    if asked.defence:
+        plan = asking.vote_on(
+            pixels, ask.oracle, len(card.classes), sigma=asked.sigma, n=asked.n, seed=submission.seed
+        )
+        votes = ask(plan, _Reporter(asked, report))
+        result["smoothed"] = smoothed_result(asked, votes, card)
+    return Finished({**result, "queries": _queries(ask)}, {}, Timings())
 
 
 def _certify(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
@@ -210,9 +215,9 @@ def _npy(verdict: Verdict) -> bytes:
 class _Reporter:
     """Turns answers into progress, a few times a second."""
 
-    def __init__(self, method: Method, report: Report) -> None:
-        self._total = method.rounds()
-        self._white = bool(method.cost().backward)
+    def __init__(self, asked: Method | Predict, report: Report) -> None:
+        self._total = asked.rounds()
+        self._white = bool(asked.cost().backward)
         self._report = report
         self._next = 0.0
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from touchstone.engine.counting import Stopping as Stopping
     from touchstone.engine.counting import Subject as Subject
     from touchstone.engine.counting import counted as counted
+    from touchstone.engine.counting import voted as voted
     from touchstone.engine.direct import Model as Model
     from touchstone.engine.direct import attack as attack
     from touchstone.engine.direct import certify as certify
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from touchstone.engine.rules import clopper_pearson_lower as clopper_pearson_lower
     from touchstone.engine.rules import clopper_pearson_upper as clopper_pearson_upper
     from touchstone.engine.rules import log_e_value as log_e_value
+    from touchstone.engine.rules import majority_p_value as majority_p_value
     from touchstone.engine.rules import probability_of as probability_of
     from touchstone.engine.rules import radius_of as radius_of
     from touchstone.engine.thread import Engine as Engine
@@ -118,11 +120,14 @@ if TYPE_CHECKING:
     from touchstone.engine.verdict import (
         top as top,
     )
+    from touchstone.engine.verdict import (
+        vote_on as vote_on,
+    )
 
 _HOMES = {
     "batching": ("Batcher", "Counted", "Task"),
     "ascent": ("Best", "Rule", "Steepest", "climb", "judge", "restarted", "unsaturated"),
-    "counting": ("Counts", "Stopping", "Subject", "counted"),
+    "counting": ("Counts", "Stopping", "Subject", "counted", "voted"),
     "direct": ("Model", "attack", "certify", "load", "run_here", "samples", "wrap"),
     "goals": ("CrossEntropy", "Goal", "Margin"),
     "lattice": ("snap",),
@@ -141,12 +146,14 @@ _HOMES = {
         "metric",
         "search",
         "top",
+        "vote_on",
     ),
     "rules": (
         "RULES",
         "clopper_pearson_lower",
         "clopper_pearson_upper",
         "log_e_value",
+        "majority_p_value",
         "probability_of",
         "radius_of",
     ),

@@ -151,6 +151,20 @@ def counted(subject: Subject, *, noise: Stream, pilot: int, stop: Stopping) -> A
 def _piloted(image: Tensor, noise: Stream, pilot: int) -> Asking[Counts]:
     """The class that most of the pilot's samples vote for, and whether votes depend on the batch."""
     clean = (yield Logits(image)).logits
+    difference = yield from _steadied(image, noise)
+    none = np.zeros(clean.shape[1], dtype=np.int64)
+    votes = yield from _votes(none, image, noise, range(PILOT, PILOT + pilot))
+    return Counts(int(votes.argmax()), int(clean.argmax()), none, noise.seed, batch_difference=difference)
+
+
+def voted(image: Tensor, classes: int, *, noise: Stream, n: int) -> Asking[NDArray[np.int64]]:
+    """The votes (K,) of n samples. Raises BatchDependent if answers depend on the batch."""
+    yield from _steadied(image, noise)
+    return (yield from _votes(np.zeros(classes, dtype=np.int64), image, noise, range(n)))
+
+
+def _steadied(image: Tensor, noise: Stream) -> Asking[float]:
+    """By how much logits depend on their place in the batch, which must be next to nothing."""
     first = (yield Noisy(image, noise, range(PILOT, PILOT + 2 * OVERLAP))).logits
     again = (yield Noisy(image, noise, range(PILOT + OVERLAP, PILOT + 3 * OVERLAP))).logits
     difference = float((first[OVERLAP:] - again[:OVERLAP]).abs().max())
@@ -159,9 +173,7 @@ def _piloted(image: Tensor, noise: Stream, pilot: int) -> Asking[Counts]:
             "the model answers the same image differently in different batches (logits differ by "
             f"{difference:.3g}), so its votes prove nothing; export it in evaluation mode"
         )
-    none = np.zeros(clean.shape[1], dtype=np.int64)
-    votes = yield from _votes(none, image, noise, range(PILOT, PILOT + pilot))
-    return Counts(int(votes.argmax()), int(clean.argmax()), none, noise.seed, batch_difference=difference)
+    return difference
 
 
 def _drawn(counts: Counts, image: Tensor, noise: Stream, until: int) -> Asking[Counts]:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from scipy.optimize import brentq
 from scipy.special import betainc, betaln
-from scipy.stats import beta, norm
+from scipy.stats import beta, binom, norm
 
 LOOKS = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 RuleName = Literal["group_sequential", "e_process", "fixed"]
@@ -40,6 +40,13 @@ def log_e_value(hits: int, n: int, p0: float) -> float:
         return -math.inf
     likelihood = hits * math.log(p0) + misses * math.log1p(-p0)
     return float(betaln(hits + 1, misses + 1)) + math.log(rest) - math.log1p(-p0) - likelihood
+
+
+def majority_p_value(first: int, second: int) -> float:
+    """How likely votes as uneven as these, or more, are if both classes are equally likely (two-sided,
+    exact).
+    """
+    return min(1.0, 2 * float(binom.sf(max(first, second) - 1, first + second, 0.5)))
 
 
 def radius_of(p: float, sigma: float) -> float:

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from touchstone.engine.counting import Counts, Subject
+from touchstone.engine.counting import Counts, Subject, voted
 from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import from_pixels, to_pixels
-from touchstone.engine.noise import Noise
+from touchstone.engine.noise import Noise, Stream
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracle import Oracle
 from touchstone.engine.queries import Answer, Asking, Logits
@@ -109,6 +109,14 @@ def certify_image(
     """Count votes for one 8-bit image, at the size that the network takes."""
     image = oracle.sight.place(row_of(pixels, oracle.device))
     return (yield from certificate.run(Subject(image, seed, prior)))
+
+
+def vote_on(
+    pixels: Pixels, oracle: Oracle, classes: int, *, sigma: float, n: int, seed: int
+) -> Asking[NDArray[np.int64]]:
+    """The votes (K,) of n noisy copies of one 8-bit image, at the size that the network takes."""
+    image = oracle.sight.place(row_of(pixels, oracle.device))
+    return (yield from voted(image, classes, noise=Stream("gaussian", sigma, seed), n=n))
 
 
 def look_at(pixels: Pixels, oracle: Oracle) -> Asking[Tensor]:

@@ -51,6 +51,7 @@ class Submission(Record):
     execution: Literal["batched", "deterministic"] = "batched"
     deadline: float | None = Field(None, gt=0, description="Seconds the job may run.")
     rerun_of: str | None = None
+    continues: str | None = None
 
 
 class Progress(Record):

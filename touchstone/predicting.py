@@ -1,0 +1,81 @@
+"""Predictions: what a model says of an image, and what it says where noise defends it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from touchstone import engine
+from touchstone.fields import Count, Ratio
+from touchstone.methods import Cost
+from touchstone.models.manifest import Manifest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OF_DEFENCE = ("sigma", "n", "alpha")
+
+
+class Predict(BaseModel):
+    """The parameters of a prediction.
+
+    With `defence` it answers as the smoothed classifier does (PREDICT of Cohen, Rosenfeld & Kolter 2019,
+    section 3.2.1): with the class that most Gaussian noises vote for, or not at all where it might be
+    another one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    top: Count = Field(
+        5, description="How many classes to name, the likeliest first; at most as many as there are."
+    )
+    defence: Literal["smoothing"] | None = Field(
+        None, description="`smoothing` answers with the vote of noisy copies, too, or abstains."
+    )
+    sigma: Ratio = Field(0.25, gt=0, le=10, description="Of the defence: standard deviation of the noise.")
+    n: Count = Field(1_000, le=10_000_000, description="Of the defence: noisy copies that vote.")
+    alpha: Ratio = Field(
+        0.001, gt=0, lt=0.5, description="Of the defence: probability of answering with a wrong class."
+    )
+
+    @model_validator(mode="after")
+    def _parameters_have_their_defence(self) -> Predict:
+        idle = [name for name in OF_DEFENCE if name in self.model_fields_set]
+        if idle and self.defence is None:
+            raise ValueError(f"{idle[0]}: it belongs to defence=smoothing; ask for that or leave it out")
+        return self
+
+    def parameters(self) -> dict[str, Any]:
+        """What matters of them, as a job shows it."""
+        return self.model_dump(mode="json", exclude=set() if self.defence else {"defence", *OF_DEFENCE})
+
+    def cost(self) -> Cost:
+        """The clean look, and with the defence its samples and two looks at whether the batch matters."""
+        return Cost(forward=self.n + 40 if self.defence else 1, backward=0)
+
+    def rounds(self) -> int:
+        """What progress is counted in."""
+        return self.cost().forward
+
+
+def smoothed_result(asked: Predict, votes: NDArray[np.int64], card: Manifest) -> dict[str, Any]:
+    """What the votes (K,) say: the class that won them, unless chance may have decided between the first
+    two.
+    """
+    order = np.argsort(-votes, kind="stable")[:5]
+    first, second = int(votes[order[0]]), int(votes[order[1]]) if len(order) > 1 else 0
+    p_value = engine.majority_p_value(first, second)
+    abstained = p_value > asked.alpha
+    label = None if abstained else int(order[0])
+    return {
+        "label": label,
+        "name": None if label is None else card.classes[label],
+        "abstained": abstained,
+        "p_value": p_value,
+        "n": int(votes.sum()),
+        "sigma": asked.sigma,
+        "alpha": asked.alpha,
+        "counts_top5": [{"label": int(one), "count": int(votes[one])} for one in order if votes[one]],
+    }
