@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import library, service
+from benchmarks import certificates, library, service
 
 library.main()
 service.main()
+certificates.main()
