@@ -87,9 +87,17 @@ def art(net: nn.Module, x: Tensor, n: int, classes: int) -> Any:
     from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 
     smoothed = PyTorchRandomizedSmoothing(
-        net, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0, 1), device_type="cpu",
-        sample_size=100, scale=SIGMA, alpha=ALPHA, optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1),
-    )  # fmt: skip
+        net,
+        nn.CrossEntropyLoss(),
+        tuple(x.shape[1:]),
+        classes,
+        clip_values=(0, 1),
+        device_type="cpu",
+        sample_size=100,
+        scale=SIGMA,
+        alpha=ALPHA,
+        optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1),
+    )
     return smoothed.certify(x.numpy(), n=n)
 
 

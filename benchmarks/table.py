@@ -20,8 +20,8 @@ def table() -> str:
     """Figures beside those of the peers, in Markdown."""
     machine = record("pgd-lite0-one-process")["machine"]
     rows = [
-        f"Measured on {machine['date']} on {machine['threads']} cores of an {machine['processor']}, without a GPU; "
-        "each row within one run.",
+        f"Measured on {machine['date']} on {machine['threads']} cores of an {machine['processor']}, "
+        "without a GPU; each row within one run.",
         "",
         "| what | Touchstone | best peer | ratio |",
         "| --- | --- | --- | --- |",
