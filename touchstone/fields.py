@@ -64,6 +64,9 @@ Distance = Annotated[
 ]
 """A distance in the box [0,1]: a number or a fraction such as "8/255"."""
 
+Whole = Annotated[int, BeforeValidator(_refuse_bool)]
+"""A whole number, whose bounds are those of its field alone."""
+
 Count = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 """A whole number of at least one."""
 

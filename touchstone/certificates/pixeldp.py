@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Ratio
+from touchstone.fields import Count, Ratio, Whole
 from touchstone.methods import Certificate, Cost, Info
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class PixelDP(Certificate):
         0.25, gt=0, le=10, description="Scale of the noise: σ of the Gaussian, b of the Laplace distribution."
     )
     n0: Count = Field(100, le=100_000, description="Samples of the pilot, which picks the class.")
-    n: Count = Field(2_000, ge=300, le=10_000_000, description="Samples of the count.")
+    n: Whole = Field(2_000, ge=300, le=10_000_000, description="Samples of the count.")
     alpha: Ratio = Field(0.001, gt=0, lt=0.5, description="Total probability of error (the paper's η).")
 
     def cost(self) -> Cost:
