@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from touchstone import errors
+from touchstone.jobs.answers import Change
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect
@@ -357,9 +358,11 @@ def test_a_forged_event_id_is_refused(ledger: Ledger, job: Job, after: str) -> N
 def test_a_watch_hears_of_changes(ledger: Ledger, submission: Submission) -> None:
     with ledger.watch() as watch:
         job, _ = ledger.accept(submission)
-        assert next(iter(watch)) == job.id
+        assert next(iter(watch)) == Change(job.id, "queued", 1)
         ledger.cancel(job.id)
-        assert next(iter(watch)) == job.id
+        assert next(iter(watch)) == Change(job.id, "canceled", 2)
+        ledger.delete(job.id)
+        assert next(iter(watch)) == Change(job.id, "deleted", 0)
         watch.close()
         assert list(watch) == []
 
@@ -377,6 +380,23 @@ def test_workers_are_listed_while_they_give_signs_of_life(settings: Settings) ->
         pass
     brief.close()
     lasting.close()
+
+
+@pytest.mark.timeout(10)
+def test_a_report_is_one_change_and_an_end_with_its_last_report_another(
+    ledger: Ledger, submission: Submission
+) -> None:
+    job = claim(ledger, ledger.accept(submission)[0])
+    last = (job.id, 1, Progress(done=2, total=2), {"loss": 0.5})
+    with ledger.watch() as watch:
+        ledger.report(job.id, 1, Progress(done=1, total=2), {"loss": 1.0})
+        assert next(iter(watch)) == Change(job.id, "running", job.version + 1)
+        assert ledger.finish(job.id, 1, status="succeeded", last=last)
+        assert next(iter(watch)) == Change(job.id, "succeeded", job.version + 2)
+    told = [(event.type, event.data) for event in ledger.events(job.id)][-4:-1]
+    assert told[:2] == [("progress", {"done": 2, "total": 2}), ("metric", {"loss": 0.5})]
+    assert told[2][0] == "status"
+    assert ledger.read(job.id).progress == last[2]
 
 
 def test_counts_and_queue(ledger: Ledger, submission: Submission) -> None:

@@ -13,13 +13,14 @@ from service.backend import Backend, backend_of
 from service.bodies import Received
 from service.submissions import Prepared
 from service.waiting import Listener
+from touchstone.jobs.answers import Change
 from touchstone.jobs.record import TERMINAL, Job
 
 ADVERSARIAL = "adversarial.png"
 _POLL_SECONDS = 1
 
 
-def is_over(job: Job) -> bool:
+def is_over(job: Job | Change) -> bool:
     """Whether the job has reached a status that never changes."""
     return job.status in TERMINAL
 

@@ -18,6 +18,7 @@ from service.pages import Cursor, Limit, Page, link_next
 from service.preferences import IfNoneMatch
 from service.submissions import Prepared
 from touchstone.errors import JobConflict
+from touchstone.jobs.answers import Change
 from touchstone.jobs.record import Job, JobKind, Status
 from touchstone.models import zoo
 
@@ -69,7 +70,7 @@ async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = Non
     """`Prefer: wait=N` delays the answer until the job has ended, or with `If-None-Match` has changed."""
     backend, seconds = backend_of(request), preferences.wait_seconds(request)
 
-    def wanted(found: Job) -> bool:
+    def wanted(found: Job | Change) -> bool:
         if if_none_match is None:
             return is_over(found)
         return not preferences.matches(if_none_match, views.etag(found))

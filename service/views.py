@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from touchstone.jobs import record
+from touchstone.jobs.answers import Change
 from touchstone.jobs.record import JobKind, ModelRef, Progress, Status, Timings
 
 
@@ -88,7 +89,7 @@ def path(job_id: str) -> str:
     return f"/v1/jobs/{job_id}"
 
 
-def etag(job: record.Job) -> str:
+def etag(job: record.Job | Change) -> str:
     """The entity tag of a job as it stands."""
     return f'"{job.id}.{job.version}"'
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from anyio import to_thread
 
 from touchstone.errors import LedgerUnavailable, UnknownJob
+from touchstone.jobs.answers import Change
 from touchstone.jobs.events import Watch
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job
@@ -20,7 +21,7 @@ RECHECK_SECONDS = 1.0
 
 LONGEST_SECONDS = 60
 
-Wanted = Callable[[Job], bool]
+Wanted = Callable[[Job | Change], bool]
 
 
 class Listener:
@@ -123,16 +124,16 @@ class Waiting:
         # `stop` sets the flag before it looks for a watch to close, so one of the two sees the other.
         if self._stop.is_set():
             return
-        for job in watch:
+        for change in watch:
             with self._lock:
-                listeners = tuple(self._listeners.get(job, ()))
-            if listeners:
-                self._tell(job, listeners)
+                listeners = tuple(self._listeners.get(change.id, ()))
+            deleted = change.status == "deleted"
+            if woken := [listener for listener in listeners if deleted or listener.wanted(change)]:
+                self._tell(change.id, woken)
 
-    def _tell(self, job_id: str, listeners: tuple[Listener, ...]) -> None:
+    def _tell(self, job_id: str, listeners: Iterable[Listener]) -> None:
         job: Job | None = None
         with suppress(UnknownJob):
             job = self._ledger.read(job_id)
         for listener in listeners:
-            if job is None or listener.wanted(job):
-                self._loop.call_soon_threadsafe(listener.wake, job)
+            self._loop.call_soon_threadsafe(listener.wake, job)

@@ -53,6 +53,7 @@ def celery_app(url: str) -> Celery:
             "socket_timeout": 10,
             "socket_keepalive": True,
             "health_check_interval": 10,
+            "ack_emulation": False,  # a second book of who has which message; the ledger keeps the first
         },
     )
     return app

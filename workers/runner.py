@@ -196,10 +196,9 @@ class Runner:
             if held.reason != "lost":
                 self._insist(lambda: self.ledger.release(job.id, job.claims), seconds=RETRY_SECONDS)
             return
-        if last := held.take_report():
-            self._insist(lambda: self.ledger.report_all([last]))
+        last = held.take_report()
         try:
-            held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **end))
+            held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **end, last=last))
         except (TypeError, ValueError):  # a result that is no JSON
             _log.exception("a job broke", job=job.id, attempt=job.attempts)
             held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL))

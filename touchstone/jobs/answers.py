@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from touchstone.jobs.record import Job
+from touchstone.jobs.record import Job, Status
 
 Verdict = Literal["fine", "canceled", "overdue", "lost"]
 EventType = Literal["status", "progress", "metric", "completed"]
@@ -28,6 +28,15 @@ class Event:
     id: str
     type: EventType
     data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a job stands after a change: as much of it as everybody is told."""
+
+    id: str
+    status: Status | Literal["deleted"]
+    version: int
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import redis
 
 from touchstone.errors import InvalidCursor
-from touchstone.jobs.answers import Event
+from touchstone.jobs.answers import Change, Event
+from touchstone.jobs.record import Status
 from touchstone.jobs.scripts import reachable
 
 CHANNEL = "ts:changed"
@@ -29,7 +30,7 @@ def read_events(client: redis.Redis, job: str, after: str | None, limit: int) ->
 
 
 class Watch:
-    """The ids of jobs as they change, for as long as it is open; `close` may be called from any thread.
+    """Jobs as they change, for as long as it is open; `close` may be called from any thread.
 
     Iterating blocks until something changes, ends after `close`, and raises `LedgerUnavailable` where the
     connection breaks. What changed before the watch was open is not told: look once more after opening it.
@@ -52,12 +53,13 @@ class Watch:
         self.close()
         self._pubsub.close()
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Change]:
         while self._open:
             with reachable():
                 message = self._pubsub.get_message(timeout=_LOOK_SECONDS)
             if message is not None:
-                yield message["data"]
+                job, status, version = message["data"].split()
+                yield Change(job, cast(Status, status), int(version))
 
     def close(self) -> None:
         """End the iteration within half a second."""

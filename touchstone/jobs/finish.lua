@@ -1,13 +1,14 @@
--- id, claim, status, then pairs of field and JSON. A cancellation that was granted is kept, whatever came after it;
+-- id, claim, status, last report as done, total and metric or three times '', then pairs of field and JSON. A cancellation that was granted is kept, whatever came after it;
 -- what a certificate has shown until then is kept, too.
-local id, claim, status = ARGV[1], ARGV[2], ARGV[3]
+local id, claim, status, done, total, metric = unpack(ARGV, 1, 6)
 local job = get(id, 'ended_by', 'cancel', 'kind')
 if job[1] == claim then return 1 end
 if not holds(id, claim) then return 0 end
 
 set(id, 'ended_by', claim)
+if done ~= '' then note(id, done, total, metric) end
 local canceled = job[2] == '1'
 local counts = not canceled or (job[3] == 'certificate' and status ~= 'failed')
-if counts and #ARGV > 3 then set(id, unpack(ARGV, 4)) end
+if counts and #ARGV > 6 then set(id, unpack(ARGV, 7)) end
 enter(id, canceled and 'canceled' or status, now())
 return 1

@@ -157,8 +157,7 @@ class Ledger:
     def report_all(self, reports: Iterable[Report]) -> list[bool]:
         """Many reports in one write."""
         groups = [
-            (job, attempt, progress.done, progress.total, wire.metric(metric))
-            for job, attempt, progress, metric in reports
+            (job, attempt, *wire.report(progress, metric)) for job, attempt, progress, metric in reports
         ]
         heard = self._scripts.run("report", *(part for group in groups for part in group)) if groups else []
         return [answer == 1 for answer in heard]
@@ -173,13 +172,15 @@ class Ledger:
         error: Problem | None = None,
         timings: Timings | None = None,
         artifacts: Mapping[str, Artifact] | None = None,
+        last: Report | None = None,
     ) -> bool:
-        """End a job; false where the claim no longer holds.
+        """End a job, after the last report of it if there is one; false where the claim no longer holds.
 
         A job whose cancellation was granted meanwhile ends as canceled, whatever is said here.
         """
         parts = wire.outcome(result, error, timings, artifacts or {})
-        return bool(self._scripts.run("finish", job, attempt, status, *parts))
+        report = wire.report(last[2], last[3]) if last else ("", "", "")
+        return bool(self._scripts.run("finish", job, attempt, status, *report, *parts))
 
     def release(self, job: str, attempt: int) -> bool:
         """Give a running job back to the queue as if it had not been tried; false where another holds it."""

@@ -30,10 +30,15 @@ local function say(id, kind, json)
   redis.call('XADD', 'ts:events:' .. id, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', json)
 end
 
+-- Those who wait for the job hear how it stands, and need not look at each change.
+local function announce(id, status, version)
+  redis.call('PUBLISH', 'ts:changed', id .. ' ' .. status .. ' ' .. version)
+end
+
 -- Every change ends here: the version rises and those who wait for the job wake up.
 local function changed(id)
   local version = redis.call('HINCRBY', job_key(id), 'version', 1)
-  redis.call('PUBLISH', 'ts:changed', id)
+  announce(id, get(id, 'status')[1], version)
   return version
 end
 
@@ -68,6 +73,19 @@ end
 local function holds(id, claim)
   local job = get(id, 'status', 'claims')
   return job[1] == 'running' and job[2] == claim
+end
+
+-- Notes how far the job is, unless that would go back, and a metric as JSON or ''; whether there was any news.
+local function note(id, done, total, metric)
+  local before = get(id, 'done', 'total')
+  local forward = tonumber(done) >= tonumber(before[1])
+  local moved = forward and (done ~= before[1] or total ~= before[2])
+  if moved then
+    set(id, 'done', done, 'total', total)
+    say(id, 'progress', cjson.encode({done = tonumber(done), total = tonumber(total)}))
+  end
+  if metric ~= '' then say(id, 'metric', metric) end
+  return moved or metric ~= ''
 end
 
 -- How long the oldest waiting job has waited, in milliseconds.

@@ -58,6 +58,11 @@ def metric(values: Mapping[str, float] | None) -> str:
     return json.dumps(finite) if finite else ""
 
 
+def report(progress: Progress, values: Mapping[str, float] | None) -> tuple[int, int, str]:
+    """How far a job is and its figures, as scripts take them."""
+    return progress.done, progress.total, metric(values)
+
+
 def outcome(
     result: Mapping[str, Any] | None,
     error: Problem | None,
