@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from touchstone import attack, certify, load, wrap
 from touchstone.errors import ModelUnusable, UnknownLabel, UnknownModel
+from touchstone.methods import catalogue
 from touchstone.models import zoo
 from touchstone.models.datasets import fashion_mnist_sample
 from touchstone.models.loading import load_module, load_plain
@@ -22,6 +24,8 @@ from touchstone.models.manifest import Manifest
 
 LITE0 = "imagenet-efficientnet-lite0"
 FASHION = "fashion-mnist-cnn"
+LINF, NOISE = "fashion-mnist-cnn-linf", "fashion-mnist-cnn-noise-0.25"
+CLOTHES = (FASHION, LINF, NOISE, "fashion-mnist-cnn-noise-0.50")
 PHOTOS = Path(__file__).parents[1] / "examples/photos"
 MODELS = sorted(zoo.manifests())
 
@@ -44,7 +48,12 @@ def copied(card: Manifest, folder: Path) -> Path:
 
 
 def test_the_zoo_has_the_models_that_the_readme_names() -> None:
-    assert {LITE0, FASHION} <= set(MODELS)
+    assert {LITE0, *CLOTHES} <= set(MODELS)
+
+
+@pytest.mark.parametrize("model", CLOTHES)
+def test_the_small_models_are_small(model: str) -> None:
+    assert zoo.weights_file(zoo.manifest(model)).stat().st_size < 2_000_000
 
 
 def test_an_unknown_model_is_refused_with_those_there_are() -> None:
@@ -140,14 +149,104 @@ def test_an_unknown_architecture_is_refused() -> None:
         load_module(changed(zoo.manifest(FASHION), architecture="vgg"))
 
 
-def test_the_fashion_model_is_right_about_the_sample() -> None:
-    card, sample = zoo.manifest(FASHION), fashion_mnist_sample()
-    x = torch.from_numpy(sample.images)[:, None].float() / 255
-    answers = load_module(card)((x - card.mean[0]) / card.std[0]).argmax(1)
-    share = (answers.numpy() == sample.labels).mean()
+def sample(rows: int = 256, skip: int = 0) -> tuple[Tensor, Tensor]:
+    """Fashion-MNIST images in [0,1] and their labels."""
+    split = fashion_mnist_sample()
+    images, labels = split.images[skip : skip + rows].copy(), split.labels[skip : skip + rows]
+    return torch.from_numpy(images)[:, None].float() / 255, torch.from_numpy(labels.astype(np.int64))
+
+
+@pytest.mark.parametrize("model", CLOTHES)
+def test_the_fashion_models_are_right_about_the_sample(model: str) -> None:
+    card, (x, y) = zoo.manifest(model), sample()
+    share = float((load_module(card)((x - card.mean[0]) / card.std[0]).argmax(1) == y).float().mean())
     claimed = card.accuracy[0]
     assert claimed.measured
     assert abs(share - claimed.value) < 0.05, "the sample and the card should tell about the same"
+
+
+def claimed(model: str, note: str) -> float:
+    """The one accuracy of a card whose note starts like this."""
+    (found,) = [one for one in zoo.manifest(model).accuracy if one.note.startswith(note) and one.measured]
+    return found.value
+
+
+def test_the_adversarially_trained_model_withstands_what_fools_the_plain_one() -> None:
+    x, y = sample(100)
+    kept = {
+        model: 1 - float(attack(load(model), x, y, "pgd", eps=0.1, steps=40).success.float().mean())
+        for model in (FASHION, LINF)
+    }
+    assert kept[FASHION] < 0.1
+    assert kept[LINF] > 0.5
+    for model, share in kept.items():
+        assert abs(share - claimed(model, "under PGD: L∞ ε 0.1, 40 steps")) < 0.15, model
+
+
+@pytest.mark.parametrize("model", [FASHION, NOISE])
+def test_only_the_model_trained_under_noise_certifies_most_images(model: str) -> None:
+    x, y = sample(40)
+    proven = certify(load(model), x, sigma=0.25, n=1000, target_radius=0.25)
+    right = (proven.radius >= 0.25) & (proven.label == y)
+    share = float(right.float().mean())
+    assert share > 0.55 if model == NOISE else share < 0.4
+    assert abs(share - claimed(model, "certified at L2 radius 0.25")) < 0.2
+
+
+class Averaged(nn.Module):
+    """The logarithm of the mean of a network's probabilities under some fixed noise: a smoothed network that
+    has gradients, so that an attack can climb on what the certificate is about.
+    """
+
+    def __init__(self, card: Manifest, sigma: float, draws: int = 16) -> None:
+        super().__init__()
+        self.net, self.mean, self.std = load_module(card), card.mean[0], card.std[0]
+        shape = (draws, 1, 1, card.input.height, card.input.width)
+        self.noise = sigma * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        noisy = (x + self.noise).flatten(0, 1)
+        shares = self.net((noisy - self.mean) / self.std).softmax(1)
+        return shares.view(len(self.noise), len(x), -1).mean(0).log()
+
+
+INSIDE = [
+    name for name, one in catalogue("attack").items() if "l2" in one.info.norms and "eps" in one.model_fields
+]
+
+
+@pytest.mark.parametrize("method", INSIDE)
+def test_no_attack_changes_the_smoothed_answer_inside_the_certified_radius(method: str) -> None:
+    model, (x, _) = load(NOISE), sample(12, skip=40)
+    proven = certify(model, x, sigma=0.25, n=1000)
+    x, radius, label = (values[~proven.abstained] for values in (x, proven.radius, proven.label))
+    assert len(x) >= 8
+    smoothed = wrap(Averaged(model.manifest, 0.25))
+    for attacked in (model, smoothed):
+        found = attack(
+            attacked, x, label, method, norm="l2", eps=0.95 * radius, early_stop=False, quantize=False
+        )
+        assert bool((found.distance <= radius).all())
+        assert bool((found.distance > 0.5 * radius).any()), "the attack uses its room"
+        after = certify(model, found.images, sigma=0.25, n0=1000, n=100, seed=1)
+        assert torch.equal(after.label, label), "the majority of 1,000 fresh votes at the point found"
+
+
+def test_far_outside_the_certified_radius_the_smoothed_answer_does_change() -> None:
+    model, (x, _) = load(NOISE), sample(12, skip=40)
+    label = certify(model, x, sigma=0.25, n=100).label
+    found = attack(
+        wrap(Averaged(model.manifest, 0.25)), x, label, "pgd", norm="l2", eps=3.0, early_stop=False
+    )
+    after = certify(model, found.images, sigma=0.25, n=100, seed=1)
+    assert (after.label != label).float().mean() > 0.25, "or else the test above could not fail"
+
+
+def test_the_page_of_models_shows_the_cards_figures() -> None:
+    page = (Path(__file__).parents[1] / "docs/models.md").read_text()
+    for model in CLOTHES:
+        figures = " | ".join(f"{one.value:.1%}" for one in zoo.manifest(model).accuracy)
+        assert f"| `{model}` | {figures} |" in page
 
 
 def reference_input(file: str) -> Tensor:
