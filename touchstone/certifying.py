@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +80,11 @@ def _statement(own: dict[str, Any], card: Manifest, counts: Counts) -> str:
     if own["abstained"]:
         return f"No radius is certified: {own['abstain_reason']}."
     norm = own["norm"].upper()
-    sure = f"{1 - own['sampling']['alpha']:.4%}".rstrip("0%").rstrip(".")
+    radius = math.floor(own["radius"] * 1e4) / 1e4  # never more than is proved
     return (
-        f"With confidence {sure} %, the smoothed model answers "
+        f"With an error probability of at most {own['sampling']['alpha']:g}, the smoothed model answers "
         f'"{card.classes[counts.label]}" for every image '
-        f"within {norm} distance {own['radius']:.4f} of this one, at the size the model takes."
+        f"within {norm} distance {radius:.4f} of this one, at the size the model takes."
     )
 
 

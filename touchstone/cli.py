@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 from rich.table import Table
 
 from touchstone.errors import Failure, InvalidParameter, StartError
 from touchstone.jobs.record import Progress
-from touchstone.methods import card, catalogue, find
+from touchstone.methods import Kind, card, catalogue, find
+
+if TYPE_CHECKING:
+    from touchstone.check import Finding
+    from touchstone.run import Finished
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 out = Console()
 err = Console(stderr=True)
 
+Photo = Annotated[Path, typer.Argument(help="PNG, JPEG or WebP.")]
 OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -38,7 +44,7 @@ def main() -> None:
 @app.command(context_settings=OWN_FLAGS)
 def attack(  # noqa: PLR0917 - each is an option of the command line
     context: typer.Context,
-    photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="PNG, JPEG or WebP.")],
+    photo: Photo,
     model: Annotated[str, typer.Option(help="A model's id.")] = "imagenet-efficientnet-lite0",
     method: Annotated[str, typer.Option("--attack", help="An attack's name.")] = "pgd",
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the adversarial PNG goes.")] = Path(
@@ -56,22 +62,10 @@ def attack(  # noqa: PLR0917 - each is an option of the command line
     The attack's own parameters are flags, too: --eps 2/255 --steps 40 --norm l2 --no-early-stop. `touchstone
     attacks NAME` lists them.
     """
-    from touchstone.local import attack_file  # noqa: PLC0415 - loads torch, which the other commands do without
-
-    parameters = own_flags(context.args)
-    with Bar(console=err, transient=True) as bar:
-        task = bar.add_task(f"{method} on {model}", total=None)
-        finished = attack_file(
-            photo.read_bytes(),
-            model=model,
-            method=method,
-            parameters=parameters,
-            label=label,
-            target=target,
-            seed=seed,
-            report=lambda progress, _metric: bar.update(task, completed=progress.done, total=progress.total),
-        )
-    output.write_bytes(finished.artifacts["adversarial.png"][0])
+    flags = own_flags(context.args)
+    classes = {"label": label, "target": target}
+    finished = _run(photo, "attack", model=model, method=method, parameters=flags, seed=seed, **classes)
+    _save(output, finished.artifacts["adversarial.png"][0])
     if as_json:
         out.print_json(json.dumps(finished.result))
     else:
@@ -79,15 +73,60 @@ def attack(  # noqa: PLR0917 - each is an option of the command line
         out.print(f"Saved {output}", highlight=False)
 
 
+@app.command(context_settings=OWN_FLAGS)
+def certify(  # noqa: PLR0917 - each is an option of the command line
+    context: typer.Context,
+    photo: Photo,
+    model: Annotated[str, typer.Option(help="A model's id.")] = "imagenet-efficientnet-lite0",
+    method: Annotated[str, typer.Option(help="A certificate's name.")] = "smoothing",
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal noise.")] = 0,
+    file: Annotated[
+        Path | None, typer.Option("--json", help="Where the certificate goes, for `touchstone check`.")
+    ] = None,
+) -> None:
+    """Certify one photo in this process, without a server.
+
+    The certificate's own parameters are flags, too: --sigma 0.25 --n 10000 --rule e_process. `touchstone
+    certificates NAME` lists them.
+    """
+    flags = own_flags(context.args)
+    finished = _run(photo, "certificate", model=model, method=method, parameters=flags, seed=seed)
+    show_certificate(finished.result)
+    if file is not None:
+        _save(file, json.dumps(finished.result, indent=2).encode())
+        out.print(f"Saved {file}", highlight=False)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="A certificate's result, or its job, as JSON.")],
+) -> None:
+    """Recompute a certificate from the numbers in it; exit 0 if all agree, 1 if not."""
+    findings = _findings(file)
+    table = Table("what", "says", "recomputed", "ok")
+    for one in findings:
+        cells = (escape(str(value)) for value in (one.what, one.says, one.found))
+        table.add_row(*cells, "[green]yes[/]" if one.agrees else "[red]no[/]")
+    out.print(table)
+    valid = all(one.agrees for one in findings)
+    out.print("The certificate is valid." if valid else "The certificate is not valid.")
+    raise typer.Exit(0 if valid else 1)
+
+
 @app.command()
 def attacks(
     name: Annotated[str | None, typer.Argument(help="Show one attack and its flags.")] = None,
 ) -> None:
     """List the attacks, or show one."""
-    if name is None:
-        out.print(_listing("attack"))
-    else:
-        _describe(card(find(name, "attack")))
+    _list_or_describe("attack", name)
+
+
+@app.command()
+def certificates(
+    name: Annotated[str | None, typer.Argument(help="Show one certificate and its flags.")] = None,
+) -> None:
+    """List the certificates, or show one."""
+    _list_or_describe("certificate", name)
 
 
 @app.command()
@@ -169,6 +208,44 @@ def demo(
     run(folder, out)
 
 
+def _run(photo: Path, kind: Kind, *, model: str, method: str, **asked: Any) -> Finished:
+    """Run one job in this process, with a bar that shows how far it is."""
+    from touchstone.local import run_file  # noqa: PLC0415 - loads torch, which the other commands do without
+
+    with Bar(console=err, transient=True) as bar:
+        task = bar.add_task(f"{method} on {model}", total=None)
+
+        def report(done: Progress, _metric: dict[str, float]) -> None:
+            bar.update(task, completed=done.done, total=done.total)
+
+        return run_file(_load(photo), kind, model=model, method=method, report=report, **asked)
+
+
+def _load(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidParameter(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _save(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InvalidParameter(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _findings(file: Path) -> list[Finding]:
+    from touchstone.check import check as recompute  # noqa: PLC0415 - loads scipy
+
+    try:
+        return recompute(json.loads(_load(file)))
+    except KeyError as error:
+        raise InvalidParameter(f"{file} is not a certificate: it has no field {error}") from None
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise InvalidParameter(f"{file} is not a certificate: {error}") from None
+
+
 def own_flags(words: list[str]) -> dict[str, Any]:
     """A method's parameters as flags: --eps 8/255, --eps=8/255, --early-stop, --no-early-stop."""
     parameters: dict[str, Any] = {}
@@ -208,7 +285,31 @@ def show(result: dict[str, Any]) -> None:
     )
 
 
-def _listing(kind: Any) -> Table:
+def show_certificate(result: dict[str, Any]) -> None:
+    """The outcome in a sentence, and the numbers behind it."""
+    sampling = result["sampling"]
+    out.print(result["statement"], highlight=False)
+    table = Table("radius", "decision", "votes", "vote at least", "σ", "α", "stopped by")
+    table.add_row(
+        f"{result['radius']:.4f} ({result['norm']})",
+        result["decision"] or "",
+        f"{sampling['nA']:,} of {sampling['n_used']:,}",
+        f"{sampling['pA_lower']:.4f}",
+        f"{sampling['sigma']:g}",
+        f"{sampling['alpha']:g}",
+        result["stopped_by"],
+    )
+    out.print(table)
+
+
+def _list_or_describe(kind: Kind, name: str | None) -> None:
+    if name is None:
+        out.print(_listing(kind))
+    else:
+        _describe(card(find(name, kind)))
+
+
+def _listing(kind: Kind) -> Table:
     table = Table("name", "what", "norms", "knowledge", "paper")
     for method in catalogue(kind).values():
         info = method.info

@@ -9,14 +9,15 @@ from touchstone.engine import Engine
 from touchstone.images import decode, encode
 from touchstone.jobs.blobs import digest_of
 from touchstone.jobs.record import ImageRef, ModelRef, Submission
-from touchstone.methods import find
+from touchstone.methods import Kind, find
 from touchstone.models.zoo import manifest
 from touchstone.run import Finished, Report, run
 from touchstone.settings import settings
 
 
-def attack_file(
+def run_file(
     upload: bytes,
+    kind: Kind,
     *,
     model: str,
     method: str,
@@ -26,14 +27,14 @@ def attack_file(
     seed: int = 0,
     report: Report = lambda _progress, _metric: None,
 ) -> Finished:
-    """Attack the image in `upload`; raises the failures of bad input and of the method."""
-    chosen = find(method, "attack").parse(parameters)
+    """Attack or certify the image in `upload`; raises the failures of bad input and of the method."""
+    chosen = find(method, kind).parse(parameters)
     card = manifest(model)
     decoded = decode(upload)
     png = encode(decoded.pixels)
     height, width, channels = decoded.pixels.shape
     submission = Submission(
-        kind="attack",
+        kind=kind,
         method=method,
         model=ModelRef(id=card.id, digest=card.digest),
         image=ImageRef(digest=digest_of(png), width=width, height=height, channels=channels),
