@@ -208,12 +208,17 @@ class Spoilt(Fast):
 def test_the_guard_undoes_the_epoch_in_which_robustness_collapses_and_stops(tmp_path: Path) -> None:
     sample = fashion_mnist_sample()
     spoilt = Spoilt(eps=0.01, after=8 * 15)  # 231 images, 25 held out: 15 steps an epoch
+    plan = Plan(spoilt, epochs=12, batch=16, rate=3e-3)
     epochs: list[float] = []
+
+    def interrupt(progress: Progress, _metric: dict[str, float]) -> None:
+        if progress.done == 8 * 15 + 5:
+            raise GaveUpError
+
+    with pytest.raises(GaveUpError):
+        train(plan, (sample, sample), tmp_path, report=interrupt)
     card = train(
-        Plan(spoilt, epochs=12, batch=16, rate=3e-3),
-        (sample, sample),
-        tmp_path,
-        report=lambda progress, _: epochs.append(progress.done / 15),
+        plan, (sample, sample), tmp_path, report=lambda progress, _: epochs.append(progress.done / 15)
     )
     stopped = re.search(
         r"Stopped after epoch (\d+), .* 25 held-out images .* from (0\.\d+) to (0\.\d+)\.$", card.provenance
