@@ -29,7 +29,7 @@ LEDGER_KILLS = 20
 CRASHES = (
     (Ledger, "claim", "claimed"),
     (pretend, "run", "run"),
-    (FolderBlobs, "put", "stored"),
+    (FolderBlobs, "put_many", "stored"),
     (Ledger, "finish", "finished"),
 )
 """Whose method, its name, and what has just happened once it returns."""
