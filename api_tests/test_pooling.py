@@ -142,6 +142,37 @@ def test_an_overdue_certificate_succeeds_with_what_it_proved(bench: Bench) -> No
     assert all(one.agrees for one in check(job.result))
 
 
+@pytest.mark.parametrize("how", [{"method": "pixeldp"}, {"rule": "fixed"}])
+def test_what_looks_only_once_has_proved_nothing_before(bench: Bench, how: dict[str, Any]) -> None:
+    job = bench.go(n=5_000_000, deadline=0.5, **how)
+    assert job.status == "succeeded"
+    assert job.result is not None
+    assert (job.result["stopped_by"], job.result["radius"]) == ("deadline_exceeded", 0)
+    assert "before" in job.result["abstain_reason"]
+    assert all(one.agrees for one in check(job.result))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "agrees"),
+    [
+        ({"n": 300}, {}, True),
+        ({"n": 5_000_000, "deadline": 0.5}, {"n": 200}, None),
+        ({"n": 300}, {"n": 200}, False),
+    ],
+)
+def test_a_rerun_tells_chance_from_difference(
+    bench: Bench, before: dict[str, Any], after: dict[str, Any], agrees: bool | None
+) -> None:
+    first = bench.go(rule="group_sequential", sigma=0.2, **before)
+    parameters = {**first.submission.parameters, **after}  # as if the same had come out otherwise
+    again = first.submission.model_copy(update={"rerun_of": first.id, "parameters": parameters})
+    job = bench.ledger.accept(again)[0].id
+    bench.runner(job)
+    result = bench.ledger.read(job).result
+    assert result is not None
+    assert result["rerun"]["agrees"] is agrees
+
+
 @pytest.mark.parametrize("rule", ["group_sequential", "e_process"])
 def test_a_canceled_certificate_keeps_its_result(bench: Bench, rule: str) -> None:
     job, thread = bench.begin(n=5_000_000, rule=rule)

@@ -15,6 +15,7 @@ from touchstone.engine import (
     clopper_pearson_lower,
     clopper_pearson_upper,
     log_e_value,
+    majority_p_value,
     probability_of,
     radius_of,
 )
@@ -105,3 +106,8 @@ def test_pixeldp_conditions_hold_at_what_it_reports():
         size, epsilon, _ = laplace(lower, upper, 0.5)
         assert size == pytest.approx(max(0.0, 0.5 * math.log(lower / upper) / 2), abs=1e-12)
         assert not size or lower > math.exp(2 * epsilon) * upper
+
+
+def test_the_p_value_of_a_majority_is_that_of_the_two_sided_binomial_test():
+    for first, second in [(1, 0), (1, 1), (3, 0), (60, 40), (510, 490), (999, 1), (100_000, 99_000)]:
+        assert majority_p_value(first, second) == pytest.approx(stats.binomtest(first, first + second).pvalue)

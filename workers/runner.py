@@ -162,16 +162,18 @@ class Runner:
     def _comparison(
         self, origin: str | None, result: Mapping[str, Any], artifacts: Mapping[str, Artifact]
     ) -> dict[str, Any]:
-        """Whether a rerun left the same bytes as the job that it repeats; null where that one was deleted."""
+        """Whether a rerun left the same bytes as the job that it repeats; null where that one was deleted, or
+        where the two did not count equally far for reasons of their own.
+        """
         if origin is None:
             return {}
         try:
             first = self._insist(lambda: self.ledger.read(origin))
         except UnknownJob:
             return {"rerun": {"of": origin, "agrees": None}}
-        same_files = first.artifacts == artifacts
-        same_answer = first.result is not None and _answer(first.result) == _answer(result)
-        return {"rerun": {"of": origin, "agrees": same_files and same_answer}}
+        before = first.result or {}
+        agrees = first.artifacts == artifacts and _answer(before) == _answer(result)
+        return {"rerun": {"of": origin, "agrees": agrees if _comparable(before, result) else None}}
 
     def _store(self, files: Mapping[str, tuple[bytes, str]]) -> dict[str, Artifact]:
         digests = self.blobs.put_many([data for data, _ in files.values()])
@@ -226,6 +228,16 @@ def _answer(result: Mapping[str, Any]) -> list[Any]:
     """What a rerun must find again: the model's answer, or the votes that were counted."""
     votes = result.get("sampling", {}).get("counts_top5")
     return [*map(result.get, ("original", "smoothed", "predicted_class", "radius")), votes]
+
+
+def _comparable(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """False where a deadline, or counts that were there already, made two certificates end at different
+    samples.
+    """
+    counts = [one.get("sampling", {}) for one in (before, result)]
+    late = any(one.get("stopped_by") == DeadlineExceeded.code for one in (before, result))
+    chance = late or any(count.get("pooled") for count in counts)
+    return not chance or counts[0].get("n_used") == counts[1].get("n_used")
 
 
 def _waited(job: Job) -> float:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DELTAS = np.geomspace(1e-3, 0.3, 400)
 EPSILONS = np.linspace(1e-3, 1.0, 1000)
 
+WHY_ABSTAIN = "the vote's lower bound does not exceed the other classes' upper bound by enough"
+WHY_UNCOUNTED = "the job ended before all samples were counted, and they prove something only together"
+
 
 class PixelDP(Certificate):
     """The expected vote under noise cannot change much where the noise makes the image differentially
@@ -68,7 +71,7 @@ class PixelDP(Certificate):
         upper = engine.clopper_pearson_upper(int(others.max()), counts.n, share) if counts.n else 1.0
         radius, epsilon, delta = (gaussian if self.noise == "gaussian" else laplace)(lower, upper, self.sigma)
         abstained = radius == 0
-        why = "the vote's lower bound does not exceed the other classes' upper bound by enough"
+        why = WHY_ABSTAIN if counts.n else WHY_UNCOUNTED
         return {
             "guarantee": "statistical",
             "norm": "l2" if self.noise == "gaussian" else "l1",
