@@ -101,7 +101,7 @@ class Gaussian(Recipe):
 class Adversarial(Recipe):
     """What training against attacks in L∞ has in common."""
 
-    eps: Distance = Field(0.1, gt=0, le=1, description="Radius of the L∞ ball, in [0,1].")
+    eps: Ratio = Field(0.1, gt=0, le=1, description="Radius of the L∞ ball, in [0,1].")
 
     def attacked(  # noqa: D102 - the name says it
         self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator, *, steps: int, size: float
