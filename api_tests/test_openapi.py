@@ -13,6 +13,7 @@ from schemathesis.specs.openapi import checks as openapi_checks
 from serving import Api, data_url, png, some_model
 
 from service.app import create_app
+from touchstone.check import check
 from touchstone.methods import catalogue
 from touchstone.settings import Settings
 
@@ -201,3 +202,8 @@ def test_nothing_generated_makes_it_stumble(
         case.call_and_validate(checks=CHECKS, timeout=20)
 
     stumble()
+
+
+def test_the_certificate_shown_is_valid() -> None:
+    shown = operation("run_smoothing")["responses"]["200"]["content"]["application/json"]["example"]
+    assert [finding for finding in check(shown) if not finding.agrees] == []

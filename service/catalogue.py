@@ -27,6 +27,7 @@ Name = Annotated[
 ]
 Card = dict[str, Any]
 
+_EXAMPLES = {"attack": examples.JOB, "certificate": examples.CERTIFICATE}
 _MODEL = {"model": next(iter(zoo.manifests()), "my-net")}
 
 
@@ -55,7 +56,7 @@ def _add_submission(router: APIRouter, method: type[Method]) -> None:
         description=inspect.cleandoc(method.__doc__ or ""),
         status_code=202,
         response_model=views.Job,
-        responses=operations.responses(png=method.kind == "attack"),
+        responses=operations.responses(png=method.kind == "attack", example=_EXAMPLES[method.kind]),
         openapi_extra=operations.submission(
             asked_of(method), method, example={**_MODEL, **operations.shown(method)}
         ),

@@ -125,7 +125,7 @@ async def rerun_job(request: Request, job: KnownJob) -> Response:
     response_model=views.Job,
     responses={
         200: {"model": views.Job, **examples.content(examples.CERTIFICATE)},
-        202: examples.content(examples.CERTIFICATE),
+        202: examples.content(examples.CONTINUATION),
         **problems.responses(400, 404, 408, 409, 413, 415, 422, 429),
     },
     openapi_extra=operations.fields(Continue, example={"n": 10_000, "target_radius": 0.5}),

@@ -96,9 +96,9 @@ def shown(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def responses(*, png: bool) -> dict[int | str, dict[str, Any]]:
+def responses(*, png: bool, example: Mapping[str, Any] = examples.JOB) -> dict[int | str, dict[str, Any]]:
     """What a submission may be answered with."""
-    job = examples.content(examples.JOB)
+    job = examples.content(example)
     done = {"model": views.Job, "description": "The job has ended.", **job}
     if png:
         file = {"schema": {"type": "string", "contentMediaType": "image/png"}}
