@@ -298,3 +298,20 @@ def test_a_name_of_two_classes_is_refused_with_both(name: str, indices: list[int
 def test_a_class_that_is_not_there_is_refused(value: int | str) -> None:
     with pytest.raises(UnknownLabel):
         zoo.manifest(FASHION).label(value)
+
+
+def test_a_tensor_at_the_networks_size_is_attacked_as_it_is() -> None:
+    """The plain network, which shares no code with the engine, is fooled by what fools the oracle."""
+    card = zoo.manifest("imagenet-efficientnet-lite0")
+    crop = Image.open(PHOTOS / "coffee.png").convert("RGB").crop((100, 50, 324, 274))
+    x = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None] / 255
+    plain = load_plain(card)
+
+    def label(images: Tensor) -> int:
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (card.mean, card.std))
+        return int(plain((images - mean) / std).argmax())
+
+    before = label(x)
+    found = attack(load(card.id), x, [before], "pgd", eps="4/255", steps=10)
+    assert bool(found.success.all())
+    assert label(found.images) != before

@@ -75,12 +75,17 @@ def preprocessing_digest(card: Manifest) -> str:
     return f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
 
 
+def rounded_down(radius: float) -> float:
+    """A radius with four decimals, never more than is proved."""
+    return math.floor(radius * 1e4) / 1e4
+
+
 def _statement(own: dict[str, Any], card: Manifest, counts: Counts) -> str:
     """The outcome in one plain sentence."""
     if own["abstained"]:
         return f"No radius is certified: {own['abstain_reason']}."
     norm = own["norm"].upper()
-    radius = math.floor(own["radius"] * 1e4) / 1e4  # never more than is proved
+    radius = rounded_down(own["radius"])
     return (
         f"With an error probability of at most {own['sampling']['alpha']:g}, the smoothed model answers "
         f'"{card.classes[counts.label]}" for every image '

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 from rich.table import Table
 
+from touchstone.certifying import rounded_down
 from touchstone.errors import Failure, InvalidParameter, StartError
 from touchstone.jobs.record import Progress
 from touchstone.methods import Kind, card, catalogue, find
@@ -291,7 +292,7 @@ def show_certificate(result: dict[str, Any]) -> None:
     out.print(result["statement"], highlight=False)
     table = Table("radius", "decision", "votes", "vote at least", "σ", "α", "stopped by")
     table.add_row(
-        f"{result['radius']:.4f} ({result['norm']})",
+        f"{rounded_down(result['radius']):.4f} ({result['norm']})",
         result["decision"] or "",
         f"{sampling['nA']:,} of {sampling['n_used']:,}",
         f"{sampling['pA_lower']:.4f}",

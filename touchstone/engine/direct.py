@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,13 +109,15 @@ def attack(
 ) -> Attacked:
     """Attack N images in [0,1] and return the best found of each.
 
-    `labels` (indices or names) default to the model's own predictions; `targets` make the attack targeted.
-    `seed` is one number, or one per image; an image's result depends on its seed, not on its neighbours.
-    `quantize=False` works on real numbers instead of 8-bit levels. `eps` may be one number per image. Raises
-    InvalidParameter, UnknownLabel, NonFiniteOutput.
+    A tensor at the network's own size is taken as it is; other images are resized and cropped as the model
+    says. `labels` (indices or names) default to the model's own predictions; `targets` make the attack
+    targeted. `seed` is one number, or one per image; an image's result depends on its seed, not on its
+    neighbours. `quantize=False` works on real numbers instead of 8-bit levels. `eps` may be one number per
+    image. Raises InvalidParameter, UnknownLabel, NonFiniteOutput.
     """
     keep_blocks()
-    stacks = _stacks(images, model.oracle.device)
+    oracle = _oracle_for(model, images)
+    stacks = _stacks(images, oracle.device)
     count = sum(map(len, stacks))
     chosen, eps = _method(method, parameters, count)
     keys = [(seed, row) for row in range(count)] if isinstance(seed, int) else [(one, 0) for one in seed]
@@ -127,7 +129,7 @@ def attack(
         noise = Noise.of(keys[rows], method)
         aim = None if aims is None else aims[rows].to(x0.device)
         plans.append(_whole(chosen, threat, noise, aim, targeted=targets is not None, quantize=quantize))
-    ended, queries = run_here(plans, model.oracle)
+    ended, queries = run_here(plans, oracle)
     found = [x for x, _, _ in ended]
     return Attacked(
         torch.cat(found) if len({x.shape[1:] for x in found}) == 1 else [x[0] for x in found],
@@ -164,10 +166,10 @@ def certify(
     chosen = find(method, "certificate").parse(parameters)
     if not isinstance(chosen, Certificate):
         raise InvalidParameter(f"{method} is no certificate", field="method")
-    placed = [
-        model.oracle.sight.place(x) for stack in _stacks(images, model.oracle.device) for x in stack[:, None]
-    ]
-    counts, _ = run_here([chosen.run(Subject(image, seed)) for image in placed], model.oracle)
+    oracle = _oracle_for(model, images)
+    stacks = _stacks(images, oracle.device)
+    placed = [oracle.sight.place(x) for stack in stacks for x in stack[:, None]]
+    counts, _ = run_here([chosen.run(Subject(image, seed)) for image in placed], oracle)
     results = [chosen.result(one) for one in counts]
     return CertifiedImages(
         torch.tensor([result["radius"] for result in results], dtype=torch.float64),
@@ -226,6 +228,18 @@ def _method(name: str, parameters: dict[str, Any], count: int) -> tuple[Attack, 
     if not isinstance(method, Attack) or len(radii) != count:
         raise InvalidParameter(f"eps: {len(radii)} radii for {count} images", field="eps")
     return method, torch.tensor(radii)
+
+
+def _oracle_for(model: Model, images: Images) -> Oracle:
+    """The model's oracle; for a tensor at the network's own size one that takes it as it is.
+
+    Such a tensor went through the resize and crop already; a file or a PIL image always goes through them.
+    """
+    spec = model.oracle.sight.spec
+    if spec is None or not isinstance(images, Tensor) or images.shape[-2:] != (spec.height, spec.width):
+        return model.oracle
+    as_it_is = spec.model_copy(update={"resize": None})
+    return replace(model.oracle, sight=replace(model.oracle.sight, spec=as_it_is))
 
 
 def _number(value: Any) -> Any:
