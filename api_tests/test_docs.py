@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.table import table
 from touchstone.methods import catalogue
 from touchstone.models.zoo import manifests
 from touchstone.settings import Settings
@@ -125,6 +126,10 @@ def test_the_settings_table_is_that_of_the_code() -> None:
     assert settings_table() in (ROOT / "docs/operations.md").read_text(), (
         f"it should be:\n\n{settings_table()}"
     )
+
+
+def test_the_readmes_figures_are_those_of_the_records() -> None:
+    assert table() in (ROOT / "README.md").read_text(), f"it should be:\n\n{table()}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

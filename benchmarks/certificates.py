@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import math
 import resource
+import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import beta
 from torch import Tensor, nn
 
 import touchstone
@@ -86,6 +89,9 @@ def art(net: nn.Module, x: Tensor, n: int, classes: int) -> Any:
     """`certify` of ART's randomized smoothing: it takes the pilot and the count in one go each."""
     from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 
+    # ART takes one binomial bound from statsmodels; scipy's stands in for that package.
+    bound = SimpleNamespace(proportion_confint=beta_bounds)
+    sys.modules["statsmodels.stats.proportion"] = bound  # type: ignore[assignment]
     smoothed = PyTorchRandomizedSmoothing(
         net,
         nn.CrossEntropyLoss(),
@@ -99,6 +105,11 @@ def art(net: nn.Module, x: Tensor, n: int, classes: int) -> Any:
         optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1),
     )
     return smoothed.certify(x.numpy(), n=n)
+
+
+def beta_bounds(hits: int, n: int, alpha: float, **_: Any) -> tuple[float, float]:
+    """The two-sided Clopper-Pearson interval; ART reads its lower end."""
+    return float(beta.ppf(alpha / 2, hits, n - hits + 1)), 1.0
 
 
 def memory(n: int) -> dict[str, Any]:

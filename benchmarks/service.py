@@ -39,6 +39,7 @@ def served(images: int, **options: Any) -> Iterator[tuple[str, Path, Path]]:
             pixels = (x * 255).round().byte().permute(1, 2, 0).numpy()
             (pictures / f"{i:03}.png").write_bytes(encode(pixels))
         home = Path(folder) / "home"
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # for the worker of `benchmarks.solo`
         with running(Settings(home=home, port=0), lambda _line: None, **options) as url:
             yield url.removeprefix("http://"), home, pictures
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -12,7 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from touchstone.engine.device import onto
 from touchstone.engine.rows import Rows
+
+WORTH_A_THREAD = 2**14
+"""Values in a sample above which it is drawn on a thread of its own."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Noise(Rows):
     ) -> Tensor:
         shape = tuple(like.shape[1:])
         drawn = np.stack([np.asarray(draw(stream, shape), dtype=np.float32) for stream in self.streams])
-        return torch.from_numpy(drawn).to(like.device, like.dtype)
+        return onto(like.device, torch.from_numpy(drawn)).to(like.dtype)
 
 
 @dataclass(frozen=True)
@@ -88,15 +95,25 @@ class Stream:
 
     def draw(self, like: Tensor, samples: range) -> Tensor:
         """Noise (n, C, H, W) for `like` (1, C, H, W), one row for each sample index."""
-        shape = (len(samples), *like.shape[1:])
-        drawn = np.empty(shape, dtype=np.float32)
-        for row, index in zip(drawn, samples, strict=True):
-            generator = np.random.Generator(
-                np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64))
-            )
-            if self.kind == "gaussian":
-                generator.standard_normal(dtype=np.float32, out=row)
-            else:
-                row[:] = generator.laplace(size=row.shape)
-        drawn *= self.scale
-        return torch.from_numpy(drawn).to(like.device)
+        drawn = np.empty((len(samples), *like.shape[1:]), dtype=np.float32)
+        rows = zip(drawn, samples, strict=True)
+        if drawn[:1].size < WORTH_A_THREAD:
+            for row, index in rows:
+                self._fill(row, index)
+        else:
+            list(_threads().map(lambda pair: self._fill(*pair), rows))
+        return onto(like.device, torch.from_numpy(drawn))
+
+    def _fill(self, row: NDArray[np.float32], index: int) -> None:
+        generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
+        if self.kind == "gaussian":
+            generator.standard_normal(dtype=np.float32, out=row)
+        else:
+            row[:] = generator.laplace(size=row.shape)
+        row *= self.scale
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads to draw on: numpy lets go of the interpreter while it fills an array."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="noise")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from touchstone.engine.counting import Counts, Subject, voted
+from touchstone.engine.device import onto
 from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import from_pixels, to_pixels
 from touchstone.engine.noise import Noise, Stream
@@ -78,7 +79,7 @@ def top(logits: Tensor, count: int) -> list[tuple[int, float]]:
 
 def row_of(pixels: Pixels, device: torch.device) -> Tensor:
     """An 8-bit image (H, W, C) as one row (1, C, H, W) in [0,1]."""
-    return from_pixels(torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None])
+    return from_pixels(onto(device, torch.from_numpy(pixels.copy())).permute(2, 0, 1)[None])
 
 
 def attack_image(
