@@ -99,12 +99,11 @@ def _split(values: Tensor, among: Sequence[Sized]) -> Sequence[Tensor]:
 
 def _losses(logits: Tensor, queries: Sequence[Gradient]) -> Tensor:
     """Every row's loss; neighbours that share a kind of loss are computed together."""
-    losses, start = [], 0
-    for _, run in groupby((query.loss for query in queries), key=type):
-        loss = _joined(list(run))
-        losses.append(loss(logits[start : start + len(loss)]))
-        start += len(loss)
-    return torch.cat(losses)
+    kinds = [_joined(list(run)) for _, run in groupby((query.loss for query in queries), key=type)]
+    if len(kinds) == 1:
+        return kinds[0](logits)
+    parts = logits.split_with_sizes([len(loss) for loss in kinds])
+    return torch.cat([loss(part) for loss, part in zip(kinds, parts, strict=True)])
 
 
 def _joined(losses: Sequence[CrossEntropy | Margin]) -> CrossEntropy | Margin:
