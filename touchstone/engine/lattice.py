@@ -29,7 +29,7 @@ def from_pixels(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32) / LEVELS
 
 
-def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 12) -> Tensor:
+def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -> Tensor:
     """Round the perturbation x - x0 to whole steps of 1/255 without leaving the ball of radius `eps` or the
     box.
 
