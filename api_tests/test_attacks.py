@@ -172,6 +172,19 @@ def test_restarts_run_only_where_earlier_attempts_failed():
     assert found.queries.backward >= 2 * 30
 
 
+@pytest.mark.parametrize("norm", sorted(EPS))
+def test_another_seed_starts_elsewhere(norm):
+    def start(**options):
+        small = {"norm": norm, "eps": EPS[norm], "steps": 1, "step_size": 0, "early_stop": False}
+        return touchstone.attack(
+            touchstone.wrap(linear_model()), greyish(4), None, "pgd", quantize=False, **small, **options
+        ).images
+
+    assert torch.equal(start(seed=3), start(seed=3))
+    assert not torch.equal(start(seed=3), start(seed=4))
+    assert torch.equal(start(seed=3, random_start=False), start(seed=4, random_start=False))
+
+
 def test_without_early_stop_every_step_of_every_restart_is_run():
     found = touchstone.attack(
         touchstone.wrap(linear_model()),

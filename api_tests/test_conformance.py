@@ -52,11 +52,10 @@ def test_a_radius_of_zero_changes_nothing(model, name, norm):
         assert torch.all(found.distance < 1e-6)
 
 
-def test_same_seed_same_bytes_other_seed_other_start(model, name, norm):
+def test_same_seed_same_bytes(model, name, norm):
     x = greyish(4)
     runs = [
-        touchstone.attack(model, x, None, name, seed=s, quantize=False, **budget(name, norm))
-        for s in (3, 3, 4)
+        touchstone.attack(model, x, None, name, seed=s, quantize=False, **budget(name, norm)) for s in (3, 3)
     ]
     assert torch.equal(runs[0].images, runs[1].images)
 

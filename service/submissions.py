@@ -12,15 +12,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from service import bodies
 from service.bodies import Received
-from touchstone import images
 from touchstone.errors import CostTooHigh, InvalidParameter
 from touchstone.fields import Seed, parse_fraction
-from touchstone.jobs.blobs import digest_of
-from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Submission
+from touchstone.jobs.record import JobKind, ModelRef, Submission
 from touchstone.methods import Method, invalid_parameter
 from touchstone.models.manifest import Manifest
 from touchstone.predicting import Predict
 from touchstone.settings import Settings
+from touchstone.uploads import canonical
 
 LONGEST_DEADLINE = 3600
 
@@ -210,20 +209,12 @@ def _prepared(
     label: int | None = None,
     target: int | None = None,
 ) -> Prepared:
-    decoded = images.decode(upload)
-    png = images.encode(decoded.pixels)
-    height, width, channels = decoded.pixels.shape
+    png, image = canonical(upload)
     submission = Submission(
         kind=kind,
         method=method,
         model=ModelRef(id=manifest.id, digest=manifest.digest),
-        image=ImageRef(
-            digest=digest_of(png),
-            width=width,
-            height=height,
-            channels=channels,
-            conversions=decoded.conversions,
-        ),
+        image=image,
         parameters=parameters,
         seed=asked.seed,
         label=label,

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from touchstone.engine import Engine
-from touchstone.images import decode, encode
-from touchstone.jobs.blobs import digest_of
-from touchstone.jobs.record import ImageRef, ModelRef, Submission
+from touchstone.jobs.record import ModelRef, Submission
 from touchstone.methods import Kind, find
 from touchstone.models.zoo import manifest
 from touchstone.run import Finished, Report, run
 from touchstone.settings import settings
+from touchstone.uploads import canonical
 
 
 def run_file(
@@ -30,14 +29,12 @@ def run_file(
     """Attack or certify the image in `upload`; raises the failures of bad input and of the method."""
     chosen = find(method, kind).parse(parameters)
     card = manifest(model)
-    decoded = decode(upload)
-    png = encode(decoded.pixels)
-    height, width, channels = decoded.pixels.shape
+    png, image = canonical(upload)
     submission = Submission(
         kind=kind,
         method=method,
         model=ModelRef(id=card.id, digest=card.digest),
-        image=ImageRef(digest=digest_of(png), width=width, height=height, channels=channels),
+        image=image,
         parameters=chosen.model_dump(mode="json"),
         seed=seed,
         label=None if label is None else card.label(label),
