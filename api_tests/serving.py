@@ -191,3 +191,15 @@ def serving(settings: Settings) -> Iterator[Api]:
         server.should_exit = True
         thread.join()
         worker.stop()
+
+
+def problem(response: httpx2.Response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
+    """The problem, once it is the one expected."""
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
+        response.text[:500]
+    )
+    body: dict[str, Any] = response.json()
+    assert (body["status"], body["code"], body.get("field")) == (status, code, field)
+    assert body["detail"]
+    assert len(response.content) < 20_000
+    return body

@@ -1,32 +1,14 @@
 """Hostile and mistaken requests: each gets the problem that says what was wrong, and none a 5xx."""
 
-import io
 import json
 import socket
-import struct
 import zlib
-from collections.abc import Callable
-from typing import Any
 
 import httpx2
-import numpy as np
 import pytest
-from PIL import Image
-from serving import Api, data_url, encoded, picture, png, some_model
+from serving import Api, data_url, png, problem, some_model
 
 BOUNDARY = "frontier"
-
-
-def problem(response: httpx2.Response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
-    """The problem, once it is the one expected."""
-    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
-        response.text[:500]
-    )
-    body: dict[str, Any] = response.json()
-    assert (body["status"], body["code"], body.get("field")) == (status, code, field)
-    assert body["detail"]
-    assert len(response.content) < 20_000
-    return body
 
 
 def form(*parts: tuple[str, bytes], end: bool = True) -> tuple[bytes, dict[str, str]]:
@@ -256,124 +238,6 @@ def test_compressed_bodies(api: Api) -> None:
     problem(
         post(api, zlib.compress(body), {**headers, "Content-Encoding": "gzip"}), 415, "unsupported_media_type"
     )
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def raw_png(width: int, height: int, *, data: bytes = b"", extra: bytes = b"", depth: int = 8) -> bytes:
-    """A PNG whose header says whatever it likes."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def animation(kind: str) -> bytes:
-    frames = [picture(), picture().rotate(180)]
-    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=100)
-
-
-def sixteen_bit() -> bytes:
-    return encoded(Image.fromarray(np.arange(72, dtype=np.uint16).reshape(8, 9) * 900))
-
-
-def corrupt(data: bytes, place: int) -> bytes:
-    return data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
-
-
-BAD_IMAGES: dict[str, Callable[[], bytes]] = {
-    "empty": lambda: b"",
-    "text": lambda: b"not an image at all",
-    "html": lambda: b"<!doctype html><script>alert(1)</script>",
-    "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
-    "gif": lambda: encoded(picture(), "GIF"),
-    "tiff": lambda: encoded(picture(), "TIFF"),
-    "bmp": lambda: encoded(picture(), "BMP"),
-    "ico": lambda: encoded(picture(32, 32), "ICO"),
-    "pdf": lambda: b"%PDF-1.4\n%%EOF",
-    "eps": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-    "psd": lambda: b"8BPS\0\1" + bytes(40),
-    "zip": lambda: b"PK\3\4" + bytes(100),
-    "animated gif": lambda: animation("GIF"),
-    "animated png": lambda: animation("PNG"),
-    "animated webp": lambda: animation("WEBP"),
-    "16 bit": sixteen_bit,
-    "0x0": lambda: raw_png(0, 0),
-    "1x1": lambda: png(1, 1),
-    "7x9": lambda: png(7, 9),
-    "wrong crc": lambda: corrupt(png(), 29),
-    "broken data": lambda: corrupt(png(64, 64), 60),
-    "idat of text": lambda: raw_png(9, 9, data=b"hello"),
-    "text bomb": lambda: raw_png(9, 9, extra=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(80_000_000), 9))),
-    "profile bomb": lambda: raw_png(
-        9, 9, extra=chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(80_000_000), 9))
-    ),
-    "signature only": lambda: b"\x89PNG\r\n\x1a\n",
-    "jpeg marker only": lambda: b"\xff\xd8\xff\xe0",
-    "webp header only": lambda: b"RIFF\x24\0\0\0WEBPVP8 ",
-}
-
-
-@pytest.mark.parametrize("name", BAD_IMAGES)
-def test_an_image_that_cannot_be_used(api: Api, name: str) -> None:
-    problem(api.submit(wait=None, image=BAD_IMAGES[name]()), 422, "invalid_image", "image")
-
-
-BIG_IMAGES: dict[str, Callable[[], bytes]] = {
-    "4097 wide": lambda: png(4097, 8, "L"),
-    "2^31 x 1": lambda: raw_png(2**31 - 1, 1),
-    "pixel bomb": lambda: raw_png(60_000, 60_000, data=zlib.compress(bytes(1_000_000))),
-    "idat bomb": lambda: raw_png(30_000, 30_000, data=zlib.compress(bytes(50_000_000), 9)),
-    "ten mebibytes and one": lambda: png() + bytes(10 * 2**20 + 1 - len(png())),
-}
-
-
-@pytest.mark.parametrize("name", BIG_IMAGES)
-def test_an_image_that_is_too_large(api: Api, name: str) -> None:
-    problem(api.submit(wait=None, image=BIG_IMAGES[name]()), 413, "image_too_large", "image")
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_file_cut_at_any_tenth(api: Api, kind: str) -> None:
-    whole = encoded(picture(64, 64), kind)
-    for tenth in range(1, 10):
-        image = whole[: len(whole) * tenth // 10]
-        problem(api.submit(wait=None, image=image), 422, "invalid_image", "image")
-
-
-GOOD_IMAGES: dict[str, Callable[[], bytes]] = {
-    "jpeg": lambda: encoded(picture(), "JPEG"),
-    "grey jpeg": lambda: encoded(picture(mode="L"), "JPEG"),
-    "cmyk jpeg": lambda: encoded(picture(mode="CMYK"), "JPEG"),
-    "webp": lambda: encoded(picture(), "WEBP", lossless=True),
-    "palette": lambda: png(mode="P"),
-    "one bit": lambda: png(mode="1"),
-    "grey and alpha": lambda: png(mode="LA"),
-    "rgba": lambda: png(mode="RGBA"),
-    "trailing megabytes": lambda: png() + bytes(3 * 2**20),
-    "png and html": lambda: png() + b"<script>alert(1)</script>",
-    "exif of nonsense": lambda: encoded(picture(), "JPEG", exif=b"Exif\0\0" + b"\xff" * 64),
-    **{f"exif {turn}": lambda turn=turn: turned(turn) for turn in range(1, 9)},  # type: ignore[misc]
-}
-
-
-def turned(turn: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010E] = turn, "<script>alert(1)</script>"
-    return encoded(picture(), "JPEG", exif=exif)
-
-
-@pytest.mark.parametrize("name", GOOD_IMAGES)
-def test_an_unusual_image_loses_its_metadata_only(api: Api, name: str) -> None:
-    job = api.job(image=GOOD_IMAGES[name]())
-    data = api.client.get(job["links"]["artifacts"]["original.png"]).content
-    assert b"script" not in data
-    assert len(data) < 5000
-    image = Image.open(io.BytesIO(data))
-    assert not image.info
-    swapped = name in {f"exif {turn}" for turn in range(5, 9)}
-    assert image.size == ((8, 9) if swapped else (9, 8))
-    assert (job["image"]["width"], job["image"]["height"]) == image.size
 
 
 @pytest.mark.parametrize(
