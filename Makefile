@@ -4,6 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 # Tests run two at a time: one thread each, or they fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Finds barriers in the dashboard's pages. Where it cannot be fetched, the tests that need it are skipped.
+AXE := build/npm/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test lint format bench clean
@@ -17,7 +19,7 @@ demo: .venv/.installed ## Attack a real photo through the service and show what 
 up: .venv/.installed ## Serve on 127.0.0.1:8000 until Ctrl-C
 	@$(BIN)/touchstone up
 
-test: .venv/.tested ## Run all tests
+test: .venv/.tested $(AXE) ## Run all tests (those in a browser only where there is Chromium)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.tested ## Check style and types
@@ -46,3 +48,8 @@ clean: ## Remove the virtual environment and all caches
 	@$(PIP) -e .[dev]
 	@$(PIP) --no-deps -r peers.txt
 	@touch $@
+
+$(AXE): api_tests/dashboard/package.json api_tests/dashboard/package-lock.json
+	@mkdir -p build/npm && cp $^ build/npm
+	@npm ci --prefix build/npm --ignore-scripts --no-audit --no-fund --silent && touch $@ \
+		|| echo "axe-core could not be fetched with npm: accessibility will not be tested"

@@ -153,6 +153,12 @@ class Api:
     ledger: Ledger
     settings: Settings
     port: int
+    server: Server
+
+    @property
+    def origin(self) -> str:
+        """Where the service is, for a browser."""
+        return f"http://127.0.0.1:{self.port}"
 
     def submit(
         self, path: str = "/v1/attacks/pgd", *, wait: int | None = 10, **fields: Any
@@ -186,7 +192,7 @@ def serving(settings: Settings) -> Iterator[Api]:
     thread.start()
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield Api(client, worker, app.state.backend.ledger, settings, port)
+            yield Api(client, worker, app.state.backend.ledger, settings, port, server)
     finally:
         server.should_exit = True
         thread.join()

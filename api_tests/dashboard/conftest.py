@@ -1,0 +1,68 @@
+"""Fixtures of tests in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, IN_CI, NO_CHROMIUM, OpenPage, Troubles, chromium, watched
+from playwright.sync_api import Browser, Page
+from serving import Api
+
+from touchstone.settings import Settings
+from touchstone.up import running
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without Chromium, skip these tests in one line for each file; in CI each fails for itself."""
+    if CHROMIUM or IN_CI:
+        return
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.skip(reason=NO_CHROMIUM))
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """One Chromium for these tests, gone before any other: they may want an event loop."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="package")
+def live(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with a real worker, as `touchstone up` starts it."""
+    settings = Settings(home=tmp_path_factory.mktemp("live"), port=0, redis_url=None)
+    with running(settings, lambda _line: None) as url:
+        yield url
+
+
+@pytest.fixture
+def troubles() -> Iterator[Troubles]:
+    """What goes wrong in this test's pages; at the end, whatever it did not foresee fails the test."""
+    troubles = Troubles()
+    yield troubles
+    assert troubles.unforeseen() == []
+
+
+@pytest.fixture
+def open_page(browser: Browser, troubles: Troubles) -> Iterator[OpenPage]:
+    """Open a page of an origin in a fresh context: `open_page(live, **PHONE, color_scheme="dark")`."""
+    with ExitStack() as stack:
+        yield lambda origin, **options: stack.enter_context(watched(browser, origin, troubles, **options))
+
+
+@pytest.fixture
+def page(open_page: OpenPage, api: Api) -> Page:
+    """A page of the service with a pretended worker."""
+    return open_page(api.origin)
+
+
+@pytest.fixture
+def live_page(open_page: OpenPage, live: str) -> Page:
+    """A page of the service with a real worker."""
+    return open_page(live)

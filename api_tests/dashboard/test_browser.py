@@ -1,0 +1,111 @@
+"""The browser shows our pages, and nothing that goes wrong in one escapes the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from browser import PHONE, OpenPage, Troubles, axe, settle, take_picture
+from PIL import Image
+from playwright.sync_api import Page, Route, expect
+from serving import Api
+
+STRICT = {"Content-Security-Policy": "default-src 'self'"}
+GONE_WRONG = {
+    "inline script": (
+        "<script>document.title = 'Run'</script>",
+        r"CSP violation: script-src-elem forbids inline",
+    ),
+    "inline style": ("<p style='color: red'>Red</p>", r"CSP violation: style-src-attr forbids inline"),
+    "console": ("<script src=/console.js></script>", r"console: told \(.*/console.js:0\)"),
+    "error": ("<script src=/error.js></script>", r"uncaught: .*thrown"),
+    "rejection": ("<script src=/rejection.js></script>", r"uncaught: .*rejected"),
+    "not found": ("<img alt=Nothing src=/nothing.png>", r"console: .* 404 .*/nothing.png"),
+    "server's fault": ("<img alt=Nothing src=/fault.png>", r"^500: .*/fault.png"),
+    "no connection": ("<img alt=Nothing src=/refused.png>", r"request failed: net::ERR_CONNECTION_REFUSED"),
+    "another origin": (
+        "<img alt=Nothing src=http://127.0.0.1:9/a.png>",
+        r"another origin: http://127.0.0.1:9/a",
+    ),
+}
+FILES = {
+    "dark.css": "@media (prefers-color-scheme: dark) { body { background: black } }",
+    "console.js": "console.error('told')",
+    "error.js": "throw new Error('thrown')",
+    "rejection.js": "Promise.reject(new Error('rejected'))",
+}
+
+
+def show(page: Page, body: str, headers: dict[str, str] = STRICT) -> None:
+    """Have the page load a document with this body, as if the service had served it."""
+    head = '<!doctype html><html lang="en"><title>Made up</title>'
+
+    def answer(route: Route) -> None:
+        path = route.request.url.partition("//")[2].partition("/")[2]
+        if path in FILES:
+            kind = "text/css" if path.endswith("css") else "text/javascript"
+            route.fulfill(body=FILES[path], content_type=kind)
+        elif path == "made-up":
+            document = f"{head}<main><h1>Made up</h1>{body}</main></html>"
+            route.fulfill(body=document, headers={**headers, "Content-Type": "text/html"})
+        elif path == "refused.png":
+            route.abort("connectionrefused")
+        else:
+            route.fulfill(status=500 if path == "fault.png" else 404)
+
+    page.route("**/*", answer)
+    page.goto("/made-up")
+    settle(page)
+
+
+def test_the_documentation_is_drawn(page: Page, tmp_path: Path) -> None:
+    page.goto("/docs")
+    expect(page.get_by_role("heading", name="Touchstone")).to_be_visible()
+    expect(page.locator(".opblock").first).to_be_visible()
+    with Image.open(take_picture(page, "docs", tmp_path)) as picture:
+        assert picture.size == (1440, 900)
+        assert len(picture.convert("L").getcolors() or []) > 50, "text has many greys"
+
+
+def test_a_phone_is_narrow_sharp_and_dark(open_page: OpenPage, api: Api, tmp_path: Path) -> None:
+    page = open_page(api.origin, **PHONE, color_scheme="dark")
+    show(page, "<meta name=viewport content=width=device-width><link rel=stylesheet href=/dark.css>")
+    with Image.open(take_picture(page, "phone", tmp_path)) as picture:
+        assert picture.size == (780, 1688)
+        assert picture.convert("RGB").getpixel((1, 1)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("body", "pattern"), GONE_WRONG.values(), ids=GONE_WRONG)
+def test_what_goes_wrong_is_caught(page: Page, troubles: Troubles, body: str, pattern: str) -> None:
+    headers = {} if "another" in pattern else STRICT
+    show(page, body, headers)
+    assert troubles.unforeseen() == troubles.seen != []
+    troubles.expect(pattern)
+    troubles.allow("^console: ")
+    assert troubles.unforeseen() == []
+
+
+def test_what_is_expected_must_come(page: Page) -> None:
+    vain = Troubles()
+    vain.expect("a storm")
+    assert vain.unforeseen() == ["expected, but did not come: a storm"]
+
+
+def test_a_page_in_order_causes_no_trouble(page: Page, troubles: Troubles) -> None:
+    show(page, "<p>All is well.</p>")
+    assert axe(page) == []
+    assert troubles.seen == []
+
+
+def test_barriers_are_found_under_the_strictest_policy(page: Page, troubles: Troubles) -> None:
+    policy = "default-src 'none'; img-src 'self'; require-trusted-types-for 'script'; trusted-types 'none'"
+    show(page, "<input><img src=/a.png>", {"Content-Security-Policy": policy})
+    troubles.expect("404 .*/a.png")
+    assert [line.partition(":")[0] for line in axe(page)] == ["critical image-alt", "critical label"]
+    assert len(axe(page, "img")) == 1
+
+
+def test_a_real_worker_answers_a_page(live_page: Page) -> None:
+    live_page.goto("/docs")
+    answer = live_page.evaluate("async () => (await fetch('/v1/attacks')).json()")
+    assert answer["items"]
