@@ -40,6 +40,9 @@ class Engine:
     def figures(self) -> dict[str, Any]:
         return {"device": "pretended"}
 
+    def probes(self) -> dict[str, Any]:
+        return {}
+
     def stop(self) -> None:
         pass
 

@@ -20,8 +20,9 @@ class Recorder:
     device = torch.device("cpu")
     fixed_rows = 16
 
-    def __init__(self, rows=8, capacity=10**9, poison=None, wait=0.0):
+    def __init__(self, rows=8, capacity=10**9, poison=None, wait=0.0, shared=True):
         self.rows = rows
+        self.shared = shared
         self.passes = []
         self.capacity = capacity
         self.poison = poison
@@ -71,6 +72,13 @@ def run(batcher, *tasks):
     while len(batcher):
         batcher.step()
     return [ended[i] for i in range(len(tasks))]
+
+
+def test_no_two_tasks_share_a_pass_of_a_model_that_depends_on_the_batch():
+    oracle = Recorder(shared=False)
+    ended = run(Batcher(), *[Task(asking(2), oracle) for _ in range(3)])
+    assert oracle.passes == [[1]] * 6
+    assert [result for result, _ in ended] == [[1] * 2] * 3
 
 
 def test_steps_of_independent_tasks_share_passes():

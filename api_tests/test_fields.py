@@ -9,7 +9,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
 from service.continuing import Continue
-from touchstone.methods import catalogue
+from touchstone import methods
+from touchstone.methods import FixedBudget, Info, card, catalogue
 from touchstone.models import recipes
 from touchstone.predicting import Predict
 
@@ -23,3 +24,18 @@ def test_no_bound_of_a_field_is_overridden_by_that_of_its_type(model: type[BaseM
     for name, field in model.model_fields.items():
         bounds = Counter(type(one) for one in field.metadata if isinstance(one, Ge | Gt | Le | Lt))
         assert not [kind for kind, count in bounds.items() if count > 1], name
+
+
+@pytest.mark.parametrize("name", [name for name, one in catalogue().items() if "norm" in one.model_fields])
+def test_a_method_offers_no_other_norms_than_its_own(name: str) -> None:
+    shown = card(catalogue()[name])["schema"]["properties"]["norm"]
+    assert shown["enum"] == list(catalogue()[name].info.norms)
+
+
+def test_a_new_method_says_only_once_which_norms_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "_registered", {})
+
+    class Flat(FixedBudget):
+        info = Info(name="flat", title="Flat", norms=("l2",), paper="", url="")
+
+    assert Flat.model_json_schema()["properties"]["norm"]["enum"] == ["l2"]

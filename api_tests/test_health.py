@@ -18,7 +18,7 @@ def test_health_and_readiness(api: Api) -> None:
 def test_metrics(api: Api) -> None:
     api.job()
     histogram = {"buckets": {"1": 3, "8": 5, "16": 6}, "sum": 30, "count": 7}
-    info = {"batch_rows": histogram, "queries": {"forward": 30, "backward": 20}, "resident_models": ["m"]}
+    info = {"batch_rows": histogram, "queries": {"forward": 30, "backward": 20}, "resident_models": {"m": 9}}
     api.ledger.beat("w1", info)
     text = api.client.get("/metrics").text
     api.ledger.leave("w1")

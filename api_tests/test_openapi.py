@@ -60,6 +60,8 @@ def test_every_row_of_the_contract_is_there() -> None:
     paths = {(verb.upper(), path) for path, verb in OPERATIONS.values()}
     contract = {
         *(("POST", f"/v1/{method.kind}s/{name}") for name, method in catalogue().items()),
+        *(("GET", f"/v1/{method.kind}s/{name}/cost") for name, method in catalogue().items()),
+        *(("GET", "/v1/predictions/cost"), ("GET", "/v1/operations")),
         *(("GET", f"/v1/{kind}{tail}") for kind in ("attacks", "certificates") for tail in ("", "/{name}")),
         *(
             ("POST", "/v1/predictions"),

@@ -15,6 +15,7 @@ from service import (
     artifacts,
     bodies,
     catalogue,
+    costs,
     docs,
     events,
     health,
@@ -22,7 +23,9 @@ from service import (
     metrics,
     models,
     operations,
+    overview,
     problems,
+    samples,
 )
 from service.backend import Backend, Ring, decoders
 from service.edge import Edge
@@ -116,9 +119,14 @@ def _add_routes(app: FastAPI) -> None:
         catalogue.predictions,
         catalogue.router_of("attack"),
         catalogue.router_of("certificate"),
+        costs.prediction_router(),
+        costs.router_of("attack"),
+        costs.router_of("certificate"),
         models.router,
         health.router,
         metrics.router,
+        overview.router,
+        samples.router,
         docs.router,
     ):
         app.include_router(router)

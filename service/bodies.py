@@ -87,12 +87,13 @@ def fields_of(received: Received) -> dict[str, Any]:
 
 def _form_fields(received: Received) -> dict[str, Any]:
     try:
-        return _once(forms.read(received.content, received.content_type))
+        return once(forms.read(received.content, received.content_type))
     except forms.FormError as error:
         _invalid(str(error)[:200])
 
 
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields by name; raises `InvalidParameter` where one is given twice."""
     doubled = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if doubled:
         raise InvalidParameter(f"{doubled[0][:60]}: given more than once", field=doubled[0][:60])
@@ -118,7 +119,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for text in (name, value):
             if isinstance(text, str):
                 text.encode()  # half a surrogate pair can be written in JSON, but not in anything after it
-    return _once(pairs)
+    return once(pairs)
 
 
 def _refuse_constant(name: str) -> NoReturn:

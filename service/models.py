@@ -1,14 +1,22 @@
-"""The models that can be tried, as their manifests tell of them."""
+"""The models that can be tried: what their manifests tell of them, and what their last load measured."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
 from service import examples, problems
+from service.backend import backend_of
 from service.pages import Cursor, Limit, Page, cut, link_next
+from touchstone.errors import LedgerUnavailable
+from touchstone.jobs.answers import Worker
+from touchstone.jobs.ledger import Ledger
 from touchstone.models import zoo
+from touchstone.models.manifest import Manifest
+from touchstone.models.measured import Probe
 
 router = APIRouter(tags=["models"])
 
@@ -21,7 +29,60 @@ _CARD = {
     "input": {"channels": 1, "height": 28, "width": 28, "resize": None, "interpolation": "bilinear"},
     "classes": ["T-shirt/top", "Trouser"],
     "licence": "MIT",
+    "probe": {
+        "measured_at": "2026-11-22T09:29:00.120000Z",
+        "device": "cpu",
+        "torch": "2.13.0+cpu",
+        "load_seconds": 0.004,
+        "bytes": 1543656,
+        "frozen": True,
+        "rows": 64,
+        "gradient_rate": 2997.7,
+        "single_rate": 1128.0,
+        "forward_rate": 6411.2,
+        "batch_invariant": True,
+        "logits_difference": 4.8e-7,
+        "gradient_difference": 8.9e-8,
+        "softmax": False,
+    },
+    "resident": ["gpu1-4711-9f86d081"],
 }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What workers have shown of the models: probes by digest, and who is alive."""
+
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    workers: Sequence[Worker] = ()
+
+    def card(self, manifest: Manifest) -> Card:
+        """A model as answers show it: its manifest, its probe, and the workers that keep it loaded."""
+        probe = self.probes.get(manifest.digest)
+        return {
+            **manifest.card(),
+            "probe": probe.model_dump(mode="json") if probe else None,
+            "resident": [
+                one.id for one in self.workers if manifest.id in one.info.get("resident_models", ())
+            ],
+        }
+
+
+def probe_of(ledger: Ledger, manifest: Manifest) -> Probe | None:
+    """What is known of a model's speed; nothing while the ledger is out of reach."""
+    try:
+        return ledger.probes([manifest.digest]).get(manifest.digest)
+    except LedgerUnavailable:
+        return None
+
+
+def _seen(request: Request, manifests: Sequence[Manifest]) -> Seen:
+    """Cards are told without the ledger, too."""
+    ledger = backend_of(request).ledger
+    try:
+        return Seen(ledger.probes([manifest.digest for manifest in manifests]), ledger.workers())
+    except LedgerUnavailable:
+        return Seen()
 
 
 @router.get(
@@ -33,10 +94,13 @@ _CARD = {
 def list_models(
     request: Request, response: Response, limit: Limit = 200, cursor: Cursor = None
 ) -> Page[Card]:
-    """Identity, input, classes, accuracy, origin and licence of each."""
-    page = cut({id_: manifest.card() for id_, manifest in zoo.manifests().items()}, limit, cursor)
+    """Identity, input, classes, accuracy, origin and licence of each; `probe` is what its last load measured
+    (null before the first), `resident` names the workers that keep it loaded.
+    """
+    page = cut(zoo.manifests(), limit, cursor)
+    seen = _seen(request, page.items)
     link_next(request, response, page.cursor)
-    return page
+    return Page(items=[seen.card(manifest) for manifest in page.items], cursor=page.cursor)
 
 
 @router.get(
@@ -46,6 +110,7 @@ def list_models(
     responses={200: examples.content(_CARD), **problems.responses(404)},
 )
 def get_model(
+    request: Request,
     id_: Annotated[
         str,
         Path(
@@ -56,5 +121,8 @@ def get_model(
         ),
     ],
 ) -> Card:
-    """Identity, input, classes, accuracy, origin and licence."""
-    return zoo.manifest(id_).card()
+    """Identity, input, classes, accuracy, origin and licence; `probe` is what its last load measured (null
+    before the first), `resident` names the workers that keep it loaded.
+    """
+    manifest = zoo.manifest(id_)
+    return _seen(request, [manifest]).card(manifest)

@@ -54,6 +54,25 @@ def fields(model: type[BaseModel], *, example: Mapping[str, Any]) -> dict[str, A
     return _described((model,), example, {}, {})
 
 
+def query(*models: type[BaseModel]) -> dict[str, Any]:
+    """The parameters of an operation that takes a method's own fields in its query."""
+    properties, _, definitions = _members(models)
+    parameters = [
+        {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
+        for name, schema in properties.items()
+    ]
+    return {"parameters": parameters, "x-definitions": definitions}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A query has no null: a field is there or not."""
+    choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    if "anyOf" not in schema or len(choices) == len(schema["anyOf"]):
+        return schema
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    return {**rest, **(choices[0] if len(choices) == 1 else {"anyOf": choices})}
+
+
 def _described(
     models: tuple[type[BaseModel], ...], example: Mapping[str, Any], form: _Own, text: _Own
 ) -> dict[str, Any]:

@@ -79,7 +79,21 @@ class AskedOfAttack(Asked):
     )
 
 
-A = TypeVar("A", bound=Asked)
+class AskedOfCost(BaseModel):
+    """What the question for a cost may say besides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="A model's id: the seconds are estimated for it.",
+        examples=["fashion-mnist-cnn"],
+    )
+
+
+A = TypeVar("A", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -130,17 +144,40 @@ def prediction(received: Received, settings: Settings, manifest_of: Manifests) -
     body = bodies.parse(received, settings.upload_limit)
     asked, parameters = _split(body.fields, Asked, Predict, "predictions")
     manifest = manifest_of(asked.model)
-    chosen = _predict(parameters, len(manifest.classes), manifest.id)
+    chosen = _predict(parameters, manifest)
     check_cost(chosen, settings.cost_limit)
     return _prepared(
         body.image, asked, manifest, kind="prediction", method="predict", parameters=chosen.parameters()
     )
 
 
+Costly = tuple[Method | Predict, Manifest | None]
+"""What would be asked, and of which model where one was named."""
+
+
+def costly_method(method: type[Method], fields: Mapping[str, Any], manifest_of: Manifests) -> Costly:
+    """Check what a job of a method would be asked with, as at its submission."""
+    asked, parameters = _split(fields, AskedOfCost, method, f"the cost of {method.info.name}", files=())
+    chosen = method.parse(parameters)
+    return chosen, manifest_of(asked.model) if asked.model else None
+
+
+def costly_prediction(fields: Mapping[str, Any], manifest_of: Manifests) -> Costly:
+    """Check what a prediction would be asked with, as at its submission."""
+    asked, parameters = _split(fields, AskedOfCost, Predict, "the cost of predictions", files=())
+    manifest = manifest_of(asked.model) if asked.model else None
+    return _predict(parameters, manifest), manifest
+
+
 def _split(
-    fields: Mapping[str, Any], common: type[A], own: type[BaseModel], name: str
+    fields: Mapping[str, Any],
+    common: type[A],
+    own: type[BaseModel],
+    name: str,
+    *,
+    files: tuple[str, ...] = ("image",),
 ) -> tuple[A, dict[str, Any]]:
-    known = ["image", *common.model_fields, *own.model_fields]
+    known = [*files, *common.model_fields, *own.model_fields]
     refuse_unknown(fields, known, name)
     shared = {field: value for field, value in fields.items() if field in common.model_fields}
     try:
@@ -188,13 +225,16 @@ def check_cost(method: Method | Predict, limit: int) -> None:
         )
 
 
-def _predict(parameters: Mapping[str, Any], classes: int, model: str) -> Predict:
+def _predict(parameters: Mapping[str, Any], manifest: Manifest | None) -> Predict:
     try:
         chosen = Predict.model_validate(parameters)
     except ValidationError as error:
         raise invalid_parameter(error) from None
+    if manifest is None:
+        return chosen
+    classes = len(manifest.classes)
     if "top" in parameters and chosen.top > classes:
-        raise InvalidParameter(f"top: {model} has {classes} classes, not {chosen.top}", field="top")
+        raise InvalidParameter(f"top: {manifest.id} has {classes} classes, not {chosen.top}", field="top")
     return chosen.model_copy(update={"top": min(chosen.top, classes)})
 
 

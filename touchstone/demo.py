@@ -19,7 +19,7 @@ from touchstone.errors import Failure
 from touchstone.settings import Settings
 from touchstone.up import running
 
-PHOTO = Path(__file__).parents[1] / "examples/photos/chelsea.png"
+PHOTO = Path(__file__).with_name("photos") / "chelsea.png"
 MODEL = "imagenet-efficientnet-lite0"
 PARAMETERS = {"eps": "2/255", "steps": 10}
 CAPTION = 34

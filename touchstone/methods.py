@@ -16,12 +16,22 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
 
 from touchstone.errors import InvalidParameter, UnknownMethod
 from touchstone.fields import Distance, Norm, NormName
 
 if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
+
     from touchstone.engine import Asking, Case, Counts, Plan, Subject
 
 Kind = Literal["attack", "certificate"]
@@ -76,6 +86,17 @@ class Method(BaseModel):
             )
         _registered[cls.info.name] = cls
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Offer no other norms than those of the method."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        norm = schema.get("properties", {}).get("norm", {})
+        if "enum" in norm:
+            norm["enum"] = [name for name in norm["enum"] if name in cls.info.norms]
+        return schema
+
     def cost(self) -> Cost:
         """Bound the queries that one image may take."""
         raise NotImplementedError
@@ -118,6 +139,10 @@ class Certificate(Method):
 
     def run(self, subject: Subject) -> Asking[Counts]:
         """Ask until enough is counted; see `touchstone.engine.counted`."""
+        raise NotImplementedError
+
+    def bounds(self, counts: Counts) -> tuple[float, float]:
+        """How low and how high the probability of the class that is counted may be, as far as counted."""
         raise NotImplementedError
 
     def result(self, counts: Counts) -> dict[str, Any]:

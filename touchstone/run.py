@@ -148,8 +148,12 @@ def _certify(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker
     if not isinstance(method, Certificate):
         raise TypeError(f"{submission.method} is no certificate")
     before = None if ask.prior is None else asking.Counts.of(ask.prior)
-    plan = asking.certify_image(method, pixels, ask.oracle, seed=submission.seed, prior=before)
-    counts: Counts = ask(plan, _Reporter(method, report))
+    tally = _Tally(method, report)
+    plan = asking.certify_image(
+        method, pixels, ask.oracle, seed=submission.seed, prior=before, tell=tally.counted
+    )
+    counts: Counts = ask(plan, tally)
+    tally.ended(counts, ask.forward)
     result = certificate_result(method, counts, submission, card, ask.oracle)
     finished = Finished({**result, "queries": _queries(ask)}, {}, Timings())
     return replace(finished, counts=counts.record(), canceled=counts.stopped == Canceled.code)
@@ -227,4 +231,32 @@ class _Reporter:
         if now < self._next and done < self._total:
             return
         self._next = now + REPORT_EVERY
-        self._report(Progress(done=done, total=self._total), asking.metric(answer))
+        self._report(Progress(done=done, total=self._total), self._metric(answer))
+
+    def _metric(self, answer: Answer) -> dict[str, float]:
+        return asking.metric(answer)
+
+
+class _Tally(_Reporter):
+    """The same for a certificate: tells how the count stands and what would follow from it, too."""
+
+    def __init__(self, certificate: Certificate, report: Report) -> None:
+        super().__init__(certificate, report)
+        self._certificate = certificate
+        self._counts: Counts | None = None
+
+    def counted(self, counts: Counts) -> None:
+        """Hear how the count stands; bounds are computed when they are reported."""
+        self._counts = counts
+
+    def ended(self, counts: Counts, forward: int) -> None:
+        """Report the count that the certificate rests on."""
+        progress = Progress(done=min(forward, self._total), total=self._total)
+        self._report(progress, self._interval(counts))
+
+    def _metric(self, answer: Answer) -> dict[str, float]:
+        return super()._metric(answer) | (self._interval(self._counts) if self._counts else {})
+
+    def _interval(self, counts: Counts) -> dict[str, float]:
+        lower, upper = self._certificate.bounds(counts)
+        return {"n": counts.n, "hits": counts.hits, "lower": lower, "upper": upper}

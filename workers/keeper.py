@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from touchstone.errors import LedgerUnavailable
 from touchstone.jobs.ledger import Ledger
 from touchstone.logs import get_logger
+from touchstone.models.measured import Probe
 from touchstone.settings import Settings
 from workers.held import Held
 
@@ -41,6 +42,9 @@ class Machine(Protocol):
 
     def figures(self) -> dict[str, Any]:
         """What it has done so far."""
+
+    def probes(self) -> Mapping[str, Probe]:
+        """What the last load of each model measured, by the model's digest."""
 
 
 class Keeper:
@@ -66,6 +70,7 @@ class Keeper:
         self._engine = engine
         self._give_up = give_up
         self._pulse = Pulse(engine, settings.hang)
+        self._noted: dict[str, Probe] = {}
         self._held: set[Held] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -124,6 +129,7 @@ class Keeper:
         if self._due("renew", now, RENEW_SECONDS):
             self.renew()
         self._pass_on_reports()
+        self._note_probes()
         if self._due("beat", now, BEAT_SECONDS):
             self._beat()
 
@@ -148,6 +154,12 @@ class Keeper:
     def _pass_on_reports(self) -> None:
         reports = [report for each in self._all() if (report := each.take_report())]
         self._ledger.report_all(reports)
+
+    def _note_probes(self) -> None:
+        for digest, probe in self._engine.probes().items():
+            if self._noted.get(digest) is not probe:
+                self._ledger.note_probe(digest, probe)
+                self._noted[digest] = probe
 
     def _beat(self) -> None:
         if not self.stopping:

@@ -63,11 +63,19 @@ class PixelDP(Certificate):
         noise = engine.Stream(self.noise, self.sigma, subject.seed)
         return (yield from engine.counted(subject, noise=noise, pilot=self.n0, stop=stop))
 
+    def bounds(self, counts: Counts) -> tuple[float, float]:
+        """Clopper-Pearson's, which prove something once all samples are counted."""
+        if not counts.n:
+            return 0.0, 1.0
+        share = self.alpha / len(counts.votes)
+        lower = engine.clopper_pearson_lower(counts.hits, counts.n, share)
+        return lower, engine.clopper_pearson_upper(counts.hits, counts.n, share)
+
     def result(self, counts: Counts) -> dict[str, Any]:
         """What the counts prove."""
         share = self.alpha / len(counts.votes)
         others = np.delete(counts.votes, counts.label)
-        lower = engine.clopper_pearson_lower(counts.hits, counts.n, share) if counts.n else 0.0
+        lower, _ = self.bounds(counts)
         upper = engine.clopper_pearson_upper(int(others.max()), counts.n, share) if counts.n else 1.0
         radius, epsilon, delta = (gaussian if self.noise == "gaussian" else laplace)(lower, upper, self.sigma)
         abstained = radius == 0

@@ -75,11 +75,17 @@ class Smoothing(Certificate):
         noise = engine.Stream("gaussian", self.sigma, subject.seed)
         return (yield from engine.counted(subject, noise=noise, pilot=self.n0, stop=self._stopping()))
 
+    def bounds(self, counts: Counts) -> tuple[float, float]:
+        """Those of the rule, which prove something at its looks."""
+        if not counts.n:
+            return 0.0, 1.0
+        stopping = self._stopping()
+        return stopping.lower(counts.hits, counts.n), stopping.upper(counts.hits, counts.n)
+
     def result(self, counts: Counts) -> dict[str, Any]:
         """What the counts prove."""
         stopping = self._stopping()
-        lower = stopping.lower(counts.hits, counts.n) if counts.n else 0.0
-        upper = stopping.upper(counts.hits, counts.n) if counts.n else 1.0
+        lower, upper = self.bounds(counts)
         abstained = lower <= 0.5
         radius = 0.0 if abstained else engine.radius_of(lower, self.sigma)
         return {

@@ -44,11 +44,12 @@ class Task:
 
     @property
     def group(self) -> Hashable:
-        """Tasks of one group can share a pass: one model, gradients or not; a deterministic task is
-        alone.
+        """Tasks of one group can share a pass: one model, gradients or not. A deterministic task is alone,
+        and so is each task of a model whose answers depend on the batch.
         """
         asks_gradient = isinstance(self.query, Gradient)
-        return (id(self.oracle), asks_gradient, id(self) if self.deterministic else None)
+        alone = self.deterministic or not self.oracle.shared
+        return (id(self.oracle), asks_gradient, id(self) if alone else None)
 
     @property
     def left(self) -> int:
@@ -67,7 +68,7 @@ class Batcher:
     def __init__(self) -> None:
         self._groups: dict[Hashable, deque[Task]] = {}
         self._limits: WeakKeyDictionary[Oracle, int] = WeakKeyDictionary()  # after running out of memory
-        self.observe: Callable[[int, float], None] = lambda _rows, _seconds: None
+        self.observe: Callable[[Counted, float], None] = lambda _queries, _seconds: None
 
     def __len__(self) -> int:
         return sum(map(len, self._groups.values()))
@@ -122,7 +123,8 @@ class Batcher:
             self._recover(chosen, error)
             return
         rows = sum(len(query) for _, query in chosen)
-        self.observe(rows, time.perf_counter() - began)
+        backward = rows if isinstance(chosen[0][1], Gradient) else 0
+        self.observe(Counted(rows, backward), time.perf_counter() - began)
         for (task, query), answer in zip(chosen, answers, strict=True):
             self._deliver(task, query, answer)
 

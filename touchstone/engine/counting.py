@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,9 @@ from touchstone.errors import BatchDependent, Canceled, DeadlineExceeded
 PILOT = 2**63
 """The pilot's samples are numbered from here, the count's from 0: no sample is ever both."""
 
-CHUNK = 2_048
+CHUNK = 256
+"""Samples of a question, a multiple of every fixed pass: between two questions others hear how it stands."""
+
 OVERLAP = 8
 BATCH_TOLERANCE = 1e-3
 
@@ -74,13 +76,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a certificate is given: an image (1, C, h, w) at the network's size, a seed, and counts to go
-    on from.
+    """What a certificate is given: an image (1, C, h, w) at the network's size, a seed, counts to go on
+    from, and who is told how the count stands.
     """
 
     image: Tensor
     seed: int
     prior: Counts | None = None
+    tell: Callable[[Counts], None] = lambda _counts: None
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def counted(subject: Subject, *, noise: Stream, pilot: int, stop: Stopping) -> A
         for look in stop.rule.looks(stop.n):
             if look <= counts.n:
                 continue
-            counts = yield from _drawn(counts, subject.image, noise, look)
+            counts = yield from _drawn(counts, subject, noise, look)
             if reason := stop.reason(counts.hits, look):
                 return replace(counts, stopped=reason)
     except (Canceled, DeadlineExceeded) as ended:
@@ -176,16 +179,25 @@ def _steadied(image: Tensor, noise: Stream) -> Asking[float]:
     return difference
 
 
-def _drawn(counts: Counts, image: Tensor, noise: Stream, until: int) -> Asking[Counts]:
-    votes = yield from _votes(counts.votes, image, noise, range(counts.n, until))
-    return replace(counts, votes=votes, n=until)
+def _drawn(counts: Counts, subject: Subject, noise: Stream, until: int) -> Asking[Counts]:
+    for samples in _chunks(range(counts.n, until)):
+        votes = yield from _votes(counts.votes, subject.image, noise, samples)
+        counts = replace(counts, votes=votes, n=samples.stop)
+        subject.tell(counts)
+    return counts
 
 
 def _votes(
     before: NDArray[np.int64], image: Tensor, noise: Stream, samples: range
 ) -> Asking[NDArray[np.int64]]:
     votes = before.copy()
-    for start in range(samples.start, samples.stop, CHUNK):
-        logits = (yield Noisy(image, noise, range(start, min(start + CHUNK, samples.stop)))).logits
+    for chunk in _chunks(samples):
+        logits = (yield Noisy(image, noise, chunk)).logits
         votes += torch.bincount(logits.argmax(1), minlength=len(votes)).cpu().numpy()
     return votes
+
+
+def _chunks(samples: range) -> list[range]:
+    return [
+        range(start, min(start + CHUNK, samples.stop)) for start in range(samples.start, samples.stop, CHUNK)
+    ]

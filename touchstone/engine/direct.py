@@ -19,7 +19,7 @@ from touchstone.engine.lattice import LEVELS, from_pixels
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracle import Knowledge, Oracle
-from touchstone.engine.probe import oracle_of
+from touchstone.engine.probe import load_oracle
 from touchstone.engine.queries import Asking
 from touchstone.engine.resize import Sight, per_channel
 from touchstone.engine.threat import Case, Threat
@@ -59,7 +59,8 @@ class Attacked:
 def load(name: str, *, device: str = "auto") -> Model:
     """A model of the zoo, ready to be attacked. Raises UnknownModel."""
     card = manifest(name)
-    return Model(oracle_of(card, choose(device)), card.classes, card)
+    oracle, _ = load_oracle(card, choose(device))
+    return Model(oracle, card.classes, card)
 
 
 def samples(name: str = "fashion-mnist") -> Tensor:

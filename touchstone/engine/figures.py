@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import asdict
 from typing import Any
+
+from touchstone.engine.batching import Counted
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -32,16 +35,23 @@ class Histogram:
 
 
 class Figures:
-    """Sizes and durations of the engine's passes."""
+    """Sizes and durations of the engine's passes, and how many queries they answered."""
 
     def __init__(self) -> None:
         self._rows, self._seconds = Histogram(ROWS), Histogram(SECONDS)
+        self._queries = Counted()
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, queries: Counted, seconds: float) -> None:
         """Count one pass."""
-        self._rows.observe(rows)
+        self._rows.observe(queries.forward)
         self._seconds.observe(seconds)
+        self._queries.forward += queries.forward
+        self._queries.backward += queries.backward
 
     def snapshot(self) -> dict[str, Any]:
-        """The histograms as JSON."""
-        return {"batch_rows": self._rows.figures(), "step_seconds": self._seconds.figures()}
+        """All of it as JSON."""
+        return {
+            "batch_rows": self._rows.figures(),
+            "step_seconds": self._seconds.figures(),
+            "queries": asdict(self._queries),
+        }

@@ -33,7 +33,9 @@ class Oracle:
     device: torch.device
     knowledge: Knowledge = "white-box"
     rows: int = MOST_ROWS
-    """How many rows to ask about at once; see `probe.best_rows`."""
+    """How many rows to ask about at once; see `probe.gradient_rates`."""
+    shared: bool = True
+    """Whether jobs may share a pass: not where a row's answer depends on those beside it."""
 
     @property
     def fixed_rows(self) -> int:

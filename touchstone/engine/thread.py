@@ -14,9 +14,10 @@ from touchstone.engine.batching import Batcher, Counted, Task
 from touchstone.engine.device import choose, keep_blocks
 from touchstone.engine.figures import Figures
 from touchstone.engine.oracle import Oracle
-from touchstone.engine.probe import oracle_of, size_in_bytes
+from touchstone.engine.probe import load_oracle
 from touchstone.engine.queries import Answer, Asking, Noisy, Query
 from touchstone.errors import WorkerStopping
+from touchstone.models.measured import Probe
 from touchstone.models.residency import Residency
 from touchstone.models.zoo import manifest
 
@@ -63,6 +64,7 @@ class Engine:
         self.device = choose(device)
         self.models: Residency[Oracle] = Residency(memory_budget, self._load)
         self.steps = 0
+        self._probes: dict[str, Probe] = {}
         self._passes = Figures()
         self._batcher = Batcher()
         self._batcher.observe = self._passes.observe
@@ -85,6 +87,10 @@ class Engine:
             "device": str(self.device),
             "resident_models": self.models.resident(),
         }
+
+    def probes(self) -> dict[str, Probe]:
+        """What the last load of each model measured, by the model's digest."""
+        return dict(self._probes)
 
     def start(
         self,
@@ -116,8 +122,10 @@ class Engine:
         self._thread.join()
 
     def _load(self, model: str) -> tuple[Oracle, int]:
-        oracle = oracle_of(manifest(model), self.device)
-        return oracle, size_in_bytes(oracle)
+        card = manifest(model)
+        oracle, probe = load_oracle(card, self.device)
+        self._probes[card.digest] = probe
+        return oracle, probe.bytes
 
     def _run(self) -> None:
         torch.set_flush_denormal(True)

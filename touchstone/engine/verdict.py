@@ -4,6 +4,7 @@ plan.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,11 +106,17 @@ def attack_image(
 
 
 def certify_image(
-    certificate: Certificate, pixels: Pixels, oracle: Oracle, *, seed: int, prior: Counts | None = None
+    certificate: Certificate,
+    pixels: Pixels,
+    oracle: Oracle,
+    *,
+    seed: int,
+    prior: Counts | None = None,
+    tell: Callable[[Counts], None] = lambda _counts: None,
 ) -> Asking[Counts]:
-    """Count votes for one 8-bit image, at the size that the network takes."""
+    """Count votes for one 8-bit image, at the size that the network takes; `tell` hears how it stands."""
     image = oracle.sight.place(row_of(pixels, oracle.device))
-    return (yield from certificate.run(Subject(image, seed, prior)))
+    return (yield from certificate.run(Subject(image, seed, prior, tell)))
 
 
 def vote_on(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from touchstone.errors import IdempotencyMismatch, JobConflict, QueueFull, UnknownJob, WorkerLost
@@ -21,6 +21,7 @@ from touchstone.jobs.bell import QUEUE
 from touchstone.jobs.events import Watch, read_events
 from touchstone.jobs.record import Artifact, Job, JobKind, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
+from touchstone.models.measured import Probe
 from touchstone.settings import Settings
 
 RING_SECONDS = 5.0
@@ -268,6 +269,18 @@ class Ledger:
     def _beats(self, worker: str, info: str) -> Any:
         life = _milliseconds(LEASES_OF_SILENCE * self._settings.lease)
         return self._scripts.run("beat", worker, info, life)
+
+    def note_probe(self, digest: str, probe: Probe) -> None:
+        """Keep what the last load of the model with this digest measured."""
+        with reachable():
+            self._client.set(f"ts:probe:{digest}", probe.model_dump_json())
+
+    def probes(self, digests: Sequence[str]) -> dict[str, Probe]:
+        """What is known of the models with these digests; without those that were never loaded."""
+        with reachable():
+            stored: Any = self._client.mget([f"ts:probe:{digest}" for digest in digests]) if digests else []
+        found = zip(digests, map(wire.probe, stored), strict=True)
+        return {digest: probe for digest, probe in found if probe is not None}
 
     def ping(self) -> None:
         """Return where the ledger answers, raise `LedgerUnavailable` where it does not."""

@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
+from touchstone.models.measured import Probe
 
 
 def moment(milliseconds: str) -> datetime:
@@ -61,6 +64,14 @@ def metric(values: Mapping[str, float] | None) -> str:
 def report(progress: Progress, values: Mapping[str, float] | None) -> tuple[int, int, str]:
     """How far a job is and its figures, as scripts take them."""
     return progress.done, progress.total, metric(values)
+
+
+def probe(stored: str | None) -> Probe | None:
+    """Read a probe; none where a worker of another version wrote it differently."""
+    try:
+        return Probe.model_validate_json(stored) if stored else None
+    except ValidationError:
+        return None
 
 
 def outcome(

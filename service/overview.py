@@ -1,0 +1,112 @@
+"""How the service does at the moment: its queue, its jobs, its workers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from service import examples, problems
+from service.backend import backend_of
+from touchstone.jobs import answers
+from touchstone.jobs.record import Status
+
+router = APIRouter(tags=["service"])
+
+
+class Queue(BaseModel):
+    """The jobs that wait."""
+
+    depth: int
+    age: float = Field(description="Seconds that the oldest of them has waited.")
+
+
+class Histogram(BaseModel):
+    """Values since the worker started, counted up to each bound, as Prometheus has them."""
+
+    buckets: dict[str, int] = {}
+    sum: float = 0
+    count: int = 0
+
+
+class Queries(BaseModel):
+    """Rows that the models of a worker answered since it started."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Loaded(BaseModel):
+    """A model that a worker keeps loaded."""
+
+    id: str
+    bytes: int
+
+
+class Worker(BaseModel):
+    """A worker's last sign of life."""
+
+    id: str
+    seen_at: datetime
+    host: str | None = None
+    pid: int | None = None
+    device: str | None = None
+    running: int = Field(0, description="Jobs that it runs.")
+    batch_rows: Histogram = Field(Histogram(), description="Rows of its passes.")
+    step_seconds: Histogram = Field(Histogram(), description="Seconds that its passes took.")
+    queries: Queries = Queries()
+    models: list[Loaded] = []
+
+
+class Operations(BaseModel):
+    """The state of the service."""
+
+    queue: Queue
+    jobs: dict[Status, int] = Field(description="How many there are in each status.")
+    workers: list[Worker] = Field(description="Those that are alive.")
+
+
+_HISTOGRAM = {"buckets": {"1": 3, "8": 5, "+Inf": 7}, "sum": 60, "count": 7}
+_EXAMPLE = {
+    "queue": {"depth": 2, "age": 0.4},
+    "jobs": {"queued": 2, "running": 1, "succeeded": 12, "failed": 0, "canceled": 1},
+    "workers": [
+        {
+            "id": "gpu1-4711-9f86d081",
+            "seen_at": "2026-11-22T09:30:00.120000Z",
+            "host": "gpu1",
+            "pid": 4711,
+            "device": "cuda:0",
+            "running": 1,
+            "batch_rows": _HISTOGRAM,
+            "step_seconds": {"buckets": {"0.01": 6, "+Inf": 7}, "sum": 0.05, "count": 7},
+            "queries": {"forward": 60, "backward": 40},
+            "models": [{"id": "fashion-mnist-cnn", "bytes": 1543656}],
+        }
+    ],
+}
+
+
+@router.get(
+    "/v1/operations",
+    operation_id="get_operations",
+    summary="The queue, the jobs and the workers",
+    responses={200: examples.content(_EXAMPLE), **problems.responses()},
+)
+def get_operations(request: Request) -> Operations:
+    """The jobs that wait, how many there are in each status, and the last sign of life of each worker."""
+    ledger = backend_of(request).ledger
+    queue = ledger.queue()
+    return Operations(
+        queue=Queue(depth=queue.depth, age=queue.age),
+        jobs=ledger.counts(),
+        workers=[_shown(worker) for worker in ledger.workers()],
+    )
+
+
+def _shown(worker: answers.Worker) -> Worker:
+    known: dict[str, Any] = {name: worker.info[name] for name in Worker.model_fields if name in worker.info}
+    models = [Loaded(id=name, bytes=size) for name, size in worker.info.get("resident_models", {}).items()]
+    return Worker.model_validate({**known, "id": worker.id, "seen_at": worker.seen_at, "models": models})

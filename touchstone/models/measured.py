@@ -1,0 +1,44 @@
+"""What loading a model showed of it: never imports torch, so that the API can tell of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORWARD_SHARE = 1 / 3
+"""What a forward pass costs of one that goes back to the input, too."""
+
+
+class Probe(BaseModel):
+    """What the last load of a model measured, on an engine that may have been busy with others."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    measured_at: datetime
+    device: str
+    torch: str = Field(description="Version of torch.")
+    load_seconds: float = Field(ge=0, description="Reading and checking the weights.")
+    bytes: int = Field(ge=0, description="Memory that the weights take.")
+    frozen: bool = Field(description="It is in eval mode, and no weight takes gradients.")
+    rows: int = Field(ge=1, description="Rows that a pass with gradients takes.")
+    gradient_rate: float = Field(gt=0, description="Gradients a second at about so many rows.")
+    single_rate: float = Field(gt=0, description="Gradients a second where each row is asked alone.")
+    forward_rate: float = Field(gt=0, description="Noisy copies answered a second, without gradients.")
+    batch_invariant: bool = Field(
+        description="A row alone is answered as it is among others; otherwise no two jobs share a pass."
+    )
+    logits_difference: float | None = Field(
+        description="Largest difference between a row's logits alone and among others; null if not finite."
+    )
+    gradient_difference: float | None = Field(description="The same of the input's gradient.")
+    softmax: bool = Field(description="Its answers look like probabilities; logits are expected.")
+
+    def seconds(self, forward: int, backward: int) -> float:
+        """How long so many queries take one job that has the device to itself.
+
+        An attack asks about one row after another; without gradients, rows come in full passes.
+        """
+        if backward:
+            return (backward + FORWARD_SHARE * (forward - backward)) / self.single_rate
+        return forward / self.forward_rate
