@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from touchstone import attack, certify, load, wrap
+from touchstone.engine import Logits
+from touchstone.engine.queries import Saved
 from touchstone.errors import ModelUnusable, UnknownLabel, UnknownModel
 from touchstone.methods import catalogue
 from touchstone.models import zoo
@@ -254,8 +256,8 @@ def reference_input(file: str) -> Tensor:
     with Image.open(PHOTOS / file) as photo:
         image = photo.convert("RGB")
     scale = 256 / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - 224) // 2, (image.height - 224) // 2
+    image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = round((image.width - 224) / 2), round((image.height - 224) / 2)
     pixels = np.asarray(image.crop((left, top, left + 224, top + 224)), dtype=np.float32)
     return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)
 
@@ -273,6 +275,17 @@ def test_photos_are_recognised(file: str, classes: tuple[int, ...], mass: float)
     shares = load_module(zoo.manifest(LITE0))(reference_input(file)[None]).softmax(1)[0]
     assert int(shares.argmax()) in classes
     assert shares[list(classes)].sum() > mass
+
+
+@pytest.mark.parametrize("file", ["chelsea.png", "coffee.png", "rocket.jpg", "camera.png"])
+def test_a_file_is_judged_as_its_own_pipeline_would(file: str) -> None:
+    with Image.open(PHOTOS / file) as photo:
+        pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)[None]
+    oracle = load(LITE0).oracle
+    exact, near = (oracle.answer([kind(pixels / 255)])[0].logits for kind in (Saved, Logits))
+    expected = load_plain(zoo.manifest(LITE0))(reference_input(file)[None])
+    assert (exact - expected).abs().max() < 1e-3  # the frozen network's own rounding
+    assert (near - expected).abs().max() < 0.5  # Pillow rounds to 8 bits, what has a gradient does not
 
 
 def test_every_photo_stands_in_the_licence_table() -> None:

@@ -16,8 +16,13 @@ from touchstone.models.manifest import InputSpec
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def through_pillow(plane, spec):
-    height, width = plane.shape
+SIZES = [(300, 451), (451, 300), (64, 90), (1000, 37), (256, 256), (224, 224)]
+
+
+def through_pillow(pixels, spec):
+    """The pipeline of published models: an 8-bit image resized and cropped, and only then made floats."""
+    image = Image.fromarray(pixels)
+    height, width = image.height, image.width
     if spec.resize is None:
         size = (spec.width, spec.height)
     else:
@@ -25,23 +30,59 @@ def through_pillow(plane, spec):
         size = tuple(
             spec.resize if side == min(height, width) else int(side * scale) for side in (width, height)
         )
-    image = Image.fromarray(plane.astype(np.float32)).resize(size, FILTERS[spec.interpolation])
+    image = image.resize(size, FILTERS[spec.interpolation])
     left, upper = round((size[0] - spec.width) / 2), round((size[1] - spec.height) / 2)
     return np.asarray(image.crop((left, upper, left + spec.width, upper + spec.height)))
 
 
+def smooth_picture(height, width):
+    """Random, but with neighbours alike, as in photos, and without what a filter would overshoot at."""
+    coarse = np.random.default_rng(0).integers(50, 206, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def batch_of(pixels):
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
 @pytest.mark.parametrize("interpolation", sorted(FILTERS))
-@pytest.mark.parametrize("size", [(300, 451), (451, 300), (64, 90), (1000, 37), (256, 256), (224, 224)])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("resize", [256, None])
-def test_resize_and_crop_are_pillows(size, resize, interpolation):
-    spec = InputSpec(channels=1, height=224, width=224, resize=resize, interpolation=interpolation)
-    plane = np.random.default_rng(0).random(size)
-    ours = Sight(spec, None, None).see(torch.tensor(plane, dtype=torch.float32)[None, None])[0, 0]
-    assert np.abs(ours.numpy() - through_pillow(plane, spec)).max() < 2e-5
+def test_the_differentiable_resize_is_within_rounding_of_pillows(size, resize, interpolation):
+    spec = InputSpec(height=224, width=224, resize=resize, interpolation=interpolation)
+    pixels = smooth_picture(*size)
+    ours = Sight(spec, None, None).see(batch_of(pixels))[0].permute(1, 2, 0) * 255
+    # Pillow rounds to 8 bits after each of its two passes.
+    assert np.abs(ours.numpy() - through_pillow(pixels, spec)).max() < 1.6
+
+
+def test_what_a_filter_overshoots_is_cut_off_as_in_pillow():
+    spec = InputSpec(height=224, width=224, resize=256)
+    stripes = np.zeros((300, 451, 3), dtype=np.uint8)
+    stripes[::20, :] = stripes[:, ::30] = 255
+    ours = Sight(spec, None, None).see(batch_of(stripes))[0].permute(1, 2, 0) * 255
+    assert np.abs(ours.numpy() - through_pillow(stripes, spec)).max() < 1.6
+
+
+@pytest.mark.parametrize("interpolation", sorted(FILTERS))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resize", [256, None])
+def test_files_are_seen_bit_for_bit_as_through_pillow(size, resize, interpolation):
+    spec = InputSpec(height=224, width=224, resize=resize, interpolation=interpolation)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    seen = Sight(spec, None, None).see_files(batch_of(pixels))[0].permute(1, 2, 0)
+    assert torch.equal(seen, torch.from_numpy(through_pillow(pixels, spec).copy()).float() / 255)
+
+
+def test_off_the_lattice_there_is_no_file_and_images_are_seen_as_they_are():
+    spec = InputSpec(height=8, width=8, resize=9)
+    x = torch.rand(1, 3, 20, 30)
+    sight = Sight(spec, None, None)
+    assert torch.equal(sight.see_files(x), sight.see(x))
 
 
 def test_the_resize_is_differentiable_and_its_gradient_is_the_transpose():
-    spec = InputSpec(channels=3, height=8, width=8, resize=9)
+    spec = InputSpec(channels=3, height=8, width=8, resize=9, interpolation="bilinear")  # never overshoots
     sight = Sight(spec, None, None)
     x = torch.rand(1, 3, 20, 30, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(1, 3, 8, 8, dtype=torch.float64)

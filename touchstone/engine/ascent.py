@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from touchstone.engine.goals import CrossEntropy, Margin
-from touchstone.engine.queries import Answer, Asking, Found, Gradient, Logits
+from touchstone.engine.queries import Answer, Asking, Found, Gradient, Logits, Saved
 from touchstone.engine.rows import Rows, column
 from touchstone.engine.threat import Case, Threat
 
@@ -113,7 +113,7 @@ def judge(case: Case, x: Tensor, answer: Answer, score: Tensor) -> Asking[Best]:
     judged = Best(x, loss.masked_fill(met, MET))
     if not case.quantize or not bool((new := met & (score < HELD)).any()):
         return judged
-    rounded = yield Logits(case[new].snap(x[new]))
+    rounded = yield Saved(case[new].snap(x[new]))
     held = torch.zeros_like(met).masked_scatter(new, case[new].goal.met(rounded.logits))
     return Best(x, judged.score.masked_fill(held, HELD))
 

@@ -169,7 +169,7 @@ def certify(
         raise InvalidParameter(f"{method} is no certificate", field="method")
     oracle = _oracle_for(model, images)
     stacks = _stacks(images, oracle.device)
-    placed = [oracle.sight.place(x) for stack in stacks for x in stack[:, None]]
+    placed = [oracle.sight.place_files(x) for stack in stacks for x in stack[:, None]]
     counts, _ = run_here([chosen.run(Subject(image, seed)) for image in placed], oracle)
     results = [chosen.result(one) for one in counts]
     return CertifiedImages(
@@ -207,11 +207,11 @@ def _whole(
     method: Attack, threat: Threat, noise: Noise, aim: Tensor | None, *, targeted: bool, quantize: bool
 ) -> Asking[tuple[Tensor, Tensor, Tensor]]:
     """Images, success and distance of one stack of images."""
-    clean = yield from look(threat.x0)
+    clean = yield from look(threat.x0, saved=quantize)
     goal = Goal.of(clean.argmax(1) if aim is None else aim, targeted=targeted)
     case = Case(threat, goal, noise, quantize)
     sought = yield from search(method, case, clean)
-    success = goal.met((yield from look(sought.rounded))) if quantize else sought.met
+    success = goal.met((yield from look(sought.rounded, saved=True))) if quantize else sought.met
     moved = sought.rounded.double() - threat.x0.double()
     distance = threat.norm.size((moved * LEVELS).round() / LEVELS if quantize else moved)
     return sought.rounded.cpu(), success.cpu(), distance.cpu()

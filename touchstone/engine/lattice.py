@@ -29,6 +29,12 @@ def from_pixels(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32) / LEVELS
 
 
+def on_lattice(x: Tensor) -> bool:
+    """Whether every value is a multiple of 1/255, up to float32's own rounding."""
+    levels = x * LEVELS
+    return bool(((levels - levels.round()).abs() < 1e-3).all())
+
+
 def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -> Tensor:
     """Round the perturbation x - x0 to whole steps of 1/255 without leaving the ball of radius `eps` or the
     box.
@@ -59,7 +65,5 @@ def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -
         low = high
     levels = inside + rounded(low)
     whole = levels.round()
-    on_lattice = (levels - whole).abs() < 1e-4
-    return (
-        torch.where(on_lattice, (whole.float() / LEVELS), (levels / LEVELS).float()).clamp_(0, 1).to(x.dtype)
-    )
+    exact = (levels - whole).abs() < 1e-4
+    return torch.where(exact, (whole.float() / LEVELS), (levels / LEVELS).float()).clamp_(0, 1).to(x.dtype)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from touchstone.engine.goals import CrossEntropy, Margin
-from touchstone.engine.queries import Answer, Gradient, Noisy, Query
+from touchstone.engine.queries import Answer, Gradient, Noisy, Query, Saved
 from touchstone.engine.resize import Sight
 from touchstone.errors import GradientRefused, NonFiniteOutput
 
 Knowledge = Literal["white-box", "black-box"]
 MOST_ROWS = 64
 SMALL_INPUT = 64 * 64
+
+Q = TypeVar("Q", bound=Query | Noisy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,24 +57,25 @@ class Oracle:
         if gradients:
             return self._differentiate(gradients)
         with torch.no_grad():
-            seen = self._see([_cat(run) for run in _by_size([query.x for query in queries])])
+            seen = _cat([self._see_alike(run) for run in _alike(queries)])
             fixed = any(isinstance(query, Noisy) for query in queries)
             logits = self._in_fixed_passes(seen) if fixed else self._ask(seen)
         return [Answer(part) for part in _split(logits, queries)]
 
     def _differentiate(self, queries: Sequence[Gradient]) -> list[Answer]:
-        runs = _by_size([query.x for query in queries])
+        runs = [[query.x for query in run] for run in _alike(queries)]
         with torch.enable_grad():
             leaves = [_cat(run).detach().requires_grad_() for run in runs]
-            logits = self._ask(self._see(leaves))
+            logits = self._ask(_cat([self.sight.see(x) for x in leaves]))
             loss = _losses(logits, queries)
             grads = torch.autograd.grad(loss.sum(), leaves)
         parts = [part for run, grad in zip(runs, grads, strict=True) for part in _split(grad, run)]
         shown = zip(_split(logits.detach(), queries), _split(loss.detach(), queries), parts, strict=True)
         return [Answer(*answer) for answer in shown]
 
-    def _see(self, images: Sequence[Tensor]) -> Tensor:
-        return _cat([self.sight.see(x) for x in images])
+    def _see_alike(self, queries: Sequence[Query | Noisy]) -> Tensor:
+        x = _cat([query.x for query in queries])
+        return self.sight.see_files(x) if isinstance(queries[0], Saved) else self.sight.see(x)
 
     def _ask(self, seen: Tensor) -> Tensor:
         logits: Tensor = self.module(seen.contiguous(memory_format=torch.channels_last))
@@ -86,9 +89,9 @@ class Oracle:
         return torch.cat([self._ask(padded[at : at + rows]) for at in starts])[: len(seen)]
 
 
-def _by_size(images: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Neighbours of one size, which share a resize; the order is kept."""
-    return [list(run) for _, run in groupby(images, key=lambda x: x.shape[1:])]
+def _alike(queries: Sequence[Q]) -> list[list[Q]]:
+    """Neighbours that share a resize; the order is kept."""
+    return [list(run) for _, run in groupby(queries, key=lambda one: (isinstance(one, Saved), one.size))]
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

@@ -22,10 +22,20 @@ class Query(Rows):
     def __len__(self) -> int:
         return self.x.shape[0]
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        return tuple(self.x.shape[1:])
+
 
 @dataclass(frozen=True)
 class Logits(Query):
     """What does the model say of `x`?"""
+
+
+@dataclass(frozen=True)
+class Saved(Logits):
+    """What does it say of the 8-bit files that hold `x`, prepared bit for bit as its own pipeline would?"""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,11 @@ class Noisy:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Channels, height and width."""
+        return tuple(self.image.shape[1:])
 
     def __getitem__(self, index: slice) -> Noisy:
         return replace(self, samples=self.samples[index])

@@ -1,5 +1,5 @@
 """What stands between an image and the network: channels, resize, crop and normalisation, differentiable
-at any size.
+at any size; and the same for files, bit for bit as Pillow does it.
 """
 
 from __future__ import annotations
@@ -7,22 +7,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from touchstone.engine.device import onto
+from touchstone.engine.lattice import from_pixels, on_lattice, to_pixels
+from touchstone.images import Pixels
 from touchstone.models.manifest import InputSpec, Manifest
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R 601-2), as in Pillow's mode L."""
 
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
 
 @dataclass(frozen=True)
 class Sight:
-    """How a network sees an image: the linear map from pixels in [0,1] to its input.
+    """How a network sees an image: the map from pixels in [0,1] to its input.
 
-    Resizing is separable and linear, so it is done as two small matrices, crop included: one from the left
-    for the rows of the image and one from the right for its columns. Their transposes are the gradient.
+    Resizing is separable and linear but for overshoot, which is cut off, so it is done as two small matrices,
+    crop included: one from the right for the columns of the image and one from the left for its rows. Their
+    transposes are the gradient. Pillow rounds to 8 bits in between, which no gradient survives: `see` is
+    within about one level of it, and `see_files` is it.
     """
 
     spec: InputSpec | None  # None: images come at the size the network takes
@@ -35,25 +44,40 @@ class Sight:
         return cls(manifest.input, per_channel(manifest.mean, device), per_channel(manifest.std, device))
 
     def place(self, x: Tensor) -> Tensor:
-        """Images (B, 1 or 3, H, W) in [0,1] at the network's size, still in [0,1] but for overshoot."""
+        """Images (B, 1 or 3, H, W) in [0,1] at the network's size, still in [0,1]."""
         return x if self.spec is None else self._resize(_recolour(x, self.spec.channels), self.spec)
+
+    def place_files(self, x: Tensor) -> Tensor:
+        """The same for images as 8-bit files hold them, by Pillow: what a model's own pipeline would see.
+
+        Images that no such file holds, because they are off its lattice, are placed as they are.
+        """
+        if self.spec is None or _fits(x, self.spec) or not on_lattice(x):
+            return self.place(x)
+        pixels = to_pixels(x).permute(0, 2, 3, 1).cpu().numpy()
+        placed = np.stack([_through_pillow(one, self.spec) for one in pixels])
+        return from_pixels(onto(x.device, torch.from_numpy(placed)).permute(0, 3, 1, 2))
 
     def see(self, x: Tensor) -> Tensor:
         """Images (B, 1 or 3, H, W) in [0,1] as the network's input (B, C, h, w)."""
-        x = self.place(x)
-        if self.mean is not None and self.std is not None:
-            x = (x - self.mean) / self.std
-        return x
+        return self._normalise(self.place(x))
+
+    def see_files(self, x: Tensor) -> Tensor:
+        """The same for images as 8-bit files hold them."""
+        return self._normalise(self.place_files(x))
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return x if self.mean is None or self.std is None else (x - self.mean) / self.std
 
     @staticmethod
     def _resize(x: Tensor, spec: InputSpec) -> Tensor:
+        if _fits(x, spec):
+            return x
         height, width = x.shape[-2:]
         whole_height, whole_width = resized_size(height, width, spec)
-        if (height, width) == (whole_height, whole_width) == (spec.height, spec.width):
-            return x
         rows = resampling(height, whole_height, spec.height, spec.interpolation).to(x)
         columns = resampling(width, whole_width, spec.width, spec.interpolation).to(x)
-        return rows @ (x @ columns.T)
+        return (rows @ (x @ columns.T).clamp(0, 1)).clamp(0, 1)
 
 
 def per_channel(values: tuple[float, ...] | None, device: torch.device) -> Tensor | None:
@@ -87,6 +111,13 @@ def resampling(size: int, resized: int, kept: int, interpolation: str) -> Tensor
     return lines[start : start + kept].contiguous()
 
 
+def _fits(x: Tensor, spec: InputSpec) -> bool:
+    """Whether images (B, C, H, W) need neither other channels nor a resize nor a crop."""
+    height, width = x.shape[-2:]
+    size = (spec.height, spec.width)
+    return x.shape[1] == spec.channels and resized_size(height, width, spec) == size == (height, width)
+
+
 def _recolour(x: Tensor, channels: int) -> Tensor:
     if x.shape[1] == channels:
         return x
@@ -94,3 +125,14 @@ def _recolour(x: Tensor, channels: int) -> Tensor:
         return x.expand(-1, 3, -1, -1)
     luma = torch.tensor(LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
     return (x * luma).sum(1, keepdim=True)
+
+
+def _through_pillow(pixels: Pixels, spec: InputSpec) -> Pixels:
+    """One 8-bit image (H, W, C) as the network's pipeline would prepare it, (height, width, channels)."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    image = image.convert("L" if spec.channels == 1 else "RGB")
+    height, width = resized_size(image.height, image.width, spec)
+    image = image.resize((width, height), _FILTERS[spec.interpolation])
+    left, top = round((width - spec.width) / 2), round((height - spec.height) / 2)
+    image = image.crop((left, top, left + spec.width, top + spec.height))
+    return np.asarray(image).reshape(spec.height, spec.width, spec.channels)

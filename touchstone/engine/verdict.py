@@ -19,7 +19,7 @@ from touchstone.engine.lattice import from_pixels, to_pixels
 from touchstone.engine.noise import Noise, Stream
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracle import Oracle
-from touchstone.engine.queries import Answer, Asking, Logits
+from touchstone.engine.queries import Answer, Asking, Logits, Saved
 from touchstone.engine.rows import Rows
 from touchstone.engine.threat import Case, Threat
 from touchstone.images import Pixels
@@ -67,9 +67,9 @@ def search(attack: Attack, case: Case, clean: Tensor) -> Asking[Sought]:
     return Sought(x, rounded, done, met)
 
 
-def look(x: Tensor) -> Asking[Tensor]:
-    """What the model says of the images: logits (B, K)."""
-    return (yield Logits(x)).logits
+def look(x: Tensor, *, saved: bool) -> Asking[Tensor]:
+    """What the model says of the images, or of the 8-bit files that hold them: logits (B, K)."""
+    return (yield Saved(x) if saved else Logits(x)).logits
 
 
 def top(logits: Tensor, count: int) -> list[tuple[int, float]]:
@@ -88,7 +88,7 @@ def attack_image(
 ) -> Asking[Verdict]:
     """Attack one 8-bit image; its label defaults to the model's own prediction."""
     x0 = row_of(pixels, oracle.device)
-    clean = yield from look(x0)
+    clean = yield from look(x0, saved=True)
     aim = clean.argmax(1) if label is None else clean.new_tensor([label], dtype=torch.long)
     if target is not None:
         aim = torch.full_like(aim, target)
@@ -115,7 +115,7 @@ def certify_image(
     tell: Callable[[Counts], None] = lambda _counts: None,
 ) -> Asking[Counts]:
     """Count votes for one 8-bit image, at the size that the network takes; `tell` hears how it stands."""
-    image = oracle.sight.place(row_of(pixels, oracle.device))
+    image = oracle.sight.place_files(row_of(pixels, oracle.device))
     return (yield from certificate.run(Subject(image, seed, prior, tell)))
 
 
@@ -123,13 +123,13 @@ def vote_on(
     pixels: Pixels, oracle: Oracle, classes: int, *, sigma: float, n: int, seed: int
 ) -> Asking[NDArray[np.int64]]:
     """The votes (K,) of n noisy copies of one 8-bit image, at the size that the network takes."""
-    image = oracle.sight.place(row_of(pixels, oracle.device))
+    image = oracle.sight.place_files(row_of(pixels, oracle.device))
     return (yield from voted(image, classes, noise=Stream("gaussian", sigma, seed), n=n))
 
 
 def look_at(pixels: Pixels, oracle: Oracle) -> Asking[Tensor]:
     """What the model says of one 8-bit image: logits (K,)."""
-    return (yield from look(row_of(pixels, oracle.device)))[0].cpu()
+    return (yield from look(row_of(pixels, oracle.device), saved=True))[0].cpu()
 
 
 def metric(answer: Answer) -> dict[str, float]:
