@@ -16,6 +16,7 @@ from service import (
     bodies,
     catalogue,
     costs,
+    dashboard,
     docs,
     events,
     health,
@@ -128,9 +129,11 @@ def _add_routes(app: FastAPI) -> None:
         overview.router,
         samples.router,
         docs.router,
+        dashboard.router,
     ):
         app.include_router(router)
     app.mount("/docs/assets", docs.assets())
+    app.mount(dashboard.address(), dashboard.assets())
 
 
 def _describe(app: FastAPI) -> None:

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 router = APIRouter(include_in_schema=False)
@@ -36,8 +36,3 @@ def start_docs() -> FileResponse:
     """What starts the page."""
     return FileResponse(_HERE / "docs.js")
 
-
-@router.get("/")
-def go_to_docs() -> RedirectResponse:
-    """There is no other page yet."""
-    return RedirectResponse("/docs")

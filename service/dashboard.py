@@ -1,0 +1,77 @@
+"""The dashboard: one page, and the modules and styles that draw it, from files of this machine only."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Scope
+
+router = APIRouter(include_in_schema=False)
+
+_HERE = Path(str(files("service"))) / "static"
+
+# Files of this origin alone; `trusted-types` makes the browser refuse any text that would become markup.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
+    " frame-ancestors 'none'; base-uri 'none'; form-action 'none';"
+    " require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+
+class Assets(StaticFiles):
+    """Files whose address changes with their content, so that a browser asks for each but once."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """One file, to be kept for a year."""
+        response = await super().get_response(path, scope)
+        if response.status_code == 200:
+            response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        return response
+
+
+@cache
+def address() -> str:
+    """Where the files are, by their content."""
+    digest = hashlib.sha256()
+    for path in sorted(_HERE.rglob("*.*")):
+        digest.update(str(path.relative_to(_HERE)).encode() + b"\0" + path.read_bytes())
+    return f"/assets/{digest.hexdigest()[:12]}"
+
+
+def assets() -> ASGIApp:
+    """Modules, styles and the icon."""
+    return GZipMiddleware(Assets(directory=_HERE))
+
+
+@router.get("/")
+def show_dashboard() -> HTMLResponse:
+    """The page; which of its views is shown stands behind the `#` of its address."""
+    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+    return HTMLResponse(_page(), headers=headers)
+
+
+@cache
+def _page() -> str:
+    """The page with the addresses of its files; what it needs first, it names at once."""
+    styles = [f'<link rel="stylesheet" href="{address()}/{one}">' for one in _named("css/*.css")]
+    modules = [f'<link rel="modulepreload" href="{address()}/{one}">' for one in _named("app/*.js")]
+    indent = "\n    "
+    return (
+        (_HERE / "index.html")
+        .read_text("utf-8")
+        .replace("{styles}", indent.join(styles))
+        .replace("{preloads}", indent.join(modules))
+        .replace("{assets}", address())
+    )
+
+
+def _named(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(_HERE)) for path in _HERE.glob(pattern) if path.name != "theme.js")
