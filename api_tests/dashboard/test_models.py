@@ -1,0 +1,206 @@
+"""The pages of models: everything that the API tells of them, and the jobs that were run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from browser import PHONE, OpenPage, axe
+from playwright.sync_api import Locator, Page, expect
+from serving import Api, fail, succeed
+
+from touchstone.models import zoo
+from touchstone.models.measured import Probe
+
+IMAGENET = "imagenet-efficientnet-lite0"
+LOADED = "fashion-mnist-cnn-noise-0.50"
+HOSTILE = "<img src=x onerror=\"document.title='Run'\">"
+BATCHES = {"batch_invariant": True, "logits_difference": 4e-7, "gradient_difference": None}
+PROBE = Probe(
+    measured_at=datetime(2026, 11, 22, 9, 30, tzinfo=UTC),
+    device="cuda:0",
+    torch="2.13.0",
+    load_seconds=1.5,
+    bytes=18_569_312,
+    frozen=True,
+    rows=16,
+    gradient_rate=46.25,
+    single_rate=21,
+    forward_rate=73,
+    softmax=False,
+    **BATCHES,
+)
+
+
+@pytest.fixture(autouse=True)
+def worker(api: Api) -> Iterator[None]:
+    """A worker that is alive and keeps one model loaded."""
+    api.ledger.beat("gpu1-4711", {"resident_models": {LOADED: 7}})
+    yield
+    api.ledger.leave("gpu1-4711")
+
+
+def models(api: Api) -> list[dict[str, Any]]:
+    """What the API lists."""
+    items: list[dict[str, Any]] = api.client.get("/v1/models").json()["items"]
+    return items
+
+
+def fact(page: Page, name: str) -> Locator:
+    """What stands beside a name in a list of facts."""
+    return page.locator("dt", has_text=name).first.locator("+ dd")
+
+
+def fill_in(page: Page, label: str, text: str) -> None:
+    """Type into a field."""
+    page.get_by_label(label).fill(text)
+
+
+def test_cards_show_every_model_with_all_its_accuracies(page: Page, api: Api) -> None:
+    page.goto("/#/models")
+    cards = page.locator("article")
+    expect(cards).to_have_count(len(models(api)))
+    for model in models(api):
+        card = cards.filter(has=page.get_by_role("link", name=model["id"], exact=True))
+        expect(card).to_contain_text(f"{len(model['classes']):,} classes")
+        expect(card).to_contain_text(f"{model['input']['width']} × {model['input']['height']}")
+        loaded = "Loaded on 1 worker" if model["id"] == LOADED else "Not loaded"
+        for text in (model["architecture"], model["licence"], loaded):
+            expect(card).to_contain_text(text)
+        bars = card.locator(".accuracies li")
+        expect(bars).to_have_count(len(model["accuracy"]))
+        for bar, told in zip(bars.all(), model["accuracy"], strict=True):
+            expect(bar).to_contain_text(f"{100 * told['value']:.1f} %")
+            expect(bar).to_contain_text(
+                f"{'Measured on' if told['measured'] else 'Cited for'} {told['data']}"
+            )
+        attack = card.get_by_role("link", name="Attack this model")
+        expect(attack).to_have_attribute("href", f"#/new?model={model['id']}")
+
+
+def test_models_are_found_by_the_classes_they_know(page: Page) -> None:
+    page.goto("/#/models")
+    fill_in(page, "Filter", "Komodo")
+    expect(page.locator("article:visible h2")).to_have_text([IMAGENET])
+    assert page.url.endswith("#/models?q=komodo")
+    page.reload()
+    expect(page.locator("article:visible h2")).to_have_text([IMAGENET])
+    fill_in(page, "Filter", "no such class")
+    expect(page.get_by_role("heading", name="No model fits")).to_be_visible()
+
+
+def test_a_page_tells_all_of_a_card(page: Page, api: Api) -> None:
+    model = api.client.get(f"/v1/models/{IMAGENET}").json()
+    page.goto(f"/#/models/{IMAGENET}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(IMAGENET)
+    for name, value in {
+        "Digest": model["digest"],
+        "Architecture": model["architecture"],
+        "Input": "224 × 224, colour",
+        "Fitted": "shorter side to 256, then the centre, bicubic",
+        "Mean": "0.498, 0.498, 0.498",
+        "Std": "0.502, 0.502, 0.502",
+        "Parameters": f"{model['parameters']:,}",
+        "Weights": model["weights"]["package"],
+        "Licence": model["licence"],
+        "Origin": model["provenance"],
+        "Loaded on": "no worker at the moment",
+    }.items():
+        expect(fact(page, name)).to_contain_text(value)
+    notes = page.locator(".accuracies .hint")
+    for bar, told in zip(notes.all(), model["accuracy"], strict=True):
+        expect(bar).to_contain_text(told["note"][-30:])
+    expect(page.get_by_text("Not loaded yet: the first job loads and probes it.")).to_be_visible()
+
+
+def test_a_thousand_classes_are_searched_by_name_and_index(page: Page) -> None:
+    classes = zoo.manifest(IMAGENET).classes
+    page.goto(f"/#/models/{IMAGENET}")
+    shown = page.locator(".classes li")
+    expect(shown).to_have_count(50)
+    fill_in(page, "Name or index", "281")
+    expect(shown).to_have_text([f"281{classes[281]}"])
+    fill_in(page, "Name or index", "TERRIER")
+    found = [f"{i}{name}" for i, name in enumerate(classes) if "terrier" in name.casefold()]
+    expect(shown).to_have_text(found)
+    expect(page.get_by_text(f"{len(found)} of 1,000")).to_be_visible()
+
+
+def test_the_digest_is_copied(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"/#/models/{IMAGENET}")
+    page.get_by_role("button", name="Copy digest").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == zoo.manifest(IMAGENET).digest
+
+
+def test_what_loading_measured_and_who_keeps_it_loaded_is_told(page: Page, api: Api) -> None:
+    model = zoo.manifest(LOADED)
+    api.ledger.note_probe(model.digest, PROBE)
+    page.goto(f"/#/models/{model.id}")
+    for name, value in {
+        "Device": "cuda:0",
+        "Measured at": "Nov 22, 2026, 9:30:00",
+        "Time to load": "1.5 s",
+        "Weights in memory": "19 MB",
+        "Frozen": "yes",
+        "Rows of a pass": "16",
+        "Gradients, full passes": "46.3 a second",
+        "Same in any batch": "yes",
+        "Logits difference": "4.00e-7",
+        "Gradient difference": "not finite",
+        "Softmax": "no",
+        "Loaded on": "gpu1-4711",
+    }.items():
+        expect(fact(page, name)).to_contain_text(value)
+    page.goto("/#/models")
+    expect(page.locator("article", has_text=model.id)).to_contain_text("Loaded on 1 worker")
+
+
+def test_the_history_is_that_of_the_model_alone(page: Page, api: Api) -> None:
+    model = "fashion-mnist-cnn-noise-0.25"
+    jobs = []
+    for behaviour in (succeed, fail, succeed):
+        with api.worker.doing(behaviour):
+            jobs.append(api.job(model=model)["id"])
+    api.job(model="fashion-mnist-cnn")
+    page.goto(f"/#/models/{model}")
+    rows = page.get_by_role("table", name="The last jobs on this model").locator("tbody tr")
+    expect(rows.locator(".badge")).to_have_text(["fooled", "failed", "fooled"])
+    links = [link.get_attribute("href") for link in rows.get_by_role("link").all()]
+    assert links == [f"#/jobs/{job}" for job in reversed(jobs)]
+    expect(rows.nth(1)).to_contain_text("non_finite_output")
+    expect(page.locator("p .badge")).to_have_text(["2 fooled", "1 failed"])
+    expect(page.get_by_role("link", name="All its jobs")).to_have_attribute("href", f"#/jobs?model={model}")
+
+
+def test_names_from_outside_stay_text(page: Page, api: Api) -> None:
+    model = models(api)[0]
+    accuracy = [{"data": HOSTILE, "value": 0.5, "measured": False, "note": HOSTILE}]
+    names = dict.fromkeys(("id", "architecture", "licence", "provenance", "digest"), HOSTILE)
+    model |= {**names, "classes": [HOSTILE], "accuracy": accuracy, "resident": [HOSTILE]}
+    model["probe"] = {"device": HOSTILE, HOSTILE: HOSTILE}
+    job = api.job()
+    job |= {"method": HOSTILE, "result": {"success": True, "original": {"name": HOSTILE}, "adversarial": {}}}
+    page.route("**/v1/models", lambda route: route.fulfill(json={"items": [model], "cursor": None}))
+    page.route("**/v1/models/*", lambda route: route.fulfill(json=model))
+    page.route("**/v1/jobs?*", lambda route: route.fulfill(json={"items": [job], "cursor": None}))
+    page.goto("/#/models")
+    page.get_by_role("link", name=HOSTILE, exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+    expect(page.locator(".classes")).to_contain_text(HOSTILE)
+    expect(page.locator("tbody")).to_contain_text(f"{HOSTILE} → ?")
+    expect(page.locator("main img")).to_have_count(0)
+    assert page.title() != "Run"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("where", ["#/models", f"#/models/{IMAGENET}"])
+def test_a_phone_shows_it_without_barriers(open_page: OpenPage, api: Api, where: str, scheme: str) -> None:
+    page = open_page(api.origin, **PHONE, color_scheme=scheme)
+    page.goto(f"/{where}")
+    expect(page.locator(".accuracies").first).to_be_visible()
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

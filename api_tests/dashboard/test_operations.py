@@ -1,0 +1,160 @@
+"""The operator's page: the figures of the API, asked for only while somebody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import PHONE, OpenPage, Troubles, axe
+from playwright.sync_api import Locator, Page, Route, expect
+from serving import Api, fail
+
+INFO = {
+    "host": "gpu1",
+    "pid": 4711,
+    "device": "cuda:0",
+    "running": 3,
+    "batch_rows": {"buckets": {"1": 2, "2": 2, "4": 10, "8": 18, "+Inf": 20}, "sum": 150.0, "count": 20},
+    "step_seconds": {"buckets": {"0.01": 15, "0.02": 19, "+Inf": 20}, "sum": 0.2, "count": 20},
+    "queries": {"forward": 1500, "backward": 700},
+    "resident_models": {"fashion-mnist-cnn": 1_543_656},
+}
+
+
+@pytest.fixture(autouse=True)
+def worker(api: Api) -> Iterator[None]:
+    """A worker that is alive."""
+    api.ledger.beat("gpu1-4711", INFO)
+    yield
+    api.ledger.leave("gpu1-4711")
+
+
+def figure(page: Page, name: str) -> Locator:
+    """The number on a tile."""
+    return page.locator(".tiles .card", has=page.get_by_role("heading", name=name)).locator("strong")
+
+
+def hide(page: Page, hidden: bool) -> None:
+    """Have the page believe that it is hidden, or seen again."""
+    page.evaluate(
+        "(hidden) => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+        " document.dispatchEvent(new Event('visibilitychange')); }",
+        hidden,
+    )
+
+
+def answers(page: Page, *each: dict[str, Any]) -> list[int]:
+    """Answer with these figures one after another, the last one for good; returns a growing list of looks."""
+    looks: list[int] = []
+
+    def answer(route: Route) -> None:
+        looks.append(len(looks))
+        route.fulfill(json=each[min(len(looks), len(each)) - 1])
+
+    page.route("**/v1/operations", answer)
+    return looks
+
+
+def at(api: Api, second: int, forward: int, backward: int = 0) -> dict[str, Any]:
+    """The API's figures with one worker, as it was at a second of a minute."""
+    answer: dict[str, Any] = api.client.get("/v1/operations").json()
+    queries = {"forward": forward, "backward": backward}
+    worker = {**INFO, "id": "one", "seen_at": f"2026-11-22T09:30:{second:02}Z", "queries": queries}
+    return answer | {"workers": [worker | {"models": []}]}
+
+
+def test_figures_are_those_of_the_api(page: Page, api: Api) -> None:
+    api.job()
+    with api.worker.doing(fail):
+        api.job()
+    with api.worker.resting():
+        held = api.submit(wait=None).json()["id"]
+        told = api.client.get("/v1/operations").json()
+        page.goto("/#/operations")
+        expect(figure(page, "Jobs waiting")).to_have_text(str(told["queue"]["depth"]))
+        expect(figure(page, "Workers alive")).to_have_text("1")
+        for status, n in told["jobs"].items():
+            link = page.locator(f'a[href="#/jobs?status={status}"]')
+            expect(link).to_have_text(f"{n}{status}")
+        api.ledger.cancel(held)
+    worker = page.get_by_role("article")
+    for text in ("gpu1-4711", "gpu1, process 4711", "cuda:0", "1,500 forward, 700 backward", "1.5 MB"):
+        expect(worker).to_contain_text(text)
+    expect(worker).to_contain_text("p50 ≤ 4, p90 ≤ 8, mean 7.5")
+    rows = worker.get_by_role("img", name="Rows of a pass")
+    expect(rows).to_have_attribute("aria-label", "Rows of a pass. ≤ 1: 2, ≤ 2: 0, ≤ 4: 8, ≤ 8: 8, > 8: 2")
+    seconds = worker.get_by_role("img", name="Time of a pass")
+    expect(seconds).to_have_attribute("aria-label", "Time of a pass. ≤ 10 ms: 15, ≤ 20 ms: 4, > 20 ms: 1")
+
+
+def test_without_a_worker_it_says_how_to_start_one(page: Page, api: Api, troubles: Troubles) -> None:
+    troubles.expect("^503: .*/readyz$")
+    troubles.allow("^console: .* 503 .*/readyz")
+    api.ledger.leave("gpu1-4711")
+    page.goto("/#/operations")
+    expect(page.get_by_role("heading", name="No worker is alive")).to_be_visible()
+    expect(page.locator(".empty code")).to_have_text(["touchstone up", "python -m workers"])
+
+
+def test_rates_are_what_grew_between_two_signs_of_life(page: Page, api: Api) -> None:
+    page.clock.install()
+    looks = answers(page, at(api, 10, 1000), at(api, 10, 1000), at(api, 14, 1200, 40))
+    page.goto("/#/operations")
+    expect(figure(page, "Queries a second")).to_have_text("–")
+    for _ in range(2):
+        before = len(looks)
+        page.clock.run_for(2000)
+        page.wait_for_timeout(50)
+        assert len(looks) == before + 1
+    expect(figure(page, "Queries a second")).to_have_text("60")
+    expect(page.get_by_role("article")).to_contain_text("50 forward, 10 backward")
+    expect(page.get_by_role("img", name="Queries a second: 60, at most 60")).to_be_visible()
+
+
+def test_nothing_is_asked_while_hidden_or_paused_or_left(page: Page, api: Api) -> None:
+    page.clock.install()
+    looks = answers(page, at(api, 10, 0))
+    page.goto("/#/operations")
+    expect(page.get_by_role("article")).to_be_visible()
+
+    def asked_in_ten_seconds() -> int:
+        before = len(looks)
+        for _ in range(5):
+            page.clock.run_for(2000)
+            page.wait_for_timeout(20)
+        return len(looks) - before
+
+    assert asked_in_ten_seconds() > 2
+    hide(page, True)
+    assert asked_in_ten_seconds() == 0
+    hide(page, False)
+    assert asked_in_ten_seconds() > 2
+    page.get_by_role("button", name="Pause").click()
+    assert asked_in_ten_seconds() == 0
+    page.get_by_role("button", name="Go on").click()
+    assert asked_in_ten_seconds() > 2
+    page.goto("/#/models")
+    expect(page.get_by_role("heading", name="Models")).to_be_visible()
+    assert asked_in_ten_seconds() == 0
+
+
+def test_a_link_keeps_the_focus_while_figures_change(page: Page, api: Api) -> None:
+    page.clock.install()
+    answers(page, at(api, 10, 0), at(api, 12, 400))
+    page.goto("/#/operations")
+    link = page.locator('a[href="#/jobs?status=running"]')
+    link.focus()
+    page.clock.run_for(2000)
+    expect(figure(page, "Queries a second")).to_have_text("200")
+    expect(link).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_it_without_barriers(open_page: OpenPage, api: Api, scheme: str) -> None:
+    page = open_page(api.origin, **PHONE, color_scheme=scheme)
+    answers(page, at(api, 10, 0))
+    page.goto("/#/operations")
+    expect(page.get_by_role("article")).to_be_visible()
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
