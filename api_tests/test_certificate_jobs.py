@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import socket
@@ -293,3 +294,22 @@ def test_a_close_vote_abstains(site: Site) -> None:
     smoothed = site.job("predict", defence="smoothing", sigma=0.12, n=3, alpha=0.1)["result"]["smoothed"]
     assert (smoothed["label"], smoothed["name"], smoothed["abstained"]) == (None, None, True)
     assert smoothed["p_value"] == pytest.approx(0.25)
+
+
+def test_what_the_worker_measured_and_holds_is_shown(site: Site) -> None:
+    job = site.job(sigma=0.12, n=1_000, rule="fixed")
+    end = time.monotonic() + 10  # its next sign of life tells of the model
+    while not (model := site.client.get(f"/v1/models/{MODEL}").json())["resident"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    [worker] = site.client.get("/v1/operations").json()["workers"]
+    assert model["resident"] == [worker["id"]]
+    assert worker["models"] == [{"id": MODEL, "bytes": model["probe"]["bytes"]}]
+    assert worker["queries"]["forward"] >= worker["batch_rows"]["sum"] > 0
+    asked = {"model": MODEL, "n": 1_000}
+    cost = site.client.get("/v1/certificates/smoothing/cost", params=asked).json()
+    assert cost["seconds"] == pytest.approx(cost["forward"] / model["probe"]["forward_rate"])
+    told = site.client.get(job["links"]["events"], headers={"Accept": "text/event-stream"}).text
+    last = json.loads(re.findall(r"event: metric\r?\n(?:.*\n)*?data: (.*)", told)[-1])
+    sampling = job["result"]["sampling"]
+    assert (last["n"], last["hits"], last["lower"]) == (1_000, sampling["nA"], sampling["pA_lower"])
