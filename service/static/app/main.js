@@ -37,7 +37,7 @@ async function turn() {
     await page.show(root, route, signal);
   } catch (error) {
     if (signal.aborted || error.name === "AbortError") return;
-    fill(main, h("div.page", {}, failure(error, turn)));
+    fill(main, h("div.page", {}, h("h1", {}, "This page cannot be shown"), failure(error, turn)));
   }
 }
 
