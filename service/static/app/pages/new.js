@@ -59,8 +59,8 @@ function saidBy({kind, method, model, parameters, seed, execution, deadline, lab
 }
 
 /** Take a sample: the one of that name, or one that suits the model. */
-function pick({samples, model, picture: {load, order}}, wanted) {
-  const sample = called(samples, wanted) ?? usual(order(model.input));
+function pick({samples, model, picture: {load, best}}, wanted) {
+  const sample = called(samples, wanted) ?? usual(best(model.input));
   if (sample) load(sample.href, {sample: sample.name});
 }
 
@@ -180,7 +180,7 @@ async function estimate(page) {
     fill(cost, `Up to ${count(forward)} forward`, backward > 0 && ` + ${count(backward)} backward`, " passes", time);
     const most = `${count(total)} passes are more than the ${count(limit)} that one job may take.`;
     fill(alert, total > limit && h("p.wrong", {}, most));
-    for (const {check} of page.fields) check();
+    for (const {name, check} of page.fields) method.own.includes(name) && check();
   } catch (error) {
     if (error.name === "AbortError") return;
     fill(cost);
@@ -214,9 +214,9 @@ async function submit(page, event) {
   page.key ??= crypto.getRandomValues(new Uint32Array(4)).join("-");
   const body = new FormData();
   for (const [name, text] of Object.entries({model: model.id, ...told(page)})) body.append(name, text);
-  body.append("image", image.blob, image.name);
   fill(page.cost, "Sending…");
   try {
+    body.append("image", await image.blob, image.name);
     const job = await post(method.path, body, {headers: {"Idempotency-Key": page.key}, signal});
     go("jobs", job.id);
   } catch (error) {

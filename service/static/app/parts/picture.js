@@ -7,43 +7,40 @@ import {bytes} from "../format.js";
 const TINY = 64; // pixels: a smaller image is shown with them, not smoothed
 
 /**
- * The picker. `current()` is the image, `{blob, name, …marks}`, and `changed` hears of another one; `load` takes one from
- * the service; `offer` shows those samples first that suit a model's input, `order` lists those that suit it best.
+ * The picker. `current()` is the image, `{blob, name, …marks}`, whose bytes may be on their way; `changed` hears of another
+ * one; `load` takes one from the service; `offer` shows the samples that suit a model's input first, `best` lists them.
  */
 export function picture(samples, changed, signal) {
   let current = {};
-  let wanted = null;
-  const input = h("input.unseen", {id: "image", type: "file", accept: "image/*", "aria-describedby": "image-wrong"});
-  const view = h("div.view");
+  const view = h("div.view#image-view");
   const wrong = h("p.wrong#image-wrong");
-  const zone = h("label.zone", {}, view, input, h("span.hint", {}, h("b", {}, "Choose an image"), ", drop or paste one"));
+  const how = h("span.hint#image-how", {}, h("b", {}, "Choose an image"), ", drop or paste one");
+  const about = {"aria-labelledby": "image-how", "aria-describedby": "image-view image-wrong"};
+  const input = h("input.unseen", {id: "image", type: "file", accept: "image/*", ...about});
+  const zone = h("label.zone", {}, view, input, how);
   const strip = h("div.strip");
   const thumbs = samples.map((sample) => thumb(sample, () => load(sample.href, {sample: sample.name}), signal));
   const tell = (message) => fill(wrong, message);
 
-  function take(image) {
-    wanted = current = image;
+  async function take(image) {
+    current = image;
     tell("");
     for (const {radio} of thumbs) radio.checked = radio.value === image.sample;
-    preview(view, image, signal);
     changed();
-  }
-
-  async function load(path, marks) {
-    wanted = path;
     try {
-      const blob = await blobOf(path, signal);
-      if (wanted === path) take({blob, name: path.split("/").pop(), ...marks});
+      const blob = await image.blob;
+      if (current === image) preview(view, {...image, blob}, signal);
     } catch (error) {
       if (error.name !== "AbortError") tell(error.message);
     }
   }
 
+  const load = (path, marks) => take({blob: blobOf(path, signal), name: path.split("/").pop(), ...marks});
   const own = (file) => file && take({blob: file, name: file.name});
   input.addEventListener("change", () => own(input.files[0]));
   receive(zone, own, signal);
   const offer = (model) => fill(strip, thumbs.toSorted((a, b) => misfit(a, model) - misfit(b, model)).map(({element}) => element));
-  const order = (model) => {
+  const best = (model) => {
     const least = Math.min(...samples.map((one) => misfit(one, model)));
     return samples.filter((one) => misfit(one, model) === least);
   };
@@ -55,7 +52,7 @@ export function picture(samples, changed, signal) {
     wrong,
     samples.length > 0 && h("fieldset", {}, h("legend.hint", {}, "or take a sample"), strip),
   );
-  return {element, load, offer, order, tell, input: () => input, current: () => current};
+  return {element, load, offer, best, tell, input: () => input, current: () => current};
 }
 
 const misfit = (sample, model) => 2 * (sample.channels !== model.channels) + (sample.width !== model.width);

@@ -1,0 +1,278 @@
+"""The page for a new job: what it says is what it sends."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import PHONE, OpenPage, Troubles, axe
+from playwright.sync_api import FilePayload, Page, expect
+from serving import Api, png
+
+from touchstone.methods import catalogue
+from touchstone.models import zoo
+
+IMAGENET, CLOTHES = "imagenet-efficientnet-lite0", "fashion-mnist-cnn"
+HOSTILE = "<img src=x onerror='document.title=1'>;\".png"
+REFUSED = "status of 422"
+ELSEWHERE = "export const title = () => 'A job'; export const show = async () => {};"
+
+
+@pytest.fixture(autouse=True)
+def worker(api: Api) -> Iterator[None]:
+    """A worker that is alive, so that no page warns of its absence."""
+    api.ledger.beat("gpu1-4711", {})
+    yield
+    api.ledger.leave("gpu1-4711")
+
+
+@pytest.fixture
+def page(page: Page) -> Page:
+    """A page whose jobs have nothing to show."""
+    page.route(
+        "**/app/pages/job.js", lambda route: route.fulfill(body=ELSEWHERE, content_type="text/javascript")
+    )
+    return page
+
+
+def start(page: Page, **choices: str) -> None:
+    """Open the form, once it has its image and its estimate."""
+    page.goto("/#/new?" + "&".join(f"{name}={value}" for name, value in choices.items()))
+    expect(page.locator(".stage")).to_be_visible()
+    if choices.get("eps") != "2":
+        expect(page.locator(".run")).to_contain_text("passes")
+
+
+def run(page: Page, api: Api) -> dict[str, Any]:
+    """The job that the form makes."""
+    page.get_by_role("button", name="Run").click()
+    return arrived(page, api)
+
+
+def arrived(page: Page, api: Api) -> dict[str, Any]:
+    """The job whose page is shown."""
+    page.wait_for_url("**/#/jobs/*")
+    job: dict[str, Any] = api.client.get("/v1/jobs/" + page.url.rpartition("/")[2]).json()
+    return job
+
+
+def changes(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A value for each parameter that differs from its default."""
+    for name, field in schema["properties"].items():
+        kind = field.get("type") or field["anyOf"][0]["type"]
+        if kind == "boolean":
+            yield name, not field["default"]
+        elif "enum" in field:
+            yield name, field["enum"][-1]
+        elif kind == "integer":
+            yield name, field["default"] + 1
+        else:
+            yield name, 0.125
+
+
+def set_field(page: Page, name: str, value: Any) -> None:
+    """Say something else in a field, as a reader would."""
+    field = page.locator(f"form [name={name}]")
+    if isinstance(value, bool):
+        field.set_checked(value)
+    elif field.first.get_attribute("type") == "radio":
+        page.locator(f"form [name={name}][value={value}]").check()
+    elif field.evaluate("({tagName}) => tagName") == "SELECT":
+        field.select_option(str(value))
+    else:
+        field.fill(str(value))
+
+
+def test_one_click_attacks_a_photo(page: Page, api: Api) -> None:
+    page.goto("/")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Can this classifier be fooled?")
+    expect(page.locator(".run")).to_contain_text("Up to 122 forward + 80 backward passes")
+    job = run(page, api)
+    assert (job["kind"], job["method"], job["model"]["id"]) == ("attack", "pgd", IMAGENET)
+    assert (job["image"]["width"], job["image"]["height"]) == (451, 300)
+    assert job["parameters"] == catalogue()["pgd"]().model_dump(mode="json")
+
+
+def test_every_parameter_of_every_method_is_sent(page: Page, api: Api) -> None:
+    for name, method in catalogue().items():
+        start(page, kind=method.kind, method=name, model=CLOTHES)
+        page.get_by_text("Advanced").click()
+        wanted = dict(changes(method.model_json_schema()))
+        for field, value in wanted.items():
+            set_field(page, field, value)
+        page.get_by_label("Seed").fill("7")
+        page.wait_for_url("**seed=7*")
+        job = run(page, api)
+        assert (job["method"], job["parameters"], job["seed"]) == (name, wanted, 7)
+
+
+def test_a_prediction_takes_its_fields_from_the_description_of_the_api(page: Page, api: Api) -> None:
+    start(page, kind="prediction", model=CLOTHES)
+    page.get_by_label("Top").fill("3")
+    page.locator("[name=defence][value=smoothing]").check()
+    assert run(page, api)["parameters"] == {
+        "top": 3,
+        "defence": "smoothing",
+        "sigma": 0.25,
+        "n": 1000,
+        "alpha": 0.001,
+    }
+
+
+def test_what_is_default_is_not_sent(page: Page) -> None:
+    start(page)
+    eps = page.get_by_role("textbox", name="Eps")
+    eps.fill("4/255")
+    expect(page.locator("pre")).to_contain_text("-F eps=4/255")
+    eps.fill("0.03137254901960784")
+    expect(page.locator("pre")).not_to_contain_text("eps")
+    page.get_by_role("slider", name="Eps").press("ArrowLeft")
+    expect(eps).to_have_value("7/255")
+
+
+def test_a_problem_is_shown_at_its_field(page: Page, troubles: Troubles) -> None:
+    troubles.expect(REFUSED)
+    start(page, eps="2")
+    eps = page.get_by_role("textbox", name="Eps")
+    expect(page.get_by_text("did you mean 2/255?")).to_be_visible()
+    page.get_by_role("button", name="Run").click()
+    expect(eps).to_be_focused()
+    expect(eps).to_have_attribute("aria-invalid", "true")
+    page.locator("[name=norm][value=l2]").check()
+    expect(page.get_by_text("did you mean 2/255?")).to_be_hidden()
+    expect(eps).to_have_attribute("aria-invalid", "false")
+
+
+def test_a_field_aside_that_is_wrong_is_brought_to_light(page: Page) -> None:
+    start(page)
+    page.get_by_text("Advanced").click()
+    page.get_by_label("Deadline").fill("9999")
+    page.get_by_text("Advanced").click()
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_label("Deadline")).to_be_focused()
+
+
+def test_a_job_that_costs_too_much_is_told_before_it_is_sent(page: Page) -> None:
+    start(page, kind="certificate", method="smoothing", n="300000")
+    expect(page.get_by_role("status").filter(has_text="300,140 passes are more than")).to_be_visible()
+
+
+def test_a_class_is_chosen_by_its_name(page: Page, api: Api) -> None:
+    start(page, model=IMAGENET)
+    missiles = [i for i, name in enumerate(zoo.manifest(IMAGENET).classes) if name == "missile"]
+    assert len(missiles) == 2
+    page.get_by_label("Target").fill(f"missile · {missiles[1]}")
+    page.get_by_label("Label", exact=True).fill("LYNX")
+    job = run(page, api)
+    assert (job["target"], job["label"]) == (missiles[1], 287)
+
+
+def test_an_earlier_job_fills_the_form_and_can_be_changed(page: Page, api: Api) -> None:
+    said = {"model": CLOTHES, "eps": "2/255", "steps": 9, "random_start": False, "target": 3, "seed": 5}
+    before = api.job(**said, norm="l1")
+    page.goto(f"/#/new?from={before['id']}&steps=11")
+    expect(page.get_by_role("textbox", name="Eps")).to_have_value("2/255")
+    expect(page.locator(".view")).to_contain_text("9 × 8")
+    page.get_by_label("Seed").fill("0")
+    page.get_by_label("Target").fill("")
+    page.wait_for_url("**target=null*")
+    page.reload()
+    expect(page.locator(".view")).to_contain_text("9 × 8")
+    after = run(page, api)
+    assert after["parameters"] == {**before["parameters"], "steps": 11}
+    assert after["image"] == before["image"]
+    assert (after["seed"], after.get("target")) == (0, None)
+
+
+def test_the_address_keeps_what_is_chosen(page: Page) -> None:
+    start(page)
+    page.get_by_label("Model").select_option(CLOTHES)
+    page.get_by_label("Bag").check()
+    page.get_by_label("Steps").fill("3")
+    page.wait_for_url("**sample=bag.png*steps=3*")
+    page.reload()
+    expect(page.get_by_label("Steps")).to_have_value("3")
+    expect(page.get_by_label("Bag")).to_be_checked()
+
+
+def test_clicking_twice_makes_one_job(page: Page, api: Api) -> None:
+    start(page, seed="424242")
+    page.get_by_role("button", name="Run").dblclick()
+    arrived(page, api)
+    jobs = api.client.get("/v1/jobs").json()["items"]
+    assert [job["seed"] for job in jobs].count(424242) == 1
+
+
+def test_a_file_may_be_called_anything(page: Page, api: Api) -> None:
+    start(page)
+    file: FilePayload = {"name": HOSTILE, "mimeType": "image/png", "buffer": png(31, 20)}
+    page.get_by_label("Choose an image").set_input_files(file)
+    expect(page.locator(".view")).to_contain_text(HOSTILE)
+    expect(page.locator(".view")).to_contain_text("31 × 20")
+    words = shlex.split(page.locator("pre").inner_text().replace("\\\n", ""))
+    assert words[2] == "image=@" + '"' + HOSTILE.replace('"', '\\"') + '"'
+    page.get_by_label("Python").check()
+    compile(page.locator("pre").inner_text(), "snippet", "exec")
+    assert run(page, api)["image"]["width"] == 31
+    expect(page).to_have_title("A job · Touchstone")
+
+
+def test_an_image_may_be_dropped_and_pasted(page: Page) -> None:
+    start(page)
+    for event, member, width in (("drop", "dataTransfer", 21), ("paste", "clipboardData", 22)):
+        page.evaluate(
+            """([event, member, bytes]) => {
+              const data = new DataTransfer();
+              data.items.add(new File([new Uint8Array(bytes)], "a.png", {type: "image/png"}));
+              const made = event === "drop" ? DragEvent : ClipboardEvent;
+              document.querySelector("h1").dispatchEvent(new made(event, {[member]: data, bubbles: true}));
+            }""",
+            [event, member, list(png(width, 20))],
+        )
+        expect(page.locator(".view")).to_contain_text(f"{width} × 20")
+
+
+def test_what_is_no_image_is_said_at_the_image(page: Page, troubles: Troubles) -> None:
+    troubles.expect(REFUSED)
+    start(page)
+    chooser = page.get_by_label("Choose an image")
+    chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"words"})
+    expect(page.get_by_text("No preview")).to_be_visible()
+    page.get_by_role("button", name="Run").click()
+    expect(page.get_by_text("not a readable PNG, JPEG or WebP")).to_be_visible()
+    expect(chooser).to_be_focused()
+
+
+def test_the_keyboard_is_enough(page: Page, api: Api) -> None:
+    start(page, model=CLOTHES)
+    page.get_by_label("Choose an image").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_label("Pullover")).to_be_checked()
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    certificate = page.get_by_label("Certificate", exact=True)
+    expect(certificate).to_be_checked()
+    expect(certificate).to_be_focused()
+    expect(page.locator(".stage")).to_be_visible()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.name") == "n":
+            break
+    page.keyboard.press("Control+A")
+    page.keyboard.type("500")
+    page.keyboard.press("Enter")
+    job = arrived(page, api)
+    assert (job["method"], job["parameters"]["n"], job["image"]["width"]) == ("smoothing", 500, 28)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_barriers_and_nothing_beside_the_screen(open_page: OpenPage, api: Api, scheme: Any) -> None:
+    page = open_page(api.origin, **PHONE, color_scheme=scheme)
+    start(page, method="pgd", eps="3/255")
+    for details in page.locator("details").all():
+        details.evaluate("(details) => details.open = true")
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["viewport"]["width"]
