@@ -241,7 +241,7 @@ def test_compressed_bodies(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "job", ["x", "0" * 32, "..", "%00", "A" * 32, "ж" * 30, "x" * 5000, "0" * 31 + ":", "*"]
+    "job", ["x", "0" * 32, "%2E%2E", "%00", "A" * 32, "ж" * 30, "x" * 5000, "0" * 31 + ":", "*"]
 )
 def test_jobs_that_there_are_not(api: Api, job: str) -> None:
     for method, tail in (
@@ -252,7 +252,7 @@ def test_jobs_that_there_are_not(api: Api, job: str) -> None:
         ("GET", "/events"),
     ):
         response = api.client.request(method, f"/v1/jobs/{job}{tail}")
-        assert response.status_code in (404, 405)  # ".." leads to another path
+        assert response.status_code in (404, 405)
         assert response.headers["content-type"] == "application/problem+json"
         assert response.json()["code"] in ("unknown_job", "not_found", "method_not_allowed")
 

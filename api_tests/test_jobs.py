@@ -4,7 +4,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from serving import Api, Work, fail, some_model, succeed
+import pytest
+from serving import Api, Work, fail, problem, some_model, succeed
+
+from touchstone.errors import LedgerUnavailable
 
 
 def test_jobs_are_listed_newest_first_and_filtered(api: Api) -> None:
@@ -132,3 +135,80 @@ def test_a_running_job_is_not_deleted(api: Api) -> None:
         response = api.client.delete(path)
         go_on.set()
     assert (response.status_code, response.json()["code"]) == (409, "job_conflict")
+
+
+def test_jobs_are_listed_by_when_they_were_accepted(api: Api) -> None:
+    jobs = []
+    for _ in range(3):
+        jobs.append(api.job())
+        time.sleep(0.002)
+    since, until = jobs[0]["created_at"], jobs[2]["created_at"]
+    params = {"since": since, "until": until, "limit": 1, "method": "pgd"}
+    first = api.client.get("/v1/jobs", params=params)
+    second = api.client.get(first.headers["link"].partition(">")[0][1:])
+    found = [response.json()["items"][0]["id"] for response in (first, second)]
+    assert found == [jobs[1]["id"], jobs[0]["id"]]
+    assert second.json()["cursor"] is None
+    assert api.client.get("/v1/jobs", params={"since": until, "until": until}).json()["items"] == []
+    assert api.client.get("/v1/jobs", params={"since": until}).json()["items"][0]["id"] == jobs[2]["id"]
+    params |= {"since": until, "cursor": first.json()["cursor"]}
+    other = api.client.get("/v1/jobs", params=params)
+    problem(other, 422, "invalid_cursor", "cursor")
+
+
+@pytest.mark.parametrize(
+    "moment", ["2026-11-22T10:00:00+01:00", "2026-11-22t09:00:00.000z", "9999-12-31T23:59:59Z"]
+)
+def test_a_time_may_be_written_as_the_rfc_permits(api: Api, moment: str) -> None:
+    for name in ("since", "until"):
+        assert api.client.get("/v1/jobs", params={name: moment}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "2026-11-22T09:30:00",
+        "2026-11-22",
+        "1700000000",
+        "",
+        "now",
+        "2026-13-22T09:30:00Z",
+        "2026-11-22T09:30:00 01:00",
+    ],
+)
+def test_a_time_without_its_zone_is_refused(api: Api, moment: str) -> None:
+    for name in ("since", "until"):
+        problem(api.client.get("/v1/jobs", params={name: moment}), 422, "invalid_parameter", name)
+
+
+def test_times_in_the_wrong_order_are_refused(api: Api) -> None:
+    params = {"since": "2026-11-22T10:00:00+01:00", "until": "2026-11-22T08:59:59Z"}
+    problem(api.client.get("/v1/jobs", params=params), 422, "invalid_parameter", "until")
+
+
+def test_a_waiting_job_says_how_many_wait_before_it(api: Api) -> None:
+    with api.worker.resting():
+        jobs = [api.submit(wait=None) for _ in range(3)]
+        assert all("ahead" not in job.json() for job in jobs)
+        paths = [job.json()["links"]["self"] for job in jobs]
+        assert [api.client.get(path).json()["ahead"] for path in paths] == [0, 1, 2]
+        tag = jobs[2].headers["etag"]
+        api.client.post(jobs[0].json()["links"]["cancel"])
+        last = api.client.get(paths[2], headers={"Prefer": "wait=0"})
+        assert (last.json()["ahead"], last.headers["etag"]) == (1, tag)
+        assert api.client.get(paths[2], headers={"If-None-Match": tag}).status_code == 304
+        assert "ahead" not in api.client.get(paths[0]).json()
+        assert all("ahead" not in job for job in api.client.get("/v1/jobs").json()["items"])
+    assert "ahead" not in api.client.get(paths[2], headers={"Prefer": "wait=10"}).json()
+
+
+def test_a_job_is_shown_where_its_place_cannot_be_had(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: str) -> int:
+        raise LedgerUnavailable("the ledger cannot be reached")
+
+    with api.worker.resting():
+        path = api.submit(wait=None).json()["links"]["self"]
+        monkeypatch.setattr(api.ledger, "ahead", away)
+        response = api.client.get(path)
+    assert (response.status_code, response.json()["status"]) == (200, "queued")
+    assert "ahead" not in response.json()

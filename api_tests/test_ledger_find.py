@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 
 from touchstone.errors import InvalidCursor
 from touchstone.jobs.answers import Page
@@ -128,7 +130,7 @@ def test_a_rare_job_among_thousands_is_found_quickly(ledger: Ledger, submission:
 def test_a_walk_that_finds_nothing_ends_and_can_be_continued(
     ledger: Ledger, submission: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("touchstone.jobs.ledger._LOOKS", 3)
+    monkeypatch.setattr("touchstone.jobs.finding._LOOKS", 3)
     rare, _ = ledger.accept(submission)
     ledger.cancel(rare.id)
     for _ in range(100):
@@ -138,3 +140,110 @@ def test_a_walk_that_finds_nothing_ends_and_can_be_continued(
     pages = every_page(ledger, status="canceled", method="pgd", limit=5)
     assert len(pages) > 1
     assert ids(*pages) == [rare.id]
+
+
+HOUR = datetime(2026, 11, 22, 9, tzinfo=UTC)
+TICK = timedelta(milliseconds=1)
+
+
+def date(url: str, jobs: list[str]) -> None:
+    """Pretend that these jobs, from new to old, were accepted a minute apart, the oldest at `HOUR`."""
+    with redis.Redis.from_url(url) as client, client.pipeline() as pipe:
+        for minute, job in enumerate(reversed(jobs)):
+            moment = HOUR + timedelta(minutes=minute)
+            pipe.hset(f"ts:job:{job}", "created_at", int(moment.timestamp() * 1000))
+        pipe.execute()
+
+
+@pytest.fixture
+def dated(ledger: Ledger, settings: Any, submission: Submission) -> list[str]:
+    """Thirty jobs, a minute apart, from old to new."""
+    jobs = fill(ledger, submission, 30)
+    date(settings.redis_url, jobs)
+    return jobs[::-1]
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "expected"),
+    [
+        (None, None, (0, 30)),
+        (0, None, (0, 30)),
+        (5, None, (5, 30)),
+        (5, 6, (5, 6)),
+        (5, 5, (5, 5)),
+        (4.5, 7.5, (5, 8)),
+        (None, 7, (0, 7)),
+        (29, None, (29, 30)),
+        (30, None, (30, 30)),
+        (-9, 0, (0, 0)),
+        (None, 99, (0, 30)),
+        (7, 5, (0, 0)),
+    ],
+)
+def test_jobs_are_found_by_when_they_were_accepted(
+    ledger: Ledger, dated: list[str], since: float | None, until: float | None, expected: tuple[int, int]
+) -> None:
+    bounds = {
+        name: HOUR + timedelta(minutes=minute)
+        for name, minute in (("since", since), ("until", until))
+        if minute is not None
+    }
+    assert ids(*every_page(ledger, limit=4, **bounds)) == dated[slice(*expected)][::-1]
+
+
+def test_bounds_are_exact_to_the_microsecond_and_in_any_zone(ledger: Ledger, dated: list[str]) -> None:
+    second = HOUR + timedelta(minutes=1)
+    just_after = second + timedelta(microseconds=1)
+    assert ids(ledger.find(since=second, until=just_after)) == [dated[1]]
+    assert ids(ledger.find(since=just_after, until=second + TICK)) == []
+    elsewhere = second.astimezone(datetime.fromisoformat("2026-01-01T00:00:00+05:30").tzinfo)
+    assert ids(ledger.find(since=elsewhere, until=elsewhere + TICK)) == [dated[1]]
+    ends = {"since": datetime.min.replace(tzinfo=UTC), "until": datetime.max.replace(tzinfo=UTC)}
+    assert len(ids(ledger.find(**ends))) == 30
+
+
+def test_times_combine_with_other_filters_and_survive_deletions(ledger: Ledger, dated: list[str]) -> None:
+    bounds = {"since": HOUR + timedelta(minutes=6), "until": HOUR + timedelta(minutes=24)}
+    fitting = [
+        job
+        for job in dated[6:24][::-1]
+        if ledger.read(job).submission.method == "fgsm" and ledger.read(job).submission.model.id == "digits"
+    ]
+    assert len(fitting) == 3
+    found = every_page(ledger, method="fgsm", model="digits", limit=1, **bounds)
+    assert ids(*found) == fitting
+    first = ledger.find(limit=5, **bounds)
+    for job in (dated[6], dated[23], dated[18], dated[15]):
+        ledger.delete(job)
+    assert ids(ledger.find(limit=3, cursor=first.cursor, **bounds)) == [dated[17], dated[16], dated[14]]
+
+
+def test_a_cursor_is_good_for_its_times_only(ledger: Ledger, dated: list[str]) -> None:
+    bounds = {"since": HOUR, "until": HOUR + timedelta(minutes=20)}
+    cursor = ledger.find(limit=5, **bounds).cursor
+    assert ids(ledger.find(limit=5, cursor=cursor, **bounds)) == dated[10:15][::-1]
+    for other in ({}, {"since": HOUR}, {**bounds, "since": HOUR + TICK}, {**bounds, "until": HOUR}):
+        with pytest.raises(InvalidCursor):
+            ledger.find(limit=5, cursor=cursor, **other)
+
+
+def test_times_are_found_without_looking_at_all_jobs(
+    ledger: Ledger, settings: Any, submission: Submission
+) -> None:
+    """Among thousands, a time costs a few looks, and jobs outside the times cost none at all."""
+    jobs = fill(ledger, submission, 2000)
+    date(settings.redis_url, jobs)
+    bounds = {"since": HOUR + timedelta(minutes=1000), "until": HOUR + timedelta(minutes=1010)}
+    fitting = set(ids(*every_page(ledger, status="queued", method="pgd", model="digits", limit=200)))
+    with redis.Redis.from_url(settings.redis_url) as client:
+        before = calls(client)
+        found = ids(ledger.find(status="queued", method="pgd", model="digits", **bounds))
+        assert calls(client) - before < 150
+    assert found == [job for job in jobs[989:999] if job in fitting]
+    assert found
+
+
+def calls(client: redis.Redis) -> int:
+    """Commands that the server has run, those of scripts included."""
+    stats: Any = client.info("commandstats")
+    return sum(entry["calls"] for entry in stats.values())

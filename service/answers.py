@@ -25,7 +25,14 @@ def is_over(job: Job | Change) -> bool:
     return job.status in TERMINAL
 
 
-def job_response(job: Job, *, status: int = 200, waited: bool = False, location: bool = False) -> Response:
+def job_response(
+    job: Job,
+    *,
+    status: int = 200,
+    waited: bool = False,
+    location: bool = False,
+    ahead: int | None = None,
+) -> Response:
     """The job as JSON."""
     headers = {"ETag": views.etag(job), "Cache-Control": "no-cache", "Vary": "Accept, Prefer"}
     if location:
@@ -34,7 +41,7 @@ def job_response(job: Job, *, status: int = 200, waited: bool = False, location:
         headers["Retry-After"] = str(_POLL_SECONDS)
     if waited:
         headers |= preferences.APPLIED
-    return Response(views.show(job).model_dump_json(), status, headers, "application/json")
+    return Response(views.show(job, ahead=ahead).model_dump_json(), status, headers, "application/json")
 
 
 async def submit(request: Request, prepare: Callable[[Received], Prepared]) -> Response:

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from service import (
     artifacts,
     bodies,
+    canceling,
     catalogue,
     costs,
     dashboard,
@@ -115,6 +116,7 @@ def _stop(backend: Backend) -> None:
 def _add_routes(app: FastAPI) -> None:
     for router in (
         jobs.router,
+        canceling.router,
         artifacts.router,
         events.router,
         catalogue.predictions,

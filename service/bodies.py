@@ -45,8 +45,9 @@ def most_bytes(upload_limit: int) -> int:
     return upload_limit * 4 // 3 + _ENVELOPE
 
 
-async def receive(request: Request) -> Received:
-    """Take the body in; 415 where its type is neither of the two."""
+async def receive(request: Request, *types: str) -> Received:
+    """Take the body in; 415 where its type is none of those given, or none of the two that there are."""
+    possible = types or (MULTIPART, JSON)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise HTTPException(
@@ -55,9 +56,9 @@ async def receive(request: Request) -> Received:
             {"Accept-Encoding": "identity"},
         )
     content_type = request.headers.get("content-type", "")
-    if _media(content_type) not in (JSON, MULTIPART):
+    if _media(content_type) not in possible:
         raise HTTPException(
-            415, f"Content-Type: expected {MULTIPART} or {JSON}", {"Accept": f"{MULTIPART}, {JSON}"}
+            415, f"Content-Type: expected {' or '.join(possible)}", {"Accept": ", ".join(possible)}
         )
     return Received(content_type, await request.body())
 

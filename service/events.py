@@ -1,4 +1,4 @@
-"""What happens to a job, as server-sent events."""
+"""What happens to a job, or to all of them, as server-sent events."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from service import problems
+from service import examples, problems
 from service.answers import is_over
 from service.backend import Backend, backend_of
 from service.known import JobId
+from service.news import Reader
 from service.waiting import RECHECK_SECONDS
 from touchstone.errors import LedgerUnavailable, UnknownJob
 from touchstone.jobs.answers import Event
@@ -91,3 +92,39 @@ def _more(backend: Backend, job: str, after: str | None) -> list[Event] | None:
         return backend.ledger.events(job, after=after)
     except (UnknownJob, LedgerUnavailable):
         return None
+
+
+async def everything(request: Request) -> AsyncIterator[Reader]:
+    """Hear of all jobs from before the answer begins, so that a list read after that leaves no gap."""
+    with backend_of(request).waiting.news.reader() as reader:
+        yield reader
+
+
+@router.get(
+    "/v1/events",
+    operation_id="stream_all_events",
+    summary="What happens to all jobs, as it happens",
+    response_class=EventSourceResponse,
+    responses={
+        200: {
+            "content": {
+                "text/event-stream": {
+                    "example": f'event: deleted\ndata: {{"id": "{examples.JOB["id"]}"}}\n\n'
+                    'event: progress\ndata: {"items": [{"id": "…", "done": 7, "total": 40}]}\n\n'
+                }
+            }
+        },
+        **problems.responses(),
+    },
+)
+async def stream_all_events(
+    reader: Annotated[Reader, Depends(everything)],
+) -> AsyncIterator[ServerSentEvent]:
+    """`job` with the job where it is new or its status changes, `progress` with those that moved, at most
+    once a second, and `deleted` with the id.
+
+    Who reads slowly gets only the latest of each job. There is no resuming: open the stream, then read the
+    list, and do so again whenever the stream has ended. Comments keep an idle connection alive.
+    """
+    while (item := await reader.next()) is not None:
+        yield ServerSentEvent(event=item.event, raw_data=item.data)

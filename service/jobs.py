@@ -14,17 +14,26 @@ from service.answers import is_over, job_response
 from service.backend import backend_of
 from service.continuing import Continue, continuation
 from service.known import JobId, KnownJob
-from service.pages import Cursor, Limit, Page, link_next
+from service.pages import Cursor, Limit, Moment, Page, link_next
 from service.preferences import IfNoneMatch
 from service.submissions import Prepared
-from touchstone.errors import JobConflict
+from touchstone.errors import InvalidParameter, JobConflict, LedgerUnavailable
 from touchstone.jobs.answers import Change
+from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job, JobKind, Status
 from touchstone.models import zoo
 
 router = APIRouter(tags=["jobs"])
 
 _NAME = Query(max_length=64)
+_SINCE = Query(
+    description="Jobs accepted at this time or later; RFC 3339, a time without its zone is refused.",
+    examples=["2026-11-22T09:30:00Z"],
+)
+_UNTIL = Query(
+    description="Jobs accepted before this time; likewise. One that lies before `since` is refused.",
+    examples=["2026-11-22T10:30:00Z"],
+)
 
 
 @router.get(
@@ -41,12 +50,23 @@ def list_jobs(
     kind: JobKind | None = None,
     method: Annotated[str | None, _NAME] = None,
     model: Annotated[str | None, _NAME] = None,
+    since: Annotated[Moment | None, _SINCE] = None,
+    until: Annotated[Moment | None, _UNTIL] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
     """Those that fit every filter given."""
+    if since and until and until < since:
+        raise InvalidParameter("until: it lies before since, so no time fits both; swap them", field="until")
     found = backend_of(request).ledger.find(
-        status=status, kind=kind, method=method, model=model, limit=limit, cursor=cursor
+        status=status,
+        kind=kind,
+        method=method,
+        model=model,
+        since=since,
+        until=until,
+        limit=limit,
+        cursor=cursor,
     )
     page = Page[views.Job](items=[views.show(job) for job in found.jobs], cursor=found.cursor)
     response = Response(page.model_dump_json(), media_type="application/json")
@@ -67,7 +87,10 @@ def list_jobs(
     openapi_extra={"parameters": [operations.PREFER]},
 )
 async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = None) -> Response:
-    """`Prefer: wait=N` delays the answer until the job has ended, or with `If-None-Match` has changed."""
+    """`Prefer: wait=N` delays the answer until the job has ended, or with `If-None-Match` has changed.
+
+    `ahead`, of a job that waits, is no part of its entity tag.
+    """
     backend, seconds = backend_of(request), preferences.wait_seconds(request)
 
     def wanted(found: Job | Change) -> bool:
@@ -81,7 +104,16 @@ async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = Non
             found = await backend.waiting.until_wanted(listener, found, seconds=seconds)
     if preferences.matches(if_none_match, views.etag(found)):
         return Response(status_code=304, headers={"ETag": views.etag(found)})
-    return job_response(found, waited=seconds is not None)
+    ahead = await to_thread.run_sync(_ahead, backend.ledger, found)
+    return job_response(found, waited=seconds is not None, ahead=ahead)
+
+
+def _ahead(ledger: Ledger, job: Job) -> int | None:
+    """How many jobs wait before one that waits; without a ledger the job is shown without it."""
+    try:
+        return ledger.ahead(job.id) if job.status == "queued" else None
+    except LedgerUnavailable:
+        return None
 
 
 @router.post(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from touchstone.errors import InvalidCursor
 
@@ -17,6 +20,21 @@ Limit = Annotated[int, Query(ge=1, le=200, description="The most items of a page
 Cursor = Annotated[
     str | None, Query(max_length=200, description="Where to go on: `cursor` of the page before.")
 ]
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _with_zone(value: Any) -> Any:
+    if isinstance(value, str) and not _RFC_3339.fullmatch(value):
+        raise PydanticCustomError(
+            "moment",
+            "expected a time and its zone, like 2026-11-22T09:30:00Z (in a URL, + is written %2B)",
+        )
+    return value
+
+
+Moment = Annotated[datetime, BeforeValidator(_with_zone)]
+"""A time as RFC 3339 writes it; one without its zone is refused rather than guessed at."""
 
 
 class Page(BaseModel, Generic[Item]):

@@ -68,6 +68,12 @@ class Job(BaseModel):
     continues: str | None = Field(
         None, exclude_if=_absent, description="The certificate that this one goes on with."
     )
+    ahead: int | None = Field(
+        None,
+        ge=0,
+        exclude_if=_absent,
+        description="How many jobs wait before it; only where a job that waits is asked for by its id.",
+    )
     progress: Progress
     result: dict[str, Any] | None
     error: JobError | None
@@ -94,7 +100,7 @@ def etag(job: record.Job | Change) -> str:
     return f'"{job.id}.{job.version}"'
 
 
-def show(job: record.Job) -> Job:
+def show(job: record.Job, *, ahead: int | None = None) -> Job:
     """The job as answers show it."""
     asked, image = job.submission, job.submission.image
     return Job(
@@ -118,6 +124,7 @@ def show(job: record.Job) -> Job:
         deadline=asked.deadline,
         rerun_of=asked.rerun_of,
         continues=asked.continues,
+        ahead=ahead,
         progress=job.progress,
         result=job.result,
         error=JobError(code=job.error.code, detail=job.error.detail, **job.error.extra)

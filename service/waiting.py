@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from anyio import to_thread
 
+from service.news import News
 from touchstone.errors import LedgerUnavailable, UnknownJob
 from touchstone.jobs.answers import Change
 from touchstone.jobs.events import Watch
@@ -59,16 +60,19 @@ class Waiting:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._hear, name="ledger-watch", daemon=True)
         self._log = get_logger("watch")
+        self.news = News(ledger)
         self.closing = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to hear of changes; listeners are woken on this loop."""
         self._loop = loop
+        self.news.start(loop)
         self._thread.start()
 
     def close(self) -> None:
         """Let everybody go, for nobody waits in a process that shuts down. To be called on the loop."""
         self.closing = True
+        self.news.close()
         with self._lock:
             everybody = [listener for listeners in self._listeners.values() for listener in listeners]
         for listener in everybody:
@@ -115,6 +119,7 @@ class Waiting:
         while not self._stop.is_set():
             try:
                 with self._ledger.watch() as self._watch:
+                    self.news.interrupt()
                     self._tell_all(self._watch)
             except LedgerUnavailable as error:
                 self._log.warning("changes are not heard of", reason=error.detail)
@@ -124,16 +129,28 @@ class Waiting:
         # `stop` sets the flag before it looks for a watch to close, so one of the two sees the other.
         if self._stop.is_set():
             return
-        for change in watch:
-            with self._lock:
-                listeners = tuple(self._listeners.get(change.id, ()))
-            deleted = change.status == "deleted"
-            if woken := [listener for listener in listeners if deleted or listener.wanted(change)]:
-                self._tell(change.id, woken)
+        for change in watch.steadily():
+            if change is not None:
+                self._pass_on(change)
+            self.news.tick()
 
-    def _tell(self, job_id: str, listeners: Iterable[Listener]) -> None:
+    def _pass_on(self, change: Change) -> None:
+        """Read the job where anybody wants to see it, once for all of them."""
+        woken, shown = self._wanting(change), self.news.hear(change)
         job: Job | None = None
-        with suppress(UnknownJob):
-            job = self._ledger.read(job_id)
+        if woken or shown:
+            with suppress(UnknownJob):
+                job = self._ledger.read(change.id)
+        if job and shown:
+            self.news.show(job)
+        self._tell(woken, job)
+
+    def _wanting(self, change: Change) -> list[Listener]:
+        with self._lock:
+            listeners = tuple(self._listeners.get(change.id, ()))
+        deleted = change.status == "deleted"
+        return [listener for listener in listeners if deleted or listener.wanted(change)]
+
+    def _tell(self, listeners: Iterable[Listener], job: Job | None) -> None:
         for listener in listeners:
             self._loop.call_soon_threadsafe(listener.wake, job)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from touchstone.errors import Failure
 from touchstone.jobs.record import Job, Status
 
+News = Literal["status", "progress", "metric"]
 Verdict = Literal["fine", "canceled", "overdue", "lost"]
 EventType = Literal["status", "progress", "metric", "completed"]
 
@@ -37,6 +39,16 @@ class Change:
     id: str
     status: Status | Literal["deleted"]
     version: int
+    news: News = "status"
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """How a job stands that was to be canceled, if there is one, and why it was refused where it was."""
+
+    id: str
+    status: Status | None
+    refused: Failure | None = None
 
 
 @dataclass(frozen=True)

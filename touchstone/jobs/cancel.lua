@@ -1,16 +1,21 @@
--- id. A waiting job ends at once; a running one is told through its worker's next renewal.
-local id = ARGV[1]
-local job = get(id, 'status', 'cancel')
-if not job[1] then return {'unknown'} end
-if job[1] == 'queued' then
-  set(id, 'cancel', 1)
-  enter(id, 'canceled', now())
-elseif job[1] == 'running' then
-  if job[2] ~= '1' then
+-- ids. A waiting job ends at once; a running one is told through its worker's next renewal. How each stands now, '' for
+-- a job that there is not; one that ended otherwise stays as it is.
+local function cancel(id)
+  local job = get(id, 'status', 'cancel')
+  if job[1] == 'queued' then
+    set(id, 'cancel', 1)
+    enter(id, 'canceled', now())
+    return 'canceled'
+  end
+  if job[1] == 'running' and job[2] ~= '1' then
     set(id, 'cancel', 1)
     say_status(id)
   end
-elseif job[1] ~= 'canceled' then
-  return {'conflict', job[1]}
+  return job[1] or ''
 end
-return {'ok', fields(id)}
+
+local statuses = {}
+for place, id in ipairs(ARGV) do
+  statuses[place] = cancel(id)
+end
+return statuses

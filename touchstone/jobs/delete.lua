@@ -8,5 +8,5 @@ for _, index in ipairs({'all', 'status:' .. job[1], 'kind:' .. job[2], 'method:'
 end
 redis.call('ZREM', BELLS, id)
 redis.call('DEL', job_key(id), 'ts:events:' .. id)
-announce(id, 'deleted', 0)
+announce(id, 'deleted', 0, 'status')
 return 'ok'

@@ -11,7 +11,7 @@ from typing import Any, cast
 import redis
 
 from touchstone.errors import InvalidCursor
-from touchstone.jobs.answers import Change, Event
+from touchstone.jobs.answers import Change, Event, News
 from touchstone.jobs.record import Status
 from touchstone.jobs.scripts import reachable
 
@@ -27,6 +27,11 @@ def read_events(client: redis.Redis, job: str, after: str | None, limit: int) ->
     with reachable():
         entries: Any = client.xrange(f"ts:events:{job}", min=f"({after}" if after else "-", count=limit)
     return [Event(place, entry["type"], json.loads(entry["data"])) for place, entry in entries]
+
+
+def _change(text: str) -> Change:
+    job, status, version, news = text.split()
+    return Change(job, cast(Status, status), int(version), cast(News, news))
 
 
 class Watch:
@@ -54,12 +59,14 @@ class Watch:
         self._pubsub.close()
 
     def __iter__(self) -> Iterator[Change]:
+        return (change for change in self.steadily() if change is not None)
+
+    def steadily(self) -> Iterator[Change | None]:
+        """Changes, and None for each half a second in which there was none."""
         while self._open:
             with reachable():
                 message = self._pubsub.get_message(timeout=_LOOK_SECONDS)
-            if message is not None:
-                job, status, version = message["data"].split()
-                yield Change(job, cast(Status, status), int(version))
+            yield None if message is None else _change(message["data"])
 
     def close(self) -> None:
         """End the iteration within half a second."""

@@ -1,12 +1,12 @@
--- first place as a ZSET bound, most jobs, most looks, then the indexes that a job must stand in.
--- Walks the rarest index from new to old: {place of the last look or '' at the end, jobs}.
-local place, limit, looks = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+-- first and last place as ZSET bounds, most jobs, most looks, then the indexes that a job must stand in.
+-- Walks the index that is rarest between them from new to old: {place of the last look or '' at the end, jobs}.
+local place, last, limit, looks = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local rarest, fewest, others = nil, math.huge, {}
-for i = 4, #ARGV do
-  local size = redis.call('ZCARD', ARGV[i])
+for i = 5, #ARGV do
+  local size = redis.call('ZCOUNT', ARGV[i], last, place)
   if size < fewest then rarest, fewest = ARGV[i], size end
 end
-for i = 4, #ARGV do
+for i = 5, #ARGV do
   if ARGV[i] ~= rarest then others[#others + 1] = ARGV[i] end
 end
 
@@ -20,7 +20,7 @@ end
 local found = {}
 while looks > 0 do
   local many = math.min(looks, 100)
-  local ids = redis.call('ZREVRANGEBYSCORE', rarest, place, '-inf', 'WITHSCORES', 'LIMIT', 0, many)
+  local ids = redis.call('ZREVRANGEBYSCORE', rarest, place, last, 'WITHSCORES', 'LIMIT', 0, many)
   for i = 1, #ids, 2 do
     if stands_in_all(ids[i]) then found[#found + 1] = fields(ids[i]) end
     place = '(' .. ids[i + 1]

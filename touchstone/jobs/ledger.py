@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, get_args
 
 from touchstone.errors import IdempotencyMismatch, JobConflict, QueueFull, UnknownJob, WorkerLost
-from touchstone.jobs import cursor as cursors
 from touchstone.jobs import wire
-from touchstone.jobs.answers import Event, Page, Pooled, Queue, Reaped, Verdict, Worker
+from touchstone.jobs.answers import Cancellation, Event, Page, Pooled, Queue, Reaped, Verdict, Worker
 from touchstone.jobs.bell import QUEUE
 from touchstone.jobs.events import Watch, read_events
+from touchstone.jobs.finding import Filters, Finder
 from touchstone.jobs.record import Artifact, Job, JobKind, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
 from touchstone.models.measured import Probe
@@ -27,8 +28,6 @@ from touchstone.settings import Settings
 RING_SECONDS = 5.0
 RING_AT_ONCE = 100
 LEASES_OF_SILENCE = 3
-_LOOKS = 1000
-_ROUNDS = 10
 
 Report = tuple[str, int, Progress, Mapping[str, float] | None]
 """Job, claim, progress, metric."""
@@ -41,7 +40,7 @@ class Ledger:
         self._settings = settings
         self._client = connect(url)
         self._scripts = Scripts(self._client)
-        self._secret: bytes | None = None
+        self._finder = Finder(self._client, self._scripts)
 
     def accept(
         self, submission: Submission, *, idempotency: tuple[str, str] | None = None
@@ -89,6 +88,20 @@ class Ledger:
             raise _unknown(job)
         return wire.job([text for pair in stored.items() for text in pair])
 
+    def ahead(self, job: str) -> int:
+        """How many jobs wait before this one; 0 where it no longer waits."""
+        with reachable():
+            place: Any = self._client.zrank("ts:status:queued", job)
+        return int(place or 0)
+
+    def progress(self, jobs: Collection[str]) -> dict[str, Progress]:
+        """How far each of these jobs is, asked in one go; without those that there are not."""
+        with reachable(), self._client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.hmget(f"ts:job:{job}", "done", "total")
+            answers = zip(jobs, pipe.execute(), strict=True)
+        return {job: Progress(done=int(done), total=int(total)) for job, (done, total) in answers if done}
+
     def find(
         self,
         *,
@@ -96,41 +109,17 @@ class Ledger:
         kind: JobKind | None = None,
         method: str | None = None,
         model: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
-        """Jobs that fit every filter, newest first.
+        """Jobs that fit every filter, newest first; those accepted at `since` are among them, at `until` not.
 
         A filter that hardly anything fits may end a page early, with a cursor to go on from: no call looks at
         more than ten thousand jobs.
         """
-        filters = {"status": status, "kind": kind, "method": method, "model": model}
-        indexes = ["ts:all", *(f"ts:{name}:{value}" for name, value in filters.items() if value)]
-        place = f"({cursors.read(cursor, indexes, self._signature())}" if cursor else "+inf"
-        jobs: list[Job] = []
-        for _ in range(_ROUNDS):
-            place, found = self._scripts.run("find", place, limit - len(jobs), _LOOKS, *indexes)
-            jobs += [wire.job(pairs) for pairs in found]
-            if not place or len(jobs) == limit:
-                break
-        return Page(tuple(jobs), self._cursor(place, indexes))
-
-    def _cursor(self, place: str, indexes: list[str]) -> str | None:
-        """Where to go on below `place`; none where it is certain that nothing more fits."""
-        if not place:
-            return None
-        further, found = self._scripts.run("find", place, 1, _LOOKS, *indexes)
-        if not further and not found:
-            return None
-        return cursors.write(int(place.removeprefix("(")), indexes, self._signature())
-
-    def _signature(self) -> bytes:
-        """The secret that signs cursors: whichever process came first made it."""
-        if self._secret is None:
-            with reachable():
-                self._client.set("ts:secret", secrets.token_hex(32), nx=True)
-                self._secret = str(self._client.get("ts:secret")).encode()
-        return self._secret
+        return self._finder.find(Filters(status, kind, method, model, since, until), limit, cursor)
 
     def claim(self, job: str, worker: str, *, token: str | None = None) -> Job | None:
         """Take a waiting job; None where there is nothing to take.
@@ -189,12 +178,15 @@ class Ledger:
 
     def cancel(self, job: str) -> Job:
         """End a waiting job, or ask a running one to end; `JobConflict` where it ended otherwise."""
-        verdict, *rest = self._scripts.run("cancel", job)
-        if verdict == "unknown":
-            raise _unknown(job)
-        if verdict == "conflict":
-            raise JobConflict(f"the job has already {rest[0]}; only a waiting or running job can be canceled")
-        return wire.job(rest[0])
+        [answer] = self.cancel_all([job])
+        if answer.refused:
+            raise answer.refused
+        return self.read(job)
+
+    def cancel_all(self, jobs: Sequence[str]) -> list[Cancellation]:
+        """Cancel many in one step; one that cannot be canceled keeps none of the others."""
+        statuses = self._scripts.run("cancel", *jobs) if jobs else []
+        return [_cancellation(job, status) for job, status in zip(jobs, statuses, strict=True)]
 
     def delete(self, job: str) -> None:
         """Forget a job; `JobConflict` while it runs."""
@@ -298,6 +290,15 @@ class Ledger:
 
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+def _cancellation(job: str, status: Status | Literal[""]) -> Cancellation:
+    if not status:
+        return Cancellation(job, None, _unknown(job))
+    if status in ("running", "canceled"):
+        return Cancellation(job, status)
+    refused = JobConflict(f"the job has already {status}; only a waiting or running job can be canceled")
+    return Cancellation(job, status, refused)
 
 
 def _unknown(job: str) -> UnknownJob:

@@ -30,20 +30,21 @@ local function say(id, kind, json)
   redis.call('XADD', 'ts:events:' .. id, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', json)
 end
 
--- Those who wait for the job hear how it stands, and need not look at each change.
-local function announce(id, status, version)
-  redis.call('PUBLISH', 'ts:changed', id .. ' ' .. status .. ' ' .. version)
+-- Those who wait for the job hear how it stands and what is new of it, and need not look at each change.
+local function announce(id, status, version, news)
+  redis.call('PUBLISH', 'ts:changed', table.concat({id, status, version, news}, ' '))
 end
 
--- Every change ends here: the version rises and those who wait for the job wake up.
-local function changed(id)
+-- Every change ends here: the version rises and those who wait for the job wake up. News are 'status', 'progress' or
+-- 'metric'.
+local function changed(id, news)
   local version = redis.call('HINCRBY', job_key(id), 'version', 1)
-  announce(id, get(id, 'status')[1], version)
+  announce(id, get(id, 'status')[1], version, news)
   return version
 end
 
 local function say_status(id)
-  local version = changed(id)
+  local version = changed(id, 'status')
   local job = get(id, 'status', 'attempts', 'cancel')
   say(id, 'status', cjson.encode({
     status = job[1], attempts = tonumber(job[2]), cancel_requested = job[3] == '1', version = version,
@@ -75,7 +76,7 @@ local function holds(id, claim)
   return job[1] == 'running' and job[2] == claim
 end
 
--- Notes how far the job is, unless that would go back, and a metric as JSON or ''; whether there was any news.
+-- Notes how far the job is, unless that would go back, and a metric as JSON or ''; what is new, if anything is.
 local function note(id, done, total, metric)
   local before = get(id, 'done', 'total')
   local forward = tonumber(done) >= tonumber(before[1])
@@ -85,7 +86,7 @@ local function note(id, done, total, metric)
     say(id, 'progress', cjson.encode({done = tonumber(done), total = tonumber(total)}))
   end
   if metric ~= '' then say(id, 'metric', metric) end
-  return moved or metric ~= ''
+  return (moved and 'progress') or (metric ~= '' and 'metric')
 end
 
 -- How long the oldest waiting job has waited, in milliseconds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,10 +13,17 @@ from pydantic import ValidationError
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
 from touchstone.models.measured import Probe
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 def moment(milliseconds: str) -> datetime:
     """The time that the ledger's clock showed."""
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+
+
+def ticks(moment: datetime) -> int:
+    """The first tick of the ledger's clock that is not before this time."""
+    return -((_EPOCH - moment) // timedelta(milliseconds=1))
 
 
 def mapping(pairs: Sequence[str]) -> dict[str, str]:
