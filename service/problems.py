@@ -34,6 +34,8 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.GradientRefused: 422,
         errors.BatchDependent: 422,
         errors.ModelUnusable: 503,
+        errors.InvalidModel: 422,
+        errors.UnsupportedOperator: 422,
         errors.DataUnavailable: 503,
         errors.OutOfMemory: 503,
         errors.Canceled: 409,

@@ -90,6 +90,18 @@ class ModelUnusable(Failure):
     code = "model_unusable"
 
 
+class InvalidModel(Failure):
+    """The uploaded bytes are not a network that classifies images."""
+
+    code = "invalid_model"
+
+
+class UnsupportedOperator(Failure):
+    """The uploaded network contains an operator that cannot be computed here."""
+
+    code = "unsupported_operator"
+
+
 class DataUnavailable(Failure):
     """A data set is neither here nor to be had, or its files were altered."""
 

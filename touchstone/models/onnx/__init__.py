@@ -1,0 +1,23 @@
+"""ONNX classifiers as PyTorch modules with gradients, without running code that came with them.
+
+`read` checks the file's structure and needs no PyTorch; `build` makes the module and tries it once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from touchstone.models.onnx.graph import Graph, final_softmax
+from touchstone.models.onnx.reading import read
+
+if TYPE_CHECKING:
+    from touchstone.models.onnx.building import Imported
+
+__all__ = ["Graph", "build", "final_softmax", "read"]
+
+
+def build(graph: Graph, *, size: tuple[int, int] | None = None) -> Imported:
+    """The module of a graph: see `touchstone.models.onnx.building.build`."""
+    from touchstone.models.onnx import building  # noqa: PLC0415 - so that reading needs no PyTorch
+
+    return building.build(graph, size=size)

@@ -1,0 +1,155 @@
+"""From a graph to a network that was tried once: sizes, batch, gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from touchstone.errors import InvalidModel
+from touchstone.models.onnx import operators  # noqa: F401 - importing registers them
+from touchstone.models.onnx.draft import Draft
+from touchstone.models.onnx.evaluation import Rehearsal, fold
+from touchstone.models.onnx.fusion import fuse
+from touchstone.models.onnx.graph import Graph, Node, final_softmax, without
+from touchstone.models.onnx.network import Network
+from touchstone.models.onnx.registry import require
+
+MOST_FLOPS = 2 * 10**12
+"""How many operations the network may take for one image; a ViT-L at 384 pixels takes a fifth of it."""
+
+MOST_TOTAL_BYTES = 8 * 2**30
+"""How large all values together may be that the network computes from one image."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network with what was learnt about it: `batch` is 1 where it answers rows one by one, else None."""
+
+    module: Network
+    classes: int
+    softmax_removed: bool
+    batch: int | None
+
+
+def build(graph: Graph, *, size: tuple[int, int] | None = None) -> Imported:
+    """The network of a graph, in eval mode and frozen: images (N, C, H, W) in, logits (N, K) out.
+
+    `size` is the height and width to try it with where the file leaves them open. A final Softmax or
+    LogSoftmax is removed. Raises UnsupportedOperator, and InvalidModel where the nodes do not fit together or
+    do not make a classifier of images that can be differentiated.
+    """
+    require(graph.nodes, graph.opset)
+    example = _example(graph, size)
+    known: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in graph.weights.items()}
+    nodes = fold(graph.nodes, graph.opset, known)
+    graph = replace(graph, nodes=tuple(nodes))
+    rehearsal = _rehearse(graph, known, _laid(example, graph))
+    softmax = _over_classes(final_softmax(graph), rehearsal)
+    graph = graph if softmax is None else without(graph, softmax)
+    classes = _classes(rehearsal, graph)
+    draft = Draft(graph.nodes, known, rehearsal.shapes, output=graph.output.name, opset=graph.opset)
+    module = Network(
+        fuse(draft).nodes,
+        draft.known,
+        entry=graph.input.name,
+        output=graph.output.name,
+        opset=graph.opset,
+        dtype=example.dtype,
+        channels_last=graph.channels_last,
+    )
+    module.eval().requires_grad_(False)
+    module.one_by_one = graph.batch == 1 or not _takes_two(module, example, classes)
+    _try(module, example, classes)
+    return Imported(module, classes, softmax is not None, 1 if module.one_by_one else None)
+
+
+def _example(graph: Graph, size: tuple[int, int] | None) -> Tensor:
+    """A grey image of the size that the network takes."""
+    channels, height, width = graph.image
+    if height is None or width is None:
+        if size is None:
+            raise InvalidModel(
+                "the file leaves the height and width of images open: say which to use", field="size"
+            )
+        height, width = height or size[0], width or size[1]
+    if channels not in (1, 3):
+        raise InvalidModel(f"the network takes images of {channels} channels; it must be 1 or 3")
+    if size is not None and size != (height, width):
+        raise InvalidModel(
+            f"the network takes images of {height}x{width}, not {size[0]}x{size[1]}", field="size"
+        )
+    dtype = torch.from_numpy(np.zeros(0, graph.input.dtype)).dtype
+    return torch.full((1, channels, height, width), 0.5, dtype=dtype)
+
+
+def _rehearse(graph: Graph, known: dict[str, Tensor], x: Tensor) -> Rehearsal:
+    """What becomes of the nodes for one image, if that is within what one image may cost."""
+    with FlopCounterMode(display=False) as counter:
+        rehearsal = Rehearsal(graph.opset, known, graph.input.name, x).play(graph.nodes)
+    flops = counter.get_total_flops()
+    if flops > MOST_FLOPS or rehearsal.bytes > MOST_TOTAL_BYTES:
+        raise InvalidModel(
+            f"one image costs {flops:.1e} operations and {rehearsal.bytes >> 30} GiB of values; at most "
+            f"{MOST_FLOPS:.0e} and {MOST_TOTAL_BYTES >> 30} GiB are possible"
+        )
+    return rehearsal
+
+
+def _laid(x: Tensor, graph: Graph) -> Tensor:
+    return x.permute(0, 2, 3, 1) if graph.channels_last else x
+
+
+def _over_classes(node: Node | None, rehearsal: Rehearsal) -> Node | None:
+    """This Softmax, if it is over all that one image gives."""
+    if node is None or node.inputs[0] not in rehearsal.shapes:
+        return None
+    shape = rehearsal.shapes[node.inputs[0]].shape
+    old = rehearsal.opset < 13
+    axis = node.attributes.get("axis", 1 if old else -1) % len(shape)
+    over = shape[axis:].numel() if old else shape[axis]
+    return node if over == shape.numel() else None
+
+
+def _classes(rehearsal: Rehearsal, graph: Graph) -> int:
+    """How many logits an image gets."""
+    output = rehearsal.shapes.get(graph.output.name)
+    if output is None:
+        raise InvalidModel("the output depends only on the shape of the image, not on its pixels")
+    shape = tuple(output.shape)
+    if not output.is_floating_point():
+        raise InvalidModel(f"the output is of type {output.dtype}; it must be logits, not the class alone")
+    sides = [side for side in shape if side != 1]
+    if len(sides) != 1:
+        raise InvalidModel(
+            f"for one image the output has the shape {shape}; a classifier of images gives (1, K), K > 1"
+        )
+    return sides[0]
+
+
+def _takes_two(module: Network, example: Tensor, classes: int) -> bool:
+    """Whether two images in a batch get two answers."""
+    pair = torch.empty((2, *example.shape[1:]), dtype=example.dtype, device="meta")
+    try:
+        rehearsal = module.rehearse(pair.permute(0, 2, 3, 1) if module.channels_last else pair)
+    except InvalidModel:
+        return False
+    output = rehearsal.shapes.get(module.output)
+    return output is not None and output.shape[0] == 2 and output.numel() == 2 * classes
+
+
+def _try(module: Network, example: Tensor, classes: int) -> None:
+    """Run the network and its gradient once, since PyTorch may refuse what it lets pass in a rehearsal."""
+    x = example.clone().requires_grad_()
+    logits = module(x)
+    if logits.shape != (1, classes):
+        raise InvalidModel(f"the network answers {tuple(logits.shape)}, not {(1, classes)}")
+    if not logits.requires_grad:
+        raise InvalidModel("the output has no gradient with respect to the image")
+    try:
+        torch.autograd.grad(logits.sum(), x)
+    except RuntimeError as error:
+        raise InvalidModel(f"the network cannot be differentiated: {str(error)[:300]}") from None

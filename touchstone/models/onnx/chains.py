@@ -1,0 +1,162 @@
+"""Convolutions in a row, clamped or not, with skips: they become a trunk, which runs them in one go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional
+
+from touchstone.models.frozen import FrozenConv, Stage
+from touchstone.models.onnx.draft import Draft
+from touchstone.models.onnx.graph import Node
+from touchstone.models.trunk import Trunk
+
+
+@dataclass
+class Chain:
+    """Stages found so far, the nodes in them, and the value that comes out."""
+
+    end: str
+    stages: list[Stage] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+
+    def extend(self, links: list[Link], skip: Node | None) -> None:
+        """Add a stage; `skip` is the sum of its input and its output."""
+        self.stages.append(Stage(*(link.conv for link in links), skip=skip is not None))
+        self.nodes += [node for link in links for node in link.nodes]
+        self.nodes += [] if skip is None else [skip]
+        self.end = self.nodes[-1].outputs[0]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A convolution and the clamp after it, if there is one."""
+
+    conv: FrozenConv
+    nodes: tuple[Node, ...]
+
+    @property
+    def end(self) -> str:
+        """The value that comes out."""
+        return self.nodes[-1].outputs[0]
+
+
+def chain(draft: Draft) -> None:
+    """Replace every row of at least two convolutions by a trunk."""
+    trunks: dict[int, Node] = {}  # by the node where each row ends
+    seen: set[int] = set()
+    for node in draft.nodes:
+        row = _row(draft, node) if node.kind == "Conv" and id(node) not in seen else Chain("")
+        if sum(len(list(stage)) for stage in row.stages) > 1:
+            seen.update(map(id, row.nodes))
+            attributes = {"module": Trunk(*row.stages)}
+            trunks[id(row.nodes[-1])] = Node("Trunk", node.inputs[:1], (row.end,), attributes, "", "fused")
+    draft.set([trunks.get(id(node), node) for node in draft.nodes])
+
+
+def _row(draft: Draft, first: Node) -> Chain:
+    """The longest row that starts with this convolution."""
+    row = Chain(first.inputs[0])
+    links, skip = _stage(draft, first.inputs[0], first)
+    while links:
+        row.extend(links, skip)
+        links, skip = _stage(draft, row.end, _next_conv(draft, row.end))
+    return row
+
+
+def _next_conv(draft: Draft, name: str) -> Node | None:
+    """The convolution that reads a value, alone or beside a sum with what comes of it."""
+    users = draft.users(name)
+    convs = [user for user in users if user.kind == "Conv" and user.inputs[0] == name]
+    rest = [user.kind for user in users if user not in convs]
+    return convs[0] if len(convs) == 1 and rest in ([], ["Add"]) else None
+
+
+def _stage(draft: Draft, start: str, conv: Node | None) -> tuple[list[Link], Node | None]:
+    """A stage from this convolution on, and the sum that ends it; nothing where none fits."""
+    first = None if conv is None else _link(draft, conv)
+    if first is None:
+        return [], None
+    adds = [user for user in draft.users(start) if user.kind == "Add"]
+    if len(draft.users(start)) == 2 and len(adds) == 1:
+        links = _up_to(draft, first, adds[0])
+        if links and _keeps_shape(draft, start, links[-1].end):
+            return links, adds[0]
+        return [], None
+    return [first], None
+
+
+def _up_to(draft: Draft, first: Link, add: Node) -> list[Link]:
+    """The links from the first to this sum; none where another operator stands between."""
+    links = [first]
+    while (user := draft.only_user(links[-1].end)) is not add:
+        following = _link(draft, user) if user is not None and user.kind == "Conv" else None
+        if following is None:
+            return []
+        links.append(following)
+    return links if links[-1].conv.ceiling is None else []
+
+
+def _keeps_shape(draft: Draft, start: str, end: str) -> bool:
+    return draft.shape(start) == draft.shape(end) != torch.Size()
+
+
+def _link(draft: Draft, node: Node) -> Link | None:
+    """This convolution as a frozen one with the clamp that follows, if it has the right form."""
+    parts = _parts(draft, node)
+    if parts is None:
+        return None
+    after = draft.only_user(node.outputs[0])
+    ceiling = None if after is None else ceiling_of(after, draft)
+    weight, bias, padding = parts
+    conv = FrozenConv(
+        weight,
+        bias,
+        stride=node.attributes.get("strides", (1, 1))[0],
+        padding=padding,
+        groups=node.attributes.get("group", 1),
+        ceiling=ceiling,
+    )
+    return Link(conv, (node,) if after is None or ceiling is None else (node, after))
+
+
+def _parts(draft: Draft, node: Node) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+    """Square weights, bias and the one padding of all sides, if the convolution can be put so."""
+    weight = draft.known.get(node.inputs[1])
+    bias_name = node.inputs[2] if len(node.inputs) > 2 else ""
+    if (
+        weight is None
+        or weight.ndim != 4
+        or weight.dtype != torch.float32
+        or (bias_name and bias_name not in draft.known)
+    ):
+        return None
+    strides, dilations = node.attributes.get("strides", (1, 1)), node.attributes.get("dilations", (1, 1))
+    top, left, bottom, right = node.attributes.get("pads") or (0, 0, 0, 0)
+    square = (
+        weight.shape[2] == weight.shape[3] and strides[0] == strides[1] and (top, bottom) == (left, right)
+    )
+    if not square or set(dilations) != {1} or node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    # A margin that is wider on one side: zeros on the other side of the kernel ask for it on both.
+    before, after = max(bottom - top, 0), max(top - bottom, 0)
+    if before or after:
+        weight = functional.pad(weight, (before, after, before, after))
+    bias = draft.known[bias_name] if bias_name else torch.zeros(len(weight))
+    return weight, bias, max(top, bottom)
+
+
+def ceiling_of(node: Node, draft: Draft) -> float | None:
+    """Where this node clamps values that are below zero to zero: what it clamps those above to."""
+    if node.kind == "Relu":
+        return math.inf
+    if node.kind != "Clip":
+        return None
+    if len(node.inputs) > 1:
+        bounds = [draft.scalar(name) if name else None for name in (*node.inputs[1:], "")[:2]]
+    else:
+        bounds = [node.attributes.get("min"), node.attributes.get("max", math.inf)]
+    low, high = bounds
+    return high if low == 0 and high is not None and high > 0 else None

@@ -1,0 +1,75 @@
+"""A network while it is rewritten: who makes a value, who reads it, which values are constants."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from touchstone.models.onnx.graph import Node, needed
+
+Rule = Callable[["Draft", Node], "Node | None"]
+
+
+class Draft:
+    """Nodes in order with the constants they read; `shapes` holds meta tensors of one image's values."""
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        known: dict[str, Tensor],
+        shapes: Mapping[str, Tensor],
+        *,
+        output: str,
+        opset: int,
+    ) -> None:
+        self.known, self.shapes, self.output, self.opset = known, shapes, output, opset
+        self.set(nodes)
+
+    def set(self, nodes: Sequence[Node]) -> None:
+        """Go on with these nodes, or those of them that the output depends on."""
+        self.nodes = needed(tuple(nodes), self.output)
+        self.makers = {name: node for node in self.nodes for name in node.outputs}
+        self._users: defaultdict[str, list[Node]] = defaultdict(list)
+        for node in self.nodes:
+            for name in set(node.inputs):
+                self._users[name].append(node)
+
+    def rewrite(self, rule: Rule) -> None:
+        """Put in the place of each node what the rule gives for it, if anything: a node of equal outputs."""
+        nodes = []
+        for node in self.nodes:
+            new = rule(self, node) or node
+            self.makers.update(dict.fromkeys(new.outputs, new))
+            nodes.append(new)
+        self.set(nodes)
+
+    def users(self, name: str) -> list[Node]:
+        """Who reads a value; nobody may take the network's output away, so it has none."""
+        return [] if name == self.output else self._users.get(name, [])
+
+    def only_user(self, name: str) -> Node | None:
+        """Who alone reads a value."""
+        users = self.users(name)
+        return users[0] if len(users) == 1 else None
+
+    def keep(self, value: Tensor, like: str) -> str:
+        """Make a constant; its new name resembles the given one."""
+        name = f"{like}'"
+        while name in self.known or name in self.makers:
+            name += "'"
+        self.known[name] = value
+        return name
+
+    def shape(self, name: str) -> torch.Size:
+        """The shape of a value for one image; empty where it is not known."""
+        return self.shapes[name].shape if name in self.shapes else torch.Size()
+
+    def scalar(self, name: str) -> float | None:
+        """The one number that a value is known to be."""
+        value = self.known.get(name)
+        if value is None or value.numel() != 1 or value.dtype == torch.bool:
+            return None
+        return float(value)

@@ -1,0 +1,152 @@
+"""One operator at a time: rehearsed without numbers to learn sizes, computed where its inputs are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from touchstone.errors import Failure, InvalidModel
+from touchstone.models.onnx.graph import Node
+from touchstone.models.onnx.registry import Operator, find
+
+MOST_BYTES = 512 * 2**20
+"""How large one value may be that the network computes from one image."""
+
+MOST_KNOWN_BYTES = 64 * 2**20
+"""How large one value may be that follows from the file alone, beyond what the file holds."""
+
+META = torch.device("meta")
+
+
+def operator_of(node: Node, opset: int) -> Operator:
+    """What computes this node."""
+    found = find(node, opset)
+    if found is None:
+        raise InvalidModel(f"the {node} has no meaning in opset {opset}")
+    return found
+
+
+def rehearse(
+    node: Node, opset: int, known: Mapping[str, Tensor], shapes: Mapping[str, Tensor]
+) -> Sequence[Tensor]:
+    """The node's outputs as meta tensors, without their numbers; sizes alone arrive with them."""
+    operator = operator_of(node, opset)
+
+    def place(position: int, name: str) -> Any:
+        if not name:
+            return None
+        if position in operator.known:
+            return numbers(node, known, name)
+        return shapes[name] if name in shapes else known[name].to(META)
+
+    arguments = [place(position, name) for position, name in enumerate(node.inputs)]
+    with torch.no_grad(), META:
+        return call(node, operator.bind(node), arguments)
+
+
+def compute(node: Node, opset: int, known: Mapping[str, Tensor], device: torch.device) -> Sequence[Tensor]:
+    """The node's outputs, all of whose inputs are known."""
+    operator = operator_of(node, opset)
+
+    def place(position: int, name: str) -> Any:
+        if not name:
+            return None
+        return numbers(node, known, name) if position in operator.known else known[name].to(device)
+
+    arguments = [place(position, name) for position, name in enumerate(node.inputs)]
+    with torch.no_grad(), device:
+        return call(node, operator.bind(node), arguments)
+
+
+def numbers(node: Node, known: Mapping[str, Tensor], name: str) -> Any:
+    """A value as a numpy array. Raises InvalidModel where it depends on the pixels."""
+    if name not in known:
+        raise InvalidModel(
+            f"the {node} takes {name[:80]!r} as a shape or a bound, but it depends on the pixels"
+        )
+    return known[name].cpu().numpy()
+
+
+def call(node: Node, function: Callable[..., Any], arguments: Sequence[Any]) -> Sequence[Tensor]:
+    """The outputs of a function as a sequence; whatever goes wrong is the file's fault."""
+    try:
+        found = function(*arguments)
+    except Failure:
+        raise
+    except Exception as error:  # noqa: BLE001 - PyTorch has no common error for what does not fit together
+        reason = str(error).partition("\n")[0][:300]
+        raise InvalidModel(f"the {node} cannot be computed: {reason or type(error).__name__}") from None
+    return (found,) if isinstance(found, Tensor) else tuple(found)
+
+
+def check_size(node: Node, values: Sequence[Tensor], most: int) -> None:
+    """Raise InvalidModel where a value has more bytes than that."""
+    for value in values:
+        if value.numel() * value.element_size() > most:
+            raise InvalidModel(
+                f"the {node} gives a value of shape {tuple(value.shape)}, larger than {most >> 20} MiB"
+            )
+
+
+def fold(nodes: Sequence[Node], opset: int, known: dict[str, Tensor]) -> list[Node]:
+    """Compute every node that depends on the file alone, adding to `known`; the nodes that are left."""
+    left, budget = [], 4 * sum(value.nbytes for value in known.values()) + MOST_KNOWN_BYTES
+    for node in nodes:
+        if any(name and name not in known for name in node.inputs):
+            left.append(node)
+            continue
+        rehearsed = rehearse(node, opset, known, {})
+        check_size(node, rehearsed, min(budget, MOST_KNOWN_BYTES + 2 * _read(node, known)))
+        budget -= sum(value.nbytes for value in rehearsed)
+        known.update(_named(node, compute(node, opset, known, torch.device("cpu"))))
+    return left
+
+
+def _read(node: Node, known: Mapping[str, Tensor]) -> int:
+    return sum(known[name].nbytes for name in node.inputs if name)
+
+
+def _named(node: Node, values: Sequence[Tensor]) -> dict[str, Tensor]:
+    if len(values) < len(node.outputs):
+        raise InvalidModel(f"the {node} has {len(node.outputs)} outputs; {len(values)} are possible")
+    return {name: value for name, value in zip(node.outputs, values, strict=False) if name}
+
+
+class Rehearsal:
+    """What becomes of the nodes of a network for an input of one shape.
+
+    `known` holds the values that follow from the file and from that shape, `shapes` the others without
+    their numbers, `left` the nodes that compute them; `bytes` is the size of all of them together.
+    """
+
+    def __init__(self, opset: int, known: Mapping[str, Tensor], entry: str, x: Tensor) -> None:
+        self.opset = opset
+        self.known = dict(known)
+        self.shapes: dict[str, Tensor] = {entry: x.to(META)}
+        self.left: list[Node] = []
+        self._device = torch.device("cpu") if x.is_meta else x.device
+        self._rows = max(1, len(x))
+        self.bytes = 0
+
+    def play(self, nodes: Sequence[Node]) -> Rehearsal:
+        """Rehearse nodes in their order."""
+        for node in nodes:
+            self._play(node)
+        return self
+
+    def _play(self, node: Node) -> None:
+        values = rehearse(node, self.opset, self.known, self.shapes)
+        if all(name in self.known for name in node.inputs if name):
+            check_size(node, values, self._rows * MOST_KNOWN_BYTES)
+            values = compute(node, self.opset, self.known, self._device)
+        check_size(node, values, self._rows * MOST_BYTES)
+        self.bytes += sum(value.nbytes for value in values)
+        named = _named(node, values)
+        unknown = {name: value for name, value in named.items() if value.is_meta}
+        self.known.update({name: value for name, value in named.items() if not value.is_meta})
+        self.shapes.update(unknown)
+        if unknown:
+            self.left.append(node)

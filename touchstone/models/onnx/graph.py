@@ -1,0 +1,125 @@
+"""A network as a file describes it: nodes, weights, one image in, one tensor out. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from touchstone.errors import InvalidModel
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """An attribute whose kind no supported operator has, such as the body of a loop."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the network; None stands for a size that is not fixed."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator and the values between which it stands; an input named "" is left out."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    name: str = ""
+    domain: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The operator with its domain, unless that is ONNX itself."""
+        return f"{self.domain}.{self.operator}" if self.domain else self.operator
+
+    def __str__(self) -> str:
+        return f"{self.kind} node {(self.name or self.outputs[0])[:80]!r}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A classifier of images. Each node reads what nodes before it, the weights or the input give."""
+
+    input: Port
+    output: Port
+    nodes: tuple[Node, ...]
+    weights: Mapping[str, Array]
+    opset: int
+
+    @property
+    def operators(self) -> frozenset[str]:
+        """What kinds of nodes there are."""
+        return frozenset(node.kind for node in self.nodes)
+
+    @property
+    def batch(self) -> int | None:
+        """1 where the file takes one image at a time, None where it takes any number."""
+        return self.input.shape[0]
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether images come as (N, H, W, C), as TensorFlow's do."""
+        _, first, _, last = self.input.shape
+        return first not in (1, 3) and last in (1, 3)
+
+    @property
+    def image(self) -> tuple[int | None, int | None, int | None]:
+        """Channels, height and width of the images."""
+        _, a, b, c = self.input.shape
+        return (c, a, b) if self.channels_last else (a, b, c)
+
+
+def final_softmax(graph: Graph) -> Node | None:
+    """The Softmax or LogSoftmax that gives the output, whatever merely reshapes it afterwards."""
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    node = makers.get(graph.output.name)
+    while node is not None and node.kind in ("Identity", "Flatten", "Reshape", "Squeeze", "Cast"):
+        node = makers.get(node.inputs[0])
+    return node if node is not None and node.kind in ("Softmax", "LogSoftmax") else None
+
+
+def without(graph: Graph, node: Node) -> Graph:
+    """The graph in which the input of this node takes the place of its output."""
+    passing = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
+    nodes = tuple(passing if one is node else one for one in graph.nodes)
+    return Graph(graph.input, graph.output, nodes, graph.weights, graph.opset)
+
+
+def needed(nodes: tuple[Node, ...], output: str) -> tuple[Node, ...]:
+    """The nodes that the output depends on, in their order."""
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if wanted.intersection(node.outputs):
+            wanted.update(node.inputs)
+            kept.append(node)
+    return tuple(reversed(kept))
+
+
+def check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
+    """Raise InvalidModel unless each value is made once, and before it is read."""
+    made = set(known)
+    for node in nodes:
+        for name in node.inputs:
+            if name and name not in made:
+                raise InvalidModel(
+                    f"the {node} reads {name[:80]!r}, which nothing before it makes: nodes must stand "
+                    "in order, without cycles"
+                )
+        for name in filter(None, node.outputs):
+            if name in made:
+                raise InvalidModel(f"two things in the file are named {name[:80]!r}: names must be unique")
+            made.add(name)

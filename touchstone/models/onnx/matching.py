@@ -1,0 +1,109 @@
+"""Patterns of nodes: what a value was computed from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import permutations
+
+from touchstone.models.onnx.draft import Draft
+from touchstone.models.onnx.graph import Node
+
+Bound = Mapping[str, str]
+"""Which value each hole of a pattern stands for."""
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Any value, but the same wherever the hole has this name; `known` asks for a constant."""
+
+    name: str
+    known: bool = False
+
+
+@dataclass(frozen=True)
+class Number:
+    """A constant that is this one number, up to the rounding of float32."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class LastMean:
+    """The mean of a value over its last dimension, which is kept."""
+
+    of: Pattern
+
+
+@dataclass(frozen=True, init=False)
+class Call:
+    """An operator on values; sums and products match in any order."""
+
+    operator: str
+    inputs: tuple[Pattern, ...]
+
+    def __init__(self, operator: str, *inputs: Pattern) -> None:
+        object.__setattr__(self, "operator", operator)
+        object.__setattr__(self, "inputs", inputs)
+
+
+@dataclass(frozen=True, init=False)
+class OneOf:
+    """The first of several patterns that fits."""
+
+    patterns: tuple[Pattern, ...]
+
+    def __init__(self, *patterns: Pattern) -> None:
+        object.__setattr__(self, "patterns", patterns)
+
+
+Pattern = Hole | Number | LastMean | Call | OneOf
+
+
+def match(pattern: Pattern, name: str, draft: Draft, bound: Bound | None = None) -> Bound | None:
+    """What the holes of a pattern stand for in the computation of a value, if it is computed so."""
+    bound = bound or {}
+    if isinstance(pattern, Hole):
+        return _fill(pattern, name, draft, bound)
+    if isinstance(pattern, Number):
+        found = draft.scalar(name)
+        return bound if found is not None and math.isclose(found, pattern.value, rel_tol=1e-6) else None
+    if isinstance(pattern, OneOf):
+        tries = (match(one, name, draft, bound) for one in pattern.patterns)
+        return next((found for found in tries if found is not None), None)
+    node = draft.makers.get(name)
+    if node is None:
+        return None
+    if isinstance(pattern, LastMean):
+        return match(pattern.of, node.inputs[0], draft, bound) if _is_last_mean(node, draft) else None
+    return _match_call(pattern, node, draft, bound)
+
+
+def _fill(hole: Hole, name: str, draft: Draft, bound: Bound) -> Bound | None:
+    if hole.name in bound:
+        return bound if bound[hole.name] == name else None
+    return {**bound, hole.name: name} if name in draft.known or not hole.known else None
+
+
+def _match_call(pattern: Call, node: Node, draft: Draft, bound: Bound) -> Bound | None:
+    if node.kind != pattern.operator or len(node.inputs) != len(pattern.inputs):
+        return None
+    orders = permutations(node.inputs) if node.kind in ("Add", "Mul") else iter([node.inputs])
+    for names in orders:
+        found: Bound | None = bound
+        for part, name in zip(pattern.inputs, names, strict=True):
+            found = None if found is None else match(part, name, draft, found)
+        if found is not None:
+            return found
+    return None
+
+
+def _is_last_mean(node: Node, draft: Draft) -> bool:
+    if node.kind != "ReduceMean":
+        return False
+    axes = node.attributes.get("axes")
+    if axes is None and len(node.inputs) > 1 and node.inputs[1] in draft.known:
+        axes = tuple(draft.known[node.inputs[1]].tolist())
+    last = len(draft.shape(node.inputs[0])) - 1
+    return axes in ((-1,), (last,)) and node.attributes.get("keepdims", 1) == 1

@@ -1,0 +1,82 @@
+"""An imported network as a PyTorch module."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from touchstone.models.onnx.evaluation import Rehearsal
+from touchstone.models.onnx.graph import Node
+from touchstone.models.onnx.program import Program, compose
+
+MOST_PROGRAMS = 64
+"""For how many shapes of input at most a program is kept."""
+
+
+class Network(nn.Module):
+    """Images (N, C, H, W) to logits (N, K). Weights are buffers: they move and change type with the module.
+
+    For each shape of input the nodes are rehearsed once, which leaves a program without any arithmetic
+    of shapes.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        known: Mapping[str, Tensor],
+        *,
+        entry: str,
+        output: str,
+        opset: int,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.nodes, self.opset, self.entry, self.output = tuple(nodes), opset, entry, output
+        self.channels_last, self.one_by_one = channels_last, False
+        read = {name for node in nodes for name in node.inputs} | {output}
+        self._names = {name: f"known{i}" for i, name in enumerate(sorted(read & known.keys()))}
+        for name, buffer in self._names.items():
+            self.register_buffer(buffer, known[name])
+        self.register_buffer("_type", torch.zeros(0, dtype=dtype), persistent=False)
+        parts = [node.attributes["module"] for node in nodes if node.kind == "fused.Trunk"]
+        self.parts = nn.ModuleList(parts)
+        self._programs: OrderedDict[tuple[Any, ...], Program] = OrderedDict()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images to logits, row by row where the file takes one image at a time."""
+        if self.one_by_one and len(x) > 1:
+            return torch.cat([self._answer(x[i : i + 1]) for i in range(len(x))])
+        return self._answer(x)
+
+    def _answer(self, x: Tensor) -> Tensor:
+        inputs = (x.permute(0, 2, 3, 1) if self.channels_last else x).to(self._type.dtype)  # type: ignore[arg-type]
+        logits = self.program(inputs).run(inputs).reshape(len(x), -1)
+        return logits if logits.dtype == x.dtype else logits.to(x.dtype)
+
+    def program(self, x: Tensor) -> Program:
+        """What is computed for inputs like this one. Raises InvalidModel where nothing can be."""
+        key = (x.shape, x.dtype, x.device)
+        if key not in self._programs:
+            self._programs[key] = compose(self.rehearse(x), self.entry, self.output, x.device)
+            if len(self._programs) > MOST_PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return self._programs[key]
+
+    def rehearse(self, x: Tensor) -> Rehearsal:
+        """What becomes of the nodes for inputs like this one."""
+        known = {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
+        return Rehearsal(self.opset, known, self.entry, x).play(self.nodes)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Network:
+        self._programs.clear()  # the weights are about to move or to change their type
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_programs": OrderedDict()}  # cheap to make again, and holds weights twice

@@ -1,0 +1,31 @@
+"""All operators, grouped by what they do. Importing this registers them."""
+
+from touchstone.models.onnx.operators import (
+    activations,
+    arithmetic,
+    constants,
+    convolution,
+    fused,
+    indexing,
+    matrices,
+    normalisation,
+    pooling,
+    reduction,
+    resize,
+    shapes,
+)
+
+__all__ = [
+    "activations",
+    "arithmetic",
+    "constants",
+    "convolution",
+    "fused",
+    "indexing",
+    "matrices",
+    "normalisation",
+    "pooling",
+    "reduction",
+    "resize",
+    "shapes",
+]

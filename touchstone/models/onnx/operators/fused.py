@@ -1,0 +1,39 @@
+"""Operators that no file contains: `fusion` puts them in the place of several others."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from touchstone.models.onnx.registry import elementwise, operator
+from touchstone.models.trunk import Trunk
+
+elementwise("fused.Silu", functional.silu)
+elementwise("fused.Gelu", functional.gelu)
+
+
+@operator("fused.LayerNorm")
+def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
+    return functional.layer_norm(x, scale.shape, scale, bias, epsilon)
+
+
+@operator("fused.Linear")
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return functional.linear(x, weight, bias)
+
+
+@operator("fused.Clamp")
+def clamp(x: Tensor, *, ceiling: float) -> Tensor:
+    return functional.hardtanh(x, 0.0, ceiling, inplace=True)
+
+
+@operator("fused.Trunk")
+def trunk(x: Tensor, *, module: Trunk) -> Tensor:
+    if not x.is_meta:
+        y: Tensor = module(x)
+        return y
+    for stage in module:  # its weights are elsewhere, and only shapes are asked for
+        for conv in stage:
+            weight = conv.weight.to(x.device)
+            x = functional.conv2d(x, weight, None, conv.stride, conv.padding, 1, conv.groups)
+    return x

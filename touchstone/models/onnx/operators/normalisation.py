@@ -1,0 +1,102 @@
+"""Normalisations, with the statistics of training or of each image; never with those of the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from touchstone.models.onnx.registry import operator
+
+
+@operator("BatchNormalization", since=7)
+def batch_normalization(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+    outputs: int = 1,
+) -> Tensor:
+    if training_mode or outputs > 1:
+        raise ValueError("the network was exported in training mode: call eval() before the export")
+    return functional.batch_norm(x, mean, var, scale, bias, training=False, eps=epsilon)
+
+
+@operator("InstanceNormalization", since=6)
+def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+    return functional.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
+
+
+@operator("GroupNormalization", since=18)
+def group_normalization_per_group(
+    x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5
+) -> Tensor:
+    each = x.shape[1] // num_groups
+    scale, bias = scale.repeat_interleave(each), bias.repeat_interleave(each)
+    return functional.group_norm(x, num_groups, scale, bias, epsilon)
+
+
+@operator("GroupNormalization", since=21)
+def group_normalization(
+    x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    return functional.group_norm(x, num_groups, scale, bias, epsilon)
+
+
+@operator("LayerNormalization", since=17)
+def layer_normalization(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
+    outputs: int = 1,
+) -> Tensor | tuple[Tensor, ...]:
+    axis %= x.ndim
+    if scale.shape == x.shape[axis:] and outputs == 1 and (bias is None or bias.shape == scale.shape):
+        return functional.layer_norm(x, x.shape[axis:], scale, bias, epsilon)
+    dims = tuple(range(axis, x.ndim))
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    inverse = (centred.square().mean(dims, keepdim=True) + epsilon).rsqrt()
+    y = centred * inverse * scale
+    return (y if bias is None else y + bias, mean, inverse)[:outputs]
+
+
+@operator("RMSNormalization", since=23)
+def rms_normalization(
+    x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    dims = tuple(range(axis % x.ndim, x.ndim))
+    return x * (x.square().mean(dims, keepdim=True) + epsilon).rsqrt() * scale
+
+
+@operator("LRN")
+def local_response_normalization(
+    x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
+) -> Tensor:
+    before = (size - 1) // 2
+    squares = functional.pad(x.square().flatten(2), (0, 0, before, size - 1 - before))
+    sums = squares.unfold(1, size, 1).sum(-1).view_as(x)
+    return x / (bias + alpha / size * sums) ** beta
+
+
+@operator("LpNormalization")
+def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
+    norm = x.norm(p, axis, keepdim=True)
+    return torch.where(norm == 0, 0.0, x / norm)
+
+
+@operator("MeanVarianceNormalization", since=9)
+def mean_variance_normalization(x: Tensor, *, axes: tuple[int, ...] = (0, 2, 3)) -> Tensor:
+    if 0 in [axis % x.ndim for axis in axes] and x.shape[0] > 1:
+        raise ValueError("it normalises over the batch: the answer for an image would depend on the others")
+    centred = x - x.mean(axes, keepdim=True)
+    return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)

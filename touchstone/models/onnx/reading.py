@@ -1,0 +1,166 @@
+"""From the bytes of an ONNX file to a graph: its structure is checked, nothing computed, torch not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+from touchstone.errors import InvalidModel
+from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, check_order, needed
+from touchstone.models.onnx.tensors import dtype_of, read_tensor
+
+OPSETS = range(9, 29)
+"""The versions of ONNX's own operators whose meaning is known here."""
+
+MOST_NODES = 20_000
+MOST_SIDE = 4096
+
+_OWN_DOMAINS = ("", "ai.onnx")
+_PLAIN: Mapping[int, str] = MappingProxyType(
+    {
+        AttributeProto.FLOAT: "f",
+        AttributeProto.INT: "i",
+        AttributeProto.FLOATS: "floats",
+        AttributeProto.INTS: "ints",
+    }
+)
+
+
+def read(data: bytes) -> Graph:
+    """The classifier in an ONNX file. Runs nothing of it and opens no other file. Raises InvalidModel."""
+    try:
+        return _graph(_model(data))
+    except UnicodeDecodeError:
+        raise InvalidModel("the ONNX file is damaged: a name in it is not text") from None
+
+
+def _model(data: bytes) -> ModelProto:
+    try:
+        model = onnx.load_model_from_string(data)
+    except DecodeError:
+        raise InvalidModel("the file is not an ONNX model, or it is cut short or damaged") from None
+    if not data or not model.HasField("graph"):
+        raise InvalidModel("the file is not an ONNX model: it has no graph")
+    return model
+
+
+def _graph(model: ModelProto) -> Graph:
+    opset, proto = _opset(model), model.graph
+    if len(proto.node) > MOST_NODES:
+        raise InvalidModel(f"the network has {len(proto.node)} nodes; at most {MOST_NODES} are possible")
+    if proto.sparse_initializer:
+        raise InvalidModel("the network has sparse weights, which are not supported; export them dense")
+    weights = read_weights(proto)
+    entry, output = _input(proto, weights), _output(proto)
+    nodes = tuple(map(read_node, proto.node))
+    check_order(nodes, {entry.name, *weights})
+    nodes = needed(nodes, output.name)
+    if not any(entry.name in node.inputs for node in nodes):
+        raise InvalidModel(
+            f"the output {output.name[:80]!r} does not depend on the input {entry.name[:80]!r}"
+        )
+    return Graph(entry, output, nodes, weights, opset)
+
+
+def _opset(model: ModelProto) -> int:
+    found = [entry.version for entry in model.opset_import if entry.domain in _OWN_DOMAINS]
+    if not found:
+        raise InvalidModel("the file does not say of which opset its operators are")
+    if max(found) not in OPSETS:
+        raise InvalidModel(
+            f"the network is of opset {max(found)}; supported are {OPSETS[0]} to {OPSETS[-1]}: export it anew"
+        )
+    return int(max(found))
+
+
+def read_weights(proto: GraphProto) -> dict[str, Array]:
+    """The tensors that the file holds, by name."""
+    weights: dict[str, Array] = {}
+    for tensor in proto.initializer:
+        if not tensor.name or tensor.name in weights:
+            raise InvalidModel(
+                f"two weights of the network are named {tensor.name[:80]!r}, or one has no name"
+            )
+        weights[tensor.name] = read_tensor(tensor, f"the weight {tensor.name[:80]!r}")
+    return weights
+
+
+def _input(proto: GraphProto, weights: Mapping[str, Array]) -> Port:
+    # Before IR version 4 every weight was listed among the inputs, too.
+    free = [value for value in proto.input if value.name not in weights]
+    if len(free) != 1:
+        names = ", ".join(value.name[:40] for value in free[:5])
+        raise InvalidModel(f"the network must have one input, the image; it has {len(free)} ({names})")
+    port = _port(free[0], "input")
+    if not port.name or len(port.shape) != 4:
+        raise InvalidModel(
+            f"the input must be images of shape (N, C, H, W); it has {len(port.shape)} dimensions"
+        )
+    if port.dtype.kind != "f":
+        raise InvalidModel(f"the input is of type {port.dtype}, which has no gradient; it must be float32")
+    if port.shape[0] not in (None, 1):
+        raise InvalidModel(
+            f"the network takes exactly {port.shape[0]} images at a time; export it with batch 1 or any"
+        )
+    if any(side is not None and side > MOST_SIDE for side in port.shape):
+        raise InvalidModel(f"the input of shape {port.shape} is larger than {MOST_SIDE} on a side")
+    return port
+
+
+def _output(proto: GraphProto) -> Port:
+    if len(proto.output) != 1:
+        names = ", ".join(value.name[:40] for value in proto.output[:5])
+        raise InvalidModel(
+            f"the network must have one output, the logits; it has {len(proto.output)} ({names})"
+        )
+    return _port(proto.output[0], "output")
+
+
+def _port(value: ValueInfoProto, role: str) -> Port:
+    if not value.type.HasField("tensor_type"):
+        raise InvalidModel(f"the {role} {value.name[:80]!r} must be a tensor")
+    tensor = value.type.tensor_type
+    dtype = dtype_of(tensor.elem_type, f"the {role} {value.name[:80]!r}")
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim[:9])
+    return Port(value.name, dtype, shape)
+
+
+def read_node(proto: NodeProto) -> Node:
+    """A node with its attributes as Python values."""
+    if not any(proto.output):
+        raise InvalidModel(f"the node {proto.name[:80]!r} has no output")
+    domain = "" if proto.domain in _OWN_DOMAINS else proto.domain
+    attributes = dict(_attribute(one, f"node {proto.name[:80]!r}") for one in proto.attribute)
+    inputs, outputs = tuple(proto.input), tuple(proto.output)
+    return Node(proto.op_type, inputs, outputs, attributes, proto.name, domain)
+
+
+def _attribute(proto: AttributeProto, where: str) -> tuple[str, Any]:
+    if proto.ref_attr_name:
+        raise InvalidModel(
+            f"{where}: the attribute {proto.name[:40]!r} refers to a function's, but is in none"
+        )
+    if proto.type in _PLAIN:
+        value = getattr(proto, _PLAIN[proto.type])
+        return proto.name, value if isinstance(value, int | float) else tuple(value)
+    if proto.type == AttributeProto.STRING:
+        return proto.name, _text(proto.s)
+    if proto.type == AttributeProto.STRINGS:
+        return proto.name, tuple(map(_text, proto.strings))
+    if proto.type == AttributeProto.TENSOR:
+        return proto.name, read_tensor(proto.t, f"{where}: the tensor {proto.name[:40]!r}")
+    return proto.name, Opaque(_kind(proto.type))
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8")
+
+
+def _kind(number: int) -> str:
+    names = {value: name for name, value in AttributeProto.AttributeType.items()}
+    return str(names.get(number, number))

@@ -1,0 +1,108 @@
+"""Operators by name and version: each is one function, whose signature is the operator's.
+
+Positional parameters are the operator's inputs, in ONNX's order, and keyword-only ones its attributes, under
+ONNX's names. An input annotated `Known` arrives as a numpy array: it must be known before the network runs.
+A keyword parameter `outputs` receives how many outputs the node has.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Annotated, Any, TypeVar
+
+import numpy.typing as npt
+from torch import Tensor
+
+from touchstone.errors import UnsupportedOperator
+from touchstone.models.onnx.graph import Node
+
+Known = Annotated[npt.NDArray[Any], "known before the network runs"]
+"""An input that says how to compute rather than what with: a shape, axes, bounds."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_VERSIONS: dict[str, dict[int, Operator]] = {}
+
+_HINTS = {
+    **dict.fromkeys(("If", "Loop", "Scan"), "control flow is not supported: export by tracing"),
+    **dict.fromkeys(
+        ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"),
+        "quantized networks have no useful gradient: upload the float one",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How an operator is computed since a version of the operator set."""
+
+    name: str
+    since: int
+    function: Callable[..., Any]
+
+    @cached_property
+    def known(self) -> tuple[int, ...]:
+        """The positions of the inputs that must be known beforehand."""
+        kinds = (Known, Known | None)
+        return tuple(i for i, one in enumerate(self._parameters) if one.annotation in kinds)
+
+    @cached_property
+    def _parameters(self) -> tuple[inspect.Parameter, ...]:
+        return tuple(inspect.signature(self.function, eval_str=True).parameters.values())
+
+    def bind(self, node: Node) -> Callable[..., Any]:
+        """The function of the inputs alone, for the attributes of this node."""
+        attributes = dict(node.attributes)
+        if any(one.name == "outputs" for one in self._parameters):
+            attributes["outputs"] = len(node.outputs)
+        return partial(self.function, **attributes) if attributes else self.function
+
+
+def operator(name: str, since: int = 1) -> Callable[[Function], Function]:
+    """Register a function as what an operator does from this version of the operator set on."""
+
+    def register(function: Function) -> Function:
+        _VERSIONS.setdefault(name, {})[since] = Operator(name, since, function)
+        return function
+
+    return register
+
+
+def elementwise(name: str, function: Callable[..., Any], since: int = 1) -> None:
+    """Register a function of one tensor that has no attributes."""
+
+    @operator(name, since)
+    def unary(x: Tensor) -> Tensor:
+        y: Tensor = function(x)
+        return y
+
+
+def names() -> frozenset[str]:
+    """All operators that can be computed."""
+    return frozenset(_VERSIONS)
+
+
+def find(node: Node, opset: int) -> Operator | None:
+    """What computes this node, if anything does."""
+    versions = _VERSIONS.get(node.kind, {})
+    since = max((version for version in versions if version <= opset), default=None)
+    return None if since is None else versions[since]
+
+
+def require(nodes: Sequence[Node], opset: int) -> None:
+    """Raise UnsupportedOperator, naming all the operators at fault, unless every node can be computed."""
+    missing = [node for node in nodes if "." in node.kind or find(node, opset) is None]  # no foreign domains
+    if missing:
+        kinds = sorted({node.kind for node in missing})
+        first, others = missing[0], ", ".join(kind[:60] for kind in kinds[:20])
+        domain, node = first.domain[:40] or "ai.onnx", (first.name or first.outputs[0])[:80]
+        raise UnsupportedOperator(
+            f"the operator {first.operator[:60]} (domain {domain!r}, opset {opset}, node {node!r}) "
+            f"cannot be imported: "
+            f"{_HINTS.get(first.operator, 'it is not supported')}"
+            + (f"; all that are not supported: {others}" if len(kinds) > 1 else ""),
+            operators=kinds,
+        )
