@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from touchstone.errors import ImageTooLarge, InvalidImage
 
@@ -49,6 +49,10 @@ def decode(data: bytes) -> Decoded:
         raise
     except Image.DecompressionBombError:
         raise ImageTooLarge(f"image: more than {MAX_PIXELS:,} pixels", field="image") from None
+    except UnidentifiedImageError:
+        raise InvalidImage(
+            "image: the file is no PNG, JPEG or WebP; send one of these", field="image"
+        ) from None
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly any type on damaged files
         reason = f"{type(error).__name__}: {error}"[:200]
         raise InvalidImage(
