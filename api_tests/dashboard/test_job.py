@@ -1,0 +1,289 @@
+"""A job's page: what it shows of real attacks and certificates, live and afterwards."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from browser import PHONE, OpenPage, Troubles, axe
+from numpy.typing import NDArray
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+from serving import Api, Work, fail
+
+from touchstone.check import check
+from touchstone.demo import PHOTO
+from touchstone.engine import RULES, radius_of
+from touchstone.images import difference
+from touchstone.models.datasets import fashion_mnist_sample
+
+SMALL = "fashion-mnist-cnn"
+READOUT = re.compile(r"x (\d+), y (\d+)R (\d+) → (\d+) .*?G (\d+) → (\d+) .*?B (\d+) → (\d+) ")
+
+
+def submitted(live: str, path: str, image: bytes, *, wait: int = 60, **fields: Any) -> dict[str, Any]:
+    """A job of the real service; one that has ended unless there is no wait."""
+    headers = {"Prefer": f"wait={wait}"} if wait else {}
+    files = {"image": ("a.png", image)}
+    answer = httpx2.post(f"{live}/v1/{path}", files=files, data=fields, headers=headers, timeout=90)
+    assert answer.status_code == (200 if wait else 202), answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def garment() -> bytes:
+    """A pair of trousers, 28 by 28."""
+    buffer = io.BytesIO()
+    Image.fromarray(fashion_mnist_sample().images[1]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def cat(live: str) -> dict[str, Any]:
+    """An attack on a photo, at 2/255."""
+    fields: dict[str, Any] = {"model": "imagenet-efficientnet-lite0", "eps": "2/255", "steps": 5}
+    return submitted(live, "attacks/pgd", PHOTO.read_bytes(), **fields)
+
+
+@pytest.fixture(scope="module")
+def certificate(live: str) -> dict[str, Any]:
+    """A certificate that may go on."""
+    fields: dict[str, Any] = {
+        "model": "fashion-mnist-cnn-noise-0.25",
+        "sigma": 0.25,
+        "n": 1500,
+        "rule": "e_process",
+    }
+    return submitted(live, "certificates/smoothing", garment(), **fields)
+
+
+@pytest.fixture
+def page(open_page: OpenPage, api: Api, troubles: Troubles) -> Page:
+    """A page of the service with a pretended worker, which gives no sign of life."""
+    troubles.allow("/readyz")
+    return open_page(api.origin)
+
+
+def visit(page: Page, job: dict[str, Any]) -> None:
+    page.goto(f"/#/jobs/{job['id']}")
+    expect(page.locator("canvas").first).to_be_visible()
+
+
+def pixels(live: str, job: dict[str, Any], name: str) -> NDArray[np.uint8]:
+    """A file of the job as Pillow reads it."""
+    file = httpx2.get(f"{live}{job['links']['artifacts'][name]}").content
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+
+
+def colour(pane: Locator, across: float, down: float) -> list[int]:
+    """What a pane shows at a place given in its own units."""
+    shown: list[int] = pane.evaluate(
+        """(canvas, [x, y]) => {
+            const at = [x * canvas.width, y * canvas.height];
+            return [...canvas.getContext("2d").getImageData(...at, 1, 1).data].slice(0, 3);
+        }""",
+        [across, down],
+    )
+    return shown
+
+
+def test_an_attack_reads_at_a_glance(live_page: Page, cat: dict[str, Any]) -> None:
+    visit(live_page, cat)
+    before, after = cat["result"]["original"], cat["result"]["adversarial"]
+    assert before["name"] != after["name"] == "Egyptian Mau"
+    sentence = live_page.locator(".sentence")
+    expect(sentence).to_have_text(
+        f"Fooled: “{before['name']}” {before['confidence']:.0%} became “{after['name']}” "
+        f"{after['confidence']:.0%} with a change of at most 2/255 in L∞.".replace("%", " %")
+    )
+    expect(live_page.get_by_text("saved 8-bit PNG")).to_be_visible()
+    rows = live_page.locator(".bars tbody", has_text="Egyptian Mau").locator("tr")
+    expect(rows.nth(1)).to_contain_text(f"after{100 * after['confidence']:.1f} %")
+    assert rows.nth(1).locator(".bar").bounding_box()["width"] > 3  # type: ignore[index]
+    expect(live_page.locator(".facts", has_text="Similarity")).to_contain_text("2/255, 100 % of eps")
+
+
+def test_the_read_out_is_what_the_files_hold(live_page: Page, live: str, cat: dict[str, Any]) -> None:
+    visit(live_page, cat)
+    before, after = pixels(live, cat, "original.png"), pixels(live, cat, "adversarial.png")
+    pane = live_page.locator("canvas").nth(1)
+    for across, down in ((0.01, 0.02), (0.31, 0.6), (0.98, 0.97)):
+        box = pane.bounding_box()
+        assert box
+        live_page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
+        found = READOUT.search(live_page.locator(".readout").text_content() or "")
+        assert found
+        x, y, *said = map(int, found.groups())
+        assert (abs(x - across * 451) < 2, abs(y - down * 300) < 2) == (True, True)
+        assert said == [value for pair in zip(before[y, x], after[y, x], strict=True) for value in pair]
+
+
+def test_the_difference_is_drawn_to_single_pixels(live_page: Page, live: str, cat: dict[str, Any]) -> None:
+    visit(live_page, cat)
+    before, after = pixels(live, cat, "original.png"), pixels(live, cat, "adversarial.png")
+    live_page.locator(".panes").focus()
+    for _ in range(12):
+        live_page.keyboard.press("+")
+    live_page.keyboard.press("ArrowRight")
+    found = READOUT.search(live_page.locator(".readout").text_content() or "")
+    assert found
+    x, y = int(found[1]), int(found[2])
+    middle = (before[y : y + 1, x : x + 1], after[y : y + 1, x : x + 1])
+    drawn = live_page.locator("canvas").nth(2)
+    for factor in (cat["result"]["difference_factor"], 20):
+        live_page.get_by_label("Difference times").fill(str(factor))
+        live_page.wait_for_timeout(100)
+        assert colour(drawn, 0.5, 0.5) == difference(*middle, factor)[0, 0].tolist()
+    live_page.get_by_label("Difference shown").select_option("absolute")
+    live_page.wait_for_timeout(100)
+    change = np.abs(middle[1].astype(int) - middle[0])[0, 0]
+    assert colour(drawn, 0.5, 0.5) == (20 * change).tolist()
+
+
+def test_blinking_is_slow_and_never_forced(open_page: OpenPage, live: str, cat: dict[str, Any]) -> None:
+    page = open_page(live, reduced_motion="no-preference")
+    visit(page, cat)
+    page.evaluate("""() => {
+        window.turns = [];
+        new MutationObserver(() => turns.push(performance.now()))
+            .observe(document.querySelectorAll("figcaption strong")[1], {childList: true});
+    }""")
+    page.get_by_role("button", name="Blink").click()
+    turns = page.evaluate("""async () => {
+        while (turns.length < 4) await new Promise((resolve) => setTimeout(resolve, 50));
+        return turns;
+    }""")
+    assert (turns[3] - turns[0]) / 3 > 1000 / 6, "two turns are one flash; three a second are too many"
+    still = open_page(live, reduced_motion="reduce")
+    visit(still, cat)
+    expect(still.get_by_role("button", name="Blink")).to_have_count(0)
+    still.get_by_role("button", name="Hold for the original").hover()
+    still.mouse.down()
+    expect(still.locator("figcaption strong").nth(1)).to_have_text("Original")
+    still.mouse.up()
+    expect(still.locator("figcaption strong").nth(1)).to_have_text("Adversarial")
+
+
+def test_a_certificate_shows_its_votes_and_can_be_checked(
+    live_page: Page, certificate: dict[str, Any], tmp_path: Path
+) -> None:
+    visit(live_page, certificate)
+    sampling = certificate["result"]["sampling"]
+    expect(live_page.locator(".sentence")).to_have_text(f"Certified: {certificate['result']['statement']}")
+    expect(live_page.locator(".bars")).to_contain_text("Trouser")
+    lower = f"{100 * sampling['pA_lower']:.1f} %"
+    plot = live_page.get_by_role("img", name=f"After {sampling['n_used']:,} samples")
+    expect(plot).to_have_attribute("aria-label", re.compile(re.escape(f"between {lower} and")))
+    with live_page.expect_download() as download:
+        live_page.get_by_role("button", name="certificate.json").click()
+    assert download.value.suggested_filename == "certificate.json"
+    download.value.save_as(tmp_path / "certificate.json")
+    assert all(one.agrees for one in check(json.loads((tmp_path / "certificate.json").read_text())))
+
+
+def test_the_largest_radius_is_that_of_all_votes(live_page: Page, certificate: dict[str, Any]) -> None:
+    visit(live_page, certificate)
+    shown = live_page.locator(".reach li.most b").text_content() or ""
+    sampling = certificate["result"]["sampling"]
+    n, alpha = sampling["n_used"], sampling["alpha"]
+    bound = RULES["e_process"].lower(n, n, n=sampling["n_max"], alpha=alpha)
+    assert abs(float(shown) - radius_of(bound, sampling["sigma"])) < 2e-4
+
+
+def test_a_certificate_goes_on(live_page: Page, troubles: Troubles, certificate: dict[str, Any]) -> None:
+    troubles.expect("422")
+    visit(live_page, certificate)
+    more = live_page.get_by_label("More samples")
+    more.fill("1000000000")
+    live_page.get_by_role("button", name="Go on").click()
+    expect(live_page.get_by_role("alert").filter(has_text=re.compile(".+"))).to_be_visible()
+    more.fill("500")
+    live_page.get_by_role("button", name="Go on").click()
+    expect(live_page.get_by_text("Goes on with")).to_be_visible()
+    expect(live_page.locator(".sentence")).to_be_visible()
+
+
+def test_a_running_job_is_watched_and_canceled(live_page: Page, live: str) -> None:
+    fields: dict[str, Any] = {"model": SMALL, "steps": 10_000, "early_stop": "false"}
+    job = submitted(live, "attacks/pgd", garment(), wait=0, **fields)
+    visit(live_page, job)
+    expect(live_page.get_by_text(re.compile(r"Step [1-9][\d,]* of 10,000"))).to_be_visible()
+    curve = live_page.get_by_role("img", name=re.compile("^Loss: "))
+    expect(curve).to_be_visible()
+    begins = (curve.get_attribute("aria-label") or "").partition(",")[0]
+    live_page.get_by_role("button", name="Cancel").click()
+    expect(live_page.get_by_role("heading", name="It was canceled")).to_be_visible()
+    expect(live_page.get_by_role("button", name="Delete")).to_be_visible()
+    expect(curve).to_have_attribute("aria-label", re.compile(f"^{re.escape(begins)}, "))
+
+
+def test_a_rerun_tells_whether_the_bytes_agree(live_page: Page, live: str) -> None:
+    fields: dict[str, Any] = {"model": SMALL, "execution": "deterministic", "eps": "4/255"}
+    visit(live_page, submitted(live, "attacks/fgsm", garment(), **fields))
+    live_page.get_by_role("button", name="Run again and compare").click()
+    expect(live_page.get_by_text("was repeated here: the bytes agree.")).to_be_visible()
+
+
+def test_the_place_in_the_queue_and_then_the_result(page: Page, api: Api) -> None:
+    with api.worker.resting():
+        ahead = api.submit(wait=None).json()
+        job = api.submit(wait=None).json()
+        visit(page, job)
+        expect(page.get_by_text(re.compile("Waiting: [12] before it"))).to_be_visible()
+        api.client.post(f"/v1/jobs/{ahead['id']}/cancel")
+    expect(page.locator(".sentence")).to_contain_text("Fooled")
+    expect(page.locator("canvas")).to_have_count(3)
+
+
+def test_what_failed_says_why(page: Page, api: Api) -> None:
+    with api.worker.doing(fail):
+        visit(page, api.job())
+    expect(page.locator(".failure")).to_contain_text("the model answered NaN")
+    expect(page.locator(".failure")).to_contain_text("non_finite_output")
+
+
+def test_rounding_that_undid_success_is_told(page: Page, api: Api) -> None:
+    def undone(work: Work) -> None:
+        verdict = {"outcome": "failure", "success": False, "success_float": True}
+        work.finish(status="succeeded", result=verdict)
+
+    with api.worker.doing(undone):
+        visit(page, api.job())
+    expect(page.locator(".sentence")).to_contain_text("Held: no change within 8/255 in L∞ was found")
+    expect(page.get_by_text("rounding it to 8 bits undid that")).to_be_visible()
+
+
+def test_a_job_is_deleted_once_confirmed(page: Page, api: Api) -> None:
+    job = api.job()
+    visit(page, job)
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Keep it").click()
+    assert api.client.get(f"/v1/jobs/{job['id']}").status_code == 200
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page).to_have_url(re.compile("#/jobs$"))
+    assert api.client.get(f"/v1/jobs/{job['id']}").status_code == 404
+
+
+def test_an_unknown_job_is_told(page: Page, troubles: Troubles) -> None:
+    troubles.expect("404")
+    page.goto("/#/jobs/0123456789abcdef0123456789abcdef")
+    expect(page.get_by_role("heading", name="No such job")).to_be_visible()
+
+
+@pytest.mark.parametrize("kind", ["cat", "certificate"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_use_it(
+    open_page: OpenPage, live: str, kind: str, scheme: str, request: pytest.FixtureRequest
+) -> None:
+    page = open_page(live, **(PHONE if scheme == "dark" else {}), color_scheme=scheme)
+    visit(page, request.getfixturevalue(kind))
+    page.wait_for_timeout(300)
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
