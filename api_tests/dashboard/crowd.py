@@ -1,0 +1,78 @@
+"""Jobs for the pages that show many: with results as an engine leaves them, and texts that try to be code."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from PIL import Image, ImageOps
+from playwright.sync_api import Page
+from serving import Work, encoded
+
+from touchstone.jobs.record import Problem, Timings
+
+EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+
+
+def opinion(label: int, confidence: float, name: str | None = None) -> dict[str, Any]:
+    """What a model says of an image."""
+    one = {"label": label, "name": name or f"class {label}", "confidence": confidence}
+    return {**one, "top": [one]}
+
+
+def attacked(work: Work, *, success: bool = True, size: float = 1.5, name: str | None = None) -> None:
+    """End an attack."""
+    before = Image.open(io.BytesIO(work.blobs.get(work.job.submission.image.digest)))
+    result = {
+        "outcome": "success" if success else "failure",
+        "success": success,
+        "original": opinion(1, 0.9, name),
+        "adversarial": opinion(2 if success else 1, 0.7),
+        "perturbation": {"linf": 8 / 255, "l2": size},
+        "queries": {"forward": round(10 * size), "backward": 10},
+    }
+    files = {"adversarial.png": work.store(encoded(ImageOps.invert(before)))}
+    work.finish(status="succeeded", result=result, timings=Timings(compute=0.1), artifacts=files)
+
+
+def certified(work: Work, radius: float) -> None:
+    """End a certificate."""
+    result = {
+        "norm": "l2",
+        "radius": radius,
+        "abstained": False,
+        "decision": None,
+        "predicted_class": {"label": 1, "name": "class 1"},
+        "sampling": {"alpha": 0.001},
+    }
+    work.finish(status="succeeded", result=result, timings=Timings(compute=0.2))
+
+
+def failed(work: Work, detail: str = "the model answered NaN") -> None:
+    """End a job with an error."""
+    work.finish(status="failed", error=Problem(code="non_finite_output", detail=detail))
+
+
+def anything(work: Work) -> None:
+    """End a job as its kind does; every fifth seed fails."""
+    submission = work.job.submission
+    if submission.seed % 5 == 4:
+        failed(work)
+    elif submission.kind == "attack":
+        attacked(work, success=submission.seed % 2 == 0)
+    elif submission.kind == "certificate":
+        certified(work, 0.5)
+    else:
+        work.finish(status="succeeded", result={"original": opinion(3, 0.8)}, timings=Timings(compute=0.01))
+
+
+def shown(page: Page) -> list[str]:
+    """The ids of the rows."""
+    ids: list[str] = page.evaluate("[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.id)")
+    return ids
+
+
+def expect_rows(page: Page, ids: list[str]) -> None:
+    """Wait until these jobs and no others are shown, in this order."""
+    rows = "[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.id).join()"
+    page.wait_for_function(f"(ids) => {rows} === ids", arg=",".join(ids))

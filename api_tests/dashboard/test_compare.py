@@ -1,0 +1,87 @@
+"""Jobs beside each other."""
+
+from __future__ import annotations
+
+import pytest
+from browser import Troubles
+from playwright.sync_api import Locator, Page, expect
+from serving import Api
+
+from dashboard.crowd import attacked, certified
+
+
+@pytest.fixture(autouse=True)
+def no_worker(troubles: Troubles) -> None:
+    troubles.allow("readyz")
+
+
+def line(page: Page, name: str) -> Locator:
+    return page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=name, exact=True))
+
+
+def test_parameters_that_differ_are_marked_and_the_rest_can_be_hidden(page: Page, api: Api) -> None:
+    with api.worker.doing(attacked):
+        ids = [api.job(eps=eps, norm="linf")["id"] for eps in ("4/255", "8/255")]
+    page.goto(f"/#/compare?jobs={','.join(ids)}")
+    expect(line(page, "Eps").get_by_role("cell")).to_have_text(["4/255", "8/255"])
+    expect(line(page, "Eps")).to_have_class("differs")
+    expect(line(page, "Norm")).to_have_class("same")
+    page.get_by_label("Only differences").check()
+    expect(line(page, "Norm")).to_be_hidden()
+    expect(line(page, "Eps")).to_be_visible()
+    images = page.locator("thead img")
+    expect(images).to_have_count(2)
+    page.wait_for_function(
+        "[...document.querySelectorAll('thead img')].every((image) => image.naturalWidth === 9)"
+    )
+
+
+def test_best_is_said_only_of_like_and_like(page: Page, api: Api) -> None:
+    with api.worker.doing(lambda work: attacked(work, size=1.0)):
+        small = api.job()["id"]
+    with api.worker.doing(lambda work: attacked(work, size=2.0)):
+        large = api.job()["id"]
+    with api.worker.doing(lambda work: attacked(work, success=False, size=0.5)):
+        vain = api.job()["id"]
+    page.goto(f"/#/compare?jobs={large},{small}")
+    expect(line(page, "L2").get_by_role("cell")).to_have_text(["2", "1best"])
+    expect(line(page, "L∞").get_by_role("cell")).to_have_text(["8/255", "8/255"])
+    page.goto(f"/#/compare?jobs={large},{small},{vain}")
+    expect(line(page, "L2").get_by_role("cell")).to_have_text(["2", "1", "0.5"])
+
+
+def test_radii_have_one_scale(page: Page, api: Api) -> None:
+    ids = []
+    for radius in (0.25, 0.5):
+        with api.worker.doing(lambda work, radius=radius: certified(work, radius)):
+            ids.append(api.job(path="/v1/certificates/smoothing")["id"])
+    page.goto(f"/#/compare?jobs={','.join(ids)}")
+    cells = line(page, "Certified radius").get_by_role("cell")
+    expect(cells).to_have_text(["L2 0.25", "L2 0.5best"])
+    widths = cells.locator(".gauge > div").evaluate_all("(bars) => bars.map((bar) => bar.style.width)")
+    assert widths == ["50%", "100%"]
+
+
+def test_jobs_are_added_and_taken_away_and_strange_ids_are_named(
+    page: Page, api: Api, troubles: Troubles
+) -> None:
+    troubles.expect("console: .* 404 .*")
+    with api.worker.doing(attacked):
+        one, two = (api.job()["id"] for _ in range(2))
+    page.goto(f"/#/compare?jobs={one}")
+    page.get_by_label("Id of another job").fill(f"http://127.0.0.1:8000/#/jobs/{two}")
+    page.get_by_role("button", name="Add a job").click()
+    expect(page).to_have_url(f"/#/compare?jobs={one}%2C{two}")
+    expect(page.locator("thead th")).to_have_count(2)
+    page.goto(f"/#/compare?jobs={one},{'0' * 32}")
+    expect(page.locator("thead th").nth(1)).to_contain_text("there is no job")
+    page.get_by_label("Remove job 00000000").click()
+    expect(page.locator("thead th")).to_have_count(1)
+
+
+def test_a_running_job_is_followed(page: Page, api: Api) -> None:
+    with api.worker.resting():
+        job = api.submit(wait=None).json()["id"]
+        page.goto(f"/#/compare?jobs={job}")
+        expect(page.locator("thead .badge")).to_have_text("queued")
+    expect(page.locator("thead .badge").first).to_have_text("succeeded")

@@ -1,0 +1,251 @@
+"""The list of jobs: what its filters let through, what its address says, and how it turns its pages."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import Any
+
+import pytest
+import redis
+from browser import OpenPage, Troubles
+from playwright.sync_api import Page, expect
+from serving import Api, serving
+
+from dashboard.crowd import anything, expect_rows, shown
+from touchstone.jobs.record import ImageRef, ModelRef, Submission
+from touchstone.models import zoo
+from touchstone.settings import Settings
+
+Job = dict[str, Any]
+MODELS = list(zoo.manifests())[:2]
+METHODS = ("attacks/pgd", "attacks/fgsm", "certificates/smoothing", "predictions")
+MANY = 2_000
+
+
+@pytest.fixture(scope="module")
+def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A service that leaves running jobs to who claimed them, for as long as the tests take."""
+    with redis.Redis.from_url(valkey_server) as client:
+        client.flushall()
+    settings = Settings(home=tmp_path_factory.mktemp("list"), redis_url=valkey_server, lease=600)
+    with serving(settings) as api:
+        yield api
+
+
+@pytest.fixture(autouse=True)
+def no_worker(troubles: Troubles) -> None:
+    """The pretended worker gives no sign of life, and the frame of the page says so."""
+    troubles.allow("readyz")
+
+
+@pytest.fixture(scope="module")
+def jobs(api: Api) -> Iterator[list[Job]]:
+    """Two hundred jobs of all kinds in all states, newest first, over more than two seconds."""
+
+    def submit(n: int) -> str:
+        fields = {"model": MODELS[n // 4 % 2], "seed": str(n)}
+        return str(api.submit(f"/v1/{METHODS[n % 4]}", wait=None, **fields).json()["id"])
+
+    with api.worker.doing(anything):
+        for n in range(93):
+            submit(n)
+        time.sleep(2.1)
+        ids = [submit(n) for n in range(93, 186)]
+        api.client.get(f"/v1/jobs/{ids[-1]}", headers={"Prefer": "wait=10"})
+        with api.worker.resting():
+            waiting = [submit(n) for n in range(186, 200)]
+            for job in waiting[:4]:
+                api.ledger.claim(job, "somebody")
+            for job in waiting[4:8]:
+                api.client.post(f"/v1/jobs/{job}/cancel")
+            yield listed(api)
+            with redis.Redis.from_url(str(api.settings.redis_url)) as client:
+                client.flushdb()
+
+
+def listed(api: Api) -> list[Job]:
+    """All jobs, newest first."""
+    found: list[Job] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        items, cursor = after(api, cursor)
+        found += items
+    return found
+
+
+def after(api: Api, cursor: str) -> tuple[list[Job], str | None]:
+    """Jobs below a place, and where to go on."""
+    given = {"cursor": cursor} if cursor else {}
+    page = api.client.get("/v1/jobs", params={"limit": 200, **given}).json()
+    return page["items"], page["cursor"]
+
+
+def choose(name: str, value: str) -> Callable[[Page], object]:
+    return lambda page: page.locator(f"select[name={name}]").select_option(value)
+
+
+FILTERS: dict[str, tuple[Callable[[Page], object], str, Callable[[Job], bool]]] = {
+    "status": (
+        lambda page: page.get_by_text("Failed", exact=False).first.click(),
+        "#/jobs?status=failed",
+        lambda job: job["status"] == "failed",
+    ),
+    "kind": (
+        choose("kind", "certificate"),
+        "#/jobs?kind=certificate",
+        lambda job: job["kind"] == "certificate",
+    ),
+    "method": (choose("method", "fgsm"), "#/jobs?method=fgsm", lambda job: job["method"] == "fgsm"),
+    "predictions": (
+        choose("method", "predict"),
+        "#/jobs?method=predict",
+        lambda job: job["kind"] == "prediction",
+    ),
+    "model": (
+        choose("model", MODELS[1]),
+        f"#/jobs?model={MODELS[1]}",
+        lambda job: job["model"]["id"] == MODELS[1],
+    ),
+    "time": (choose("last", "1h"), "#/jobs?last=1h", lambda job: True),
+}
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_stands_in_the_address_and_lets_through_what_fits(
+    page: Page, jobs: list[Job], name: str
+) -> None:
+    act, address, fits = FILTERS[name]
+    wanted = [job["id"] for job in jobs if fits(job)]
+    page.goto("/#/jobs")
+    expect(page.locator("tbody tr")).to_have_count(50)
+    act(page)
+    expect(page).to_have_url(f"/{address}")
+    expect_rows(page, wanted[:50])
+    page.reload()
+    expect_rows(page, wanted[:50])
+    page.go_back()
+    expect(page).to_have_url("/#/jobs")
+    expect(page.locator("tbody tr").first).to_have_attribute("data-id", jobs[0]["id"])
+
+
+def test_filters_add_up_and_are_cleared(page: Page, jobs: list[Job]) -> None:
+    page.goto(f"/#/jobs?status=succeeded&method=pgd&model={MODELS[0]}")
+    wanted = [
+        job["id"]
+        for job in jobs
+        if (job["status"], job["method"], job["model"]["id"]) == ("succeeded", "pgd", MODELS[0])
+    ]
+    expect_rows(page, wanted)
+    page.get_by_role("link", name="Clear filters").click()
+    expect(page).to_have_url("/#/jobs")
+    expect(page.locator("tbody tr")).to_have_count(50)
+    expect(page.get_by_role("link", name="Clear filters")).to_be_hidden()
+
+
+def test_a_time_of_ones_own(page: Page, jobs: list[Job]) -> None:
+    times = sorted(datetime.fromisoformat(job["created_at"]) for job in jobs)
+    since = times[0] + timedelta(seconds=(times[-1] - times[0]).total_seconds() / 2)
+    since = since.replace(microsecond=0) + timedelta(seconds=1)
+    until = datetime.now(UTC) + timedelta(days=1)
+    wanted = [job["id"] for job in jobs if datetime.fromisoformat(job["created_at"]) >= since]
+    assert 0 < len(wanted) < len(jobs)
+    page.goto("/#/jobs")
+    page.locator("select[name=last]").select_option("custom")
+    page.get_by_label("From", exact=True).fill(f"{since:%Y-%m-%dT%H:%M:%S}")
+    page.get_by_label("To", exact=True).fill(f"{until:%Y-%m-%dT%H:%M:%S}")
+    page.get_by_role("button", name="Show").click()
+    expect(page).to_have_url(re.compile(rf"since={since:%Y-%m-%dT%H}%3A.*&until="))
+    expect_rows(page, wanted[:50])
+
+
+def test_counts_are_those_of_all_jobs(page: Page, jobs: list[Job]) -> None:
+    page.goto("/#/jobs?kind=prediction")
+    failed = sum(job["status"] == "failed" for job in jobs)
+    expect(page.locator("[data-count=failed]")).to_have_text(str(failed))
+    expect(page.locator("[data-count=all]")).to_have_text("200")
+
+
+def test_pages_are_turned_forth_and_back_and_by_the_browser(page: Page, jobs: list[Job]) -> None:
+    ids = [job["id"] for job in jobs]
+    page.goto("/#/jobs?last=1h")
+    first = page.locator("tbody tr").first
+    for turn in (1, 2):
+        page.get_by_role("button", name="Older").click()
+        expect_rows(page, ids[50 * turn : 50 * turn + 50])
+    page.get_by_role("button", name="Newer").click()
+    expect(first).to_have_attribute("data-id", ids[50])
+    page.go_back()
+    expect(first).to_have_attribute("data-id", ids[100])
+    page.get_by_role("button", name="Newest").click()
+    expect(first).to_have_attribute("data-id", ids[0])
+    expect(page.get_by_role("button", name="Newer")).to_be_disabled()
+
+
+def test_a_cursor_of_another_list_begins_at_the_beginning(
+    page: Page, jobs: list[Job], troubles: Troubles
+) -> None:
+    troubles.expect("console: .* 422 ")
+    page.goto("/#/jobs?status=failed&cursor=nonsense")
+    newest = next(job["id"] for job in jobs if job["status"] == "failed")
+    expect(page.locator("tbody tr").first).to_have_attribute("data-id", newest)
+    expect(page).to_have_url("/#/jobs?status=failed")
+
+
+def test_a_page_costs_the_same_anywhere_among_thousands(
+    open_page: OpenPage, api: Api, jobs: list[Job], valkey_server: str
+) -> None:
+    crowd(api, valkey_server)
+    page = open_page(api.origin)
+    asked: list[str] = []
+    page.on("request", lambda request: "/v1/jobs?" in request.url and asked.append(request.url))
+    near = [turn(page, asked) for _ in start(page, "/#/jobs")]
+    deep = ""
+    for _ in range(MANY // 200):
+        deep = api.client.get("/v1/jobs", params={"limit": 200, **({"cursor": deep} if deep else {})}).json()[
+            "cursor"
+        ]
+    far = [turn(page, asked) for _ in start(page, f"/#/jobs?cursor={deep}")]
+    assert median(far) < 3 * median(near) + 0.05, (near, far)
+
+
+def crowd(api: Api, valkey_server: str) -> None:
+    """Thousands of jobs, without waiting for the disk at each."""
+    submission = Submission(
+        kind="attack",
+        method="pgd",
+        model=ModelRef(id="digits", digest="sha256:" + "0" * 64),
+        image=ImageRef(digest="sha256:" + "1" * 64, width=8, height=8, channels=1),
+        parameters={},
+    )
+    with redis.Redis.from_url(valkey_server) as client:
+        client.config_set("appendfsync", "no")
+        for _ in range(MANY):
+            api.ledger.accept(submission)
+        client.config_set("appendfsync", "always")
+
+
+def start(page: Page, address: str) -> range:
+    """Open a list, and let it hear that its stream is there; how many pages to turn from here."""
+    with page.expect_response("**/v1/events"):
+        page.goto(address)
+    page.wait_for_timeout(500)
+    expect(page.locator("tbody tr")).to_have_count(50)
+    return range(3)
+
+
+def turn(page: Page, asked: list[str]) -> float:
+    """Seconds until the next page is there, which takes one request and leaves as many rows."""
+    asked.clear()
+    before = shown(page)
+    began = time.perf_counter()
+    page.get_by_role("button", name="Older").click()
+    expect(page.locator("tbody tr").first).not_to_have_attribute("data-id", before[0])
+    seconds = time.perf_counter() - began
+    assert len(shown(page)) == 50
+    assert not set(shown(page)) & set(before)
+    assert len(asked) == 1
+    return seconds

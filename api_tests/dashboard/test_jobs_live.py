@@ -1,0 +1,194 @@
+"""The list of jobs while jobs come, move and end; what is done to many, and what strangers write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+from browser import PHONE, OpenPage, Troubles, axe
+from playwright.sync_api import Locator, Page, expect
+from serving import Api
+
+from dashboard.crowd import EVIL, attacked, expect_rows, failed, shown
+from touchstone.jobs.record import Progress
+
+
+@pytest.fixture(autouse=True)
+def empty(api: Api, troubles: Troubles) -> None:
+    """No jobs, and no worker that gives a sign of life, as the frame of the page says."""
+    troubles.allow("readyz")
+    with redis.Redis.from_url(str(api.settings.redis_url)) as client:
+        client.flushdb()
+
+
+def row(page: Page, job: str) -> Locator:
+    return page.locator(f"tr[data-id='{job}']")
+
+
+def waiting(api: Api, count: int, **fields: Any) -> list[str]:
+    """Jobs that nobody takes while the worker rests, newest first."""
+    return [api.submit(wait=None, **fields).json()["id"] for _ in range(count)][::-1]
+
+
+def opened(page: Page, address: str = "/#/jobs") -> Page:
+    """A page that hears of what happens."""
+    with page.expect_response("**/v1/events"):
+        page.goto(address)
+    page.wait_for_timeout(300)
+    return page
+
+
+def test_without_jobs_it_says_what_to_do(page: Page) -> None:
+    page.goto("/#/jobs")
+    page.get_by_role("link", name="start a new job").click()
+    expect(page).to_have_url("/#/new")
+    page.goto("/#/jobs?status=failed")
+    expect(page.get_by_role("heading", name="No job fits")).to_be_visible()
+    page.get_by_role("link", name="Clear the filters").click()
+    expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
+
+
+def test_a_row_changes_in_place_and_keeps_the_focus(page: Page, api: Api) -> None:
+    with api.worker.resting():
+        [job] = waiting(api, 1)
+        opened(page)
+        page.keyboard.press("j")
+        link = row(page, job).get_by_role("link")
+        expect(link).to_be_focused()
+        page.evaluate("window.kept = document.querySelector('tbody tr')")
+        claimed = api.ledger.claim(job, "somebody")
+        assert claimed
+        expect(row(page, job).locator(".badge")).to_have_text("running")
+        api.ledger.report(job, claimed.claims, Progress(done=3, total=10))
+        expect(row(page, job).get_by_role("progressbar")).to_have_js_property("value", 3)
+        result = {
+            "outcome": "success",
+            "success": True,
+            "original": {"name": "cat"},
+            "adversarial": {"name": "dog"},
+        }
+        api.ledger.finish(job, claimed.claims, status="succeeded", result=result)
+        expect(row(page, job)).to_contain_text("cat → dog")
+        expect(link).to_be_focused()
+        assert page.evaluate("window.kept === document.querySelector('tbody tr')")
+
+
+def test_jobs_come_and_go_as_they_fit(page: Page, api: Api) -> None:
+    with api.worker.resting():
+        opened(page, "/#/jobs?status=queued&method=pgd")
+        [first] = waiting(api, 1)
+        expect_rows(page, [first])
+        waiting(api, 1, path="/v1/attacks/fgsm")
+        [second] = waiting(api, 1)
+        expect_rows(page, [second, first])
+        api.client.post(f"/v1/jobs/{first}/cancel")
+        expect_rows(page, [second])
+        api.client.delete(f"/v1/jobs/{second}")
+        expect(page.get_by_role("heading", name="No job fits")).to_be_visible()
+
+
+def test_nothing_moves_while_rows_are_selected(page: Page, api: Api) -> None:
+    with api.worker.resting():
+        old = waiting(api, 2)
+        opened(page)
+        row(page, old[0]).get_by_role("checkbox").check()
+        new = waiting(api, 2)
+        expect(page.get_by_role("button", name="2 new jobs")).to_be_visible()
+        assert shown(page) == old
+        page.get_by_role("button", name="2 new jobs").click()
+        expect_rows(page, new + old)
+
+
+def test_many_are_canceled_and_deleted(page: Page, api: Api) -> None:
+    with api.worker.resting():
+        jobs = waiting(api, 5)
+        opened(page)
+        row(page, jobs[0]).get_by_role("checkbox").check()
+        row(page, jobs[3]).get_by_role("checkbox").click(modifiers=["Shift"])
+        expect(page.get_by_text("4 selected")).to_be_visible()
+        # One that ends unseen spoils nothing for the others.
+        page.route(
+            "**/v1/jobs/cancel",
+            lambda route: (finish(api, jobs[1]), route.continue_()),
+        )
+        page.get_by_role("button", name="Cancel 4").click()
+        expect(page.locator(".deeds [role=status]")).to_have_text("3 canceled, 1 already ended.")
+        page.get_by_role("checkbox", name="Select all").check()
+        page.get_by_role("button", name="Delete 4").click()
+        assert len(api.client.get("/v1/jobs").json()["items"]) == 5, "it takes a second press"
+        page.get_by_role("button", name="Delete 4").click()
+        expect(page.locator(".deeds [role=status]")).to_have_text("4 deleted.")
+        expect_rows(page, [jobs[4]])
+        assert [job["id"] for job in api.client.get("/v1/jobs").json()["items"]] == [jobs[4]]
+
+
+def finish(api: Api, job: str) -> None:
+    claimed = api.ledger.claim(job, "somebody")
+    assert claimed
+    api.ledger.finish(job, claimed.claims, status="succeeded", result={"success": True})
+
+
+def test_the_keyboard_alone_selects_and_opens(page: Page, api: Api) -> None:
+    with api.worker.doing(attacked):
+        jobs = [api.job()["id"] for _ in range(3)][::-1]
+    opened(page)
+    for key in ("j", "x", "ArrowDown", "x"):
+        page.keyboard.press(key)
+    page.get_by_role("button", name="Compare").click()
+    expect(page).to_have_url(f"/#/compare?jobs={jobs[0]}%2C{jobs[1]}")
+    page.go_back()
+    expect_rows(page, jobs)
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"/#/jobs/{jobs[0]}")
+
+
+def test_a_flood_of_events_is_drawn_once_a_frame(page: Page, api: Api) -> None:
+    with api.worker.resting():
+        jobs = waiting(api, 30)
+        opened(page)
+        page.evaluate(
+            "window.drawn = 0; new MutationObserver(() => drawn++).observe("
+            "document.querySelector('tbody'), {subtree: true, childList: true})"
+        )
+        claimed = [api.ledger.claim(job, "somebody") for job in jobs]
+        for done in range(1, 21):
+            api.ledger.report_all(
+                [(job.id, job.claims, Progress(done=done, total=20), None) for job in claimed if job]
+            )
+        expect(page.locator("progress[value='20']")).to_have_count(30)
+        assert 0 < page.evaluate("drawn") < 100
+
+
+def test_what_strangers_write_is_text(page: Page, api: Api) -> None:
+    with api.worker.doing(lambda work: failed(work, EVIL)):
+        bad = api.job()["id"]
+    with api.worker.doing(lambda work: attacked(work, name=EVIL)):
+        good = api.job()["id"]
+    opened(page)
+    expect(row(page, bad)).to_contain_text(EVIL)
+    expect(row(page, good)).to_contain_text(f"{EVIL} → class 2")
+    page.goto(f"/#/jobs?method={EVIL}&model={EVIL}")
+    expect(page.locator("select[name=method]")).to_have_value(EVIL)
+    page.goto(f"/#/compare?jobs={bad},{good}")
+    expect(page.locator("thead")).to_contain_text(EVIL)
+    assert page.locator("main script, main img[src=x]").count() == 0
+
+
+@pytest.mark.parametrize("look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, PHONE])
+def test_everybody_can_use_it(open_page: OpenPage, api: Api, look: dict[str, Any]) -> None:
+    with api.worker.doing(failed):
+        api.job()
+    with api.worker.doing(attacked):
+        jobs = [api.job()["id"] for _ in range(2)]
+    page = opened(open_page(api.origin, **look))
+    page.locator("tbody input").first.check()
+    page.get_by_label("Keys").click()
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.goto(f"/#/compare?jobs={','.join(jobs)}")
+    expect(page.locator("tbody").first).to_be_visible()
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
