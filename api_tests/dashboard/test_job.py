@@ -75,6 +75,13 @@ def visit(page: Page, job: dict[str, Any]) -> None:
     expect(page.locator("canvas").first).to_be_visible()
 
 
+def read_out(page: Page) -> list[int]:
+    """x, y, then red before and after, green, blue."""
+    found = READOUT.search(page.locator(".readout").text_content() or "")
+    assert found
+    return [int(value) for value in found.groups()]
+
+
 def pixels(live: str, job: dict[str, Any], name: str) -> NDArray[np.uint8]:
     """A file of the job as Pillow reads it."""
     file = httpx2.get(f"{live}{job['links']['artifacts'][name]}").content
@@ -117,10 +124,8 @@ def test_the_read_out_is_what_the_files_hold(live_page: Page, live: str, cat: di
         box = pane.bounding_box()
         assert box
         live_page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
-        found = READOUT.search(live_page.locator(".readout").text_content() or "")
-        assert found
-        x, y, *said = map(int, found.groups())
-        assert (abs(x - across * 451) < 2, abs(y - down * 300) < 2) == (True, True)
+        x, y, *said = read_out(live_page)
+        assert [x, y] == pytest.approx([across * 451 - 0.5, down * 300 - 0.5], abs=0.6)
         assert said == [value for pair in zip(before[y, x], after[y, x], strict=True) for value in pair]
 
 
@@ -131,9 +136,7 @@ def test_the_difference_is_drawn_to_single_pixels(live_page: Page, live: str, ca
     for _ in range(12):
         live_page.keyboard.press("+")
     live_page.keyboard.press("ArrowRight")
-    found = READOUT.search(live_page.locator(".readout").text_content() or "")
-    assert found
-    x, y = int(found[1]), int(found[2])
+    x, y, *_ = read_out(live_page)
     middle = (before[y : y + 1, x : x + 1], after[y : y + 1, x : x + 1])
     drawn = live_page.locator("canvas").nth(2)
     for factor in (cat["result"]["difference_factor"], 20):
@@ -144,6 +147,50 @@ def test_the_difference_is_drawn_to_single_pixels(live_page: Page, live: str, ca
     live_page.wait_for_timeout(100)
     change = np.abs(middle[1].astype(int) - middle[0])[0, 0]
     assert colour(drawn, 0.5, 0.5) == (20 * change).tolist()
+
+
+def test_wheel_and_drag_keep_the_pixel_under_the_pointer(live_page: Page, cat: dict[str, Any]) -> None:
+    visit(live_page, cat)
+    box = live_page.locator("canvas").first.bounding_box()
+    assert box
+    x, y = box["x"] + 100, box["y"] + 70
+    live_page.mouse.move(x, y)
+    at = read_out(live_page)[:2]
+    for _ in range(6):
+        live_page.mouse.wheel(0, -300)
+    expect(live_page.locator(".panes.zoomed")).to_be_visible()
+    live_page.mouse.move(x + 1, y)
+    assert read_out(live_page)[:2] == pytest.approx(at, abs=1)
+    at = read_out(live_page)[:2]
+    live_page.mouse.down()
+    live_page.mouse.move(x + 61, y - 40)
+    live_page.mouse.up()
+    live_page.mouse.move(x + 61.2, y - 40)
+    assert read_out(live_page)[:2] == at
+    live_page.mouse.move(x + 161, y - 40)
+    assert read_out(live_page)[0] - at[0] in (3, 4), "a pixel fills 32 of the screen's"
+
+
+def test_two_fingers_zoom(open_page: OpenPage, live: str, cat: dict[str, Any]) -> None:
+    page = open_page(live, **PHONE)
+    visit(page, cat)
+    pane = page.locator("canvas").first
+    pane.scroll_into_view_if_needed()
+    box = pane.bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = page.context.new_cdp_session(page)
+
+    def fingers(kind: str, *apart: int) -> None:
+        points = [{"x": x + side * one, "y": y, "id": side + 1} for one in apart for side in (-1, 1)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", 20)
+    for apart in (30, 50, 80, 120):
+        fingers("touchMove", apart)
+    fingers("touchEnd")
+    expect(page.locator(".panes.zoomed")).to_be_visible()
+    assert read_out(page)
 
 
 def test_blinking_is_slow_and_never_forced(open_page: OpenPage, live: str, cat: dict[str, Any]) -> None:
@@ -220,6 +267,7 @@ def test_a_running_job_is_watched_and_canceled(live_page: Page, live: str) -> No
     live_page.get_by_role("button", name="Cancel").click()
     expect(live_page.get_by_role("heading", name="It was canceled")).to_be_visible()
     expect(live_page.get_by_role("button", name="Delete")).to_be_visible()
+    live_page.reload()
     expect(curve).to_have_attribute("aria-label", re.compile(f"^{re.escape(begins)}, "))
 
 

@@ -19,7 +19,7 @@ export function course(job) {
   };
   const add = (progress, metric) => {
     points.push({...metric, ...progress});
-    if (points.length < 2) return;
+    if (points.length < 2 || (metric.n && metric.n === points[0].n)) return;
     element.hidden = false;
     if ("lower" in metric) show("interval", 260, interval);
     else for (const name of Object.keys(metric)) show(name, 120, trend);
@@ -98,7 +98,7 @@ function interval(points, _, width, height, job) {
   const seen = points.filter((point) => point.n > 0);
   const last = seen.at(-1);
   const y = [Math.min(0.45, ...seen.map((point) => point.lower)), 1];
-  const {nodes, px, py} = axes({x: [Math.min(seen[0].n, last.n / 10), last.n], y, width, height, log: true, shown: (v) => percent(v, 0), name: "samples (log)"});
+  const {nodes, px, py} = axes({x: [seen[0].n, last.n], y, width, height, log: true, shown: (v) => percent(v, 0), name: "samples (log)"});
   const curve = (key) => seen.map((point) => [px(point.n), py(key(point))]);
   nodes.push(s("path.band", {d: `${path([...curve((p) => p.upper), ...curve((p) => p.lower).reverse()])}Z`}));
   nodes.push(s("path.line", {d: path(curve((p) => p.hits / p.n))}));
