@@ -174,6 +174,10 @@ def test_samples_are_what_the_list_says(api: Api) -> None:
         assert sample["licence"].startswith(("CC0", "public domain", "MIT"))
         etag = {"If-None-Match": response.headers["etag"]}
         assert api.client.get(sample["href"], headers=etag).status_code == 304
+        small = api.client.get(sample["thumbnail"])
+        assert small.headers["content-type"] == "image/webp"
+        assert max(Image.open(io.BytesIO(small.content)).size) <= 96
+        assert len(small.content) < 5_000
     assert api.client.get("/samples/nothing.png").json()["code"] == "not_found"
     assert api.client.get("/samples/README.md").status_code == 404
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
 
 from fastapi import APIRouter, Response
+from PIL import Image
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -28,6 +30,7 @@ _PHOTOS = {
     "horse.png": ("Horse, a silhouette", f"{_CC0}, Andreas Preuss"),
 }
 _CLOTHES = (1, 2, 3, 8, 9)
+_THUMBNAIL = 96
 _HEADERS = {"Cache-Control": "public, max-age=3600"}
 
 
@@ -37,6 +40,7 @@ class Sample(BaseModel):
     name: str
     title: str
     href: str
+    thumbnail: str
     width: int
     height: int
     channels: int
@@ -64,6 +68,11 @@ class File:
         """Its entity tag."""
         return f'"{hashlib.sha256(self.content).hexdigest()}"'
 
+    @property
+    def media_type(self) -> str:
+        """What its bytes are."""
+        return {b"\x89PNG": "image/png", b"RIFF": "image/webp"}.get(self.content[:4], "image/jpeg")
+
     def shown(self, name: str) -> Sample:
         """Its entry in the list; size and channels are those that a job would work on."""
         height, width, channels = decode(self.content).pixels.shape
@@ -71,6 +80,7 @@ class File:
             name=name,
             title=self.title,
             href=f"/samples/{name}",
+            thumbnail=f"/samples/thumbnails/{name}",
             width=width,
             height=height,
             channels=channels,
@@ -112,14 +122,35 @@ def list_samples(response: Response) -> Samples:
 @router.get("/samples/{name}")
 def get_sample(name: str, if_none_match: preferences.IfNoneMatch = None) -> Response:
     """One of them, as a file."""
-    file = _files().get(name)
+    return _sent(_files(), name, if_none_match)
+
+
+@router.get("/samples/thumbnails/{name}")
+def get_thumbnail(name: str, if_none_match: preferences.IfNoneMatch = None) -> Response:
+    """One of them, small."""
+    return _sent(_thumbnails(), name, if_none_match)
+
+
+@cache
+def _thumbnails() -> Mapping[str, File]:
+    return MappingProxyType(
+        {name: replace(file, content=_small(file.content)) for name, file in _files().items()}
+    )
+
+
+def _small(content: bytes) -> bytes:
+    image = Image.fromarray(decode(content).pixels.squeeze())
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small = io.BytesIO()
+    image.save(small, "WEBP", quality=80)
+    return small.getvalue()
+
+
+def _sent(files: Mapping[str, File], name: str, if_none_match: str | None) -> Response:
+    file = files.get(name)
     if file is None:
         raise HTTPException(404)
     headers = {**_HEADERS, "ETag": file.etag}
     if preferences.matches(if_none_match, file.etag):
         return Response(status_code=304, headers=headers)
-    return Response(file.content, headers=headers, media_type=_media_type(name))
-
-
-def _media_type(name: str) -> str:
-    return "image/jpeg" if name.endswith(".jpg") else "image/png"
+    return Response(file.content, headers=headers, media_type=file.media_type)

@@ -76,10 +76,10 @@ function preview(view, {blob, name}, signal) {
   fill(view, image, h("div.row", {}, h("span.clip", {title: name}, name), size));
 }
 
-function thumb({name, title, href, width, channels}, chosen, signal) {
+function thumb({name, title, thumbnail, width, channels}, chosen, signal) {
   const image = h("img", {alt: "", class: width <= TINY ? "tiny" : ""});
   const radio = h("input", {type: "radio", name: "sample", value: name, "aria-label": title, onchange: chosen});
-  blobOf(href, signal).then((blob) => (image.src = addressOf(blob, signal)), () => {});
+  blobOf(thumbnail, signal).then((blob) => (image.src = addressOf(blob, signal)), () => {});
   return {channels, width, radio, element: h("label", {title}, radio, image)};
 }
 
