@@ -152,9 +152,16 @@ def _clamp(draft: Draft, node: Node) -> Node | None:
     """A clamp that overwrites what nobody else needs."""
     ceiling = ceiling_of(node, draft)
     maker = draft.makers.get(node.inputs[0]) if ceiling is not None else None
-    if maker is None or maker.kind not in _FRESH or draft.only_user(node.inputs[0]) is not node:
+    if maker is None or not _is_fresh(maker) or draft.only_user(node.inputs[0]) is not node:
         return None
     return Node("Clamp", node.inputs[:1], node.outputs, {"ceiling": ceiling}, node.name, "fused")
+
+
+def _is_fresh(maker: Node) -> bool:
+    if maker.kind == "fused.Trunk":
+        *_, last = (conv for stage in maker.attributes["module"] for conv in stage)
+        return last.ceiling is None  # a clamped result is kept for the gradient
+    return maker.kind in _FRESH
 
 
 def _fused(operator: str, node: Node, *inputs: str) -> Node:

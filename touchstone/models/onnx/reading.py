@@ -33,10 +33,7 @@ _PLAIN: Mapping[int, str] = MappingProxyType(
 
 def read(data: bytes) -> Graph:
     """The classifier in an ONNX file. Runs nothing of it and opens no other file. Raises InvalidModel."""
-    try:
-        return _graph(_model(data))
-    except UnicodeDecodeError:
-        raise InvalidModel("the ONNX file is damaged: a name in it is not text") from None
+    return _graph(_model(data))
 
 
 def _model(data: bytes) -> ModelProto:
@@ -86,7 +83,7 @@ def read_weights(proto: GraphProto) -> dict[str, Array]:
             raise InvalidModel(
                 f"two weights of the network are named {tensor.name[:80]!r}, or one has no name"
             )
-        weights[tensor.name] = read_tensor(tensor, f"the weight {tensor.name[:80]!r}")
+        weights[text(tensor.name)] = read_tensor(tensor, f"the weight {tensor.name[:80]!r}")
     return weights
 
 
@@ -127,20 +124,21 @@ def _port(value: ValueInfoProto, role: str) -> Port:
     tensor = value.type.tensor_type
     dtype = dtype_of(tensor.elem_type, f"the {role} {value.name[:80]!r}")
     shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim[:9])
-    return Port(value.name, dtype, shape)
+    return Port(text(value.name), dtype, shape)
 
 
 def read_node(proto: NodeProto) -> Node:
     """A node with its attributes as Python values."""
     if not any(proto.output):
         raise InvalidModel(f"the node {proto.name[:80]!r} has no output")
-    domain = "" if proto.domain in _OWN_DOMAINS else proto.domain
+    domain = "" if proto.domain in _OWN_DOMAINS else text(proto.domain)
     attributes = dict(_attribute(one, f"node {proto.name[:80]!r}") for one in proto.attribute)
-    inputs, outputs = tuple(proto.input), tuple(proto.output)
-    return Node(proto.op_type, inputs, outputs, attributes, proto.name, domain)
+    inputs, outputs = tuple(map(text, proto.input)), tuple(map(text, proto.output))
+    return Node(text(proto.op_type), inputs, outputs, attributes, text(proto.name), domain)
 
 
 def _attribute(proto: AttributeProto, where: str) -> tuple[str, Any]:
+    text(proto.name)
     if proto.ref_attr_name:
         raise InvalidModel(
             f"{where}: the attribute {proto.name[:40]!r} refers to a function's, but is in none"
@@ -149,16 +147,20 @@ def _attribute(proto: AttributeProto, where: str) -> tuple[str, Any]:
         value = getattr(proto, _PLAIN[proto.type])
         return proto.name, value if isinstance(value, int | float) else tuple(value)
     if proto.type == AttributeProto.STRING:
-        return proto.name, _text(proto.s)
+        return proto.name, text(proto.s)
     if proto.type == AttributeProto.STRINGS:
-        return proto.name, tuple(map(_text, proto.strings))
+        return proto.name, tuple(map(text, proto.strings))
     if proto.type == AttributeProto.TENSOR:
         return proto.name, read_tensor(proto.t, f"{where}: the tensor {proto.name[:40]!r}")
     return proto.name, Opaque(_kind(proto.type))
 
 
-def _text(data: bytes) -> str:
-    return data.decode("utf-8")
+def text(value: str | bytes) -> str:
+    """A string of the file, which protobuf hands out as bytes where it is none. Raises InvalidModel."""
+    try:
+        return value if isinstance(value, str) else value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InvalidModel("the ONNX file is damaged: a name in it is not text") from None
 
 
 def _kind(number: int) -> str:
