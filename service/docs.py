@@ -35,4 +35,3 @@ def show_docs() -> FileResponse:
 def start_docs() -> FileResponse:
     """What starts the page."""
     return FileResponse(_HERE / "docs.js")
-
