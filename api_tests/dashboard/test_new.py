@@ -241,7 +241,7 @@ def test_what_is_no_image_is_said_at_the_image(page: Page, troubles: Troubles) -
     chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"words"})
     expect(page.get_by_text("No preview")).to_be_visible()
     page.get_by_role("button", name="Run").click()
-    expect(page.get_by_text("not a readable PNG, JPEG or WebP")).to_be_visible()
+    expect(page.get_by_text("no PNG, JPEG or WebP")).to_be_visible()
     expect(chooser).to_be_focused()
 
 
