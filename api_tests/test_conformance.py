@@ -6,19 +6,23 @@ import copy
 
 import pytest
 import torch
-from linear import greyish, linear_model
+from linear import distances, greyish, linear_model
 
 import touchstone
 from touchstone.engine import NORMS
-from touchstone.methods import FixedBudget, card, catalogue, find
+from touchstone.engine.settling import SETTLING
+from touchstone.methods import FixedBudget, MinimalNorm, card, catalogue, find
 
-EPS = {"linf": 0.01, "l2": 0.1, "l1": 1.0}
+EPS = {"linf": 0.01, "l2": 0.1, "l1": 1.0, "l0": 2}
 CASES = [(name, norm) for name, method in catalogue("attack").items() for norm in method.info.norms]
 pytestmark = pytest.mark.parametrize(("name", "norm"), CASES)
 
 
 def budget(name, norm):
-    return {"norm": norm, "eps": EPS[norm]} if issubclass(find(name), FixedBudget) else {"norm": norm}
+    """The norm and, where a method has one, a small radius; few queries, where a method counts them."""
+    fields = find(name).model_fields
+    asked = {"norm": norm, "eps": EPS[norm], "queries": 400}
+    return {field: value for field, value in asked.items() if field in fields}
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +37,11 @@ def model(module):
 
 def test_perturbation_stays_in_ball_and_box_after_rounding(model, name, norm):
     x = torch.cat([greyish(8), torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)])
-    found = touchstone.attack(model, x, None, name, **budget(name, norm))
+    asked = budget(name, norm)
+    found = touchstone.attack(model, x, None, name, **asked)
     d = NORMS[norm].size(found.images.double() - x.double())
     assert torch.allclose(d, found.distance, atol=1e-6)
-    assert torch.all(found.distance <= EPS[norm] * (1 + 1e-9))
+    assert torch.all(found.distance <= asked.get("eps", torch.inf) * (1 + 1e-9))
     assert 0 <= float(found.images.min()) <= float(found.images.max()) <= 1
     assert torch.equal((found.images * 255).round() / 255, found.images)
 
@@ -45,8 +50,9 @@ def test_a_radius_of_zero_changes_nothing(model, name, norm):
     if not issubclass(find(name), FixedBudget):
         return
     x = greyish(4)
+    small = {**budget(name, norm), "eps": 0}
     for quantize in (True, False):
-        found = touchstone.attack(model, x, None, name, norm=norm, eps=0, quantize=quantize)
+        found = touchstone.attack(model, x, None, name, quantize=quantize, **small)
         assert torch.allclose(found.images, x, atol=1e-7)
         assert not found.success.any()
         assert torch.all(found.distance < 1e-6)
@@ -78,9 +84,9 @@ def test_targeted_reaches_its_target(model, module, name, norm):
     label = module.eval()(x).argmax(1)
     module.train()
     target = (label + 1) % 10
-    wide = (
-        {**budget(name, norm), "eps": 20 * EPS[norm]} if "eps" in budget(name, norm) else budget(name, norm)
-    )
+    wide = budget(name, norm)
+    if "eps" in wide:
+        wide["eps"] *= 20
     found = touchstone.attack(model, x, None, name, targets=target, **wide)
     module.eval()
     assert found.success.float().mean() >= (0.5 if name == "fgsm" and norm == "l1" else 1)
@@ -107,11 +113,40 @@ def test_already_misclassified_images_are_left_alone(model, module, name, norm):
 
 
 def test_declared_query_bound_holds(model, name, norm):
-    cost = find(name).parse(budget(name, norm)).cost()
-    for early_stop in (True, False):
-        found = touchstone.attack(model, greyish(1), None, name, early_stop=early_stop, **budget(name, norm))
-        assert found.queries.forward <= cost.forward + 2  # the clean look and the verdict
+    method = find(name).parse(budget(name, norm))
+    settling = SETTLING if isinstance(method, MinimalNorm) else 0
+    for early_stop in (True, False) if isinstance(method, FixedBudget) else (None,):
+        asked = budget(name, norm) | ({} if early_stop is None else {"early_stop": early_stop})
+        found = touchstone.attack(model, greyish(1), None, name, **asked)
+        cost = find(name).parse(asked).cost()
+        assert found.queries.forward <= cost.forward + settling + 2  # the clean look and the verdict
         assert found.queries.backward <= cost.backward
+
+
+def test_a_black_box_method_needs_no_gradient_and_keeps_its_budget(module, name, norm):
+    if find(name).info.access == "gradients":
+        return
+    blind = touchstone.wrap(module, knowledge="black-box")
+    asked = budget(name, norm)
+    found = touchstone.attack(blind, greyish(3), None, name, **asked)
+    assert found.queries.backward == 0
+    if "queries" in asked:
+        settling = SETTLING if issubclass(find(name), MinimalNorm) else 0
+        assert found.queries.forward <= 3 * (asked["queries"] + settling + 2)
+
+
+def test_a_minimal_norm_method_comes_near_the_exact_distance(module, name, norm):
+    method = find(name)
+    if not issubclass(method, MinimalNorm) or method.info.access != "gradients" or norm == "l0":
+        return
+    x = greyish(6)
+    linear = module.eval()[0]
+    exact = distances(linear, x, norm)
+    found = touchstone.attack(touchstone.wrap(linear), x, None, name, norm=norm, quantize=False)
+    module.train()
+    assert found.success.all()
+    assert torch.all(found.distance >= exact * (1 - 1e-4))
+    assert float((found.distance / exact).median()) < 1.1
 
 
 def test_nothing_of_the_callers_is_touched(module, name, norm):

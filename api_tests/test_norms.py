@@ -7,8 +7,8 @@ from scipy.optimize import minimize
 
 from touchstone.engine import NORMS, Noise
 
-ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
-DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
+ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0}
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf"), "l0": float("inf")}
 
 
 @pytest.fixture(params=sorted(NORMS))
@@ -74,6 +74,7 @@ def test_l1_projection_is_the_nearest_point_as_a_general_solver_finds_it():
         assert np.allclose(ours.numpy().ravel(), solved.x[:6] - solved.x[6:], atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", [NORMS[name] for name in ("linf", "l2", "l1")], ids=("linf", "l2", "l1"))
 def test_samples_fill_the_ball_uniformly(norm):
     like = torch.zeros(4000, 1, 1, 2)
     noise = Noise.of([(0, row) for row in range(4000)], "test")
@@ -83,6 +84,16 @@ def test_samples_fill_the_ball_uniformly(norm):
     # In two dimensions the share of a uniform ball within radius r is r².
     assert float((size <= 0.25).float().mean()) == pytest.approx(0.25, abs=0.03)
     assert float((d[:, 0, 0, 0] > 0).float().mean()) == pytest.approx(0.5, abs=0.03)
+
+
+def test_l0_projects_onto_the_largest_changes_and_samples_as_many():
+    d = torch.tensor([[[[0.5, -0.9, 0.1, 0.2]]]])
+    kept = NORMS["l0"].project(d, torch.tensor([2.0]), torch.full_like(d, -1), torch.full_like(d, 1))
+    assert torch.equal(kept, torch.tensor([[[[0.5, -0.9, 0, 0]]]]))
+    drawn = NORMS["l0"].sample(
+        torch.zeros(50, 3, 8, 8), torch.full((50,), 7.0), Noise.of([(0, i) for i in range(50)], "t")
+    )
+    assert torch.equal(NORMS["l0"].size(drawn), torch.full((50,), 7.0))
 
 
 def test_noise_of_a_row_depends_on_its_key_alone():

@@ -201,3 +201,23 @@ def test_photos_are_in_the_package_with_their_licences() -> None:
 def test_a_submission_may_be_one_of_the_samples(api: Api) -> None:
     image = api.client.get("/samples/horse.png").content
     assert api.job(image=image)["image"]["conversions"]
+
+
+@pytest.mark.parametrize(
+    ("query", "fits"),
+    [
+        ({"knowledge": "black-box"}, lambda card: card["access"] != "gradients"),
+        ({"access": "gradients"}, lambda card: card["knowledge"] == "white-box"),
+        ({"norm": "Linf"}, lambda card: "linf" in card["norms"]),
+        ({"targeted": "false"}, lambda card: not card["targeted"]),
+        ({"budget": "fixed", "norm": "l1"}, lambda card: card["budget"] == "fixed" and "l1" in card["norms"]),
+    ],
+)
+def test_attacks_are_listed_by_what_they_need_and_do(api: Api, query: dict[str, str], fits: Any) -> None:
+    every = api.client.get("/v1/attacks").json()["items"]
+    listed = api.client.get("/v1/attacks", params=query).json()["items"]
+    assert [card["name"] for card in listed] == [card["name"] for card in every if fits(card)]
+
+
+def test_a_filter_that_makes_no_sense_is_refused(api: Api) -> None:
+    problem(api.client.get("/v1/attacks", params={"norm": "l7"}), 422, "invalid_parameter", "norm")

@@ -104,7 +104,7 @@ def test_grey_and_colour_images_meet_networks_of_either_kind():
 def test_snapping_keeps_every_norm_within_its_radius(norm):
     draw = torch.Generator().manual_seed(0)
     x0 = torch.randint(0, 256, (40, 3, 12, 12), generator=draw) / 255
-    eps = {"linf": 7.7 / 255, "l2": 0.4, "l1": 3.0}[norm]
+    eps = {"linf": 7.7 / 255, "l2": 0.4, "l1": 3.0, "l0": 40.0}[norm]
     d = NORMS[norm].project(torch.randn(x0.shape, generator=draw), torch.full((40,), eps), -x0, 1 - x0)
     snapped = snap(x0 + d, x0, torch.full((40,), eps), NORMS[norm])
     steps = ((snapped - x0) * 255).double().round()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, BeforeValidator, Field
 
 from service import answers, examples, operations, problems, views
 from service.backend import backend_of
 from service.pages import Cursor, Limit, Page, cut, link_next
 from service.submissions import Asked, asked_of, method_submission, prediction
-from touchstone.methods import Kind, Method, card, catalogue, find
+from touchstone.fields import NormName, parse_norm
+from touchstone.methods import Access, Kind, Method, card, catalogue, find
 from touchstone.models import zoo
 from touchstone.predicting import Predict
 
@@ -29,6 +31,28 @@ Card = dict[str, Any]
 
 _EXAMPLES = {"attack": examples.JOB, "certificate": examples.CERTIFICATE}
 _MODEL = {"model": next(iter(zoo.manifests()), "my-net")}
+
+
+class Wanted(BaseModel):
+    """What a method of a list must be."""
+
+    knowledge: Literal["white-box", "black-box"] | None = Field(
+        None, description="Whether it looks into the model."
+    )
+    access: Access | None = Field(None, description="What it needs of the model.")
+    norm: Annotated[NormName, BeforeValidator(parse_norm)] | None = Field(
+        None, description="A norm that it works in."
+    )
+    targeted: bool | None = Field(None, description="Whether it can be given a class to reach.")
+    budget: Literal["fixed", "minimal"] | None = Field(
+        None, description="Whether it stays within a radius, or looks for the smallest."
+    )
+
+    def fits(self, card: Card) -> bool:
+        """Whether a card is as wanted."""
+        asked = self.model_dump(exclude_none=True, exclude={"norm"})
+        alike = all(card[name] == value for name, value in asked.items())
+        return alike and (self.norm is None or self.norm in card["norms"])
 
 
 def router_of(kind: Kind) -> APIRouter:
@@ -76,9 +100,13 @@ def _add_cards(router: APIRouter, kind: Kind) -> None:
     here = f"/v1/{kind}s"
 
     def list_cards(
-        request: Request, response: Response, limit: Limit = 200, cursor: Cursor = None
+        request: Request,
+        response: Response,
+        wanted: Annotated[Wanted, Query()],
+        limit: Limit = 200,
+        cursor: Cursor = None,
     ) -> Page[Card]:
-        page = cut(_cards(kind), limit, cursor)
+        page = cut({name: one for name, one in _cards(kind).items() if wanted.fits(one)}, limit, cursor)
         link_next(request, response, page.cursor)
         return page
 

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from touchstone.engine import Asking, Case, Counts, Plan, Subject
 
 Kind = Literal["attack", "certificate"]
+Access = Literal["gradients", "scores", "decisions", "transfer"]
+"""What a method needs of the model it is judged on: its gradients, its logits, its answers alone, or no more
+than the verdict.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,15 @@ class Info:
     norms: tuple[NormName, ...]
     paper: str
     url: str
-    knowledge: Literal["white-box", "black-box"] = "white-box"
+    access: Access = "gradients"
     targeted: bool = True
     budget: Literal["fixed", "minimal"] = "fixed"
     scope: Literal["local", "universal"] = "local"
+
+    @property
+    def knowledge(self) -> Literal["white-box", "black-box"]:
+        """Whether the method looks into the model."""
+        return "white-box" if self.access == "gradients" else "black-box"
 
 
 @dataclass(frozen=True)
@@ -119,10 +128,6 @@ class Attack(Method):
 
     kind: ClassVar[Kind] = "attack"
 
-    early_stop: bool = Field(
-        True, description="Stop as soon as the image fools the model; false runs every step."
-    )
-
     def run(self, case: Case) -> Plan:
         """Ask the questions of the attack and return what was found; see `touchstone.engine`."""
         raise NotImplementedError
@@ -150,10 +155,35 @@ class Certificate(Method):
         raise NotImplementedError
 
 
-class FixedBudget(Attack):
+class InNorm(Attack):
+    """An attack that works in one of several norms: `norm` is checked against the method's own."""
+
+    norm: Norm = Field("l2", description="The norm in which the perturbation is measured.")
+
+    @model_validator(mode="after")
+    def _norm_is_the_methods(self) -> InNorm:
+        if self.norm not in self.info.norms:
+            raise ValueError(
+                f"norm: {self.info.name} works in {', '.join(self.info.norms)}, not in {self.norm}"
+            )
+        return self
+
+
+class MinimalNorm(InNorm):
+    """An attack that looks for the nearest adversarial image, however far it is.
+
+    What it finds is moved onto the 8-bit lattice afterwards, as near as it still fools the model there; see
+    `engine.settled`.
+    """
+
+
+class FixedBudget(InNorm):
     """An attack that may move an image by at most `eps`."""
 
     norm: Norm = Field("linf", description="The norm in which the perturbation is bounded.")
+    early_stop: bool = Field(
+        True, description="Stop as soon as the image fools the model; false runs every step."
+    )
     eps: Distance = Field(
         8 / 255,
         description="Radius of the ball around the image, in the box [0,1]; a number or a fraction: 8/255.",
@@ -162,10 +192,6 @@ class FixedBudget(Attack):
 
     @model_validator(mode="after")
     def _fits_the_box(self) -> FixedBudget:
-        if self.norm not in self.info.norms:
-            raise ValueError(
-                f"norm: {self.info.name} works in {', '.join(self.info.norms)}, not in {self.norm}"
-            )
         if self.norm == "linf" and self.eps > 1:
             raise ValueError(
                 f"eps: {self.eps:g} is larger than the whole box [0,1]: did you mean {self.eps:g}/255?"
@@ -215,6 +241,7 @@ def card(method: type[Method]) -> dict[str, Any]:
         "title": info.title,
         "description": inspect.cleandoc(method.__doc__ or ""),
         "knowledge": info.knowledge,
+        "access": info.access,
         "targeted": info.targeted,
         "norms": list(info.norms),
         "budget": info.budget,

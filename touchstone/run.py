@@ -181,6 +181,7 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
         "adversarial": _opinion(logits, card, TOP),
         "perturbation": perturbation(pixels, judged),
         "difference_factor": factor,
+        "diagnostics": verdict.diagnostics,
         "queries": _queries(ask),
     }
     artifacts = {

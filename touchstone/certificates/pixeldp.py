@@ -39,7 +39,7 @@ class PixelDP(Certificate):
         norms=("l2", "l1"),
         paper="Lecuyer et al. 2019: Certified Robustness to Adversarial Examples with Differential Privacy",
         url="https://arxiv.org/abs/1802.03471",
-        knowledge="black-box",
+        access="scores",
         targeted=False,
     )
 

@@ -37,7 +37,7 @@ class Smoothing(Certificate):
         norms=("l2",),
         paper="Cohen, Rosenfeld & Kolter 2019: Certified Adversarial Robustness via Randomized Smoothing",
         url="https://arxiv.org/abs/1902.02918",
-        knowledge="black-box",
+        access="scores",
         targeted=False,
     )
 

@@ -8,6 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch as torch
+
+    from touchstone.engine.ascent import (
+        HELD as HELD,
+    )
+    from touchstone.engine.ascent import (
+        MET as MET,
+    )
     from touchstone.engine.ascent import (
         Best as Best,
     )
@@ -21,6 +29,9 @@ if TYPE_CHECKING:
         climb as climb,
     )
     from touchstone.engine.ascent import (
+        enough_for as enough_for,
+    )
+    from touchstone.engine.ascent import (
         judge as judge,
     )
     from touchstone.engine.ascent import (
@@ -29,6 +40,9 @@ if TYPE_CHECKING:
     from touchstone.engine.ascent import (
         unsaturated as unsaturated,
     )
+    from touchstone.engine.asking import averaged as averaged
+    from touchstone.engine.asking import restricted as restricted
+    from touchstone.engine.asking import through as through
     from touchstone.engine.batching import Batcher as Batcher
     from touchstone.engine.batching import Counted as Counted
     from touchstone.engine.batching import Task as Task
@@ -46,10 +60,13 @@ if TYPE_CHECKING:
     from touchstone.engine.direct import wrap as wrap
     from touchstone.engine.goals import CrossEntropy as CrossEntropy
     from touchstone.engine.goals import Goal as Goal
+    from touchstone.engine.goals import Loss as Loss
     from touchstone.engine.goals import Margin as Margin
+    from touchstone.engine.goals import Scored as Scored
     from touchstone.engine.lattice import snap as snap
     from touchstone.engine.noise import Noise as Noise
     from touchstone.engine.noise import Stream as Stream
+    from touchstone.engine.norms import L0 as L0
     from touchstone.engine.norms import L1 as L1
     from touchstone.engine.norms import L2 as L2
     from touchstone.engine.norms import NORMS as NORMS
@@ -69,6 +86,9 @@ if TYPE_CHECKING:
         Gradient as Gradient,
     )
     from touchstone.engine.queries import (
+        Jacobian as Jacobian,
+    )
+    from touchstone.engine.queries import (
         Logits as Logits,
     )
     from touchstone.engine.queries import (
@@ -79,6 +99,9 @@ if TYPE_CHECKING:
     )
     from touchstone.engine.queries import (
         Query as Query,
+    )
+    from touchstone.engine.queries import (
+        Saved as Saved,
     )
     from touchstone.engine.rows import Rows as Rows
     from touchstone.engine.rows import column as column
@@ -125,16 +148,39 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "asking": ("averaged", "restricted", "through"),
     "batching": ("Batcher", "Counted", "Task"),
-    "ascent": ("Best", "Rule", "Steepest", "climb", "judge", "restarted", "unsaturated"),
+    "ascent": (
+        "Best",
+        "HELD",
+        "MET",
+        "Rule",
+        "Steepest",
+        "climb",
+        "enough_for",
+        "judge",
+        "restarted",
+        "unsaturated",
+    ),
     "counting": ("Counts", "Stopping", "Subject", "counted", "voted"),
     "direct": ("Model", "attack", "certify", "load", "run_here", "samples", "wrap"),
-    "goals": ("CrossEntropy", "Goal", "Margin"),
+    "goals": ("CrossEntropy", "Goal", "Loss", "Margin", "Scored"),
     "lattice": ("snap",),
     "noise": ("Noise", "Stream"),
-    "norms": ("L1", "L2", "NORMS", "Linf", "Norm"),
+    "norms": ("L0", "L1", "L2", "NORMS", "Linf", "Norm"),
     "oracle": ("Oracle",),
-    "queries": ("Answer", "Asking", "Found", "Gradient", "Logits", "Noisy", "Plan", "Query"),
+    "queries": (
+        "Answer",
+        "Asking",
+        "Found",
+        "Gradient",
+        "Jacobian",
+        "Logits",
+        "Noisy",
+        "Plan",
+        "Query",
+        "Saved",
+    ),
     "rows": ("Rows", "column"),
     "verdict": (
         "Sought",
@@ -164,6 +210,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "torch":  # methods are declared without loading it, and need it once they run
+        return import_module("torch")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

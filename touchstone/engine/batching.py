@@ -47,9 +47,9 @@ class Task:
         """Tasks of one group can share a pass: one model, gradients or not. A deterministic task is alone,
         and so is each task of a model whose answers depend on the batch.
         """
-        asks_gradient = isinstance(self.query, Gradient)
+        kind = (isinstance(self.query, Gradient), 0 if self.query is None else self.query.passes)
         alone = self.deterministic or not self.oracle.shared
-        return (id(self.oracle), asks_gradient, id(self) if alone else None)
+        return (id(self.oracle), kind, id(self) if alone else None)
 
     @property
     def left(self) -> int:
@@ -123,7 +123,7 @@ class Batcher:
             self._recover(chosen, error)
             return
         rows = sum(len(query) for _, query in chosen)
-        backward = rows if isinstance(chosen[0][1], Gradient) else 0
+        backward = sum(len(query) * query.passes for _, query in chosen)
         self.observe(Counted(rows, backward), time.perf_counter() - began)
         for (task, query), answer in zip(chosen, answers, strict=True):
             self._deliver(task, query, answer)
@@ -148,7 +148,7 @@ class Batcher:
 
     def _deliver(self, task: Task, query: Query | Noisy, answer: Answer) -> None:
         task.queries.forward += len(query)
-        task.queries.backward += len(query) if isinstance(query, Gradient) else 0
+        task.queries.backward += len(query) * query.passes
         task.taken += len(query)
         task.parts.append(answer)
         if task.left:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -34,10 +35,32 @@ class Goal(Rows):
 
 
 class Loss(Protocol):
-    """A function to climb, one number per row. Each row's value depends on its own logits alone."""
+    """A function to climb, one number per row. Each row's value depends on its own logits alone.
+
+    It is a record of rows, so that losses of many jobs can be computed as one: what differs between jobs must
+    be a tensor with one entry per row.
+    """
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Losses (B,) of logits (B, K)."""
+        ...
+
+    def __len__(self) -> int:
+        """How many rows."""
+        ...
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        """The loss of the selected rows."""
+        ...
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """The loss of all rows of the parts in order."""
+        ...
+
+    @property
+    def kind(self) -> object:
+        """Losses of one kind can be joined."""
         ...
 
 
@@ -46,6 +69,10 @@ class CrossEntropy(Rows):
     """The cross-entropy of the label, or its negative where the label is a target."""
 
     goal: Goal
+
+    @property
+    def kind(self) -> object:  # noqa: D102
+        return CrossEntropy
 
     def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
         return self.goal.signed(functional.cross_entropy(logits, self.goal.label, reduction="none"))
@@ -57,7 +84,45 @@ class Margin(Rows):
 
     goal: Goal
 
+    @property
+    def kind(self) -> object:  # noqa: D102
+        return Margin
+
     def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
         label = self.goal.label[:, None]
         others = logits.scatter(1, label, -torch.inf).amax(1)
         return self.goal.signed(others - logits.gather(1, label)[:, 0])
+
+
+@dataclass(frozen=True, init=False)
+class Scored(Rows):
+    """A loss of an attack's own: `function(logits, *rows)`, where every one of `rows` has one entry per row.
+
+    The function must be the same object each time (a module's, no lambda), or losses of different jobs cannot
+    be computed together.
+    """
+
+    function: Callable[..., Tensor]
+    rows: tuple[Tensor, ...]
+
+    def __init__(self, function: Callable[..., Tensor], *rows: Tensor) -> None:
+        object.__setattr__(self, "function", function)
+        object.__setattr__(self, "rows", rows)
+
+    @property
+    def kind(self) -> object:  # noqa: D102
+        return self.function
+
+    def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
+        return self.function(logits, *self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows[0])
+
+    def __getitem__(self, index: Tensor | slice) -> Scored:
+        return Scored(self.function, *(row[index] for row in self.rows))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Scored]) -> Scored:  # noqa: D102
+        columns = zip(*(part.rows for part in parts), strict=True)
+        return cls(parts[0].function, *(torch.cat(column) for column in columns))

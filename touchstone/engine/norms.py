@@ -146,4 +146,31 @@ class L1:
         return signs * width * column(eps / total, d)
 
 
-NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1())}
+class L0:
+    """The number of changed values: one of a pixel's channels is a value."""
+
+    name = "l0"
+
+    def size(self, d: Tensor) -> Tensor:  # noqa: D102
+        return (d != 0).flatten(1).sum(1).to(d.dtype)
+
+    def steepest(self, g: Tensor, x: Tensor) -> Tensor:
+        """The one coordinate of steepest ascent that the box does not stop."""
+        blocked = ((g > 0) & (x >= 1)) | ((g < 0) & (x <= 0))
+        slope = g.masked_fill(blocked, 0).flatten(1)
+        top = slope.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(slope).scatter_(1, top, slope.gather(1, top).sign()).view_as(g)
+
+    def project(self, d: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The `eps` largest changes, clipped to the box; the others are taken back."""
+        inside = d.clamp(low, high).flatten(1)
+        rank = inside.abs().argsort(1, descending=True).argsort(1)
+        return inside.masked_fill(rank + 1 > eps[:, None], 0).view_as(d)
+
+    def sample(self, d: Tensor, eps: Tensor, noise: Noise) -> Tensor:
+        """Values drawn uniformly in [-1, 1] at `eps` random places."""
+        rank = noise.uniform(d).flatten(1).argsort(1).argsort(1)
+        return (2 * noise.uniform(d) - 1) * (rank + 1 <= eps[:, None]).view_as(d)
+
+
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1(), L0())}

@@ -10,8 +10,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from touchstone.engine.goals import CrossEntropy, Margin
-from touchstone.engine.queries import Answer, Gradient, Noisy, Query, Saved
+from touchstone.engine.queries import Answer, Gradient, Jacobian, Noisy, Query, Saved
 from touchstone.engine.resize import Sight
 from touchstone.errors import GradientRefused, NonFiniteOutput
 
@@ -46,16 +45,18 @@ class Oracle:
         return 64 if spec is not None and spec.height * spec.width <= SMALL_INPUT else 16
 
     def answer(self, queries: Sequence[Query | Noisy]) -> list[Answer]:
-        """Answers in the order of the queries; they all ask for gradients, or none of them does.
+        """Answers in the order of the queries; they are all of a kind: gradients, Jacobians of as many
+        classes, or neither.
 
         Noisy queries are answered in passes of one fixed shape, so that no vote depends on how it was
         batched. Raises GradientRefused for gradients of a black box.
         """
-        gradients = [query for query in queries if isinstance(query, Gradient)]
-        if gradients and self.knowledge == "black-box":
+        if queries[0].passes and self.knowledge == "black-box":
             raise GradientRefused("this model is a black box: it answers logits, not gradients")
-        if gradients:
-            return self._differentiate(gradients)
+        if isinstance(queries[0], Gradient):
+            return self._differentiate([query for query in queries if isinstance(query, Gradient)])
+        if isinstance(queries[0], Jacobian):
+            return self._jacobians([query for query in queries if isinstance(query, Jacobian)])
         with torch.no_grad():
             seen = _cat([self._see_alike(run) for run in _alike(queries)])
             fixed = any(isinstance(query, Noisy) for query in queries)
@@ -63,15 +64,32 @@ class Oracle:
         return [Answer(part) for part in _split(logits, queries)]
 
     def _differentiate(self, queries: Sequence[Gradient]) -> list[Answer]:
-        runs = [[query.x for query in run] for run in _alike(queries)]
+        runs = _alike(queries)
         with torch.enable_grad():
-            leaves = [_cat(run).detach().requires_grad_() for run in runs]
-            logits = self._ask(_cat([self.sight.see(x) for x in leaves]))
+            leaves, logits = self._leaves(runs)
             loss = _losses(logits, queries)
             grads = torch.autograd.grad(loss.sum(), leaves)
-        parts = [part for run, grad in zip(runs, grads, strict=True) for part in _split(grad, run)]
+        parts = _parts(runs, grads)
         shown = zip(_split(logits.detach(), queries), _split(loss.detach(), queries), parts, strict=True)
         return [Answer(*answer) for answer in shown]
+
+    def _jacobians(self, queries: Sequence[Jacobian]) -> list[Answer]:
+        runs = _alike(queries)
+        classes = _cat([query.classes for query in queries])
+        with torch.enable_grad():
+            leaves, logits = self._leaves(runs)
+            chosen = logits.gather(1, classes).sum(0)
+            last = len(chosen) - 1
+            columns = [
+                torch.autograd.grad(one, leaves, retain_graph=at < last) for at, one in enumerate(chosen)
+            ]
+        grads = [torch.stack(column, 1) for column in zip(*columns, strict=True)]
+        shown = zip(_split(logits.detach(), queries), _parts(runs, grads), strict=True)
+        return [Answer(part, None, grad) for part, grad in shown]
+
+    def _leaves(self, runs: Sequence[Sequence[Query]]) -> tuple[list[Tensor], Tensor]:
+        leaves = [_cat([query.x for query in run]).detach().requires_grad_() for run in runs]
+        return leaves, self._ask(_cat([self.sight.see(x) for x in leaves]))
 
     def _see_alike(self, queries: Sequence[Query | Noisy]) -> Tensor:
         x = _cat([query.x for query in queries])
@@ -102,17 +120,19 @@ def _split(values: Tensor, among: Sequence[Sized]) -> Sequence[Tensor]:
     return values.split_with_sizes([len(one) for one in among])
 
 
+def _parts(runs: Sequence[Sequence[Query]], values: Sequence[Tensor]) -> list[Tensor]:
+    """What belongs to each query, of values that belong to each run."""
+    return [part for run, value in zip(runs, values, strict=True) for part in _split(value, run)]
+
+
 def _losses(logits: Tensor, queries: Sequence[Gradient]) -> Tensor:
     """Every row's loss; neighbours that share a kind of loss are computed together."""
-    kinds = [_joined(list(run)) for _, run in groupby((query.loss for query in queries), key=type)]
+    runs = [list(run) for _, run in groupby((query.loss for query in queries), key=lambda loss: loss.kind)]
+    kinds = [run[0].cat(run) if len(run) > 1 else run[0] for run in runs]
     if len(kinds) == 1:
         return kinds[0](logits)
-    parts = logits.split_with_sizes([len(loss) for loss in kinds])
+    parts = logits.split_with_sizes([sum(map(len, run)) for run in runs])
     return torch.cat([loss(part) for loss, part in zip(kinds, parts, strict=True)])
-
-
-def _joined(losses: Sequence[CrossEntropy | Margin]) -> CrossEntropy | Margin:
-    return type(losses[0]).cat(losses)  # type: ignore[arg-type]
 
 
 def check_finite(answer: Answer) -> None:

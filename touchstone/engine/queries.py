@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from touchstone.engine.goals import CrossEntropy, Margin
+from touchstone.engine.goals import Loss
 from touchstone.engine.noise import Stream
 from touchstone.engine.rows import Rows
 
@@ -27,6 +27,11 @@ class Query(Rows):
         """Channels, height and width."""
         return tuple(self.x.shape[1:])
 
+    @property
+    def passes(self) -> int:
+        """Backward passes that each row takes."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Logits(Query):
@@ -42,7 +47,25 @@ class Saved(Logits):
 class Gradient(Query):
     """What does it say, and how does each row's loss change with `x`?"""
 
-    loss: CrossEntropy | Margin
+    loss: Loss
+
+    @property
+    def passes(self) -> int:  # noqa: D102
+        return 1
+
+
+@dataclass(frozen=True)
+class Jacobian(Query):
+    """What does it say, and how does the logit of each of these classes change with `x`?
+
+    One forward pass, and a backward pass for each of the k classes.
+    """
+
+    classes: Tensor  # (B, k) int64
+
+    @property
+    def passes(self) -> int:  # noqa: D102
+        return self.classes.shape[1]
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,8 @@ class Noisy:
     def __len__(self) -> int:
         return len(self.samples)
 
+    passes = 0
+
     @property
     def size(self) -> tuple[int, ...]:
         """Channels, height and width."""
@@ -76,7 +101,10 @@ class Noisy:
 
 @dataclass(frozen=True)
 class Answer(Rows):
-    """Logits (B, K) and, where a gradient was asked for, losses (B,) and gradients in the shape of `x`."""
+    """Logits (B, K) and, where a gradient was asked for, losses (B,) and gradients in the shape of `x`.
+
+    A Jacobian has a gradient for each class, (B, k, C, H, W), and no loss.
+    """
 
     logits: Tensor
     loss: Tensor | None = None

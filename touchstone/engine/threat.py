@@ -12,6 +12,7 @@ from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import snap
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import Norm
+from touchstone.engine.queries import Logits, Saved
 from touchstone.engine.rows import Rows, column
 
 
@@ -61,6 +62,14 @@ class Case(Rows):
     def snap(self, x: Tensor) -> Tensor:
         """The images as an 8-bit file can hold them, still within the threat; see `lattice.snap`."""
         return snap(x, self.threat.x0, self.threat.eps, self.threat.norm)
+
+    def file(self, x: Tensor) -> Tensor:
+        """The images as they would be handed in: as a file holds them, or as they are without `quantize`."""
+        return self.snap(x) if self.quantize else x
+
+    def question(self, x: Tensor) -> Logits:
+        """What the model says of `file(x)`."""
+        return Saved(self.snap(x)) if self.quantize else Logits(x)
 
     @property
     def device(self) -> torch.device:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from touchstone.engine.asking import Diagnosis, diagnosed, restricted
 from touchstone.engine.counting import Counts, Subject, voted
 from touchstone.engine.device import onto
 from touchstone.engine.goals import Goal
@@ -19,11 +20,12 @@ from touchstone.engine.lattice import from_pixels, to_pixels
 from touchstone.engine.noise import Noise, Stream
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracle import Oracle
-from touchstone.engine.queries import Answer, Asking, Logits, Saved
+from touchstone.engine.queries import Answer, Asking, Found, Logits, Plan, Saved
 from touchstone.engine.rows import Rows
+from touchstone.engine.settling import settled
 from touchstone.engine.threat import Case, Threat
 from touchstone.images import Pixels
-from touchstone.methods import Attack, Certificate
+from touchstone.methods import Attack, Certificate, MinimalNorm
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Verdict:
     aim: int  # the label to leave, or the target to reach
     met_at_once: bool  # the original met the goal already
     met: bool  # `exact` meets it
+    diagnostics: list[str]  # signs of gradient masking
 
 
 def search(attack: Attack, case: Case, clean: Tensor) -> Asking[Sought]:
@@ -60,11 +63,28 @@ def search(attack: Attack, case: Case, clean: Tensor) -> Asking[Sought]:
     if not bool(done.all()):
         rows = (~done).nonzero().flatten()
         case = case[~done]
-        found = yield from attack.run(case)
+        found = yield from _run(attack, case)
         x = x.index_copy(0, rows, found.x)
-        rounded = rounded.index_copy(0, rows, case.snap(found.x) if case.quantize else found.x)
+        rounded = rounded.index_copy(0, rows, (yield from _rounded(attack, case, found)))
         met = met.index_copy(0, rows, found.met)
     return Sought(x, rounded, done, met)
+
+
+def _run(attack: Attack, case: Case) -> Plan:
+    """The attack's own plan, which gets no more than it declared."""
+    plan = attack.run(case)
+    if attack.info.access == "gradients":
+        return plan
+    queries = getattr(attack, "queries", None)
+    return restricted(plan, attack.info.access, queries and queries * len(case))
+
+
+def _rounded(attack: Attack, case: Case, found: Found) -> Asking[Tensor]:
+    if not case.quantize:
+        return found.x
+    if isinstance(attack, MinimalNorm):
+        return (yield from settled(case, found))
+    return case.snap(found.x)
 
 
 def look(x: Tensor, *, saved: bool) -> Asking[Tensor]:
@@ -88,13 +108,14 @@ def attack_image(
 ) -> Asking[Verdict]:
     """Attack one 8-bit image; its label defaults to the model's own prediction."""
     x0 = row_of(pixels, oracle.device)
-    clean = yield from look(x0, saved=True)
+    diagnosis = Diagnosis()
+    clean = yield from _twice(x0, diagnosis)
     aim = clean.argmax(1) if label is None else clean.new_tensor([label], dtype=torch.long)
     if target is not None:
         aim = torch.full_like(aim, target)
     threat = Threat(x0, x0.new_tensor([getattr(attack, "eps", torch.inf)]), NORMS[_norm_of(attack)])
     case = Case(threat, Goal.of(aim, targeted=target is not None), Noise.of([(seed, 0)], attack.info.name))
-    sought = yield from search(attack, case, clean)
+    sought = yield from diagnosed(search(attack, case, clean), diagnosis)
     return Verdict(
         clean=clean[0].cpu(),
         exact=sought.x[0].cpu().numpy(),
@@ -102,7 +123,23 @@ def attack_image(
         aim=int(aim[0]),
         met_at_once=bool(sought.met_at_once[0]),
         met=bool(sought.met[0]),
+        diagnostics=diagnosis.codes(),
     )
+
+
+RANDOMISED = 1e-3
+"""Difference between two answers to one image, of the largest logit, that no rounding explains."""
+
+
+def _twice(x0: Tensor, diagnosis: Diagnosis) -> Asking[Tensor]:
+    """The clean look (1, K), and what it shows of the model."""
+    both = yield from look(torch.cat([x0, x0]), saved=True)
+    first, second = both[:1], both[1:]
+    if float((first - second).abs().max()) > RANDOMISED * max(1.0, float(first.abs().max())):
+        diagnosis.signs.add("randomised")
+    if float(first.min()) >= 0 and abs(float(first.sum()) - 1) < 1e-4:
+        diagnosis.signs.add("softmax_at_the_end")
+    return first
 
 
 def certify_image(
