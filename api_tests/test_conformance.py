@@ -11,7 +11,7 @@ from linear import distances, greyish, linear_model
 import touchstone
 from touchstone.engine import NORMS
 from touchstone.engine.settling import SETTLING
-from touchstone.methods import FixedBudget, MinimalNorm, card, catalogue, find
+from touchstone.methods import FixedBudget, MinimalNorm, card, catalogue, cost_of, find
 
 EPS = {"linf": 0.01, "l2": 0.1, "l1": 1.0, "l0": 2}
 CASES = [(name, norm) for name, method in catalogue("attack").items() for norm in method.info.norms]
@@ -118,7 +118,7 @@ def test_declared_query_bound_holds(model, name, norm):
     for early_stop in (True, False) if isinstance(method, FixedBudget) else (None,):
         asked = budget(name, norm) | ({} if early_stop is None else {"early_stop": early_stop})
         found = touchstone.attack(model, greyish(1), None, name, **asked)
-        cost = find(name).parse(asked).cost()
+        cost = cost_of(find(name).parse(asked))
         assert found.queries.forward <= cost.forward + settling + 2  # the clean look and the verdict
         assert found.queries.backward <= cost.backward
 

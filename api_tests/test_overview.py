@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from serving import Api, problem, some_model
 
-from touchstone.methods import Method, catalogue
+from touchstone.methods import Method, catalogue, cost_of
 from touchstone.models import zoo
 from touchstone.models.datasets import fashion_mnist_sample
 from touchstone.models.measured import Probe
@@ -101,7 +101,7 @@ def test_models_tell_what_was_measured_and_who_holds_them(api: Api) -> None:
 
 
 def expected(method: type[Method] | None) -> int:
-    return method().cost().total if method else 1
+    return cost_of(method()).total if method else 1
 
 
 @pytest.mark.parametrize(("path", "method"), PRICED)

@@ -12,7 +12,7 @@ from service import bodies, examples, operations, problems
 from service.backend import Backend, backend_of
 from service.models import probe_of
 from service.submissions import AskedOfCost, Costly, costly_method, costly_prediction
-from touchstone.methods import Kind, Method, catalogue, find
+from touchstone.methods import Kind, Method, catalogue, cost_of, find
 from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
 from touchstone.predicting import Predict
@@ -84,7 +84,7 @@ def _get(check: Check) -> Callable[[Request], Cost]:
 
 
 def _cost(backend: Backend, chosen: Method | Predict, manifest: Manifest | None) -> Cost:
-    cost = chosen.cost()
+    cost = cost_of(chosen)
     probe = probe_of(backend.ledger, manifest) if manifest else None
     return Cost(
         forward=cost.forward,

@@ -15,7 +15,7 @@ from service.bodies import Received
 from touchstone.errors import CostTooHigh, InvalidParameter
 from touchstone.fields import Seed, parse_fraction
 from touchstone.jobs.record import JobKind, ModelRef, Submission
-from touchstone.methods import Method, invalid_parameter
+from touchstone.methods import Method, cost_of, invalid_parameter
 from touchstone.models.manifest import Manifest
 from touchstone.predicting import Predict
 from touchstone.settings import Settings
@@ -215,7 +215,7 @@ def _classes(method: type[Method], manifest: Manifest, asked: AskedOfAttack) -> 
 
 def check_cost(method: Method | Predict, limit: int) -> None:
     """Raise `CostTooHigh` where the job may ask for more than one job may."""
-    cost = method.cost()
+    cost = cost_of(method)
     if cost.total > limit:
         raise CostTooHigh(
             f"the job may ask the model {cost.total:,} times; at most {limit:,} are allowed:"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 NormName = Literal["linf", "l2", "l1", "l0"]
 
@@ -70,8 +70,24 @@ Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 """A whole number of at least one."""
 
+Askings = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=1_000,
+        description="How many askings a gradient is the mean of: for models that answer at random (EOT).",
+    ),
+    BeforeValidator(_refuse_bool),
+]
+"""How often to ask for one gradient."""
+
 Ratio = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_finite)]
 """A finite real number."""
+
+Defence = Annotated[
+    str, StringConstraints(pattern=r"^(none|jpeg-([1-9][0-9]?|100)|bits-[1-7]|median-[357])$")
+]
+"""An image transform by name: JPEG at a quality, so many bits a value, the median of a window."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_refuse_bool)]
 """Selects the noise streams of a job; equal seeds give equal noise."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from pydantic import (
     BaseModel,
@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 
 from touchstone.errors import InvalidParameter, UnknownMethod
-from touchstone.fields import Distance, Norm, NormName
+from touchstone.fields import Askings, Count, Defence, Distance, Norm, NormName
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -68,6 +68,13 @@ class Cost:
     forward: int
     backward: int
 
+    @classmethod
+    def climbing(cls, steps: int) -> Cost:
+        """Of `engine.climb`: a gradient a step, a second one where the loss is saturated, and a look at each
+        point as 8 bits would hold it.
+        """
+        return cls(forward=3 * steps + 2, backward=2 * steps)
+
     @property
     def total(self) -> int:
         """Forward and backward passes added up: the unit of the cost budget."""
@@ -107,12 +114,16 @@ class Method(BaseModel):
         return schema
 
     def cost(self) -> Cost:
-        """Bound the queries that one image may take."""
+        """Bound the queries that one image may take; see `cost_of` for what repetitions add to it."""
         raise NotImplementedError
 
     def rounds(self) -> int:
         """How many rounds of questions a full run takes: what progress is counted in."""
         return self.cost().backward or self.cost().forward
+
+    def done(self, forward: int, backward: int) -> int:
+        """How many of the rounds these queries are."""
+        return backward if self.cost().backward else forward
 
     @classmethod
     def parse(cls, parameters: Mapping[str, Any]) -> Method:
@@ -128,9 +139,34 @@ class Attack(Method):
 
     kind: ClassVar[Kind] = "attack"
 
+    defence: Defence = Field(
+        "none",
+        description="What every image goes through before the model sees it, the last look included: jpeg-Q, "
+        "bits-B or median-S. Gradients pass through it unchanged (BPDA).",
+        examples=["jpeg-75"],
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Show what is particular to the attack before what many attacks share."""
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        fields = schema.get("properties", {})
+        shared = {name: fields.pop(name) for name in SHARED if name in fields}
+        fields.update(shared)
+        return schema
+
+    def parts(self) -> Mapping[str, Attack]:
+        """The attacks that this one runs one after the other, by the names that its result calls them."""
+        return {}
+
     def run(self, case: Case) -> Plan:
         """Ask the questions of the attack and return what was found; see `touchstone.engine`."""
         raise NotImplementedError
+
+
+SHARED = ("restarts", "eot", "defence")
 
 
 class Certificate(Method):
@@ -199,6 +235,53 @@ class FixedBudget(InNorm):
         return self
 
 
+class GradientAttack(FixedBudget):
+    """An attack of fixed budget that asks for gradients.
+
+    One of another kind says so with the same line: `eot: Askings = 1`.
+    """
+
+    eot: Askings = 1
+
+
+class RestartedAttack(GradientAttack):
+    """An attack that starts at random, and again where it failed; `run` is one attempt."""
+
+    restarts: Count = Field(
+        1, le=1_000, description="Attempts, each from its own start; later ones only where all before failed."
+    )
+
+
+class Costly(Protocol):
+    """What has a cost, and rounds to count progress in."""
+
+    def cost(self) -> Cost:
+        """The most queries of one attempt at one image."""
+        ...
+
+    def rounds(self) -> int:
+        """The rounds of one attempt."""
+        ...
+
+
+def cost_of(asked: Costly) -> Cost:
+    """The most queries that one image may take, with all attempts and every asking behind a mean gradient."""
+    attempt, restarts, eot = asked.cost(), *_repetitions(asked)
+    return Cost(
+        restarts * (attempt.forward + (eot - 1) * attempt.backward), restarts * eot * attempt.backward
+    )
+
+
+def rounds_of(asked: Costly) -> int:
+    """The rounds of a full run, with all repetitions."""
+    restarts, eot = _repetitions(asked)
+    return restarts * eot * asked.rounds()
+
+
+def _repetitions(asked: Costly) -> tuple[int, int]:
+    return asked.restarts if isinstance(asked, RestartedAttack) else 1, getattr(asked, "eot", 1)
+
+
 _registered: dict[str, type[Method]] = {}
 
 
@@ -234,7 +317,7 @@ def card(method: type[Method]) -> dict[str, Any]:
     defaults, example.
     """
     info = method.info
-    cost = method().cost()
+    cost = cost_of(method())
     return {
         "name": info.name,
         "kind": method.kind,

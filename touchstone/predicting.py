@@ -59,6 +59,10 @@ class Predict(BaseModel):
         """What progress is counted in."""
         return self.cost().forward
 
+    def done(self, forward: int, _backward: int) -> int:
+        """How many of the rounds these queries are."""
+        return forward
+
 
 def smoothed_result(asked: Predict, votes: NDArray[np.int64], card: Manifest) -> dict[str, Any]:
     """What the votes (K,) say: the class that won them, unless chance may have decided between the first

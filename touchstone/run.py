@@ -18,7 +18,7 @@ from touchstone.errors import Canceled, ModelUnusable
 from touchstone.images import Pixels, decode, difference, difference_factor, encode
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.measure import perturbation
-from touchstone.methods import Attack, Certificate, Method, find
+from touchstone.methods import Attack, Certificate, Method, find, rounds_of
 from touchstone.models.manifest import Manifest
 from touchstone.models.zoo import manifest
 from touchstone.predicting import Predict, smoothed_result
@@ -169,7 +169,7 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
     verdict: Verdict = ask(plan, _Reporter(method, report))
     file = encode(verdict.pixels)
     judged = decode(file).pixels
-    logits = ask(asking.look_at(judged, ask.oracle))
+    logits = ask(asking.straight_through(asking.look_at(judged, ask.oracle), method.defence))
     reached = int(logits.argmax()) == verdict.aim
     success = reached if submission.target is not None else not reached
     factor = difference_factor(pixels, judged)
@@ -182,6 +182,8 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
         "perturbation": perturbation(pixels, judged),
         "difference_factor": factor,
         "diagnostics": verdict.diagnostics,
+        **({"found_by": verdict.found_by} if method.parts() else {}),
+        **({} if method.defence == "none" else {"defence": method.defence}),
         "queries": _queries(ask),
     }
     artifacts = {
@@ -221,14 +223,14 @@ class _Reporter:
     """Turns answers into progress, a few times a second."""
 
     def __init__(self, asked: Method | Predict, report: Report) -> None:
-        self._total = asked.rounds()
-        self._white = bool(asked.cost().backward)
+        self._asked = asked
+        self._total = rounds_of(asked)
         self._report = report
         self._next = 0.0
 
     def __call__(self, _query: Query | Noisy, answer: Answer, queries: Counted) -> None:
         now = time.monotonic()
-        done = min(queries.backward if self._white else queries.forward, self._total)
+        done = min(self._asked.done(queries.forward, queries.backward), self._total)
         if now < self._next and done < self._total:
             return
         self._next = now + REPORT_EVERY

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from touchstone import engine
-from touchstone.methods import Cost, FixedBudget, Info
+from touchstone.methods import Cost, GradientAttack, Info
 
 if TYPE_CHECKING:
     from touchstone.engine import Case, Plan
 
 
-class FGSM(FixedBudget):
+class FGSM(GradientAttack):
     """The fast gradient sign method: one step of the whole radius in the direction that raises the loss
     fastest.
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
         enough_for as enough_for,
     )
     from touchstone.engine.ascent import (
+        follow as follow,
+    )
+    from touchstone.engine.ascent import (
         judge as judge,
     )
     from touchstone.engine.ascent import (
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
     from touchstone.engine.counting import Subject as Subject
     from touchstone.engine.counting import counted as counted
     from touchstone.engine.counting import voted as voted
+    from touchstone.engine.defences import defended as defended
+    from touchstone.engine.defences import straight_through as straight_through
     from touchstone.engine.direct import Model as Model
     from touchstone.engine.direct import attack as attack
     from touchstone.engine.direct import certify as certify
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
     from touchstone.engine.goals import Margin as Margin
     from touchstone.engine.goals import Scored as Scored
     from touchstone.engine.lattice import snap as snap
+    from touchstone.engine.nearest import Nearest as Nearest
     from touchstone.engine.noise import Noise as Noise
     from touchstone.engine.noise import Stream as Stream
     from touchstone.engine.norms import L0 as L0
@@ -112,6 +118,7 @@ if TYPE_CHECKING:
     from touchstone.engine.rules import majority_p_value as majority_p_value
     from touchstone.engine.rules import probability_of as probability_of
     from touchstone.engine.rules import radius_of as radius_of
+    from touchstone.engine.settling import settled as settled
     from touchstone.engine.thread import Engine as Engine
     from touchstone.engine.thread import Running as Running
     from touchstone.engine.threat import Case as Case
@@ -138,6 +145,9 @@ if TYPE_CHECKING:
         metric as metric,
     )
     from touchstone.engine.verdict import (
+        pursued as pursued,
+    )
+    from touchstone.engine.verdict import (
         search as search,
     )
     from touchstone.engine.verdict import (
@@ -146,6 +156,10 @@ if TYPE_CHECKING:
     from touchstone.engine.verdict import (
         vote_on as vote_on,
     )
+    from touchstone.engine.walking import asked as asked
+    from touchstone.engine.walking import in_whole_levels as in_whole_levels
+    from touchstone.engine.walking import progress as progress
+    from touchstone.engine.walking import walk as walk
 
 _HOMES = {
     "asking": ("averaged", "restricted", "through"),
@@ -158,14 +172,17 @@ _HOMES = {
         "Steepest",
         "climb",
         "enough_for",
+        "follow",
         "judge",
         "restarted",
         "unsaturated",
     ),
     "counting": ("Counts", "Stopping", "Subject", "counted", "voted"),
+    "defences": ("defended", "straight_through"),
     "direct": ("Model", "attack", "certify", "load", "run_here", "samples", "wrap"),
     "goals": ("CrossEntropy", "Goal", "Loss", "Margin", "Scored"),
     "lattice": ("snap",),
+    "nearest": ("Nearest",),
     "noise": ("Noise", "Stream"),
     "norms": ("L0", "L1", "L2", "NORMS", "Linf", "Norm"),
     "oracle": ("Oracle",),
@@ -182,6 +199,7 @@ _HOMES = {
         "Saved",
     ),
     "rows": ("Rows", "column"),
+    "settling": ("settled",),
     "verdict": (
         "Sought",
         "Verdict",
@@ -190,6 +208,7 @@ _HOMES = {
         "look",
         "look_at",
         "metric",
+        "pursued",
         "search",
         "top",
         "vote_on",
@@ -205,6 +224,7 @@ _HOMES = {
     ),
     "thread": ("Engine", "Running"),
     "threat": ("Case", "Threat"),
+    "walking": ("asked", "in_whole_levels", "progress", "walk"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from touchstone.engine.goals import CrossEntropy, Margin
+from touchstone.engine.goals import CrossEntropy, Loss, Margin
 from touchstone.engine.queries import Answer, Asking, Found, Gradient, Logits, Saved
 from touchstone.engine.rows import Rows, column
 from touchstone.engine.threat import Case, Threat
@@ -18,8 +18,8 @@ from touchstone.engine.threat import Case, Threat
 class Rule(Protocol):
     """How a point moves, given the gradient at it; a rule with memory returns its next self."""
 
-    def advance(self, threat: Threat, x: Tensor, grad: Tensor) -> tuple[Tensor, Self]:
-        """The next points, inside the threat, and the rule for the step after."""
+    def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:
+        """The next points, inside the threat, and the rule for the step after; `loss` (B,) is that of `x`."""
         ...
 
     def __getitem__(self, index: Tensor | slice) -> Self:
@@ -33,7 +33,13 @@ class Steepest(Rows):
 
     size: Tensor  # (B,)
 
-    def advance(self, threat: Threat, x: Tensor, grad: Tensor) -> tuple[Tensor, Self]:  # noqa: D102
+    def advance(  # noqa: D102
+        self,
+        threat: Threat,
+        x: Tensor,
+        grad: Tensor,
+        loss: Tensor,  # noqa: ARG002
+    ) -> tuple[Tensor, Self]:
         return threat.step(x, grad, self.size), self
 
 
@@ -70,31 +76,54 @@ class Best(Rows):
 
     def found(self) -> Found:
         """As the result of a plan."""
-        return Found(self.x, self.score >= MET)
+        return Found(self.x, self.score >= MET, self.score)
 
 
-def climb(case: Case, x: Tensor, rule: Rule, *, steps: int, early_stop: bool) -> Asking[Best]:
+def climb(
+    case: Case,
+    x: Tensor,
+    rule: Rule,
+    *,
+    steps: int,
+    early_stop: bool,
+    loss: Loss | None = None,
+    kin: Tensor | None = None,
+) -> Asking[Best]:
     """Follow `rule` uphill from `x` for `steps` steps; every point is judged, the one after the last step
     included.
 
     A row leaves as soon as it met its goal in a way that survives rounding (any way, where the case does not
-    quantize).
+    quantize), and with it all rows of the same number in `kin` (B,): attempts on the same image. `loss` is
+    what to climb instead of the cross-entropy.
     """
+    loss = CrossEntropy(case.goal) if loss is None else loss
+    kin = torch.arange(len(case), device=case.device) if kin is None else kin
     best, enough = Best.none(case.threat.x0), enough_for(case)
     rows = torch.arange(len(case), device=case.device)
     for _ in range(steps):
-        answer = yield Gradient(x, CrossEntropy(case.goal))
+        answer = yield Gradient(x, loss)
         judged = yield from judge(case, x, answer, best.score[rows])
         best = best.put(rows, judged)
         if early_stop and bool((done := judged.score >= enough).any()):
-            keep = ~done
+            keep = ~torch.isin(kin, kin[done])
             if not bool(keep.any()):
                 return best
             case, x, rule, rows, answer = case[keep], x[keep], rule[keep], rows[keep], answer[keep]
-        grad = yield from unsaturated(case, x, answer)
-        x, rule = rule.advance(case.threat, x, grad)
-    answer = yield Logits(x)
-    return best.put(rows, (yield from judge(case, x, answer, best.score[rows])))
+            loss, kin = loss[keep], kin[keep]
+        x, rule = yield from follow(case, x, rule, answer)
+    logits = (yield Logits(x)).logits
+    return best.put(rows, (yield from judge(case, x, Answer(logits, loss(logits)), best.score[rows])))
+
+
+R = TypeVar("R", bound=Rule)
+
+
+def follow(case: Case, x: Tensor, rule: R, answer: Answer) -> Asking[tuple[Tensor, R]]:
+    """One step by `rule` from the points that the answer is about."""
+    grad = yield from unsaturated(case, x, answer)
+    if answer.loss is None:
+        raise TypeError("the answer has no loss: only a Gradient query gets one")
+    return rule.advance(case.threat, x, grad, answer.loss)
 
 
 def enough_for(case: Case) -> float:
@@ -122,15 +151,13 @@ def unsaturated(case: Case, x: Tensor, answer: Answer) -> Asking[Tensor]:
     """The answer's gradient; rows whose cross-entropy is so saturated that it is zero get the margin's
     instead.
     """
-    grad = answer.grad
-    if grad is None:
-        raise TypeError("the answer has no gradient: only a Gradient query gets one")
+    grad = answer.gradient
     alive = grad.flatten(1).any(1)
     if bool(alive.all()):
         return grad
     flat = ~alive
-    instead = (yield Gradient(x[flat], Margin(case.goal[flat]))).grad
-    return grad if instead is None else grad.index_copy(0, flat.nonzero().flatten(), instead)
+    instead = (yield Gradient(x[flat], Margin(case.goal[flat]))).gradient
+    return grad.index_copy(0, flat.nonzero().flatten(), instead)
 
 
 def restarted(

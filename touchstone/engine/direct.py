@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from touchstone.engine.batching import Batcher, Counted, Task
 from touchstone.engine.counting import Subject
+from touchstone.engine.defences import straight_through
 from touchstone.engine.device import choose, keep_blocks
 from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import LEVELS, from_pixels
@@ -23,7 +24,7 @@ from touchstone.engine.probe import load_oracle
 from touchstone.engine.queries import Asking
 from touchstone.engine.resize import Sight, per_channel
 from touchstone.engine.threat import Case, Threat
-from touchstone.engine.verdict import look, search
+from touchstone.engine.verdict import found_by_part, look, search
 from touchstone.errors import InvalidParameter
 from touchstone.methods import Attack, Certificate, find
 from touchstone.models.datasets import fashion_mnist_sample
@@ -54,6 +55,7 @@ class Attacked:
     success: Tensor  # (N,) bool: the goal is met by `images`
     distance: Tensor  # (N,) float64, in the attack's norm
     queries: Counted
+    found_by: tuple[str | None, ...]  # which of the attack's parts met the goal, where it has parts
 
 
 def load(name: str, *, device: str = "auto") -> Model:
@@ -129,14 +131,16 @@ def attack(
         threat = Threat(x0, eps[rows].to(x0.device), NORMS[getattr(chosen, "norm", chosen.info.norms[0])])
         noise = Noise.of(keys[rows], method)
         aim = None if aims is None else aims[rows].to(x0.device)
-        plans.append(_whole(chosen, threat, noise, aim, targeted=targets is not None, quantize=quantize))
+        whole = _whole(chosen, threat, noise, aim, targeted=targets is not None, quantize=quantize)
+        plans.append(straight_through(whole, chosen.defence))
     ended, queries = run_here(plans, oracle)
-    found = [x for x, _, _ in ended]
+    found = [x for x, *_ in ended]
     return Attacked(
         torch.cat(found) if len({x.shape[1:] for x in found}) == 1 else [x[0] for x in found],
-        torch.cat([success for _, success, _ in ended]),
-        torch.cat([distance for _, _, distance in ended]),
+        torch.cat([success for _, success, *_ in ended]),
+        torch.cat([distance for _, _, distance, _ in ended]),
         queries,
+        tuple(part for *_, parts in ended for part in parts),
     )
 
 
@@ -205,8 +209,8 @@ def run_here(plans: Sequence[Asking[Any]], oracle: Oracle) -> tuple[list[Any], C
 
 def _whole(
     method: Attack, threat: Threat, noise: Noise, aim: Tensor | None, *, targeted: bool, quantize: bool
-) -> Asking[tuple[Tensor, Tensor, Tensor]]:
-    """Images, success and distance of one stack of images."""
+) -> Asking[tuple[Tensor, Tensor, Tensor, list[str | None]]]:
+    """Images, success, distance and the part that found each, of one stack of images."""
     clean = yield from look(threat.x0, saved=quantize)
     goal = Goal.of(clean.argmax(1) if aim is None else aim, targeted=targeted)
     case = Case(threat, goal, noise, quantize)
@@ -214,7 +218,7 @@ def _whole(
     success = goal.met((yield from look(sought.rounded, saved=True))) if quantize else sought.met
     moved = sought.rounded.double() - threat.x0.double()
     distance = threat.norm.size((moved * LEVELS).round() / LEVELS if quantize else moved)
-    return sought.rounded.cpu(), success.cpu(), distance.cpu()
+    return sought.rounded.cpu(), success.cpu(), distance.cpu(), found_by_part(method, sought.part)
 
 
 def _method(name: str, parameters: dict[str, Any], count: int) -> tuple[Attack, Tensor]:

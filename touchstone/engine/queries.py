@@ -110,13 +110,26 @@ class Answer(Rows):
     loss: Tensor | None = None
     grad: Tensor | None = None
 
+    @property
+    def gradient(self) -> Tensor:
+        """The gradients, of an answer that must have them."""
+        if self.grad is None:
+            raise TypeError("the answer has no gradient: only a Gradient or Jacobian query gets one")
+        return self.grad
+
 
 @dataclass(frozen=True)
 class Found(Rows):
-    """An attack's best images (B, C, H, W) before rounding, and which of them meet the goal, (B,)."""
+    """An attack's best images (B, C, H, W) before rounding, and which of them meet the goal, (B,).
+
+    An attack that can say so tells how good each is, as in `Best`; one of several parts, which of its `parts`
+    met the goal: an index, or -1.
+    """
 
     x: Tensor
     met: Tensor
+    score: Tensor | None = None  # (B,)
+    part: Tensor | None = None  # (B,) int64
 
 
 T = TypeVar("T")

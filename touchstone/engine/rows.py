@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import Field, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
-from torch import Tensor
+from touchstone import engine
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Rows:
     """What the frozen dataclasses of the engine share: their tensor and `Rows` fields have one entry per row.
 
-    Fields of any other type belong to the whole record and are carried along unchanged.
+    Fields of any other type belong to the whole record and are carried along unchanged. This module loads
+    without torch, so that an attack can declare records of its own.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def _selectable(self) -> dict[str, Any]:
         values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
-        return {name: value for name, value in values if isinstance(value, Tensor | Rows)}
+        return {name: value for name, value in values if isinstance(value, engine.torch.Tensor | Rows)}
 
     def __len__(self) -> int:
         values = (getattr(self, name) for name in self.__dataclass_fields__)
-        first = next(value for value in values if isinstance(value, Tensor | Rows))
-        return first.shape[0] if isinstance(first, Tensor) else len(first)
+        return len(next(value for value in values if isinstance(value, engine.torch.Tensor | Rows)))
 
     def __getitem__(self, index: Tensor | slice) -> Self:
         """The rows that a boolean mask, an index vector or a slice selects."""
@@ -37,8 +39,8 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         joined = {
-            name: torch.cat([getattr(part, name) for part in parts])
-            if isinstance(value, Tensor)
+            name: engine.torch.cat([getattr(part, name) for part in parts])
+            if isinstance(value, engine.torch.Tensor)
             else type(value).cat([getattr(part, name) for part in parts])
             for name, value in parts[0]._selectable().items()
         }

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from touchstone.engine.asking import Diagnosis, diagnosed, restricted
+from touchstone.engine.ascent import MET, Best, restarted
+from touchstone.engine.asking import Diagnosis, averaged, diagnosed, restricted
 from touchstone.engine.counting import Counts, Subject, voted
+from touchstone.engine.defences import straight_through
 from touchstone.engine.device import onto
 from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import from_pixels, to_pixels
@@ -25,7 +27,7 @@ from touchstone.engine.rows import Rows
 from touchstone.engine.settling import settled
 from touchstone.engine.threat import Case, Threat
 from touchstone.images import Pixels
-from touchstone.methods import Attack, Certificate, MinimalNorm
+from touchstone.methods import Attack, Certificate, MinimalNorm, RestartedAttack
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Sought(Rows):
     )
     met_at_once: Tensor  # (B,) the original met the goal already
     met: Tensor  # (B,) `x` meets the goal
+    part: Tensor  # (B,) which of the attack's parts found it: an index, or -1
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Verdict:
     met_at_once: bool  # the original met the goal already
     met: bool  # `exact` meets it
     diagnostics: list[str]  # signs of gradient masking
+    found_by: str | None  # which of the attack's parts found it
 
 
 def search(attack: Attack, case: Case, clean: Tensor) -> Asking[Sought]:
@@ -60,21 +64,39 @@ def search(attack: Attack, case: Case, clean: Tensor) -> Asking[Sought]:
     """
     done = case.goal.met(clean)
     x, rounded, met = case.threat.x0, case.threat.x0, done
+    part = torch.full_like(case.goal.label, -1)
     if not bool(done.all()):
         rows = (~done).nonzero().flatten()
         case = case[~done]
-        found = yield from _run(attack, case)
+        found = yield from pursued(attack, case)
         x = x.index_copy(0, rows, found.x)
         rounded = rounded.index_copy(0, rows, (yield from _rounded(attack, case, found)))
         met = met.index_copy(0, rows, found.met)
-    return Sought(x, rounded, done, met)
+        part = part if found.part is None else part.index_copy(0, rows, found.part)
+    return Sought(x, rounded, done, met, part)
 
 
-def _run(attack: Attack, case: Case) -> Plan:
-    """The attack's own plan, which gets no more than it declared."""
+def pursued(attack: Attack, case: Case) -> Plan:
+    """The attack's attempts, which get no more than it declared, and mean gradients where it wants them."""
+    if not isinstance(attack, RestartedAttack) or attack.restarts == 1:
+        return _attempt(attack, case)
+    return _restarted(attack, case)
+
+
+def _restarted(attack: RestartedAttack, case: Case) -> Plan:
+    def attempt(case: Case) -> Asking[Best]:
+        found = yield from _attempt(attack, case)
+        lost = torch.full_like(case.threat.eps, -torch.inf)
+        return Best(found.x, lost.masked_fill(found.met, MET) if found.score is None else found.score)
+
+    best = yield from restarted(case, attack.restarts, attempt, early_stop=attack.early_stop)
+    return best.found()
+
+
+def _attempt(attack: Attack, case: Case) -> Plan:
     plan = attack.run(case)
     if attack.info.access == "gradients":
-        return plan
+        return averaged(plan, getattr(attack, "eot", 1))
     queries = getattr(attack, "queries", None)
     return restricted(plan, attack.info.access, queries and queries * len(case))
 
@@ -107,6 +129,13 @@ def attack_image(
     attack: Attack, pixels: Pixels, oracle: Oracle, *, label: int | None, target: int | None, seed: int
 ) -> Asking[Verdict]:
     """Attack one 8-bit image; its label defaults to the model's own prediction."""
+    plan = _judged(attack, pixels, oracle, label=label, target=target, seed=seed)
+    return straight_through(plan, attack.defence)
+
+
+def _judged(
+    attack: Attack, pixels: Pixels, oracle: Oracle, *, label: int | None, target: int | None, seed: int
+) -> Asking[Verdict]:
     x0 = row_of(pixels, oracle.device)
     diagnosis = Diagnosis()
     clean = yield from _twice(x0, diagnosis)
@@ -116,6 +145,9 @@ def attack_image(
     threat = Threat(x0, x0.new_tensor([getattr(attack, "eps", torch.inf)]), NORMS[_norm_of(attack)])
     case = Case(threat, Goal.of(aim, targeted=target is not None), Noise.of([(seed, 0)], attack.info.name))
     sought = yield from diagnosed(search(attack, case, clean), diagnosis)
+    (found_by,) = found_by_part(attack, sought.part)
+    if found_by and attack.parts()[found_by].info.access != attack.info.access:
+        diagnosis.signs.add("black_box_beats_white_box")
     return Verdict(
         clean=clean[0].cpu(),
         exact=sought.x[0].cpu().numpy(),
@@ -124,7 +156,14 @@ def attack_image(
         met_at_once=bool(sought.met_at_once[0]),
         met=bool(sought.met[0]),
         diagnostics=diagnosis.codes(),
+        found_by=found_by,
     )
+
+
+def found_by_part(attack: Attack, part: Tensor) -> list[str | None]:
+    """The names of an attack's parts by their indices (B,); None for -1."""
+    names = [*attack.parts(), None]
+    return [names[index] for index in part.tolist()]
 
 
 RANDOMISED = 1e-3
