@@ -1,0 +1,196 @@
+"""Square: random search over square windows, with scores alone."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.fields import Count, Ratio
+from touchstone.methods import Cost, FixedBudget, Info
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Case, Plan, Threat
+
+HALVED_AFTER = (10, 50, 200, 500, 1_000, 2_000, 4_000, 6_000, 8_000)
+"""Ten thousandths of the budget after each of which the windows' area halves."""
+DRAWS = 6
+TINY = 1e-30
+
+
+class Square(FixedBudget):
+    """The Square attack: change one random square, and keep the change where it brings the image nearer to
+    its goal.
+
+    L∞ (algorithm 2): starts from vertical stripes; every channel of a square goes to one end of the ball.
+    L2 (algorithm 3): starts from tiles of pyramids; a square gets a new pyramid and the budget of another
+    square. The squares shrink on the paper's schedule, scaled to `queries`. What rises is the margin, in
+    targeted attacks the target's log-probability (section 5).
+
+    Departures: every image has windows and pyramids of its own, and windows reach the last row and column,
+    which the authors' code leaves out. With rounding, every question is about a file.
+    """
+
+    info = Info(
+        name="square",
+        title="Square attack",
+        norms=("linf", "l2"),
+        paper="Andriushchenko et al. 2020: Square Attack: a query-efficient black-box adversarial attack "
+        "via random search",
+        url="https://arxiv.org/abs/1912.00049",
+        access="scores",
+    )
+
+    queries: Count = Field(5_000, le=1_000_000, description="Times the model is asked about one image.")
+    p_init: Ratio = Field(0.8, gt=0, le=1, description="Share of the image that the first squares cover.")
+
+    def cost(self) -> Cost:
+        """The budget of queries."""
+        return Cost(forward=self.queries, backward=0)
+
+    def run(self, case: Case) -> Plan:
+        """A walk of random squares."""
+        case = engine.in_whole_levels(case)
+        start, propose = (
+            (_stripes, self._recoloured) if case.threat.norm.name == "linf" else (_tiles, self._reshaped)
+        )
+        return (
+            yield from engine.walk(
+                case,
+                start(case),
+                propose,
+                queries=self.queries,
+                draws=DRAWS,
+                early_stop=self.early_stop,
+            )
+        )
+
+    def _side(self, x: Tensor, step: int) -> float:
+        """The side of a square with the share of the image that is due at a step."""
+        passed = step * 10_000 // self.queries
+        halvings = sum(passed > after for after in HALVED_AFTER)
+        return math.sqrt(self.p_init / 2**halvings * x[0, 0].numel())
+
+    def _recoloured(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
+        """A square whose channels each go to one end of the L∞ ball, never to where they all are already."""
+        side = min(max(round(self._side(x, step)), 1), *x.shape[2:])
+        window = _window(x, side, numbers[:, 0], numbers[:, 1])
+        here, original = x.flatten(2).gather(2, window), threat.x0.flatten(2).gather(2, window)
+        signs = _signs(numbers[:, 2], x.shape[1])
+        same = (_end(original, signs, threat.eps) == here).flatten(1).all(1)
+        signs = engine.torch.where(same[:, None], signs * _other_signs(numbers[:, 3], x.shape[1]), signs)
+        return _put(x, window, _end(original, signs, threat.eps))
+
+    def _reshaped(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
+        """A square with one more pyramid, paid for by a second square, by what clipping left of the ball."""
+        side = min(max(round(self._side(x, step)), 3) // 2 * 2 + 1, *x.shape[2:])
+        window = _window(x, side, numbers[:, 0], numbers[:, 1])
+        donor = _window(x, side, numbers[:, 2], numbers[:, 3])
+        d = x - threat.x0
+        here = d.flatten(2).gather(2, window)
+        emptied = _put(_put(d, window, 0 * here), donor, 0 * here)
+        unused = (threat.eps.square() - d.square().flatten(1).sum(1)).clamp_min(0) / x.shape[1]
+        freed = (d.square() - emptied.square()).flatten(2).sum(2)  # (B, C)
+        pyramids = _pyramids(side, numbers[:, 4]).flatten(1)[:, None]  # (B, 1, side²)
+        new = pyramids * _signs(numbers[:, 5], x.shape[1])[..., None] + _unit(here, 2)
+        new = _unit(new, 2) * (unused[:, None] + freed).sqrt()[..., None]
+        return _on_sphere(threat, _put(emptied, window, new))
+
+
+def _window(x: Tensor, side: int, down: Tensor, right: Tensor) -> Tensor:
+    """Where in the flattened channels the pixels of each row's square are, (B, C, side²); `down`, `right`
+    (B,) in [0,1).
+    """
+    height, width = x.shape[2:]
+    steps = engine.torch.arange(side, device=x.device)
+    rows = (down * (height - side + 1)).long()[:, None] + steps
+    columns = (right * (width - side + 1)).long()[:, None] + steps
+    pixels = rows[:, :, None] * width + columns[:, None, :]
+    return pixels.flatten(1)[:, None].expand(-1, x.shape[1], -1)
+
+
+def _put(x: Tensor, window: Tensor, values: Tensor) -> Tensor:
+    return x.flatten(2).scatter(2, window, values).view_as(x)
+
+
+def _bits(numbers: Tensor, count: int) -> Tensor:
+    """The lowest bits of whole numbers (B,), (B, count)."""
+    return numbers.long()[:, None] >> engine.torch.arange(count, device=numbers.device) & 1
+
+
+def _signs(numbers: Tensor, count: int) -> Tensor:
+    """Independent signs, (B, count), from one number in [0,1) each."""
+    return 1.0 - 2 * _bits(numbers * 2**count, count)
+
+
+def _other_signs(numbers: Tensor, count: int) -> Tensor:
+    """Likewise, but never all positive."""
+    return 1.0 - 2 * _bits(1 + numbers * (2**count - 1), count)
+
+
+def _end(original: Tensor, signs: Tensor, eps: Tensor) -> Tensor:
+    """The end of the ball and the box on the signs' side: original (B, C, n), signs (B, C)."""
+    return (original + (signs * eps[:, None])[..., None]).clamp_(0, 1)
+
+
+def _stripes(case: Case) -> Tensor:
+    """Vertical stripes a pixel wide, of one random end of the ball for each channel."""
+    x = case.threat.x0
+    signs = (case.noise.uniform(x[:, :, :1]) < 0.5).to(x.dtype) * 2 - 1
+    return (x + signs * case.threat.eps.view(-1, 1, 1, 1)).clamp_(0, 1)
+
+
+def _pyramids(side: int, turned: Tensor) -> Tensor:
+    """Two pyramids side by side, one upwards, one downwards, of length one (section 3.3); each row's is
+    turned where its number in [0,1) is above one half; (B, side, side).
+    """
+    torch = engine.torch
+    if side == 1:
+        return torch.ones_like(turned)[:, None, None]
+    upper = _pyramid(side // 2, side, turned)
+    both = torch.cat([upper, -_pyramid(side - side // 2, side, turned)]) / math.sqrt(2)
+    return torch.where((turned > 0.5)[:, None, None], both.T, both)
+
+
+def _pyramid(height: int, width: int, like: Tensor) -> Tensor:
+    """Rings around the middle, each 1/k² higher than the one around it, of length one."""
+    torch = engine.torch
+    down = (torch.arange(height, device=like.device) - height // 2).abs()
+    right = (torch.arange(width, device=like.device) - width // 2).abs()
+    ring = down[:, None].maximum(right)
+    rises = 1 / torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).square()
+    levels = rises.flip(0).cumsum(0).flip(0)  # (k,) a pixel in ring k is under all rises from the k-th on
+    pyramid: Tensor = levels[ring] / levels[ring].norm()
+    return pyramid
+
+
+def _tiles(case: Case) -> Tensor:
+    """A grid of pyramids, five along the shorter side, with a random sign for each tile and channel."""
+    x = case.threat.x0
+    channels, height, width = x.shape[1:]
+    side = max(min(height, width) // 5, 1)
+    down, right = height // side, width // side
+    signs = 1 - 2 * (case.noise.uniform(x[..., :down, :right]) > 0.5).to(x.dtype)
+    turned = case.noise.uniform(x[:, 0, :down, :right]).flatten()
+    tiles = _pyramids(side, turned).view(len(x), 1, down, right, side, side) * signs[..., None, None]
+    grid = tiles.transpose(3, 4).reshape(len(x), channels, down * side, right * side)
+    d = x.new_zeros(x.shape)
+    top, left = (height - down * side) // 2, (width - right * side) // 2
+    d[..., top : top + down * side, left : left + right * side] = grid
+    return _on_sphere(case.threat, d)
+
+
+def _unit(d: Tensor, start: int) -> Tensor:
+    """Of length one over the dimensions from `start` on; zero stays zero."""
+    flat = d.flatten(start)
+    unit: Tensor = flat / flat.norm(dim=start, keepdim=True).clamp_min(TINY)
+    return unit.view_as(d)
+
+
+def _on_sphere(threat: Threat, d: Tensor) -> Tensor:
+    """The images at the radius in these directions, clipped to the box."""
+    return (threat.x0 + _unit(d, 1) * threat.eps.view(-1, 1, 1, 1)).clamp_(0, 1)
