@@ -1,0 +1,240 @@
+"""FAB: steps onto the linearised decision boundary, drawn back towards the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.fields import Count, Ratio, Whole
+from touchstone.methods import Cost, Info, MinimalNorm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Answer, Asking, Case, Goal, Nearest, Plan, Threat
+
+    Front = Callable[[Case, Tensor, Tensor], Asking[tuple[Tensor, Tensor]]]
+
+POLISHING = 3
+RIVALS = 9
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
+REACH = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
+"""How far a restart may begin from an image that has no radius."""
+TINY, HUGE = 1e-30, 1e30
+
+
+class FAB(MinimalNorm):
+    """The fast adaptive boundary attack: projects point and original onto the linearised boundary within the
+    box, and goes on from a mean of both.
+
+    Algorithm 1 of the paper. The projections onto hyperplane and box are exact in all three norms; where the
+    hyperplane misses the box they lead to the corner nearest to it. A point that fools the model is kept if
+    it is the nearest so far, and drawn back to `backward` of its perturbation. Three steps of false position
+    between the original and what was found end the search. Restarts begin within half of the distance found.
+
+    Up to ten classes, each step looks at all boundaries and heads for the nearest. With `rivals`, or more
+    classes, it is FAB-T: an attempt for each of the likeliest other classes, one gradient a step. `rivals=0`
+    always looks at several boundaries: those of the nine likeliest others, where the paper takes all classes.
+    A targeted attack follows the boundary between its target and the best other class.
+    """
+
+    info = Info(
+        name="fab",
+        title="Fast adaptive boundary attack",
+        norms=("linf", "l2", "l1"),
+        paper="Croce & Hein 2020: Minimally distorted Adversarial Examples with a Fast Adaptive Boundary"
+        " Attack",
+        url="https://arxiv.org/abs/1907.02044",
+        budget="minimal",
+    )
+
+    steps: Count = Field(100, le=10_000, description="Steps of each attempt.")
+    restarts: Count = Field(
+        1, le=1_000, description="Attempts for each boundary: the first from the image, others from nearby."
+    )
+    rivals: Whole | None = Field(
+        None,
+        ge=0,
+        le=1_000,
+        description="How many of the likeliest other classes to head for, one after another; 0 looks at all "
+        "boundaries in each step; unset means 0 up to ten classes, and 9 beyond.",
+    )
+    alpha_max: Ratio = Field(0.1, ge=0, le=1, description="The most weight that the original gets in a step.")
+    overshoot: Ratio = Field(
+        1.05, ge=1, le=2, description="η: length of a step, in distances to the boundary."
+    )
+    backward: Ratio = Field(
+        0.9, gt=0, le=1, description="β: what remains of a found perturbation when it is drawn back."
+    )
+
+    def cost(self) -> Cost:
+        """A step takes a gradient (or one for each of ten classes) and a look; then the final search."""
+        attempts = self.restarts * self.steps
+        ahead = attempts * (RIVALS if self.rivals is None else max(1, self.rivals))
+        gradients = attempts * max(self.rivals or 0, 0 if self.rivals else RIVALS + 1)
+        return Cost(forward=2 * ahead + 1 + POLISHING, backward=gradients)
+
+    def run(self, case: Case) -> Plan:
+        """Attempts for each boundary, then the final search. Where the case has a radius, rows leave after
+        the attempt that found a point within it.
+        """
+        clean = (yield engine.Logits(case.threat.x0)).logits
+        best = engine.Nearest.none(case.threat.x0)
+        for front, rivals in self._fronts(case.goal, clean):
+            for attempt in range(self.restarts):
+                rows = _open(case, best)
+                if not len(rows):
+                    break
+                start = _start(case[rows], best[rows]) if attempt else case.threat.x0[rows]
+                best = best.put(rows, (yield from self._attempt(case[rows], start, front, rivals[rows])))
+        best = yield from _polished(case, best, engine.Margin(case.goal)(clean))
+        return best.found(case)
+
+    def _fronts(self, goal: Goal, clean: Tensor) -> list[tuple[Front, Tensor]]:
+        """How each attempt asks for the boundary that it heads for, and with which classes (B, k)."""
+        if bool(goal.targeted.any()):
+            return [(_margin, goal.label[:, None])]
+        others = clean.shape[1] - 1
+        count = (0 if others <= RIVALS else RIVALS) if self.rivals is None else self.rivals
+        ranked = clean.scatter(1, goal.label[:, None], -HUGE).topk(min(count or RIVALS, others)).indices
+        return [(_against, rival[:, None]) for rival in ranked.unbind(1)] if count else [(_nearest, ranked)]
+
+    def _attempt(self, case: Case, x: Tensor, front: Front, rivals: Tensor) -> Asking[Nearest]:
+        best = engine.Nearest.none(case.threat.x0)
+        for _ in range(self.steps):
+            gap, normal = yield from front(case, x, rivals)
+            x = self._step(case.threat, x, gap, normal)
+            found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
+            best = best.or_else(found)
+            x = case.threat.x0.lerp(x, engine.column(1 - (1 - self.backward) * found.met.to(x.dtype), x))
+        return best
+
+    def _step(self, threat: Threat, x: Tensor, gap: Tensor, normal: Tensor) -> Tensor:
+        """Equation 7: a mean of the two overshot projections, nearer to that which is the shorter way."""
+        x0, norm = threat.x0, threat.norm
+        ours = projection(norm.name, x, normal, gap)
+        gap0 = gap + ((x0 - x) * normal).flatten(1).sum(1)
+        theirs = projection(norm.name, x0, normal, gap0)
+        size, size0 = norm.size(ours), norm.size(theirs)
+        alpha = engine.column((size / (size + size0).clamp_min(TINY)).clamp_max(self.alpha_max), x)
+        return (x + self.overshoot * ours).lerp(x0 + self.overshoot * theirs, alpha).clamp(0, 1)
+
+
+def _open(case: Case, best: Nearest) -> Tensor:
+    return ((best.distance > case.threat.eps) | case.threat.eps.isinf()).nonzero().flatten()
+
+
+def _start(case: Case, best: Nearest) -> Tensor:
+    """A random point within half of the distance found, of the radius, or of the usual reach."""
+    reach = case.threat.eps.where(case.threat.eps.isfinite(), REACH[case.threat.norm.name])
+    d = case.threat.norm.sample(case.threat.x0, best.distance.minimum(reach) / 2, case.noise)
+    return (case.threat.x0 + d).clamp(0, 1)
+
+
+def _margin(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tensor]]:  # noqa: ARG001
+    """The boundary towards the goal that the best class but the label sets."""
+    return _value((yield engine.Gradient(x, engine.Margin(case.goal))))
+
+
+def _against(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tensor]]:
+    """The boundary between the label and one rival (B, 1)."""
+    return _value((yield engine.Gradient(x, engine.Scored(_lead, case.goal.label, rivals[:, 0]))))
+
+
+def _nearest(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tensor]]:
+    """Of the boundaries between the label and its rivals (B, k), the nearest in the linearised model."""
+    label = case.goal.label[:, None]
+    answer = yield engine.Jacobian(x, engine.torch.cat([label, rivals], 1))
+    gaps = answer.logits.gather(1, rivals) - answer.logits.gather(1, label)
+    normals = answer.gradient[:, 1:] - answer.gradient[:, :1]
+    slopes = engine.torch.linalg.vector_norm(normals.flatten(2), DUAL[case.threat.norm.name], 2)
+    chosen = (gaps.abs() / slopes.clamp_min(TINY)).argmin(1)
+    row = engine.torch.arange(len(x), device=x.device)
+    return gaps[row, chosen], normals[row, chosen]
+
+
+def _lead(logits: Tensor, label: Tensor, rival: Tensor) -> Tensor:
+    return (logits.gather(1, rival[:, None]) - logits.gather(1, label[:, None]))[:, 0]
+
+
+def _value(answer: Answer) -> tuple[Tensor, Tensor]:
+    if answer.loss is None:
+        raise TypeError("the answer has no loss: only a Gradient query gets one")
+    return answer.loss, answer.gradient
+
+
+def _polished(case: Case, best: Nearest, margin0: Tensor) -> Asking[Nearest]:
+    """False position on the way from the original, whose margin is `margin0` (B,), to the point found."""
+    rows = best.met.nonzero().flatten()
+    if not len(rows):
+        return best
+    case, outside, low = case[rows], case.threat.x0[rows], margin0[rows]
+    inside, high = best.x[rows], best.margin[rows]
+    for _ in range(POLISHING):
+        part = (low / (low - high).clamp_max(-TINY)).clamp(0, 1)
+        x = outside.lerp(inside, engine.column(part, inside))
+        found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
+        best = best.put(rows, found)
+        met = engine.column(found.met, x)
+        outside, inside = outside.where(met, x), x.where(met, inside)
+        low, high = low.where(found.met, found.margin), found.margin.where(found.met, high)
+    return best
+
+
+def projection(norm: str, x: Tensor, normal: Tensor, gap: Tensor) -> Tensor:
+    """The shortest move of `x` (B, C, H, W) within the box onto the hyperplane gap + <normal, move> = 0.
+
+    `norm` is "linf", "l2" or "l1". Where no move reaches the hyperplane, the one that comes nearest to it;
+    none where the normal is zero. Equations 6 and 7 of the paper.
+    """
+    scale = normal.flatten(1).abs().amax(1).clamp_min(TINY)
+    slope = normal / engine.column(scale, normal)  # squares of small gradients would vanish in float32
+    need = (gap / scale).clamp(-HUGE, HUGE)[:, None]
+    side = -need.sign() * slope.flatten(1).sign()
+    flat = x.flatten(1)
+    room = (1 - flat).where(side > 0, flat)
+    length = _LENGTHS[norm](slope.flatten(1).abs(), room, need.abs())
+    return (side * length).view_as(x)
+
+
+def _even(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """L∞: all values as far as each other, or as their room."""
+    return _level(slope, slope.new_ones(()), room, need).minimum(room)
+
+
+def _along(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """L2: each value in proportion to its slope, or as far as its room."""
+    return (_level(slope, slope, room, need) * slope).minimum(room)
+
+
+def _greedy(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """L1: the steepest values as far as they can go, the last of them as far as it must."""
+    steep, order = slope.sort(dim=1, descending=True)
+    room = room.gather(1, order)
+    gained = engine.torch.nn.functional.pad((steep * room).cumsum(1)[:, :-1], (1, 0))
+    length = ((need - gained).clamp_min(0) / steep.clamp_min(TINY)).minimum(room)
+    return engine.torch.zeros_like(length).scatter_(1, order, length)
+
+
+def _level(slope: Tensor, speed: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """The t (B, 1) at which Σ slope·min(speed·t, room) reaches `need`.
+
+    The sum is concave and piecewise linear in t, so Newton's method climbs from below and ends, exactly, as
+    soon as no further value has run into its room.
+    """
+    level = need.new_zeros(need.shape)
+    stuck = room <= 0
+    while True:
+        closed = (slope * room).where(stuck, 0).sum(1, keepdim=True)
+        rate = (slope * speed).masked_fill(stuck, 0).sum(1, keepdim=True)
+        level = ((need - closed) / rate.clamp_min(TINY)).clamp_max(HUGE).maximum(level)
+        now = stuck | (speed * level >= room)
+        if not bool((now != stuck).any()):
+            return level
+        stuck = now
+
+
+_LENGTHS = {"linf": _even, "l2": _along, "l1": _greedy}
