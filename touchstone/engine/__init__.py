@@ -159,6 +159,7 @@ if TYPE_CHECKING:
     from touchstone.engine.walking import asked as asked
     from touchstone.engine.walking import in_whole_levels as in_whole_levels
     from touchstone.engine.walking import progress as progress
+    from touchstone.engine.walking import rising as rising
     from touchstone.engine.walking import walk as walk
 
 _HOMES = {
@@ -224,7 +225,7 @@ _HOMES = {
     ),
     "thread": ("Engine", "Running"),
     "threat": ("Case", "Threat"),
-    "walking": ("asked", "in_whole_levels", "progress", "walk"),
+    "walking": ("asked", "in_whole_levels", "progress", "rising", "walk"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -26,14 +26,20 @@ many a model.
 LEAST = 1e-30
 
 
-def progress(goal: Goal, logits: Tensor) -> Tensor:
-    """How near each row is to its goal, (B,): positive where it is met.
+def rising(goal: Goal, logits: Tensor) -> Tensor:
+    """What rises towards the goal, (B,): the margin, or the logarithm of a target's probability.
 
-    The margin; of a target not reached yet the logarithm of its probability.
+    Untargeted, a probability would not do: that of a label the model is sure of is one in floating point.
     """
-    margin = Margin(goal)(logits)
-    rising = torch.where(goal.targeted, CrossEntropy(goal)(logits).clamp_max(-LEAST), margin.clamp_max(0))
-    return torch.where(goal.met(logits), margin.clamp_min(LEAST), rising)
+    return torch.where(goal.targeted, CrossEntropy(goal)(logits), Margin(goal)(logits))
+
+
+def progress(goal: Goal, logits: Tensor) -> Tensor:
+    """How near each row is to its goal, (B,): `rising` until it is met, from then on the margin, and
+    positive.
+    """
+    beyond = Margin(goal)(logits).clamp_min(LEAST)
+    return torch.where(goal.met(logits), beyond, rising(goal, logits).clamp_max(0))
 
 
 def asked(case: Case, x: Tensor) -> Asking[Tensor]:

@@ -1,0 +1,89 @@
+"""NES: projected gradient steps along a gradient estimated from scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.fields import Count, Distance, Ratio
+from touchstone.methods import Cost, FixedBudget, Info
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Asking, Case, Plan
+
+
+class NES(FixedBudget):
+    """Natural evolution strategies: ask about Gaussian neighbours in opposite pairs, and step along the mean
+    of their directions weighted by their scores (algorithm 1), projected into the ball.
+
+    Every step asks about `samples` neighbours and about the file at its end. The neighbours are no files:
+    σ is far below what eight bits can hold. An image that resists is asked about exactly `queries` times: the
+    last estimate takes fewer pairs.
+
+    Departures: untargeted attacks raise the margin, since the probability of a label that the model is sure
+    of is one in floating point; steps have one size, without the authors' momentum and annealing.
+    """
+
+    info = Info(
+        name="nes",
+        title="Natural evolution strategies",
+        norms=("linf", "l2"),
+        paper="Ilyas et al. 2018: Black-box Adversarial Attacks with Limited Queries and Information",
+        url="https://arxiv.org/abs/1804.08598",
+        access="scores",
+    )
+
+    queries: Count = Field(10_000, le=10_000_000, description="Times the model is asked about one image.")
+    samples: Count = Field(50, le=10_000, multiple_of=2, description="Neighbours that an estimate takes.")
+    sigma: Ratio = Field(0.001, gt=0, le=1, description="Standard deviation of the neighbours' distance.")
+    step_size: Distance | None = Field(
+        None, description="Length of a step in the norm; unset means eps/5.", examples=["2/255"]
+    )
+
+    def cost(self) -> Cost:
+        """The budget of queries."""
+        return Cost(forward=self.queries, backward=0)
+
+    def rounds(self) -> int:
+        """Two per step: the estimate and the look."""
+        return 2 * -(-self.queries // (self.samples + 1))
+
+    def run(self, case: Case) -> Plan:
+        """Estimate, step, look; an image leaves once its goal is met."""
+        torch = engine.torch
+        whole = case = engine.in_whole_levels(case)
+        best, rows = engine.Best.none(case.threat.x0), torch.arange(len(case), device=case.device)
+        x, left = case.threat.x0, self.queries
+        grad = torch.zeros_like(x)
+        while left:
+            pairs = min(self.samples, left - 1) // 2
+            if pairs:  # a single query that is left goes into one more step along the last estimate
+                grad = yield from self._estimate(case, x, pairs)
+            left -= 2 * pairs + 1
+            x = case.threat.step(x, grad, self._size(case))
+            score = yield from engine.asked(case, x)
+            best = best.put(rows, engine.Best(x, score))
+            if self.early_stop and bool((score > 0).any()):
+                keep = score <= 0
+                if not bool(keep.any()):
+                    break
+                case, x, rows, grad = case[keep], x[keep], rows[keep], grad[keep]
+        return engine.Found(whole.file(best.x), best.score > 0)
+
+    def _size(self, case: Case) -> Tensor:
+        eps = case.threat.eps
+        return eps / 5 if self.step_size is None else eps.new_full(eps.shape, self.step_size)
+
+    def _estimate(self, case: Case, x: Tensor, pairs: int) -> Asking[Tensor]:
+        """The gradient of the progress at `x` from `pairs` opposite pairs of neighbours."""
+        u = case.noise.normal(x[:, None].expand(-1, pairs, *x.shape[1:]))
+        there = engine.torch.stack([u, -u], 1).mul_(self.sigma).add_(x[:, None, None])  # (B, 2, pairs, …)
+        answer = yield engine.Logits(there.flatten(0, 2))
+        every = engine.torch.arange(len(x), device=x.device).repeat_interleave(2 * pairs)
+        score = engine.rising(case.goal[every], answer.logits).view(len(x), 2, pairs)
+        weight = (score[:, 0] - score[:, 1]) / (2 * self.sigma * pairs)
+        return (u.flatten(2) * weight[..., None]).sum(1).view_as(x)
