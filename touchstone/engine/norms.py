@@ -164,8 +164,10 @@ class L0:
     def project(self, d: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The `eps` largest changes, clipped to the box; the others are taken back."""
         inside = d.clamp(low, high).flatten(1)
-        rank = inside.abs().argsort(1, descending=True).argsort(1)
-        return inside.masked_fill(rank + 1 > eps[:, None], 0).view_as(d)
+        order = inside.abs().argsort(1, descending=True)
+        rank = torch.arange(inside.shape[1], device=d.device)
+        beyond = torch.zeros_like(inside, dtype=torch.bool).scatter_(1, order, rank + 1 > eps[:, None])
+        return inside.masked_fill(beyond, 0).view_as(d)
 
     def sample(self, d: Tensor, eps: Tensor, noise: Noise) -> Tensor:
         """Values drawn uniformly in [-1, 1] at `eps` random places."""

@@ -29,6 +29,11 @@ class Threat(Rows):
         """The least and the largest perturbation that the box allows in every coordinate."""
         return -self.x0, 1 - self.x0
 
+    @cached_property
+    def farthest(self) -> Tensor:
+        """Distance of each row's original to the farthest corner of the box, (B,)."""
+        return self.norm.size(self.x0.maximum(1 - self.x0))
+
     def size(self, x: Tensor) -> Tensor:
         """Distance of each row from its original, (B,)."""
         return self.norm.size(x - self.x0)

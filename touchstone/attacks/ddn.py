@@ -1,0 +1,103 @@
+"""DDN: a step along the gradient, onto a sphere that shrinks after a success and grows after a failure."""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.fields import Count, Distance, Ratio
+from touchstone.methods import Cost, Info, MinimalNorm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Answer, Asking, Case, Plan
+
+FIRST_STEP, LAST_STEP = 1.0, 0.01
+REFINED_AFTER = 0.75
+"""The share of steps after which the gradient is the margin's."""
+
+
+class DDN(MinimalNorm):
+    """Decoupled direction and norm: the gradient gives only the direction, success only the distance.
+
+    Every step goes along the normalised gradient of cross-entropy, its length annealed from 1 to 0.01 along a
+    cosine, and ends on a sphere around the image that is smaller by the factor 1 - γ after a success and
+    larger by 1 + γ after a failure (Algorithm 1). The nearest success of all steps is kept.
+
+    Departures: spheres halve until one is too small, since the first may be fifty times too large; in the
+    last quarter the gradient is the logit margin's, which points at one class where cross-entropy mixes several;
+    levels are rounded to 8 bits after the attack, not inside it, where that would hide small distances; the
+    point after the last step is looked at, too; a saturated gradient is replaced by the margin's, and only
+    where that vanishes as well by a random direction.
+    """
+
+    info = Info(
+        name="ddn",
+        title="Decoupled direction and norm",
+        norms=("l2",),
+        paper="Rony et al. 2019: Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial "
+        "Attacks and Defenses",
+        url="https://arxiv.org/abs/1811.09600",
+        budget="minimal",
+    )
+
+    steps: Count = Field(100, le=10_000, description="Steps; the paper shows 100, 300 and 1,000.")
+    gamma: Ratio = Field(
+        0.05, gt=0, lt=1, description="By what part the sphere shrinks or grows from step to step."
+    )
+    init_norm: Distance = Field(1.0, gt=0, description="Radius of the first sphere.")
+
+    def cost(self) -> Cost:
+        """Per step a gradient, at worst a second one where cross-entropy is saturated; a look at the end."""
+        return Cost(forward=2 * self.steps + 1, backward=2 * self.steps)
+
+    def rounds(self) -> int:
+        """One per step."""
+        return self.steps
+
+    def run(self, case: Case) -> Plan:
+        """Steps from sphere to sphere, from the image itself."""
+        x, radius = case.threat.x0, engine.torch.full_like(case.threat.eps, self.init_norm)
+        best = engine.Nearest.none(x)
+        been_outside = ~best.met & False
+        for step in range(self.steps):
+            loss = engine.CrossEntropy if step < REFINED_AFTER * self.steps else engine.Margin
+            answer = yield engine.Gradient(x, loss(case.goal))
+            best = best.or_else(engine.Nearest.judged(case, x, answer.logits))
+            met = case.goal.met(answer.logits)
+            been_outside |= ~met & (step > 0)
+            radius = self._radius(radius, met, been_outside).minimum(case.threat.farthest)
+            direction = yield from _direction(case, x, answer)
+            x = on_sphere(case, x + _length(step / self.steps) * direction, radius)
+        answer = yield engine.Logits(x)
+        return best.or_else(engine.Nearest.judged(case, x, answer.logits)).found(case)
+
+    def _radius(self, radius: Tensor, met: Tensor, been_outside: Tensor) -> Tensor:
+        """Smaller after a success, larger after a failure; half as large until there was a failure."""
+        shrunk = engine.torch.where(been_outside, radius * (1 - self.gamma), radius / 2)
+        return engine.torch.where(met, shrunk, radius * (1 + self.gamma))
+
+
+def _length(share: float) -> float:
+    """The length of a step after that share of all."""
+    return LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 + cos(pi * share)) / 2
+
+
+def _direction(case: Case, x: Tensor, answer: Answer) -> Asking[Tensor]:
+    """The normalised gradient; a random direction where there is none."""
+    grad = yield from engine.unsaturated(case, x, answer)
+    flat = ~grad.flatten(1).any(1)
+    if bool(flat.any()):
+        rows = flat.nonzero().flatten()
+        grad = grad.index_copy(0, rows, case.noise[rows].normal(x[rows]))
+    return case.threat.norm.steepest(grad, x)
+
+
+def on_sphere(case: Case, x: Tensor, radius: Tensor) -> Tensor:
+    """The points moved onto the sphere around their originals, then clipped to the box."""
+    d = case.threat.norm.steepest(x - case.threat.x0, x)
+    return d.mul_(engine.column(radius, d)).add_(case.threat.x0).clamp_(0, 1)

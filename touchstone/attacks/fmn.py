@@ -1,0 +1,114 @@
+"""FMN: a ball that adapts to the distance of the boundary, and steps projected into it."""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.attacks.ddn import on_sphere
+from touchstone.fields import Count, Ratio
+from touchstone.methods import Cost, Info, MinimalNorm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Answer, Case, Nearest, Plan
+
+DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
+LAST_STEP = 0.01
+"""The last step, as a part of the first."""
+TINY = 1e-12
+
+
+class FMN(MinimalNorm):
+    """The fast minimum-norm attack: one gradient moves the image, and tells how large its ball should be.
+
+    The ball's first radius is where the linearised margin reaches zero (its value over the dual norm of its
+    gradient, added to the distance so far); once a success is known, the radius shrinks by 1 - γ inside the
+    adversarial region and grows by 1 + γ outside. Steps follow the gradient normalised in L2 and are
+    projected into ball and box; their length and γ are annealed along cosines (Algorithm 1). L0 counts
+    values, a colour pixel being three, and its radius moves by at least one value.
+
+    Departures: a ball grows by at least 1 + γ until a success is known, since steps to the boundary of the
+    linearised margin may never cross the true one; in L2 a step ends on the ball's surface, as in the
+    authors' code; in L1 the projection onto ball and box together is exact; the point after the last step is
+    looked at, too.
+    """
+
+    info = Info(
+        name="fmn",
+        title="Fast minimum-norm attack",
+        norms=("linf", "l2", "l1", "l0"),
+        paper="Pintor et al. 2021: Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints",
+        url="https://arxiv.org/abs/2102.12827",
+        budget="minimal",
+    )
+
+    steps: Count = Field(100, le=10_000, description="Steps; the paper shows up to 1,000.")
+    alpha: Ratio = Field(
+        1.0, gt=0, le=1e6, description="Length of the first step, in L2; the last is a hundredth of it."
+    )
+    gamma: Ratio = Field(
+        0.05, gt=0, lt=1, description="By what part the ball shrinks or grows in the first step."
+    )
+    gamma_final: Ratio = Field(0.001, ge=0, lt=1, description="The same in the last step.")
+
+    def cost(self) -> Cost:
+        """Per step a gradient, and a look at the point after the last."""
+        return Cost(forward=self.steps + 1, backward=self.steps)
+
+    def rounds(self) -> int:
+        """One per step."""
+        return self.steps
+
+    def run(self, case: Case) -> Plan:
+        """Steps from ball to ball, from the image itself."""
+        threat = case.threat
+        x, best = threat.x0, engine.Nearest.none(threat.x0)
+        radius = engine.torch.full_like(threat.eps, self.norm == "l0")
+        for step in range(self.steps):
+            answer = yield engine.Gradient(x, engine.Margin(case.goal))
+            best = best.or_else(engine.Nearest.judged(case, x, answer.logits))
+            gamma = _annealed(self.gamma, self.gamma_final, step / self.steps)
+            radius = _radius(case, x, answer, best=best, radius=radius, gamma=gamma)
+            length = _annealed(self.alpha, LAST_STEP * self.alpha, step / self.steps)
+            x = _within(case, x + length * engine.L2().steepest(answer.gradient, x), radius)
+        answer = yield engine.Logits(x)
+        return best.or_else(engine.Nearest.judged(case, x, answer.logits)).found(case)
+
+
+def _annealed(first: float, last: float, share: float) -> float:
+    """What has come of `first` after that share of all steps."""
+    return last + (first - last) * (1 + cos(pi * share)) / 2
+
+
+def _radius(case: Case, x: Tensor, answer: Answer, *, best: Nearest, radius: Tensor, gamma: float) -> Tensor:
+    """The next radius of every ball, (B,); `best` has seen the answer."""
+    met = case.goal.met(answer.logits)
+    smaller, larger = radius * (1 - gamma), radius * (1 + gamma)
+    if case.threat.norm.name == "l0":
+        smaller, larger = smaller.floor().minimum(radius - 1), larger.floor().maximum(radius + 1)
+    else:
+        boundary = _boundary(case, x, answer)
+        larger = engine.torch.where(best.met, larger, larger.maximum(boundary))
+    return engine.torch.where(met, smaller.minimum(best.distance), larger).minimum(case.threat.farthest)
+
+
+def _boundary(case: Case, x: Tensor, answer: Answer) -> Tensor:
+    """How far the boundary would be if the margin were linear."""
+    slope = engine.NORMS[DUAL[case.threat.norm.name]].size(answer.gradient)
+    return case.threat.size(x) + engine.Margin(case.goal)(answer.logits).abs() / slope.clamp_min(TINY)
+
+
+def _within(case: Case, x: Tensor, radius: Tensor) -> Tensor:
+    """The points brought into ball and box, in L2 onto the ball's surface."""
+    threat = case.threat
+    if threat.norm.name == "l2":
+        return on_sphere(case, x, radius)
+    endless = x.new_tensor(engine.torch.inf)
+    # L0 picks its values before the box cuts their changes.
+    low, high = (-endless, endless) if threat.norm.name == "l0" else threat.room
+    return threat.norm.project(x - threat.x0, radius, low, high).add_(threat.x0).clamp_(0, 1)
