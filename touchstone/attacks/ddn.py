@@ -29,10 +29,10 @@ class DDN(MinimalNorm):
     larger by 1 + γ after a failure (Algorithm 1). The nearest success of all steps is kept.
 
     Departures: spheres halve until one is too small, since the first may be fifty times too large; in the
-    last quarter the gradient is the logit margin's, which points at one class where cross-entropy mixes several;
-    levels are rounded to 8 bits after the attack, not inside it, where that would hide small distances; the
-    point after the last step is looked at, too; a saturated gradient is replaced by the margin's, and only
-    where that vanishes as well by a random direction.
+    last quarter the gradient is the logit margin's, which points at one class where cross-entropy mixes
+    several; levels are rounded to 8 bits after the attack, not inside it, where that would hide small
+    distances; the point after the last step is looked at, too; a saturated gradient is replaced by the
+    margin's, and only where that vanishes as well by a random direction.
     """
 
     info = Info(
