@@ -1,0 +1,261 @@
+"""APGD: projected gradient ascent that sets its own step size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.engine.rows import Rows
+from touchstone.fields import Count, Ratio
+from touchstone.methods import Cost, Info, RestartedAttack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Asking, Best, Case, Goal, Loss, Plan, Threat
+
+MOMENTUM = 0.75
+WIDER = ((3, 3), (2, 3))
+"""In L1: balls to climb in first, in radii of the real one, and the tenths of the steps that each gets."""
+TINY = 1e-12
+
+
+class APGD(RestartedAttack):
+    """Auto-PGD: momentum steps that begin at twice the radius and are halved, from the best point so far,
+    whenever progress stalls.
+
+    Algorithm 1 of the paper: at 22 % of the steps and at ever shorter intervals after, a row's step is halved
+    where its loss rose in fewer than ρ of the steps since the last check, or neither step nor best loss
+    changed. In L1 it is the variant of Croce & Hein 2021 (2103.01208): sparse steps, of two thirds as many
+    coordinates as the best point has changed, in balls of three, two and one radius.
+
+    The loss is the cross-entropy or the difference of logits ratio (DLR, equation 6; for targets equation 7,
+    with the best other class as the label). The latter is the margin on models of fewer than 3 classes, or 4
+    for targets. Keeps the first success, else the highest loss.
+    """
+
+    info = Info(
+        name="apgd",
+        title="Auto-PGD",
+        norms=("linf", "l2", "l1"),
+        paper="Croce & Hein 2020: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse "
+        "Parameter-free Attacks",
+        url="https://arxiv.org/abs/2003.01690",
+    )
+
+    loss: Literal["ce", "dlr"] = Field(
+        "ce", description="What to climb: the cross-entropy, or the difference of logits ratio."
+    )
+    steps: Count = Field(100, le=10_000, description="Steps of each attempt.")
+    rho: Ratio = Field(
+        0.75, ge=0, le=1, description="ρ: the share of steps that must raise the loss for the step to last."
+    )
+
+    def cost(self) -> Cost:
+        """One climb."""
+        return Cost.climbing(self.steps)
+
+    def rounds(self) -> int:
+        """One per step."""
+        return self.steps
+
+    def run(self, case: Case) -> Plan:
+        """One climb from a random point."""
+        loss = engine.CrossEntropy(case.goal) if self.loss == "ce" else ratio(case.goal)
+        best = yield from ascend(case, loss, steps=self.steps, rho=self.rho, early_stop=self.early_stop)
+        return best.found()
+
+
+def ascend(
+    case: Case, loss: Loss, *, steps: int, rho: float, early_stop: bool, kin: Tensor | None = None
+) -> Asking[Best]:
+    """One attempt at every row, as `engine.climb` makes it."""
+    if case.threat.norm.name == "l1":
+        x, steps = yield from _narrowing(case, loss, steps)
+        rule: engine.Rule = Sparse.start(case.threat, x, steps)
+    else:
+        x = case.threat.random_start(case.noise)
+        rule = Halving.start(case.threat, x, steps, rho)
+    return (yield from engine.climb(case, x, rule, steps=steps, early_stop=early_stop, loss=loss, kin=kin))
+
+
+def ratio(goal: Goal) -> Loss:
+    """The difference of logits ratio."""
+    return engine.Scored(_ratio, goal.label, goal.targeted)
+
+
+def _ratio(logits: Tensor, label: Tensor, targeted: Tensor) -> Tensor:
+    """How much the best other logit exceeds the label's (for a target the reverse), over the spread of the
+    highest ones.
+    """
+    own = logits.gather(1, label[:, None])[:, 0]
+    other = logits.scatter(1, label[:, None], -engine.torch.inf).amax(1)
+    margin = (other - own).where(~targeted, own - other)
+    return margin / spread(logits, fourth=targeted)
+
+
+def spread(logits: Tensor, *, fourth: Tensor) -> Tensor:
+    """The highest logit less the third, where `fourth` (B,) less the mean of third and fourth; (B,).
+
+    1 on models of fewer classes.
+    """
+    count = logits.shape[1]
+    top = logits.topk(min(4, count), dim=1).values
+    one = top.new_ones(len(top))
+    three = (top[:, 0] - top[:, 2]).clamp_min(TINY) if count > 2 else one
+    four = (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(TINY) if count > 3 else one
+    return four.where(fourth, three)
+
+
+@dataclass(frozen=True)
+class Peak(Rows):
+    """The point of the highest loss so far, with its gradient."""
+
+    x: Tensor  # (B, C, H, W)
+    grad: Tensor  # (B, C, H, W)
+    loss: Tensor  # (B,)
+
+    def or_else(self, other: Peak) -> Peak:
+        """The higher of two points, row by row; of equals the earlier."""
+        higher = other.loss > self.loss
+        x, grad = chosen(higher, (other.x, other.grad), (self.x, self.grad))
+        return Peak(x, grad, self.loss.maximum(other.loss))
+
+
+def chosen(mask: Tensor, ours: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of two pairs of images (B, C, H, W) the first where the mask (B,) is set."""
+    shaped = engine.column(mask, ours[0])
+    return ours[0].where(shaped, others[0]), ours[1].where(shaped, others[1])
+
+
+@dataclass(frozen=True)
+class Halving(Rows):
+    """Momentum steps whose size is checked, and halved, at fixed times (L∞ and L2)."""
+
+    rho: float
+    checks: frozenset[int]
+    at: int  # points seen before
+    since: int  # steps since the last check
+    size: Tensor  # (B,)
+    before: Tensor  # (B, C, H, W) the point before this one
+    peak: Peak
+    last: Tensor  # (B,) the loss of the point before
+    rises: Tensor  # (B,) steps since the last check that raised the loss
+    halved: Tensor  # (B,) bool: the step was halved at the last check
+    best: Tensor  # (B,) highest loss at the last check
+
+    @classmethod
+    def start(cls, threat: Threat, x: Tensor, steps: int, rho: float) -> Self:
+        """A rule for `steps` steps from `x`."""
+        low = x.new_full((len(x),), -engine.torch.inf)
+        none = low.new_zeros(low.shape)
+        peak = Peak(x, x, low)
+        return cls(rho, checkpoints(steps), 0, 0, 2 * threat.eps, x, peak, low, none, none > 0, low)
+
+    def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:
+        """The next point: from `x`, or from the best point where the step is halved."""
+        rule = self._seen(Peak(x, grad, loss))
+        if rule.at in rule.checks:
+            rule = rule._checked()
+            x, grad = chosen(rule.halved, (rule.peak.x, rule.peak.grad), (x, grad))
+        step = threat.step(x, grad, rule.size)
+        if rule.at:
+            step = threat.project(x + MOMENTUM * (step - x) + (1 - MOMENTUM) * (x - self.before))
+        return step, replace(rule, at=rule.at + 1, since=rule.since + 1, before=x)
+
+    def _seen(self, point: Peak) -> Self:
+        if not self.at:
+            return replace(self, peak=point, last=point.loss, best=point.loss)
+        rises = self.rises + (point.loss > self.last)
+        return replace(self, peak=self.peak.or_else(point), last=point.loss, rises=rises)
+
+    def _checked(self) -> Self:
+        """Conditions 1 and 2 of section 3.1, for each row."""
+        idle = ~self.halved & (self.peak.loss <= self.best)
+        halved = (self.rises < self.rho * self.since) | idle
+        size = (self.size / 2).where(halved, self.size)
+        return replace(self, since=0, size=size, rises=self.rises * 0, halved=halved, best=self.peak.loss)
+
+
+def checkpoints(steps: int) -> frozenset[int]:
+    """The steps after which the size is checked: 22 % of all, then after intervals shorter by 3 % each time,
+    of at least 6 %.
+    """
+    percents, width = [22], 22
+    while percents[-1] < 100:
+        width = max(width - 3, 6)
+        percents.append(percents[-1] + width)
+    return frozenset(-(-percent * steps // 100) for percent in percents)
+
+
+def _narrowing(case: Case, loss: Loss, steps: int) -> Asking[tuple[Tensor, int]]:
+    """Start and steps of the last climb in L1: after climbs in wider balls, which nobody judges."""
+    left, x = (
+        steps,
+        _wider(case, WIDER[0][0]).threat.project(case.threat.x0 + case.noise.normal(case.threat.x0)),
+    )
+    for radii, tenths in WIDER:
+        wide, count = _wider(case, radii), steps * tenths // 10
+        x = wide.threat.project(x)
+        rule = Sparse.start(wide.threat, x, count)
+        for _ in range(count):
+            x, rule = yield from engine.follow(wide, x, rule, (yield engine.Gradient(x, loss)))
+        x, left = rule.peak.x, left - count
+    return case.threat.project(x), left
+
+
+def _wider(case: Case, radii: int) -> Case:
+    return replace(case, threat=replace(case.threat, eps=radii * case.threat.eps))
+
+
+@dataclass(frozen=True)
+class Sparse(Rows):
+    """Steps along the steepest coordinates, as many as the best point needs (L1)."""
+
+    every: int  # steps between checks
+    at: int  # points seen before
+    size: Tensor  # (B,)
+    peak: Peak
+    share: Tensor  # (B,) of the coordinates, that a step moves
+    changed: Tensor  # (B,) coordinates that the best point changed at the last check
+
+    @classmethod
+    def start(cls, threat: Threat, x: Tensor, steps: int) -> Self:
+        """A rule for `steps` steps from `x`."""
+        changed = _changes(threat, x)
+        peak = Peak(x, x, changed.new_full(changed.shape, -engine.torch.inf))
+        return cls(max(1, steps * 4 // 100), 0, threat.eps, peak, changed / x[0].numel() / 1.5, changed)
+
+    def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:
+        """The next point: from `x`, or from the best point where that has become sparser."""
+        rule = replace(self, peak=self.peak.or_else(Peak(x, grad, loss)), at=self.at + 1)
+        if self.at and self.at % self.every == 0:
+            rule, sparser = rule._checked(threat)
+            x, grad = chosen(sparser, (rule.peak.x, rule.peak.grad), (x, grad))
+        step = engine.column(rule.size, x) * _steepest(grad, rule.share)
+        return threat.project(x + step), rule
+
+    def _checked(self, threat: Threat) -> tuple[Self, Tensor]:
+        """The full step where the best point changes fewer coordinates than before, else a shorter one."""
+        changed = _changes(threat, self.peak.x)
+        sparser = changed < 0.95 * self.changed
+        shorter = (self.size / 1.5).maximum(threat.eps / 10)
+        size = threat.eps.where(sparser, shorter)
+        share = changed / self.peak.x[0].numel() / 1.5
+        return replace(self, size=size, share=share, changed=changed), sparser
+
+
+def _changes(threat: Threat, x: Tensor) -> Tensor:
+    return (x != threat.x0).flatten(1).sum(1).to(x.dtype)
+
+
+def _steepest(grad: Tensor, share: Tensor) -> Tensor:
+    """Signs of the largest `share` (B,) of each gradient, of size one in L1."""
+    slope = grad.flatten(1)
+    steep = slope.abs().sort(dim=1).values
+    last = ((1 - share) * slope.shape[1]).long().clamp(0, slope.shape[1] - 1)
+    signs = slope.sign() * (slope.abs() >= steep.gather(1, last[:, None]))
+    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1)).view_as(grad)

@@ -1,0 +1,78 @@
+"""APGD-T: auto-PGD towards each of the likeliest other classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.attacks.apgd import ascend, spread
+from touchstone.fields import Count, Ratio
+from touchstone.methods import Cost, Info, RestartedAttack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Best, Case, Plan
+
+
+class APGDT(RestartedAttack):
+    """Auto-PGD on the targeted difference of logits ratio, towards each of the nine likeliest other classes
+    at once.
+
+    Section 4.1 of the paper, equation 7; models of fewer than four classes are attacked by their margin.
+    The attempts towards all classes share their passes, where the paper makes one after the other; an image
+    leaves as soon as one of them succeeds, else the point that came nearest to its class is kept.
+    """
+
+    info = Info(
+        name="apgdt",
+        title="Targeted auto-PGD",
+        norms=("linf", "l2", "l1"),
+        paper="Croce & Hein 2020: Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse "
+        "Parameter-free Attacks",
+        url="https://arxiv.org/abs/2003.01690",
+        targeted=False,
+    )
+
+    rivals: Count = Field(9, le=1_000, description="How many of the likeliest other classes to head for.")
+    steps: Count = Field(100, le=10_000, description="Steps towards each class.")
+    rho: Ratio = Field(
+        0.75, ge=0, le=1, description="ρ: the share of steps that must raise the loss for the step to last."
+    )
+
+    def cost(self) -> Cost:
+        """A look at the image, and a climb towards each class."""
+        climb = Cost.climbing(self.steps)
+        return Cost(1 + self.rivals * climb.forward, self.rivals * climb.backward)
+
+    def rounds(self) -> int:
+        """One per class and step."""
+        return self.rivals * self.steps
+
+    def run(self, case: Case) -> Plan:
+        """As many rows for each image as there are classes to head for, all climbing together."""
+        logits = (yield engine.Logits(case.threat.x0)).logits
+        others = logits.scatter(1, case.goal.label[:, None], -engine.torch.inf)
+        rivals = others.topk(min(self.rivals, logits.shape[1] - 1), dim=1).indices
+        count = rivals.shape[1]
+        kin = engine.torch.arange(len(case), device=case.device).repeat_interleave(count)
+        each = case[kin]
+        loss = engine.Scored(_ratio_to, each.goal.label, rivals.flatten())
+        best = yield from ascend(
+            each, loss, steps=self.steps, rho=self.rho, early_stop=self.early_stop, kin=kin
+        )
+        return _best_of(best, count).found()
+
+
+def _ratio_to(logits: Tensor, label: Tensor, rival: Tensor) -> Tensor:
+    """How much the rival's logit exceeds the label's, over the spread of the highest ones."""
+    lead = (logits.gather(1, rival[:, None]) - logits.gather(1, label[:, None]))[:, 0]
+    return lead if logits.shape[1] < 4 else lead / spread(logits, fourth=label >= 0)
+
+
+def _best_of(best: Best, count: int) -> Best:
+    """The best of every `count` neighbouring rows."""
+    chosen = best.score.view(-1, count).argmax(1)
+    return best[chosen + count * engine.torch.arange(len(chosen), device=chosen.device)]
