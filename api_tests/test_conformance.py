@@ -13,6 +13,8 @@ from touchstone.engine import NORMS
 from touchstone.engine.settling import SETTLING
 from touchstone.methods import FixedBudget, MinimalNorm, card, catalogue, cost_of, find
 
+WEAK = {("fgsm", "l1"): 0.5, ("onepixel", "l0"): 0.3}
+"""The share of targets within reach of attacks that change little."""
 EPS = {"linf": 0.01, "l2": 0.1, "l1": 1.0, "l0": 2}
 CASES = [(name, norm) for name, method in catalogue("attack").items() for norm in method.info.norms]
 pytestmark = pytest.mark.parametrize(("name", "norm"), CASES)
@@ -89,7 +91,7 @@ def test_targeted_reaches_its_target(model, module, name, norm):
         wide["eps"] *= 20
     found = touchstone.attack(model, x, None, name, targets=target, **wide)
     module.eval()
-    assert found.success.float().mean() >= (0.5 if name == "fgsm" and norm == "l1" else 1)
+    assert found.success.float().mean() >= WEAK.get((name, norm), 1)
     assert torch.equal(module(found.images).argmax(1) == target, found.success)
     module.train()
 

@@ -1,0 +1,182 @@
+"""One pixel: differential evolution over places and colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.fields import Count, Ratio
+from touchstone.methods import Attack, Cost, Info
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Asking, Case, Plan
+
+PIECE = 50
+"""Members of the population that compete at a time."""
+NEVER = -1e30
+
+
+class OnePixel(Attack):
+    """The one-pixel attack: differential evolution looks for the place and the colour of the pixels to
+    change.
+
+    A member of the population holds row, column and colour of each pixel: at first places drawn uniformly
+    and colours from N(128, 127²) in levels of 255. Its child is a + F·(b - c) of other members, with F 0.5,
+    and takes its place where the score is better (section 3.2). In rand1bin `a` is a random member, in
+    best1bin the best one.
+
+    The L0 distance reported counts values: a pixel of a colour image is up to three of them.
+
+    Departures: fifty members compete at a time, not the whole generation, and an image leaves after those in
+    which its goal was met; what has to rise is the margin in untargeted attacks.
+    """
+
+    info = Info(
+        name="onepixel",
+        title="One-pixel attack",
+        norms=("l0",),
+        paper="Su, Vargas & Sakurai 2019: One Pixel Attack for Fooling Deep Neural Networks",
+        url="https://arxiv.org/abs/1710.08864",
+        access="scores",
+    )
+
+    queries: Count = Field(
+        40_400, le=10_000_000, description="Times the model is asked about one image: 100 generations."
+    )
+    pixels: Count = Field(1, le=100, description="Pixels that may change, in all their channels.")
+    population: Count = Field(400, ge=4, le=10_000, description="Members of the population.")
+    strategy: Literal["rand1bin", "best1bin"] = Field(
+        "rand1bin", description="Whether children start from a random member, or from the best."
+    )
+    scale: Ratio = Field(0.5, gt=0, le=2, description="F: the weight of the difference of two members.")
+    crossover: Ratio = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of a child that is new; the rest is its parent's. 1: no crossover.",
+    )
+
+    def cost(self) -> Cost:
+        """The budget of queries."""
+        return Cost(forward=self.queries, backward=0)
+
+    def rounds(self) -> int:
+        """One for each piece of the population that is asked about."""
+        return -(-self.queries // min(PIECE, self.population)) + self.queries // self.population + 1
+
+    def run(self, case: Case) -> Plan:
+        """The first generation, and children while queries are left."""
+        torch = engine.torch
+        whole, best = case, engine.Best.none(case.threat.x0)
+        swarm = self._first(case)
+        left, at = self.queries, 0
+        while left and len(swarm.row):
+            members = slice(at, min(at + PIECE, at + left, swarm.size))
+            tried = (
+                swarm.genes[:, members]
+                if left > self.queries - swarm.size
+                else self._children(swarm, members)
+            )
+            swarm = swarm.moved(members, tried, (yield from _scores(swarm.case, tried)))
+            left -= members.stop - members.start
+            at = members.stop % swarm.size
+            done = (swarm.score > 0).any(1)
+            if not left:
+                done = torch.ones_like(done)
+            if bool(done.any()):
+                best = best.put(swarm.row[done], swarm[done].leaders())
+                swarm = swarm[~done]
+        return engine.Found(whole.file(best.x), best.score > 0)
+
+    def _first(self, case: Case) -> _Swarm:
+        """Members with random places and colours, none of them asked about."""
+        size, channels = min(self.population, self.queries), case.threat.x0.shape[1]
+        empty = case.threat.x0.new_empty((len(case), size, self.pixels, 2 + channels))
+        genes = (0.5 + 0.5 * case.noise.normal(empty)).clamp_(0, 1)
+        genes[..., :2] = case.noise.uniform(empty[..., :2])
+        score = genes.new_full((len(case), size), NEVER)
+        return _Swarm(case, engine.torch.arange(len(case), device=genes.device), genes, score)
+
+    def _children(self, swarm: _Swarm, members: slice) -> Tensor:
+        """Of each of the members a child, (B, n, pixels, 2 + C)."""
+        parents = swarm.genes[:, members]
+        chance = swarm.case.noise.uniform(parents.new_empty((*parents.shape[:2], 3)))
+        a, b, c = _three(chance, swarm.size)
+        if self.strategy == "best1bin":
+            a = swarm.score.argmax(1, keepdim=True).expand_as(a)
+        child = swarm.picked(a) + self.scale * (swarm.picked(b) - swarm.picked(c))
+        child = child.clamp_(0, 1)
+        if self.crossover == 1:
+            return child
+        chance = swarm.case.noise.uniform(parents).flatten(2)
+        new = (chance < self.crossover) | (chance == chance.amin(2, keepdim=True))  # one gene at least
+        return engine.torch.where(new.view_as(child), child, parents)
+
+
+@dataclass(frozen=True)
+class _Swarm:
+    """The rows still under way with their populations."""
+
+    case: Case
+    row: Tensor  # (B,) its place in the whole
+    genes: Tensor  # (B, P, pixels, 2 + C) in [0,1]
+    score: Tensor  # (B, P)
+
+    def __getitem__(self, index: Tensor) -> _Swarm:
+        return _Swarm(self.case[index], self.row[index], self.genes[index], self.score[index])
+
+    @property
+    def size(self) -> int:
+        return self.genes.shape[1]
+
+    def picked(self, index: Tensor) -> Tensor:
+        """The members (B, n, pixels, 2 + C) at these places (B, n)."""
+        rows = engine.torch.arange(len(index), device=index.device)
+        return self.genes[rows[:, None], index]
+
+    def moved(self, members: slice, tried: Tensor, score: Tensor) -> _Swarm:
+        """The same with the children that are better than their parents."""
+        better = score > self.score[:, members]
+        genes, scores = self.genes.clone(), self.score.clone()
+        genes[:, members] = engine.torch.where(better[..., None, None], tried, genes[:, members])
+        scores[:, members] = score.maximum(scores[:, members])
+        return replace(self, genes=genes, score=scores)
+
+    def leaders(self) -> engine.Best:
+        """The best member of each row as an image."""
+        score, index = self.score.max(1)
+        return engine.Best(_painted(self.case.threat.x0, self.picked(index[:, None])[:, 0]), score)
+
+
+def _three(chance: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Three different members each, from three numbers in [0,1)."""
+    first = (chance[..., 0] * size).long()
+    second = 1 + (chance[..., 1] * (size - 1)).long()
+    third = 1 + (chance[..., 2] * (size - 2)).long()
+    third = third + (third >= second)
+    return first, (first + second) % size, (first + third) % size
+
+
+def _painted(x: Tensor, genes: Tensor) -> Tensor:
+    """The images (N, C, H, W) with the pixels of the genes (N, pixels, 2 + C) painted over them in order."""
+    height, width = x.shape[2:]
+    down = (genes[..., 0] * height).long().clamp_max(height - 1)
+    right = (genes[..., 1] * width).long().clamp_max(width - 1)
+    place, painted = down * width + right, x.flatten(2).clone()
+    for pixel in range(genes.shape[1]):
+        index = place[:, pixel, None, None].expand(-1, x.shape[1], 1)
+        painted = painted.scatter_(2, index, genes[:, pixel, 2:, None])
+    return painted.view_as(x)
+
+
+def _scores(case: Case, genes: Tensor) -> Asking[Tensor]:
+    """The progress of members (B, n, pixels, 2 + C) of each row, (B, n)."""
+    every = engine.torch.arange(len(case), device=genes.device).repeat_interleave(genes.shape[1])
+    repeated = case[every]
+    score = yield from engine.asked(repeated, _painted(repeated.threat.x0, genes.flatten(0, 1)))
+    return score.view(genes.shape[:2])
