@@ -71,7 +71,8 @@ class CW(MinimalNorm):
             best = best.put(rows, found)
             loss, grad = self._loss(case, x, answer, weight.c)
             ended = descent.ended(loss, self.steps, abort_early=self.abort_early)
-            descent = descent.moved(in_tanh(x, grad), loss, self.learning_rate, self.steps, met=found.met)
+            rate = engine.torch.full_like(loss, self.learning_rate)
+            descent = descent.moved(in_tanh(x, grad), loss, rate, self.steps, met=found.met)
             if bool(ended.any()):
                 weight = weight.after(ended, descent.met)
                 descent = descent.again(ended, w0)
@@ -171,11 +172,11 @@ class Descent(Rows):
         last = self.adam.count + 1 >= steps
         return last | (self.looks(steps) & (loss > STALLED * self.before)) if abort_early else last
 
-    def moved(self, grad: Tensor, loss: Tensor, rate: float, steps: int, *, met: Tensor) -> Descent:
+    def moved(self, grad: Tensor, loss: Tensor, rate: Tensor, steps: int, *, met: Tensor) -> Descent:
         """A step downhill, after a look at the loss where it is time."""
         move, adam = self.adam.step(grad)
         before = engine.torch.where(self.looks(steps), loss, self.before)
-        return Descent(self.w + rate * move, adam, before, self.met | met)
+        return Descent(self.w + engine.column(rate, move) * move, adam, before, self.met | met)
 
     def again(self, ended: Tensor, w: Tensor) -> Descent:
         """Rows of the mask `ended` begin at `w`."""

@@ -1,0 +1,145 @@
+"""EAD: elastic-net attacks, which shrink small changes to none and so find sparse ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.attacks.cw import LOOKS, STALLED, Weight, margin_of, sure
+from touchstone.engine.rows import Rows
+from touchstone.fields import Count, Norm, Ratio
+from touchstone.methods import Cost, Info, MinimalNorm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Answer, Case, Nearest, Plan
+
+
+class EAD(MinimalNorm):
+    """The elastic-net attack: minimise c·max(κ - margin, 0) + ‖δ‖₂² + β‖δ‖₁ by shrinkage and thresholding.
+
+    A gradient step on the smooth terms, then every change is drawn back by β, those smaller than β to none
+    (equation 5); momentum k/(k+3) as in FISTA (Algorithm 1), the step falling with the square root of what
+    is left. c is searched for as in `cw`, per image. Of all successes the one of the smallest L1 distance is
+    kept, or by the rule "EN" that of the smallest elastic net.
+
+    Departures: successes are looked for among the points at which the gradient is taken, clipped to the box,
+    so that a step takes one forward pass and not two; the L1 rule is the default, the norm being L1.
+    """
+
+    info = Info(
+        name="ead",
+        title="Elastic-net attack",
+        norms=("l1",),
+        paper="Chen et al. 2018: EAD: Elastic-Net Attacks to Deep Neural Networks via Adversarial Examples",
+        url="https://arxiv.org/abs/1709.04114",
+        budget="minimal",
+    )
+
+    norm: Norm = Field("l1", description="The norm in which the perturbation is measured.")
+    steps: Count = Field(1_000, le=10_000, description="The most steps of one search.")
+    binary_search_steps: Count = Field(9, le=20, description="Searches, each with another weight c.")
+    beta: Ratio = Field(0.01, ge=0, le=1, description="β: what every change is drawn back by in a step.")
+    decision_rule: Literal["L1", "EN"] = Field(
+        "L1", description="The distance by which successes are ranked."
+    )
+    confidence: Ratio = Field(
+        0.0, ge=0, le=1e6, description="κ: the margin, in logits, that a success needs."
+    )
+    step_size: Ratio = Field(
+        0.01, gt=0, le=10, description="Length of the first step, as a part of the gradient."
+    )
+    initial_const: Ratio = Field(0.001, gt=0, le=1e6, description="The weight c of the first search.")
+    abort_early: bool = Field(True, description="End a search once its loss has stopped falling.")
+
+    def cost(self) -> Cost:
+        """A gradient for every step of every search."""
+        steps = self.binary_search_steps * self.steps
+        return Cost(forward=steps, backward=steps)
+
+    def run(self, case: Case) -> Plan:
+        """Searches, each from the image itself."""
+        whole, best = case, engine.Nearest.none(case.threat.x0)
+        search = Search.begin(case.threat.x0)
+        weight = Weight.begin(case.threat.eps, self.initial_const)
+        rows = engine.torch.arange(len(case), device=case.device)
+        while len(rows):
+            answer = yield engine.Gradient(search.y, engine.Margin(case.goal))
+            found = self._ranked(case, sure(case, search.y, answer, self.confidence))
+            best = best.put(rows, found)
+            loss, grad = self._loss(case, search.y, answer, weight.c)
+            ended = self._ended(search, loss)
+            search = self._moved(case, search, grad, loss, found.met)
+            if bool(ended.any()):
+                weight = weight.after(ended, search.met)
+                search = search.again(ended, case.threat.x0)
+                open_ = weight.searches < self.binary_search_steps
+                case, rows, search, weight = case[open_], rows[open_], search[open_], weight[open_]
+        return best.found(whole)
+
+    def _ranked(self, case: Case, found: Nearest) -> Nearest:
+        """By the decision rule."""
+        if self.decision_rule == "L1":
+            return found
+        square = (found.x - case.threat.x0).flatten(1).square().sum(1)
+        return replace(found, distance=self.beta * found.distance + square)
+
+    def _loss(self, case: Case, y: Tensor, answer: Answer, c: Tensor) -> tuple[Tensor, Tensor]:
+        """The smooth terms (B,) and their gradient."""
+        d = y - case.threat.x0
+        short = (self.confidence - margin_of(answer)).clamp_min(0)
+        pull = engine.column(c * (short > 0), y) * answer.gradient
+        return d.flatten(1).square().sum(1) + c * short, 2 * d - pull
+
+    def _looked_at(self, search: Search) -> Tensor:
+        return search.count % max(1, self.steps // LOOKS) == 0
+
+    def _ended(self, search: Search, loss: Tensor) -> Tensor:
+        last = search.count + 1 >= self.steps
+        if not self.abort_early:
+            return last
+        return last | (self._looked_at(search) & (loss > STALLED * search.before))
+
+    def _moved(self, case: Case, search: Search, grad: Tensor, loss: Tensor, met: Tensor) -> Search:
+        """A step of the gradient, a shrinkage, a leap ahead."""
+        size = self.step_size * (1 - search.count / self.steps).sqrt()
+        d = search.y - engine.column(size, grad) * grad - case.threat.x0
+        low, high = case.threat.room
+        shrunk = (d.sign() * (d.abs() - self.beta).clamp_min_(0)).clamp_(low, high)
+        x = shrunk.add_(case.threat.x0).clamp_(0, 1)
+        ahead = engine.column(search.count / (search.count + 3), x)
+        y = (x + ahead * (x - search.x)).clamp_(0, 1)
+        before = engine.torch.where(self._looked_at(search), loss, search.before)
+        return Search(x, y, search.count + 1, before, search.met | met)
+
+
+@dataclass(frozen=True)
+class Search(Rows):
+    """A search under way."""
+
+    x: Tensor  # (B, C, H, W) the sparse point
+    y: Tensor  # (B, C, H, W) the point ahead of it, at which the gradient is taken
+    count: Tensor  # (B,) steps made
+    before: Tensor  # (B,) the loss when it was looked at last
+    met: Tensor  # (B,) whether this search has succeeded
+
+    @classmethod
+    def begin(cls, x0: Tensor) -> Search:
+        """At the originals."""
+        far = x0.new_full((len(x0),), engine.torch.inf)
+        return cls(x0, x0, engine.torch.zeros_like(far), far, far < 0)
+
+    def again(self, ended: Tensor, x0: Tensor) -> Search:
+        """Rows of the mask `ended` begin at their originals."""
+        wide = engine.column(ended, x0)
+        return Search(
+            engine.torch.where(wide, x0, self.x),
+            engine.torch.where(wide, x0, self.y),
+            self.count.masked_fill(ended, 0),
+            self.before.masked_fill(ended, engine.torch.inf),
+            self.met & ~ended,
+        )
