@@ -16,6 +16,8 @@ from touchstone.methods import FixedBudget, MinimalNorm, card, catalogue, cost_o
 WEAK = {("fgsm", "l1"): 0.5, ("onepixel", "l0"): 0.3}
 """The share of targets within reach of attacks that change little."""
 EPS = {"linf": 0.01, "l2": 0.1, "l1": 1.0, "l0": 2}
+QUERIES = {"zoo": 4_000}
+"""Those of attacks that do not get far with 400."""
 CASES = [(name, norm) for name, method in catalogue("attack").items() for norm in method.info.norms]
 pytestmark = pytest.mark.parametrize(("name", "norm"), CASES)
 
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.parametrize(("name", "norm"), CASES)
 def budget(name, norm):
     """The norm and, where a method has one, a small radius; few queries, where a method counts them."""
     fields = find(name).model_fields
-    asked = {"norm": norm, "eps": EPS[norm], "queries": 400}
+    asked = {"norm": norm, "eps": EPS[norm], "queries": QUERIES.get(name, 400)}
     return {field: value for field, value in asked.items() if field in fields}
 
 
