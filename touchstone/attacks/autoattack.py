@@ -32,8 +32,8 @@ class AutoAttack(GradientAttack):
 
     Section 5 of the paper: 100 steps, nine classes and 5,000 queries. In L1 five attempts of APGD and five
     classes, as Croce & Hein 2021 (2103.01208), but without their version of Square. Images leave as soon as
-    they are misclassified, where the authors' code runs each part to its end. `found_by` tells which part it was;
-    where that was Square, the gradients hide more than they show.
+    they are misclassified, where the authors' code runs each part to its end. `found_by` tells which part it
+    was; where that was Square, the gradients hide more than they show.
     """
 
     info = Info(
