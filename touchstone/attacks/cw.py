@@ -21,8 +21,10 @@ INSIDE = 1 - 1e-6
 """Black and white lie at infinity in tanh space; originals are drawn in by this factor."""
 STALLED = 0.9999
 """A loss above this part of the one looked at before has stopped falling."""
-LOOKS = 10
-"""How often in a search the loss is looked at."""
+LOOKS, PATIENCE = 10, 100
+"""How often in a search the loss is looked at, and after how many steps at the least: sooner, the loss of one
+image may rise for a moment.
+"""
 
 
 class CW(MinimalNorm):
@@ -30,9 +32,9 @@ class CW(MinimalNorm):
 
     The point is (tanh w + 1)/2 and moves by Adam (section V.A and VI.A). The weight c of every image is
     searched for on its own, tenfold until a search succeeds, then by bisection; the nearest success of all
-    steps of all searches is kept. A search ends early where its loss has stopped falling, which is looked at
-    ten times; that is decided row by row, and a row begins its next search without waiting for others. The
-    authors allow up to 10,000 steps to a search; 1,000 are the paper's.
+    steps of all searches is kept. A search ends early where its loss has stopped falling, which is looked
+    at ten times, at most every hundred steps; that is decided row by row, and a row begins its next search
+    without waiting for others. The authors allow up to 10,000 steps to a search; 1,000 are the paper's.
     """
 
     info = Info(
@@ -64,15 +66,16 @@ class CW(MinimalNorm):
         w0 = to_tanh(case.threat.x0)
         descent, weight = Descent.begin(w0), Weight.begin(case.threat.eps, self.initial_const)
         rows = engine.torch.arange(len(case), device=case.device)
+        every = max(PATIENCE, self.steps // LOOKS) if self.abort_early else self.steps
         while len(rows):
             x = from_tanh(descent.w)
             answer = yield engine.Gradient(x, engine.Margin(case.goal))
             found = sure(case, x, answer, self.confidence)
             best = best.put(rows, found)
             loss, grad = self._loss(case, x, answer, weight.c)
-            ended = descent.ended(loss, self.steps, abort_early=self.abort_early)
+            ended = descent.ended(loss, self.steps, every)
             rate = engine.torch.full_like(loss, self.learning_rate)
-            descent = descent.moved(in_tanh(x, grad), loss, rate, self.steps, met=found.met)
+            descent = descent.moved(in_tanh(x, grad), loss, rate, every, met=found.met)
             if bool(ended.any()):
                 weight = weight.after(ended, descent.met)
                 descent = descent.again(ended, w0)
@@ -163,19 +166,19 @@ class Descent(Rows):
         far = w0.new_full((len(w0),), engine.torch.inf)
         return cls(w0, Adam.begin(w0), far, far < 0)
 
-    def looks(self, steps: int) -> Tensor:
+    def looks(self, every: int) -> Tensor:
         """Which rows are to be looked at, (B,)."""
-        return self.adam.count % max(1, steps // LOOKS) == 0
+        return self.adam.count % every == 0
 
-    def ended(self, loss: Tensor, steps: int, *, abort_early: bool) -> Tensor:
+    def ended(self, loss: Tensor, steps: int, every: int) -> Tensor:
         """Which rows end their search here, (B,)."""
         last = self.adam.count + 1 >= steps
-        return last | (self.looks(steps) & (loss > STALLED * self.before)) if abort_early else last
+        return last | (self.looks(every) & (loss > STALLED * self.before))
 
-    def moved(self, grad: Tensor, loss: Tensor, rate: Tensor, steps: int, *, met: Tensor) -> Descent:
+    def moved(self, grad: Tensor, loss: Tensor, rate: Tensor, every: int, *, met: Tensor) -> Descent:
         """A step downhill, after a look at the loss where it is time."""
         move, adam = self.adam.step(grad)
-        before = engine.torch.where(self.looks(steps), loss, self.before)
+        before = engine.torch.where(self.looks(every), loss, self.before)
         return Descent(self.w + engine.column(rate, move) * move, adam, before, self.met | met)
 
     def again(self, ended: Tensor, w: Tensor) -> Descent:

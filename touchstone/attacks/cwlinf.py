@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.cw import Descent, from_tanh, in_tanh, margin_of, sure, to_tanh
+from touchstone.attacks.cw import LOOKS, Descent, from_tanh, in_tanh, margin_of, sure, to_tanh
 from touchstone.engine.rows import Rows
 from touchstone.fields import Count, Distance, Norm, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
@@ -54,7 +54,7 @@ class CWLinf(MinimalNorm):
     confidence: Ratio = Field(
         0.0, ge=0, le=1e6, description="κ: the margin, in logits, that a success needs."
     )
-    learning_rate: Ratio = Field(0.005, gt=0, le=10, description="Adam's learning rate in tanh space.")
+    learning_rate: Ratio = Field(0.01, gt=0, le=10, description="Adam's learning rate in tanh space.")
     initial_const: Ratio = Field(1e-5, ge=1e-9, le=1e6, description="The weight c of the first search.")
     largest_const: Ratio = Field(20.0, gt=0, le=1e6, description="No search has a larger weight c.")
     decrease_factor: Ratio = Field(
@@ -76,6 +76,7 @@ class CWLinf(MinimalNorm):
         descent = Descent.begin(to_tanh(case.threat.x0))
         level = Level.begin(case.threat.eps, self.initial_const)
         rows = engine.torch.arange(len(case), device=case.device)
+        every = max(1, self.steps // LOOKS) if self.abort_early else self.steps
         while len(rows):
             x = from_tanh(descent.w)
             answer = yield engine.Gradient(x, engine.Margin(case.goal))
@@ -83,10 +84,10 @@ class CWLinf(MinimalNorm):
             level = level.seen(found)
             best = best.put(rows, found)
             loss, grad = self._loss(case, x, answer, level)
-            ended = descent.ended(loss, self.steps, abort_early=self.abort_early)
+            ended = descent.ended(loss, self.steps, every)
             ended |= level.nearer & (loss < SOLVED * level.c)
             rate = (level.tau * FINE).clamp_max(self.learning_rate)
-            descent = descent.moved(in_tanh(x, grad), loss, rate, self.steps, met=found.met)
+            descent = descent.moved(in_tanh(x, grad), loss, rate, every, met=found.met)
             if bool(ended.any()):
                 level = level.after(ended, self.decrease_factor)
                 descent = descent.again(ended, descent.w)

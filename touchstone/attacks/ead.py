@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.cw import LOOKS, STALLED, Weight, margin_of, sure
+from touchstone.attacks.cw import LOOKS, PATIENCE, STALLED, Weight, margin_of, sure
 from touchstone.engine.rows import Rows
 from touchstone.fields import Count, Norm, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
@@ -96,7 +96,7 @@ class EAD(MinimalNorm):
         return d.flatten(1).square().sum(1) + c * short, 2 * d - pull
 
     def _looked_at(self, search: Search) -> Tensor:
-        return search.count % max(1, self.steps // LOOKS) == 0
+        return search.count % max(PATIENCE, self.steps // LOOKS) == 0
 
     def _ended(self, search: Search, loss: Tensor) -> Tensor:
         last = search.count + 1 >= self.steps
