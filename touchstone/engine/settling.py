@@ -9,10 +9,11 @@ from touchstone.engine.queries import Asking, Found, Saved
 from touchstone.engine.rows import column
 from touchstone.engine.threat import Case
 
-GROWTH = 1.25
-GROWTHS = 20  # up to about 90 times the distance
+REACHES = (1, 1.01, 1.03, 1.06, 1.1, 1.15, 1.2, 1.3, 1.45, 1.7, 2, 2.4, 3, 4, 5, 6.5, 9, 13, 20, 40, 80)
+"""How much longer a perturbation is made, in turn, until its rounded self meets the goal."""
+
 HALVINGS = 3
-SETTLING = GROWTHS + 1 + HALVINGS
+SETTLING = len(REACHES) + HALVINGS
 """The most files that one row is asked about."""
 
 
@@ -24,25 +25,24 @@ def settled(case: Case, found: Found) -> Asking[Tensor]:
     """
     d = found.x - case.threat.x0
     files = case.snap(found.x)
-    reach = torch.ones(len(case), device=case.device)
+    enough = torch.zeros(len(case), dtype=torch.long, device=case.device)  # which of the reaches met the goal
     open_ = found.met.nonzero().flatten()
-    for attempt in range(GROWTHS + 1):
+    for place, reach in enumerate(REACHES):
         if not len(open_):
             break
-        tried = _moved(case[open_], d[open_], reach[open_])
+        tried = _moved(case[open_], d[open_], torch.full_like(case.threat.eps[open_], reach))
         met = yield from _meets(case[open_], tried)
         files = files.index_copy(0, open_[met], tried[met])
+        enough[open_[met]] = place
         open_ = open_[~met]
-        if attempt < GROWTHS:
-            reach = reach.index_copy(0, open_, reach[open_] * GROWTH)
-    grown = found.met & (reach > 1)
-    grown[open_] = False
-    return (yield from _halved(case, d, files, reach, grown.nonzero().flatten()))
+    return (yield from _halved(case, d, files, enough))
 
 
-def _halved(case: Case, d: Tensor, files: Tensor, reach: Tensor, rows: Tensor) -> Asking[Tensor]:
+def _halved(case: Case, d: Tensor, files: Tensor, enough: Tensor) -> Asking[Tensor]:
     """Between the length that was too short and the one that was enough, a better one by bisection."""
-    low, high = reach[rows] / GROWTH, reach[rows]
+    reaches = torch.tensor(REACHES, dtype=d.dtype, device=d.device)
+    rows = enough.nonzero().flatten()
+    low, high = reaches[enough[rows] - 1], reaches[enough[rows]]
     for _ in range(HALVINGS if len(rows) else 0):
         middle = (low + high) / 2
         tried = _moved(case[rows], d[rows], middle)
