@@ -40,6 +40,7 @@ from touchstone.embedded import ledger_url
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
+from touchstone.jobs.registry import Registry
 from touchstone.settings import Settings
 
 THREADS = 200
@@ -77,13 +78,14 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
 
 def _backend(settings: Settings, ring: Ring) -> Backend:
     ledger = Ledger(ledger_url(settings), settings)
-    ringer = Ringer(ring)
+    blobs, ringer = open_blobs(settings), Ringer(ring)
     durations = Durations()
     durations.registry.register(Figures(ledger))
     return Backend(
         settings=settings,
         ledger=ledger,
-        blobs=open_blobs(settings),
+        blobs=blobs,
+        models=Registry(ledger.versions, blobs),
         ringer=ringer,
         waiting=Waiting(ledger),
         reaper=Reaper(ledger, ringer.ring),

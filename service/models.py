@@ -14,9 +14,9 @@ from service.pages import Cursor, Limit, Page, cut, link_next
 from touchstone.errors import LedgerUnavailable
 from touchstone.jobs.answers import Worker
 from touchstone.jobs.ledger import Ledger
-from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
-from touchstone.models.measured import Probe
+from touchstone.models.measured import Examined, Probe
+from touchstone.models.shelf import ZOO, Shelf, find
 
 router = APIRouter(tags=["models"])
 
@@ -54,18 +54,25 @@ class Seen:
     """What workers have shown of the models: probes by digest, and who is alive."""
 
     probes: Mapping[str, Probe] = field(default_factory=dict)
+    examined: Mapping[str, Examined] = field(default_factory=dict)
     workers: Sequence[Worker] = ()
 
     def card(self, manifest: Manifest) -> Card:
         """A model as answers show it: its manifest, its probe, and the workers that keep it loaded."""
-        probe = self.probes.get(manifest.digest)
         return {
             **manifest.card(),
-            "probe": probe.model_dump(mode="json") if probe else None,
+            "probe": self._probe(manifest),
             "resident": [
                 one.id for one in self.workers if manifest.id in one.info.get("resident_models", ())
             ],
         }
+
+
+    def _probe(self, manifest: Manifest) -> dict[str, Any] | None:
+        """What the last load measured, beside what was found out at the registration."""
+        found = (self.examined.get(manifest.id), self.probes.get(manifest.digest))
+        known = [one.model_dump(mode="json") for one in found if one]
+        return {name: value for part in known for name, value in part.items()} or None
 
 
 def probe_of(ledger: Ledger, manifest: Manifest) -> Probe | None:
@@ -77,12 +84,22 @@ def probe_of(ledger: Ledger, manifest: Manifest) -> Probe | None:
 
 
 def _seen(request: Request, manifests: Sequence[Manifest]) -> Seen:
-    """Cards are told without the ledger, too."""
-    ledger = backend_of(request).ledger
+    """The zoo's cards are told without the ledger, too."""
+    ledger, shelf = backend_of(request).ledger, backend_of(request).models
     try:
-        return Seen(ledger.probes([manifest.digest for manifest in manifests]), ledger.workers())
+        found = {manifest.id: shelf.examined(manifest) for manifest in manifests}
+        examined = {name: one for name, one in found.items() if one}
+        probes = ledger.probes([manifest.digest for manifest in manifests])
+        return Seen(probes, examined, ledger.workers())
     except LedgerUnavailable:
         return Seen()
+
+
+def _all(shelf: Shelf) -> Mapping[str, Manifest]:
+    try:
+        return shelf.manifests()
+    except LedgerUnavailable:
+        return ZOO.manifests()
 
 
 @router.get(
@@ -97,7 +114,7 @@ def list_models(
     """Identity, input, classes, accuracy, origin and licence of each; `probe` is what its last load measured
     (null before the first), `resident` names the workers that keep it loaded.
     """
-    page = cut(zoo.manifests(), limit, cursor)
+    page = cut(_all(backend_of(request).models), limit, cursor)
     seen = _seen(request, page.items)
     link_next(request, response, page.cursor)
     return Page(items=[seen.card(manifest) for manifest in page.items], cursor=page.cursor)
@@ -124,5 +141,5 @@ def get_model(
     """Identity, input, classes, accuracy, origin and licence; `probe` is what its last load measured (null
     before the first), `resident` names the workers that keep it loaded.
     """
-    manifest = zoo.manifest(id_)
+    manifest = find(backend_of(request).models, id_)
     return _seen(request, [manifest]).card(manifest)

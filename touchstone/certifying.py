@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from touchstone.jobs.record import Submission
 from touchstone.methods import Certificate, find
 from touchstone.models.manifest import Manifest
-from touchstone.models.zoo import manifest
+from touchstone.models.shelf import ZOO, Shelf
 
 if TYPE_CHECKING:
     from touchstone.engine import Counts, Oracle
@@ -43,7 +43,7 @@ def certificate_result(
         "accuracy_under_noise_hint": _hint(counts, card),
         "digests": {
             "model": card.digest,
-            "image": submission.image.digest,
+            "image": submission.source,
             "preprocessing": preprocessing_digest(card),
         },
         "versions": {name: version(distribution) for name, distribution in DISTRIBUTIONS.items()},
@@ -52,7 +52,7 @@ def certificate_result(
     }
 
 
-def pool_of(submission: Submission) -> str | None:
+def pool_of(submission: Submission, shelf: Shelf = ZOO) -> str | None:
     """Names the count that equal questions share whatever their seeds; None where each counts for itself.
 
     A rerun draws again, since it is there to compare.
@@ -63,15 +63,15 @@ def pool_of(submission: Submission) -> str | None:
     parameters = method.pool() if isinstance(method, Certificate) else None
     if parameters is None:
         return None
-    seen = [submission.image.digest, submission.model.digest]
-    seen.append(preprocessing_digest(manifest(submission.model.id)))
+    seen = [submission.source, submission.model.digest]
+    seen.append(preprocessing_digest(shelf.manifest(submission.model.id, submission.model.digest)))
     named = json.dumps([submission.method, *seen, parameters], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
 
 
 def preprocessing_digest(card: Manifest) -> str:
     """Identifies what stands between the image and the network."""
-    said = card.model_dump_json(include={"input", "mean", "std"})
+    said = card.model_dump_json(include={"input", "mean", "std"}, exclude={"input": {"layout"}})
     return f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
 
 

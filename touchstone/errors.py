@@ -66,6 +66,30 @@ class UnknownLabel(Failure):
     code = "unknown_label"
 
 
+class ModelConflict(Failure):
+    """Another model has this id already, or this version was registered with another manifest."""
+
+    code = "model_conflict"
+
+
+class ModelInUse(Failure):
+    """A job that waits or runs names the model, so it cannot be deleted."""
+
+    code = "model_in_use"
+
+
+class ModelTooLarge(Failure):
+    """The model's file has more bytes than the operator allows."""
+
+    code = "model_too_large"
+
+
+class ModelTooCostly(Failure):
+    """Trying the model took more time or memory than the operator allows."""
+
+    code = "model_too_costly"
+
+
 class NonFiniteOutput(Failure):
     """The model answered NaN or infinity."""
 

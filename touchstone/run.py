@@ -14,13 +14,13 @@ import numpy as np
 
 from touchstone import engine as asking
 from touchstone.certifying import certificate_result
-from touchstone.errors import Canceled, ModelUnusable
+from touchstone.errors import Canceled, ModelUnusable, UnknownModel
 from touchstone.images import Pixels, decode, difference, difference_factor, encode
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.measure import perturbation
 from touchstone.methods import Attack, Certificate, Method, find
 from touchstone.models.manifest import Manifest
-from touchstone.models.zoo import manifest
+from touchstone.models.shelf import Shelf
 from touchstone.predicting import Predict, smoothed_result
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def run(
     DeadlineExceeded, WorkerStopping and the failures of the method.
     """
     began = time.perf_counter()
-    card = _card(submission)
+    card = _card(submission, engine.shelf)
     pixels = decode(png).pixels
-    with engine.models.hold(card.id) as oracle:
+    with engine.models.hold(card) as oracle:
         prepared = time.perf_counter()
         ask = _Asker(submission, engine, oracle, deadline, started, prior)
         if submission.kind == "prediction":
@@ -89,11 +89,14 @@ def run(
     return replace(finished, timings=Timings(prepare=prepared - began, compute=compute))
 
 
-def _card(submission: Submission) -> Manifest:
-    card = manifest(submission.model.id)
-    if card.digest != submission.model.digest:
-        raise ModelUnusable(f"{card.id} was replaced after the job was accepted; submit it again")
-    return card
+def _card(submission: Submission, shelf: Shelf) -> Manifest:
+    model = submission.model
+    try:
+        return shelf.manifest(model.id, model.digest)
+    except UnknownModel:
+        raise ModelUnusable(
+            f"{model.id} was deleted or replaced after the job was accepted; submit it again"
+        ) from None
 
 
 @dataclass

@@ -21,6 +21,7 @@ from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
 from touchstone.logs import get_logger
+from touchstone.models.shelf import ZOO, Shelf
 from touchstone.settings import Settings
 from workers.held import Cancelable, Held
 from workers.keeper import Keeper
@@ -85,6 +86,7 @@ class Runner:
     keeper: Keeper
     run: Run
     settings: Settings
+    shelf: Shelf = ZOO
 
     def __call__(self, job: str) -> None:
         """Run the job if it waits; otherwise there is nothing to do."""
@@ -128,7 +130,7 @@ class Runner:
         the next.
         """
         submission = held.job.submission
-        pool = pool_of(submission)
+        pool = pool_of(submission, self.shelf)
         if pool is None:
             return self._run(held, submission, None)
         known = self._insist(lambda: self.ledger.pooled(pool, submission.seed))
@@ -140,7 +142,7 @@ class Runner:
     def _run(self, held: Held, submission: Submission, prior: dict[str, Any] | None) -> Ended:
         return self.run(
             submission,
-            self.blobs.get(submission.image.digest),
+            self.blobs.get(submission.source),
             deadline=submission.deadline or self.settings.deadline,
             started=held.started,
             report=held.report,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -17,9 +18,10 @@ from touchstone.engine.oracle import Oracle
 from touchstone.engine.probe import load_oracle
 from touchstone.engine.queries import Answer, Asking, Noisy, Query
 from touchstone.errors import WorkerStopping
+from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Probe
 from touchstone.models.residency import Residency
-from touchstone.models.zoo import manifest
+from touchstone.models.shelf import ZOO, Shelf
 
 
 class Running:
@@ -60,9 +62,10 @@ class Engine:
     `steps` counts finished slices: while `busy`, it moves unless the device or a model hangs.
     """
 
-    def __init__(self, device: str = "auto", memory_budget: int = 2**31) -> None:
+    def __init__(self, device: str = "auto", memory_budget: int = 2**31, shelf: Shelf = ZOO) -> None:
         self.device = choose(device)
-        self.models: Residency[Oracle] = Residency(memory_budget, self._load)
+        self.shelf = shelf
+        self.models: Residency[Manifest, Oracle] = Residency(memory_budget, self._load)
         self.steps = 0
         self._probes: dict[str, Probe] = {}
         self._passes = Figures()
@@ -85,7 +88,7 @@ class Engine:
         return {
             **self._passes.snapshot(),
             "device": str(self.device),
-            "resident_models": self.models.resident(),
+            "resident_models": self._sizes(),
         }
 
     def probes(self) -> dict[str, Probe]:
@@ -121,11 +124,17 @@ class Engine:
             self._wake.notify()
         self._thread.join()
 
-    def _load(self, model: str) -> tuple[Oracle, int]:
-        card = manifest(model)
-        oracle, probe = load_oracle(card, self.device)
+    def _load(self, card: Manifest) -> tuple[Oracle, int]:
+        oracle, probe = load_oracle(card, self.device, self.shelf)
         self._probes[card.digest] = probe
         return oracle, probe.bytes
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes that models take, all versions of one together."""
+        sizes: Counter[str] = Counter()
+        for card, size in self.models.resident().items():
+            sizes[card.id] += size
+        return dict(sizes)
 
     def _run(self) -> None:
         torch.set_flush_denormal(True)

@@ -95,3 +95,13 @@ local function oldest_wait(at)
   if not oldest then return 0 end
   return math.max(0, at - tonumber(get(oldest, 'created_at')[1]))
 end
+
+local REGISTRY = 'ts:registry'  -- by id of a model, its versions as JSON, the current one first
+
+local function version_key(id, digest)
+  return 'ts:version:' .. id .. ':' .. digest
+end
+
+local function versions_of(id)
+  return cjson.decode(redis.call('HGET', REGISTRY, id) or '[]')
+end

@@ -15,6 +15,10 @@ ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """What a model may be called: it names files, too."""
 
 
+ONNX = "onnx"
+"""The architecture of a network whose file describes it whole."""
+
+
 class Part(BaseModel):
     """A frozen piece of a manifest."""
 
@@ -33,6 +37,9 @@ class InputSpec(Part):
     width: int = Field(ge=1, le=4096)
     resize: int | None = Field(None, ge=1, le=4096)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    layout: Literal["nchw", "nhwc"] = Field(
+        "nchw", description="Whether the network takes the channels before the pixels or after them."
+    )
 
 
 class Weights(Part):
@@ -54,6 +61,7 @@ class Accuracy(Part):
 class Manifest(Part):
     """A model's card: identity, input, classes, licence, origin and accuracy."""
 
+    kind: Literal["local", "remote"] = Field("local", description="Whether it runs here or answers over HTTP.")
     id: str = Field(pattern=ID)
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of the weights file.")
     architecture: str
@@ -62,6 +70,11 @@ class Manifest(Part):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...] = Field(min_length=2)
+    softmax: Literal["none", "removed", "inverted"] = Field(
+        "none",
+        description="What became of probabilities at the network's end: `removed` where the layer that makes "
+        "them was left out, `inverted` where it could not be and their logarithms serve as logits.",
+    )
     parameters: int = Field(ge=0, description="Number of weights.")
     licence: str
     provenance: str

@@ -42,3 +42,23 @@ class Probe(BaseModel):
         if backward:
             return (backward + FORWARD_SHARE * (forward - backward)) / self.single_rate
         return forward / self.forward_rate
+
+
+class Examined(Probe):
+    """What trying a model at its registration showed besides, on a processor and with nothing beside it."""
+
+    deterministic: bool = Field(description="The same images were answered twice with the same bits.")
+    forward_ms: float = Field(ge=0, description="Milliseconds of a row without gradients, in full passes.")
+    gradient_ms: float = Field(ge=0, description="Milliseconds of a row with gradients, in full passes.")
+    row_bytes: int | None = Field(
+        ge=0, description="Memory that one more row of a pass with gradients takes; null where not measured."
+    )
+    gradient_error: float | None = Field(
+        description="How far the gradient is from differences of the answers: the median over random "
+        "directions, as a share of the gradient's length; null if not finite."
+    )
+    gradient_tolerance: float = Field(description="The most that `gradient_error` may be.")
+    gradient_agrees: bool = Field(
+        description="The gradient is that of the answers. Where it is not, attacks that follow it fail on a "
+        "model that others break."
+    )
