@@ -67,7 +67,6 @@ class Seen:
             ],
         }
 
-
     def _probe(self, manifest: Manifest) -> dict[str, Any] | None:
         """What the last load measured, beside what was found out at the registration."""
         found = (self.examined.get(manifest.id), self.probes.get(manifest.digest))

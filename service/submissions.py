@@ -111,9 +111,7 @@ class Prepared:
         return hashlib.sha256(self.submission.model_dump_json().encode()).hexdigest()
 
 
-def method_submission(
-    method: type[Method], received: Received, settings: Settings, shelf: Shelf
-) -> Prepared:
+def method_submission(method: type[Method], received: Received, settings: Settings, shelf: Shelf) -> Prepared:
     """Check the submission of an attack or a certificate."""
     body = bodies.parse(received, settings.upload_limit)
     asked, parameters = _split(body.fields, asked_of(method), method, method.info.name)
@@ -229,9 +227,7 @@ def check_model(asked: Submission, shelf: Shelf) -> None:
     try:
         shelf.manifest(asked.model.id, asked.model.digest)
     except UnknownModel:
-        raise JobConflict(
-            f"the model {asked.model.id} is no longer the one that the job ran on"
-        ) from None
+        raise JobConflict(f"the model {asked.model.id} is no longer the one that the job ran on") from None
 
 
 def _predict(parameters: Mapping[str, Any], manifest: Manifest | None) -> Predict:

@@ -137,9 +137,7 @@ def show(job: record.Job, *, ahead: int | None = None) -> Job:
 def _image(image: ImageRef | None) -> Image | None:
     if image is None:
         return None
-    return Image(
-        digest=image.digest, width=image.width, height=image.height, conversions=image.conversions
-    )
+    return Image(digest=image.digest, width=image.width, height=image.height, conversions=image.conversions)
 
 
 def _links(job: record.Job) -> Links:

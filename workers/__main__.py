@@ -7,6 +7,7 @@ from functools import partial
 
 from touchstone import logs
 from touchstone.engine import Engine
+from touchstone.jobs.registry import open_registry
 from touchstone.run import run
 from touchstone.settings import Settings
 from workers.serve import serve
@@ -16,8 +17,9 @@ def main() -> int:
     """Read the settings, start the engine, and serve."""
     settings = Settings()
     logs.configure(settings.log_level)
-    engine = Engine(settings.device, settings.memory_budget)
-    return serve(settings, engine, partial(run, engine=engine))
+    shelf = open_registry(settings)
+    engine = Engine(settings.device, settings.memory_budget, shelf)
+    return serve(settings, engine, partial(run, engine=engine), shelf)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from touchstone.certifying import pool_of
@@ -25,6 +25,7 @@ from touchstone.models.shelf import ZOO, Shelf
 from touchstone.settings import Settings
 from workers.held import Cancelable, Held
 from workers.keeper import Keeper
+from workers.registering import Trials
 
 CLAIM_SECONDS = 10.0
 RETRY_SECONDS = 0.2
@@ -87,6 +88,7 @@ class Runner:
     run: Run
     settings: Settings
     shelf: Shelf = ZOO
+    trials: Trials = field(default_factory=Trials)
 
     def __call__(self, job: str) -> None:
         """Run the job if it waits; otherwise there is nothing to do."""
@@ -115,7 +117,8 @@ class Runner:
     def _attempt(self, held: Held) -> dict[str, Any] | None:
         """How the job ends, as the ledger takes it; None where it goes back to the queue or was lost."""
         try:
-            ended = self._pooled_run(held)
+            registers = held.job.submission.kind == "registration"
+            ended = self._registration(held) if registers else self._pooled_run(held)
             if ended.canceled and held.reason in ("stopping", "lost"):
                 return None
             return self._succeed(held, ended)
@@ -138,6 +141,17 @@ class Runner:
         if counts := ended.counts:
             self._insist(lambda: self.ledger.pool(pool, counts))
         return ended
+
+    def _registration(self, held: Held) -> Ended:
+        """Try a model, and let it be used only if nobody has given up on it meanwhile."""
+        submission = held.job.submission
+        data = self.blobs.get(submission.source)
+        tried = self.trials(submission, data, self.settings, started=held.started, report=held.report)
+        if held.reason:
+            raise Canceled("the job was canceled")
+        self._insist(lambda: self.ledger.versions.register(tried.card, tried.examined))
+        self._insist(lambda: self.ledger.note_probe(tried.card.digest, tried.examined))
+        return tried.finished()
 
     def _run(self, held: Held, submission: Submission, prior: dict[str, Any] | None) -> Ended:
         return self.run(

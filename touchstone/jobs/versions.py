@@ -1,4 +1,4 @@
-"""The models that users registered, as the ledger holds them: versions that never change, the newest current."""
+"""The models that users registered, as the ledger holds them: versions that never change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Versions:
         )
         if Manifest.model_validate_json(known) != card:
             raise ModelConflict(
-                f"{card.id} has these bytes already, with another manifest; delete it first, or take another id",
+                f"{card.id} has these bytes already, with another manifest; "
+                "delete it first, or take another id",
                 field="id",
             )
 
@@ -71,7 +72,8 @@ class Versions:
             raise UnknownModel(f"no model {model[:64]!r} with this version is registered", field="model")
         if verdict != "ok":
             raise ModelInUse(
-                f"the job {rest[0]} is {verdict} and names {model}; wait for its end, or cancel it", job=rest[0]
+                f"the job {rest[0]} is {verdict} and names {model}; wait for its end, or cancel it",
+                job=rest[0],
             )
 
 

@@ -17,7 +17,6 @@ from touchstone.models.frozen import RELU, RELU6, FrozenConv, Stage, fold
 from touchstone.models.manifest import InputSpec
 from touchstone.models.trunk import Trunk
 
-
 TIMM = "timm/"
 _TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # no "hf-hub:…", which would fetch something
 
@@ -60,9 +59,7 @@ def _build_timm(name: str, spec: InputSpec, classes: int) -> nn.Module:
         ) from None
     if not _TIMM_NAME.fullmatch(name) or not timm.is_model(name):
         raise ModelUnusable(f"timm {timm.__version__} has no architecture named {name[:60]!r}")
-    net: nn.Module = timm.create_model(
-        name, pretrained=False, num_classes=classes, in_chans=spec.channels
-    )
+    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=spec.channels)
     return net
 
 

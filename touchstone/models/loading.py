@@ -14,6 +14,7 @@ from touchstone.errors import InvalidModel, ModelUnusable
 from touchstone.models import onnx, zoo
 from touchstone.models.architectures import architecture
 from touchstone.models.manifest import ONNX, Manifest
+from touchstone.models.onnx.building import Imported
 from touchstone.models.shelf import ZOO, Shelf
 
 
@@ -29,6 +30,7 @@ def load_module(card: Manifest, shelf: Shelf = ZOO) -> nn.Module:
 
 def module_of(card: Manifest, data: bytes) -> nn.Module:
     """The same from the bytes of its file."""
+    net: nn.Module
     if card.architecture == ONNX:
         net = imported(card, data).module
     else:
@@ -55,7 +57,7 @@ def _filled(card: Manifest, data: bytes) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def imported(card: Manifest, data: bytes) -> onnx.Imported:
+def imported(card: Manifest, data: bytes) -> Imported:
     """The network in an ONNX file, once it is known to take and to answer what the card says."""
     graph, spec = onnx.read(data), card.input
     found = "nhwc" if graph.channels_last else "nchw"

@@ -1,0 +1,40 @@
+"""From a user's model to a job that will try it: what can be refused without loading anything is refused."""
+
+from __future__ import annotations
+
+from touchstone.errors import ModelConflict
+from touchstone.jobs.blobs import digest_of
+from touchstone.jobs.record import ModelRef, Submission
+from touchstone.models.content import format_of
+from touchstone.models.manifest import Manifest
+from touchstone.models.registration import Registration
+from touchstone.models.shelf import ZOO
+
+METHOD = "probe"
+
+
+def described(registration: Registration, data: bytes, *, limit: int) -> Manifest:
+    """The card of a user's model, as far as it is known before the model was tried.
+
+    Raises InvalidModel and ModelTooLarge of the file, InvalidParameter of the description.
+    """
+    return registration.manifest(digest_of(data), format_of(data, limit=limit))
+
+
+def prepare(registration: Registration, data: bytes, *, limit: int) -> Submission:
+    """The job that tries a user's model and registers it; its `file` is the blob that `data` must become.
+
+    Raises as `described` does, and ModelConflict where a model of the zoo has the id.
+    """
+    if registration.id in ZOO.manifests():
+        raise ModelConflict(
+            f"id: {registration.id} is a model that comes with Touchstone; take another", field="id"
+        )
+    card = described(registration, data, limit=limit)
+    return Submission(
+        kind="registration",
+        method=METHOD,
+        model=ModelRef(id=card.id, digest=card.digest),
+        file=card.digest,
+        parameters=card.model_dump(mode="json"),
+    )
