@@ -15,7 +15,6 @@ from touchstone.engine.oracle import Oracle
 from touchstone.engine.probe import LEAST_ROWS, looks_like_softmax, probed
 from touchstone.engine.resize import Sight
 from touchstone.errors import InvalidModel, ModelUnusable
-from touchstone.models.architectures import architecture
 from touchstone.models.examination import Findings, Softmax
 from touchstone.models.loading import Logarithm, imported, module_of
 from touchstone.models.manifest import ONNX, Manifest
@@ -26,6 +25,7 @@ STEP_SIZES = (4e-3, 1e-3, 2.5e-4)
 """Rounding spoils differences of short steps, and bends of the network those of long ones."""
 
 GRADIENT_TOLERANCE = 0.05
+TINY = 1e-30
 _BEFORE = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
@@ -38,13 +38,10 @@ def examine(card: Manifest, data: bytes, begin: Callable[[str], None]) -> Findin
     began = time.perf_counter()
     begin("build")
     net, softmax = _built(card, data)
-    oracle = Oracle(net, Sight.of(card, torch.device("cpu")), torch.device("cpu"))
+    oracle = _oracle(card, net)
     seconds = time.perf_counter() - began
     begin("answer")
-    logits = _answers(card, oracle)
-    if softmax == "none" and looks_like_softmax(logits):
-        net, softmax = nn.Sequential(net, Logarithm()).eval(), "inverted"
-        oracle = Oracle(net, oracle.sight, oracle.device)
+    oracle, softmax = _with_logits(card, oracle, softmax)
     begin("differentiate")
     error = gradient_error(oracle, _noise(card, 1))
     row_bytes = _bytes_of_a_row(card, oracle)
@@ -61,7 +58,27 @@ def examine(card: Manifest, data: bytes, begin: Callable[[str], None]) -> Findin
         gradient_tolerance=GRADIENT_TOLERANCE,
         gradient_agrees=error <= GRADIENT_TOLERANCE,
     )
-    return Findings(parameters=_numbers(net), softmax=softmax, examined=examined)
+    return Findings(parameters=_numbers(oracle.module), softmax=softmax, examined=examined)
+
+
+def completed(card: Manifest, data: bytes) -> Manifest:
+    """The card with what its file tells, checked in this process; raises as `examine` does."""
+    net, softmax = _built(card, data)
+    oracle, softmax = _with_logits(card, _oracle(card, net), softmax)
+    return card.model_copy(update={"parameters": _numbers(oracle.module), "softmax": softmax})
+
+
+def _oracle(card: Manifest, net: nn.Module) -> Oracle:
+    device = torch.device("cpu")
+    return Oracle(net, Sight.of(card, device), device)
+
+
+def _with_logits(card: Manifest, oracle: Oracle, softmax: Softmax) -> tuple[Oracle, Softmax]:
+    """The oracle, made to answer logits where it turns out to answer probabilities."""
+    answers = _answers(card, oracle)
+    if softmax != "none" or not looks_like_softmax(answers):
+        return oracle, softmax
+    return _oracle(card, nn.Sequential(oracle.module, Logarithm()).eval()), "inverted"
 
 
 def _built(card: Manifest, data: bytes) -> tuple[nn.Module, Softmax]:
@@ -69,13 +86,11 @@ def _built(card: Manifest, data: bytes) -> tuple[nn.Module, Softmax]:
     if card.architecture == ONNX:
         found = imported(card, data)
         return found.module, "removed" if found.softmax_removed else "none"
-    with torch.device("meta"):
-        architecture(card.architecture).build(
-            card.input, len(card.classes)
-        )  # what is missing here is no fault
     try:
         return module_of(card, data), "none"
     except ModelUnusable as unfit:
+        if isinstance(unfit.__cause__, ImportError):
+            raise  # what is missing is missing here
         raise InvalidModel(unfit.detail) from None
 
 
@@ -128,10 +143,12 @@ def gradient_error(oracle: Oracle, x: Tensor) -> float:
     signs = torch.randint(0, 2, (DIRECTIONS, *x.shape[1:]), generator=draw) * 2.0 - 1
     told = (gradient.double() * signs).flatten(1).sum(1)
     length = float(gradient.double().norm())
-    found = [_differences(oracle, x, signs, weights, size) for size in STEP_SIZES]
-    return min(
-        float((one - told).abs().median()) / max(length, float(one.abs().max()), 1e-30) for one in found
-    )
+    errors = []
+    for size in STEP_SIZES:
+        found = _differences(oracle, x, signs, weights, size)
+        scale = max(length, float(found.abs().max()), TINY)
+        errors.append(float((found - told).abs().median()) / scale)
+    return min(errors)
 
 
 def _differences(oracle: Oracle, x: Tensor, signs: Tensor, weights: Tensor, size: float) -> Tensor:

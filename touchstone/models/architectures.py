@@ -56,7 +56,7 @@ def _build_timm(name: str, spec: InputSpec, classes: int) -> nn.Module:
         raise ModelUnusable(
             f"architectures of timm need that package, which cannot be imported ({missing}): install the "
             "extra touchstone-robustness[timm], or export the network to ONNX"
-        ) from None
+        ) from missing
     if not _TIMM_NAME.fullmatch(name) or not timm.is_model(name):
         raise ModelUnusable(f"timm {timm.__version__} has no architecture named {name[:60]!r}")
     net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=spec.channels)

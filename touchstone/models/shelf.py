@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -70,6 +71,39 @@ class Zoo:
 
 
 ZOO: Shelf = Zoo()
+
+
+@dataclass(frozen=True)
+class OneFile:
+    """A shelf with one model on it, whose file is at hand."""
+
+    card: Manifest
+    data: bytes
+
+    def manifests(self) -> Mapping[str, Manifest]:
+        """See `Shelf.manifests`."""
+        return {self.card.id: self.card}
+
+    def versions(self, model: str) -> tuple[Manifest, ...]:
+        """See `Shelf.versions`."""
+        if model != self.card.id:
+            raise no_model(model, self.manifests())
+        return (self.card,)
+
+    def manifest(self, model: str, digest: str | None = None) -> Manifest:
+        """See `Shelf.manifest`."""
+        [card] = self.versions(model)
+        if digest not in (None, card.digest):
+            raise no_version(model, str(digest))
+        return card
+
+    def weights(self, card: Manifest) -> bytes:  # noqa: ARG002 - there is but one
+        """See `Shelf.weights`."""
+        return self.data
+
+    def examined(self, card: Manifest) -> Examined | None:  # noqa: ARG002
+        """See `Shelf.examined`."""
+        return None
 
 
 def find(shelf: Shelf, name: str) -> Manifest:
