@@ -25,7 +25,7 @@ from touchstone.errors import (
     UnsupportedOperator,
 )
 from touchstone.logs import get_logger
-from touchstone.models.examination import STEPS, Fault, Findings, Request, Word
+from touchstone.models.examination import OUT_OF_MEMORY, STEPS, Fault, Findings, Request, Word
 from touchstone.models.manifest import Manifest
 
 MODULE = "touchstone.engine.sandbox"
@@ -40,7 +40,6 @@ _FAULTS: dict[str, type[Failure]] = {
     kind.code: kind for kind in (InvalidModel, UnsupportedOperator, ModelTooCostly, ModelUnusable)
 }
 _COSTLY = (signal.SIGALRM, signal.SIGXCPU)
-_MEMORY = ("bad_alloc", "MemoryError", "allocate memory")
 
 _log = get_logger("trial")
 
@@ -168,7 +167,7 @@ class Trial:
     def _crash(self, code: int, errors: str) -> Failure:
         if -code in _COSTLY:
             return ModelTooCostly(f"trying the model took too long{self._where()}")
-        if -code == signal.SIGKILL or any(word in errors for word in _MEMORY):
+        if -code == signal.SIGKILL or any(word in errors for word in OUT_OF_MEMORY):
             limit = self._request.memory
             return ModelTooCostly(
                 f"trying the model took more memory than there is, or than {limit:,} bytes{self._where()}"

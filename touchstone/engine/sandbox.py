@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from touchstone.engine.examining import examine
 from touchstone.errors import Failure, InvalidModel, ModelTooCostly
-from touchstone.models.examination import STEPS, Begun, Fault, Request, Word
+from touchstone.models.examination import OUT_OF_MEMORY, STEPS, Begun, Fault, Request, Word
 
 FILES = 64
 WRITTEN_BYTES = 2**20
@@ -44,21 +44,16 @@ def _tried(request: Request, source: BinaryIO) -> Word:
 
     try:
         return Word(findings=examine(request.card, source.read(), begin))
-    except Failure as failure:
-        return _fault(failure)
     except Exception as error:  # noqa: BLE001 - whatever a stranger's file leads to is a fault of that file
         return _fault(_failure(error, request))
 
 
 def _failure(error: Exception, request: Request) -> Failure:
-    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "bad_alloc" in str(error):
-        return too_much_memory(request.memory)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        return ModelTooCostly(f"trying the model took more than {request.memory:,} bytes of memory")
+    if isinstance(error, Failure):
+        return error
     return InvalidModel(f"the network cannot be run: {type(error).__name__}: {error}"[:500])
-
-
-def too_much_memory(limit: int) -> ModelTooCostly:
-    """The model took more memory than it may."""
-    return ModelTooCostly(f"trying the model took more than {limit:,} bytes of memory")
 
 
 def _fault(failure: Failure) -> Word:

@@ -67,10 +67,12 @@ def format_of(data: bytes, *, limit: int) -> Format:
         raise ModelTooLarge(f"the file has {len(data):,} bytes; at most {limit:,} are allowed", field="file")
     if not data:
         raise InvalidModel("the file is empty", field="file")
-    foreign = _foreign(data)
-    if foreign is None and tensors.looks_like_safetensors(data):
+    if tensors.looks_like_safetensors(
+        data
+    ):  # first, since the length that it begins with may look like anything
         tensors.check(data)
         return "safetensors"
+    foreign = _foreign(data)
     if foreign is None and protobuf.is_onnx(data):
         return "onnx"
     raise InvalidModel(
