@@ -133,7 +133,7 @@ def get_model(
             alias="id",
             description="A model's id.",
             examples=["fashion-mnist-cnn"],
-            json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"},
+            json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}(@(sha256:)?[0-9a-f]{12,64})?$"},
         ),
     ],
 ) -> Card:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from touchstone.jobs.record import Submission
 from touchstone.methods import Certificate, find
 from touchstone.models.manifest import Manifest
-from touchstone.models.shelf import ZOO, Shelf
+from touchstone.models.shelf import ZOO, Shelf, bound
 
 if TYPE_CHECKING:
     from touchstone.engine import Counts, Oracle
@@ -64,7 +64,7 @@ def pool_of(submission: Submission, shelf: Shelf = ZOO) -> str | None:
     if parameters is None:
         return None
     seen = [submission.source, submission.model.digest]
-    seen.append(preprocessing_digest(shelf.manifest(submission.model.id, submission.model.digest)))
+    seen.append(preprocessing_digest(bound(shelf, submission.model.id, submission.model.digest)))
     named = json.dumps([submission.method, *seen, parameters], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
 

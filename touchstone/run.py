@@ -14,13 +14,13 @@ import numpy as np
 
 from touchstone import engine as asking
 from touchstone.certifying import certificate_result
-from touchstone.errors import Canceled, ModelUnusable, UnknownModel
+from touchstone.errors import Canceled
 from touchstone.images import Pixels, decode, difference, difference_factor, encode
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.measure import perturbation
 from touchstone.methods import Attack, Certificate, Method, find
 from touchstone.models.manifest import Manifest
-from touchstone.models.shelf import Shelf
+from touchstone.models.shelf import bound
 from touchstone.predicting import Predict, smoothed_result
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(
     DeadlineExceeded, WorkerStopping and the failures of the method.
     """
     began = time.perf_counter()
-    card = _card(submission, engine.shelf)
+    card = bound(engine.shelf, submission.model.id, submission.model.digest)
     pixels = decode(png).pixels
     with engine.models.hold(card) as oracle:
         prepared = time.perf_counter()
@@ -87,16 +87,6 @@ def run(
             finished = _attack(submission, pixels, card, ask, report)
     compute = time.perf_counter() - prepared
     return replace(finished, timings=Timings(prepare=prepared - began, compute=compute))
-
-
-def _card(submission: Submission, shelf: Shelf) -> Manifest:
-    model = submission.model
-    try:
-        return shelf.manifest(model.id, model.digest)
-    except UnknownModel:
-        raise ModelUnusable(
-            f"{model.id} was deleted or replaced after the job was accepted; submit it again"
-        ) from None
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from touchstone.errors import UnknownModel
+from touchstone.errors import ModelUnusable, UnknownModel
 from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Examined
@@ -111,15 +111,25 @@ def find(shelf: Shelf, name: str) -> Manifest:
     model, at, version = name.partition("@")
     if not at:
         return shelf.manifest(model)
-    digits = _VERSION.fullmatch(version)
+    versions, digits = shelf.versions(model), _VERSION.fullmatch(version)
     if digits is None:
         raise no_version(model, version, why=f"give {_SHORTEST} to 64 hexadecimal digits of its digest")
-    found = [card for card in shelf.versions(model) if card.digest.startswith(f"sha256:{digits[1]}")]
+    found = [card for card in versions if card.digest.startswith(f"sha256:{digits[1]}")]
     if not found:
         raise no_version(model, version)
     if len(found) > 1:
         raise no_version(model, version, why=f"{len(found)} versions begin so; give more digits")
     return found[0]
+
+
+def bound(shelf: Shelf, model: str, digest: str) -> Manifest:
+    """The version that a job was accepted for. Raises ModelUnusable where it is there no longer."""
+    try:
+        return shelf.manifest(model, digest)
+    except UnknownModel:
+        raise ModelUnusable(
+            f"{model} was deleted or replaced after the job was accepted; submit it again"
+        ) from None
 
 
 def no_model(model: str, known: Mapping[str, Manifest]) -> UnknownModel:
