@@ -30,6 +30,7 @@ from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job, ModelRef, Submission
 from touchstone.jobs.registry import Registry
+from touchstone.models.loading import module_of
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Examined
 from touchstone.models.registration import Registration
@@ -341,6 +342,28 @@ def test_another_worker_knows_it_at_once(benches: Callable[..., Bench]) -> None:
     here.versions.forget("lin")
     with pytest.raises(UnknownModel):
         there.registry.manifest("lin")
+
+
+def test_loading_a_model_disturbs_nobody() -> None:
+    data, stop, failed = linear_onnx(), threading.Event(), []
+    card = completed(card_of(data), data)
+
+    def differentiate() -> None:
+        net = torch.nn.Sequential(linear_net(), torch.nn.ReLU(), torch.nn.Linear(2, 2))
+        while not stop.is_set():
+            x = greyish(1).requires_grad_()
+            try:
+                torch.autograd.grad(net(x).sum(), x)
+            except RuntimeError as error:
+                failed.append(error)
+
+    thread = threading.Thread(target=differentiate)
+    thread.start()
+    for _ in range(20):
+        module_of(card, data)
+    stop.set()
+    thread.join()
+    assert not failed
 
 
 def test_many_may_register_the_same(bench: Bench) -> None:

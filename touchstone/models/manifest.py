@@ -61,11 +61,11 @@ class Accuracy(Part):
 class Manifest(Part):
     """A model's card: identity, input, classes, licence, origin and accuracy."""
 
+    id: str = Field(pattern=ID)
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of the weights file.")
     kind: Literal["local", "remote"] = Field(
         "local", description="Whether it runs here or answers over HTTP."
     )
-    id: str = Field(pattern=ID)
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of the weights file.")
     architecture: str
     weights: Weights
     input: InputSpec

@@ -142,7 +142,7 @@ class Comparison {
 function comparable(jobs) {
   const same = (of) => new Set(jobs.map((job) => JSON.stringify(of(job)))).size === 1;
   const [{kind}] = jobs;
-  if (!same((job) => [job.kind, job.image.digest, job.label, job.target]) || !jobs.every((job) => job.result)) return false;
+  if (!same((job) => [job.kind, job.image?.digest, job.label, job.target]) || !jobs.every((job) => job.result)) return false;
   if (kind === "attack") return same((job) => job.model.digest) && jobs.every((job) => job.result.outcome === "success");
   return same(({result}) => [result.norm, result.sampling?.alpha, result.predicted_class?.label, result.abstained]);
 }
