@@ -14,6 +14,7 @@ from service import bodies
 from service.bodies import Received
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction
+from touchstone.fitting import check_fit
 from touchstone.jobs.record import JobKind, ModelRef, Submission
 from touchstone.methods import Method, invalid_parameter
 from touchstone.models.manifest import Manifest
@@ -117,6 +118,7 @@ def method_submission(method: type[Method], received: Received, settings: Settin
     asked, parameters = _split(body.fields, asked_of(method), method, method.info.name)
     chosen = method.parse(parameters)
     manifest = find(shelf, asked.model)
+    check_fit(chosen, manifest)
     label, target = _classes(method, manifest, asked) if isinstance(asked, AskedOfAttack) else (None, None)
     check_cost(chosen, settings.cost_limit)
     return _prepared(
@@ -142,6 +144,7 @@ def prediction(received: Received, settings: Settings, shelf: Shelf) -> Prepared
     asked, parameters = _split(body.fields, Asked, Predict, "predictions")
     manifest = find(shelf, asked.model)
     chosen = _predict(parameters, manifest)
+    check_fit(chosen, manifest)
     check_cost(chosen, settings.cost_limit)
     return _prepared(
         body.image, asked, manifest, kind="prediction", method="predict", parameters=chosen.parameters()
@@ -156,14 +159,20 @@ def costly_method(method: type[Method], fields: Mapping[str, Any], shelf: Shelf)
     """Check what a job of a method would be asked with, as at its submission."""
     asked, parameters = _split(fields, AskedOfCost, method, f"the cost of {method.info.name}", files=())
     chosen = method.parse(parameters)
-    return chosen, find(shelf, asked.model) if asked.model else None
+    manifest = find(shelf, asked.model) if asked.model else None
+    if manifest is not None:
+        check_fit(chosen, manifest)
+    return chosen, manifest
 
 
 def costly_prediction(fields: Mapping[str, Any], shelf: Shelf) -> Costly:
     """Check what a prediction would be asked with, as at its submission."""
     asked, parameters = _split(fields, AskedOfCost, Predict, "the cost of predictions", files=())
     manifest = find(shelf, asked.model) if asked.model else None
-    return _predict(parameters, manifest), manifest
+    chosen = _predict(parameters, manifest)
+    if manifest is not None:
+        check_fit(chosen, manifest)
+    return chosen, manifest
 
 
 def _split(

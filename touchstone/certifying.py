@@ -14,13 +14,13 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.shelf import ZOO, Shelf, bound
 
 if TYPE_CHECKING:
-    from touchstone.engine import Counts, Oracle
+    from touchstone.engine import AnyOracle, Counts
 
 DISTRIBUTIONS = {"touchstone": "touchstone-robustness", "torch": "torch", "numpy": "numpy", "scipy": "scipy"}
 
 
 def certificate_result(
-    certificate: Certificate, counts: Counts, submission: Submission, card: Manifest, oracle: Oracle
+    certificate: Certificate, counts: Counts, submission: Submission, card: Manifest, oracle: AnyOracle
 ) -> dict[str, Any]:
     """The result as docs/certificates.md lists it: the method's own fields between identity and
     circumstances.
@@ -31,7 +31,7 @@ def certificate_result(
         "counts_top5": [{"label": label, "count": count} for label, count in counts.top()],
         "seed": counts.seed,
         "stream": counts.stream,
-        "batch_size": oracle.fixed_rows,
+        "batch_size": card.remote.batch_rows if card.remote else oracle.fixed_rows,
         "pooled": counts.pooled,
     }
     return {
@@ -47,7 +47,7 @@ def certificate_result(
             "preprocessing": preprocessing_digest(card),
         },
         "versions": {name: version(distribution) for name, distribution in DISTRIBUTIONS.items()},
-        "eval_mode_checked": not any(module.training for module in oracle.module.modules()),
+        "eval_mode_checked": oracle.eval_mode,
         "batch_invariance_max_abs_diff": counts.batch_difference,
     }
 

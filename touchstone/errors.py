@@ -126,6 +126,30 @@ class UnsupportedOperator(Failure):
     code = "unsupported_operator"
 
 
+class AddressRefused(Failure):
+    """The URL cannot be used, or leads to an address that requests must not reach."""
+
+    code = "address_refused"
+
+
+class RemoteUnavailable(Failure):
+    """The remote model could not be asked, or did not answer in time."""
+
+    code = "remote_unavailable"
+
+
+class RemoteAnswer(Failure):
+    """The remote model's answer is not what its manifest declares."""
+
+    code = "remote_answer"
+
+
+class QueryBudgetSpent(Failure):
+    """The remote model was asked as often as its manifest allows."""
+
+    code = "query_budget_spent"
+
+
 class DataUnavailable(Failure):
     """A data set is neither here nor to be had, or its files were altered."""
 

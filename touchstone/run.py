@@ -15,6 +15,7 @@ import numpy as np
 from touchstone import engine as asking
 from touchstone.certifying import certificate_result
 from touchstone.errors import Canceled
+from touchstone.fitting import check_fit
 from touchstone.images import Pixels, decode, difference, difference_factor, encode
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.measure import perturbation
@@ -26,12 +27,12 @@ from touchstone.predicting import Predict, smoothed_result
 if TYPE_CHECKING:
     from touchstone.engine import (
         Answer,
+        AnyOracle,
         Asking,
         Counted,
         Counts,
         Engine,
         Noisy,
-        Oracle,
         Query,
         Running,
         Verdict,
@@ -95,7 +96,7 @@ class _Asker:
 
     submission: Submission
     engine: Engine
-    oracle: Oracle
+    oracle: AnyOracle
     deadline: float | None
     started: Started
     prior: dict[str, Any] | None = None
@@ -125,6 +126,7 @@ class _Asker:
 
 def _predict(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
     asked = Predict.model_validate(submission.parameters)
+    check_fit(asked, card)
     logits = ask(asking.look_at(pixels, ask.oracle))
     result = {"original": _opinion(logits, card, asked.top)}
     if asked.defence:
@@ -140,6 +142,7 @@ def _certify(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker
     method = find(submission.method, "certificate").parse(submission.parameters)
     if not isinstance(method, Certificate):
         raise TypeError(f"{submission.method} is no certificate")
+    check_fit(method, card)
     before = None if ask.prior is None else asking.Counts.of(ask.prior)
     tally = _Tally(method, report)
     plan = asking.certify_image(
@@ -156,6 +159,7 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
     method = find(submission.method, "attack").parse(submission.parameters)
     if not isinstance(method, Attack):
         raise TypeError(f"{submission.method} is no attack")
+    check_fit(method, card)
     plan = asking.attack_image(
         method, pixels, ask.oracle, label=submission.label, target=submission.target, seed=submission.seed
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from functools import cache
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from touchstone.errors import ModelUnusable
+
 MIB = 2**20
+_PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 
 class Settings(BaseSettings):
@@ -44,6 +49,11 @@ class Settings(BaseSettings):
     probe_memory: int = Field(
         8192 * MIB, ge=1, description="Bytes of memory that trying a model at its registration may take."
     )
+    outgoing_allow: str | None = Field(
+        None,
+        description="Hosts, host:port and networks, separated by commas, that may be asked although they are "
+        "private, or by plain http.",
+    )
     deadline: float = Field(
         600.0, gt=0, description="Seconds a job may run when it names no deadline of its own."
     )
@@ -65,3 +75,20 @@ class Settings(BaseSettings):
 def settings() -> Settings:
     """The settings of this process, read once."""
     return Settings()
+
+
+def secret(name: str, host: str) -> str:
+    """The secret that the operator keeps for requests to this host; read when it is needed, and never kept.
+
+    It goes nowhere but to the hosts that are named beside it: whoever may register a model could otherwise
+    send it to a host of their own. Raises ModelUnusable.
+    """
+    variable = f"TOUCHSTONE_SECRET_{name}"
+    value, hosts = os.environ.get(variable, "").strip(), os.environ.get(f"{variable}_HOSTS", "")
+    if not value:
+        raise ModelUnusable(f"the worker has no secret {name}: set {variable}")
+    if host not in (one.strip().lower() for one in hosts.split(",")):
+        raise ModelUnusable(f"the secret {name} is not for {host}: name the host in {variable}_HOSTS")
+    if not _PRINTABLE.fullmatch(value):
+        raise ModelUnusable(f"the secret {name} is not printable ASCII, so no header can carry it")
+    return value

@@ -6,10 +6,13 @@ import sys
 from functools import partial
 
 from touchstone import logs
-from touchstone.engine import Engine
+from touchstone.embedded import ledger_url
+from touchstone.engine import Engine, Ways
+from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.registry import open_registry
+from touchstone.outgoing import Outgoing
 from touchstone.run import run
-from touchstone.settings import Settings
+from touchstone.settings import Settings, secret
 from workers.serve import serve
 
 
@@ -18,7 +21,9 @@ def main() -> int:
     settings = Settings()
     logs.configure(settings.log_level)
     shelf = open_registry(settings)
-    engine = Engine(settings.device, settings.memory_budget, shelf)
+    ledger = Ledger(ledger_url(settings), settings)
+    ways = Ways(Outgoing(settings.outgoing_allow), ledger.spending, secret)
+    engine = Engine(settings.device, settings.memory_budget, shelf, ways)
     return serve(settings, engine, partial(run, engine=engine), shelf)
 
 

@@ -34,7 +34,9 @@ _log = get_logger("keeper")
 class Machine(Protocol):
     """An engine, as far as its keeper watches it."""
 
-    steps: int
+    @property
+    def steps(self) -> int:
+        """How many passes it has finished."""
 
     @property
     def busy(self) -> bool:

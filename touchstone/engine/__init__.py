@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from touchstone.engine.goals import CrossEntropy as CrossEntropy
     from touchstone.engine.goals import Goal as Goal
     from touchstone.engine.goals import Margin as Margin
+    from touchstone.engine.lane import Running as Running
     from touchstone.engine.lattice import snap as snap
     from touchstone.engine.noise import Noise as Noise
     from touchstone.engine.noise import Stream as Stream
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from touchstone.engine.norms import NORMS as NORMS
     from touchstone.engine.norms import Linf as Linf
     from touchstone.engine.norms import Norm as Norm
+    from touchstone.engine.oracle import AnyOracle as AnyOracle
     from touchstone.engine.oracle import Oracle as Oracle
     from touchstone.engine.queries import (
         Answer as Answer,
@@ -80,6 +82,8 @@ if TYPE_CHECKING:
     from touchstone.engine.queries import (
         Query as Query,
     )
+    from touchstone.engine.remote import RemoteOracle as RemoteOracle
+    from touchstone.engine.remote import Ways as Ways
     from touchstone.engine.rows import Rows as Rows
     from touchstone.engine.rows import column as column
     from touchstone.engine.rules import RULES as RULES
@@ -90,7 +94,6 @@ if TYPE_CHECKING:
     from touchstone.engine.rules import probability_of as probability_of
     from touchstone.engine.rules import radius_of as radius_of
     from touchstone.engine.thread import Engine as Engine
-    from touchstone.engine.thread import Running as Running
     from touchstone.engine.threat import Case as Case
     from touchstone.engine.threat import Threat as Threat
     from touchstone.engine.verdict import (
@@ -133,8 +136,9 @@ _HOMES = {
     "lattice": ("snap",),
     "noise": ("Noise", "Stream"),
     "norms": ("L1", "L2", "NORMS", "Linf", "Norm"),
-    "oracle": ("Oracle",),
+    "oracle": ("AnyOracle", "Oracle"),
     "queries": ("Answer", "Asking", "Found", "Gradient", "Logits", "Noisy", "Plan", "Query"),
+    "remote": ("RemoteOracle", "Ways"),
     "rows": ("Rows", "column"),
     "verdict": (
         "Sought",
@@ -157,7 +161,8 @@ _HOMES = {
         "probability_of",
         "radius_of",
     ),
-    "thread": ("Engine", "Running"),
+    "lane": ("Running",),
+    "thread": ("Engine",),
     "threat": ("Case", "Threat"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,47 @@ from torch import Tensor, nn
 from touchstone.engine.goals import CrossEntropy, Margin
 from touchstone.engine.queries import Answer, Gradient, Noisy, Query, Saved
 from touchstone.engine.resize import Sight
-from touchstone.errors import GradientRefused, NonFiniteOutput
+from touchstone.errors import Failure, GradientRefused, NonFiniteOutput
 
 Knowledge = Literal["white-box", "black-box"]
 MOST_ROWS = 64
 SMALL_INPUT = 64 * 64
 
 Q = TypeVar("Q", bound=Query | Noisy)
+
+Wanted = Callable[[], Sequence[bool]]
+"""Which of the queries somebody still waits for; called again and again by an oracle that takes its time."""
+
+
+class AnyOracle(Protocol):
+    """Whatever can be asked: a network on this machine, or one behind an address."""
+
+    @property
+    def sight(self) -> Sight:
+        """What stands between an image and the network."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are wanted."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows to ask about at once."""
+
+    @property
+    def fixed_rows(self) -> int:
+        """How many rows to ask about at once where no answer may depend on how it was batched."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether jobs may share a pass."""
+
+    @property
+    def eval_mode(self) -> bool | None:
+        """Whether no part of the network is in training mode; None where nobody can look."""
+
+    def answer(self, queries: Sequence[Query | Noisy]) -> Sequence[Answer | Failure]:
+        """An answer to each query, or why there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +78,11 @@ class Oracle:
         """Rows of a pass whose answers must not depend on the batch: told by the size of the input alone."""
         spec = self.sight.spec
         return 64 if spec is not None and spec.height * spec.width <= SMALL_INPUT else 16
+
+    @property
+    def eval_mode(self) -> bool:
+        """Whether no part of the network is in training mode."""
+        return not any(module.training for module in self.module.modules())
 
     def answer(self, queries: Sequence[Query | Noisy]) -> list[Answer]:
         """Answers in the order of the queries; they all ask for gradients, or none of them does.

@@ -22,6 +22,7 @@ from touchstone.jobs.events import Watch, read_events
 from touchstone.jobs.finding import Filters, Finder
 from touchstone.jobs.record import Artifact, Job, JobKind, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
+from touchstone.jobs.spending import Spending
 from touchstone.jobs.versions import Versions
 from touchstone.models.measured import Probe
 from touchstone.settings import Settings
@@ -43,6 +44,7 @@ class Ledger:
         self._scripts = Scripts(self._client)
         self._finder = Finder(self._client, self._scripts)
         self.versions = Versions(self._client, self._scripts)
+        self.spending = Spending(self._client, self._scripts)
 
     def accept(
         self, submission: Submission, *, idempotency: tuple[str, str] | None = None

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from touchstone.errors import UnknownLabel
+from touchstone.models.remote import Remote
 
 _INDEX = re.compile(r"-?[0-9]+")
 
@@ -77,6 +78,7 @@ class Manifest(Part):
         description="What became of probabilities at the network's end: `removed` where the layer that makes "
         "them was left out, `inverted` where it could not be and their logarithms serve as logits.",
     )
+    remote: Remote | None = Field(None, description="Of a remote model: where and how it is asked.")
     parameters: int = Field(ge=0, description="Number of weights.")
     licence: str
     provenance: str
@@ -89,6 +91,17 @@ class Manifest(Part):
         if min(self.std) <= 0:
             raise ValueError("std: every number must be positive")
         return self
+
+    @model_validator(mode="after")
+    def _remote_where_it_says_so(self) -> Manifest:
+        if (self.kind == "remote") != (self.remote is not None):
+            raise ValueError("remote: a remote model has it, and no other")
+        return self
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether noise can be added to what the network itself sees, as certificates need it."""
+        return self.remote is None or not self.remote.takes_files
 
     def label(self, value: int | str, *, field: str = "label") -> int:
         """The class index that an index or a name stands for; a name of several classes is refused with
