@@ -26,6 +26,7 @@ Scores = NDArray[np.float64]
 LEAST = 1e-12
 """The smallest probability that a class is given: its logarithm must be finite."""
 
+LARGEST = float(np.finfo(np.float32).max)
 SUM_TOLERANCE = 0.01
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 _LENGTH = "Inference-Header-Content-Length"
@@ -192,7 +193,7 @@ class Protocol:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number) or abs(number) > np.finfo(np.float32).max:
+        if not math.isfinite(number) or abs(number) > LARGEST:
             self._wrong("finite numbers")
         return number
 

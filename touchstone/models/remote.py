@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
@@ -143,6 +143,9 @@ class Remote(_Part):
         if fits is None or SECRET not in fits[2] or fits[1].lower() in _FORBIDDEN:
             raise ValueError(f"secret_header: expected a header such as Authorization: Bearer {SECRET}")
 
+    def __hash__(self) -> int:  # the template may hold what has no hash of its own
+        return hash(self.model_dump_json())
+
     @property
     def batch_rows(self) -> int:
         """Rows of a request."""
@@ -162,7 +165,3 @@ class Remote(_Part):
         """The header that carries the secret; never to be shown."""
         name, _, value = self.secret_header.partition(": ")
         return name, value.replace(SECRET, secret)
-
-    def told(self) -> dict[str, Any]:
-        """As a card shows it; the secret's name is no secret."""
-        return self.model_dump(mode="json")
