@@ -1,4 +1,4 @@
-"""A model behind an address: a linear one, served on loopback, that counts what it is asked and can misbehave."""
+"""A model behind an address: a linear one, served on loopback, that counts what it sees and can misbehave."""
 
 from __future__ import annotations
 

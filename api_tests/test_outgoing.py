@@ -288,7 +288,7 @@ def test_an_abort_from_another_thread_ends_the_wait(model: Model) -> None:
 def test_broken_answers_are_told(model: Model) -> None:
     for act in (remote.hang_up, lambda handler: handler.wfile.write(b"what?\r\n\r\n")):
         model.act = act
-        with pytest.raises(RemoteUnavailable, match="cannot be asked|did not answer"):
+        with pytest.raises(RemoteUnavailable, match=r"cannot be asked|did not answer"):
             post(Outgoing("127.0.0.1"), model.url, seconds=0.5)
 
     def cut_short(handler: remote.Handler) -> None:
@@ -348,7 +348,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tls_goes_to_the_checked_address_and_by_the_name(model: Model, certificate: Path) -> None:
+def test_tls_goes_to_the_checked_address_and_by_the_name(certificate: Path) -> None:
     names: list[Any] = []
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")

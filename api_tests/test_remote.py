@@ -26,6 +26,7 @@ from touchstone.errors import (
     AddressRefused,
     Canceled,
     DeadlineExceeded,
+    Failure,
     GradientRefused,
     InvalidParameter,
     ModelUnusable,
@@ -520,7 +521,7 @@ def clear(model: Model) -> tuple[torch.Tensor, float]:
 def test_a_linear_model_is_certified_as_far_as_theory_says(
     engine: Engine, model: Model, ledger: Ledger
 ) -> None:
-    card = model.card(parallel=4)
+    card = model.card(parallel=4, batch=64)
     image, margin = clear(model)
     finished = job(engine, card, image, sigma=margin, n=2000, rule="fixed")
     result = finished.result
@@ -529,7 +530,7 @@ def test_a_linear_model_is_certified_as_far_as_theory_says(
     assert result["queries"] == {"forward": model.rows, "backward": 0}
     assert ledger.spending.spent([card.digest])[card.digest] == model.rows == 2000 + 100 + 33
     assert result["eval_mode_checked"] is None
-    assert result["sampling"]["batch_size"] == 8
+    assert result["sampling"]["batch_size"] == 64
     assert result["digests"]["model"] == card.digest
 
 
@@ -537,7 +538,7 @@ def test_a_linear_model_is_certified_as_far_as_theory_says(
 def test_every_certificate_runs(engine: Engine, model: Model, fields: dict[str, Any]) -> None:
     model.shape = lambda z: z.argmax(1).tolist()
     image, margin = clear(model)
-    finished = job(engine, model.card(answers="labels"), image, sigma=margin / 2, **fields)
+    finished = job(engine, model.card(answers="labels", batch=64), image, sigma=margin / 2, **fields)
     assert finished.result["sampling"]["n_used"] == fields["n"]
     assert not finished.result["abstained"]
 
@@ -597,7 +598,7 @@ def in_background(call: Any) -> tuple[threading.Thread, list[Any]]:
     def work() -> None:
         try:
             ended.append(call())
-        except Exception as error:
+        except Failure as error:
             ended.append(error)
 
     thread = threading.Thread(target=work)
