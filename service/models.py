@@ -15,7 +15,7 @@ from touchstone.errors import LedgerUnavailable
 from touchstone.jobs.answers import Worker
 from touchstone.jobs.ledger import Ledger
 from touchstone.models.manifest import Manifest
-from touchstone.models.measured import Examined, Probe
+from touchstone.models.measured import Probe, Shown
 from touchstone.models.shelf import ZOO, Shelf, find
 
 router = APIRouter(tags=["models"])
@@ -54,7 +54,7 @@ class Seen:
     """What workers have shown of the models: probes by digest, and who is alive."""
 
     probes: Mapping[str, Probe] = field(default_factory=dict)
-    examined: Mapping[str, Examined] = field(default_factory=dict)
+    examined: Mapping[str, Shown] = field(default_factory=dict)
     workers: Sequence[Worker] = ()
 
     def card(self, manifest: Manifest) -> Card:

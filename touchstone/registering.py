@@ -9,6 +9,7 @@ from touchstone.models.content import format_of
 from touchstone.models.manifest import Manifest
 from touchstone.models.registration import Registration
 from touchstone.models.shelf import ZOO
+from touchstone.outgoing import Outgoing
 
 METHOD = "probe"
 
@@ -26,11 +27,30 @@ def prepare(registration: Registration, data: bytes, *, limit: int) -> Submissio
 
     Raises as `described` does, and ModelConflict where a model of the zoo has the id.
     """
+    _check_id(registration)
+    return _submission(described(registration, data, limit=limit))
+
+
+def prepare_remote(registration: Registration, outgoing: Outgoing) -> tuple[Submission, bytes]:
+    """The same for a model behind an address, and the bytes that the blob `file` must hold. Resolves names.
+
+    Raises InvalidParameter, ModelConflict, AddressRefused, and RemoteUnavailable where there is no such host.
+    """
+    _check_id(registration)
+    card, told = registration.remote_manifest()
+    if card.remote is not None:
+        outgoing.check(card.remote.url)
+    return _submission(card), told
+
+
+def _check_id(registration: Registration) -> None:
     if registration.id in ZOO.manifests():
         raise ModelConflict(
             f"id: {registration.id} is a model that comes with Touchstone; take another", field="id"
         )
-    card = described(registration, data, limit=limit)
+
+
+def _submission(card: Manifest) -> Submission:
     return Submission(
         kind="registration",
         method=METHOD,

@@ -21,6 +21,7 @@ from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.measure import perturbation
 from touchstone.methods import Attack, Certificate, Method, find
 from touchstone.models.manifest import Manifest
+from touchstone.models.measured import Reached
 from touchstone.models.shelf import bound
 from touchstone.predicting import Predict, smoothed_result
 
@@ -68,13 +69,16 @@ def run(
     report: Report = lambda _progress, _metric: None,
     prior: dict[str, Any] | None = None,
 ) -> Finished:
-    """Run a job to its end on an engine; blocks, and may be called from many threads.
+    """Run a job to its end on an engine; blocks, and may be called from many threads. A registration is one
+    of a remote model: those of files do not run on the engine.
 
     `deadline` is in seconds from now. `started` is given each of the job's tasks, so that they can be
     canceled; `report` is called on the engine's thread, at most a few times a second. Raises Canceled,
     DeadlineExceeded, WorkerStopping and the failures of the method.
     """
     began = time.perf_counter()
+    if submission.kind == "registration":
+        return _reach(submission, engine, deadline, started)
     card = bound(engine.shelf, submission.model.id, submission.model.digest)
     pixels = decode(png).pixels
     with engine.models.hold(card) as oracle:
@@ -88,6 +92,16 @@ def run(
             finished = _attack(submission, pixels, card, ask, report)
     compute = time.perf_counter() - prepared
     return replace(finished, timings=Timings(prepare=prepared - began, compute=compute))
+
+
+def _reach(submission: Submission, engine: Engine, deadline: float | None, started: Started) -> Finished:
+    """Ask a remote model for the first time; it is on no shelf yet."""
+    began = time.perf_counter()
+    card = Manifest.model_validate(submission.parameters)
+    ask = _Asker(submission, engine, engine.remote(card), deadline, started)
+    found: Reached = ask(asking.reached(card))
+    result = {"model": card.card(), "probe": found.model_dump(mode="json")}
+    return Finished(result, {}, Timings(compute=time.perf_counter() - began))
 
 
 @dataclass

@@ -21,6 +21,8 @@ from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
 from touchstone.logs import get_logger
+from touchstone.models.manifest import Manifest
+from touchstone.models.measured import Reached
 from touchstone.models.shelf import ZOO, Shelf
 from touchstone.settings import Settings
 from workers.held import Cancelable, Held
@@ -145,6 +147,9 @@ class Runner:
     def _registration(self, held: Held) -> Ended:
         """Try a model, and let it be used only if nobody has given up on it meanwhile."""
         submission = held.job.submission
+        card = Manifest.model_validate(submission.parameters)
+        if card.kind == "remote":
+            return self._remote_registration(held, card)
         data = self.blobs.get(submission.source)
         tried = self.trials(submission, data, self.settings, started=held.started, report=held.report)
         if held.reason:
@@ -152,6 +157,15 @@ class Runner:
         self._insist(lambda: self.ledger.versions.register(tried.card, tried.examined))
         self._insist(lambda: self.ledger.note_probe(tried.card.digest, tried.examined))
         return tried.finished()
+
+    def _remote_registration(self, held: Held, card: Manifest) -> Ended:
+        """The same for a model behind an address, which the engine asks."""
+        ended = self._run(held, held.job.submission, None)
+        if held.reason:
+            raise Canceled("the job was canceled")
+        reached = Reached.model_validate(ended.result["probe"])
+        self._insist(lambda: self.ledger.versions.register(card, reached))
+        return ended
 
     def _run(self, held: Held, submission: Submission, prior: dict[str, Any] | None) -> Ended:
         return self.run(

@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from touchstone.engine.queries import (
         Query as Query,
     )
+    from touchstone.engine.reaching import reached as reached
     from touchstone.engine.remote import RemoteOracle as RemoteOracle
     from touchstone.engine.remote import Ways as Ways
     from touchstone.engine.rows import Rows as Rows
@@ -138,6 +139,7 @@ _HOMES = {
     "norms": ("L1", "L2", "NORMS", "Linf", "Norm"),
     "oracle": ("AnyOracle", "Oracle"),
     "queries": ("Answer", "Asking", "Found", "Gradient", "Logits", "Noisy", "Plan", "Query"),
+    "reaching": ("reached",),
     "remote": ("RemoteOracle", "Ways"),
     "rows": ("Rows", "column"),
     "verdict": (

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from touchstone.errors import Failure
 from touchstone.jobs.record import Job, Status
 from touchstone.models.manifest import Manifest
-from touchstone.models.measured import Examined
+from touchstone.models.measured import Shown
 
 News = Literal["status", "progress", "metric"]
 Verdict = Literal["fine", "canceled", "overdue", "lost"]
@@ -93,7 +93,7 @@ class Version:
 
     ref: VersionRef
     card: Manifest
-    examined: Examined
+    examined: Shown
 
 
 @dataclass(frozen=True)

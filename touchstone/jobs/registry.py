@@ -11,7 +11,7 @@ from touchstone.jobs.blobs import Blobs, open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.versions import Versions
 from touchstone.models.manifest import Manifest
-from touchstone.models.measured import Examined
+from touchstone.models.measured import Shown
 from touchstone.models.shelf import ZOO, no_model, no_version
 from touchstone.settings import Settings
 
@@ -53,7 +53,7 @@ class Registry:
         except UnknownArtifact as missing:
             raise ModelUnusable(f"{card.id}: its file is gone: {missing.detail}") from None
 
-    def examined(self, card: Manifest) -> Examined | None:
+    def examined(self, card: Manifest) -> Shown | None:
         """See `Shelf.examined`."""
         if card.id in ZOO.manifests():
             return None

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis
+from pydantic import TypeAdapter
 
 from touchstone.errors import ModelConflict, ModelInUse, UnknownModel
 from touchstone.jobs.answers import Version, VersionRef
 from touchstone.jobs.scripts import Scripts, reachable
 from touchstone.jobs.wire import moment
 from touchstone.models.manifest import Manifest
-from touchstone.models.measured import Examined
+from touchstone.models.measured import Shown
 
 _REGISTRY = "ts:registry"
+_SHOWN: TypeAdapter[Shown] = TypeAdapter(Shown)
 
 
 class Versions:
@@ -25,7 +27,7 @@ class Versions:
         self._client = client
         self._scripts = scripts
 
-    def register(self, card: Manifest, examined: Examined) -> None:
+    def register(self, card: Manifest, examined: Shown) -> None:
         """Keep a version for good, and make it its model's current one.
 
         One that is known stays as it is; `ModelConflict` where it is known with another manifest.
@@ -82,4 +84,4 @@ def _refs(model: str, stored: str) -> tuple[VersionRef, ...]:
 
 
 def _version(ref: VersionRef, card: str, examined: str) -> Version:
-    return Version(ref, Manifest.model_validate_json(card), Examined.model_validate_json(examined))
+    return Version(ref, Manifest.model_validate_json(card), _SHOWN.validate_json(examined))

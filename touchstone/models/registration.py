@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -11,9 +13,11 @@ from touchstone.errors import InvalidParameter
 from touchstone.methods import invalid_parameter
 from touchstone.models.content import Format
 from touchstone.models.manifest import ID, ONNX, InputSpec, Manifest, Weights
+from touchstone.models.remote import Remote
 
 MOST_CLASSES = 100_000
 LONGEST_CLASS = 200
+_NO_DIGEST = "sha256:" + "0" * 64
 MOST_LETTERS = 2_000_000
 """Of all classes' names together: a card is read often."""
 
@@ -79,6 +83,9 @@ class Registration(BaseModel):
         description="For safetensors: an architecture of the zoo, or `timm/NAME`. An ONNX file needs none.",
         examples=["timm/resnet18"],
     )
+    remote: Remote | None = Field(
+        None, description="Instead of a file: where the model answers, and how it is asked."
+    )
     licence: str = Field("not stated", max_length=2000, description="Of the weights.")
     provenance: str = Field("not stated", max_length=5000, description="Where the model comes from.")
 
@@ -126,13 +133,33 @@ class Registration(BaseModel):
 
     def manifest(self, digest: str, file: Format) -> Manifest:
         """The card of these bytes, with every default filled in. Raises InvalidParameter."""
+        if self.remote is not None:
+            raise InvalidParameter("remote: a model is either a file or behind an address", field="remote")
+        return self._card(digest, self._architecture(file), f"model.{file}")
+
+    def remote_manifest(self) -> tuple[Manifest, bytes]:
+        """The card of a model behind an address, and the bytes whose digest is the version's.
+
+        Raises InvalidParameter.
+        """
+        if self.remote is None or self.architecture is not None:
+            raise InvalidParameter(
+                "remote: without a file, tell where the model answers, and no architecture", field="remote"
+            )
+        card = self._card(_NO_DIGEST, "remote", "remote")
+        told = json.dumps(card.model_dump(mode="json", exclude={"digest"}), sort_keys=True).encode()
+        return card.model_copy(update={"digest": f"sha256:{hashlib.sha256(told).hexdigest()}"}), told
+
+    def _card(self, digest: str, architecture: str, file: str) -> Manifest:
         mean, std = self._normalisation()
         try:
             return Manifest(
+                kind="local" if self.remote is None else "remote",
                 id=self.id,
                 digest=digest,
-                architecture=self._architecture(file),
-                weights=Weights(file=f"model.{file}"),
+                architecture=architecture,
+                weights=Weights(file=file),
+                remote=self.remote,
                 input=self.input,
                 mean=mean,
                 std=std,

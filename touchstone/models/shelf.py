@@ -14,7 +14,7 @@ from typing import Protocol
 from touchstone.errors import ModelUnusable, UnknownModel
 from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
-from touchstone.models.measured import Examined
+from touchstone.models.measured import Shown
 
 _NAMED = 20
 _SHORTEST = 12
@@ -36,7 +36,7 @@ class Shelf(Protocol):
     def weights(self, card: Manifest) -> bytes:
         """The file of a version, once it is known to be that. Raises `ModelUnusable`."""
 
-    def examined(self, card: Manifest) -> Examined | None:
+    def examined(self, card: Manifest) -> Shown | None:
         """What was found out about a version when it was registered; None of one that came along."""
 
 
@@ -65,7 +65,7 @@ class Zoo:
         """See `Shelf.weights`."""
         return zoo.read_weights(card, beside=self._beside)
 
-    def examined(self, card: Manifest) -> Examined | None:  # noqa: ARG002 - as the protocol has it
+    def examined(self, card: Manifest) -> Shown | None:  # noqa: ARG002 - as the protocol has it
         """See `Shelf.examined`."""
         return None
 
@@ -101,7 +101,7 @@ class OneFile:
         """See `Shelf.weights`."""
         return self.data
 
-    def examined(self, card: Manifest) -> Examined | None:  # noqa: ARG002
+    def examined(self, card: Manifest) -> Shown | None:  # noqa: ARG002
         """See `Shelf.examined`."""
         return None
 
