@@ -43,7 +43,7 @@ from touchstone.models.paths import RowPath
 from touchstone.models.remote import Remote
 from touchstone.outgoing import Outgoing, resolve
 from touchstone.run import Finished, run
-from touchstone.settings import secret
+from touchstone.settings import Settings, secret
 
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
 
@@ -305,6 +305,13 @@ def test_paths_lead_to_rows() -> None:
         {"secret": "A_HOSTS"},
         {"retries": 4},
         {"budget": 0},
+        {
+            "protocol": "oip",
+            "oip": {"model": "m"},
+            "request": None,
+            "answer": None,
+            "url": "https://a.example?b",
+        },
         {"rate": 0},
         {"batch": 257},
     ],
@@ -314,6 +321,24 @@ def test_what_does_not_fit_together_is_refused(fields: dict[str, Any]) -> None:
     Remote(**said)
     with pytest.raises(ValidationError):
         Remote(**{**said, **fields})
+
+
+def test_requests_that_would_fill_the_memory_are_refused(model: Model) -> None:
+    card = model.card()
+    wide = card.input.model_copy(update={"height": 1024, "width": 1024})
+    said = {**card.model_dump(), "input": wide}
+    with pytest.raises(ValidationError, match="smaller batch"):
+        Manifest.model_validate(said)
+    Manifest.model_validate({**said, "remote": {**said["remote"], "batch": 5}})
+    files = {"request": {"x": {"$rows": "$image_png_base64"}}, "batch": 17}
+    with pytest.raises(ValidationError, match="at most 16 files"):
+        Manifest.model_validate({**said, "remote": {**said["remote"], **files}})
+
+
+def test_settings_that_cannot_be_read_are_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOUCHSTONE_OUTGOING_ALLOW", "10.0.0.1/8")
+    with pytest.raises(ValidationError, match=r"10\.0\.0\.1/8"):
+        Settings()
 
 
 def test_a_template_has_a_depth() -> None:

@@ -7,9 +7,10 @@ import re
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from touchstone.addresses import Permits
 from touchstone.errors import ModelUnusable
 
 MIB = 2**20
@@ -69,6 +70,12 @@ class Settings(BaseSettings):
         30.0, gt=0, description="How long the counts of certificates are kept to go on from."
     )
     log_level: str = Field("info", description="debug, info, warning or error.")
+
+    @field_validator("outgoing_allow")
+    @classmethod
+    def _can_be_read(cls, text: str | None) -> str | None:
+        Permits.parse(text)
+        return text
 
 
 @cache

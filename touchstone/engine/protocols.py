@@ -26,6 +26,7 @@ Scores = NDArray[np.float64]
 LEAST = 1e-12
 """The smallest probability that a class is given: its logarithm must be finite."""
 
+MOST_BYTES = 2**26
 LARGEST = float(np.finfo(np.float32).max)
 SUM_TOLERANCE = 0.01
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -57,7 +58,7 @@ class Protocol:
 
     def most_bytes(self, rows: int) -> int:
         """As long as an answer may be."""
-        return 2**20 + 200 * rows * len(self._card.classes)
+        return min(2**20 + 200 * rows * len(self._card.classes), MOST_BYTES)
 
     def request(self, rows: Rows) -> tuple[bytes, dict[str, str]]:
         """A body, and the headers that belong to it."""

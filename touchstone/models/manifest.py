@@ -96,6 +96,8 @@ class Manifest(Part):
     def _remote_where_it_says_so(self) -> Manifest:
         if (self.kind == "remote") != (self.remote is not None):
             raise ValueError("remote: a remote model has it, and no other")
+        if self.remote is not None:
+            self.remote.check_size(self.input.channels * self.input.height * self.input.width)
         return self
 
     @property

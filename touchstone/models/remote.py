@@ -25,6 +25,8 @@ _FORBIDDEN = frozenset(
 _HEADER = re.compile(r"([A-Za-z0-9-]{1,64}): ([\x20-\x7e]{1,200})")
 
 JSON_BATCH, OIP_BATCH = 1, 16
+MOST_FILES = 16
+MOST_NUMBERS = 2**25
 
 
 class _Part(BaseModel):
@@ -120,6 +122,8 @@ class Remote(_Part):
     def _check_oip(self) -> None:
         if self.oip is None or self.request is not None or self.answer is not None:
             raise ValueError("oip: it names model, input and output; request and answer belong to json")
+        if "?" in self.url:
+            raise ValueError("url: of oip it is the server's address, to which a path is added")
         if self.answers not in ("logits", "probabilities"):
             raise ValueError("answers: an output tensor holds logits or probabilities")
 
@@ -135,6 +139,17 @@ class Remote(_Part):
             raise ValueError("answer: with several rows in a request, its path needs [*] to go over them")
         if self.batch_rows > 1 and marks == [PNG]:
             raise ValueError(f"batch: {PNG} is one image; put it into {{{ROWS!r}: …}} to send several")
+
+    def check_size(self, numbers: int) -> None:
+        """Raise ValueError where images of so many numbers make requests too large to be held at once."""
+        rows = self.batch_rows * self.parallel
+        if self.takes_files and self.batch_rows > MOST_FILES:
+            raise ValueError(f"remote: batch: at most {MOST_FILES} files go into a request")
+        if not self.takes_files and rows * numbers > MOST_NUMBERS:
+            raise ValueError(
+                f"remote: batch: {rows} rows of {numbers:,} numbers at once are more than {MOST_NUMBERS:,}; "
+                "take a smaller batch or less in parallel"
+            )
 
     def _check_header(self) -> None:
         fits = _HEADER.fullmatch(self.secret_header)
