@@ -229,8 +229,18 @@ def test_connections_are_kept_and_opened_anew_when_the_other_side_closed_them(mo
     ask()
     ask()
     assert len(model.connections) == 2
+
+    def close_without_a_word(handler: remote.Handler) -> None:
+        handler.reply(200, b"")
+        handler.close_connection = True
+
+    model.plan = [close_without_a_word]
+    ask()
+    time.sleep(0.1)
+    ask()
+    assert len(model.connections) == 3
     channel.close()
-    assert model.requests == 5
+    assert model.requests == 7
 
 
 def test_redirects_are_answers(model: Model) -> None:

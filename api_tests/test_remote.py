@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from remote import CLASSES, Model, saying
 
 import touchstone
+from touchstone import up
 from touchstone.engine import Batcher, CrossEntropy, Engine, Goal, Gradient, Logits, RemoteOracle, Task, Ways
 from touchstone.engine.reaching import QUERIES, reached
 from touchstone.errors import (
@@ -460,6 +461,16 @@ def test_secrets_go_to_their_host_and_nowhere_else(
         asked(ways.to(card), greyish(1))
     shown = [json.dumps(card.card()), repr(card), caplog.text, str(refused.value), str(refused.value.extra)]
     assert not any("swordfish" in text for text in shown)
+
+
+def test_a_start_of_all_hands_secrets_on_and_no_other_setting(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", "swordfish")
+    monkeypatch.setenv("TOUCHSTONE_LEASE", "17")
+    environment = up._environment(settings)
+    assert environment["TOUCHSTONE_SECRET_ACME"] == "swordfish"
+    assert environment["TOUCHSTONE_LEASE"] == "5.0"
 
 
 def test_a_secret_that_no_header_can_carry(model: Model, ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:

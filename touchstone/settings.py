@@ -14,6 +14,7 @@ from touchstone.addresses import Permits
 from touchstone.errors import ModelUnusable
 
 MIB = 2**20
+SECRETS = "TOUCHSTONE_SECRET_"  # noqa: S105 - what the names of their variables begin with
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 
@@ -90,7 +91,7 @@ def secret(name: str, host: str) -> str:
     It goes nowhere but to the hosts that are named beside it: whoever may register a model could otherwise
     send it to a host of their own. Raises ModelUnusable.
     """
-    variable = f"TOUCHSTONE_SECRET_{name}"
+    variable = f"{SECRETS}{name}"
     value, hosts = os.environ.get(variable, "").strip(), os.environ.get(f"{variable}_HOSTS", "")
     if not value:
         raise ModelUnusable(f"the worker has no secret {name}: set {variable}")
