@@ -14,7 +14,7 @@ from touchstone.addresses import Permits
 from touchstone.errors import ModelUnusable
 
 MIB = 2**20
-SECRETS = "TOUCHSTONE_SECRET_"  # noqa: S105 - what the names of their variables begin with
+SECRETS = "TOUCHSTONE_SECRET_"
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 
