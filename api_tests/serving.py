@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from service.app import create_app
 from service.server import Server
+from touchstone.inference import to_npy
 from touchstone.jobs.blobs import Blobs, open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Timings
@@ -75,8 +76,20 @@ class Work:
         return Artifact(digest=self.blobs.put(data), media_type=media_type, size=len(data))
 
 
+def infer(work: Work) -> None:
+    """Answer every image with logits that count up, one more for each image."""
+    rows = work.job.submission.parameters["rows"]
+    classes = len(zoo.manifest(work.job.submission.model.id).classes)
+    logits = np.add.outer(np.arange(rows), np.arange(classes)).astype(np.float32)
+    file = work.store(to_npy([logits]), "application/octet-stream")
+    work.finish(status="succeeded", result={"rows": rows}, artifacts={"outputs.npy": file})
+
+
 def succeed(work: Work) -> None:
     """Invert the image and call it adversarial."""
+    if work.job.submission.kind == "inference":
+        infer(work)
+        return
     original = Image.open(io.BytesIO(work.blobs.get(work.job.submission.image.digest)))
     work.report(1, 2, loss=0.5)
     work.finish(

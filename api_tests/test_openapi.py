@@ -83,6 +83,12 @@ def test_every_row_of_the_contract_is_there() -> None:
             ("GET", "/readyz"),
             ("GET", "/metrics"),
         ),
+        *(("GET", f"/v2{tail}") for tail in ("", "/health/live", "/health/ready")),
+        *(
+            (verb, f"/v2/models/{{model}}{version}{tail}")
+            for version in ("", "/versions/{version}")
+            for verb, tail in (("GET", ""), ("GET", "/ready"), ("POST", "/infer"))
+        ),
     }
     assert paths == contract
 
@@ -117,7 +123,7 @@ def test_every_operation_is_described(name: str) -> None:
     assert problem is None or "application/problem+json" in problem["content"]
 
 
-OTHER_BODIES = ("continue_job", "cancel_jobs")
+OTHER_BODIES = ("continue_job", "cancel_jobs", "infer_model", "infer_version")
 SUBMISSIONS = [name for name in OPERATIONS if "requestBody" in operation(name) and name not in OTHER_BODIES]
 
 
@@ -164,6 +170,13 @@ def test_the_examples_work_as_they_stand(api: Api) -> None:
         assert response.status_code == 200, response.text
 
 
+@pytest.mark.parametrize("name", ["infer_model", "infer_version"])
+def test_the_example_of_an_inference_works_as_it_stands(api: Api, name: str) -> None:
+    example = operation(name)["requestBody"]["content"]["application/json"]["example"]
+    path = OPERATIONS[name][0].format(model=some_model().id, version=some_model().digest)
+    assert api.client.post(path, json=example).status_code == 200
+
+
 def test_the_service_serves_it(api: Api) -> None:
     assert api.client.get("/openapi.json").json() == OPENAPI
 
@@ -200,12 +213,14 @@ def test_nothing_generated_makes_it_stumble(
     @given(case=schema.find_operation_by_id(name).as_strategy(generation_mode=mode))
     def stumble(case: schemathesis.Case) -> None:
         # Half of the generated ids become that of a job which exists, or there would be nothing but 404;
-        # likewise half of the images become one, and the models one that is there.
+        # likewise half of the images become one, and half of the models one that is there.
         if len(case.path_parameters.get("job", "")) % 2:
             case.path_parameters["job"] = known
         if isinstance(case.body, dict) and "image" in case.body and len(repr(case.body)) % 2:
             image = data_url(png()) if case.media_type == "application/json" else png()
             case.body = {**case.body, "image": image, "model": some_model().id}
+        if "model" in case.path_parameters and len(case.path_parameters["model"]) % 2:
+            case.path_parameters["model"] = some_model().id
         case.call_and_validate(checks=CHECKS, timeout=20)
 
     stumble()

@@ -13,7 +13,7 @@ from service.bodies import JSON, MULTIPART
 _Own = Mapping[str, tuple[dict[str, Any], Any]]
 """Schema and example of the fields that differ between a form and JSON."""
 
-_REF = "#/components/schemas/{model}"
+REF = "#/components/schemas/{model}"
 
 _FILE = {
     "type": "string",
@@ -98,7 +98,7 @@ def _members(
     required: list[str] = []
     definitions: dict[str, Any] = {}
     for model in models:
-        schema = model.model_json_schema(ref_template=_REF)
+        schema = model.model_json_schema(ref_template=REF)
         properties |= schema.get("properties", {})
         required += schema.get("required", [])
         definitions |= schema.get("$defs", {})

@@ -4,19 +4,17 @@ that file.
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from touchstone import engine as asking
 from touchstone.certifying import certificate_result
 from touchstone.errors import Canceled
 from touchstone.fitting import check_fit
 from touchstone.images import Pixels, decode, difference, difference_factor, encode
+from touchstone.inference import OUTPUTS, Infer, Stack, to_npy, unpack
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.measure import perturbation
 from touchstone.methods import Attack, Certificate, Method, find
@@ -80,16 +78,11 @@ def run(
     if submission.kind == "registration":
         return _reach(submission, engine, deadline, started)
     card = bound(engine.shelf, submission.model.id, submission.model.digest)
-    pixels = decode(png).pixels
+    source: Any = unpack(png) if submission.kind == "inference" else decode(png).pixels
     with engine.models.hold(card) as oracle:
         prepared = time.perf_counter()
         ask = _Asker(submission, engine, oracle, deadline, started, prior)
-        if submission.kind == "prediction":
-            finished = _predict(submission, pixels, card, ask, report)
-        elif submission.kind == "certificate":
-            finished = _certify(submission, pixels, card, ask, report)
-        else:
-            finished = _attack(submission, pixels, card, ask, report)
+        finished = _RUNS[submission.kind](submission, source, card, ask, report)
     compute = time.perf_counter() - prepared
     return replace(finished, timings=Timings(prepare=prepared - began, compute=compute))
 
@@ -197,9 +190,26 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
     artifacts = {
         "adversarial.png": (file, "image/png"),
         "difference.png": (encode(difference(pixels, judged, factor)), "image/png"),
-        "adversarial.npy": (_npy(verdict), "application/octet-stream"),
+        "adversarial.npy": (to_npy([verdict.exact]), "application/octet-stream"),
     }
     return Finished(result, artifacts, Timings())
+
+
+def _infer(
+    submission: Submission, stacks: Sequence[Stack], card: Manifest, ask: _Asker, report: Report
+) -> Finished:
+    asked = Infer.model_validate(submission.parameters)
+    logits = ask(asking.infer(stacks, ask.oracle), _Reporter(asked, report))
+    result = {"rows": len(logits), "classes": len(card.classes), "queries": _queries(ask)}
+    return Finished(result, {OUTPUTS: (to_npy([logits]), "application/octet-stream")}, Timings())
+
+
+_RUNS: dict[str, Callable[[Submission, Any, Manifest, _Asker, Report], Finished]] = {
+    "attack": _attack,
+    "certificate": _certify,
+    "prediction": _predict,
+    "inference": _infer,
+}
 
 
 def _outcome(success: bool, verdict: Verdict) -> str:
@@ -221,16 +231,10 @@ def _queries(ask: _Asker) -> dict[str, int]:
     return {"forward": ask.forward, "backward": ask.backward}
 
 
-def _npy(verdict: Verdict) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, verdict.exact, allow_pickle=False)
-    return buffer.getvalue()
-
-
 class _Reporter:
     """Turns answers into progress, a few times a second."""
 
-    def __init__(self, asked: Method | Predict, report: Report) -> None:
+    def __init__(self, asked: Method | Predict | Infer, report: Report) -> None:
         self._total = asked.rounds()
         self._white = bool(asked.cost().backward)
         self._report = report

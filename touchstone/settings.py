@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     queue_limit: int = Field(20_000, ge=1, description="Jobs that may wait; one more is refused with 429.")
     cost_limit: int = Field(200_000, ge=1, description="Forward and backward passes one job may ask for.")
     upload_limit: int = Field(10 * MIB, ge=1, description="Bytes of an uploaded image.")
+    inference_rows: int = Field(1024, ge=1, description="Images of one inference request.")
     model_limit: int = Field(512 * MIB, ge=1, description="Bytes of a registered model's file.")
     probe_seconds: float = Field(
         120.0, gt=0, description="Seconds that trying a model at its registration may take."

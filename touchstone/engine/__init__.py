@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from touchstone.engine.goals import Goal as Goal
     from touchstone.engine.goals import Margin as Margin
     from touchstone.engine.lane import Running as Running
+    from touchstone.engine.inferring import infer as infer
     from touchstone.engine.lattice import snap as snap
     from touchstone.engine.noise import Noise as Noise
     from touchstone.engine.noise import Stream as Stream
@@ -134,6 +135,7 @@ _HOMES = {
     "counting": ("Counts", "Stopping", "Subject", "counted", "voted"),
     "direct": ("Model", "attack", "certify", "load", "run_here", "samples", "wrap"),
     "goals": ("CrossEntropy", "Goal", "Margin"),
+    "inferring": ("infer",),
     "lattice": ("snap",),
     "noise": ("Noise", "Stream"),
     "norms": ("L1", "L2", "NORMS", "Linf", "Norm"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from touchstone.engine.goals import CrossEntropy, Margin
-from touchstone.engine.queries import Answer, Gradient, Noisy, Query, Saved
+from touchstone.engine.queries import Answer, Gradient, Noisy, Placed, Query, Saved
 from touchstone.engine.resize import Sight
 from touchstone.errors import Failure, GradientRefused, NonFiniteOutput
 
@@ -113,8 +113,7 @@ class Oracle:
         return [Answer(*answer) for answer in shown]
 
     def _see_alike(self, queries: Sequence[Query | Noisy]) -> Tensor:
-        x = _cat([query.x for query in queries])
-        return self.sight.see_files(x) if isinstance(queries[0], Saved) else self.sight.see(x)
+        return way(queries[0])(self.sight, _cat([query.x for query in queries]))
 
     def _ask(self, seen: Tensor) -> Tensor:
         logits: Tensor = self.module(seen.contiguous(memory_format=torch.channels_last))
@@ -128,9 +127,16 @@ class Oracle:
         return torch.cat([self._ask(padded[at : at + rows]) for at in starts])[: len(seen)]
 
 
+def way(query: Query | Noisy) -> Callable[[Sight, Tensor], Tensor]:
+    """How the images of a query become the network's input."""
+    if isinstance(query, Saved):
+        return Sight.see_files
+    return Sight.see_placed if isinstance(query, Placed) else Sight.see
+
+
 def _alike(queries: Sequence[Q]) -> list[list[Q]]:
     """Neighbours that share a resize; the order is kept."""
-    return [list(run) for _, run in groupby(queries, key=lambda one: (isinstance(one, Saved), one.size))]
+    return [list(run) for _, run in groupby(queries, key=lambda one: (way(one), one.size))]
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

@@ -42,6 +42,9 @@ class Blobs(Protocol):
     def size(self, digest: str) -> int:
         """How many bytes a blob has."""
 
+    def forget(self, digest: str) -> None:
+        """Delete a blob that nobody else can have put; one that is not there is no fault."""
+
 
 def digest_of(data: bytes) -> str:
     """The name of these bytes."""
@@ -133,6 +136,10 @@ class FolderBlobs:
         except FileNotFoundError:
             raise _missing(digest) from None
 
+    def forget(self, digest: str) -> None:
+        """See `Blobs.forget`."""
+        self._path(digest).unlink(missing_ok=True)
+
     def _path(self, digest: str) -> Path:
         return self._root / _place(digest)
 
@@ -212,6 +219,11 @@ class StoreBlobs:
             return int(obstore.head(self._store, _place(digest))["size"])
         except (NotFoundError, FileNotFoundError):
             raise _missing(digest) from None
+
+    def forget(self, digest: str) -> None:
+        """See `Blobs.forget`."""
+        with suppress(NotFoundError, FileNotFoundError):
+            obstore.delete(self._store, _place(digest))
 
 
 def open_blobs(settings: Settings) -> Blobs:
