@@ -17,7 +17,8 @@ from PIL import Image
 from serving import Api, Work, data_url, encoded
 
 import touchstone
-from touchstone.engine import Engine, Logits, Model, Query
+from touchstone.engine import Engine, Logits, Model, Noisy, Query
+from touchstone.engine.noise import Stream
 from touchstone.engine.queries import Placed, Saved
 from touchstone.inference import Infer, from_npy, pack, unpack
 from touchstone.jobs.record import ModelRef, Submission
@@ -146,6 +147,13 @@ def test_questions_of_all_kinds_share_a_pass(model: Model) -> None:
     together = model.oracle.answer(queries)
     alone = [model.oracle.answer([query])[0] for query in queries]
     assert all(torch.allclose(a.logits, b.logits, atol=1e-4) for a, b in zip(together, alone, strict=True))
+
+
+def test_noise_is_added_to_what_the_network_sees(model: Model) -> None:
+    x = torch.from_numpy(floats(model, 1))
+    noisy = Noisy(x, Stream("gaussian", 0.25, 0), range(3))
+    (answer,) = model.oracle.answer([noisy])
+    assert np.abs(answer.logits.numpy() - said(model, noisy.x.numpy())).max() < 1e-4
 
 
 def test_deterministic_answers_are_the_same_bits(engine: Engine) -> None:

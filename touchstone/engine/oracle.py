@@ -131,7 +131,7 @@ def way(query: Query | Noisy) -> Callable[[Sight, Tensor], Tensor]:
     """How the images of a query become the network's input."""
     if isinstance(query, Saved):
         return Sight.see_files
-    return Sight.see_placed if isinstance(query, Placed) else Sight.see
+    return Sight.see_placed if isinstance(query, Placed | Noisy) else Sight.see
 
 
 def _alike(queries: Sequence[Q]) -> list[list[Q]]:
