@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from touchstone.engine.goals import CrossEntropy as CrossEntropy
     from touchstone.engine.goals import Goal as Goal
     from touchstone.engine.goals import Margin as Margin
-    from touchstone.engine.lane import Running as Running
     from touchstone.engine.inferring import infer as infer
+    from touchstone.engine.lane import Running as Running
     from touchstone.engine.lattice import snap as snap
     from touchstone.engine.noise import Noise as Noise
     from touchstone.engine.noise import Stream as Stream

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from touchstone.engine.device import onto
 from touchstone.engine.lattice import from_pixels
-from touchstone.engine.oracle import Oracle
+from touchstone.engine.oracle import AnyOracle
 from touchstone.engine.queries import Asking, Logits, Placed, Saved
 from touchstone.inference import Stack
 
@@ -18,7 +18,7 @@ CHUNK = 64
 """Images of a question: only so many become floats at a time, and between two questions a job can end."""
 
 
-def infer(stacks: Sequence[Stack], oracle: Oracle) -> Asking[NDArray[np.float32]]:
+def infer(stacks: Sequence[Stack], oracle: AnyOracle) -> Asking[NDArray[np.float32]]:
     """Logits (N, K) of all images in order; see `touchstone.inference` for what a stack is."""
     parts = []
     for stack in stacks:

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from touchstone.engine.oracle import Wanted
+from touchstone.engine.oracle import Wanted, way
 from touchstone.engine.protocols import Protocol, Scores
-from touchstone.engine.queries import Answer, Gradient, Noisy, Query, Saved
+from touchstone.engine.queries import Answer, Gradient, Noisy, Query
 from touchstone.engine.resize import Sight
 from touchstone.errors import (
     Canceled,
@@ -132,7 +132,7 @@ class RemoteOracle:
         )
 
     def _see(self, query: Query | Noisy) -> NDArray[np.float32]:
-        seen = self.sight.see_files(query.x) if isinstance(query, Saved) else self.sight.see(query.x)
+        seen = way(query)(self.sight, query.x)
         array: NDArray[np.float32] = seen.float().numpy()
         return array
 
