@@ -57,7 +57,7 @@ accepted with 202, and can be polled, waited for, followed as a stream of events
 
 def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     """The application over the ledger and the blobs of the settings; without a `ring` it rings Celery."""
-    backend = _backend(settings, ring or open_bell(ledger_url(settings)))
+    backend = _backend(settings, ring)
     app = FastAPI(
         title="Touchstone",
         version=version("touchstone-robustness"),
@@ -77,9 +77,9 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     return app
 
 
-def _backend(settings: Settings, ring: Ring) -> Backend:
+def _backend(settings: Settings, ring: Ring | None) -> Backend:
     ledger = Ledger(ledger_url(settings), settings)
-    blobs, ringer = open_blobs(settings), Ringer(ring)
+    blobs, ringer = open_blobs(settings), Ringer(ring or open_bell(ledger_url(settings), ledger.queue_of))
     durations = Durations()
     durations.registry.register(Figures(ledger))
     return Backend(

@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     probe_memory: int = Field(
         8192 * MIB, ge=1, description="Bytes of memory that trying a model at its registration may take."
     )
+    models: str | None = Field(
+        None,
+        description="Ids of the models that this worker serves, separated by commas, and loads as it starts; "
+        "unset means all, each loaded when it is first asked for.",
+    )
     outgoing_allow: str | None = Field(
         None,
         description="Hosts, host:port and networks, separated by commas, that may be asked although they are "
@@ -78,6 +83,11 @@ class Settings(BaseSettings):
     def _can_be_read(cls, text: str | None) -> str | None:
         Permits.parse(text)
         return text
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The ids in `models`."""
+        return tuple(filter(None, map(str.strip, (self.models or "").split(","))))
 
 
 @cache

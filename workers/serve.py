@@ -43,7 +43,7 @@ def serve(settings: Settings, engine: Stoppable, run: Run, shelf: Shelf = ZOO) -
     ledger = Ledger(url, settings)
     app = celery_app(url)
     keeper = Keeper(_own_name(), ledger, engine, settings, give_up=os._exit)
-    reaper = Reaper(ledger, lambda job: bell.ring(app, job))
+    reaper = Reaper(ledger, lambda job: bell.ring(app, job, ledger.queue_of(job)))
     register(app, Runner(ledger, open_blobs(settings), keeper, run, settings, shelf).__call__)
     _listen(keeper, reaper)
     code = _consume(app, settings)
@@ -91,6 +91,7 @@ def _consume(app: Celery, settings: Settings) -> int:
         without_mingle=True,
         without_gossip=True,
         without_heartbeat=True,
+        queues=[bell.queue_of(model) for model in settings.served] or None,
         quiet=True,
     )
     worker.start()

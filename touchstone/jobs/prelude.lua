@@ -3,6 +3,7 @@
 
 local LEASES = 'ts:leases'  -- running jobs by the time at which their lease runs out
 local BELLS = 'ts:bells'    -- queued jobs by the time from which their bell may be rung again
+local SERVED = 'ts:served'  -- models that have workers of their own, by the last sign of life of one
 local TERMINAL = {succeeded = true, failed = true, canceled = true}
 
 local function now()
