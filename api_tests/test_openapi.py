@@ -9,12 +9,14 @@ import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from own_models import linear_onnx
 from schemathesis.specs.openapi import checks as openapi_checks
 from serving import Api, data_url, png, some_model
 
 from service.app import create_app
 from touchstone.check import check
 from touchstone.methods import catalogue
+from touchstone.models.registration import Registration
 from touchstone.settings import Settings
 
 OPENAPI: dict[str, Any] = create_app(Settings(home=Path("nowhere")), ring=lambda _: None).openapi()
@@ -66,7 +68,9 @@ def test_every_row_of_the_contract_is_there() -> None:
         *(
             ("POST", "/v1/predictions"),
             ("GET", "/v1/models"),
+            ("POST", "/v1/models"),
             ("GET", "/v1/models/{id}"),
+            ("DELETE", "/v1/models/{id}"),
             ("GET", "/v1/jobs"),
         ),
         *(("GET", "/v1/jobs/{job}"), ("DELETE", "/v1/jobs/{job}"), ("GET", "/v1/jobs/{job}/events")),
@@ -123,7 +127,7 @@ def test_every_operation_is_described(name: str) -> None:
     assert problem is None or "application/problem+json" in problem["content"]
 
 
-OTHER_BODIES = ("continue_job", "cancel_jobs", "infer_model", "infer_version")
+OTHER_BODIES = ("continue_job", "cancel_jobs", "infer_model", "infer_version", "register_model")
 SUBMISSIONS = [name for name in OPERATIONS if "requestBody" in operation(name) and name not in OTHER_BODIES]
 
 
@@ -143,6 +147,13 @@ def test_a_continuation_takes_its_fields_as_form_and_as_json() -> None:
     assert form == text
     assert form["schema"]["required"] == ["n"]
     assert set(form["schema"]["properties"]) == {"n", "target_radius", "deadline"}
+
+
+def test_a_registration_takes_a_file_and_what_its_manifest_says() -> None:
+    form = operation("register_model")["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file", "manifest"]
+    assert form["properties"]["file"]["format"] == "binary"
+    assert set(form["properties"]["manifest"]["properties"]) == set(Registration.model_fields)
 
 
 @pytest.mark.parametrize("name", catalogue())
@@ -221,6 +232,8 @@ def test_nothing_generated_makes_it_stumble(
             case.body = {**case.body, "image": image, "model": some_model().id}
         if "model" in case.path_parameters and len(case.path_parameters["model"]) % 2:
             case.path_parameters["model"] = some_model().id
+        if isinstance(case.body, dict) and "file" in case.body and len(repr(case.body)) % 2:
+            case.body = {**case.body, "file": linear_onnx()}
         case.call_and_validate(checks=CHECKS, timeout=20)
 
     stumble()

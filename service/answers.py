@@ -77,7 +77,7 @@ def _accept(
     backend: Backend, prepared: Prepared, key: str | None, listening: ExitStack | None
 ) -> tuple[Job, Listener | None]:
     """Write everything down, then ring; a listener hears from before the bell, so it misses nothing."""
-    backend.blobs.put(prepared.png)
+    prepared.keep(backend.blobs)
     idempotency = (key, prepared.digest()) if key else None
     job, created = backend.ledger.accept(prepared.submission, idempotency=idempotency)
     listener = listening.enter_context(backend.waiting.listen(job.id, is_over)) if listening else None

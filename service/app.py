@@ -28,6 +28,7 @@ from service import (
     operations,
     overview,
     problems,
+    registering,
     samples,
 )
 from service.backend import Backend, Ring, decoders
@@ -130,6 +131,7 @@ def _add_routes(app: FastAPI) -> None:
         costs.router_of("certificate"),
         models.router,
         inference.router,
+        registering.router,
         health.router,
         metrics.router,
         overview.router,

@@ -49,7 +49,12 @@ async def receive(request: Request, *types: str) -> Received:
     """Take the body in; 415 where its type is none of those given, or none of the two that there are. An
     empty type stands for none at all.
     """
-    possible = types or (MULTIPART, JSON)
+    check_type(request, *(types or (MULTIPART, JSON)))
+    return Received(request.headers.get("content-type", ""), await request.body())
+
+
+def check_type(request: Request, *possible: str) -> str:
+    """The body's media type; 415 where that is none of these, or where the body is compressed."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise HTTPException(
@@ -57,11 +62,11 @@ async def receive(request: Request, *types: str) -> Received:
             "Content-Encoding: send the body as it is, not compressed",
             {"Accept-Encoding": "identity"},
         )
-    content_type = request.headers.get("content-type", "")
-    if _media(content_type) not in possible:
+    found = _media(request.headers.get("content-type", ""))
+    if found not in possible:
         named = [name for name in possible if name]
         raise HTTPException(415, f"Content-Type: expected {' or '.join(named)}", {"Accept": ", ".join(named)})
-    return Received(content_type, await request.body())
+    return found
 
 
 def _media(content_type: str) -> str:
@@ -103,7 +108,7 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_fields(text: bytes) -> dict[str, Any]:
-    """The members of a JSON object; 400 where it is none."""
+    """The members of a JSON object, unchecked; 400 where it is none."""
     if not text.strip():
         invalid("the body is empty; expected a JSON object")
     try:

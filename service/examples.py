@@ -137,6 +137,49 @@ CONTINUATION: dict[str, Any] = {
     "timings": None,
 }
 
+MANIFEST: dict[str, Any] = {
+    "id": "my-net",
+    "classes": ["cat", "dog"],
+    "input": {"height": 224, "width": 224, "resize": 256, "interpolation": "bicubic"},
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+REMOTE: dict[str, Any] = {
+    "id": "my-server",
+    "classes": ["cat", "dog"],
+    "input": {"height": 224, "width": 224},
+    "remote": {
+        "url": "https://models.example.org",
+        "protocol": "oip",
+        "oip": {"model": "my-net"},
+        "answers": "logits",
+    },
+}
+
+REGISTRATION: dict[str, Any] = {
+    **CONTINUATION,
+    "kind": "registration",
+    "method": "probe",
+    "model": {"id": MANIFEST["id"], "digest": _DIGEST},
+    "image": None,
+    "parameters": {
+        **MANIFEST,
+        "kind": "local",
+        "digest": _DIGEST,
+        "architecture": "onnx",
+        "weights": {"file": "model.onnx", "package": None},
+        "input": {**MANIFEST["input"], "channels": 3, "layout": "nchw"},
+        "softmax": "none",
+        "parameters": 0,
+        "licence": "not stated",
+        "provenance": "not stated",
+        "accuracy": [],
+    },
+    "links": {**JOB["links"], "artifacts": {}},
+}
+del REGISTRATION["continues"]
+
 PROBLEM: dict[str, Any] = {
     "type": "urn:touchstone:problem:invalid_parameter",
     "title": "A parameter has a value that the method cannot use",

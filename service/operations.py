@@ -54,6 +54,37 @@ def fields(model: type[BaseModel], *, example: Mapping[str, Any]) -> dict[str, A
     return _described((model,), example, {}, {})
 
 
+def registration(model: type[BaseModel]) -> dict[str, Any]:
+    """The same for a model's file with what its manifest says of it."""
+    schema = model.model_json_schema(ref_template=_REF)
+    definitions = schema.pop("$defs", {})
+    properties = {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "ONNX or safetensors, told by its content.",
+        },
+        "manifest": {**schema, "description": "What the file does not tell, as JSON."},
+        "labels": {"type": "string", "description": "The classes' names, one a line, instead of `classes`."},
+    }
+    form = {
+        "schema": {
+            "type": "object",
+            "required": ["file", "manifest"],
+            "additionalProperties": False,
+            "properties": properties,
+        },
+        "encoding": {"manifest": {"contentType": JSON}, "labels": {"contentType": "text/plain"}},
+        "example": {"file": "(the file)", "manifest": examples.MANIFEST},
+    }
+    remote = {"schema": schema, "example": examples.REMOTE}
+    return {
+        "requestBody": {"required": True, "content": {MULTIPART: form, JSON: remote}},
+        "parameters": HEADERS,
+        "x-definitions": definitions,
+    }
+
+
 def query(*models: type[BaseModel]) -> dict[str, Any]:
     """The parameters of an operation that takes a method's own fields in its query."""
     properties, _, definitions = _members(models)

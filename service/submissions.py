@@ -6,6 +6,7 @@ import difflib
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -15,6 +16,7 @@ from service.bodies import Received
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction
 from touchstone.fitting import check_fit
+from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.record import JobKind, ModelRef, Submission
 from touchstone.methods import Method, invalid_parameter
 from touchstone.models.manifest import Manifest
@@ -102,10 +104,17 @@ A = TypeVar("A", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A submission, and the canonical PNG that it points to."""
+    """A submission, and the canonical PNG or the file that it points to."""
 
     submission: Submission
-    png: bytes
+    source: bytes | Path
+
+    def keep(self, blobs: Blobs) -> None:
+        """Store what it points to."""
+        if isinstance(self.source, Path):
+            blobs.put_file(self.source, self.submission.source)
+        else:
+            blobs.put(self.source)
 
     def digest(self) -> str:
         """Tells equal requests from different ones, however they were written."""

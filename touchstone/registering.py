@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from touchstone.errors import ModelConflict
+from touchstone.errors import ModelConflict, UnknownModel
 from touchstone.jobs.blobs import digest_of
 from touchstone.jobs.record import ModelRef, Submission
-from touchstone.models.content import format_of
+from touchstone.models.content import Format, format_of
 from touchstone.models.manifest import Manifest
 from touchstone.models.registration import Registration
-from touchstone.models.shelf import ZOO
+from touchstone.models.shelf import ZOO, Shelf, other_manifest
 from touchstone.outgoing import Outgoing
 
 METHOD = "probe"
@@ -41,6 +41,27 @@ def prepare_remote(registration: Registration, outgoing: Outgoing) -> tuple[Subm
     if card.remote is not None:
         outgoing.check(card.remote.url)
     return _submission(card), told
+
+
+def prepare_known(registration: Registration, digest: str, file: Format) -> Submission:
+    """The same where the bytes were looked at before."""
+    _check_id(registration)
+    return _submission(registration.manifest(digest, file))
+
+
+def known(card: Manifest, shelf: Shelf) -> Manifest | None:
+    """The version of this card, where it is registered already.
+
+    Raises ModelConflict where these bytes are registered under this id with another card.
+    """
+    try:
+        found = shelf.manifest(card.id, card.digest)
+    except UnknownModel:
+        return None
+    learned = {"parameters": found.parameters, "softmax": found.softmax}
+    if card.model_copy(update=learned) != found:
+        raise other_manifest(card.id)
+    return found
 
 
 def _check_id(registration: Registration) -> None:

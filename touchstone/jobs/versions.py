@@ -9,12 +9,13 @@ from typing import Any
 import redis
 from pydantic import TypeAdapter
 
-from touchstone.errors import ModelConflict, ModelInUse, UnknownModel
+from touchstone.errors import ModelInUse, UnknownModel
 from touchstone.jobs.answers import Version, VersionRef
 from touchstone.jobs.scripts import Scripts, reachable
 from touchstone.jobs.wire import moment
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Shown
+from touchstone.models.shelf import other_manifest
 
 _REGISTRY = "ts:registry"
 _SHOWN: TypeAdapter[Shown] = TypeAdapter(Shown)
@@ -36,11 +37,7 @@ class Versions:
             "register", card.id, card.digest, card.model_dump_json(), examined.model_dump_json()
         )
         if Manifest.model_validate_json(known) != card:
-            raise ModelConflict(
-                f"{card.id} has these bytes already, with another manifest; "
-                "delete it first, or take another id",
-                field="id",
-            )
+            raise other_manifest(card.id)
 
     def all(self) -> dict[str, tuple[VersionRef, ...]]:
         """Every model's versions, the current one first."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import mmap
 import pickletools
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Literal
+from typing import IO, Literal, cast
 
 from touchstone.errors import InvalidModel, ModelTooLarge
 from touchstone.models import protobuf, tensors
 
 Format = Literal["onnx", "safetensors"]
+Data = bytes | mmap.mmap
+"""A file's bytes, in memory or where the disk has them."""
 
 EXPORT = (
     "Export the network to ONNX, with torch.onnx.export(model, (example,), 'model.onnx', dynamo=True, "
@@ -58,7 +61,7 @@ _CHANCE = 16
 """So many instructions in a row are no accident, even where the file was cut short."""
 
 
-def format_of(data: bytes, *, limit: int) -> Format:
+def format_of(data: Data, *, limit: int) -> Format:
     """Which of the two formats the bytes are in, as far as their structure tells.
 
     ModelTooLarge beyond `limit` bytes; InvalidModel says what anything else is, and what to do instead.
@@ -80,10 +83,10 @@ def format_of(data: bytes, *, limit: int) -> Format:
     )
 
 
-def _foreign(data: bytes) -> str | None:
+def _foreign(data: Data) -> str | None:
     """What the file is, where its first bytes tell that it is neither of the two."""
     for magic, name in _MAGIC.items():
-        if data.startswith(magic):
+        if data[: len(magic)] == magic:
             return name
     if data[:2] == b"PK":
         return _archive(data)
@@ -96,7 +99,7 @@ def _foreign(data: bytes) -> str | None:
     return None
 
 
-def _archive(data: bytes) -> str:
+def _archive(data: Data) -> str:
     names = _entries(data)
     for ends, kind in _ARCHIVES:
         if any(f"/{name}".endswith(ends) for name in names):
@@ -104,16 +107,20 @@ def _archive(data: bytes) -> str:
     return "a zip archive: unpack it first"
 
 
-def _entries(data: bytes) -> list[str]:
+def _entries(data: Data) -> list[str]:
     """Names in an archive, read from its table of contents."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(_opened(data)) as archive:
             return archive.namelist()[:_ENTRIES]
     except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, EOFError):
         return []
 
 
-def _unknown(data: bytes) -> str:
+def _opened(data: Data) -> IO[bytes]:
+    return io.BytesIO(data) if isinstance(data, bytes) else cast("IO[bytes]", data)
+
+
+def _unknown(data: Data) -> str:
     """What it may be, where it has no mark of its own."""
     if tensors.claims_a_header(data):
         return "neither ONNX nor safetensors, or it was cut short: a header is announced that is not there"
@@ -126,7 +133,7 @@ def _unknown(data: bytes) -> str:
     return "neither ONNX nor safetensors, or it is damaged"
 
 
-def _is_pickle(data: bytes) -> bool:
+def _is_pickle(data: Data) -> bool:
     """Whether it reads as a pickle of the protocols without a mark; reading its instructions runs none."""
     seen = 0
     with suppress(Exception):  # a reader that was never made for hostile bytes

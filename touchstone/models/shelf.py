@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from touchstone.errors import ModelUnusable, UnknownModel
+from touchstone.errors import ModelConflict, ModelUnusable, UnknownModel
 from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Shown
@@ -142,3 +142,11 @@ def no_model(model: str, known: Mapping[str, Manifest]) -> UnknownModel:
 def no_version(model: str, version: str, *, why: str = "it was never there, or was deleted") -> UnknownModel:
     """There is a model of this id, but no such version."""
     return UnknownModel(f"{model[:64]} has no version {version[:80]!r}: {why}", field="model")
+
+
+def other_manifest(model: str) -> ModelConflict:
+    """These bytes are a version of the model already, and their card says something else."""
+    return ModelConflict(
+        f"{model} has these bytes already, with another manifest; delete it first, or take another id",
+        field="id",
+    )

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from itertools import pairwise
+from mmap import mmap
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -38,17 +39,17 @@ class _Tensor(BaseModel):
 _HEADER = TypeAdapter(dict[str, _Tensor])
 
 
-def claims_a_header(data: bytes) -> bool:
+def claims_a_header(data: bytes | mmap) -> bool:
     """Whether a header's first brace stands where it would."""
     return data[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
 
 
-def looks_like_safetensors(data: bytes) -> bool:
+def looks_like_safetensors(data: bytes | mmap) -> bool:
     """Whether what follows the length is a header of that length, or would be if the file were whole."""
     return claims_a_header(data) and (_length(data) <= MOST_HEADER or data[7] == 0)
 
 
-def check(data: bytes) -> None:
+def check(data: bytes | mmap) -> None:
     """Raise InvalidModel unless the header is sound and its tensors fill the rest without gap or overlap."""
     length, room = _length(data), len(data) - LENGTH_BYTES
     if length > min(room, MOST_HEADER):
@@ -66,7 +67,7 @@ def check(data: bytes) -> None:
     _check_tensors(tensors, room - length)
 
 
-def _length(data: bytes) -> int:
+def _length(data: bytes | mmap) -> int:
     return int.from_bytes(data[:LENGTH_BYTES], "little")
 
 
