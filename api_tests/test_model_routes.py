@@ -197,6 +197,8 @@ def test_json_alone_has_no_file(api: Api) -> None:
     assert "multipart/form-data" in body["detail"]
     said = {**examples.REMOTE, "remote": {**examples.REMOTE["remote"], "url": "https://127.0.0.1:9"}}
     problem(api.client.post("/v1/models", json=said), 422, "address_refused", "url")
+    said["remote"]["url"] = "https://nowhere.invalid"
+    problem(api.client.post("/v1/models", json=said), 422, "address_refused", "url")
     problem(api.client.post("/v1/models", content=b"x"), 415, "unsupported_media_type")
 
 

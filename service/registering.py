@@ -18,7 +18,7 @@ from service.files import Saved, Taken
 from service.forms import Value
 from service.submissions import Prepared, refuse_unknown
 from touchstone import registering
-from touchstone.errors import InvalidParameter, ModelTooLarge
+from touchstone.errors import AddressRefused, InvalidParameter, ModelTooLarge, RemoteUnavailable
 from touchstone.models.content import Format, format_of
 from touchstone.models.manifest import Manifest
 from touchstone.models.registration import Registration
@@ -145,4 +145,7 @@ def _without_file(received: Received, *, backend: Backend) -> Prepared:
             "file: missing; send multipart/form-data with the parts file and manifest", field="file"
         )
     outgoing = Outgoing(backend.settings.outgoing_allow)
-    return Prepared(*registering.prepare_remote(registration, outgoing))
+    try:
+        return Prepared(*registering.prepare_remote(registration, outgoing))
+    except RemoteUnavailable as error:  # here it is the address that is at fault, not a model that is known
+        raise AddressRefused(f"url: {error.detail}", field="url") from None
