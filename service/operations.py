@@ -56,7 +56,7 @@ def fields(model: type[BaseModel], *, example: Mapping[str, Any]) -> dict[str, A
 
 def registration(model: type[BaseModel]) -> dict[str, Any]:
     """The same for a model's file with what its manifest says of it."""
-    schema = model.model_json_schema(ref_template=_REF)
+    schema = model.model_json_schema(ref_template=REF)
     definitions = schema.pop("$defs", {})
     properties = {
         "file": {
