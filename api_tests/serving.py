@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -18,11 +19,13 @@ from PIL import Image, ImageOps
 
 from service.app import create_app
 from service.server import Server
+from touchstone.inference import to_npy
 from touchstone.jobs.blobs import Blobs, open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Timings
 from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
+from touchstone.models.measured import Examined
 from touchstone.settings import Settings
 
 
@@ -75,9 +78,58 @@ class Work:
         return Artifact(digest=self.blobs.put(data), media_type=media_type, size=len(data))
 
 
+def infer(work: Work) -> None:
+    """Answer every image with logits that count up, one more for each image."""
+    rows = work.job.submission.parameters["rows"]
+    classes = len(zoo.manifest(work.job.submission.model.id).classes)
+    logits = np.add.outer(np.arange(rows), np.arange(classes)).astype(np.float32)
+    file = work.store(to_npy([logits]), "application/octet-stream")
+    work.finish(status="succeeded", result={"rows": rows}, artifacts={"outputs.npy": file})
+
+
+EXAMINED = Examined(
+    measured_at=datetime(2026, 11, 22, 9, 30, tzinfo=UTC),
+    device="cpu",
+    torch="2.13.0",
+    load_seconds=0.1,
+    bytes=1544,
+    frozen=True,
+    rows=64,
+    gradient_rate=4000.0,
+    single_rate=2000.0,
+    forward_rate=9000.0,
+    batch_invariant=True,
+    logits_difference=0.0,
+    gradient_difference=0.0,
+    softmax=False,
+    deterministic=True,
+    forward_ms=0.1,
+    gradient_ms=0.2,
+    row_bytes=4096,
+    gradient_error=1e-4,
+    gradient_tolerance=0.05,
+    gradient_agrees=True,
+)
+"""What trying a pretended model finds."""
+
+
+def register(work: Work) -> None:
+    """Find that a model can be used."""
+    card = Manifest.model_validate(work.job.submission.parameters).model_copy(update={"parameters": 386})
+    work.ledger.versions.register(card, EXAMINED)
+    probe = EXAMINED.model_dump(mode="json")
+    work.finish(status="succeeded", result={"model": card.card(), "probe": probe})
+
+
 def succeed(work: Work) -> None:
-    """Invert the image and call it adversarial."""
-    original = Image.open(io.BytesIO(work.blobs.get(work.job.submission.image.digest)))
+    """Invert the image and call it adversarial; of a model, find that it can be used."""
+    if work.job.submission.kind == "registration":
+        register(work)
+        return
+    if work.job.submission.kind == "inference":
+        infer(work)
+        return
+    original = Image.open(io.BytesIO(work.blobs.get(work.job.submission.source)))
     work.report(1, 2, loss=0.5)
     work.finish(
         status="succeeded",

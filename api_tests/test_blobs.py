@@ -56,6 +56,16 @@ def test_what_is_not_there_is_unknown(blobs: Blobs, digest: str) -> None:
             ask(digest)
 
 
+def test_what_is_forgotten_is_gone_and_may_come_again(blobs: Blobs) -> None:
+    blobs.put(DATA)
+    for _ in range(2):
+        blobs.forget(DIGEST)
+    with pytest.raises(UnknownArtifact):
+        blobs.get(DIGEST)
+    assert blobs.put(DATA) == DIGEST
+    assert blobs.get(DIGEST) == DATA
+
+
 def test_many_are_put_like_one(blobs: Blobs) -> None:
     files = [DATA, b"", DATA, *(bytes([i]) * i for i in range(1, 40))]
     assert blobs.put_many(files) == [blobs.put(data) for data in files]

@@ -27,6 +27,7 @@ from service.queue import open_bell
 from service.server import Server
 from touchstone import embedded
 from touchstone.check import check
+from touchstone.jobs.bell import QUEUE
 from touchstone.models.datasets import fashion_mnist_sample
 from touchstone.settings import Settings
 
@@ -90,7 +91,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("c")
     valkey = embedded.start(home)
     settings = Settings(home=home, redis_url=valkey.url, cost_limit=2_000_000)
-    server = Server(create_app(settings, ring=open_bell(valkey.url)), settings)
+    server = Server(create_app(settings, ring=open_bell(valkey.url, lambda _job: QUEUE)), settings)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import helper
+from own_models import onnx_file
 
 from benchmarks.table import table
 from touchstone.methods import catalogue
@@ -44,6 +46,7 @@ def called(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_blocks_run(code: str) -> None:
+    (ROOT / "build").mkdir(exist_ok=True)
     done = called(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
 
@@ -83,15 +86,50 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_the_readmes_curl_line_fools_the_network(address: str) -> None:
-    [line] = [code for code in blocks(ROOT / "README.md", "bash") if code.startswith("curl")]
-    words = shlex.split(line.replace("\\\n", " ").replace("http://127.0.0.1:8000", address))
-    done = called(*words, "--silent", "--fail-with-body")
-    assert done.returncode == 0, done.stdout
-    job = json.loads(done.stdout)
-    assert job["status"] == "succeeded"
+    job = curled(address, "/v1/attacks/")
     assert job["result"]["success"] is True
     assert job["result"]["adversarial"]["label"] != job["result"]["original"]["label"]
     assert job["result"]["perturbation"]["linf"] <= 2 / 255
+
+
+def curled(address: str, path: str, **options: Any) -> dict[str, Any]:
+    """The job that the readme's curl line to this path leaves, once it has succeeded."""
+    [line] = [code for code in blocks(ROOT / "README.md", "bash") if code.startswith("curl") and path in code]
+    words = shlex.split(line.replace("\\\n", " ").replace("http://127.0.0.1:8000", address))
+    done = called(*words, "--silent", "--fail-with-body", **options)
+    assert done.returncode == 0, done.stdout
+    job: dict[str, Any] = json.loads(done.stdout)
+    assert job["status"] == "succeeded", job["error"]
+    return job
+
+
+def test_the_readmes_curl_line_registers_a_network(address: str, tmp_path: Path) -> None:
+    shape = (3, 224, 224)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["y"]),
+    ]
+    (tmp_path / "my-net.onnx").write_bytes(onnx_file(nodes, {}, "y", classes=3, shape=shape))
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    job = curled(address, "/v1/models", cwd=tmp_path)
+    assert job["result"]["model"]["classes"] == ["red", "green", "blue"]
+
+
+def test_a_network_is_registered_as_the_document_says(address: str, tmp_path: Path) -> None:
+    document = ROOT / "docs/models.md"
+    [export] = blocks(document, "python")
+    [commands] = blocks(document, "bash")
+    (tmp_path / "build").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
+    exported = called(sys.executable, "-c", export, cwd=tmp_path, env=environment)
+    assert exported.returncode == 0, exported.stderr
+    script = commands.replace("http://127.0.0.1:8000", address).replace(
+        ".venv/bin/touchstone register", f"{sys.executable} -m touchstone register --url {address}"
+    )
+    done = called("bash", "-e", "-c", script, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Registered my-net as sha256:" in done.stdout
+    assert '"status":"succeeded"' in done.stdout
 
 
 def test_the_readmes_commands_run() -> None:

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "fastapi": ("service/",),
     "starlette": ("service/",),
     "uvicorn": ("service/",),
+    "ssl": ("touchstone/outgoing.py",),
     "service": ("service/",),
     "workers": ("workers/",),
 }

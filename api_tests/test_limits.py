@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from serving import Api
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from service import server
-from service.limits import Bounds, Limits
+from service.limits import Bounds, Limits, allow
 
 Message = dict[str, Any]
 
@@ -99,6 +100,35 @@ def test_a_body_that_stands_still_is_408() -> None:
 def test_a_slow_body_that_keeps_its_pace_is_not() -> None:
     body = asyncio.run(take(sent(*[b"x" * 100] * 10, pause=0.05), Bounds(1000, patience=0.2, pace=1000)))
     assert len(body) == 1000
+
+
+def test_what_came_fast_is_no_credit_for_standing_still() -> None:
+    async def stalled() -> AsyncIterator[Message]:
+        yield piece(b"x" * 100_000, more=True)
+        await asyncio.sleep(5)
+        yield piece(b"x", more=False)
+
+    began = time.monotonic()
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(take(stalled(), Bounds(10**6, patience=0.2, pace=1000)))
+    assert refused.value.status_code == 408
+    assert time.monotonic() - began < 1
+
+
+def test_a_route_may_allow_more() -> None:
+    received = 0
+
+    async def app(scope: Any, receive: Callable[[], Awaitable[Message]], _: Any) -> None:
+        nonlocal received
+        allow(Request(scope), 6)
+        for _ in range(2):
+            received += len((await receive())["body"])
+
+    scope: Any = {"type": "http", "headers": []}
+    asyncio.run(Limits(app, Bounds(4))(scope, sent(b"abc", b"def").__anext__, None))  # type: ignore[arg-type]
+    assert received == 6
+    with pytest.raises(HTTPException):
+        asyncio.run(Limits(app, Bounds(4))(scope, sent(b"abc", b"defg").__anext__, None))  # type: ignore[arg-type]
 
 
 def test_the_patience_of_the_service_is_less_than_fifteen_seconds() -> None:

@@ -23,6 +23,7 @@ from touchstone.models import zoo
 from touchstone.models.datasets import fashion_mnist_sample
 from touchstone.models.loading import load_module, load_plain
 from touchstone.models.manifest import Manifest
+from touchstone.models.shelf import Zoo
 
 LITE0 = "imagenet-efficientnet-lite0"
 FASHION = "fashion-mnist-cnn"
@@ -104,17 +105,17 @@ def test_a_loaded_network_is_frozen_and_leaves_no_trace(
 def test_a_weights_file_of_another_digest_is_refused(tmp_path: Path) -> None:
     card = zoo.manifest(FASHION)
     file = copied(card, tmp_path)
-    assert load_module(card, beside=tmp_path)
+    assert load_module(card, Zoo(tmp_path))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(ModelUnusable, match=r"not the file of the card: sha256:\w{64}, not sha256:"):
-        load_module(card, beside=tmp_path)
+        load_module(card, Zoo(tmp_path))
 
 
 def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match=r"fashion-mnist-cnn\.safetensors: No such file"):
-        load_module(zoo.manifest(FASHION), beside=tmp_path)
+        load_module(zoo.manifest(FASHION), Zoo(tmp_path))
 
 
 def changed(card: Manifest, **fields: object) -> Manifest:

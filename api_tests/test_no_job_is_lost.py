@@ -19,6 +19,7 @@ import pytest
 from service.queue import open_bell
 from touchstone import embedded
 from touchstone.errors import LedgerUnavailable
+from touchstone.jobs.bell import QUEUE
 from touchstone.jobs.blobs import FolderBlobs, digest_of, open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import TERMINAL, Job, Submission
@@ -87,7 +88,7 @@ class Storm:
 
     def _submit(self) -> None:
         """A client that keeps a book of what was accepted."""
-        ring = open_bell(self.valkey.url)
+        ring = open_bell(self.valkey.url, lambda _job: QUEUE)
         for number in itertools.count():
             if self._calm.wait(0.02):
                 return

@@ -9,12 +9,14 @@ import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from own_models import linear_onnx
 from schemathesis.specs.openapi import checks as openapi_checks
 from serving import Api, data_url, png, some_model
 
 from service.app import create_app
 from touchstone.check import check
 from touchstone.methods import catalogue
+from touchstone.models.registration import Registration
 from touchstone.settings import Settings
 
 OPENAPI: dict[str, Any] = create_app(Settings(home=Path("nowhere")), ring=lambda _: None).openapi()
@@ -66,7 +68,9 @@ def test_every_row_of_the_contract_is_there() -> None:
         *(
             ("POST", "/v1/predictions"),
             ("GET", "/v1/models"),
+            ("POST", "/v1/models"),
             ("GET", "/v1/models/{id}"),
+            ("DELETE", "/v1/models/{id}"),
             ("GET", "/v1/jobs"),
         ),
         *(("GET", "/v1/jobs/{job}"), ("DELETE", "/v1/jobs/{job}"), ("GET", "/v1/jobs/{job}/events")),
@@ -82,6 +86,12 @@ def test_every_row_of_the_contract_is_there() -> None:
             ("GET", "/healthz"),
             ("GET", "/readyz"),
             ("GET", "/metrics"),
+        ),
+        *(("GET", f"/v2{tail}") for tail in ("", "/health/live", "/health/ready")),
+        *(
+            (verb, f"/v2/models/{{model}}{version}{tail}")
+            for version in ("", "/versions/{version}")
+            for verb, tail in (("GET", ""), ("GET", "/ready"), ("POST", "/infer"))
         ),
     }
     assert paths == contract
@@ -117,7 +127,7 @@ def test_every_operation_is_described(name: str) -> None:
     assert problem is None or "application/problem+json" in problem["content"]
 
 
-OTHER_BODIES = ("continue_job", "cancel_jobs")
+OTHER_BODIES = ("continue_job", "cancel_jobs", "infer_model", "infer_version", "register_model")
 SUBMISSIONS = [name for name in OPERATIONS if "requestBody" in operation(name) and name not in OTHER_BODIES]
 
 
@@ -137,6 +147,13 @@ def test_a_continuation_takes_its_fields_as_form_and_as_json() -> None:
     assert form == text
     assert form["schema"]["required"] == ["n"]
     assert set(form["schema"]["properties"]) == {"n", "target_radius", "deadline"}
+
+
+def test_a_registration_takes_a_file_and_what_its_manifest_says() -> None:
+    form = operation("register_model")["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["file", "manifest"]
+    assert form["properties"]["file"]["format"] == "binary"
+    assert set(form["properties"]["manifest"]["properties"]) == set(Registration.model_fields)
 
 
 @pytest.mark.parametrize("name", catalogue())
@@ -162,6 +179,13 @@ def test_the_examples_work_as_they_stand(api: Api) -> None:
         example = operation(name)["requestBody"]["content"]["application/json"]["example"]
         response = api.client.post(OPERATIONS[name][0], json=example, headers={"Prefer": "wait=10"})
         assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("name", ["infer_model", "infer_version"])
+def test_the_example_of_an_inference_works_as_it_stands(api: Api, name: str) -> None:
+    example = operation(name)["requestBody"]["content"]["application/json"]["example"]
+    path = OPERATIONS[name][0].format(model=some_model().id, version=some_model().digest)
+    assert api.client.post(path, json=example).status_code == 200
 
 
 def test_the_service_serves_it(api: Api) -> None:
@@ -200,12 +224,16 @@ def test_nothing_generated_makes_it_stumble(
     @given(case=schema.find_operation_by_id(name).as_strategy(generation_mode=mode))
     def stumble(case: schemathesis.Case) -> None:
         # Half of the generated ids become that of a job which exists, or there would be nothing but 404;
-        # likewise half of the images become one, and the models one that is there.
+        # likewise half of the images become one, and half of the models one that is there.
         if len(case.path_parameters.get("job", "")) % 2:
             case.path_parameters["job"] = known
         if isinstance(case.body, dict) and "image" in case.body and len(repr(case.body)) % 2:
             image = data_url(png()) if case.media_type == "application/json" else png()
             case.body = {**case.body, "image": image, "model": some_model().id}
+        if "model" in case.path_parameters and len(case.path_parameters["model"]) % 2:
+            case.path_parameters["model"] = some_model().id
+        if isinstance(case.body, dict) and "file" in case.body and len(repr(case.body)) % 2:
+            case.body = {**case.body, "file": linear_onnx()}
         case.call_and_validate(checks=CHECKS, timeout=20)
 
     stumble()

@@ -79,7 +79,7 @@ def test_operations_show_queue_jobs_and_workers(api: Api) -> None:
     assert datetime.fromisoformat(shown.pop("seen_at")).tzinfo is not None
     models = [{"id": some_model().id, "bytes": 1_000}, {"id": "another", "bytes": 7}]
     told = {name: value for name, value in INFO.items() if name != "resident_models"}
-    assert shown == {"id": "w1", **told, "models": models}
+    assert shown == {"id": "w1", **told, "models": models, "serves": None}
 
 
 def test_a_worker_that_tells_nothing_is_shown_too(api: Api) -> None:

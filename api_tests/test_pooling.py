@@ -53,7 +53,7 @@ def asked(digest: str, *, method: str = "smoothing", seed: int = 0, **parameters
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     engine = Engine("cpu")
-    with engine.models.hold(MODEL):
+    with engine.models.hold(manifest(MODEL)):
         pass
     yield engine
     engine.stop()

@@ -52,7 +52,7 @@ def engine() -> Iterator[Engine]:
 
 def test_a_load_is_measured(engine: Engine) -> None:
     before = datetime.now(UTC)
-    with engine.models.hold(MODEL) as oracle:
+    with engine.models.hold(manifest(MODEL)) as oracle:
         probe = engine.probes()[manifest(MODEL).digest]
     assert before < probe.measured_at < datetime.now(UTC)
     assert (probe.device, probe.torch) == ("cpu", torch.__version__)
@@ -117,7 +117,7 @@ def test_the_keeper_notes_what_was_measured_and_the_figures(
     keeper = Keeper("w1", ledger, engine, settings, give_up=lambda _: None)
     keeper.start()
     try:
-        with engine.models.hold(MODEL) as oracle:
+        with engine.models.hold(manifest(MODEL)) as oracle:
             engine.start(touchstone.engine.look_at(pixels(), oracle), oracle).result()
         found = until(lambda: ledger.probes([digest, "sha256:0"]))
         info = until(lambda: next((one.info for one in ledger.workers() if has_answered(one.info)), None))

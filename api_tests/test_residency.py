@@ -10,7 +10,7 @@ import pytest
 from touchstone.models.residency import Residency
 
 
-def residency(budget: int, loads: list[str]) -> Residency[str]:
+def residency(budget: int, loads: list[str]) -> Residency[str, str]:
     def load(key: str) -> tuple[str, int]:
         loads.append(key)
         return key.upper(), 10
@@ -18,7 +18,7 @@ def residency(budget: int, loads: list[str]) -> Residency[str]:
     return Residency(budget, load)
 
 
-def visit(models: Residency[str], *keys: str) -> None:
+def visit(models: Residency[str, str], *keys: str) -> None:
     for key in keys:
         with models.hold(key) as value:
             assert value == key.upper()
@@ -57,7 +57,7 @@ def test_many_threads_load_a_model_once() -> None:
         loads.append(key)
         return key, 1
 
-    models: Residency[str] = Residency(100, load)
+    models: Residency[str, str] = Residency(100, load)
 
     def use(_: int) -> str:
         with models.hold("a") as value:
@@ -79,7 +79,7 @@ def test_a_model_that_cannot_be_loaded_is_tried_again() -> None:
             raise OSError("no such file")
         return key, 1
 
-    models: Residency[str] = Residency(100, load)
+    models: Residency[str, str] = Residency(100, load)
     with pytest.raises(OSError, match="no such file"), models.hold("a"):
         pass
     with models.hold("a") as value:

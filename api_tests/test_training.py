@@ -25,6 +25,7 @@ from touchstone.models.datasets import Split, draw_sample, fashion_mnist_sample
 from touchstone.models.loading import load_module
 from touchstone.models.manifest import Manifest
 from touchstone.models.recipes import RECIPES, Fast, Gaussian, Madry, Recipe, Standard, recipe
+from touchstone.models.shelf import Zoo
 from touchstone.models.training import Plan, jitter, one_cycle, train
 
 TINY = Plan(epochs=2, batch=16, rate=3e-3)
@@ -119,7 +120,7 @@ def test_every_recipe_learns_and_leaves_a_card_that_loads(gentle: Recipe, tmp_pa
     plan = Plan(gentle, epochs=12, batch=16, rate=3e-3)
     card = train(plan, halves(), tmp_path, model="mine", report=lambda _, metric: seen.append(metric))
     assert Manifest.model_validate_json((tmp_path / "mine.json").read_bytes()) == card
-    assert load_module(card, beside=tmp_path)(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    assert load_module(card, Zoo(tmp_path))(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
     assert f"--recipe {gentle.name}" in card.provenance
     assert all(f" {value}" in card.provenance for value in gentle.model_dump().values())
     assert halves()[0].digest() in card.provenance

@@ -46,7 +46,7 @@ class Yard:
         self.url = self.valkeys[0].url
         self.settings = Settings(home=home, lease=LEASE)
         self.ledger = Ledger(self.url, self.settings)
-        self.ring = open_bell(self.url)
+        self.ring = open_bell(self.url, self.ledger.queue_of)
         digest = open_blobs(self.settings).put(b"PNG")
         self.submission = submission.model_copy(
             update={"image": submission.image.model_copy(update={"digest": digest})}
@@ -54,8 +54,8 @@ class Yard:
         self.workers: list[BaseProcess] = []
         self.diary = home / "diary"
 
-    def start_worker(self, *, concurrency: int = 8) -> BaseProcess:
-        worker = pretend.start(self.settings.model_copy(update={"concurrency": concurrency}))
+    def start_worker(self, *, concurrency: int = 8, **settings: Any) -> BaseProcess:
+        worker = pretend.start(self.settings.model_copy(update={"concurrency": concurrency, **settings}))
         self.workers.append(worker)
         wait_until(lambda: worker.pid in self.pids() or worker.exitcode is not None)
         assert worker.is_alive(), self.log()

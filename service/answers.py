@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from anyio import to_thread
@@ -55,7 +55,13 @@ async def submit(request: Request, prepare: Callable[[Received], Prepared]) -> R
 
 async def answer(request: Request, prepared: Prepared, key: str | None) -> Response:
     """Accept a checked submission, wait for its job as long as the client prefers, and show it."""
-    backend, seconds = backend_of(request), preferences.wait_seconds(request)
+    seconds = preferences.wait_seconds(request)
+    job = await run(backend_of(request), prepared, key, seconds=seconds)
+    return await _show(request, job, waited=seconds is not None)
+
+
+async def run(backend: Backend, prepared: Prepared, key: str | None = None, *, seconds: int | None) -> Job:
+    """Accept a checked submission, and return its job when it has ended or after so many seconds."""
     with ExitStack() as listening:
 
         def accept() -> tuple[Job, Listener | None]:
@@ -64,14 +70,14 @@ async def answer(request: Request, prepared: Prepared, key: str | None) -> Respo
         job, listener = await to_thread.run_sync(accept)
         if listener and seconds:
             job = await backend.waiting.until_wanted(listener, job, seconds=seconds)
-    return await _show(request, job, waited=seconds is not None)
+    return job
 
 
 def _accept(
     backend: Backend, prepared: Prepared, key: str | None, listening: ExitStack | None
 ) -> tuple[Job, Listener | None]:
     """Write everything down, then ring; a listener hears from before the bell, so it misses nothing."""
-    backend.blobs.put(prepared.png)
+    prepared.keep(backend.blobs)
     idempotency = (key, prepared.digest()) if key else None
     job, created = backend.ledger.accept(prepared.submission, idempotency=idempotency)
     listener = listening.enter_context(backend.waiting.listen(job.id, is_over)) if listening else None
@@ -91,18 +97,18 @@ async def _show(request: Request, job: Job, *, waited: bool) -> Response:
 async def _image(request: Request, job: Job) -> Response:
     """The adversarial image itself, or the problem of the job that did not make one."""
     if job.status != "succeeded":
-        return _failed(request, job)
+        return failed(request, job, {**_described_by(job), **preferences.APPLIED})
     response = await artifacts.whole(backend_of(request), job, ADVERSARIAL)
     response.headers.update({**preferences.APPLIED, **_described_by(job), "Location": views.path(job.id)})
     response.headers["Vary"] = "Accept, Prefer"
     return response
 
 
-def _failed(request: Request, job: Job) -> Response:
+def failed(request: Request, job: Job, headers: Mapping[str, str]) -> Response:
+    """The problem of a job that did not succeed."""
     code = job.error.code if job.error else job.status
     detail = job.error.detail if job.error else f"the job was {job.status}"
     extra = {**(job.error.extra if job.error else {}), "job": views.path(job.id)}
-    headers = {**_described_by(job), **preferences.APPLIED}
     return problems.write(request, problems.status_of(code), code, detail, extra=extra, headers=headers)
 
 

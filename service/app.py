@@ -21,12 +21,14 @@ from service import (
     docs,
     events,
     health,
+    inference,
     jobs,
     metrics,
     models,
     operations,
     overview,
     problems,
+    registering,
     samples,
 )
 from service.backend import Backend, Ring, decoders
@@ -40,6 +42,7 @@ from touchstone.embedded import ledger_url
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
+from touchstone.jobs.registry import Registry
 from touchstone.settings import Settings
 
 THREADS = 200
@@ -55,7 +58,7 @@ accepted with 202, and can be polled, waited for, followed as a stream of events
 
 def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     """The application over the ledger and the blobs of the settings; without a `ring` it rings Celery."""
-    backend = _backend(settings, ring or open_bell(ledger_url(settings)))
+    backend = _backend(settings, ring)
     app = FastAPI(
         title="Touchstone",
         version=version("touchstone-robustness"),
@@ -75,15 +78,16 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     return app
 
 
-def _backend(settings: Settings, ring: Ring) -> Backend:
+def _backend(settings: Settings, ring: Ring | None) -> Backend:
     ledger = Ledger(ledger_url(settings), settings)
-    ringer = Ringer(ring)
+    blobs, ringer = open_blobs(settings), Ringer(ring or open_bell(ledger_url(settings), ledger.queue_of))
     durations = Durations()
     durations.registry.register(Figures(ledger))
     return Backend(
         settings=settings,
         ledger=ledger,
-        blobs=open_blobs(settings),
+        blobs=blobs,
+        models=Registry(ledger.versions, blobs),
         ringer=ringer,
         waiting=Waiting(ledger),
         reaper=Reaper(ledger, ringer.ring),
@@ -126,6 +130,8 @@ def _add_routes(app: FastAPI) -> None:
         costs.router_of("attack"),
         costs.router_of("certificate"),
         models.router,
+        inference.router,
+        registering.router,
         health.router,
         metrics.router,
         overview.router,

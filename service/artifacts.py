@@ -60,7 +60,7 @@ def find(backend: Backend, job: Job, name: str) -> File:
     files = views.artifacts(job)
     if name not in files:
         raise UnknownArtifact(
-            f"the job has no artifact {name[:60]!r}; it has {', '.join(files)}", field="name"
+            f"the job has no artifact {name[:60]!r}; it has {', '.join(files) or 'none'}", field="name"
         )
     digest = files[name]
     known = job.artifacts.get(name)

@@ -15,6 +15,7 @@ from service.waiting import Waiting
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
+from touchstone.models.shelf import Shelf
 from touchstone.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Backend:
     settings: Settings
     ledger: Ledger
     blobs: Blobs
+    models: Shelf
     ringer: Ringer
     waiting: Waiting
     reaper: Reaper

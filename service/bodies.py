@@ -46,8 +46,15 @@ def most_bytes(upload_limit: int) -> int:
 
 
 async def receive(request: Request, *types: str) -> Received:
-    """Take the body in; 415 where its type is none of those given, or none of the two that there are."""
-    possible = types or (MULTIPART, JSON)
+    """Take the body in; 415 where its type is none of those given, or none of the two that there are. An
+    empty type stands for none at all.
+    """
+    check_type(request, *(types or (MULTIPART, JSON)))
+    return Received(request.headers.get("content-type", ""), await request.body())
+
+
+def check_type(request: Request, *possible: str) -> str:
+    """The body's media type; 415 where that is none of these, or where the body is compressed."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise HTTPException(
@@ -55,12 +62,11 @@ async def receive(request: Request, *types: str) -> Received:
             "Content-Encoding: send the body as it is, not compressed",
             {"Accept-Encoding": "identity"},
         )
-    content_type = request.headers.get("content-type", "")
-    if _media(content_type) not in possible:
-        raise HTTPException(
-            415, f"Content-Type: expected {' or '.join(possible)}", {"Accept": ", ".join(possible)}
-        )
-    return Received(content_type, await request.body())
+    found = _media(request.headers.get("content-type", ""))
+    if found not in possible:
+        named = [name for name in possible if name]
+        raise HTTPException(415, f"Content-Type: expected {' or '.join(named)}", {"Accept": ", ".join(named)})
+    return found
 
 
 def _media(content_type: str) -> str:
@@ -76,21 +82,21 @@ def parse(received: Received, upload_limit: int) -> Body:
     files = [name[:60] for name, value in fields.items() if isinstance(value, bytes)]
     if files:
         raise InvalidParameter(f"{files[0]}: expected a value; only image is a file", field=files[0])
-    return Body(fields, _image(image, upload_limit))
+    return Body(fields, image_bytes(image, upload_limit))
 
 
 def fields_of(received: Received) -> dict[str, Any]:
     """Every field of a body that was taken in, unchecked."""
     if _media(received.content_type) == MULTIPART:
         return _form_fields(received)
-    return _json_fields(received.content)
+    return json_fields(received.content)
 
 
 def _form_fields(received: Received) -> dict[str, Any]:
     try:
         return once(forms.read(received.content, received.content_type))
     except forms.FormError as error:
-        _invalid(str(error)[:200])
+        invalid(str(error)[:200])
 
 
 def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -101,17 +107,18 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _json_fields(text: bytes) -> dict[str, Any]:
+def json_fields(text: bytes) -> dict[str, Any]:
+    """The members of a JSON object, unchecked; 400 where it is none."""
     if not text.strip():
-        _invalid("the body is empty; expected a JSON object")
+        invalid("the body is empty; expected a JSON object")
     try:
         value = json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except RecursionError:
-        _invalid("the JSON is nested too deeply")
+        invalid("the JSON is nested too deeply")
     except ValueError as error:
-        _invalid(f"not JSON: {str(error)[:200]}")
+        invalid(f"not JSON: {str(error)[:200]}")
     if not isinstance(value, Mapping):
-        _invalid("expected a JSON object whose members are the fields")
+        invalid("expected a JSON object whose members are the fields")
     return dict(value)
 
 
@@ -127,11 +134,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _invalid(detail: str) -> NoReturn:
+def invalid(detail: str) -> NoReturn:
+    """The body cannot be read: 400."""
     raise HTTPException(400, detail)
 
 
-def _image(value: Any, limit: int) -> bytes:
+def image_bytes(value: Any, limit: int) -> bytes:
+    """The bytes of an image that came as a file, a data URL or base64."""
     if isinstance(value, bytes):
         data = value
     elif isinstance(value, str):

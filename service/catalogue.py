@@ -89,8 +89,8 @@ def _add_submission(router: APIRouter, method: type[Method]) -> None:
 
 def _submit(method: type[Method]) -> Callable[[Request], Awaitable[Response]]:
     async def submit(request: Request) -> Response:
-        settings = backend_of(request).settings
-        check = partial(method_submission, method, settings=settings, manifest_of=zoo.manifest)
+        backend = backend_of(request)
+        check = partial(method_submission, method, settings=backend.settings, shelf=backend.models)
         return await answers.submit(request, check)
 
     return submit
@@ -156,6 +156,6 @@ async def predict(request: Request) -> Response:
     With `defence=smoothing`, `smoothed` in the result is the class that most of `n` noisy copies vote for, or
     an abstention where chance may have decided between the first two.
     """
-    settings = backend_of(request).settings
-    check = partial(prediction, settings=settings, manifest_of=zoo.manifest)
+    backend = backend_of(request)
+    check = partial(prediction, settings=backend.settings, shelf=backend.models)
     return await answers.submit(request, check)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service import bodies
+from service.backend import Backend
 from service.bodies import Received
-from service.submissions import Prepared, Seconds, check_cost, refuse_unknown
+from service.submissions import Prepared, Seconds, check_cost, check_model, refuse_unknown
 from touchstone.errors import JobConflict
 from touchstone.fields import Count, Distance
 from touchstone.jobs.record import Job, Submission
 from touchstone.methods import Certificate, find, invalid_parameter
-from touchstone.models import zoo
-from touchstone.settings import Settings
 
 
 class Continue(BaseModel):
@@ -32,13 +30,12 @@ class Continue(BaseModel):
     deadline: Seconds | None = Field(None, description="Seconds the job may run, at most an hour.")
 
 
-def continuation(
-    job: Job, received: Received, *, settings: Settings, blob: Callable[[str], bytes]
-) -> Prepared:
+def continuation(job: Job, received: Received, *, backend: Backend) -> Prepared:
     """A new job that goes on where a certificate under the e-process ended; `JobConflict` for any other."""
     method = _continuable(job)
+    check_model(job.submission, backend.models)
     asked = _asked(received)
-    check_cost(method.model_copy(update={"n": asked.n}), settings.cost_limit)
+    check_cost(method.model_copy(update={"n": asked.n}), backend.settings.cost_limit)
     before, sampling = job.submission, (job.result or {})["sampling"]
     changes: dict[str, Any] = {"n": sampling["n_used"] + asked.n}
     changes |= asked.model_dump(include={"target_radius"} & asked.model_fields_set)
@@ -52,7 +49,7 @@ def continuation(
             "rerun_of": None,
         }
     )
-    return Prepared(submission, blob(before.image.digest))
+    return Prepared(submission, backend.blobs.get(before.source))
 
 
 def _asked(received: Received) -> Continue:
@@ -76,8 +73,6 @@ def _continuable(job: Job) -> Certificate:
             f"the job is {job.status} and has no counts to go on from; only a certificate that has ended "
             "with a result can be continued"
         )
-    if zoo.manifest(asked.model.id).digest != asked.model.digest:
-        raise JobConflict(f"the model {asked.model.id} is no longer the one that the job ran on")
     return method
 
 

@@ -13,13 +13,13 @@ from service.backend import Backend, backend_of
 from service.models import probe_of
 from service.submissions import AskedOfCost, Costly, costly_method, costly_prediction
 from touchstone.methods import Kind, Method, catalogue, cost_of, find
-from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
+from touchstone.models.shelf import Shelf
 from touchstone.predicting import Predict
 
 _EXAMPLE = {"forward": 122, "backward": 80, "total": 202, "limit": 200_000, "seconds": 0.08}
 
-Check = Callable[[dict[str, str]], Costly]
+Check = Callable[[dict[str, str], Shelf], Costly]
 
 
 class Cost(BaseModel):
@@ -42,7 +42,7 @@ def router_of(kind: Kind) -> APIRouter:
         _add(
             router,
             f"/v1/{kind}s/{method.info.name}/cost",
-            partial(costly_method, method, manifest_of=zoo.manifest),
+            partial(costly_method, method),
             method,
             name=method.info.name,
         )
@@ -57,8 +57,7 @@ def router_of(kind: Kind) -> APIRouter:
 def prediction_router() -> APIRouter:
     """The cost of predictions."""
     router = APIRouter(tags=["predictions"])
-    check = partial(costly_prediction, manifest_of=zoo.manifest)
-    _add(router, "/v1/predictions/cost", check, Predict, name="predict")
+    _add(router, "/v1/predictions/cost", costly_prediction, Predict, name="predict")
     return router
 
 
@@ -78,7 +77,8 @@ def _add(router: APIRouter, path: str, check: Check, own: type[Method | Predict]
 
 def _get(check: Check) -> Callable[[Request], Cost]:
     def get_cost(request: Request) -> Cost:
-        return _cost(backend_of(request), *check(bodies.once(request.query_params.multi_items())))
+        backend = backend_of(request)
+        return _cost(backend, *check(bodies.once(request.query_params.multi_items()), backend.models))
 
     return get_cost
 

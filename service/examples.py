@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 _ID = "0b5f6d0c7a1e4a2f9d3c8b7e6f5a4d3c"
-_DIGEST = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+DIGEST = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
 IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAMElEQVR4nC3GIRIAIBACQHQIBALhgsH"
@@ -22,8 +22,8 @@ JOB: dict[str, Any] = {
     "started_at": "2026-11-22T09:30:00.130000Z",
     "finished_at": "2026-11-22T09:30:00.770000Z",
     "attempts": 1,
-    "model": {"id": "imagenet-efficientnet-lite0", "digest": _DIGEST},
-    "image": {"digest": _DIGEST, "width": 451, "height": 300, "conversions": []},
+    "model": {"id": "imagenet-efficientnet-lite0", "digest": DIGEST},
+    "image": {"digest": DIGEST, "width": 451, "height": 300, "conversions": []},
     "parameters": {"early_stop": True, "norm": "linf", "eps": 0.00784, "steps": 40},
     "seed": 0,
     "execution": "batched",
@@ -64,8 +64,8 @@ CERTIFICATE: dict[str, Any] = {
     **JOB,
     "kind": "certificate",
     "method": "smoothing",
-    "model": {"id": "fashion-mnist-cnn-noise-0.25", "digest": _DIGEST},
-    "image": {"digest": _DIGEST, "width": 28, "height": 28, "conversions": []},
+    "model": {"id": "fashion-mnist-cnn-noise-0.25", "digest": DIGEST},
+    "image": {"digest": DIGEST, "width": 28, "height": 28, "conversions": []},
     "parameters": {
         "sigma": 0.25,
         "n0": 100,
@@ -116,7 +116,7 @@ CERTIFICATE: dict[str, Any] = {
             "share_of_votes": 1.0,
             "note": None,
         },
-        "digests": {"model": _DIGEST, "image": _DIGEST, "preprocessing": _DIGEST},
+        "digests": {"model": DIGEST, "image": DIGEST, "preprocessing": DIGEST},
         "versions": {"touchstone": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6", "scipy": "1.17.1"},
         "eval_mode_checked": True,
         "batch_invariance_max_abs_diff": 0.0,
@@ -137,6 +137,49 @@ CONTINUATION: dict[str, Any] = {
     "timings": None,
 }
 
+MANIFEST: dict[str, Any] = {
+    "id": "my-net",
+    "classes": ["cat", "dog"],
+    "input": {"height": 224, "width": 224, "resize": 256, "interpolation": "bicubic"},
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+REMOTE: dict[str, Any] = {
+    "id": "my-server",
+    "classes": ["cat", "dog"],
+    "input": {"height": 224, "width": 224},
+    "remote": {
+        "url": "https://models.example.org",
+        "protocol": "oip",
+        "oip": {"model": "my-net"},
+        "answers": "logits",
+    },
+}
+
+REGISTRATION: dict[str, Any] = {
+    **CONTINUATION,
+    "kind": "registration",
+    "method": "probe",
+    "model": {"id": MANIFEST["id"], "digest": DIGEST},
+    "image": None,
+    "parameters": {
+        **MANIFEST,
+        "kind": "local",
+        "digest": DIGEST,
+        "architecture": "onnx",
+        "weights": {"file": "model.onnx", "package": None},
+        "input": {**MANIFEST["input"], "channels": 3, "layout": "nchw"},
+        "softmax": "none",
+        "parameters": 0,
+        "licence": "not stated",
+        "provenance": "not stated",
+        "accuracy": [],
+    },
+    "links": {**JOB["links"], "artifacts": {}},
+}
+del REGISTRATION["continues"]
+
 PROBLEM: dict[str, Any] = {
     "type": "urn:touchstone:problem:invalid_parameter",
     "title": "A parameter has a value that the method cannot use",
@@ -145,6 +188,34 @@ PROBLEM: dict[str, Any] = {
     "instance": "/v1/attacks/pgd",
     "code": "invalid_parameter",
     "field": "eps",
+}
+
+TENSORS: dict[str, Any] = {
+    "name": "fashion-mnist-cnn",
+    "versions": [DIGEST],
+    "platform": "touchstone_small-cnn",
+    "inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 1, 28, 28], "parameters": None}],
+    "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 10], "parameters": None}],
+}
+
+INFERENCE: dict[str, Any] = {
+    "id": "42",
+    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}],
+    "outputs": [{"name": "probabilities", "parameters": {"classification": 2}}],
+}
+
+INFERRED: dict[str, Any] = {
+    "model_name": "fashion-mnist-cnn",
+    "model_version": DIGEST,
+    "id": "42",
+    "outputs": [
+        {
+            "name": "probabilities",
+            "datatype": "BYTES",
+            "shape": [1, 2],
+            "data": ["0.971512:8:Bag", "0.013240:0:T-shirt/top"],
+        }
+    ],
 }
 
 

@@ -1,9 +1,10 @@
-"""Reading multipart/form-data that is at hand as a whole, so that it can be done off the event loop."""
+"""Reading multipart/form-data without waiting for any of it, so that it can be done off the event loop."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
@@ -25,23 +26,68 @@ class FormError(Exception):
 
 def read(content: bytes, content_type: str) -> list[tuple[str, Value]]:
     """The parts in order, by name; text is UTF-8. Raises `FormError`."""
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
-    if not boundary:
-        raise FormError("Content-Type: the boundary is missing")
-    parts = _Parts()
+    form = Form(content_type)
+    form.feed(content)
+    return form.parts()
+
+
+class Sink(Protocol):
+    """Where a part's bytes go that are not to be kept in memory."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take the next of them."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The most bytes of one part, as text and as a file."""
+
+    text: int = LONGEST_TEXT
+    file: int = 2**40
+
+
+class Form:
+    """A form that comes in pieces; files of the names in `sinks` go there, and are empty in `parts`.
+
+    Everything raises `FormError`.
+    """
+
+    def __init__(
+        self, content_type: str, *, sinks: Mapping[str, Sink] | None = None, room: Room | None = None
+    ) -> None:
+        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        if not boundary:
+            raise FormError("Content-Type: the boundary is missing")
+        self._parts = _Parts(sinks or {}, room or Room())
+        self._parser = _parser(boundary, self._parts)
+
+    def feed(self, content: bytes) -> None:
+        """Read on."""
+        try:
+            self._parser.write(content)
+        except (FormParserError, UnicodeDecodeError) as error:
+            raise FormError(f"not multipart/form-data: {error}") from None
+
+    def parts(self) -> list[tuple[str, Value]]:
+        """All parts in order, once everything has come."""
+        if not self._parts.ended:
+            raise FormError("the form has no end: its closing boundary is missing")
+        return self._parts.values
+
+
+def _parser(boundary: bytes, parts: _Parts) -> MultipartParser:
     try:
-        MultipartParser(boundary, parts.callbacks()).write(content)
-    except (FormParserError, UnicodeDecodeError) as error:
-        raise FormError(f"not multipart/form-data: {error}") from None
-    if not parts.ended:
-        raise FormError("the form has no end: its closing boundary is missing")
-    return parts.values
+        return MultipartParser(boundary, parts.callbacks())
+    except FormParserError as error:
+        raise FormError(f"Content-Type: {error}") from None
 
 
 @dataclass
 class _Parts:
     """Collects what the parser finds."""
 
+    sinks: Mapping[str, Sink]
+    room: Room
     values: list[tuple[str, Value]] = field(default_factory=list)
     ended: bool = False
 
@@ -76,19 +122,25 @@ class _Parts:
         self._name = self._value = b""
 
     def _headers_end(self) -> None:
-        self._options = parse_options_header(self._disposition)[1]
-        if b"name" not in self._options:
+        options = parse_options_header(self._disposition)[1]
+        if b"name" not in options:
             raise FormParserError("a part has no name")
+        self._title, self._is_file = options[b"name"].decode(), b"filename" in options
+        self._sink = self.sinks.get(self._title) if self._is_file else None
+        self._size, self._most = 0, self.room.file if self._is_file else self.room.text
 
     def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._sink is not None:
+            self._sink.write(data[start:end])
+            return
+        self._size += end - start
+        if self._size > self._most:
+            raise FormParserError(f"a field has more than {self._most:,} bytes")
         self._pieces.append(data[start:end])
 
     def _end(self) -> None:
         content = b"".join(self._pieces)
-        is_file = b"filename" in self._options
-        if not is_file and len(content) > LONGEST_TEXT:
-            raise FormParserError(f"a field has more than {LONGEST_TEXT:,} bytes")
-        self.values.append((self._options[b"name"].decode(), content if is_file else content.decode()))
+        self.values.append((self._title, content if self._is_file else content.decode()))
 
     def _form_end(self) -> None:
         self.ended = True

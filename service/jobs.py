@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
@@ -11,17 +10,16 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service import answers, examples, operations, preferences, problems, views
 from service.answers import is_over, job_response
-from service.backend import backend_of
+from service.backend import Backend, backend_of
 from service.continuing import Continue, continuation
 from service.known import JobId, KnownJob
 from service.pages import Cursor, Limit, Moment, Page, link_next
 from service.preferences import IfNoneMatch
-from service.submissions import Prepared
+from service.submissions import Prepared, check_model
 from touchstone.errors import InvalidParameter, JobConflict, LedgerUnavailable
 from touchstone.jobs.answers import Change
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job, JobKind, Status
-from touchstone.models import zoo
 
 router = APIRouter(tags=["jobs"])
 
@@ -145,7 +143,7 @@ def cancel_job(request: Request, job: JobId) -> Response:
 async def rerun_job(request: Request, job: KnownJob) -> Response:
     """A new job of the same submission; `rerun` in its result says whether the bytes agree."""
     key = preferences.idempotency_key(request)
-    prepared = await to_thread.run_sync(_again, backend_of(request).blobs.get, job)
+    prepared = await to_thread.run_sync(_again, backend_of(request), job)
     return await answers.answer(request, prepared, key)
 
 
@@ -167,21 +165,22 @@ async def continue_job(request: Request, job: KnownJob) -> Response:
     may be looked at, ended and resumed at any time and stay true.
     """
     backend = backend_of(request)
-    prepare = partial(continuation, job, settings=backend.settings, blob=backend.blobs.get)
+    prepare = partial(continuation, job, backend=backend)
     return await answers.submit(request, prepare)
 
 
-def _again(blob: Callable[[str], bytes], job: Job) -> Prepared:
+def _again(backend: Backend, job: Job) -> Prepared:
+    if job.submission.image is None:
+        raise JobConflict(f"a job of kind {job.submission.kind} cannot be run again; submit it anew")
     if job.status != "succeeded":
         raise JobConflict(
             f"the job is {job.status}; only one that has succeeded can be compared with a rerun"
         )
     asked = job.submission
-    if zoo.manifest(asked.model.id).digest != asked.model.digest:
-        raise JobConflict(f"the model {asked.model.id} is no longer the one that the job ran on")
+    check_model(asked, backend.models)
     drawn = (job.result or {}).get("sampling", {}).get("seed", asked.seed)  # of the pool, where there was one
     changes = {"rerun_of": job.id, "continues": None, "seed": drawn}
-    return Prepared(asked.model_copy(update=changes), blob(asked.image.digest))
+    return Prepared(asked.model_copy(update=changes), backend.blobs.get(asked.source))
 
 
 @router.delete(

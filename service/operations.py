@@ -13,7 +13,7 @@ from service.bodies import JSON, MULTIPART
 _Own = Mapping[str, tuple[dict[str, Any], Any]]
 """Schema and example of the fields that differ between a form and JSON."""
 
-_REF = "#/components/schemas/{model}"
+REF = "#/components/schemas/{model}"
 
 _FILE = {
     "type": "string",
@@ -52,6 +52,37 @@ def submission(*models: type[BaseModel], example: Mapping[str, Any]) -> dict[str
 def fields(model: type[BaseModel], *, example: Mapping[str, Any]) -> dict[str, Any]:
     """The same for a body without an image."""
     return _described((model,), example, {}, {})
+
+
+def registration(model: type[BaseModel]) -> dict[str, Any]:
+    """The same for a model's file with what its manifest says of it."""
+    schema = model.model_json_schema(ref_template=REF)
+    definitions = schema.pop("$defs", {})
+    properties = {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "ONNX or safetensors, told by its content.",
+        },
+        "manifest": {**schema, "description": "What the file does not tell, as JSON."},
+        "labels": {"type": "string", "description": "The classes' names, one a line, instead of `classes`."},
+    }
+    form = {
+        "schema": {
+            "type": "object",
+            "required": ["file", "manifest"],
+            "additionalProperties": False,
+            "properties": properties,
+        },
+        "encoding": {"manifest": {"contentType": JSON}, "labels": {"contentType": "text/plain"}},
+        "example": {"file": "(the file)", "manifest": examples.MANIFEST},
+    }
+    remote = {"schema": schema, "example": examples.REMOTE}
+    return {
+        "requestBody": {"required": True, "content": {MULTIPART: form, JSON: remote}},
+        "parameters": HEADERS,
+        "x-definitions": definitions,
+    }
 
 
 def query(*models: type[BaseModel]) -> dict[str, Any]:
@@ -98,7 +129,7 @@ def _members(
     required: list[str] = []
     definitions: dict[str, Any] = {}
     for model in models:
-        schema = model.model_json_schema(ref_template=_REF)
+        schema = model.model_json_schema(ref_template=REF)
         properties |= schema.get("properties", {})
         required += schema.get("required", [])
         definitions |= schema.get("$defs", {})

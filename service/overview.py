@@ -58,6 +58,7 @@ class Worker(BaseModel):
     step_seconds: Histogram = Field(Histogram(), description="Seconds that its passes took.")
     queries: Queries = Queries()
     models: list[Loaded] = []
+    serves: list[str] | None = Field(None, description="The only models that it serves; null: all.")
 
 
 class Operations(BaseModel):
@@ -84,6 +85,7 @@ _EXAMPLE = {
             "step_seconds": {"buckets": {"0.01": 6, "+Inf": 7}, "sum": 0.05, "count": 7},
             "queries": {"forward": 60, "backward": 40},
             "models": [{"id": "fashion-mnist-cnn", "bytes": 1543656}],
+            "serves": None,
         }
     ],
 }

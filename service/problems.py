@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import json
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -30,10 +31,18 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.UnknownMethod: 404,
         errors.UnknownModel: 404,
         errors.UnknownLabel: 422,
+        errors.ModelConflict: 409,
+        errors.ModelInUse: 409,
+        errors.ModelTooLarge: 413,
+        errors.ModelTooCostly: 422,
         errors.NonFiniteOutput: 422,
         errors.GradientRefused: 422,
         errors.BatchDependent: 422,
         errors.ModelUnusable: 503,
+        errors.AddressRefused: 422,
+        errors.RemoteUnavailable: 503,
+        errors.RemoteAnswer: 503,
+        errors.QueryBudgetSpent: 422,
         errors.InvalidModel: 422,
         errors.UnsupportedOperator: 422,
         errors.DataUnavailable: 503,
@@ -66,6 +75,8 @@ _HTTP_CODES: Mapping[int, str] = MappingProxyType(
     }
 )
 _RETRY_SECONDS = 1
+_SPEAKS_INFERENCE = re.compile(r"/v2(/|$)")
+"""Where clients of the Open Inference Protocol look for `error` in what went wrong."""
 
 
 class Problem(BaseModel):
@@ -129,6 +140,8 @@ def write(  # a problem has many parts, and each is named at the call
     body = members(status, code, detail, path=request.scope["path"])
     if field is not None:
         body["field"] = field
+    if _SPEAKS_INFERENCE.match(request.scope["path"]):
+        body["error"] = detail
     whole = {**body, **{name: value for name, value in (extra or {}).items() if name not in body}}
     return Response(json.dumps(whole, default=str), status, dict(headers or {}), MEDIA_TYPE)
 

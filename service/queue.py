@@ -10,8 +10,9 @@ from celery import Celery
 from touchstone.jobs import bell
 
 
-def open_bell(url: str) -> Callable[[str], bool]:
-    """A function that rings for a job and tells whether the broker took the message.
+def open_bell(url: str, queue_of: Callable[[str], str]) -> Callable[[str], bool]:
+    """A function that rings for a job, in the queue that is its own, and tells whether the broker took the
+    message.
 
     It blocks for at most a few seconds, so it belongs on a thread. A bell that the broker did not take is no
     loss: the ledger holds the job, and whoever reaps rings again.
@@ -26,7 +27,7 @@ def open_bell(url: str) -> Callable[[str], bool]:
 
     def ring(job: str) -> bool:
         try:
-            bell.ring(app, job)
+            bell.ring(app, job, queue_of(job))
         except Exception as error:  # noqa: BLE001 - kombu passes on errors of every transport it knows
             log.warning("bell not rung", job=job, reason=f"{type(error).__name__}: {error}")
             return False

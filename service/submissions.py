@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from service import bodies
 from service.bodies import Received
-from touchstone.errors import CostTooHigh, InvalidParameter
+from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction
+from touchstone.fitting import check_fit
+from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.record import JobKind, ModelRef, Submission
 from touchstone.methods import Method, cost_of, invalid_parameter
 from touchstone.models.manifest import Manifest
+from touchstone.models.shelf import Shelf, find
 from touchstone.predicting import Predict
 from touchstone.settings import Settings
 from touchstone.uploads import canonical
 
 LONGEST_DEADLINE = 3600
+LONGEST_NAME = 64 + len("@sha256:") + 64
 
 
 def _index_or_name(value: Any) -> Any:
@@ -53,8 +58,9 @@ class Asked(BaseModel):
 
     model: str = Field(
         min_length=1,
-        max_length=64,
-        description="A model's id, as `GET /v1/models` lists them.",
+        max_length=LONGEST_NAME,
+        description="A model's id, as `GET /v1/models` lists them: its current version. `id@digest` names "
+        "a certain one; twelve hexadecimal digits do.",
     )
     seed: Seed = Field(0, description="Equal seeds give equal noise.")
     execution: Literal["batched", "deterministic"] = Field(
@@ -87,7 +93,7 @@ class AskedOfCost(BaseModel):
     model: str | None = Field(
         None,
         min_length=1,
-        max_length=64,
+        max_length=LONGEST_NAME,
         description="A model's id: the seconds are estimated for it.",
         examples=["fashion-mnist-cnn"],
     )
@@ -98,28 +104,30 @@ A = TypeVar("A", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A submission, and the canonical PNG that it points to."""
+    """A submission, and the canonical PNG or the file that it points to."""
 
     submission: Submission
-    png: bytes
+    source: bytes | Path
+
+    def keep(self, blobs: Blobs) -> None:
+        """Store what it points to."""
+        if isinstance(self.source, Path):
+            blobs.put_file(self.source, self.submission.source)
+        else:
+            blobs.put(self.source)
 
     def digest(self) -> str:
         """Tells equal requests from different ones, however they were written."""
         return hashlib.sha256(self.submission.model_dump_json().encode()).hexdigest()
 
 
-Manifests = Callable[[str], Manifest]
-"""The manifest of a model id; raises `UnknownModel`."""
-
-
-def method_submission(
-    method: type[Method], received: Received, settings: Settings, manifest_of: Manifests
-) -> Prepared:
+def method_submission(method: type[Method], received: Received, settings: Settings, shelf: Shelf) -> Prepared:
     """Check the submission of an attack or a certificate."""
     body = bodies.parse(received, settings.upload_limit)
     asked, parameters = _split(body.fields, asked_of(method), method, method.info.name)
     chosen = method.parse(parameters)
-    manifest = manifest_of(asked.model)
+    manifest = find(shelf, asked.model)
+    check_fit(chosen, manifest)
     label, target = _classes(method, manifest, asked) if isinstance(asked, AskedOfAttack) else (None, None)
     check_cost(chosen, settings.cost_limit)
     return _prepared(
@@ -139,12 +147,13 @@ def asked_of(method: type[Method]) -> type[Asked]:
     return AskedOfAttack if method.kind == "attack" else Asked
 
 
-def prediction(received: Received, settings: Settings, manifest_of: Manifests) -> Prepared:
+def prediction(received: Received, settings: Settings, shelf: Shelf) -> Prepared:
     """Check the submission of a prediction."""
     body = bodies.parse(received, settings.upload_limit)
     asked, parameters = _split(body.fields, Asked, Predict, "predictions")
-    manifest = manifest_of(asked.model)
+    manifest = find(shelf, asked.model)
     chosen = _predict(parameters, manifest)
+    check_fit(chosen, manifest)
     check_cost(chosen, settings.cost_limit)
     return _prepared(
         body.image, asked, manifest, kind="prediction", method="predict", parameters=chosen.parameters()
@@ -155,18 +164,24 @@ Costly = tuple[Method | Predict, Manifest | None]
 """What would be asked, and of which model where one was named."""
 
 
-def costly_method(method: type[Method], fields: Mapping[str, Any], manifest_of: Manifests) -> Costly:
+def costly_method(method: type[Method], fields: Mapping[str, Any], shelf: Shelf) -> Costly:
     """Check what a job of a method would be asked with, as at its submission."""
     asked, parameters = _split(fields, AskedOfCost, method, f"the cost of {method.info.name}", files=())
     chosen = method.parse(parameters)
-    return chosen, manifest_of(asked.model) if asked.model else None
+    manifest = find(shelf, asked.model) if asked.model else None
+    if manifest is not None:
+        check_fit(chosen, manifest)
+    return chosen, manifest
 
 
-def costly_prediction(fields: Mapping[str, Any], manifest_of: Manifests) -> Costly:
+def costly_prediction(fields: Mapping[str, Any], shelf: Shelf) -> Costly:
     """Check what a prediction would be asked with, as at its submission."""
     asked, parameters = _split(fields, AskedOfCost, Predict, "the cost of predictions", files=())
-    manifest = manifest_of(asked.model) if asked.model else None
-    return _predict(parameters, manifest), manifest
+    manifest = find(shelf, asked.model) if asked.model else None
+    chosen = _predict(parameters, manifest)
+    if manifest is not None:
+        check_fit(chosen, manifest)
+    return chosen, manifest
 
 
 def _split(
@@ -223,6 +238,14 @@ def check_cost(method: Method | Predict, limit: int) -> None:
             cost={"forward": cost.forward, "backward": cost.backward, "total": cost.total},
             limit=limit,
         )
+
+
+def check_model(asked: Submission, shelf: Shelf) -> None:
+    """Raise `JobConflict` where the version that a job ran on is there no longer."""
+    try:
+        shelf.manifest(asked.model.id, asked.model.digest)
+    except UnknownModel:
+        raise JobConflict(f"the model {asked.model.id} is no longer the one that the job ran on") from None
 
 
 def _predict(parameters: Mapping[str, Any], manifest: Manifest | None) -> Predict:

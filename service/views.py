@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from touchstone.jobs import record
 from touchstone.jobs.answers import Change
-from touchstone.jobs.record import JobKind, ModelRef, Progress, Status, Timings
+from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Progress, Status, Timings
 
 
 def _absent(value: object) -> bool:
@@ -55,7 +55,7 @@ class Job(BaseModel):
     finished_at: datetime | None
     attempts: int
     model: ModelRef
-    image: Image
+    image: Image | None = Field(description="Null for a job that works on no image.")
     label: int | None = Field(None, exclude_if=_absent, description="The true class, where it was given.")
     target: int | None = Field(
         None, exclude_if=_absent, description="The class to reach, where one was given."
@@ -87,7 +87,8 @@ ORIGINAL = "original.png"
 def artifacts(job: record.Job) -> dict[str, str]:
     """The digests of a job's files by name; the image itself is there from the start."""
     files = {name: artifact.digest for name, artifact in job.artifacts.items()}
-    return {ORIGINAL: job.submission.image.digest, **files}
+    image = job.submission.image
+    return {ORIGINAL: image.digest, **files} if image else files
 
 
 def path(job_id: str) -> str:
@@ -102,7 +103,7 @@ def etag(job: record.Job | Change) -> str:
 
 def show(job: record.Job, *, ahead: int | None = None) -> Job:
     """The job as answers show it."""
-    asked, image = job.submission, job.submission.image
+    asked = job.submission
     return Job(
         id=job.id,
         kind=asked.kind,
@@ -113,9 +114,7 @@ def show(job: record.Job, *, ahead: int | None = None) -> Job:
         finished_at=job.finished_at,
         attempts=job.attempts,
         model=asked.model,
-        image=Image(
-            digest=image.digest, width=image.width, height=image.height, conversions=image.conversions
-        ),
+        image=_image(asked.image),
         label=asked.label,
         target=asked.target,
         parameters=asked.parameters,
@@ -133,6 +132,12 @@ def show(job: record.Job, *, ahead: int | None = None) -> Job:
         timings=job.timings,
         links=_links(job),
     )
+
+
+def _image(image: ImageRef | None) -> Image | None:
+    if image is None:
+        return None
+    return Image(digest=image.digest, width=image.width, height=image.height, conversions=image.conversions)
 
 
 def _links(job: record.Job) -> Links:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from touchstone.jobs.record import Submission
 from touchstone.methods import Certificate, find
 from touchstone.models.manifest import Manifest
-from touchstone.models.zoo import manifest
+from touchstone.models.shelf import ZOO, Shelf, bound
 
 if TYPE_CHECKING:
-    from touchstone.engine import Counts, Oracle
+    from touchstone.engine import AnyOracle, Counts
 
 DISTRIBUTIONS = {"touchstone": "touchstone-robustness", "torch": "torch", "numpy": "numpy", "scipy": "scipy"}
 
 
 def certificate_result(
-    certificate: Certificate, counts: Counts, submission: Submission, card: Manifest, oracle: Oracle
+    certificate: Certificate, counts: Counts, submission: Submission, card: Manifest, oracle: AnyOracle
 ) -> dict[str, Any]:
     """The result as docs/certificates.md lists it: the method's own fields between identity and
     circumstances.
@@ -31,7 +31,7 @@ def certificate_result(
         "counts_top5": [{"label": label, "count": count} for label, count in counts.top()],
         "seed": counts.seed,
         "stream": counts.stream,
-        "batch_size": oracle.fixed_rows,
+        "batch_size": card.remote.batch_rows if card.remote else oracle.fixed_rows,
         "pooled": counts.pooled,
     }
     return {
@@ -43,16 +43,16 @@ def certificate_result(
         "accuracy_under_noise_hint": _hint(counts, card),
         "digests": {
             "model": card.digest,
-            "image": submission.image.digest,
+            "image": submission.source,
             "preprocessing": preprocessing_digest(card),
         },
         "versions": {name: version(distribution) for name, distribution in DISTRIBUTIONS.items()},
-        "eval_mode_checked": not any(module.training for module in oracle.module.modules()),
+        "eval_mode_checked": oracle.eval_mode,
         "batch_invariance_max_abs_diff": counts.batch_difference,
     }
 
 
-def pool_of(submission: Submission) -> str | None:
+def pool_of(submission: Submission, shelf: Shelf = ZOO) -> str | None:
     """Names the count that equal questions share whatever their seeds; None where each counts for itself.
 
     A rerun draws again, since it is there to compare.
@@ -63,15 +63,15 @@ def pool_of(submission: Submission) -> str | None:
     parameters = method.pool() if isinstance(method, Certificate) else None
     if parameters is None:
         return None
-    seen = [submission.image.digest, submission.model.digest]
-    seen.append(preprocessing_digest(manifest(submission.model.id)))
+    seen = [submission.source, submission.model.digest]
+    seen.append(preprocessing_digest(bound(shelf, submission.model.id, submission.model.digest)))
     named = json.dumps([submission.method, *seen, parameters], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
 
 
 def preprocessing_digest(card: Manifest) -> str:
     """Identifies what stands between the image and the network."""
-    said = card.model_dump_json(include={"input", "mean", "std"})
+    said = card.model_dump_json(include={"input", "mean", "std"}, exclude={"input": {"layout"}})
     return f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
 
 

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 from rich.table import Table
 
+from touchstone.bringing import refusals, register
 from touchstone.certifying import rounded_down
 from touchstone.errors import Failure, InvalidParameter, StartError
 from touchstone.jobs.record import Progress
@@ -130,19 +131,33 @@ def certificates(
     _list_or_describe("certificate", name)
 
 
+Url = Annotated[str | None, typer.Option(help="A service's address, such as http://127.0.0.1:8000.")]
+
+
 @app.command()
-def models() -> None:
-    """List the models of the zoo."""
+def models(url: Url = None) -> None:
+    """List the models of the zoo, or with --url those of a service."""
+    from touchstone.client import Client  # noqa: PLC0415 - only where a service is asked
     from touchstone.models.zoo import manifests  # noqa: PLC0415 - reads the cards only when they are asked for
 
+    with refusals(err):
+        cards = Client(url).models() if url else [one.card() for one in manifests().values()]
     table = Table("model", "input", "classes", "accuracy", "licence")
     table.columns[0].no_wrap = True
-    for one in manifests().values():
-        size = f"{one.input.height}x{one.input.width}x{one.input.channels}"
-        known = one.accuracy[0]
-        said = f"{known.value:.1%} {'measured' if known.measured else 'claimed'}, {known.data}"
-        table.add_row(one.id, size, str(len(one.classes)), said, one.licence)
+    for one in cards:
+        size = "{height}x{width}x{channels}".format(**one["input"])
+        table.add_row(one["id"], size, str(len(one["classes"])), _accuracy(one), escape(one["licence"]))
     out.print(table)
+
+
+def _accuracy(shown: dict[str, Any]) -> str:
+    if not shown["accuracy"]:
+        return ""
+    known = shown["accuracy"][0]
+    return f"{known['value']:.1%} {'measured' if known['measured'] else 'claimed'}, {known['data']}"
+
+
+app.command()(register)
 
 
 @app.command(context_settings=OWN_FLAGS)

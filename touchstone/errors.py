@@ -66,6 +66,30 @@ class UnknownLabel(Failure):
     code = "unknown_label"
 
 
+class ModelConflict(Failure):
+    """Another model has this id already, or this version was registered with another manifest."""
+
+    code = "model_conflict"
+
+
+class ModelInUse(Failure):
+    """A job that waits or runs names the model, so it cannot be deleted."""
+
+    code = "model_in_use"
+
+
+class ModelTooLarge(Failure):
+    """The model's file has more bytes than the operator allows."""
+
+    code = "model_too_large"
+
+
+class ModelTooCostly(Failure):
+    """Trying the model took more time or memory than the operator allows."""
+
+    code = "model_too_costly"
+
+
 class NonFiniteOutput(Failure):
     """The model answered NaN or infinity."""
 
@@ -100,6 +124,30 @@ class UnsupportedOperator(Failure):
     """The uploaded network contains an operator that cannot be computed here."""
 
     code = "unsupported_operator"
+
+
+class AddressRefused(Failure):
+    """The URL cannot be used, or leads to an address that requests must not reach."""
+
+    code = "address_refused"
+
+
+class RemoteUnavailable(Failure):
+    """The remote model could not be asked, or did not answer in time."""
+
+    code = "remote_unavailable"
+
+
+class RemoteAnswer(Failure):
+    """The remote model's answer is not what its manifest declares."""
+
+    code = "remote_answer"
+
+
+class QueryBudgetSpent(Failure):
+    """The remote model was asked as often as its manifest allows."""
+
+    code = "query_budget_spent"
 
 
 class DataUnavailable(Failure):

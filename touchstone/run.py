@@ -4,34 +4,34 @@ that file.
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from touchstone import engine as asking
 from touchstone.certifying import certificate_result
-from touchstone.errors import Canceled, ModelUnusable
+from touchstone.errors import Canceled
+from touchstone.fitting import check_fit
 from touchstone.images import Pixels, decode, difference, difference_factor, encode
+from touchstone.inference import OUTPUTS, Infer, Stack, to_npy, unpack
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.measure import perturbation
 from touchstone.methods import Attack, Certificate, Method, find, rounds_of
 from touchstone.models.manifest import Manifest
-from touchstone.models.zoo import manifest
+from touchstone.models.measured import Reached
+from touchstone.models.shelf import bound
 from touchstone.predicting import Predict, smoothed_result
 
 if TYPE_CHECKING:
     from touchstone.engine import (
         Answer,
+        AnyOracle,
         Asking,
         Counted,
         Counts,
         Engine,
         Noisy,
-        Oracle,
         Query,
         Running,
         Verdict,
@@ -67,33 +67,34 @@ def run(
     report: Report = lambda _progress, _metric: None,
     prior: dict[str, Any] | None = None,
 ) -> Finished:
-    """Run a job to its end on an engine; blocks, and may be called from many threads.
+    """Run a job to its end on an engine; blocks, and may be called from many threads. A registration is one
+    of a remote model: those of files do not run on the engine.
 
     `deadline` is in seconds from now. `started` is given each of the job's tasks, so that they can be
     canceled; `report` is called on the engine's thread, at most a few times a second. Raises Canceled,
     DeadlineExceeded, WorkerStopping and the failures of the method.
     """
     began = time.perf_counter()
-    card = _card(submission)
-    pixels = decode(png).pixels
-    with engine.models.hold(card.id) as oracle:
+    if submission.kind == "registration":
+        return _reach(submission, engine, deadline, started)
+    card = bound(engine.shelf, submission.model.id, submission.model.digest)
+    source: Any = unpack(png) if submission.kind == "inference" else decode(png).pixels
+    with engine.models.hold(card) as oracle:
         prepared = time.perf_counter()
         ask = _Asker(submission, engine, oracle, deadline, started, prior)
-        if submission.kind == "prediction":
-            finished = _predict(submission, pixels, card, ask, report)
-        elif submission.kind == "certificate":
-            finished = _certify(submission, pixels, card, ask, report)
-        else:
-            finished = _attack(submission, pixels, card, ask, report)
+        finished = _RUNS[submission.kind](submission, source, card, ask, report)
     compute = time.perf_counter() - prepared
     return replace(finished, timings=Timings(prepare=prepared - began, compute=compute))
 
 
-def _card(submission: Submission) -> Manifest:
-    card = manifest(submission.model.id)
-    if card.digest != submission.model.digest:
-        raise ModelUnusable(f"{card.id} was replaced after the job was accepted; submit it again")
-    return card
+def _reach(submission: Submission, engine: Engine, deadline: float | None, started: Started) -> Finished:
+    """Ask a remote model for the first time; it is on no shelf yet."""
+    began = time.perf_counter()
+    card = Manifest.model_validate(submission.parameters)
+    ask = _Asker(submission, engine, engine.remote(card), deadline, started)
+    found: Reached = ask(asking.reached(card))
+    result = {"model": card.card(), "probe": found.model_dump(mode="json")}
+    return Finished(result, {}, Timings(compute=time.perf_counter() - began))
 
 
 @dataclass
@@ -102,7 +103,7 @@ class _Asker:
 
     submission: Submission
     engine: Engine
-    oracle: Oracle
+    oracle: AnyOracle
     deadline: float | None
     started: Started
     prior: dict[str, Any] | None = None
@@ -132,6 +133,7 @@ class _Asker:
 
 def _predict(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
     asked = Predict.model_validate(submission.parameters)
+    check_fit(asked, card)
     logits = ask(asking.look_at(pixels, ask.oracle))
     result = {"original": _opinion(logits, card, asked.top)}
     if asked.defence:
@@ -147,6 +149,7 @@ def _certify(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker
     method = find(submission.method, "certificate").parse(submission.parameters)
     if not isinstance(method, Certificate):
         raise TypeError(f"{submission.method} is no certificate")
+    check_fit(method, card)
     before = None if ask.prior is None else asking.Counts.of(ask.prior)
     tally = _Tally(method, report)
     plan = asking.certify_image(
@@ -163,6 +166,7 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
     method = find(submission.method, "attack").parse(submission.parameters)
     if not isinstance(method, Attack):
         raise TypeError(f"{submission.method} is no attack")
+    check_fit(method, card)
     plan = asking.attack_image(
         method, pixels, ask.oracle, label=submission.label, target=submission.target, seed=submission.seed
     )
@@ -189,9 +193,26 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
     artifacts = {
         "adversarial.png": (file, "image/png"),
         "difference.png": (encode(difference(pixels, judged, factor)), "image/png"),
-        "adversarial.npy": (_npy(verdict), "application/octet-stream"),
+        "adversarial.npy": (to_npy([verdict.exact]), "application/octet-stream"),
     }
     return Finished(result, artifacts, Timings())
+
+
+def _infer(
+    submission: Submission, stacks: Sequence[Stack], card: Manifest, ask: _Asker, report: Report
+) -> Finished:
+    asked = Infer.model_validate(submission.parameters)
+    logits = ask(asking.infer(stacks, ask.oracle), _Reporter(asked, report))
+    result = {"rows": len(logits), "classes": len(card.classes), "queries": _queries(ask)}
+    return Finished(result, {OUTPUTS: (to_npy([logits]), "application/octet-stream")}, Timings())
+
+
+_RUNS: dict[str, Callable[[Submission, Any, Manifest, _Asker, Report], Finished]] = {
+    "attack": _attack,
+    "certificate": _certify,
+    "prediction": _predict,
+    "inference": _infer,
+}
 
 
 def _outcome(success: bool, verdict: Verdict) -> str:
@@ -213,16 +234,10 @@ def _queries(ask: _Asker) -> dict[str, int]:
     return {"forward": ask.forward, "backward": ask.backward}
 
 
-def _npy(verdict: Verdict) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, verdict.exact, allow_pickle=False)
-    return buffer.getvalue()
-
-
 class _Reporter:
     """Turns answers into progress, a few times a second."""
 
-    def __init__(self, asked: Method | Predict, report: Report) -> None:
+    def __init__(self, asked: Method | Predict | Infer, report: Report) -> None:
         self._asked = asked
         self._total = rounds_of(asked)
         self._report = report

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from touchstone.addresses import Permits
+from touchstone.errors import ModelUnusable
+
 MIB = 2**20
+SECRETS = "TOUCHSTONE_SECRET_"
+_PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 
 class Settings(BaseSettings):
@@ -37,6 +44,24 @@ class Settings(BaseSettings):
     queue_limit: int = Field(20_000, ge=1, description="Jobs that may wait; one more is refused with 429.")
     cost_limit: int = Field(200_000, ge=1, description="Forward and backward passes one job may ask for.")
     upload_limit: int = Field(10 * MIB, ge=1, description="Bytes of an uploaded image.")
+    inference_rows: int = Field(1024, ge=1, description="Images of one inference request.")
+    model_limit: int = Field(512 * MIB, ge=1, description="Bytes of a registered model's file.")
+    probe_seconds: float = Field(
+        120.0, gt=0, description="Seconds that trying a model at its registration may take."
+    )
+    probe_memory: int = Field(
+        8192 * MIB, ge=1, description="Bytes of memory that trying a model at its registration may take."
+    )
+    models: str | None = Field(
+        None,
+        description="Ids of the models that this worker serves, separated by commas, and loads as it starts; "
+        "unset means all, each loaded when it is first asked for.",
+    )
+    outgoing_allow: str | None = Field(
+        None,
+        description="Hosts, host:port and networks, separated by commas, that may be asked although they are "
+        "private, or by plain http.",
+    )
     deadline: float = Field(
         600.0, gt=0, description="Seconds a job may run when it names no deadline of its own."
     )
@@ -53,8 +78,36 @@ class Settings(BaseSettings):
     )
     log_level: str = Field("info", description="debug, info, warning or error.")
 
+    @field_validator("outgoing_allow")
+    @classmethod
+    def _can_be_read(cls, text: str | None) -> str | None:
+        Permits.parse(text)
+        return text
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The ids in `models`."""
+        return tuple(filter(None, map(str.strip, (self.models or "").split(","))))
+
 
 @cache
 def settings() -> Settings:
     """The settings of this process, read once."""
     return Settings()
+
+
+def secret(name: str, host: str) -> str:
+    """The secret that the operator keeps for requests to this host; read when it is needed, and never kept.
+
+    It goes nowhere but to the hosts that are named beside it: whoever may register a model could otherwise
+    send it to a host of their own. Raises ModelUnusable.
+    """
+    variable = f"{SECRETS}{name}"
+    value, hosts = os.environ.get(variable, "").strip(), os.environ.get(f"{variable}_HOSTS", "")
+    if not value:
+        raise ModelUnusable(f"the worker has no secret {name}: set {variable}")
+    if host not in (one.strip().lower() for one in hosts.split(",")):
+        raise ModelUnusable(f"the secret {name} is not for {host}: name the host in {variable}_HOSTS")
+    if not _PRINTABLE.fullmatch(value):
+        raise ModelUnusable(f"the secret {name} is not printable ASCII, so no header can carry it")
+    return value

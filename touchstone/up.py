@@ -16,7 +16,7 @@ from touchstone.children import Charge, Child, Say, Store, Watcher
 from touchstone.embedded import ledger_url, sole_use
 from touchstone.errors import LedgerUnavailable, StartError
 from touchstone.jobs.ledger import Ledger
-from touchstone.settings import Settings
+from touchstone.settings import SECRETS, Settings
 
 READY_SECONDS = 180.0
 PORT_SECONDS = 20.0
@@ -110,9 +110,13 @@ def _child(name: str, module: str, settings: Settings, say: Say) -> Child:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """This process's environment, with exactly these settings."""
+    """This process's environment, secrets included, with exactly these settings."""
     prefix = str(Settings.model_config["env_prefix"])
-    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(prefix)}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(SECRETS) or not name.upper().startswith(prefix)
+    }
     chosen = settings.model_dump(mode="json", exclude_none=True)
     return inherited | {f"{prefix}{name.upper()}": str(value) for name, value in chosen.items()}
 

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Sequence
 from functools import partial
 
 from touchstone import logs
-from touchstone.engine import Engine
+from touchstone.embedded import ledger_url
+from touchstone.engine import Engine, Ways
+from touchstone.errors import Failure
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.registry import open_registry
+from touchstone.logs import get_logger
+from touchstone.outgoing import Outgoing
 from touchstone.run import run
-from touchstone.settings import Settings
+from touchstone.settings import Settings, secret
 from workers.serve import serve
+
+_log = get_logger("worker")
+
+
+def warm_up(engine: Engine, models: Sequence[str]) -> None:
+    """Load models before anybody asks for them; one that cannot be had yet is loaded once it can."""
+    for model in models:
+        try:
+            with engine.models.hold(engine.shelf.manifest(model)):
+                _log.info("loaded", model=model)
+        except Failure as failure:
+            _log.warning("not loaded", model=model, reason=failure.detail)
 
 
 def main() -> int:
     """Read the settings, start the engine, and serve."""
     settings = Settings()
     logs.configure(settings.log_level)
-    engine = Engine(settings.device, settings.memory_budget)
-    return serve(settings, engine, partial(run, engine=engine))
+    shelf = open_registry(settings)
+    ledger = Ledger(ledger_url(settings), settings)
+    ways = Ways(Outgoing(settings.outgoing_allow), ledger.spending, secret)
+    engine = Engine(settings.device, settings.memory_budget, shelf, ways)
+    threading.Thread(target=warm_up, args=(engine, settings.served), name="warm-up", daemon=True).start()
+    return serve(settings, engine, partial(run, engine=engine), shelf)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ _log = get_logger("keeper")
 class Machine(Protocol):
     """An engine, as far as its keeper watches it."""
 
-    steps: int
+    @property
+    def steps(self) -> int:
+        """How many passes it has finished."""
 
     @property
     def busy(self) -> bool:
@@ -69,6 +71,7 @@ class Keeper:
         self._ledger = ledger
         self._engine = engine
         self._give_up = give_up
+        self._serves = settings.served
         self._pulse = Pulse(engine, settings.hang)
         self._noted: dict[str, Probe] = {}
         self._held: set[Held] = set()
@@ -164,7 +167,8 @@ class Keeper:
     def _beat(self) -> None:
         if not self.stopping:
             process = {"host": socket.gethostname(), "pid": os.getpid(), "running": len(self._held)}
-            self._ledger.beat(self.worker, self._engine.figures() | process)
+            figures = {**self._engine.figures(), **process, "serves": self._serves or None}
+            self._ledger.beat(self.worker, figures, self._serves)
 
     def _stop(self, now: float) -> None:
         if self._stopping_since is None:

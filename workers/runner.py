@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from touchstone.certifying import pool_of
@@ -21,9 +21,13 @@ from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
 from touchstone.logs import get_logger
+from touchstone.models.manifest import Manifest
+from touchstone.models.measured import Reached
+from touchstone.models.shelf import ZOO, Shelf
 from touchstone.settings import Settings
 from workers.held import Cancelable, Held
 from workers.keeper import Keeper
+from workers.registering import Trials
 
 CLAIM_SECONDS = 10.0
 RETRY_SECONDS = 0.2
@@ -85,6 +89,8 @@ class Runner:
     keeper: Keeper
     run: Run
     settings: Settings
+    shelf: Shelf = ZOO
+    trials: Trials = field(default_factory=Trials)
 
     def __call__(self, job: str) -> None:
         """Run the job if it waits; otherwise there is nothing to do."""
@@ -113,7 +119,8 @@ class Runner:
     def _attempt(self, held: Held) -> dict[str, Any] | None:
         """How the job ends, as the ledger takes it; None where it goes back to the queue or was lost."""
         try:
-            ended = self._pooled_run(held)
+            registers = held.job.submission.kind == "registration"
+            ended = self._registration(held) if registers else self._pooled_run(held)
             if ended.canceled and held.reason in ("stopping", "lost"):
                 return None
             return self._succeed(held, ended)
@@ -128,7 +135,7 @@ class Runner:
         the next.
         """
         submission = held.job.submission
-        pool = pool_of(submission)
+        pool = pool_of(submission, self.shelf)
         if pool is None:
             return self._run(held, submission, None)
         known = self._insist(lambda: self.ledger.pooled(pool, submission.seed))
@@ -137,10 +144,33 @@ class Runner:
             self._insist(lambda: self.ledger.pool(pool, counts))
         return ended
 
+    def _registration(self, held: Held) -> Ended:
+        """Try a model, and let it be used only if nobody has given up on it meanwhile."""
+        submission = held.job.submission
+        card = Manifest.model_validate(submission.parameters)
+        if card.kind == "remote":
+            return self._remote_registration(held, card)
+        data = self.blobs.get(submission.source)
+        tried = self.trials(submission, data, self.settings, started=held.started, report=held.report)
+        if held.reason:
+            raise Canceled("the job was canceled")
+        self._insist(lambda: self.ledger.versions.register(tried.card, tried.examined))
+        self._insist(lambda: self.ledger.note_probe(tried.card.digest, tried.examined))
+        return tried.finished()
+
+    def _remote_registration(self, held: Held, card: Manifest) -> Ended:
+        """The same for a model behind an address, which the engine asks."""
+        ended = self._run(held, held.job.submission, None)
+        if held.reason:
+            raise Canceled("the job was canceled")
+        reached = Reached.model_validate(ended.result["probe"])
+        self._insist(lambda: self.ledger.versions.register(card, reached))
+        return ended
+
     def _run(self, held: Held, submission: Submission, prior: dict[str, Any] | None) -> Ended:
         return self.run(
             submission,
-            self.blobs.get(submission.image.digest),
+            self.blobs.get(submission.source),
             deadline=submission.deadline or self.settings.deadline,
             started=held.started,
             report=held.report,

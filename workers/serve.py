@@ -17,6 +17,7 @@ from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
 from touchstone.logs import get_logger
+from touchstone.models.shelf import ZOO, Shelf
 from touchstone.settings import Settings
 from workers.app import celery_app
 from workers.keeper import Keeper, Machine
@@ -36,14 +37,14 @@ class Stoppable(Machine, Protocol):
         """End; whatever still runs raises WorkerStopping."""
 
 
-def serve(settings: Settings, engine: Stoppable, run: Run) -> int:
+def serve(settings: Settings, engine: Stoppable, run: Run, shelf: Shelf = ZOO) -> int:
     """Take jobs until the process is told to end by SIGTERM or SIGINT; returns the exit code."""
     url = ledger_url(settings)
     ledger = Ledger(url, settings)
     app = celery_app(url)
     keeper = Keeper(_own_name(), ledger, engine, settings, give_up=os._exit)
-    reaper = Reaper(ledger, lambda job: bell.ring(app, job))
-    register(app, Runner(ledger, open_blobs(settings), keeper, run, settings).__call__)
+    reaper = Reaper(ledger, lambda job: bell.ring(app, job, ledger.queue_of(job)))
+    register(app, Runner(ledger, open_blobs(settings), keeper, run, settings, shelf).__call__)
     _listen(keeper, reaper)
     code = _consume(app, settings)
     reaper.stop()
@@ -90,6 +91,7 @@ def _consume(app: Celery, settings: Settings) -> int:
         without_mingle=True,
         without_gossip=True,
         without_heartbeat=True,
+        queues=[bell.queue_of(model) for model in settings.served] or None,
         quiet=True,
     )
     worker.start()

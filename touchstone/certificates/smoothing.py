@@ -17,6 +17,7 @@ WHY_ABSTAIN = {
     "no_majority": "no class has a majority of the noisy votes",
     "n": "the samples do not show that one class has a majority; more of them might",
     "deadline_exceeded": "the deadline passed before the samples showed a majority",
+    "query_budget_spent": "the model's budget of queries was spent before the samples showed a majority",
     "canceled": "the job was canceled before the samples showed a majority",
 }
 

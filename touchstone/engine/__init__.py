@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from touchstone.engine.goals import Loss as Loss
     from touchstone.engine.goals import Margin as Margin
     from touchstone.engine.goals import Scored as Scored
+    from touchstone.engine.inferring import infer as infer
+    from touchstone.engine.lane import Running as Running
     from touchstone.engine.lattice import snap as snap
     from touchstone.engine.nearest import Nearest as Nearest
     from touchstone.engine.noise import Noise as Noise
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from touchstone.engine.norms import NORMS as NORMS
     from touchstone.engine.norms import Linf as Linf
     from touchstone.engine.norms import Norm as Norm
+    from touchstone.engine.oracle import AnyOracle as AnyOracle
     from touchstone.engine.oracle import Oracle as Oracle
     from touchstone.engine.queries import (
         Answer as Answer,
@@ -109,6 +112,9 @@ if TYPE_CHECKING:
     from touchstone.engine.queries import (
         Saved as Saved,
     )
+    from touchstone.engine.reaching import reached as reached
+    from touchstone.engine.remote import RemoteOracle as RemoteOracle
+    from touchstone.engine.remote import Ways as Ways
     from touchstone.engine.rows import Rows as Rows
     from touchstone.engine.rows import column as column
     from touchstone.engine.rules import RULES as RULES
@@ -120,7 +126,6 @@ if TYPE_CHECKING:
     from touchstone.engine.rules import radius_of as radius_of
     from touchstone.engine.settling import settled as settled
     from touchstone.engine.thread import Engine as Engine
-    from touchstone.engine.thread import Running as Running
     from touchstone.engine.threat import Case as Case
     from touchstone.engine.threat import Threat as Threat
     from touchstone.engine.verdict import (
@@ -182,11 +187,12 @@ _HOMES = {
     "defences": ("defended", "straight_through"),
     "direct": ("Model", "attack", "certify", "load", "run_here", "samples", "wrap"),
     "goals": ("CrossEntropy", "Goal", "Loss", "Margin", "Scored"),
+    "inferring": ("infer",),
     "lattice": ("snap",),
     "nearest": ("Nearest",),
     "noise": ("Noise", "Stream"),
     "norms": ("L0", "L1", "L2", "NORMS", "Linf", "Norm"),
-    "oracle": ("Oracle",),
+    "oracle": ("AnyOracle", "Oracle"),
     "queries": (
         "Answer",
         "Asking",
@@ -199,6 +205,8 @@ _HOMES = {
         "Query",
         "Saved",
     ),
+    "reaching": ("reached",),
+    "remote": ("RemoteOracle", "Ways"),
     "rows": ("Rows", "column"),
     "settling": ("settled",),
     "verdict": (
@@ -223,7 +231,8 @@ _HOMES = {
         "probability_of",
         "radius_of",
     ),
-    "thread": ("Engine", "Running"),
+    "lane": ("Running",),
+    "thread": ("Engine",),
     "threat": ("Case", "Threat"),
     "walking": ("asked", "in_whole_levels", "progress", "rising", "walk"),
 }

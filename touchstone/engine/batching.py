@@ -8,14 +8,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 
-from touchstone.engine.oracle import MOST_ROWS, Oracle, check_finite
+from touchstone.engine.oracle import MOST_ROWS, AnyOracle, Wanted, check_finite
 from touchstone.engine.queries import Answer, Asking, Gradient, Noisy, Query
-from touchstone.errors import Canceled, DeadlineExceeded, OutOfMemory
+from touchstone.errors import Canceled, DeadlineExceeded, Failure, OutOfMemory
+
+
+@runtime_checkable
+class Patient(Protocol):
+    """An oracle whose answers are long in coming: meanwhile it hears which of them are still wanted."""
+
+    def answer_wanted(self, queries: Sequence[Query | Noisy], wanted: Wanted) -> Sequence[Answer | Failure]:
+        """An answer to each query, or why there is none; anything for those that nobody wants."""
 
 
 @dataclass
@@ -31,13 +39,14 @@ class Task:
     """A running plan: the question it waits on, how much of it is answered, and what it may still use."""
 
     plan: Asking[Any]
-    oracle: Oracle
+    oracle: AnyOracle
     deterministic: bool = False
     deadline: float = float("inf")  # on time.monotonic's clock
     answered: Callable[[Query | Noisy, Answer, Counted], None] | None = None
     done: Callable[[Any, BaseException | None], None] = lambda _result, _error: None
     queries: Counted = field(default_factory=Counted)
     canceled: bool = False
+    ended: bool = False
     query: Query | Noisy | None = None
     parts: list[Answer] = field(default_factory=list)
     taken: int = 0
@@ -67,8 +76,9 @@ class Batcher:
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, deque[Task]] = {}
-        self._limits: WeakKeyDictionary[Oracle, int] = WeakKeyDictionary()  # after running out of memory
+        self._limits: WeakKeyDictionary[AnyOracle, int] = WeakKeyDictionary()  # after running out of memory
         self.observe: Callable[[Counted, float], None] = lambda _queries, _seconds: None
+        self.meanwhile: Callable[[], None] = lambda: None  # called while an oracle takes its time
 
     def __len__(self) -> int:
         return sum(map(len, self._groups.values()))
@@ -118,15 +128,32 @@ class Batcher:
         oracle = chosen[0][0].oracle
         began = time.perf_counter()
         try:
-            answers = oracle.answer([query for _, query in chosen])
+            answers = self._asked(oracle, chosen)
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to its tasks, not to the engine
             self._recover(chosen, error)
             return
-        rows = sum(len(query) for _, query in chosen)
-        backward = sum(len(query) * query.passes for _, query in chosen)
+        rows = sum(len(answer) for answer in answers if isinstance(answer, Answer))
+        backward = rows * chosen[0][1].passes
         self.observe(Counted(rows, backward), time.perf_counter() - began)
         for (task, query), answer in zip(chosen, answers, strict=True):
-            self._deliver(task, query, answer)
+            if isinstance(answer, Failure):
+                self._end(task, answer)
+            else:
+                self._deliver(task, query, answer)
+
+    def _asked(
+        self, oracle: AnyOracle, chosen: Sequence[tuple[Task, Query | Noisy]]
+    ) -> Sequence[Answer | Failure]:
+        queries = [query for _, query in chosen]
+        if not isinstance(oracle, Patient):
+            return oracle.answer(queries)
+        return oracle.answer_wanted(queries, lambda: self._wanted(chosen))
+
+    def _wanted(self, chosen: Sequence[tuple[Task, Query | Noisy]]) -> list[bool]:
+        """Whose question is still open: tasks come and go while an oracle takes its time."""
+        self.meanwhile()
+        self._drop_overdue()
+        return [not task.ended for task, _ in chosen]
 
     def _recover(self, chosen: list[tuple[Task, Query | Noisy]], error: Exception) -> None:
         """Out of memory: ask for half as much from now on. Anything else: find out whose question it was."""
@@ -147,6 +174,8 @@ class Batcher:
             self._end(chosen[0][0], error)
 
     def _deliver(self, task: Task, query: Query | Noisy, answer: Answer) -> None:
+        if task.ended:
+            return
         task.queries.forward += len(query)
         task.queries.backward += len(query) * query.passes
         task.taken += len(query)
@@ -191,6 +220,9 @@ class Batcher:
 
     def _end(self, task: Task, error: BaseException) -> None:
         """End a task; a plan that catches what ends it may still return what it has shown so far."""
+        if task.ended:
+            return
+        task.ended = True
         self._leave(task)
         try:
             task.plan.throw(error)

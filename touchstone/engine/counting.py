@@ -14,7 +14,7 @@ from torch import Tensor
 from touchstone.engine.noise import Stream
 from touchstone.engine.queries import Asking, Logits, Noisy
 from touchstone.engine.rules import Rule, clopper_pearson_upper, probability_of, radius_of
-from touchstone.errors import BatchDependent, Canceled, DeadlineExceeded
+from touchstone.errors import BatchDependent, Canceled, DeadlineExceeded, QueryBudgetSpent
 
 PILOT = 2**63
 """The pilot's samples are numbered from here, the count's from 0: no sample is ever both."""
@@ -125,8 +125,8 @@ class Stopping:
 
 
 def counted(subject: Subject, *, noise: Stream, pilot: int, stop: Stopping) -> Asking[Counts]:
-    """Count votes until `stop` says why to end, or until the deadline or a cancel: what was looked at before
-    stays.
+    """Count votes until `stop` says why to end, or until the deadline, a cancel or the end of the model's
+    budget: what was looked at before stays.
 
     With a prior, goes on where that ended. Raises BatchDependent if answers depend on the batch.
     """
@@ -144,7 +144,7 @@ def counted(subject: Subject, *, noise: Stream, pilot: int, stop: Stopping) -> A
             counts = yield from _drawn(counts, subject, noise, look)
             if reason := stop.reason(counts.hits, look):
                 return replace(counts, stopped=reason)
-    except (Canceled, DeadlineExceeded) as ended:
+    except (Canceled, DeadlineExceeded, QueryBudgetSpent) as ended:
         if counts is None:
             raise
         return replace(counts, stopped=ended.code)

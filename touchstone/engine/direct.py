@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from touchstone.engine.batching import Batcher, Counted, Task
 from touchstone.engine.counting import Subject
 from touchstone.engine.defences import straight_through
 from touchstone.engine.device import choose, keep_blocks
+from touchstone.engine.examining import completed
 from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import LEVELS, from_pixels
 from touchstone.engine.noise import Noise
@@ -29,7 +32,9 @@ from touchstone.errors import InvalidParameter
 from touchstone.methods import Attack, Certificate, find
 from touchstone.models.datasets import fashion_mnist_sample
 from touchstone.models.manifest import Manifest
-from touchstone.models.zoo import manifest
+from touchstone.models.registration import Registration
+from touchstone.models.shelf import ZOO, OneFile, Shelf
+from touchstone.registering import described
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,11 +63,28 @@ class Attacked:
     found_by: tuple[str | None, ...]  # which of the attack's parts met the goal, where it has parts
 
 
-def load(name: str, *, device: str = "auto") -> Model:
-    """A model of the zoo, ready to be attacked. Raises UnknownModel."""
-    card = manifest(name)
-    oracle, _ = load_oracle(card, choose(device))
+def load(
+    name: str | Path, *, manifest: Mapping[str, Any] | str | Path | None = None, device: str = "auto"
+) -> Model:
+    """A model of the zoo by its id, or an ONNX or safetensors file of one's own with its `manifest`: what
+    `POST /v1/models` takes, as a mapping or as the path of a JSON file.
+
+    Raises UnknownModel, or InvalidModel, UnsupportedOperator and InvalidParameter of a file.
+    """
+    if manifest is None:
+        card, shelf = ZOO.manifest(str(name)), ZOO
+    else:
+        card, shelf = _own(Path(name), manifest)
+    oracle, _ = load_oracle(card, choose(device), shelf)
     return Model(oracle, card.classes, card)
+
+
+def _own(path: Path, said: Mapping[str, Any] | str | Path) -> tuple[Manifest, Shelf]:
+    """The completed card of a file, and a shelf where it stands alone."""
+    text = said if isinstance(said, Mapping) else Path(said).read_bytes()
+    data = path.read_bytes()
+    card = completed(described(Registration.parse(text), data, limit=sys.maxsize), data)
+    return card, OneFile(card, data)
 
 
 def samples(name: str = "fashion-mnist") -> Tensor:

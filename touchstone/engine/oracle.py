@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from touchstone.engine.queries import Answer, Gradient, Jacobian, Noisy, Query, Saved
+from touchstone.engine.queries import Answer, Gradient, Jacobian, Noisy, Placed, Query, Saved
 from touchstone.engine.resize import Sight
-from touchstone.errors import GradientRefused, NonFiniteOutput
+from touchstone.errors import Failure, GradientRefused, NonFiniteOutput
 
 Knowledge = Literal["white-box", "black-box"]
 MOST_ROWS = 64
 SMALL_INPUT = 64 * 64
 
 Q = TypeVar("Q", bound=Query | Noisy)
+
+Wanted = Callable[[], Sequence[bool]]
+"""Which of the queries somebody still waits for; called again and again by an oracle that takes its time."""
+
+
+class AnyOracle(Protocol):
+    """Whatever can be asked: a network on this machine, or one behind an address."""
+
+    @property
+    def sight(self) -> Sight:
+        """What stands between an image and the network."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are wanted."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows to ask about at once."""
+
+    @property
+    def fixed_rows(self) -> int:
+        """How many rows to ask about at once where no answer may depend on how it was batched."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether jobs may share a pass."""
+
+    @property
+    def eval_mode(self) -> bool | None:
+        """Whether no part of the network is in training mode; None where nobody can look."""
+
+    def answer(self, queries: Sequence[Query | Noisy]) -> Sequence[Answer | Failure]:
+        """An answer to each query, or why there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +77,11 @@ class Oracle:
         """Rows of a pass whose answers must not depend on the batch: told by the size of the input alone."""
         spec = self.sight.spec
         return 64 if spec is not None and spec.height * spec.width <= SMALL_INPUT else 16
+
+    @property
+    def eval_mode(self) -> bool:
+        """Whether no part of the network is in training mode."""
+        return not any(module.training for module in self.module.modules())
 
     def answer(self, queries: Sequence[Query | Noisy]) -> list[Answer]:
         """Answers in the order of the queries; they are all of a kind: gradients, Jacobians of as many
@@ -92,8 +131,7 @@ class Oracle:
         return leaves, self._ask(_cat([self.sight.see(x) for x in leaves]))
 
     def _see_alike(self, queries: Sequence[Query | Noisy]) -> Tensor:
-        x = _cat([query.x for query in queries])
-        return self.sight.see_files(x) if isinstance(queries[0], Saved) else self.sight.see(x)
+        return way(queries[0])(self.sight, _cat([query.x for query in queries]))
 
     def _ask(self, seen: Tensor) -> Tensor:
         logits: Tensor = self.module(seen.contiguous(memory_format=torch.channels_last))
@@ -107,9 +145,16 @@ class Oracle:
         return torch.cat([self._ask(padded[at : at + rows]) for at in starts])[: len(seen)]
 
 
+def way(query: Query | Noisy) -> Callable[[Sight, Tensor], Tensor]:
+    """How the images of a query become the network's input."""
+    if isinstance(query, Saved):
+        return Sight.see_files
+    return Sight.see_placed if isinstance(query, Placed | Noisy) else Sight.see
+
+
 def _alike(queries: Sequence[Q]) -> list[list[Q]]:
     """Neighbours that share a resize; the order is kept."""
-    return [list(run) for _, run in groupby(queries, key=lambda one: (isinstance(one, Saved), one.size))]
+    return [list(run) for _, run in groupby(queries, key=lambda one: (way(one), one.size))]
 
 
 def _cat(parts: Sequence[Tensor]) -> Tensor:

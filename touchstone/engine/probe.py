@@ -21,6 +21,7 @@ from touchstone.engine.resize import Sight
 from touchstone.models.loading import load_module
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Probe
+from touchstone.models.shelf import ZOO, Shelf
 
 LEAST_ROWS = 8
 """A machine that was busy while it measured must not leave the model asked one row at a time."""
@@ -36,11 +37,11 @@ SUM_TOLERANCE = 1e-3
 Shape = tuple[int, int, int]
 
 
-def load_oracle(card: Manifest, device: torch.device) -> tuple[Oracle, Probe]:
+def load_oracle(card: Manifest, device: torch.device, shelf: Shelf = ZOO) -> tuple[Oracle, Probe]:
     """Load a manifest's network onto a device and measure it there."""
     keep_blocks()
     began = time.perf_counter()
-    oracle = Oracle(load_module(card).to(device), Sight.of(card, device), device)
+    oracle = Oracle(load_module(card, shelf).to(device), Sight.of(card, device), device)
     seconds = time.perf_counter() - began
     return probed(oracle, (card.input.channels, card.input.height, card.input.width), load_seconds=seconds)
 

@@ -44,6 +44,11 @@ class Saved(Logits):
 
 
 @dataclass(frozen=True)
+class Placed(Logits):
+    """What does it say of `x` (B, C, h, w) at the network's own size, resized and cropped already?"""
+
+
+@dataclass(frozen=True)
 class Gradient(Query):
     """What does it say, and how does each row's loss change with `x`?"""
 

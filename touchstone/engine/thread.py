@@ -1,91 +1,76 @@
-"""One thread per device: the engine that a worker runs its jobs on."""
+"""The engine that a worker runs its jobs on: a thread for its device, and one for each remote model."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
+from weakref import WeakKeyDictionary, WeakMethod
 
-import torch
-
-from touchstone.engine.batching import Batcher, Counted, Task
+from touchstone.engine.batching import Counted, Task
 from touchstone.engine.device import choose, keep_blocks
-from touchstone.engine.figures import Figures
-from touchstone.engine.oracle import Oracle
+from touchstone.engine.lane import Lane, Running
+from touchstone.engine.oracle import AnyOracle
 from touchstone.engine.probe import load_oracle
 from touchstone.engine.queries import Answer, Asking, Noisy, Query
-from touchstone.errors import WorkerStopping
+from touchstone.engine.remote import RemoteOracle, Ways
+from touchstone.errors import ModelUnusable, WorkerStopping
+from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Probe
 from touchstone.models.residency import Residency
-from touchstone.models.zoo import manifest
+from touchstone.models.shelf import ZOO, Shelf
 
-
-class Running:
-    """A task on the engine, as its owner sees it."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._future: Future[Any] = Future()
-        task.done = self._settle
-
-    @property
-    def queries(self) -> Counted:
-        """Queries answered so far."""
-        return self._task.queries
-
-    def cancel(self) -> None:
-        """Ask for the task to end before the next step; `result` then raises Canceled."""
-        self._task.canceled = True
-
-    def expire(self) -> None:
-        """Let the deadline have passed: the task ends before the next step, as it does when late."""
-        self._task.deadline = float("-inf")
-
-    def result(self) -> Any:
-        """Wait for what the plan returns; raises what ended it."""
-        return self._future.result()
-
-    def _settle(self, result: Any, error: BaseException | None) -> None:
-        if error is None:
-            self._future.set_result(result)
-        else:
-            self._future.set_exception(error)
+IDLE_SECONDS = 30.0
+"""After so long without a question the thread of a remote model ends, and its connections are closed."""
 
 
 class Engine:
-    """A thread that owns a device and runs a `Batcher` on it.
+    """Lanes for plans: one for the device, and one for each remote model, which nobody else waits for.
 
-    `steps` counts finished slices: while `busy`, it moves unless the device or a model hangs.
+    `steps` counts the device's finished slices: while `busy`, it moves unless the device or a model hangs. A
+    remote model may be slow without that being a fault of the engine's, so its lane does not count.
     """
 
-    def __init__(self, device: str = "auto", memory_budget: int = 2**31) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        memory_budget: int = 2**31,
+        shelf: Shelf = ZOO,
+        ways: Ways | None = None,
+    ) -> None:
         self.device = choose(device)
-        self.models: Residency[Oracle] = Residency(memory_budget, self._load)
-        self.steps = 0
+        self.shelf = shelf
+        self.models: Residency[Manifest, AnyOracle] = Residency(memory_budget, self._load)
+        self._ways = ways
         self._probes: dict[str, Probe] = {}
-        self._passes = Figures()
-        self._batcher = Batcher()
-        self._batcher.observe = self._passes.observe
-        self._arrived: list[Task] = []
-        self._wake = threading.Condition()
+        self._lane = Lane("engine")
+        self._remote: WeakKeyDictionary[RemoteOracle, Lane] = WeakKeyDictionary()
+        self._lock = threading.Lock()
         self._stopping = False
         keep_blocks()  # before the thread is given an arena of its own
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        self._lane.wake()
+
+    @property
+    def steps(self) -> int:
+        """Finished slices of the device."""
+        return self._lane.steps
 
     @property
     def busy(self) -> bool:
-        """Whether any task is running or waits to."""
-        return bool(self._arrived or len(self._batcher))
+        """Whether the device has any task, running or waiting."""
+        return self._lane.busy
 
     def figures(self) -> dict[str, Any]:
         """What it has done so far and what it keeps loaded, as JSON."""
+        with self._lock:
+            remote = {oracle.card.id: lane.figures() for oracle, lane in self._remote.items()}
         return {
-            **self._passes.snapshot(),
+            **self._lane.figures(),
             "device": str(self.device),
-            "resident_models": self.models.resident(),
+            "resident_models": self._sizes(),
+            "remote_models": remote,
         }
 
     def probes(self) -> dict[str, Probe]:
@@ -95,55 +80,64 @@ class Engine:
     def start(
         self,
         plan: Asking[Any],
-        oracle: Oracle,
+        oracle: AnyOracle,
         *,
         deadline: float | None = None,
         deterministic: bool = False,
         answered: Callable[[Query | Noisy, Answer, Counted], None] | None = None,
     ) -> Running:
         """Run a plan among the others; `deadline` in seconds from now. `answered` is called after each
-        answer, on the engine's thread.
+        answer, on the thread of the oracle's lane.
         """
         until = float("inf") if deadline is None else time.monotonic() + deadline
         task = Task(plan, oracle, deterministic, until, answered)
-        running = Running(task)
-        with self._wake:
-            if self._stopping:
-                raise WorkerStopping("the worker is shutting down")
-            self._arrived.append(task)
-            self._wake.notify()
-        return running
+        return self._lane_of(oracle).start(task)
 
     def stop(self) -> None:
-        """End the thread; tasks still running fail with WorkerStopping."""
-        with self._wake:
+        """End all threads; tasks still running fail with WorkerStopping."""
+        with self._lock:
             self._stopping = True
-            self._wake.notify()
-        self._thread.join()
+            lanes = [self._lane, *self._remote.values()]
+        for lane in lanes:
+            lane.stop()
 
-    def _load(self, model: str) -> tuple[Oracle, int]:
-        card = manifest(model)
-        oracle, probe = load_oracle(card, self.device)
+    def remote(self, card: Manifest) -> RemoteOracle:
+        """An oracle that asks behind the address of a card. Raises ModelUnusable, AddressRefused."""
+        if self._ways is None:
+            raise ModelUnusable(f"{card.id} is a remote model, which only a worker may ask")
+        return self._ways.to(card)
+
+    def _lane_of(self, oracle: AnyOracle) -> Lane:
+        if not isinstance(oracle, RemoteOracle):
+            return self._lane
+        with self._lock:
+            if self._stopping:
+                raise WorkerStopping("the worker is shutting down")
+            if oracle not in self._remote:
+                self._remote[oracle] = _lane_for(oracle)
+            return self._remote[oracle]
+
+    def _load(self, card: Manifest) -> tuple[AnyOracle, int]:
+        if card.kind == "remote":
+            return self.remote(card), 0
+        oracle, probe = load_oracle(card, self.device, self.shelf)
         self._probes[card.digest] = probe
         return oracle, probe.bytes
 
-    def _run(self) -> None:
-        torch.set_flush_denormal(True)
-        while self._admit():
-            try:
-                self._batcher.step()
-            except Exception as error:  # noqa: BLE001 - a fault of the batcher must not leave its tasks waiting
-                self._batcher.abandon(error)
-            self.steps += 1
-        for task in self._batcher.tasks() + self._arrived:
-            task.done(None, WorkerStopping("the worker is shutting down"))
+    def _sizes(self) -> dict[str, int]:
+        """Bytes that models take, all versions of one together."""
+        sizes: Counter[str] = Counter()
+        for card, size in self.models.resident().items():
+            sizes[card.id] += size
+        return dict(sizes)
 
-    def _admit(self) -> bool:
-        with self._wake:
-            self._wake.wait_for(lambda: self._stopping or self.busy)
-            if self._stopping:
-                return False
-            arrived, self._arrived = self._arrived, []
-        for task in arrived:
-            self._batcher.add(task)
-        return True
+
+def _lane_for(oracle: RemoteOracle) -> Lane:
+    """A lane that does not keep the oracle alive."""
+    rest = WeakMethod(oracle.rest)
+
+    def idle() -> None:
+        if (close := rest()) is not None:
+            close()
+
+    return Lane(f"remote {oracle.card.id}", patience=IDLE_SECONDS, idle=idle)

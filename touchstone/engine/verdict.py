@@ -21,7 +21,7 @@ from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import from_pixels, to_pixels
 from touchstone.engine.noise import Noise, Stream
 from touchstone.engine.norms import NORMS
-from touchstone.engine.oracle import Oracle
+from touchstone.engine.oracle import AnyOracle
 from touchstone.engine.queries import Answer, Asking, Found, Logits, Plan, Saved
 from touchstone.engine.rows import Rows
 from touchstone.engine.settling import settled
@@ -126,7 +126,7 @@ def row_of(pixels: Pixels, device: torch.device) -> Tensor:
 
 
 def attack_image(
-    attack: Attack, pixels: Pixels, oracle: Oracle, *, label: int | None, target: int | None, seed: int
+    attack: Attack, pixels: Pixels, oracle: AnyOracle, *, label: int | None, target: int | None, seed: int
 ) -> Asking[Verdict]:
     """Attack one 8-bit image; its label defaults to the model's own prediction."""
     plan = _judged(attack, pixels, oracle, label=label, target=target, seed=seed)
@@ -134,7 +134,7 @@ def attack_image(
 
 
 def _judged(
-    attack: Attack, pixels: Pixels, oracle: Oracle, *, label: int | None, target: int | None, seed: int
+    attack: Attack, pixels: Pixels, oracle: AnyOracle, *, label: int | None, target: int | None, seed: int
 ) -> Asking[Verdict]:
     x0 = row_of(pixels, oracle.device)
     diagnosis = Diagnosis()
@@ -184,7 +184,7 @@ def _twice(x0: Tensor, diagnosis: Diagnosis) -> Asking[Tensor]:
 def certify_image(
     certificate: Certificate,
     pixels: Pixels,
-    oracle: Oracle,
+    oracle: AnyOracle,
     *,
     seed: int,
     prior: Counts | None = None,
@@ -196,14 +196,14 @@ def certify_image(
 
 
 def vote_on(
-    pixels: Pixels, oracle: Oracle, classes: int, *, sigma: float, n: int, seed: int
+    pixels: Pixels, oracle: AnyOracle, classes: int, *, sigma: float, n: int, seed: int
 ) -> Asking[NDArray[np.int64]]:
     """The votes (K,) of n noisy copies of one 8-bit image, at the size that the network takes."""
     image = oracle.sight.place_files(row_of(pixels, oracle.device))
     return (yield from voted(image, classes, noise=Stream("gaussian", sigma, seed), n=n))
 
 
-def look_at(pixels: Pixels, oracle: Oracle) -> Asking[Tensor]:
+def look_at(pixels: Pixels, oracle: AnyOracle) -> Asking[Tensor]:
     """What the model says of one 8-bit image: logits (K,)."""
     return (yield from look(row_of(pixels, oracle.device), saved=True))[0].cpu()
 

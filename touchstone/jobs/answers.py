@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from touchstone.errors import Failure
 from touchstone.jobs.record import Job, Status
+from touchstone.models.manifest import Manifest
+from touchstone.models.measured import Shown
 
 News = Literal["status", "progress", "metric"]
 Verdict = Literal["fine", "canceled", "overdue", "lost"]
@@ -74,6 +76,24 @@ class Worker:
     id: str
     info: Mapping[str, Any]
     seen_at: datetime
+
+
+@dataclass(frozen=True)
+class VersionRef:
+    """A registered version by name; one that was deleted and came again is another."""
+
+    id: str
+    digest: str
+    registered_at: datetime
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: its card, and what was found out about it before."""
+
+    ref: VersionRef
+    card: Manifest
+    examined: Shown
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
--- worker, info as JSON or '' for a farewell, ms after which a silent worker is forgotten. Returns who is alive.
+-- worker, info as JSON or '' for a farewell, ms after which a silent worker is forgotten, the models that it serves
+-- if these are not all. Returns who is alive.
 local worker, info, life = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local at = now()
 if worker ~= '' then
@@ -8,12 +9,14 @@ if worker ~= '' then
   else
     redis.call('ZADD', 'ts:workers', at, worker)
     redis.call('HSET', 'ts:workers:info', worker, info)
+    for i = 4, #ARGV do redis.call('ZADD', SERVED, at, ARGV[i]) end
   end
 end
 for _, silent in ipairs(redis.call('ZRANGEBYSCORE', 'ts:workers', '-inf', at - life)) do
   redis.call('ZREM', 'ts:workers', silent)
   redis.call('HDEL', 'ts:workers:info', silent)
 end
+redis.call('ZREMRANGEBYSCORE', SERVED, '-inf', at - life)
 local alive = redis.call('ZRANGE', 'ts:workers', 0, -1, 'WITHSCORES')
 local workers = {}
 for i = 1, #alive, 2 do

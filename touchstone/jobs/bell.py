@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 TASK = "touchstone.run"
 QUEUE = "touchstone"
+"""The broker's list of bells for workers that serve all models."""
 
 SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
@@ -38,6 +39,11 @@ def broker_url(url: str) -> str:
     return url.replace("unix://", "redis+socket://", 1) if url.startswith("unix://") else url
 
 
-def ring(sender: Sender, job: str) -> None:
+def queue_of(model: str) -> str:
+    """The list of bells for workers that serve this model and not all."""
+    return f"{QUEUE}:{model}"
+
+
+def ring(sender: Sender, job: str, queue: str = QUEUE) -> None:
     """Publish the message of one job, with at most two tries; blocks, so never call it on an event loop."""
-    sender.send_task(TASK, args=[job], queue=QUEUE, ignore_result=True, retry=True, retry_policy=_TWO_TRIES)
+    sender.send_task(TASK, args=[job], queue=queue, ignore_result=True, retry=True, retry_policy=_TWO_TRIES)

@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +23,7 @@ from touchstone.settings import Settings
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _AT_ONCE = 16
+_FORGOTTEN_SECONDS = 86_400
 
 
 class Blobs(Protocol):
@@ -33,6 +35,15 @@ class Blobs(Protocol):
     def put_many(self, files: Sequence[bytes]) -> list[str]:
         """Store several at once, in hardly more time than one."""
 
+    def incoming(self) -> Path:
+        """A folder to write files to that `put_file` shall take."""
+
+    def put_file(self, file: Path, digest: str) -> None:
+        """Store a file for good, without reading it to memory; where it was, it is gone or may be deleted.
+
+        Its digest is believed: whoever wrote the file has computed it on the way.
+        """
+
     def get(self, digest: str) -> bytes:
         """All bytes of a blob, checked against its digest."""
 
@@ -41,6 +52,9 @@ class Blobs(Protocol):
 
     def size(self, digest: str) -> int:
         """How many bytes a blob has."""
+
+    def forget(self, digest: str) -> None:
+        """Delete a blob that nobody else can have put; one that is not there is no fault."""
 
 
 def digest_of(data: bytes) -> str:
@@ -93,6 +107,21 @@ class FolderBlobs:
         self._each(_sync, {(path.parent,) for path in paths})
         return digests
 
+    def incoming(self) -> Path:
+        """See `Blobs.incoming`."""
+        self._make_folders()
+        folder = self._root / "incoming"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        _tidy(folder)
+        return folder
+
+    def put_file(self, file: Path, digest: str) -> None:
+        """See `Blobs.put_file`."""
+        path = self._path(digest)
+        _sync(file)
+        os.replace(file, path)
+        _sync(path.parent)
+
     def _each(self, action: Callable[..., None], calls: Collection[tuple[Any, ...]]) -> None:
         """Do something for each at the same time, because what takes long is the disk."""
         if len(calls) == 1:
@@ -133,6 +162,10 @@ class FolderBlobs:
         except FileNotFoundError:
             raise _missing(digest) from None
 
+    def forget(self, digest: str) -> None:
+        """See `Blobs.forget`."""
+        self._path(digest).unlink(missing_ok=True)
+
     def _path(self, digest: str) -> Path:
         return self._root / _place(digest)
 
@@ -144,6 +177,14 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     _sync(folder.parent)
+
+
+def _tidy(folder: Path) -> None:
+    """Delete what a process left behind that was killed."""
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > _FORGOTTEN_SECONDS:
+                file.unlink()
 
 
 def _is_there(path: Path, data: bytes) -> bool:
@@ -166,8 +207,8 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -192,6 +233,14 @@ class StoreBlobs:
         """See `Blobs.put_many`."""
         return list(self._threads.map(self.put, files))
 
+    def incoming(self) -> Path:
+        """See `Blobs.incoming`."""
+        return Path(tempfile.gettempdir())
+
+    def put_file(self, file: Path, digest: str) -> None:
+        """See `Blobs.put_file`; large ones go in several parts."""
+        obstore.put(self._store, _place(digest), file)
+
     def get(self, digest: str) -> bytes:
         """See `Blobs.get`."""
         try:
@@ -212,6 +261,11 @@ class StoreBlobs:
             return int(obstore.head(self._store, _place(digest))["size"])
         except (NotFoundError, FileNotFoundError):
             raise _missing(digest) from None
+
+    def forget(self, digest: str) -> None:
+        """See `Blobs.forget`."""
+        with suppress(NotFoundError, FileNotFoundError):
+            obstore.delete(self._store, _place(digest))
 
 
 def open_blobs(settings: Settings) -> Blobs:

@@ -17,11 +17,13 @@ from typing import Any, Literal, get_args
 from touchstone.errors import IdempotencyMismatch, JobConflict, QueueFull, UnknownJob, WorkerLost
 from touchstone.jobs import wire
 from touchstone.jobs.answers import Cancellation, Event, Page, Pooled, Queue, Reaped, Verdict, Worker
-from touchstone.jobs.bell import QUEUE
+from touchstone.jobs.bell import QUEUE, queue_of
 from touchstone.jobs.events import Watch, read_events
 from touchstone.jobs.finding import Filters, Finder
 from touchstone.jobs.record import Artifact, Job, JobKind, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
+from touchstone.jobs.spending import Spending
+from touchstone.jobs.versions import Versions
 from touchstone.models.measured import Probe
 from touchstone.settings import Settings
 
@@ -41,6 +43,8 @@ class Ledger:
         self._client = connect(url)
         self._scripts = Scripts(self._client)
         self._finder = Finder(self._client, self._scripts)
+        self.versions = Versions(self._client, self._scripts)
+        self.spending = Spending(self._client, self._scripts)
 
     def accept(
         self, submission: Submission, *, idempotency: tuple[str, str] | None = None
@@ -209,6 +213,7 @@ class Ledger:
             _milliseconds(RING_SECONDS),
             RING_AT_ONCE,
             QUEUE,
+            self._life(),
         )
         return Reaped(tuple(ring), tuple(lost))
 
@@ -245,9 +250,16 @@ class Ledger:
         depth, milliseconds = self._scripts.run("queue")
         return Queue(depth, milliseconds / 1000)
 
-    def beat(self, worker: str, info: Mapping[str, Any]) -> None:
-        """A worker's sign of life, with its figures."""
-        self._beats(worker, json.dumps(info) if info else "{}")
+    def queue_of(self, job: str) -> str:
+        """Where the bell of a job is to be rung: with the workers of its model alone, if it has any."""
+        with reachable():
+            model: Any = self._client.hget(f"ts:job:{job}", "model")
+            alone = model and self._client.zscore("ts:served", model) is not None
+        return queue_of(model) if alone else QUEUE
+
+    def beat(self, worker: str, info: Mapping[str, Any], serves: Iterable[str] = ()) -> None:
+        """A worker's sign of life, with its figures and the models that it serves if these are not all."""
+        self._beats(worker, json.dumps(info) if info else "{}", *serves)
 
     def leave(self, worker: str) -> None:
         """A worker's farewell: it is no longer among the living."""
@@ -258,9 +270,12 @@ class Ledger:
         alive = self._beats("", "")
         return [Worker(name, json.loads(info), wire.moment(seen)) for name, info, seen in alive]
 
-    def _beats(self, worker: str, info: str) -> Any:
-        life = _milliseconds(LEASES_OF_SILENCE * self._settings.lease)
-        return self._scripts.run("beat", worker, info, life)
+    def _beats(self, worker: str, info: str, *serves: str) -> Any:
+        return self._scripts.run("beat", worker, info, self._life(), *serves)
+
+    def _life(self) -> int:
+        """Milliseconds after which a silent worker is forgotten."""
+        return _milliseconds(LEASES_OF_SILENCE * self._settings.lease)
 
     def note_probe(self, digest: str, probe: Probe) -> None:
         """Keep what the last load of the model with this digest measured."""

@@ -3,6 +3,7 @@
 
 local LEASES = 'ts:leases'  -- running jobs by the time at which their lease runs out
 local BELLS = 'ts:bells'    -- queued jobs by the time from which their bell may be rung again
+local SERVED = 'ts:served'  -- models that have workers of their own, by the last sign of life of one
 local TERMINAL = {succeeded = true, failed = true, canceled = true}
 
 local function now()
@@ -94,4 +95,14 @@ local function oldest_wait(at)
   local oldest = redis.call('ZRANGE', 'ts:status:queued', 0, 0)[1]
   if not oldest then return 0 end
   return math.max(0, at - tonumber(get(oldest, 'created_at')[1]))
+end
+
+local REGISTRY = 'ts:registry'  -- by id of a model, its versions as JSON, the current one first
+
+local function version_key(id, digest)
+  return 'ts:version:' .. id .. ':' .. digest
+end
+
+local function versions_of(id)
+  return cjson.decode(redis.call('HGET', REGISTRY, id) or '[]')
 end

@@ -1,6 +1,8 @@
--- most attempts, error as JSON, ring again after ms, most bells a call, name of the broker's list.
+-- most attempts, error as JSON, ring again after ms, most bells a call, name of the broker's list, ms after which a
+-- silent worker is forgotten.
 local most, problem, pause, bells, list = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local at = now()
+redis.call('ZREMRANGEBYSCORE', SERVED, '-inf', at - tonumber(ARGV[6]))
 
 local lost = redis.call('ZRANGEBYSCORE', LEASES, '-inf', at, 'LIMIT', 0, 100)
 for _, id in ipairs(lost) do
@@ -18,6 +20,9 @@ end
 -- A bell is missing only where the broker holds fewer messages than jobs wait. Those whose bell was rung the longest
 -- time ago come first; the fraction keeps their order.
 local missing = redis.call('ZCARD', 'ts:status:queued') - redis.call('LLEN', list)
+for _, model in ipairs(redis.call('ZRANGE', SERVED, 0, -1)) do
+  missing = missing - redis.call('LLEN', list .. ':' .. model)
+end
 local ring = {}
 if missing > 0 then
   ring = redis.call('ZRANGEBYSCORE', BELLS, '-inf', at, 'LIMIT', 0, math.min(missing, bells))

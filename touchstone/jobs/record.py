@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from touchstone.fields import Seed
 
-JobKind = Literal["attack", "certificate", "prediction"]
+JobKind = Literal["attack", "certificate", "prediction", "registration", "inference"]
+ON_FILES: frozenset[JobKind] = frozenset({"registration", "inference"})
+"""Kinds of jobs that work on a file that is no image."""
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"})
 
@@ -37,13 +39,18 @@ class ImageRef(Record):
     conversions: tuple[str, ...] = ()
 
 
+def _source_of(kind: JobKind) -> str:
+    return "file" if kind in ON_FILES else "image"
+
+
 class Submission(Record):
     """What a client asked for, with every parameter resolved; it never changes after it was accepted."""
 
     kind: JobKind
     method: str
     model: ModelRef
-    image: ImageRef
+    image: ImageRef | None = None
+    file: str | None = Field(None, description="Digest of the file, where the job works on no image.")
     parameters: dict[str, Any]
     seed: Seed = 0
     label: int | None = None
@@ -52,6 +59,18 @@ class Submission(Record):
     deadline: float | None = Field(None, gt=0, description="Seconds the job may run.")
     rerun_of: str | None = None
     continues: str | None = None
+
+    @model_validator(mode="after")
+    def _works_on_one_thing(self) -> Submission:
+        wanted, other = (self.file, self.image) if self.kind in ON_FILES else (self.image, self.file)
+        if wanted is None or other is not None:
+            raise ValueError(f"a job of kind {self.kind} works on one {_source_of(self.kind)}")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The digest of the blob that the job works on."""
+        return self.image.digest if self.image else str(self.file)
 
 
 class Progress(Record):

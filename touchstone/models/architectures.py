@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +16,9 @@ from touchstone.errors import ModelUnusable
 from touchstone.models.frozen import RELU, RELU6, FrozenConv, Stage, fold
 from touchstone.models.manifest import InputSpec
 from touchstone.models.trunk import Trunk
+
+TIMM = "timm/"
+_TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # no "hf-hub:…", which would fetch something
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,32 @@ class Architecture:
 
 def architecture(name: str) -> Architecture:
     """The architecture of this name. Raises ModelUnusable."""
+    if name.startswith(TIMM):
+        return Architecture(partial(_build_timm, name.removeprefix(TIMM)), _as_it_is)
     if name not in ARCHITECTURES:
         raise ModelUnusable(
-            f"there is no architecture named {name[:60]!r}; there are: {', '.join(ARCHITECTURES)}"
+            f"there is no architecture named {name[:60]!r}; there are: {', '.join(ARCHITECTURES)}, "
+            "and timm/NAME for those of timm"
         )
     return ARCHITECTURES[name]
+
+
+def _as_it_is(net: nn.Module) -> nn.Module:
+    return net
+
+
+def _build_timm(name: str, spec: InputSpec, classes: int) -> nn.Module:
+    try:
+        import timm  # noqa: PLC0415 - an extra, and heavy
+    except ImportError as missing:
+        raise ModelUnusable(
+            f"architectures of timm need that package, which cannot be imported ({missing}): install the "
+            "extra touchstone-robustness[timm], or export the network to ONNX"
+        ) from missing
+    if not _TIMM_NAME.fullmatch(name) or not timm.is_model(name):
+        raise ModelUnusable(f"timm {timm.__version__} has no architecture named {name[:60]!r}")
+    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=spec.channels)
+    return net
 
 
 class SmallCNN(nn.Sequential):

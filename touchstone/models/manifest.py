@@ -8,11 +8,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from touchstone.errors import UnknownLabel
+from touchstone.models.remote import Remote
 
 _INDEX = re.compile(r"-?[0-9]+")
 
 ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """What a model may be called: it names files, too."""
+
+
+ONNX = "onnx"
+"""The architecture of a network whose file describes it whole."""
 
 
 class Part(BaseModel):
@@ -33,6 +38,9 @@ class InputSpec(Part):
     width: int = Field(ge=1, le=4096)
     resize: int | None = Field(None, ge=1, le=4096)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    layout: Literal["nchw", "nhwc"] = Field(
+        "nchw", description="Whether the network takes the channels before the pixels or after them."
+    )
 
 
 class Weights(Part):
@@ -56,12 +64,21 @@ class Manifest(Part):
 
     id: str = Field(pattern=ID)
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of the weights file.")
+    kind: Literal["local", "remote"] = Field(
+        "local", description="Whether it runs here or answers over HTTP."
+    )
     architecture: str
     weights: Weights
     input: InputSpec
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...] = Field(min_length=2)
+    softmax: Literal["none", "removed", "inverted"] = Field(
+        "none",
+        description="What became of probabilities at the network's end: `removed` where the layer that makes "
+        "them was left out, `inverted` where it could not be and their logarithms serve as logits.",
+    )
+    remote: Remote | None = Field(None, description="Of a remote model: where and how it is asked.")
     parameters: int = Field(ge=0, description="Number of weights.")
     licence: str
     provenance: str
@@ -74,6 +91,19 @@ class Manifest(Part):
         if min(self.std) <= 0:
             raise ValueError("std: every number must be positive")
         return self
+
+    @model_validator(mode="after")
+    def _remote_where_it_says_so(self) -> Manifest:
+        if (self.kind == "remote") != (self.remote is not None):
+            raise ValueError("remote: a remote model has it, and no other")
+        if self.remote is not None:
+            self.remote.check_size(self.input.channels * self.input.height * self.input.width)
+        return self
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether noise can be added to what the network itself sees, as certificates need it."""
+        return self.remote is None or not self.remote.takes_files
 
     def label(self, value: int | str, *, field: str = "label") -> int:
         """The class index that an index or a name stands for; a name of several classes is refused with

@@ -42,3 +42,44 @@ class Probe(BaseModel):
         if backward:
             return (backward + FORWARD_SHARE * (forward - backward)) / self.single_rate
         return forward / self.forward_rate
+
+
+class Examined(Probe):
+    """What trying a model at its registration showed besides, on a processor and with nothing beside it."""
+
+    deterministic: bool = Field(description="The same images were answered twice with the same bits.")
+    forward_ms: float = Field(ge=0, description="Milliseconds of a row without gradients, in full passes.")
+    gradient_ms: float = Field(ge=0, description="Milliseconds of a row with gradients, in full passes.")
+    row_bytes: int | None = Field(
+        ge=0, description="Memory that one more row of a pass with gradients takes; null where not measured."
+    )
+    gradient_error: float | None = Field(
+        description="How far the gradient is from differences of the answers: the median over random "
+        "directions, as a share of the gradient's length; null if not finite."
+    )
+    gradient_tolerance: float = Field(description="The most that `gradient_error` may be.")
+    gradient_agrees: bool = Field(
+        description="The gradient is that of the answers. Where it is not, attacks that follow it fail on a "
+        "model that others break."
+    )
+
+
+class Reached(BaseModel):
+    """What asking a remote model a handful of questions at its registration showed."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    measured_at: datetime
+    queries: int = Field(ge=1, description="Rows that were asked about; they count towards the budget.")
+    query_seconds: float = Field(ge=0, description="Seconds that a question about one image took.")
+    deterministic: bool = Field(description="The same image was answered twice with the same numbers.")
+    repeat_difference: float = Field(
+        ge=0, description="Largest difference between those two answers' logits."
+    )
+    batch_invariant: bool = Field(description="An image alone was answered as it was beside another.")
+    batch_difference: float = Field(ge=0, description="Largest difference between those two answers' logits.")
+    decisions_only: bool = Field(description="It tells classes and nothing of how sure it is.")
+
+
+Shown = Examined | Reached
+"""What a registration showed of a model, be it a file or behind an address."""

@@ -93,6 +93,9 @@ export function once(path) {
   return remembered.get(path);
 }
 
+/** Ask for such a list again when it is wanted next. */
+export const forget = (path) => remembered.delete(path);
+
 /** Every item of a list, page by page. */
 export async function all(path, signal) {
   const items = [];

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from touchstone.errors import InvalidModel
 from touchstone.models.onnx import operators  # noqa: F401 - importing registers them
@@ -16,6 +15,7 @@ from touchstone.models.onnx.evaluation import Rehearsal, fold
 from touchstone.models.onnx.fusion import fuse
 from touchstone.models.onnx.graph import Graph, Node, final_softmax, without
 from touchstone.models.onnx.network import Network
+from touchstone.models.onnx.operations import Operations
 from touchstone.models.onnx.registry import require
 
 MOST_FLOPS = 2 * 10**12
@@ -88,13 +88,12 @@ def _example(graph: Graph, size: tuple[int, int] | None) -> Tensor:
 
 def _rehearse(graph: Graph, known: dict[str, Tensor], x: Tensor) -> Rehearsal:
     """What becomes of the nodes for one image, if that is within what one image may cost."""
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as counted:
         rehearsal = Rehearsal(graph.opset, known, graph.input.name, x).play(graph.nodes)
-    flops = counter.get_total_flops()
-    if flops > MOST_FLOPS or rehearsal.bytes > MOST_TOTAL_BYTES:
+    if counted.total > MOST_FLOPS or rehearsal.bytes > MOST_TOTAL_BYTES:
         raise InvalidModel(
-            f"one image costs {flops:.1e} operations and {rehearsal.bytes >> 30} GiB of values; at most "
-            f"{MOST_FLOPS:.0e} and {MOST_TOTAL_BYTES >> 30} GiB are possible"
+            f"one image costs {counted.total:.1e} operations and {rehearsal.bytes >> 30} GiB of values; "
+            f"at most {MOST_FLOPS:.0e} and {MOST_TOTAL_BYTES >> 30} GiB are possible"
         )
     return rehearsal
 

@@ -61,7 +61,8 @@ def _graph(model: ModelProto) -> Graph:
         raise InvalidModel(
             f"the output {output.name[:80]!r} does not depend on the input {entry.name[:80]!r}"
         )
-    return Graph(entry, output, nodes, weights, opset)
+    read = {name for node in nodes for name in node.inputs}
+    return Graph(entry, output, nodes, {name: weights[name] for name in weights if name in read}, opset)
 
 
 def _opset(model: ModelProto) -> int:

@@ -4,6 +4,7 @@ import {file, get, once} from "../api.js";
 import {fill, h} from "../dom.js";
 import {count, in255, norm, number, percent, seconds, words} from "../format.js";
 import {outcome, outcomeBadge, status} from "../parts/badges.js";
+import {given} from "../parts/facts.js";
 import {bar, short} from "../parts/rows.js";
 import {empty} from "../parts/states.js";
 import {go, to} from "../routes.js";
@@ -114,6 +115,7 @@ class Comparison {
   }
 
   image({id, image, links: {artifacts}}) {
+    if (!image) return null;
     const name = artifacts[this.picture.value] ? this.picture.value : "original.png";
     const path = artifacts[name];
     if (!this.images.has(path)) {
@@ -129,7 +131,7 @@ class Comparison {
     const same = new Set([...values.values()].map((value) => JSON.stringify(value))).size < 2;
     const known = [...values.values()];
     const best = better && known.every(Number.isFinite) && comparable(jobs) ? better * Math.max(...known.map((x) => better * x)) : null;
-    const unique = known.filter((value) => value === best).length === 1;
+    const unique = best !== null && known.filter((value) => value === best).length === 1;
     const cell = (id) => {
       const value = values.get(id);
       return h("td", {}, value === undefined || value === null ? "–" : written(value, this.jobs.get(id)), unique && value === best && h("span.badge", {data: {tone: "held"}}, "best"));
@@ -142,7 +144,7 @@ class Comparison {
 function comparable(jobs) {
   const same = (of) => new Set(jobs.map((job) => JSON.stringify(of(job)))).size === 1;
   const [{kind}] = jobs;
-  if (!same((job) => [job.kind, job.image.digest, job.label, job.target]) || !jobs.every((job) => job.result)) return false;
+  if (!same((job) => [job.kind, job.image?.digest, job.label, job.target]) || !jobs.every((job) => job.result)) return false;
   if (kind === "attack") return same((job) => job.model.digest) && jobs.every((job) => job.result.outcome === "success");
   return same(({result}) => [result.norm, result.sampling?.alpha, result.predicted_class?.label, result.abstained]);
 }
@@ -166,8 +168,8 @@ function lines(jobs, {attacks, certificates}) {
     ],
     "Asked for": [
       {name: "Model", of: (job) => job.model.id},
-      {name: "Image", of: ({image}) => `${image.width} × ${image.height}, ${image.digest.slice(7, 15)}`},
-      ...all((job) => job.parameters, (value, key, job) => asked(value, job, schema(job, key))),
+      {name: "Image", of: ({image}) => image && `${image.width} × ${image.height}, ${image.digest.slice(7, 15)}`},
+      ...all((job) => Object.fromEntries(given(job)), (value, key, job) => asked(value, job, schema(job, key))),
       ...all(({label, target, seed, execution}) => ({label, target, seed, execution}), String),
     ],
     Distance: all((job) => job.result?.perturbation, (x, key) => (key === "linf" ? in255(x) : number(x, 4)), (key) => (key === "ssim" ? 1 : -1)),

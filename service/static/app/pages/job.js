@@ -1,6 +1,6 @@
 // One job: what it does while it runs, what came of it, and what can be done with it next.
 
-import {get, once, post, send} from "../api.js";
+import {forget, get, once, post, send} from "../api.js";
 import {fill, h} from "../dom.js";
 import {ago, between, count, moment, percent, seconds, words} from "../format.js";
 import {go, to} from "../routes.js";
@@ -10,6 +10,7 @@ import {paired, votes} from "../parts/bars.js";
 import {counted, reach} from "../parts/certificate.js";
 import {about, short} from "../parts/facts.js";
 import {course} from "../parts/plot.js";
+import {measured} from "../parts/probe.js";
 import {empty, failure} from "../parts/states.js";
 import {ended, verdict} from "../parts/verdict.js";
 import {pixelsOf, viewer} from "../parts/viewer.js";
@@ -34,7 +35,7 @@ export async function show(root, route, signal) {
   }
 }
 
-const catalogue = (job) => (job.kind === "prediction" ? [] : once(`/v1/${job.kind}s`).catch(() => []));
+const catalogue = ({kind}) => (["attack", "certificate"].includes(kind) ? once(`/v1/${kind}s`).catch(() => []) : []);
 const isOver = (job) => !["queued", "running"].includes(job.status);
 const card = (name, ...children) => h("section.card", {}, h("h2", {}, name), children);
 
@@ -87,6 +88,7 @@ class Page {
 
   draw() {
     const {job} = this;
+    if (job.kind === "registration") forget("/v1/models");
     const came = verdict(job, this.method, this.model);
     const held = this.body.contains(document.activeElement);
     this.said.textContent = came?.querySelector(".sentence").textContent ?? `The job is ${job.status}.`;
@@ -109,8 +111,8 @@ class Page {
     const button = (text, onclick, kind = "") => h("button", {type: "button", class: kind, onclick}, text);
     return [
       !isOver(job) && button("Cancel", ({target}) => this.cancel(target), "danger"),
-      h("a.button", {href: to("new", null, {from: job.id})}, "Run again with changes"),
-      job.status === "succeeded" && button("Run again and compare", () => this.submit("rerun")),
+      job.image && h("a.button", {href: to("new", null, {from: job.id})}, "Run again with changes"),
+      job.image && job.status === "succeeded" && button("Run again and compare", () => this.submit("rerun")),
       job.result && h("a.button", {href: to("compare", null, {jobs: job.id})}, "Compare with…"),
       button("Copy link", ({target}) => this.act(async () => {
         if (!navigator.clipboard) throw new Error("The browser copies only from pages served over https. Copy its address bar.");
@@ -168,6 +170,8 @@ class Page {
   parts() {
     const {job: {kind, result}, model} = this;
     const pair = (...columns) => h("div.two", {}, columns.map((cards) => h("div.stack", {}, cards)));
+    if (kind === "registration") return result && card("Probe", measured(result.probe));
+    if (!this.job.image) return null;
     if (!result) return pair([this.pictures()], [this.course.element]);
     if (kind === "certificate")
       return pair([this.pictures(), this.course.element], [reach(this.job, model), counted(this.job, model), this.further()]);

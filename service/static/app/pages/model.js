@@ -2,10 +2,11 @@
 
 import {address, get} from "../api.js";
 import {fill, h} from "../dom.js";
-import {ago, bytes, count, moment, number, seconds, words} from "../format.js";
+import {ago, count, moment, number} from "../format.js";
 import {accuracies} from "../parts/accuracy.js";
 import {outcome, outcomeBadge, status} from "../parts/badges.js";
 import {facts} from "../parts/facts.js";
+import {measured} from "../parts/probe.js";
 import {loading} from "../parts/states.js";
 import {to} from "../routes.js";
 
@@ -21,11 +22,11 @@ export async function show(root, {id}, signal) {
     get(`/v1/models/${encodeURIComponent(id)}`, {signal}),
     get(address("/v1/jobs", {model: id, limit: 20}), {signal}),
   ]);
-  const measured = model.probe ? facts(Object.entries(model.probe).map(quantity)) : h("p", {}, UNKNOWN);
+  const probe = model.probe ? measured(model.probe) : h("p", {}, UNKNOWN);
   fill(
     body,
     h("div", {}, part("Accuracy", accuracies(model, true)), part("History", history(id, jobs.items))),
-    h("div", {}, part("Card", facts(card(model))), part("Probe", measured), part("Classes", classes(model.classes))),
+    h("div", {}, part("Card", facts(card(model))), part("Probe", probe), part("Classes", classes(model.classes))),
   );
 }
 
@@ -47,8 +48,11 @@ function card({input, weights, ...model}) {
     ["Licence", model.licence],
     ["Origin", model.provenance],
     ["Loaded on", model.resident.join(", ") || "no worker at the moment"],
+    ["Versions", model.versions[0].registered_at && model.versions.map(version)],
   ];
 }
+
+const version = ({digest, registered_at: at}) => h("div", {}, h("code", {title: digest}, digest.slice(7, 19)), " of ", moment(at));
 
 function digest(text) {
   const code = h("code", {}, text);
@@ -62,28 +66,6 @@ function digest(text) {
 }
 
 const UNKNOWN = "Not loaded yet: the first job loads and probes it.";
-
-const NAMES = {
-  torch: "PyTorch",
-  load_seconds: "Time to load",
-  bytes: "Weights in memory",
-  rows: "Rows of a pass",
-  gradient_rate: "Gradients, full passes",
-  single_rate: "Gradients, one by one",
-  forward_rate: "Noisy copies",
-  batch_invariant: "Same in any batch",
-};
-
-/** A figure's name, and its value with the unit that the name tells. */
-function quantity([name, value]) {
-  let text = value ?? "not finite";
-  if (typeof value === "boolean") text = value ? "yes" : "no";
-  else if (name.endsWith("_at")) text = moment(value);
-  else if (name.endsWith("seconds")) text = seconds(value);
-  else if (name === "bytes") text = bytes(value);
-  else if (typeof value === "number") text = `${number(value)}${name.endsWith("_rate") ? " a second" : ""}`;
-  return [NAMES[name] ?? words(name), text];
-}
 
 /** A thousand names are searched as text; few of them become elements. */
 function classes(names) {

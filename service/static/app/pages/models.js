@@ -7,9 +7,10 @@ import {accuracies} from "../parts/accuracy.js";
 import {empty, loading} from "../parts/states.js";
 import {restate, to} from "../routes.js";
 
-export const title = () => "Models";
+export const title = (route) => (route.query.has("new") ? "Register a model" : "Models");
 
 export async function show(root, route, signal) {
+  if (route.query.has("new")) return (await import("./register.js")).show(root, signal);
   let models = [];
   const told = h("span.hint", {role: "status"}, loading("Asking for them"));
   const input = h("input", {type: "search", value: route.query.get("q") ?? "", oninput: sift});
@@ -17,7 +18,7 @@ export async function show(root, route, signal) {
   const none = empty("No model fits", "Try a part of its name, or a class that it should know.");
   const filter = h("label.field.sieve", {}, h("span", {}, "Filter by name, architecture, licence or class"), input);
   none.hidden = true;
-  fill(root, h("div.head", {}, h("h1", {}, "Models"), told), filter, cards, none);
+  fill(root, h("div.head", {}, h("h1", {}, "Models"), told, h("a.button", {href: "#/models?new"}, "Register one")), filter, cards, none);
   models = await all("/v1/models", signal);
   fill(cards, models.map(cardOf));
   sift();

@@ -13,9 +13,10 @@ export function outcome(job) {
   if (!result) return null;
   if (job.kind === "attack") return attacked(result);
   if (job.kind === "certificate") return certified(result);
+  if (job.kind === "registration") return {word: "registered", tone: "held", text: `${job.model.id} can be used`};
   const said = result.smoothed ?? result.original ?? {};
   if (said.abstained) return {word: "abstained", tone: "unsure", text: "the vote is too close"};
-  return {word: "answered", tone: "held", text: said.name};
+  return {word: "answered", tone: "held", text: said.name ?? ""};
 }
 
 function attacked(result) {

@@ -34,10 +34,15 @@ function distances({parameters, result}) {
   ]);
 }
 
-function asked({parameters, label, target, seed, execution, deadline}, method, model) {
+/** What was asked for, by name; of a registration, whose parameters are a model's card, only what is short. */
+export const given = ({kind, parameters}) =>
+  Object.entries(parameters).filter(([, value]) => kind !== "registration" || typeof value !== "object");
+
+function asked(job, method, model) {
+  const {parameters, label, target, seed, execution, deadline} = job;
   const schema = method?.schema?.properties ?? {};
   const named = (one) => one !== undefined && `${one} ${model?.classes?.[one] ?? ""}`;
-  const set = Object.entries(parameters).map(([name, value]) => [
+  const set = given(job).map(([name, value]) => [
     h("span", {title: schema[name]?.description}, words(name)), written(value, parameters, schema[name])]);
   return [...set, ["Label", named(label)], ["Target", named(target)], ["Seed", String(seed)], ["Execution", execution], ["Deadline", deadline && seconds(deadline)]];
 }
@@ -68,8 +73,8 @@ function provenance({id, model, image, method, rerun_of: repeated, continues, re
     ["Job", h("code", {}, id)],
     ["Method", method],
     ["Model", [h("a", {href: to("models", model.id)}, model.id), " ", digest(model.digest)]],
-    ["Image", [`${image.width} × ${image.height} `, digest(image.digest)]],
-    ["Done to the upload", image.conversions?.join(", ")],
+    ["Image", image && [`${image.width} × ${image.height} `, digest(image.digest)]],
+    ["Done to the upload", image?.conversions?.join(", ")],
     ["Repeats", link(repeated)], ["Goes on with", link(continues)],
     ...Object.entries(result?.versions ?? {}),
   ];

@@ -6,7 +6,7 @@ import {capital} from "../format.js";
 
 const NAMES = ["status", "kind", "method", "model", "last", "since", "until"];
 const STATUSES = ["", "queued", "running", "succeeded", "failed", "canceled"];
-const KINDS = ["attack", "certificate", "prediction"].map((kind) => [kind, capital(kind)]);
+const KINDS = ["attack", "certificate", "prediction", "registration", "inference"].map((kind) => [kind, capital(kind)]);
 const HOURS = {"15m": 0.25, "1h": 1, "1d": 24, "1w": 168};
 const TIMES = [["15m", "Last 15 minutes"], ["1h", "Last hour"], ["1d", "Last day"], ["1w", "Last week"], ["custom", "From … to …"]];
 

@@ -58,11 +58,11 @@ const ADVICE = {
 };
 
 /** Why there is no result, or only a part of one, and what to do; null for a job that did not end early. */
-export function ended({status, error, result, id}) {
-  const again = h("a", {href: to("new", null, {from: id})}, "Run it again with changes");
+export function ended({status, error, result, id, image}) {
+  const again = image && h("a", {href: to("new", null, {from: id})}, "Run it again with changes");
   const more = result ? "What it had shown until then stands here." : "It left no result.";
-  if (status === "canceled") return h("section.notice", {}, h("h2", {}, "It was canceled"), h("p", {}, more, " ", again, "."));
+  if (status === "canceled") return h("section.notice", {}, h("h2", {}, "It was canceled"), h("p", {}, more, " ", again, again && "."));
   if (status !== "failed") return null;
   return h("section.failure", {}, h("h2", {}, "It failed"), h("p", {}, error?.detail),
-    h("p.hint", {}, "Code ", h("code", {}, error?.code), ". ", ADVICE[error?.code], " ", again, "."));
+    h("p.hint", {}, "Code ", h("code", {}, error?.code), ". ", ADVICE[error?.code], " ", again, again && "."));
 }

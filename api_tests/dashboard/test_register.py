@@ -1,0 +1,114 @@
+"""Registering a model in the browser, and how its job is shown where others have an image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import PHONE, OpenPage, Troubles, axe
+from own_models import SAID, linear_onnx
+from playwright.sync_api import Page, expect
+from serving import Api, fail
+
+
+@pytest.fixture
+def page(open_page: OpenPage, api: Api, troubles: Troubles) -> Page:
+    """A page of the service with a pretended worker, which gives no sign of life."""
+    troubles.allow("/readyz")
+    return open_page(api.origin)
+
+
+def registered(api: Api, model: str) -> dict[str, Any]:
+    """The job of a registration that has ended."""
+    parts = {"file": ("a.onnx", linear_onnx()), "manifest": ("m", json.dumps({**SAID, "id": model}))}
+    job: dict[str, Any] = api.client.post("/v1/models", files=parts, headers={"Prefer": "wait=10"}).json()
+    return job
+
+
+def fill_in(page: Page, **values: str) -> None:
+    for label, text in values.items():
+        page.get_by_label(label.replace("_", " "), exact=True).fill(text)
+
+
+def test_a_model_is_registered_by_hand(page: Page, api: Api, tmp_path: Path, troubles: Troubles) -> None:
+    file = tmp_path / "net.onnx"
+    file.write_bytes(b"\x1f\x8b and the rest")
+    page.goto("/#/models")
+    page.get_by_role("link", name="Register one").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Register a model")
+    page.get_by_label("File").set_input_files(file)
+    fill_in(page, Name="by-hand", Classes="cat\ndog", Size_of_the_input="8", Mean="0.5, 0.5 0.5")
+    fill_in(page, Standard_deviation="1,1,1")
+    troubles.allow("/v1/models")
+    page.get_by_role("button", name="Register").click()
+    expect(page.get_by_role("alert")).to_contain_text("gzip: unpack it first")
+    expect(page.get_by_label("File")).to_be_focused()
+    file.write_bytes(linear_onnx())
+    page.get_by_label("File").set_input_files(file)
+    page.get_by_role("button", name="Register").click()
+    expect(page.locator(".sentence")).to_have_text("Registered: by-hand can be used")
+    card = api.client.get("/v1/models/by-hand").json()
+    assert (card["classes"], card["mean"], card["std"]) == (["cat", "dog"], [0.5] * 3, [1.0] * 3)
+    assert (card["input"]["height"], card["input"]["width"]) == (8, 8)
+    page.get_by_role("link", name="by-hand").first.click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("by-hand")
+    expect(page.locator("dt", has_text="Versions").locator("+ dd")).to_contain_text(card["digest"][7:19])
+
+
+def test_the_job_shows_what_was_found_out(page: Page, api: Api) -> None:
+    job = registered(api, "shown")
+    page.goto(f"/#/jobs/{job['id']}")
+    probe = page.locator("section", has=page.get_by_role("heading", name="Probe"))
+    for name, value in {
+        "Gradient agrees": "yes",
+        "A row with its gradient": "0.2 ms",
+        "Gradient's error": "0.0001",
+        "Memory of a row": "4.1 kB",
+    }.items():
+        expect(probe.locator("dt", has_text=name).first.locator("+ dd")).to_have_text(value)
+    expect(page.locator("canvas")).to_have_count(0)
+    expect(page.get_by_role("button", name="Run again and compare")).to_have_count(0)
+    expect(page.locator("dt", has_text="Architecture").locator("+ dd")).to_have_text("onnx")
+    expect(page.get_by_role("heading", name="Files")).to_be_visible()
+    assert axe(page) == []
+
+
+def test_one_that_failed_or_waits_is_shown_without_an_image(page: Page, api: Api) -> None:
+    with api.worker.doing(fail):
+        job = registered(api, "unfit")
+    page.goto(f"/#/jobs/{job['id']}")
+    expect(page.get_by_role("heading", name="It failed")).to_be_visible()
+    expect(page.get_by_role("link", name="Run it again with changes")).to_have_count(0)
+    with api.worker.resting():
+        parts = {"file": ("a", linear_onnx(seed=4)), "manifest": ("m", json.dumps({**SAID, "id": "late"}))}
+        job = api.client.post("/v1/models", files=parts).json()
+        page.goto(f"/#/jobs/{job['id']}")
+        expect(page.get_by_text("Waiting: it is next")).to_be_visible()
+    expect(page.locator(".sentence")).to_have_text("Registered: late can be used")
+
+
+def test_it_stands_among_other_jobs_and_beside_them(page: Page, api: Api) -> None:
+    job, other = registered(api, "beside"), api.job()
+    page.goto("/#/jobs?kind=registration")
+    row = page.locator(f"tr[data-id='{job['id']}']")
+    expect(row).to_contain_text("beside can be used")
+    expect(page.locator(f"tr[data-id='{other['id']}']")).to_have_count(0)
+    page.goto(f"/#/compare?jobs={job['id']},{other['id']}")
+    expect(page.locator("thead th")).to_have_count(2)
+    expect(page.locator("thead img")).to_have_count(1)
+    image = page.locator("tr", has=page.get_by_role("rowheader", name="Image", exact=True))
+    expect(image.locator("td").first).to_have_text("–")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_form_has_no_barriers_on_a_phone(
+    open_page: OpenPage, api: Api, troubles: Troubles, scheme: str
+) -> None:
+    troubles.allow("/readyz")
+    page = open_page(api.origin, **PHONE, color_scheme=scheme)
+    page.goto("/#/models?new")
+    expect(page.get_by_label("Classes")).to_be_visible()
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

@@ -1,0 +1,77 @@
+"""Workers that serve some models only: their jobs come to them, and to nobody else while they live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_workers import Yard, wait_until
+
+from touchstone.engine import Engine
+from touchstone.jobs import bell
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import ModelRef, Submission
+from touchstone.settings import Settings
+from workers.__main__ import warm_up
+
+OTHER = ModelRef(id="letters", digest="sha256:" + "2" * 64)
+
+
+@pytest.fixture
+def yard(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[Yard]:
+    yard = Yard(tmp_path_factory.mktemp("y"), submission)
+    yield yard
+    yard.close()
+
+
+def accept_other(yard: Yard) -> str:
+    """A job on the model that has no worker of its own."""
+    ours, yard.submission = yard.submission, yard.submission.model_copy(update={"model": OTHER})
+    job = yard.accept()
+    yard.submission = ours
+    return job
+
+
+def test_a_bell_is_rung_where_the_model_is_served(ledger: Ledger, submission: Submission) -> None:
+    job, _ = ledger.accept(submission)
+    assert ledger.queue_of(job.id) == bell.QUEUE
+    ledger.beat("special", {}, ["digits", "letters"])
+    assert ledger.queue_of(job.id) == bell.queue_of("digits")
+    assert ledger.queue_of("no such job") == bell.QUEUE
+
+
+def test_a_worker_that_serves_one_model_gets_its_jobs_and_no_others(yard: Yard) -> None:
+    yard.start_worker(models="digits")
+    own, other = yard.accept(), accept_other(yard)
+    wait_until(lambda: yard.read(own).status == "succeeded")
+    assert yard.read(other).status == "queued"
+    yard.start_worker()
+    wait_until(lambda: yard.read(other).status == "succeeded")
+
+
+def test_when_the_last_worker_of_a_model_is_gone_its_jobs_go_to_the_others(yard: Yard) -> None:
+    special = yard.start_worker(models="digits")
+    yard.start_worker()
+    special.kill()
+    special.join()
+    job = yard.accept()
+    wait_until(lambda: yard.read(job).status == "succeeded", 30)
+
+
+def test_a_worker_tells_what_it_serves(yard: Yard) -> None:
+    yard.start_worker(models=" digits, letters ")
+    told: list[Any] = [worker.info["serves"] for worker in yard.ledger.workers()]
+    assert told == [["digits", "letters"]]
+
+
+def test_a_worker_loads_what_it_serves_before_it_is_asked() -> None:
+    torch.set_num_threads(1)
+    engine = Engine("cpu")
+    try:
+        served = Settings(models="nothing-of-the-kind,fashion-mnist-cnn").served
+        warm_up(engine, served)
+        assert set(engine.figures()["resident_models"]) == {"fashion-mnist-cnn"}
+    finally:
+        engine.stop()

@@ -1,0 +1,189 @@
+"""The Open Inference Protocol's requests and answers, with Triton's extensions for binary tensors and for
+classes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+
+from touchstone.models.manifest import Manifest
+
+EXTENSIONS = ("binary_tensor_data", "classification")
+
+INPUT = "image"
+OUTPUTS = ("logits", "probabilities")
+
+Datatype = Literal["FP32", "UINT8", "BYTES"]
+Output = Literal["logits", "probabilities"]
+Data = Annotated[Any, WithJsonSchema({"type": "array", "items": {}})]
+
+_MOST_DIMENSIONS = 8
+
+
+class _Said(BaseModel):
+    """What a client says. Members that nobody knows are left alone, as the protocol wants it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_shared_memory(cls, said: Any) -> Any:
+        if isinstance(said, dict) and "shared_memory_region" in said:
+            raise ValueError("shared_memory_region: there is no shared memory here; send the data itself")
+        return said
+
+
+class InputParameters(_Said):
+    """Where an input's data is."""
+
+    binary_data_size: int | None = Field(None, ge=0, description="Bytes of the tensor behind the JSON.")
+
+
+class OutputParameters(_Said):
+    """How an output is wanted."""
+
+    binary_data: bool | None = Field(None, description="As bytes behind the JSON, not in it.")
+    classification: int = Field(0, ge=0, description='The n best classes as "value:index:name" instead.')
+
+
+class RequestParameters(_Said):
+    """How everything is wanted."""
+
+    binary_data_output: bool = Field(False, description="`binary_data` of outputs that do not say.")
+    execution: Literal["batched", "deterministic"] = Field(
+        "batched", description="`deterministic` asks alone and gives the same bits each time."
+    )
+
+
+class InputTensor(_Said):
+    """The images.
+
+    FP32 [N, C, H, W] in [0,1] at the size that the metadata names, taken as they are; UINT8 [N, H, W, C] at
+    any size, grey or RGB; or BYTES [N], PNG, JPEG or WebP files. The last two are prepared as the model wants
+    it, as everywhere here.
+    """
+
+    name: Literal["image"]
+    shape: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(min_length=1, max_length=_MOST_DIMENSIONS)
+    datatype: Datatype
+    parameters: InputParameters = InputParameters()
+    data: Data = Field(None, description="Numbers, nested or in a row; for BYTES data URLs or base64.")
+
+
+class WantedOutput(_Said):
+    """An output that is wanted."""
+
+    name: Output
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferenceRequest(_Said):
+    """A question about images."""
+
+    id: str | None = Field(None, max_length=256, description="Comes back with the answer.")
+    parameters: RequestParameters = RequestParameters()
+    inputs: list[InputTensor] = Field(min_length=1, max_length=1)
+    outputs: list[WantedOutput] | None = Field(
+        None, max_length=len(OUTPUTS), description="All of them where it is left out or empty."
+    )
+
+    @model_validator(mode="after")
+    def _each_output_once(self) -> InferenceRequest:
+        names = [output.name for output in self.outputs or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("outputs: each can be asked for once")
+        return self
+
+    def wanted(self) -> list[WantedOutput]:
+        """The outputs to answer with, in order."""
+        return self.outputs or [WantedOutput(name="logits"), WantedOutput(name="probabilities")]
+
+    def as_bytes(self, output: WantedOutput) -> bool:
+        """Whether an output is to be sent as bytes."""
+        asked = output.parameters.binary_data
+        return self.parameters.binary_data_output if asked is None else asked
+
+
+class OutputTensor(BaseModel):
+    """An output: `data` row by row in a row, or `binary_data_size` bytes behind the JSON."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+    data: Data = None
+
+
+class InferenceAnswer(BaseModel):
+    """What the model says of the images."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[OutputTensor]
+
+
+class TensorMetadata(BaseModel):
+    """A tensor that a model takes or gives; -1 stands for any number of images."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, str] | None = None
+
+
+class ModelMetadata(BaseModel):
+    """A model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class ServerMetadata(BaseModel):
+    """This service."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(BaseModel):
+    """Whether the service is alive."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Whether it can answer."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """Whether a model can answer."""
+
+    name: str
+    ready: bool
+
+
+def metadata(card: Manifest, versions: list[str]) -> ModelMetadata:
+    """A model as its clients see it."""
+    spec, classes = card.input, len(card.classes)
+    also = {
+        "range": "[0,1], without the model's mean and standard deviation",
+        "UINT8": "[-1, height, width, 1 or 3]: pixels at any size",
+        "BYTES": "[-1]: PNG, JPEG or WebP files",
+    }
+    shape = [-1, spec.channels, spec.height, spec.width]
+    return ModelMetadata(
+        name=card.id,
+        versions=versions,
+        platform=f"touchstone_{card.architecture}",
+        inputs=[TensorMetadata(name=INPUT, datatype="FP32", shape=shape, parameters=also)],
+        outputs=[TensorMetadata(name=name, datatype="FP32", shape=[-1, classes]) for name in OUTPUTS],
+    )

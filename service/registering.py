@@ -1,0 +1,151 @@
+"""Registering a model: its file to the disk, what its bytes rule out refused, and a job to try it."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from service import answers, bodies, examples, files, models, operations, preferences, problems, views
+from service.backend import Backend, backend_of
+from service.bodies import Received
+from service.files import Saved, Taken
+from service.forms import Value
+from service.submissions import Prepared, refuse_unknown
+from touchstone import registering
+from touchstone.errors import AddressRefused, InvalidParameter, ModelTooLarge, RemoteUnavailable
+from touchstone.models.content import Format, format_of
+from touchstone.models.manifest import Manifest
+from touchstone.models.registration import Registration
+from touchstone.outgoing import Outgoing
+
+router = APIRouter(tags=["models"])
+
+_PARTS = ("file", "manifest", "labels")
+
+
+@router.post(
+    "/v1/models",
+    operation_id="register_model",
+    summary="Register a model of one's own",
+    status_code=202,
+    response_model=views.Job,
+    responses={
+        200: {
+            "description": "The job has ended, or this very version was registered before: then its card, "
+            "with `Location: /v1/models/…`.",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+        202: {
+            "description": "The job that tries the model is accepted.",
+            **examples.content(examples.REGISTRATION),
+        },
+        **problems.responses(400, 408, 409, 413, 415, 422, 429),
+    },
+    openapi_extra=operations.registration(Registration),
+)
+async def register_model(request: Request) -> Response:
+    """An ONNX file, or safetensors with a named architecture; or as JSON the manifest of a `remote` model.
+
+    What the bytes show to be anything else is refused at once; then a job tries the model in a process of its
+    own: shapes, finite answers, gradient, speed. Once that has succeeded, other jobs can name it.
+
+    A version is its bytes: the same id with another file becomes the model's current version, the one before
+    stays and is named `id@digest`. The same file and manifest again are no new version.
+    """
+    backend, key = backend_of(request), preferences.idempotency_key(request)
+    if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
+        return await answers.submit(request, partial(_without_file, backend=backend))
+    limit = backend.settings.model_limit
+    async with files.taken(request, backend.blobs, name="file", limit=limit) as taken:
+        asked = await to_thread.run_sync(_checked, backend, taken, limiter=backend.decoders)
+        # Whoever sends a key wants the job that the key stands for.
+        if asked.known and key is None:
+            return await to_thread.run_sync(_registered, request, asked.known)
+        return await answers.answer(request, asked.prepared, key)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A registration that may be tried, and the version that it is where that is known already."""
+
+    prepared: Prepared
+    known: Manifest | None
+
+
+def _checked(backend: Backend, taken: Taken) -> _Asked:
+    """Everything that can be said of a registration without trying the model."""
+    fields = bodies.once(taken.parts)
+    refuse_unknown(fields, _PARTS, "a registration")
+    registration, file = _registration(fields), taken.file
+    if not isinstance(fields.get("file"), bytes):
+        raise InvalidParameter("file: missing; an ONNX or safetensors file is needed", field="file")
+    if file.size > file.limit:
+        raise ModelTooLarge(
+            f"the file has {file.size:,} bytes; at most {file.limit:,} are allowed", field="file"
+        )
+    submission = registering.prepare_known(registration, file.digest, _format(file))
+    known = registering.known(Manifest.model_validate(submission.parameters), backend.models)
+    return _Asked(Prepared(submission, file.path), known)
+
+
+def _registration(fields: Mapping[str, Value]) -> Registration:
+    """What the manifest says, with the classes from a file of labels where there is one."""
+    if "manifest" not in fields:
+        raise InvalidParameter(
+            'manifest: missing; JSON is needed, such as {"id": "my-net", "classes": ["cat", "dog"], '
+            '"input": {"height": 224, "width": 224}}',
+            field="manifest",
+        )
+    try:
+        said = bodies.json_fields(_bytes(fields["manifest"]))
+    except HTTPException as error:
+        raise InvalidParameter(f"manifest: {error.detail}", field="manifest") from None
+    if "labels" in fields:
+        if "labels" in said:
+            raise InvalidParameter("labels: given more than once", field="labels")
+        said["labels"] = _text(fields["labels"])
+    return Registration.parse(said)
+
+
+def _bytes(value: Value) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _text(value: Value) -> str:
+    try:
+        return _bytes(value).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidParameter("labels: expected UTF-8 text, one class a line", field="labels") from None
+
+
+def _format(file: Saved) -> Format:
+    """Which format the file is in; it is looked at where it lies."""
+    if file.size == 0:
+        return format_of(b"", limit=file.limit)
+    with file.path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return format_of(data, limit=file.limit)
+
+
+def _registered(request: Request, card: Manifest) -> Response:
+    where = f"/v1/models/{card.id}?version={card.digest}"
+    return models.show(request, card, headers={"Location": where})
+
+
+def _without_file(received: Received, *, backend: Backend) -> Prepared:
+    """A model that answers behind an address."""
+    registration = Registration.parse(bodies.json_fields(received.content))
+    if registration.remote is None:
+        raise InvalidParameter(
+            "file: missing; send multipart/form-data with the parts file and manifest", field="file"
+        )
+    outgoing = Outgoing(backend.settings.outgoing_allow)
+    try:
+        return Prepared(*registering.prepare_remote(registration, outgoing))
+    except RemoteUnavailable as error:  # here it is the address that is at fault, not a model that is known
+        raise AddressRefused(f"url: {error.detail}", field="url") from None

@@ -1,0 +1,149 @@
+"""What the command line asks of a service that runs: to register a model, and which models there are."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+CHUNK = 2**18
+PATIENCE_SECONDS = 60.0
+POLL_SECONDS = 0.2
+
+Job = dict[str, Any]
+
+
+class RefusedError(Exception):
+    """What the service answered instead of what was asked for, or why it could not be asked; a sentence."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A form with a file, which is read as it is sent: `length` bytes in all."""
+
+    file: Path
+    head: bytes
+    tail: bytes
+    content_type: str
+
+    @classmethod
+    def of(cls, file: Path, fields: Mapping[str, bytes]) -> Upload:
+        """The file as the form's part `file`, after the fields."""
+        boundary = secrets.token_hex(16)
+        texts = b"".join(
+            _part(boundary, f'name="{name}"') + value + b"\r\n" for name, value in fields.items()
+        )
+        return cls(
+            file,
+            texts + _part(boundary, 'name="file"; filename="model"'),
+            f"\r\n--{boundary}--\r\n".encode(),
+            f"multipart/form-data; boundary={boundary}",
+        )
+
+    @property
+    def length(self) -> int:
+        """How many bytes will be sent."""
+        return len(self.head) + self.file.stat().st_size + len(self.tail)
+
+    def pieces(self, sent: Callable[[int], None]) -> Iterator[bytes]:
+        """The bytes in turn; `sent` is told how many of them each time."""
+        yield self.head
+        with self.file.open("rb") as opened:
+            while piece := opened.read(CHUNK):
+                yield piece
+                sent(len(piece))
+        yield self.tail
+
+
+def _part(boundary: str, disposition: str) -> bytes:
+    return f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode()
+
+
+@dataclass(frozen=True)
+class Client:
+    """A service by its address. Everything raises `RefusedError`."""
+
+    url: str
+
+    def register(self, upload: Upload, sent: Callable[[int], None]) -> dict[str, Any]:
+        """Send a model: the job that tries it, or the card of a version that was registered before."""
+        headers = {"Content-Type": upload.content_type, "Content-Length": str(upload.length)}
+        return self._ask("POST", "/v1/models", upload.pieces(sent), headers)
+
+    def finished(self, job: Job, told: Callable[[Job], None]) -> Job:
+        """Wait for a job's end; `told` hears how it stands. A job that fails is refused with its reason."""
+        while job["status"] in ("queued", "running"):
+            told(job)
+            time.sleep(POLL_SECONDS)
+            job = self.get(job["links"]["self"])
+        if job["status"] != "succeeded":
+            raise RefusedError(job["error"]["detail"] if job["error"] else f"the job was {job['status']}")
+        return job
+
+    def models(self) -> list[dict[str, Any]]:
+        """The cards of all models."""
+        items: list[dict[str, Any]] = []
+        cursor = ""
+        while True:
+            page = self.get(f"/v1/models{cursor}")
+            items += page["items"]
+            if page["cursor"] is None:
+                return items
+            cursor = f"?cursor={page['cursor']}"
+
+    def get(self, path: str) -> dict[str, Any]:
+        """What is at a path."""
+        return self._ask("GET", path, None, {})
+
+    def _ask(
+        self, method: str, path: str, body: Iterator[bytes] | None, headers: Mapping[str, str]
+    ) -> dict[str, Any]:
+        with self._connected() as connection:
+            connection.connect()
+            # A service that has seen enough answers and hangs up while much is still to be sent.
+            with suppress(ConnectionError):
+                connection.request(method, urlsplit(self.url).path.rstrip("/") + path, body, dict(headers))
+            answer = connection.getresponse()
+            content = _content(answer.read())
+        if answer.status >= 400:
+            raise RefusedError(content.get("detail") or f"the service answered {answer.status}")
+        return content
+
+    @contextmanager
+    def _connected(self) -> Iterator[http.client.HTTPConnection]:
+        connection = self._connection()
+        try:
+            yield connection
+        except (OSError, http.client.HTTPException) as error:
+            raise RefusedError(
+                f"{self.url} cannot be reached ({error or type(error).__name__}); "
+                "`touchstone up` starts a service"
+            ) from None
+        finally:
+            connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        kinds: dict[str, type[HTTPConnection]] = {"http": HTTPConnection, "https": HTTPSConnection}
+        parts = urlsplit(self.url)
+        try:
+            return kinds[parts.scheme](parts.hostname or "", parts.port, timeout=PATIENCE_SECONDS)
+        except (KeyError, ValueError, http.client.InvalidURL):
+            raise RefusedError(
+                f"{self.url} is no address; it should look like http://127.0.0.1:8000"
+            ) from None
+
+
+def _content(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

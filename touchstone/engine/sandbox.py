@@ -1,0 +1,100 @@
+"""`python -m touchstone.engine.sandbox`: try one model in a process that may die of it.
+
+Standard input holds a line of JSON and then the file; a line of JSON goes out for each step and for what came
+of it. Everything is imported before the limits are set, and they are set before a byte of the file is read.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from touchstone.engine.examining import examine
+from touchstone.errors import Failure, InvalidModel, ModelTooCostly
+from touchstone.models.examination import OUT_OF_MEMORY, STEPS, Begun, Fault, Request, Word
+
+FILES = 64
+WRITTEN_BYTES = 2**20
+_GRACE_SECONDS = 5
+_LONGEST_LINE = 2**26
+
+
+def main() -> None:
+    """Try the model on standard input."""
+    source = sys.stdin.buffer
+    request = Request.model_validate_json(source.readline(_LONGEST_LINE))
+    _warm_up()
+    confine(request)
+    _say(Word(begun=Begun(step=0)))
+    _say(_tried(request, source))
+
+
+def _tried(request: Request, source: BinaryIO) -> Word:
+    def begin(step: str) -> None:
+        _say(Word(begun=Begun(step=STEPS.index(step))))
+
+    try:
+        return Word(findings=examine(request.card, source.read(), begin))
+    except Exception as error:  # noqa: BLE001 - whatever a stranger's file leads to is a fault of that file
+        return _fault(_failure(error, request))
+
+
+def _failure(error: Exception, request: Request) -> Failure:
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        return ModelTooCostly(f"trying the model took more than {request.memory:,} bytes of memory")
+    if isinstance(error, Failure):
+        return error
+    return InvalidModel(f"the network cannot be run: {type(error).__name__}: {error}"[:500])
+
+
+def _fault(failure: Failure) -> Word:
+    return Word(fault=Fault(code=failure.code, detail=failure.detail[:2000], field=failure.field))
+
+
+def _say(word: Word) -> None:
+    sys.stdout.write(word.model_dump_json(exclude_none=True) + "\n")
+    sys.stdout.flush()
+
+
+def _warm_up() -> None:
+    """Have PyTorch start its threads and reserve what it needs, which is none of the model's."""
+    x = torch.zeros(2, 3, 32, 32, requires_grad=True)
+    y = functional.conv2d(x, torch.zeros(8, 3, 3, 3)).flatten(1)
+    torch.autograd.grad(nn.Linear(y.shape[1], 8)(y).sum(), x)
+
+
+def confine(request: Request) -> None:
+    """Take from this process what it does not need, for good; it ends even where nobody is left to end it."""
+    seconds = int(request.seconds) + _GRACE_SECONDS
+    signal.alarm(seconds)
+    most = {
+        resource.RLIMIT_AS: _address_space() + request.memory,
+        resource.RLIMIT_CPU: seconds * (os.cpu_count() or 1),
+        resource.RLIMIT_NOFILE: FILES,
+        resource.RLIMIT_FSIZE: WRITTEN_BYTES,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, limit in most.items():
+        _, hard = resource.getrlimit(kind)
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)  # noqa: PLW2901
+        resource.setrlimit(kind, (limit, limit))
+    with suppress(OSError):  # where memory runs out, the system is to choose this process
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _address_space() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+-- id, digest, card as JSON, what was found out about it as JSON. Makes this version the current one, unless it is known:
+-- then nothing changes, and the card that is known is returned.
+local id, digest, card, examined = unpack(ARGV)
+local key = version_key(id, digest)
+local known = redis.call('HGET', key, 'card')
+if known then return known end
+
+local at = now()
+redis.call('HSET', key, 'card', card, 'examined', examined, 'at', at)
+local versions = versions_of(id)
+table.insert(versions, 1, {digest = digest, at = at})
+redis.call('HSET', REGISTRY, id, cjson.encode(versions))
+return card

@@ -1,0 +1,83 @@
+"""All models of a service: the zoo's, and those that users registered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from touchstone.embedded import ledger_url
+from touchstone.errors import ModelUnusable, UnknownArtifact
+from touchstone.jobs.answers import Version, VersionRef
+from touchstone.jobs.blobs import Blobs, open_blobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.versions import Versions
+from touchstone.models.manifest import Manifest
+from touchstone.models.measured import Shown
+from touchstone.models.shelf import ZOO, no_model, no_version
+from touchstone.settings import Settings
+
+
+class Registry:
+    """A `Shelf`: what the zoo has comes from there, everything else from the ledger and the blobs.
+
+    Versions never change, so they are read once; which of them is current is asked each time.
+    """
+
+    def __init__(self, versions: Versions, blobs: Blobs) -> None:
+        self._versions = versions
+        self._blobs = blobs
+        self._known: dict[VersionRef, Version] = {}
+
+    def manifests(self) -> Mapping[str, Manifest]:
+        """See `Shelf.manifests`; the zoo's come first."""
+        current = [refs[0] for refs in self._versions.all().values()]
+        return {**ZOO.manifests(), **{one.card.id: one.card for one in self._read(current)}}
+
+    def versions(self, model: str) -> tuple[Manifest, ...]:
+        """See `Shelf.versions`."""
+        if model in ZOO.manifests():
+            return ZOO.versions(model)
+        return tuple(version.card for version in self._of(model))
+
+    def manifest(self, model: str, digest: str | None = None) -> Manifest:
+        """See `Shelf.manifest`."""
+        if model in ZOO.manifests():
+            return ZOO.manifest(model, digest)
+        return self._version(model, digest).card
+
+    def weights(self, card: Manifest) -> bytes:
+        """See `Shelf.weights`."""
+        if card.id in ZOO.manifests():
+            return ZOO.weights(card)
+        try:
+            return self._blobs.get(card.digest)
+        except UnknownArtifact as missing:
+            raise ModelUnusable(f"{card.id}: its file is gone: {missing.detail}") from None
+
+    def examined(self, card: Manifest) -> Shown | None:
+        """See `Shelf.examined`."""
+        if card.id in ZOO.manifests():
+            return None
+        refs = [ref for ref in self._versions.of(card.id) if ref.digest == card.digest]
+        return next((version.examined for version in self._read(refs)), None)
+
+    def _version(self, model: str, digest: str | None) -> Version:
+        found = [one for one in self._of(model) if digest in (None, one.card.digest)]
+        if not found:
+            raise no_version(model, str(digest))
+        return found[0]
+
+    def _of(self, model: str) -> list[Version]:
+        refs = self._versions.of(model)
+        if not refs:
+            raise no_model(model, self.manifests())
+        return self._read(refs)
+
+    def _read(self, refs: Sequence[VersionRef]) -> list[Version]:
+        unread = [ref for ref in refs if ref not in self._known]
+        self._known |= {version.ref: version for version in self._versions.read(unread)}
+        return [self._known[ref] for ref in refs if ref in self._known]
+
+
+def open_registry(settings: Settings) -> Registry:
+    """The models of the service that these settings describe."""
+    return Registry(Ledger(ledger_url(settings), settings).versions, open_blobs(settings))

@@ -1,0 +1,84 @@
+"""The models that users registered, as the ledger holds them: versions that never change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+from pydantic import TypeAdapter
+
+from touchstone.errors import ModelInUse, UnknownModel
+from touchstone.jobs.answers import Version, VersionRef
+from touchstone.jobs.scripts import Scripts, reachable
+from touchstone.jobs.wire import moment
+from touchstone.models.manifest import Manifest
+from touchstone.models.measured import Shown
+from touchstone.models.shelf import other_manifest
+
+_REGISTRY = "ts:registry"
+_SHOWN: TypeAdapter[Shown] = TypeAdapter(Shown)
+
+
+class Versions:
+    """Registered versions; each change is one script, as those of jobs are."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+        self._client = client
+        self._scripts = scripts
+
+    def register(self, card: Manifest, examined: Shown) -> None:
+        """Keep a version for good, and make it its model's current one.
+
+        One that is known stays as it is; `ModelConflict` where it is known with another manifest.
+        """
+        known = self._scripts.run(
+            "register", card.id, card.digest, card.model_dump_json(), examined.model_dump_json()
+        )
+        if Manifest.model_validate_json(known) != card:
+            raise other_manifest(card.id)
+
+    def all(self) -> dict[str, tuple[VersionRef, ...]]:
+        """Every model's versions, the current one first."""
+        with reachable():
+            stored: Any = self._client.hgetall(_REGISTRY)
+        return {model: _refs(model, text) for model, text in sorted(stored.items())}
+
+    def of(self, model: str) -> tuple[VersionRef, ...]:
+        """One model's versions, the current one first; none where it was never registered."""
+        with reachable():
+            stored: Any = self._client.hget(_REGISTRY, model)
+        return _refs(model, stored) if stored else ()
+
+    def read(self, refs: Sequence[VersionRef]) -> list[Version]:
+        """These versions, asked for in one go; without those that were deleted meanwhile."""
+        if not refs:
+            return []
+        with reachable(), self._client.pipeline(transaction=False) as pipe:
+            for ref in refs:
+                pipe.hmget(f"ts:version:{ref.id}:{ref.digest}", "card", "examined")
+            answers = zip(refs, pipe.execute(), strict=True)
+        return [_version(ref, card, examined) for ref, (card, examined) in answers if card]
+
+    def forget(self, model: str, digest: str | None = None) -> None:
+        """Delete a model or one version of it; the version before becomes the current one.
+
+        `UnknownModel` where there is none, `ModelInUse` while a job that has not ended names it.
+        """
+        verdict, *rest = self._scripts.run("forget", model, digest or "")
+        if verdict == "unknown":
+            raise UnknownModel(f"no model {model[:64]!r} with this version is registered", field="model")
+        if verdict != "ok":
+            raise ModelInUse(
+                f"the job {rest[0]} is {verdict} and names {model}; wait for its end, or cancel it",
+                job=rest[0],
+            )
+
+
+def _refs(model: str, stored: str) -> tuple[VersionRef, ...]:
+    return tuple(VersionRef(model, one["digest"], moment(one["at"])) for one in json.loads(stored))
+
+
+def _version(ref: VersionRef, card: str, examined: str) -> Version:
+    return Version(ref, Manifest.model_validate_json(card), _SHOWN.validate_json(examined))

@@ -1,0 +1,76 @@
+"""Paths into JSON: as much of them as answers of models need.
+
+    path = ["$"] step*        step = "." name | "[" index "]" | "[*]"
+
+`predictions[*].scores` are the `scores` of each of `predictions`; `$` is the whole; a name may hold letters,
+digits, - and _.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+Step = str | int | None
+"""A name, an index, or None for each of a list."""
+
+_STEP = re.compile(r"\.?([A-Za-z0-9_-]+)|\[([0-9]{1,6}|\*)\]")
+
+
+@dataclass(frozen=True)
+class RowPath:
+    """A path whose first [*] goes over the rows of a request; without one, there is a single row."""
+
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> RowPath:
+        """Raises ValueError for what is no such path."""
+        rest = text.removeprefix("$")
+        steps: list[Step] = []
+        while rest:
+            found = _STEP.match(rest)
+            if found is None:
+                raise ValueError(f"answer: {rest[:40]!r} is no step of a path such as predictions[*].scores")
+            name, index = found.groups()
+            steps.append(name if name is not None else None if index == "*" else int(index))
+            rest = rest[found.end() :]
+        return cls(tuple(steps))
+
+    def __str__(self) -> str:
+        return "$" + "".join(map(_written, self.steps))
+
+    @property
+    def over_rows(self) -> bool:
+        """Whether it tells several rows apart."""
+        return None in self.steps
+
+    def rows(self, value: Any) -> list[Any]:
+        """Each row's answer. Raises LookupError where the value has another form."""
+        found = _follow(value, self.steps)
+        return found if self.over_rows else [found]
+
+
+def _written(step: Step) -> str:
+    if isinstance(step, str):
+        return f".{step}"
+    return "[*]" if step is None else f"[{step}]"
+
+
+def _follow(value: Any, steps: tuple[Step, ...]) -> Any:
+    for at, step in enumerate(steps):
+        if step is None:
+            if not isinstance(value, list):
+                raise LookupError(_written(step))
+            return [_follow(each, steps[at + 1 :]) for each in value]
+        value = _one(value, step)
+    return value
+
+
+def _one(value: Any, step: str | int) -> Any:
+    if isinstance(step, str) and isinstance(value, dict) and step in value:
+        return value[step]
+    if isinstance(step, int) and isinstance(value, list) and step < len(value):
+        return value[step]
+    raise LookupError(_written(step))

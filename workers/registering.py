@@ -1,0 +1,62 @@
+"""Registrations: a user's model is tried in a process of its own, away from the engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from touchstone.jobs.record import Progress, Submission, Timings
+from touchstone.models.examination import STEPS
+from touchstone.models.manifest import Manifest
+from touchstone.models.measured import Examined
+from touchstone.run import Finished
+from touchstone.settings import Settings
+from touchstone.trial import Trial
+from workers.held import Cancelable
+
+AT_ONCE = 1
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A model that can be used: its card, what was found out about it, and how long that took."""
+
+    card: Manifest
+    examined: Examined
+    seconds: float
+
+    def finished(self) -> Finished:
+        """What the job leaves."""
+        result = {"model": self.card.card(), "probe": self.examined.model_dump(mode="json")}
+        return Finished(result, {}, Timings(compute=self.seconds))
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Tries models, one after the other: each may take much of the machine's memory."""
+
+    gate: threading.Semaphore = field(default_factory=lambda: threading.BoundedSemaphore(AT_ONCE))
+
+    def __call__(
+        self,
+        submission: Submission,
+        data: bytes,
+        settings: Settings,
+        *,
+        started: Callable[[Cancelable], None],
+        report: Callable[[Progress, dict[str, float]], None],
+    ) -> Tried:
+        """Blocks; raises the failures of `Trial.run`."""
+
+        def begun(step: int) -> None:
+            report(Progress(done=step, total=len(STEPS)), {})
+
+        began = time.perf_counter()
+        card = Manifest.model_validate(submission.parameters)
+        trial = Trial(card, seconds=settings.probe_seconds, memory=settings.probe_memory)
+        started(trial)
+        findings = trial.run(data, begun, self.gate)
+        report(Progress(done=len(STEPS), total=len(STEPS)), {})
+        return Tried(findings.completed(card), findings.examined, time.perf_counter() - began)
