@@ -105,11 +105,11 @@ def test_confidence_is_the_margin_of_what_is_found(name):
 
 def test_a_row_whose_searches_are_over_asks_no_more():
     model, x = touchstone.wrap(linear_model()), greyish(4)
-    early = touchstone.attack(model, x, None, "cw", steps=200, binary_search_steps=3, quantize=False)
+    early = touchstone.attack(model, x, None, "cw", steps=800, binary_search_steps=2, quantize=False)
     whole = touchstone.attack(
-        model, x, None, "cw", steps=200, binary_search_steps=3, abort_early=False, quantize=False
+        model, x, None, "cw", steps=800, binary_search_steps=2, abort_early=False, quantize=False
     )
-    assert whole.queries.backward == 4 * 3 * 200
+    assert whole.queries.backward == 4 * 2 * 800
     assert early.queries.backward < 0.8 * whole.queries.backward
 
 
