@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from touchstone.methods import Attack, Certificate, Method, find, rounds_of
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Reached
 from touchstone.models.shelf import bound
+from touchstone.models.shelf import find as named
 from touchstone.predicting import Predict, smoothed_result
 
 if TYPE_CHECKING:
@@ -79,12 +81,20 @@ def run(
         return _reach(submission, engine, deadline, started)
     card = bound(engine.shelf, submission.model.id, submission.model.digest)
     source: Any = unpack(png) if submission.kind == "inference" else decode(png).pixels
-    with engine.models.hold(card) as oracle:
+    with ExitStack() as held:
+        oracle = held.enter_context(engine.models.hold(card))
+        surrogates = [held.enter_context(engine.models.hold(one)) for one in _surrogates(submission, engine)]
         prepared = time.perf_counter()
-        ask = _Asker(submission, engine, oracle, deadline, started, prior)
+        ask = _Asker(submission, engine, oracle, deadline, started, prior, surrogates)
         finished = _RUNS[submission.kind](submission, source, card, ask, report)
     compute = time.perf_counter() - prepared
     return replace(finished, timings=Timings(prepare=prepared - began, compute=compute))
+
+
+def _surrogates(submission: Submission, engine: Engine) -> list[Manifest]:
+    """The models that an attack is crafted on."""
+    ids: Sequence[str] = submission.parameters.get("surrogate", ())
+    return [named(engine.shelf, one) for one in ids]
 
 
 def _reach(submission: Submission, engine: Engine, deadline: float | None, started: Started) -> Finished:
@@ -107,8 +117,10 @@ class _Asker:
     deadline: float | None
     started: Started
     prior: dict[str, Any] | None = None
+    surrogates: Sequence[AnyOracle] = ()
     forward: int = 0
     backward: int = 0
+    surrogate: int = 0
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
@@ -128,6 +140,7 @@ class _Asker:
         result = running.result()
         self.forward += running.queries.forward
         self.backward += running.queries.backward
+        self.surrogate += running.queries.surrogate
         return result
 
 
@@ -168,7 +181,13 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
         raise TypeError(f"{submission.method} is no attack")
     check_fit(method, card)
     plan = asking.attack_image(
-        method, pixels, ask.oracle, label=submission.label, target=submission.target, seed=submission.seed
+        method,
+        pixels,
+        ask.oracle,
+        label=submission.label,
+        target=submission.target,
+        seed=submission.seed,
+        surrogates=ask.surrogates,
     )
     verdict: Verdict = ask(plan, _Reporter(method, report))
     file = encode(verdict.pixels)
@@ -231,7 +250,8 @@ def _opinion(logits: Any, card: Manifest, count: int) -> dict[str, Any]:
 
 
 def _queries(ask: _Asker) -> dict[str, int]:
-    return {"forward": ask.forward, "backward": ask.backward}
+    asked = {"forward": ask.forward, "backward": ask.backward}
+    return asked | ({"surrogate": ask.surrogate} if ask.surrogate else {})
 
 
 class _Reporter:
@@ -245,7 +265,8 @@ class _Reporter:
 
     def __call__(self, _query: Query | Noisy, answer: Answer, queries: Counted) -> None:
         now = time.monotonic()
-        done = min(self._asked.done(queries.forward, queries.backward), self._total)
+        backward = queries.backward + queries.surrogate
+        done = min(self._asked.done(queries.forward, backward), self._total)
         if now < self._next and done < self._total:
             return
         self._next = now + REPORT_EVERY

@@ -32,6 +32,7 @@ class Counted:
 
     forward: int = 0
     backward: int = 0
+    surrogate: int = 0  # answered by other models than the one under attack
 
 
 @dataclass(eq=False)
@@ -52,13 +53,19 @@ class Task:
     taken: int = 0
 
     @property
+    def asked(self) -> AnyOracle:
+        """Whom the open question is for."""
+        surrogate: AnyOracle | None = None if self.query is None else self.query.of
+        return self.oracle if surrogate is None else surrogate
+
+    @property
     def group(self) -> Hashable:
         """Tasks of one group can share a pass: one model, gradients or not. A deterministic task is alone,
         and so is each task of a model whose answers depend on the batch.
         """
         kind = (isinstance(self.query, Gradient), 0 if self.query is None else self.query.passes)
-        alone = self.deterministic or not self.oracle.shared
-        return (id(self.oracle), kind, id(self) if alone else None)
+        alone = self.deterministic or not self.asked.shared
+        return (id(self.asked), kind, id(self) if alone else None)
 
     @property
     def left(self) -> int:
@@ -112,7 +119,7 @@ class Batcher:
         """As many rows as one pass takes, spread evenly: every task in turn gets an equal part of what is
         left.
         """
-        oracle = group[0].oracle
+        oracle = group[0].asked
         fixed = group[0].deterministic or any(isinstance(task.query, Noisy) for task in group)
         room = min(oracle.fixed_rows if fixed else oracle.rows, self._limits.get(oracle, MOST_ROWS))
         chosen = []
@@ -125,7 +132,7 @@ class Batcher:
         return chosen
 
     def _answer(self, chosen: list[tuple[Task, Query | Noisy]]) -> None:
-        oracle = chosen[0][0].oracle
+        oracle = chosen[0][0].asked
         began = time.perf_counter()
         try:
             answers = self._asked(oracle, chosen)
@@ -159,7 +166,7 @@ class Batcher:
         """Out of memory: ask for half as much from now on. Anything else: find out whose question it was."""
         rows = sum(len(query) for _, query in chosen)
         if _is_out_of_memory(error) and rows > 1:
-            self._limits[chosen[0][0].oracle] = rows // 2
+            self._limits[chosen[0][0].asked] = rows // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         elif len(chosen) > 1:
@@ -176,8 +183,11 @@ class Batcher:
     def _deliver(self, task: Task, query: Query | Noisy, answer: Answer) -> None:
         if task.ended:
             return
-        task.queries.forward += len(query)
-        task.queries.backward += len(query) * query.passes
+        if query.of is None:
+            task.queries.forward += len(query)
+            task.queries.backward += len(query) * query.passes
+        else:
+            task.queries.surrogate += len(query)
         task.taken += len(query)
         task.parts.append(answer)
         if task.left:

@@ -130,6 +130,7 @@ def attack(
     targets: Labels = None,
     seed: int | Sequence[int] = 0,
     quantize: bool = True,
+    surrogates: Sequence[Model] = (),
     **parameters: Any,
 ) -> Attacked:
     """Attack N images in [0,1] and return the best found of each.
@@ -138,7 +139,8 @@ def attack(
     says. `labels` (indices or names) default to the model's own predictions; `targets` make the attack
     targeted. `seed` is one number, or one per image; an image's result depends on its seed, not on its
     neighbours. `quantize=False` works on real numbers instead of 8-bit levels. `eps` may be one number per
-    image. Raises InvalidParameter, UnknownLabel, NonFiniteOutput.
+    image. `surrogates` are the models that a transfer attack crafts on. Raises InvalidParameter,
+    UnknownLabel, NonFiniteOutput.
     """
     keep_blocks()
     oracle = _oracle_for(model, images)
@@ -153,7 +155,10 @@ def attack(
         threat = Threat(x0, eps[rows].to(x0.device), NORMS[getattr(chosen, "norm", chosen.info.norms[0])])
         noise = Noise.of(keys[rows], method)
         aim = None if aims is None else aims[rows].to(x0.device)
-        whole = _whole(chosen, threat, noise, aim, targeted=targets is not None, quantize=quantize)
+        others = tuple(_oracle_for(one, images) for one in surrogates)
+        whole = _whole(
+            chosen, threat, noise, aim, targeted=targets is not None, quantize=quantize, surrogates=others
+        )
         plans.append(straight_through(whole, chosen.defence))
     ended, queries = run_here(plans, oracle)
     found = [x for x, *_ in ended]
@@ -225,17 +230,28 @@ def run_here(plans: Sequence[Asking[Any]], oracle: Oracle) -> tuple[list[Any], C
         batcher.step()
     if failed:
         raise failed[0]
-    queries = Counted(sum(t.queries.forward for t in tasks), sum(t.queries.backward for t in tasks))
+    queries = Counted(
+        sum(task.queries.forward for task in tasks),
+        sum(task.queries.backward for task in tasks),
+        sum(task.queries.surrogate for task in tasks),
+    )
     return [ended[position] for position in range(len(tasks))], queries
 
 
 def _whole(
-    method: Attack, threat: Threat, noise: Noise, aim: Tensor | None, *, targeted: bool, quantize: bool
+    method: Attack,
+    threat: Threat,
+    noise: Noise,
+    aim: Tensor | None,
+    *,
+    targeted: bool,
+    quantize: bool,
+    surrogates: tuple[Oracle, ...],
 ) -> Asking[tuple[Tensor, Tensor, Tensor, list[str | None]]]:
     """Images, success, distance and the part that found each, of one stack of images."""
     clean = yield from look(threat.x0, saved=quantize)
     goal = Goal.of(clean.argmax(1) if aim is None else aim, targeted=targeted)
-    case = Case(threat, goal, noise, quantize)
+    case = Case(threat, goal, noise, quantize, surrogates)
     sought = yield from search(method, case, clean)
     success = goal.met((yield from look(sought.rounded, saved=True))) if quantize else sought.met
     moved = sought.rounded.double() - threat.x0.double()

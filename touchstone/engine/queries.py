@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -15,9 +15,13 @@ from touchstone.engine.rows import Rows
 
 @dataclass(frozen=True)
 class Query(Rows):
-    """A question about images `x` (B, C, H, W) in [0,1], at any size."""
+    """A question about images `x` (B, C, H, W) in [0,1], at any size.
+
+    It goes to the model under attack, or to the oracle `of` a surrogate.
+    """
 
     x: Tensor
+    of: Any = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -89,6 +93,7 @@ class Noisy:
         return len(self.samples)
 
     passes = 0
+    of = None
 
     @property
     def size(self) -> tuple[int, ...]:

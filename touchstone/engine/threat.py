@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ class Case(Rows):
     goal: Goal
     noise: Noise
     quantize: bool = True
+    surrogates: tuple[Any, ...] = ()  # oracles of other models, for attacks that are crafted on these
 
     def snap(self, x: Tensor) -> Tensor:
         """The images as an 8-bit file can hold them, still within the threat; see `lattice.snap`."""

@@ -4,7 +4,7 @@ plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,15 +126,29 @@ def row_of(pixels: Pixels, device: torch.device) -> Tensor:
 
 
 def attack_image(
-    attack: Attack, pixels: Pixels, oracle: AnyOracle, *, label: int | None, target: int | None, seed: int
+    attack: Attack,
+    pixels: Pixels,
+    oracle: AnyOracle,
+    *,
+    label: int | None,
+    target: int | None,
+    seed: int,
+    surrogates: Sequence[AnyOracle] = (),
 ) -> Asking[Verdict]:
     """Attack one 8-bit image; its label defaults to the model's own prediction."""
-    plan = _judged(attack, pixels, oracle, label=label, target=target, seed=seed)
+    plan = _judged(attack, pixels, oracle, surrogates, label=label, target=target, seed=seed)
     return straight_through(plan, attack.defence)
 
 
 def _judged(
-    attack: Attack, pixels: Pixels, oracle: AnyOracle, *, label: int | None, target: int | None, seed: int
+    attack: Attack,
+    pixels: Pixels,
+    oracle: AnyOracle,
+    surrogates: Sequence[AnyOracle],
+    *,
+    label: int | None,
+    target: int | None,
+    seed: int,
 ) -> Asking[Verdict]:
     x0 = row_of(pixels, oracle.device)
     diagnosis = Diagnosis()
@@ -143,7 +157,9 @@ def _judged(
     if target is not None:
         aim = torch.full_like(aim, target)
     threat = Threat(x0, x0.new_tensor([getattr(attack, "eps", torch.inf)]), NORMS[_norm_of(attack)])
-    case = Case(threat, Goal.of(aim, targeted=target is not None), Noise.of([(seed, 0)], attack.info.name))
+    goal = Goal.of(aim, targeted=target is not None)
+    noise = Noise.of([(seed, 0)], attack.info.name)
+    case = Case(threat, goal, noise, surrogates=tuple(surrogates))
     sought = yield from diagnosed(search(attack, case, clean), diagnosis)
     (found_by,) = found_by_part(attack, sought.part)
     if found_by and attack.parts()[found_by].info.access != attack.info.access:
