@@ -54,6 +54,10 @@ if TYPE_CHECKING:
     from touchstone.engine.counting import Subject as Subject
     from touchstone.engine.counting import counted as counted
     from touchstone.engine.counting import voted as voted
+    from touchstone.engine.crossing import begun as begun
+    from touchstone.engine.crossing import crossed as crossed
+    from touchstone.engine.crossing import halvings as halvings
+    from touchstone.engine.crossing import succeeded as succeeded
     from touchstone.engine.defences import defended as defended
     from touchstone.engine.defences import straight_through as straight_through
     from touchstone.engine.direct import Model as Model
@@ -184,6 +188,7 @@ _HOMES = {
         "unsaturated",
     ),
     "counting": ("Counts", "Stopping", "Subject", "counted", "voted"),
+    "crossing": ("begun", "crossed", "halvings", "succeeded"),
     "defences": ("defended", "straight_through"),
     "direct": ("Model", "attack", "certify", "load", "run_here", "samples", "wrap"),
     "goals": ("CrossEntropy", "Goal", "Loss", "Margin", "Scored"),

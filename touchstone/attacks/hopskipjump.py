@@ -1,0 +1,175 @@
+"""HopSkipJump: to the boundary, its normal from decisions around, a step along it, and again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from touchstone import engine
+from touchstone.fields import Count, Ratio
+from touchstone.methods import Cost, Info, MinimalNorm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from touchstone.engine import Asking, Case, Nearest, Plan
+
+HALVINGS = 20
+"""The most halvings of a step that does not reach the goal."""
+AT_ONCE = 2**19
+"""Values of all neighbours of one image in a question: an estimate of many neighbours takes several."""
+FIRST = 0.1
+"""Distance of the neighbours in the first round."""
+LEAST = {"l2": 0.5 / 255, "linf": 2 / 255}
+"""The least root mean square change of a neighbour that is a file. In L∞, where all values stand at one
+distance, less would be rounded away for all of them.
+"""
+LEAST_FLOAT = 1e-5
+
+
+class HopSkipJump(MinimalNorm):
+    """Decisions alone (algorithm 2): bisect the way to the boundary, ask about random neighbours of the point
+    there, and step along the mean of the directions that meet the goal less those that do not. The step is
+    halved until it meets the goal; then the next round begins.
+
+    Round t asks about `evaluations`·√t neighbours at a distance of 1/d of the perturbation's length. The
+    nearest image found is returned when `queries` are used up, or after all rounds. It begins at the first
+    random image that meets the goal, so a target that no random image reaches ends in failure.
+
+    Departures: every question is about a file, so neighbours are as far away as eight bits can tell apart and
+    the directions are those of the rounded neighbours. Random images of coarser grain follow if the first
+    does not meet the goal. A step is halved 20 times at most.
+    """
+
+    info = Info(
+        name="hopskipjump",
+        title="HopSkipJump attack",
+        norms=("l2", "linf"),
+        paper="Chen, Jordan & Wainwright 2020: HopSkipJumpAttack: A Query-Efficient Decision-Based Attack",
+        url="https://arxiv.org/abs/1904.02144",
+        access="decisions",
+        budget="minimal",
+    )
+
+    queries: Count = Field(
+        5_000, le=10_000_000, description="The most times that the model is asked about one image."
+    )
+    steps: Count = Field(64, le=10_000, description="The most rounds of estimate, step and bisection.")
+    evaluations: Count = Field(
+        100, le=100_000, description="Neighbours in the first round; the t-th takes √t times as many."
+    )
+    gamma: Ratio = Field(
+        1.0, gt=0, le=1e6, description="Bisection ends at γ/(d·√d) of the way, in L∞ at γ/d²."
+    )
+    starts: Count = Field(
+        100, le=100_000, description="The most random images that are tried for one that meets the goal."
+    )
+
+    def cost(self) -> Cost:
+        """The budget of queries."""
+        return Cost(forward=self.queries, backward=0)
+
+    def run(self, case: Case) -> Plan:
+        """Find a start, and approach in rounds; an image leaves once its budget does not pay for a round."""
+        torch = engine.torch
+        best, asked = yield from engine.begun(case, min(self.starts, self.queries))
+        rows = best.met.nonzero().flatten()
+        search = self._search(case)
+        hikers = _Hikers(case[rows], best.x[rows], self.queries - asked[rows], rows)
+        steps = hikers.left.clamp_max(search)
+        hikers, nearest = yield from hikers.landed(best.x[rows], steps)
+        best = best.put(rows, nearest)
+        for t in range(1, self.steps + 1):
+            hikers = hikers[hikers.left > search + 2]
+            if not len(hikers.row):
+                break
+            count = (hikers.left - search - 1).clamp_max(math.floor(self.evaluations * math.sqrt(t)))
+            normal = yield from _normal(hikers, count, hikers.radius(t))
+            hikers = replace(hikers, left=hikers.left - count)
+            hikers, far = yield from hikers.stepped(normal, t, search)
+            hikers, nearest = yield from hikers.landed(far, torch.full_like(hikers.left, search))
+            best = best.put(hikers.row, nearest)
+        return best.found(case)
+
+    def _search(self, case: Case) -> int:
+        d = case.threat.x0[0].numel()
+        power = 2.0 if case.threat.norm.name == "linf" else 1.5
+        return engine.halvings(case, min(1.0, self.gamma / d**power))
+
+
+@dataclass(frozen=True)
+class _Hikers(engine.Rows):
+    """The rows still under way, each at a point that meets its goal."""
+
+    case: Case
+    x: Tensor
+    left: Tensor  # (B,) queries
+    row: Tensor  # (B,) its place in the whole
+
+    def radius(self, t: int) -> Tensor:
+        """How far from each point its neighbours are in round t, (B,)."""
+        d = self.x[0].numel()
+        least = LEAST[self.case.threat.norm.name] if self.case.quantize else LEAST_FLOAT
+        wanted = self.case.threat.size(self.x) / d if t > 1 else self.left.new_tensor(FIRST)
+        return wanted.to(self.x.dtype).clamp_min(least * math.sqrt(d)).expand(len(self.row))
+
+    def stepped(self, normal: Tensor, t: int, reserve: int) -> Asking[tuple[_Hikers, Tensor]]:
+        """Steps along the normals, each halved until it meets the goal or only a `reserve` of its queries is
+        left: where they lead, or the points themselves.
+        """
+        torch = engine.torch
+        far, left = self.x, self.left
+        size = self.case.threat.size(self.x) / math.sqrt(t)
+        rows = torch.arange(len(left), device=left.device)
+        for halving in range(HALVINGS):
+            rows = rows[left[rows] > reserve]
+            if not len(rows):
+                break
+            case, length = self.case[rows], engine.column(size[rows] / 2**halving, far)
+            tried = (self.x[rows] + length * normal[rows]).clamp(0, 1)
+            met = case.goal.met((yield case.question(tried)).logits)
+            left = left.index_add(0, rows, torch.full_like(rows, -1))
+            far = far.index_copy(0, rows[met], tried[met])
+            rows = rows[~met]
+        return replace(self, left=left), far
+
+    def landed(self, far: Tensor, steps: Tensor) -> Asking[tuple[_Hikers, Nearest]]:
+        """At the boundary on the way back from `far`, by `steps` (B,) questions."""
+        x = yield from engine.crossed(self.case, far, steps)
+        moved = replace(self, x=x, left=self.left - steps)
+        return moved, engine.succeeded(self.case, x)
+
+
+def _normal(hikers: _Hikers, count: Tensor, radius: Tensor) -> Asking[Tensor]:
+    """The direction in which the goal is met, of size one in the norm, from `count` (B,) neighbours."""
+    torch, case, x = engine.torch, hikers.case, hikers.x
+    towards, every = torch.zeros_like(x), torch.zeros_like(x)
+    balance = torch.zeros_like(radius)
+    share = max(1, AT_ONCE // x[0].numel())
+    for start in range(0, int(count.max()), share):
+        asked = torch.arange(start, min(start + share, int(count.max())), device=x.device) < count[:, None]
+        row, place = asked.nonzero().unbind(1)
+        neighbours = _around(case, x, radius, asked.shape[1])[row, place]
+        files = case[row].file(neighbours)
+        met = case.goal[row].met((yield case[row].question(files)).logits)
+        sign = 2 * met.to(x.dtype) - 1
+        u = (files - x[row]) / engine.column(radius[row], x)
+        towards = towards.index_add(0, row, u * engine.column(sign, x))
+        every = every.index_add(0, row, u)
+        balance = balance.index_add(0, row, sign)
+    mean = balance / count
+    mean = mean.masked_fill(mean.abs() == 1, 0)  # where all agree, their mean is no baseline
+    return case.threat.norm.steepest(towards - engine.column(mean, x) * every, x)
+
+
+def _around(case: Case, x: Tensor, radius: Tensor, count: int) -> Tensor:
+    """Random neighbours of each point inside the box, (B, count, C, H, W)."""
+    like = x[:, None].expand(-1, count, *x.shape[1:])
+    even = case.threat.norm.name == "linf"
+    u = 2 * case.noise.uniform(like) - 1 if even else case.noise.normal(like)
+    length = radius[:, None] / engine.torch.linalg.vector_norm(u.flatten(2), dim=2)
+    around: Tensor = like + u * length[..., None, None, None]
+    return around.clamp(0, 1)

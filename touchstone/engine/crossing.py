@@ -1,0 +1,86 @@
+"""For attacks that see decisions alone: a first image that meets the goal, and where the way back to the
+original crosses the boundary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from touchstone.engine.nearest import Nearest
+from touchstone.engine.noise import Noise
+from touchstone.engine.queries import Asking
+from touchstone.engine.rows import column
+from touchstone.engine.threat import Case, Threat
+
+COARSENESS = (None, 1, 2, 4, 8)
+"""Cells along each side of the random images, in turn; None is a value for each pixel. A model calls nearly
+all images of one coarseness the same.
+"""
+FILE_STEPS, FLOAT_STEPS = 10, 20
+"""Halvings after which files, or numbers of 32 bits, no longer differ."""
+
+
+def begun(case: Case, most: int) -> Asking[tuple[Nearest, Tensor]]:
+    """For every row the first random image that meets its goal, among at most so many, and how many it was
+    asked about, (B,).
+    """
+    best = Nearest.none(case.threat.x0)
+    rows = torch.arange(len(case), device=case.device)
+    asked = torch.zeros_like(rows)
+    for attempt in range(most):
+        open_ = case[rows]
+        tried = open_.file(_random(open_.threat.x0, open_.noise, COARSENESS[attempt % len(COARSENESS)]))
+        met = open_.goal.met((yield open_.question(tried)).logits)
+        asked[rows] += 1
+        best = best.put(rows[met], succeeded(open_[met], tried[met]))
+        rows = rows[~met]
+        if not len(rows):
+            break
+    return best, asked
+
+
+def _random(like: Tensor, noise: Noise, cells: int | None) -> Tensor:
+    height, width = like.shape[2:]
+    if cells is None:
+        return noise.uniform(like)
+    grid = like.new_empty((*like.shape[:2], min(cells, height), min(cells, width)))
+    return functional.interpolate(noise.uniform(grid), (height, width))
+
+
+def drawn_back(threat: Threat, x: Tensor, part: Tensor) -> Tensor:
+    """The points with a `part` (B,) of their distance: along a straight line or, in L∞, clipped to a ball."""
+    d = x - threat.x0
+    if threat.norm.name == "linf":
+        radius = column(part * threat.norm.size(d), d)
+        return threat.x0 + d.maximum(-radius).minimum(radius)
+    return (threat.x0 + column(part, d) * d).clamp(0, 1)
+
+
+def halvings(case: Case, threshold: float) -> int:
+    """How many halvings leave less than a `threshold` of the way, or no difference that counts."""
+    wanted = (1 / torch.tensor(threshold).double()).log2().ceil().clamp_min(1)
+    return min(int(wanted), FILE_STEPS if case.quantize else FLOAT_STEPS)
+
+
+def crossed(case: Case, far: Tensor, steps: Tensor) -> Asking[Tensor]:
+    """Bisect the way from the original to `far`, which meets the goal: the nearest point on it that still
+    does, by `steps` (B,) questions.
+    """
+    low, high = torch.zeros_like(case.threat.eps), torch.ones_like(case.threat.eps)
+    for step in range(int(steps.max()) if len(steps) else 0):
+        rows = (steps > step).nonzero().flatten()
+        open_ = case[rows]
+        middle = (low[rows] + high[rows]) / 2
+        answer = yield open_.question(drawn_back(open_.threat, far[rows], middle))
+        met = open_.goal.met(answer.logits)
+        low = low.index_copy(0, rows, torch.where(met, low[rows], middle))
+        high = high.index_copy(0, rows, torch.where(met, middle, high[rows]))
+    return torch.where(column(high == 1, far), far, drawn_back(case.threat, far, high))
+
+
+def succeeded(case: Case, x: Tensor) -> Nearest:
+    """The record of points whose files meet the goal, as is known already."""
+    files = case.file(x)
+    return Nearest(files, case.threat.size(files), torch.zeros_like(case.threat.eps))
