@@ -15,7 +15,7 @@ from touchstone.engine import NORMS, Logits
 
 def test_it_comes_near_the_exact_distance():
     module, x = linear_model(classes=10), greyish(4)
-    found = touchstone.attack(touchstone.wrap(module), x, None, "boundary", queries=1_000, quantize=False)
+    found = touchstone.attack(touchstone.wrap(module), x, None, "boundary", queries=2_500, quantize=False)
     far = found.distance / distances(module, x, "l2")
     assert found.success.all()
     assert far.min() >= 1 - 1e-4
