@@ -106,8 +106,9 @@ def normal_at(case: Case, x: Tensor, count: Tensor, radius: Tensor) -> Asking[Te
     """The direction in which the goal is met, of size one in the norm, from `count` (B,) random neighbours at
     a distance of `radius` (B,): the mean of those that meet the goal less that of the others.
     """
-    towards, every = torch.zeros_like(x), torch.zeros_like(x)
-    balance = torch.zeros_like(radius)
+    # In float64, so that the order in which a batch's rows are added up shows in no row's result.
+    towards, every = torch.zeros_like(x).double(), torch.zeros_like(x).double()
+    balance = torch.zeros_like(radius).double()
     share = max(1, AT_ONCE // x[0].numel())
     for start in range(0, int(count.max()), share):
         asked = torch.arange(start, min(start + share, int(count.max())), device=x.device) < count[:, None]
@@ -115,14 +116,14 @@ def normal_at(case: Case, x: Tensor, count: Tensor, radius: Tensor) -> Asking[Te
         neighbours = _around(case, x, radius, asked.shape[1])[row, place]
         files = case[row].file(neighbours)
         met = case.goal[row].met((yield case[row].question(files)).logits)
-        sign = 2 * met.to(x.dtype) - 1
-        u = (files - x[row]) / column(radius[row], x)
+        sign = 2 * met.double() - 1
+        u = (files - x[row]).double() / column(radius[row], x)
         towards = towards.index_add(0, row, u * column(sign, x))
         every = every.index_add(0, row, u)
         balance = balance.index_add(0, row, sign)
     mean = balance / count
     mean = mean.masked_fill(mean.abs() == 1, 0)  # where all agree, their mean is no baseline
-    return case.threat.norm.steepest(towards - column(mean, x) * every, x)
+    return case.threat.norm.steepest(towards - column(mean, x) * every, x).to(x.dtype)
 
 
 def _around(case: Case, x: Tensor, radius: Tensor, count: int) -> Tensor:
@@ -130,5 +131,6 @@ def _around(case: Case, x: Tensor, radius: Tensor, count: int) -> Tensor:
     like = x[:, None].expand(-1, count, *x.shape[1:])
     even = case.threat.norm.name == "linf"
     u = 2 * case.noise.uniform(like) - 1 if even else case.noise.normal(like)
-    length = radius[:, None] / torch.linalg.vector_norm(u.flatten(2), dim=2)
-    return (like + u * length[..., None, None, None]).clamp(0, 1)
+    length = radius[:, None] / u.flatten(2).double().square().sum(2).sqrt()
+    around: Tensor = like + u * length[..., None, None, None].to(u.dtype)
+    return around.clamp(0, 1)
