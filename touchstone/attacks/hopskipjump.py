@@ -19,15 +19,8 @@ if TYPE_CHECKING:
 
 HALVINGS = 20
 """The most halvings of a step that does not reach the goal."""
-AT_ONCE = 2**19
-"""Values of all neighbours of one image in a question: an estimate of many neighbours takes several."""
 FIRST = 0.1
 """Distance of the neighbours in the first round."""
-LEAST = {"l2": 0.5 / 255, "linf": 2 / 255}
-"""The least root mean square change of a neighbour that is a file. In L∞, where all values stand at one
-distance, less would be rounded away for all of them.
-"""
-LEAST_FLOAT = 1e-5
 
 
 class HopSkipJump(MinimalNorm):
@@ -87,7 +80,7 @@ class HopSkipJump(MinimalNorm):
             if not len(hikers.row):
                 break
             count = (hikers.left - search - 1).clamp_max(math.floor(self.evaluations * math.sqrt(t)))
-            normal = yield from _normal(hikers, count, hikers.radius(t))
+            normal = yield from engine.normal_at(hikers.case, hikers.x, count, hikers.radius(t))
             hikers = replace(hikers, left=hikers.left - count)
             hikers, far = yield from hikers.stepped(normal, t, search)
             hikers, nearest = yield from hikers.landed(far, torch.full_like(hikers.left, search))
@@ -111,10 +104,8 @@ class _Hikers(engine.Rows):
 
     def radius(self, t: int) -> Tensor:
         """How far from each point its neighbours are in round t, (B,)."""
-        d = self.x[0].numel()
-        least = LEAST[self.case.threat.norm.name] if self.case.quantize else LEAST_FLOAT
-        wanted = self.case.threat.size(self.x) / d if t > 1 else self.left.new_tensor(FIRST)
-        return wanted.to(self.x.dtype).clamp_min(least * math.sqrt(d)).expand(len(self.row))
+        near = engine.nearby(self.case, self.x)
+        return near if t > 1 else near.clamp_min(FIRST)
 
     def stepped(self, normal: Tensor, t: int, reserve: int) -> Asking[tuple[_Hikers, Tensor]]:
         """Steps along the normals, each halved until it meets the goal or only a `reserve` of its queries is
@@ -141,35 +132,3 @@ class _Hikers(engine.Rows):
         x = yield from engine.crossed(self.case, far, steps)
         moved = replace(self, x=x, left=self.left - steps)
         return moved, engine.succeeded(self.case, x)
-
-
-def _normal(hikers: _Hikers, count: Tensor, radius: Tensor) -> Asking[Tensor]:
-    """The direction in which the goal is met, of size one in the norm, from `count` (B,) neighbours."""
-    torch, case, x = engine.torch, hikers.case, hikers.x
-    towards, every = torch.zeros_like(x), torch.zeros_like(x)
-    balance = torch.zeros_like(radius)
-    share = max(1, AT_ONCE // x[0].numel())
-    for start in range(0, int(count.max()), share):
-        asked = torch.arange(start, min(start + share, int(count.max())), device=x.device) < count[:, None]
-        row, place = asked.nonzero().unbind(1)
-        neighbours = _around(case, x, radius, asked.shape[1])[row, place]
-        files = case[row].file(neighbours)
-        met = case.goal[row].met((yield case[row].question(files)).logits)
-        sign = 2 * met.to(x.dtype) - 1
-        u = (files - x[row]) / engine.column(radius[row], x)
-        towards = towards.index_add(0, row, u * engine.column(sign, x))
-        every = every.index_add(0, row, u)
-        balance = balance.index_add(0, row, sign)
-    mean = balance / count
-    mean = mean.masked_fill(mean.abs() == 1, 0)  # where all agree, their mean is no baseline
-    return case.threat.norm.steepest(towards - engine.column(mean, x) * every, x)
-
-
-def _around(case: Case, x: Tensor, radius: Tensor, count: int) -> Tensor:
-    """Random neighbours of each point inside the box, (B, count, C, H, W)."""
-    like = x[:, None].expand(-1, count, *x.shape[1:])
-    even = case.threat.norm.name == "linf"
-    u = 2 * case.noise.uniform(like) - 1 if even else case.noise.normal(like)
-    length = radius[:, None] / engine.torch.linalg.vector_norm(u.flatten(2), dim=2)
-    around: Tensor = like + u * length[..., None, None, None]
-    return around.clamp(0, 1)

@@ -1,8 +1,10 @@
-"""For attacks that see decisions alone: a first image that meets the goal, and where the way back to the
-original crosses the boundary.
+"""For attacks that see decisions alone: a first image that meets the goal, where the way back to the original
+crosses the boundary, and which way the boundary faces there.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -20,6 +22,13 @@ all images of one coarseness the same.
 """
 FILE_STEPS, FLOAT_STEPS = 10, 20
 """Halvings after which files, or numbers of 32 bits, no longer differ."""
+AT_ONCE = 2**19
+"""Values of all neighbours of one image in a question: an estimate of many neighbours takes several."""
+LEAST = {"l2": 0.5 / 255, "linf": 2 / 255}
+"""The least root mean square change of a neighbour that is a file. In L∞, where all values stand at one
+distance, less would be rounded away for all of them.
+"""
+LEAST_FLOAT = 1e-5
 
 
 def begun(case: Case, most: int) -> Asking[tuple[Nearest, Tensor]]:
@@ -84,3 +93,44 @@ def succeeded(case: Case, x: Tensor) -> Nearest:
     """The record of points whose files meet the goal, as is known already."""
     files = case.file(x)
     return Nearest(files, case.threat.size(files), torch.zeros_like(case.threat.eps))
+
+
+def nearby(case: Case, x: Tensor) -> Tensor:
+    """How far from each point its neighbours are to be, (B,): a d-th of its distance, but not too near."""
+    d = x[0].numel()
+    least = LEAST[case.threat.norm.name] if case.quantize else LEAST_FLOAT
+    return (case.threat.size(x) / d).clamp_min(least * math.sqrt(d))
+
+
+def normal_at(case: Case, x: Tensor, count: Tensor, radius: Tensor) -> Asking[Tensor]:
+    """The direction in which the goal is met, of size one in the norm, from `count` (B,) random neighbours at
+    a distance of `radius` (B,): the mean of those that meet the goal less that of the others.
+    """
+    # In float64, so that the order in which a batch's rows are added up shows in no row's result.
+    towards, every = torch.zeros_like(x).double(), torch.zeros_like(x).double()
+    balance = torch.zeros_like(radius).double()
+    share = max(1, AT_ONCE // x[0].numel())
+    for start in range(0, int(count.max()), share):
+        asked = torch.arange(start, min(start + share, int(count.max())), device=x.device) < count[:, None]
+        row, place = asked.nonzero().unbind(1)
+        neighbours = _around(case, x, radius, asked.shape[1])[row, place]
+        files = case[row].file(neighbours)
+        met = case.goal[row].met((yield case[row].question(files)).logits)
+        sign = 2 * met.double() - 1
+        u = (files - x[row]).double() / column(radius[row], x)
+        towards = towards.index_add(0, row, u * column(sign, x))
+        every = every.index_add(0, row, u)
+        balance = balance.index_add(0, row, sign)
+    mean = balance / count
+    mean = mean.masked_fill(mean.abs() == 1, 0)  # where all agree, their mean is no baseline
+    return case.threat.norm.steepest(towards - column(mean, x) * every, x).to(x.dtype)
+
+
+def _around(case: Case, x: Tensor, radius: Tensor, count: int) -> Tensor:
+    """Random neighbours of each point inside the box, (B, count, C, H, W)."""
+    like = x[:, None].expand(-1, count, *x.shape[1:])
+    even = case.threat.norm.name == "linf"
+    u = 2 * case.noise.uniform(like) - 1 if even else case.noise.normal(like)
+    length = radius[:, None] / u.flatten(2).double().square().sum(2).sqrt()
+    around: Tensor = like + u * length[..., None, None, None].to(u.dtype)
+    return around.clamp(0, 1)
