@@ -1,0 +1,143 @@
+"""The tables of docs/attacks.md: from the catalogue, and from the records of `benchmarks.attacks`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS
+from touchstone.methods import Method, catalogue
+
+DOCUMENT = Path(__file__).parents[1] / "docs/attacks.md"
+TABLE, BESIDE = "attack-table", "attacks-beside-peers"
+
+ACCESS = ["gradients", "scores", "decisions", "transfer"]
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+
+
+def write() -> None:
+    """Bring the document up to date with the catalogue and the records."""
+    DOCUMENT.write_text(written(DOCUMENT.read_text()))
+
+
+def written(text: str) -> str:
+    """The document with its tables as they should be."""
+    return _between(_between(text, "catalogue", methods()), "figures", figures())
+
+
+def _between(text: str, what: str, table: str) -> str:
+    marks = f"<!-- {what} -->", f"<!-- end of {what} -->"
+    inside = f"{marks[0]}\n{table}\n{marks[1]}" if table else "\n".join(marks)
+    return re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: inside, text, flags=re.DOTALL)
+
+
+def methods() -> str:
+    """All attacks, those that need most of a model first."""
+    attacks = sorted(
+        catalogue("attack").values(), key=lambda one: (ACCESS.index(one.info.access), one.info.name)
+    )
+    return "\n".join(
+        [
+            "| attack | title | needs | norms | targeted | budget | paper |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *map(_method, attacks),
+        ]
+    )
+
+
+def _method(method: type[Method]) -> str:
+    info = method.info
+    norms = ", ".join(NORMS[norm] for norm in info.norms)
+    paper, _, _ = info.paper.partition(":")
+    cells = [
+        f"`{info.name}`", info.title, info.access, norms, "yes" if info.targeted else "no", info.budget,
+        f"[{paper}]({info.url})",
+    ]  # fmt: skip
+    return _line(cells)
+
+
+def figures() -> str:
+    """What was measured, as far as there are records."""
+    parts = [
+        table(_record(name)) for name, table in ((TABLE, _attacks), (BESIDE, _peers)) if _path(name).exists()
+    ]
+    return "\n\n".join(parts)
+
+
+def _path(name: str) -> Path:
+    return RESULTS / f"{name}.json"
+
+
+def _record(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_path(name).read_text())
+    return found
+
+
+def _machine(record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    return f"on {machine['date']} on {machine['threads']} cores of an {machine['processor']}"
+
+
+def _attacks(record: dict[str, Any]) -> str:
+    rows = [
+        f"Every attack alone, {_machine(record)}: the share of images fooled, the median distance, "
+        "forward and backward passes and milliseconds per image."
+    ]
+    for network, found in record["networks"].items():
+        rows += [
+            "",
+            f"`{network}`, radius {found['eps']:g} in L∞ where one is given:",
+            "",
+            "| attack | norm | images | fooled | distance | forward | backward | ms |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            *(_attack(name, one) for name, one in found["attacks"].items()),
+        ]
+    return "\n".join(rows)
+
+
+def _attack(name: str, one: dict[str, Any]) -> str:
+    backward = f"{one['backward']:,.0f}"
+    if one["surrogate"]:
+        backward += f" ({one['surrogate']:,.0f} of surrogates)"
+    cells = [
+        f"`{name}`", NORMS[one["norm"]], str(one["images"]), f"{one['fooled']:.0%}",
+        _distance(one["distance"]), f"{one['forward']:,.0f}", backward, f"{1000 * one['seconds']:,.1f}",
+    ]  # fmt: skip
+    return _line(cells)
+
+
+def _distance(distance: float | None) -> str:
+    return "none" if distance is None else f"{distance:.3g}"
+
+
+def _peers(record: dict[str, Any]) -> str:
+    rows = [
+        f"Beside other libraries, {_machine(record)}, with the same module, images and numbers of steps, in "
+        "one process: what is left of the accuracy, or the median distance, and seconds for all images.",
+        "",
+        "| network | attack | norm | peer | images | ours | peer's | seconds | peer's | times as fast |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for network, found in record["networks"].items():
+        rows += [_pair(network, pair) for pair in found["pairs"]]
+    return "\n".join(rows)
+
+
+def _pair(network: str, pair: dict[str, Any]) -> str:
+    ours, theirs = pair["ours"], pair["theirs"]
+    cells = [
+        f"`{network}`", f"`{pair['attack']}`", NORMS[pair["norm"]], pair["peer"], str(pair["images"]),
+        _outcome(ours), _outcome(theirs), f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}",
+        f"{pair['speed_ratio']:g}",
+    ]  # fmt: skip
+    return _line(cells)
+
+
+def _outcome(side: dict[str, Any]) -> str:
+    return f"{side['robust_accuracy']:.1%} left" if "robust_accuracy" in side else f"{side['distance']:.4f}"
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,160 @@
+"""Every attack of the catalogue on two networks, and some of them beside their peers.
+
+`python -m benchmarks.attacks` measures and leaves records; with `--write-docs` it measures nothing, but
+writes the tables of docs/attacks.md from the records there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import touchstone
+from benchmarks import attack_tables, rivals
+from benchmarks.record import save
+from touchstone.engine import Logits, Model
+from touchstone.methods import catalogue, find
+
+NETWORKS = {"fashion-mnist-cnn": 0.03, "fashion-mnist-cnn-linf": 0.1}
+"""The networks and the radius in L∞ that is neither too easy nor too hard on them."""
+
+SURROGATES = {
+    "fashion-mnist-cnn": ("fashion-mnist-cnn-noise-0.25", "fashion-mnist-cnn-linf"),
+    "fashion-mnist-cnn-linf": ("fashion-mnist-cnn-noise-0.25",),
+}
+QUERIES = {"scores": 1_000, "decisions": 2_000}
+FEWER = {"autoattack": 40, "cw": 20, "cw-linf": 20, "ead": 20, "boundary": 20, "hopskipjump": 20}
+"""How many images the slow ones get."""
+
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A network, and images that it gets right with their labels."""
+
+    name: str
+    model: Model
+    x: Tensor
+    y: Tensor
+    eps: float
+
+
+def trial(name: str, count: int) -> Trial:
+    """The first images of the samples that the network gets right."""
+    model = loaded(name)
+    x = touchstone.samples()
+    y = torch.arange(len(x)) % 10
+    [answer] = model.oracle.answer([Logits(x)])
+    right = (answer.logits.argmax(1) == y).nonzero().flatten()[:count]
+    return Trial(name, model, x[right], y[right], NETWORKS[name])
+
+
+def loaded(name: str) -> Model:
+    """With a size of batch that does not depend on how busy the machine was when it was probed."""
+    model = touchstone.load(name)
+    return replace(model, oracle=replace(model.oracle, rows=ROWS))
+
+
+def asked(name: str, eps: float) -> dict[str, Any]:
+    """The parameters that are not an attack's defaults."""
+    method = find(name, "attack")
+    ball = {"norm": "linf", "eps": eps} if "eps" in method.model_fields else {}
+    budget = QUERIES.get(method.info.access)
+    return ball | ({"queries": budget} if budget and "queries" in method.model_fields else {})
+
+
+def measured(name: str, on: Trial) -> dict[str, Any]:
+    """What one attack comes to, and what it takes, image by image on average."""
+    fields, count = asked(name, on.eps), min(FEWER.get(name, len(on.x)), len(on.x))
+    crafted = find(name, "attack").info.access == "transfer"
+    surrogates = [loaded(other) for other in SURROGATES[on.name]] if crafted else []
+    began = time.perf_counter()
+    found = touchstone.attack(
+        on.model, on.x[:count], on.y[:count], name, quantize=False, surrogates=surrogates, **fields
+    )
+    seconds = time.perf_counter() - began
+    return {
+        "norm": norm_of(name),
+        "parameters": fields,
+        "images": count,
+        "fooled": round(float(found.success.double().mean()), 4),
+        "distance": typical(name, found.distance, found.success),
+        "forward": round(found.queries.forward / count, 1),
+        "backward": round(found.queries.backward / count, 1),
+        "surrogate": round(found.queries.surrogate / count, 1),
+        "seconds": round(seconds / count, 5),
+    }
+
+
+def norm_of(name: str) -> str:
+    """The norm that the attack is measured in here."""
+    method = find(name, "attack")
+    return "linf" if "eps" in method.model_fields else getattr(method(), "norm", method.info.norms[0])
+
+
+def typical(name: str, distance: Tensor, success: Tensor) -> float | None:
+    """The median distance: of a fixed budget's successes, else of all images, failures infinitely far.
+
+    None where that is infinite, or nothing was fooled.
+    """
+    if find(name, "attack").info.budget == "fixed":
+        distance = distance[success]
+    else:
+        distance = distance.masked_fill(~success, torch.inf)
+    middle = float(distance.quantile(0.5, interpolation="lower")) if len(distance) else torch.inf
+    return round(middle, 5) if middle < torch.inf else None
+
+
+def everything(count: int) -> dict[str, Any]:
+    """All attacks on all networks."""
+    figures: dict[str, Any] = {"samples": count, "networks": {}}
+    for network, eps in NETWORKS.items():
+        on = trial(network, count)
+        touchstone.attack(on.model, on.x, on.y, "pgd", steps=2, quantize=False)  # to warm up
+        rows = {name: told(network, name, measured(name, on)) for name in catalogue("attack")}
+        figures["networks"][network] = {"eps": eps, "attacks": rows}
+    return figures
+
+
+def beside(count: int) -> dict[str, Any]:
+    """The pairs of `rivals` on all networks."""
+    figures: dict[str, Any] = {"samples": count, "networks": {}}
+    for network, eps in NETWORKS.items():
+        on = trial(network, count)
+        rows = []
+        for pair in rivals.PAIRS:
+            rows.append(rivals.compared(pair, on.model, on.x, on.y, on.eps))
+            told(network, f"{pair.attack} beside {pair.peer}", rows[-1])
+        figures["networks"][network] = {"eps": eps, "pairs": rows}
+    return figures
+
+
+def told(network: str, what: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The row, after a line about it with the seconds since the start."""
+    print(f"{time.perf_counter() - STARTED:6.1f} s  {network}  {what}: {row}", flush=True)
+    return row
+
+
+STARTED = time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attacks", description=__doc__)
+    parser.add_argument("--images", type=int, default=100, help="how many images (100)")
+    parser.add_argument("--write-docs", action="store_true", help="write the tables of docs/attacks.md")
+    arguments = parser.parse_args()
+    if arguments.write_docs:
+        attack_tables.write()
+        return
+    save(attack_tables.TABLE, everything(arguments.images))
+    save(attack_tables.BESIDE, beside(arguments.images))
+
+
+if __name__ == "__main__":
+    main()
