@@ -135,7 +135,7 @@ def test_what_would_be_refused_is_priced_all_the_same(api: Api) -> None:
 @pytest.mark.parametrize(("path", "method"), PRICED)
 def test_a_cost_is_refused_as_the_submission_is(api: Api, path: str, method: type[Method] | None) -> None:
     kind = method.kind if method else "prediction"
-    bad = {"attack": {"eps": "8"}, "certificate": {"sigma": "-1"}, "prediction": {"top": "0"}}[kind]
+    bad = {"attack": {"defence": "prayer"}, "certificate": {"sigma": "-1"}, "prediction": {"top": "0"}}[kind]
     fields = {"model": some_model().id, **bad}
     asked, submitted = api.client.get(f"{path}/cost", params=fields), api.submit(path, **fields)
     told, refused = (problem(one, 422, "invalid_parameter", next(iter(bad))) for one in (asked, submitted))

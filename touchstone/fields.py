@@ -70,6 +70,9 @@ Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 Count = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 """A whole number of at least one."""
 
+Natural = Annotated[int, Field(ge=0, le=1_000), BeforeValidator(_refuse_bool)]
+"""A whole number from 0 to 1,000."""
+
 Askings = Annotated[
     int,
     Field(

@@ -110,7 +110,7 @@ class Method(BaseModel):
         schema = handler.resolve_ref_schema(handler(core_schema))
         norm = schema.get("properties", {}).get("norm", {})
         if "enum" in norm:
-            norm["enum"] = [name for name in norm["enum"] if name in cls.info.norms]
+            norm["enum"] = [name for name in cls.info.norms if name in norm["enum"]]
         return schema
 
     def cost(self) -> Cost:

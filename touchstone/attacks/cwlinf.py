@@ -11,7 +11,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.attacks.cw import LOOKS, Descent, from_tanh, in_tanh, margin_of, sure, to_tanh
 from touchstone.engine.rows import Rows
-from touchstone.fields import Count, Distance, Norm, Ratio
+from touchstone.fields import Count, Norm, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class CWLinf(MinimalNorm):
     decrease_factor: Ratio = Field(
         0.9, gt=0, le=0.99, description="τ becomes this part of the distance reached."
     )
-    smallest: Distance = Field(1 / 2048, ge=1e-4, le=1, description="No search has a smaller τ.")
+    smallest: Ratio = Field(1 / 2048, ge=1e-4, le=1, description="No search has a smaller τ.")
     abort_early: bool = Field(True, description="End a search once its loss has stopped falling.")
 
     def cost(self) -> Cost:

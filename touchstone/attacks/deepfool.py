@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Askings, Count, Norm, Ratio
+from touchstone.fields import Askings, Count, Norm, Ratio, Whole
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class DeepFool(MinimalNorm):
 
     norm: Norm = Field("l2", description="The norm in which the perturbation is measured.")
     steps: Count = Field(50, le=10_000, description="The most steps.")
-    candidates: Count = Field(
+    candidates: Whole = Field(
         10, ge=2, le=1_000, description="How many of the likeliest classes to look at, the label included."
     )
     overshoot: Ratio = Field(0.02, ge=0, le=1, description="How far to go beyond the boundary, as a share.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Ratio, Whole
+from touchstone.fields import Count, Natural, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -55,10 +55,8 @@ class FAB(MinimalNorm):
     restarts: Count = Field(
         1, le=1_000, description="Attempts for each boundary: the first from the image, others from nearby."
     )
-    rivals: Whole | None = Field(
+    rivals: Natural | None = Field(
         None,
-        ge=0,
-        le=1_000,
         description="How many of the likeliest other classes to head for, one after another; 0 looks at all "
         "boundaries in each step; unset means 0 up to ten classes, and 9 beyond.",
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Ratio
+from touchstone.fields import Count, Ratio, Whole
 from touchstone.methods import Attack, Cost, Info
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class OnePixel(Attack):
         40_400, le=10_000_000, description="Times the model is asked about one image: 100 generations."
     )
     pixels: Count = Field(1, le=100, description="Pixels that may change, in all their channels.")
-    population: Count = Field(400, ge=4, le=10_000, description="Members of the population.")
+    population: Whole = Field(400, ge=4, le=10_000, description="Members of the population.")
     strategy: Literal["rand1bin", "best1bin"] = Field(
         "rand1bin", description="Whether children start from a random member, or from the best."
     )

@@ -10,7 +10,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.attacks.deepfool import deepfool
 from touchstone.attacks.fab import projection
-from touchstone.fields import Askings, Count, Norm, Ratio
+from touchstone.fields import Askings, Count, Norm, Ratio, Whole
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class SparseFool(MinimalNorm):
     reach: Ratio = Field(3.0, ge=1, le=100, description="λ: how far the plane is moved beyond the boundary.")
     overshoot: Ratio = Field(0.02, ge=0, le=1, description="How far to go beyond the plane, as a share.")
     inner_steps: Count = Field(50, le=1_000, description="The most steps of DeepFool at a time.")
-    candidates: Count = Field(
+    candidates: Whole = Field(
         10, ge=2, le=1_000, description="How many of the likeliest classes DeepFool looks at."
     )
     eot: Askings = 1
