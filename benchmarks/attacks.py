@@ -28,7 +28,7 @@ SURROGATES = {
     "fashion-mnist-cnn-linf": ("fashion-mnist-cnn-noise-0.25",),
 }
 QUERIES = {"scores": 1_000, "decisions": 2_000}
-FEWER = {"autoattack": 40, "cw": 20, "cw-linf": 20, "ead": 20, "boundary": 20, "hopskipjump": 20}
+FEWER = {"autoattack": 40, "cw": 10, "cw-linf": 10, "ead": 20, "boundary": 20, "hopskipjump": 20}
 """How many images the slow ones get."""
 
 ROWS = 64
