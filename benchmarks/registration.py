@@ -1,0 +1,113 @@
+"""From a file of 20 MB to the first attack: registering a model, and asking it once it was forgotten.
+
+There is no peer to run beside it: no other service of the field takes models.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+
+from benchmarks.networks import LITE0
+from benchmarks.record import save
+from touchstone.models.loading import load_plain
+from touchstone.models.zoo import manifest
+from touchstone.settings import Settings
+from touchstone.up import running
+
+PHOTO = Path("touchstone/photos/coffee.png")
+ROUNDS = 3
+
+
+def main() -> None:
+    """Register EfficientNet-Lite0 as a stranger's ONNX file, attack it cold and warm."""
+    file = exported()
+    rounds = [measure(file) for _ in range(ROUNDS)]
+    figures = {name: round(statistics.median(one[name] for one in rounds), 2) for name in rounds[0]}
+    save("registration", {"megabytes": round(len(file) / 1e6, 1), **figures})
+
+
+def exported() -> bytes:
+    """The zoo's network for photos, through PyTorch's exporter."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            load_plain(manifest(LITE0)),
+            (torch.rand(2, 3, 224, 224),),
+            buffer,
+            dynamo=False,
+            opset_version=17,
+            input_names=["x"],
+            dynamic_axes={"x": {0: "n"}},
+        )
+    return buffer.getvalue()
+
+
+def measure(file: bytes) -> dict[str, float]:
+    """Seconds of each part, on a service that has just started."""
+    with (
+        tempfile.TemporaryDirectory() as home,
+        running(Settings(home=Path(home), port=0), lambda _line: None) as url,
+    ):
+        registering = timed(lambda: register(url, file))
+        cold, first = attack(url)
+        warm, _ = attack(url)
+    return {
+        "seconds_to_register": registering,
+        "seconds_to_first_attack": cold,
+        "of_which_loading": first["timings"]["prepare"],
+        "seconds_to_second_attack": warm,
+    }
+
+
+def timed(action: Any) -> float:
+    """Seconds that it takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def register(url: str, file: bytes) -> None:
+    """One request, until the model can be used."""
+    card = manifest(LITE0)
+    told = {
+        "id": "lite0-of-my-own",
+        "classes": list(card.classes),
+        "input": card.input.model_dump(mode="json"),
+        "mean": list(card.mean),
+        "std": list(card.std),
+    }
+    finished(url, {"file": ("model.onnx", file)}, {"manifest": json.dumps(told)}, "/v1/models")
+
+
+def attack(url: str) -> tuple[float, dict[str, Any]]:
+    """One attack on the registered model: seconds, and the job."""
+    image = {"image": ("coffee.png", PHOTO.read_bytes())}
+    fields = {"model": "lite0-of-my-own", "eps": "2/255", "steps": "10"}
+    began = time.perf_counter()
+    job = finished(url, image, fields, "/v1/attacks/pgd")
+    return time.perf_counter() - began, job
+
+
+def finished(url: str, files: dict[str, Any], fields: dict[str, str], path: str) -> dict[str, Any]:
+    """Submit, and wait for the job's end."""
+    answer = httpx2.post(url + path, data=fields, files=files, headers={"Prefer": "wait=60"}, timeout=120)
+    answer.raise_for_status()
+    job: dict[str, Any] = answer.json()
+    if job["status"] != "succeeded":
+        raise RuntimeError(job)
+    return job
+
+
+if __name__ == "__main__":
+    main()
