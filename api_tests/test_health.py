@@ -50,6 +50,17 @@ def test_docs_come_from_this_machine_only(api: Api) -> None:
         assert api.client.get(path).status_code == 200
 
 
+def test_the_description_comes_compressed_to_who_takes_it(api: Api) -> None:
+    plain, packed = (
+        api.client.get("/openapi.json", headers={"Accept-Encoding": encoding})
+        for encoding in ("identity", "gzip")
+    )
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert plain.json() == packed.json()
+    assert "/v1/attacks/pgd" in plain.json()["paths"]
+
+
 def test_every_answer_is_safe_and_has_an_id(api: Api) -> None:
     for path in ("/healthz", "/v1/jobs", "/nothing", "/docs"):
         headers = api.client.get(path).headers

@@ -65,6 +65,7 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
         description=_ABOUT,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # `docs` serves it
         lifespan=_lifespan,
         telemetry={"tracing": False, "metrics": False, "logs": False},
         redirect_slashes=False,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
@@ -35,3 +38,22 @@ def show_docs() -> FileResponse:
 def start_docs() -> FileResponse:
     """What starts the page."""
     return FileResponse(_HERE / "docs.js")
+
+
+@router.get("/openapi.json")
+def get_openapi(request: Request) -> Response:
+    """Every operation in full, compressed for whoever takes that: each method's schema makes it long."""
+    packed = "gzip" in request.headers.get("accept-encoding", "")
+    body = _packed(request.app) if packed else _description(request.app)
+    headers = {"Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if packed else {})}
+    return Response(body, headers=headers, media_type="application/json")
+
+
+@cache
+def _description(app: FastAPI) -> bytes:
+    return json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@cache
+def _packed(app: FastAPI) -> bytes:
+    return gzip.compress(_description(app))

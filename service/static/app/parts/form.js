@@ -29,9 +29,9 @@ export function written(value) {
 
 function shapeOf(schema) {
   const variants = (schema.anyOf ?? [schema]).filter(({type}) => type !== "null");
-  const [{type, minimum: min, maximum: max}, other] = variants;
+  const [{type, pattern, minimum: min, maximum: max}, other] = variants;
   const choices = variants.flatMap((one) => one.enum ?? ("const" in one ? [one.const] : []));
-  return {type, min, max, choices, pair: Boolean(other), optional: schema.default === undefined || schema.default === null};
+  return {type, pattern, min, max, choices, pair: Boolean(other), optional: schema.default === undefined || schema.default === null};
 }
 
 /** Whether a schema is that of a class, which has an index or a name. */
@@ -82,7 +82,8 @@ function widget(schema, {type, choices, pair}) {
   if (type === "boolean") return toggle;
   if (choices.length) return choices.join("").length > WIDE ? select : segments;
   if (isClass(schema)) return classes;
-  return pair ? distance : numeric;
+  if (pair) return distance;
+  return type === "string" || type === "array" ? textual : numeric;
 }
 
 const plain = (input, group) => ({group, control: input, input: () => input, text: () => input.value.trim()});
@@ -131,6 +132,12 @@ function classIn(text, names) {
 function numeric(attributes, {type, min, max, optional}, value) {
   const step = type === "integer" ? 1 : "any";
   return plain(h("input", {...attributes, type: "number", min, max, step, required: !optional, value}));
+}
+
+/** Words in a form of their own, or a list of them with commas between. */
+function textual(attributes, {type, pattern, optional}, value) {
+  const required = !optional && type === "string";
+  return plain(h("input", {...attributes, autocomplete: "off", spellcheck: "false", pattern, required, value}));
 }
 
 /** A number or a fraction; in L∞, where people think in steps of 8-bit colours, with a slider of those. */
