@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from touchstone.engine import attack, certify, load, samples, wrap
+    from touchstone.measure import success_area
 
-__all__ = ["attack", "attacks", "certificates", "certify", "load", "samples", "wrap"]
+__all__ = ["attack", "attacks", "certificates", "certify", "load", "samples", "success_area", "wrap"]
 
 
 def attacks() -> list[dict[str, Any]]:
@@ -35,4 +36,8 @@ def __getattr__(name: str) -> Any:
         from touchstone import engine  # noqa: PLC0415 - loads torch
 
         return getattr(engine, name)
+    if name == "success_area":
+        from touchstone.measure import success_area  # noqa: PLC0415 - loads numpy
+
+        return success_area
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from touchstone.images import Pixels
 
@@ -12,6 +12,24 @@ Plane = NDArray[np.float64]
 WINDOW = 11
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2  # for values in [0,1]
+
+
+def success_area(distances: ArrayLike, success: ArrayLike, largest: float) -> float:
+    """How much an attack achieves over all radii up to `largest`: the area under its success rate, in [0,1].
+
+    The rate at a radius is the share of images (N,) that are fooled within it, a step function of the radius,
+    and it is integrated as one: an image fooled at distance d adds (1 - d / largest) / N, one that is not adds
+    nothing. So an attack that changes nothing scores 0, and one that needs no distance 1; straight lines
+    between measured radii would give the first up to two thirds. Raises ValueError.
+    """
+    d, fooled = np.asarray(distances, dtype=np.float64), np.asarray(success, dtype=bool)
+    if d.shape != fooled.shape or d.ndim != 1 or not len(d):
+        raise ValueError(
+            f"distances and success: expected two lists of one length, not {d.shape}, {fooled.shape}"
+        )
+    if not largest > 0:
+        raise ValueError(f"largest: expected a positive radius, not {largest}")
+    return float(np.where(fooled, np.clip(1 - d / largest, 0, 1), 0.0).mean())
 
 
 def perturbation(original: Pixels, adversarial: Pixels) -> dict[str, float | int]:
