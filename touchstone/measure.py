@@ -18,7 +18,7 @@ def success_area(distances: ArrayLike, success: ArrayLike, largest: float) -> fl
     """How much an attack achieves over all radii up to `largest`: the area under its success rate, in [0,1].
 
     The rate at a radius is the share of images (N,) that are fooled within it, a step function of the radius,
-    and it is integrated as one: an image fooled at distance d adds (1 - d / largest) / N, one that is not adds
+    and it is integrated as one: an image fooled at distance d adds (1 - d / largest) / N, another adds
     nothing. So an attack that changes nothing scores 0, and one that needs no distance 1; straight lines
     between measured radii would give the first up to two thirds. Raises ValueError.
     """
