@@ -15,7 +15,7 @@ from touchstone.engine.noise import Noise
 from touchstone.engine.norms import NORMS
 from touchstone.engine.threat import Case, Threat
 from touchstone.errors import InvalidParameter, UnknownModel
-from touchstone.fitting import check_surrogates
+from touchstone.fitting import with_surrogates
 from touchstone.models import zoo
 from touchstone.models.shelf import ZOO
 
@@ -83,12 +83,20 @@ def test_the_blur_keeps_sums_and_spreads_a_point_as_a_gaussian() -> None:
 
 @pytest.mark.parametrize(
     ("surrogate", "error"),
-    [("", InvalidParameter), ("nothing", UnknownModel), ("imagenet-efficientnet-lite0", InvalidParameter)],
+    [("nothing", UnknownModel), ("imagenet-efficientnet-lite0", InvalidParameter)],
 )
 def test_surrogates_that_cannot_serve_are_refused(surrogate: str, error: type[Exception]) -> None:
     asked = Transfer.parse({"surrogate": surrogate})
     with pytest.raises(error):
-        check_surrogates(asked, zoo.manifest("fashion-mnist-cnn"), ZOO)
+        with_surrogates(asked, zoo.manifest("fashion-mnist-cnn"), ZOO)
+
+
+def test_left_open_surrogates_are_the_others_of_the_same_classes() -> None:
+    chosen = with_surrogates(Transfer(), zoo.manifest("fashion-mnist-cnn"), ZOO)
+    clothes = {name for name in zoo.manifests() if name.startswith("fashion-mnist-cnn-")}
+    assert set(chosen.surrogate) == clothes
+    with pytest.raises(InvalidParameter, match="no other model"):
+        with_surrogates(Transfer(), zoo.manifest("imagenet-efficientnet-lite0"), ZOO)
 
 
 def test_several_surrogates_are_named_with_commas() -> None:

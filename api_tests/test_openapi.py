@@ -232,7 +232,8 @@ def test_nothing_generated_makes_it_stumble(
             case.body = {**case.body, "image": image, "model": some_model().id}
         if "model" in case.path_parameters and len(case.path_parameters["model"]) % 2:
             case.path_parameters["model"] = some_model().id
-        if isinstance(case.body, dict) and "file" in case.body and len(repr(case.body)) % 2:
+        form = isinstance(case.body, dict) and case.media_type == "multipart/form-data"
+        if form and "file" in case.body and len(repr(case.body)) % 2:
             case.body = {**case.body, "file": linear_onnx()}
         case.call_and_validate(checks=CHECKS, timeout=20)
 

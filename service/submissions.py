@@ -15,7 +15,7 @@ from service import bodies
 from service.bodies import Received
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction
-from touchstone.fitting import check_fit, check_surrogates
+from touchstone.fitting import check_fit, with_surrogates
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.record import JobKind, ModelRef, Submission
 from touchstone.methods import Method, cost_of, invalid_parameter
@@ -128,7 +128,7 @@ def method_submission(method: type[Method], received: Received, settings: Settin
     chosen = method.parse(parameters)
     manifest = find(shelf, asked.model)
     check_fit(chosen, manifest)
-    check_surrogates(chosen, manifest, shelf)
+    chosen = with_surrogates(chosen, manifest, shelf)
     label, target = _classes(method, manifest, asked) if isinstance(asked, AskedOfAttack) else (None, None)
     check_cost(chosen, settings.cost_limit)
     return _prepared(

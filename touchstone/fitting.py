@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from touchstone.errors import GradientRefused, InvalidParameter
 from touchstone.methods import Attack, Method
 from touchstone.models.manifest import Manifest
 from touchstone.models.shelf import Shelf, find
 from touchstone.predicting import Predict
+
+M = TypeVar("M", bound=Method)
+MOST_SURROGATES = 4
 
 
 def check_fit(asked: Method | Predict, card: Manifest) -> None:
@@ -27,21 +32,39 @@ def check_fit(asked: Method | Predict, card: Manifest) -> None:
         )
 
 
-def check_surrogates(asked: Method, card: Manifest, shelf: Shelf) -> None:
-    """Raise InvalidParameter or UnknownModel where an attack cannot be crafted on what it names."""
+def with_surrogates(asked: M, card: Manifest, shelf: Shelf) -> M:
+    """The same method, with the models named that it is to be crafted on where it left that open.
+
+    Raises InvalidParameter or UnknownModel where it cannot be crafted on what it names.
+    """
     named = getattr(asked, "surrogate", None)
     if named is None:
-        return
+        return asked
     if not named:
-        raise InvalidParameter("surrogate: name at least one model to craft on", field="surrogate")
+        return asked.model_copy(update={"surrogate": _others(card, shelf)})
     for name in named:
-        other = find(shelf, name)
-        if other.remote is not None:
-            raise InvalidParameter(f"surrogate: {name} is remote and tells no gradients", field="surrogate")
-        if other.classes != card.classes:
+        if not _serves(find(shelf, name), card):
             raise InvalidParameter(
-                f"surrogate: {name} and {card.id} do not have the same classes", field="surrogate"
+                f"surrogate: {name} cannot stand in for {card.id}: it is remote, or has other classes",
+                field="surrogate",
             )
+    return asked
+
+
+def _others(card: Manifest, shelf: Shelf) -> tuple[str, ...]:
+    others = [
+        other.id for other in shelf.manifests().values() if other.id != card.id and _serves(other, card)
+    ]
+    if not others:
+        raise InvalidParameter(
+            f"surrogate: there is no other model with the classes of {card.id}; register one",
+            field="surrogate",
+        )
+    return tuple(others[:MOST_SURROGATES])
+
+
+def _serves(other: Manifest, card: Manifest) -> bool:
+    return other.remote is None and other.classes == card.classes
 
 
 def _needs_noise(asked: Method | Predict) -> bool:

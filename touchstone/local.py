@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from touchstone.engine import Engine
+from touchstone.fitting import with_surrogates
 from touchstone.jobs.record import ModelRef, Submission
 from touchstone.methods import Kind, find
+from touchstone.models.shelf import ZOO
 from touchstone.models.zoo import manifest
 from touchstone.run import Finished, Report, run
 from touchstone.settings import settings
@@ -27,8 +29,8 @@ def run_file(
     report: Report = lambda _progress, _metric: None,
 ) -> Finished:
     """Attack or certify the image in `upload`; raises the failures of bad input and of the method."""
-    chosen = find(method, kind).parse(parameters)
     card = manifest(model)
+    chosen = with_surrogates(find(method, kind).parse(parameters), card, ZOO)
     png, image = canonical(upload)
     submission = Submission(
         kind=kind,

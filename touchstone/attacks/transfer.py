@@ -44,7 +44,7 @@ class Transfer(FixedBudget):
     surrogate: Annotated[tuple[str, ...], BeforeValidator(_ids)] = Field(
         (),
         max_length=8,
-        description="Ids of the models to craft on, which have the same classes.",
+        description="Ids of the models to craft on; unset means up to four others of the same classes.",
     )
     steps: Count = Field(10, le=1_000, description="How many steps to take.")
     step_size: Distance | None = Field(
