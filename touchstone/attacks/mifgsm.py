@@ -15,7 +15,7 @@ from touchstone.methods import Cost, GradientAttack, Info
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Case, Plan, Threat
+    from touchstone.engine import Case, Plan, Rule, Threat
 
 TINY = 1e-30
 
@@ -54,9 +54,13 @@ class MIFGSM(GradientAttack):
         """One climb from the image."""
         eps, x = case.threat.eps, case.threat.x0
         size = eps / self.steps if self.step_size is None else eps.new_full(eps.shape, self.step_size)
-        rule = Momentum(size, x.new_zeros(x.shape), self.decay)
+        rule = self.rule(x, Momentum(size, x.new_zeros(x.shape), self.decay))
         best = yield from engine.climb(case, x, rule, steps=self.steps, early_stop=self.early_stop)
         return best.found()
+
+    def rule(self, _x: Tensor, momentum: Momentum) -> Rule:
+        """How a point moves."""
+        return momentum
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from pydantic import Field
-
 from touchstone import engine
-from touchstone.attacks.mifgsm import Momentum
+from touchstone.attacks.mifgsm import MIFGSM, Momentum
 from touchstone.engine.rows import Rows
-from touchstone.fields import Count, Distance, Ratio
-from touchstone.methods import Cost, GradientAttack, Info
+from touchstone.methods import Info
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Case, Plan, Threat
+    from touchstone.engine import Rule, Threat
 
 
-class NIFGSM(GradientAttack):
+class NIFGSM(MIFGSM):
     """The Nesterov iterative method: the gradient is taken where the momentum would lead, then added to it.
 
     Section 3.1 of the paper. Unlike there, the point ahead is brought into ball and box, so that it, too,
@@ -34,27 +31,9 @@ class NIFGSM(GradientAttack):
         url="https://arxiv.org/abs/1908.06281",
     )
 
-    steps: Count = Field(10, le=10_000, description="How many steps to take.")
-    step_size: Distance | None = Field(
-        None, description="Length of a step in the norm; unset means eps/steps.", examples=["1/255"]
-    )
-    decay: Ratio = Field(1.0, ge=0, le=10, description="μ: what remains of the momentum in the next step.")
-
-    def cost(self) -> Cost:
-        """One climb."""
-        return Cost.climbing(self.steps)
-
-    def rounds(self) -> int:
-        """One per step."""
-        return self.steps
-
-    def run(self, case: Case) -> Plan:
-        """One climb from the image."""
-        eps, x = case.threat.eps, case.threat.x0
-        size = eps / self.steps if self.step_size is None else eps.new_full(eps.shape, self.step_size)
-        rule = Ahead(x, Momentum(size, x.new_zeros(x.shape), self.decay), self.steps)
-        best = yield from engine.climb(case, x, rule, steps=self.steps, early_stop=self.early_stop)
-        return best.found()
+    def rule(self, x: Tensor, momentum: Momentum) -> Rule:
+        """The momentum's, a look ahead of it."""
+        return Ahead(x, momentum, self.steps)
 
 
 @dataclass(frozen=True)
