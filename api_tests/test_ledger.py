@@ -397,14 +397,3 @@ def test_a_report_is_one_change_and_an_end_with_its_last_report_another(
     assert told[:2] == [("progress", {"done": 2, "total": 2}), ("metric", {"loss": 0.5})]
     assert told[2][0] == "status"
     assert ledger.read(job.id).progress == last[2]
-
-
-def test_counts_and_queue(ledger: Ledger, submission: Submission) -> None:
-    assert (ledger.queue().depth, ledger.queue().age) == (0, 0)
-    first, second = (ledger.accept(submission)[0] for _ in range(2))
-    claim(ledger, first)
-    assert ledger.counts() == {"queued": 1, "running": 1, "succeeded": 0, "failed": 0, "canceled": 0}
-    assert ledger.queue().depth == 1
-    assert 0 <= ledger.queue().age < 5
-    ledger.cancel(second.id)
-    assert ledger.queue().depth == 0

@@ -10,6 +10,17 @@ from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Progress, Submission
 
 
+def test_counts_and_queue(ledger: Ledger, submission: Submission) -> None:
+    assert (ledger.queue().depth, ledger.queue().age) == (0, 0)
+    first, second = (ledger.accept(submission)[0] for _ in range(2))
+    claim(ledger, first)
+    assert ledger.counts() == {"queued": 1, "running": 1, "succeeded": 0, "failed": 0, "canceled": 0}
+    assert ledger.queue().depth == 1
+    assert 0 <= ledger.queue().age < 5
+    ledger.cancel(second.id)
+    assert ledger.queue().depth == 0
+
+
 def test_many_are_canceled_in_one_step(ledger: Ledger, submission: Submission) -> None:
     waiting, running, ended, over = (ledger.accept(submission)[0] for _ in range(4))
     claim(ledger, running)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from serving import Api, problem, some_model
+from serving import EXAMINED, Api, problem, some_model
 
 from touchstone.methods import Method, catalogue, cost_of
 from touchstone.models import zoo
@@ -31,21 +31,9 @@ INFO = {
     "queries": {"forward": 60, "backward": 40},
     "resident_models": {some_model().id: 1_000, "another": 7},
 }
-PROBE = Probe(
-    measured_at=datetime(2026, 11, 22, tzinfo=UTC),
-    device="cpu",
-    torch="2.13.0",
-    load_seconds=0.1,
-    bytes=1_000,
-    frozen=True,
-    rows=64,
-    gradient_rate=3_000,
-    single_rate=100,
-    forward_rate=5_000,
-    batch_invariant=True,
-    logits_difference=1e-6,
-    gradient_difference=1e-7,
-    softmax=False,
+PROBE = Probe.model_validate(
+    EXAMINED.model_dump(include=set(Probe.model_fields))
+    | {"bytes": 1_000, "gradient_rate": 3_000, "single_rate": 100, "forward_rate": 5_000}
 )
 PRICED = [
     *((f"/v1/{method.kind}s/{name}", method) for name, method in catalogue().items()),
