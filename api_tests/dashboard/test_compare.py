@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from browser import Troubles
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, Route, expect
 from serving import Api
 
 from dashboard.crowd import attacked, certified
@@ -77,6 +77,30 @@ def test_jobs_are_added_and_taken_away_and_strange_ids_are_named(
     expect(page.locator("thead th").nth(1)).to_contain_text("there is no job")
     page.get_by_label("Remove job 00000000").click()
     expect(page.locator("thead th")).to_have_count(1)
+
+
+def test_an_answer_from_before_the_end_does_not_undo_it(page: Page, api: Api) -> None:
+    """The page reads its jobs again once the stream is live; here that answer is a state long past."""
+    with api.worker.resting():
+        job = api.submit(wait=None).json()["id"]
+        waiting = api.client.get(f"/v1/jobs/{job}").text
+        reads: list[Route] = []
+
+        def read(route: Route) -> None:
+            reads.append(route)
+            if len(reads) != 2:
+                route.fulfill(content_type="application/json", body=waiting)
+
+        page.route(f"**/v1/jobs/{job}", read)
+        page.goto(f"/#/compare?jobs={job}")
+        expect(page.locator("thead .badge")).to_have_text("queued")
+        while len(reads) < 2:
+            page.wait_for_timeout(20)
+    expect(page.locator("thead .badge").first).to_have_text("succeeded")
+    with page.expect_response(f"**/v1/jobs/{job}"):
+        reads[1].fulfill(content_type="application/json", body=waiting)
+    page.wait_for_timeout(200)
+    expect(page.locator("thead .badge").first).to_have_text("succeeded")
 
 
 def test_a_running_job_is_followed(page: Page, api: Api) -> None:

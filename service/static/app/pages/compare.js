@@ -3,7 +3,7 @@
 import {file, get, once} from "../api.js";
 import {fill, h} from "../dom.js";
 import {count, in255, norm, number, percent, seconds, words} from "../format.js";
-import {outcome, outcomeBadge, status} from "../parts/badges.js";
+import {isOver, outcome, outcomeBadge, status} from "../parts/badges.js";
 import {given} from "../parts/facts.js";
 import {bar, short} from "../parts/rows.js";
 import {empty} from "../parts/states.js";
@@ -58,7 +58,10 @@ class Comparison {
 
   async read(id) {
     try {
-      this.jobs.set(id, await get(`/v1/jobs/${encodeURIComponent(id)}`, {signal: this.signal}));
+      const job = await get(`/v1/jobs/${encodeURIComponent(id)}`, {signal: this.signal});
+      // Its end may have been heard of while the answer was on its way, and an end is never taken back.
+      const known = this.jobs.get(id);
+      if (!known || !isOver(known) || isOver(job)) this.jobs.set(id, job);
     } catch (error) {
       if (error.name === "AbortError") throw error;
       this.missing.set(id, error.message);

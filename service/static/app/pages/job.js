@@ -5,7 +5,7 @@ import {fill, h} from "../dom.js";
 import {ago, between, count, moment, percent, seconds, words} from "../format.js";
 import {go, to} from "../routes.js";
 import {follow} from "../stream.js";
-import {outcomeBadge, status} from "../parts/badges.js";
+import {isOver, outcomeBadge, status} from "../parts/badges.js";
 import {paired, votes} from "../parts/bars.js";
 import {counted, reach} from "../parts/certificate.js";
 import {about, short} from "../parts/facts.js";
@@ -36,7 +36,6 @@ export async function show(root, route, signal) {
 }
 
 const catalogue = ({kind}) => (["attack", "certificate"].includes(kind) ? once(`/v1/${kind}s`).catch(() => []) : []);
-const isOver = (job) => !["queued", "running"].includes(job.status);
 const card = (name, ...children) => h("section.card", {}, h("h2", {}, name), children);
 
 class Page {

@@ -3,6 +3,9 @@
 import {h} from "../dom.js";
 import {norm, number} from "../format.js";
 
+/** Whether it has reached a status that never changes. */
+export const isOver = (job) => !["queued", "running"].includes(job.status);
+
 export function status(job) {
   return h("span.badge", {data: {status: job.status}}, job.status);
 }

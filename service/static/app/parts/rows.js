@@ -8,7 +8,6 @@ import {outcome, outcomeBadge, status} from "./badges.js";
 /** Enough of an id to tell jobs apart. */
 export const short = (id) => id.slice(0, 8);
 
-export const isOver = (job) => !["queued", "running"].includes(job.status);
 
 class Row {
   constructor(job) {
