@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from browser import Troubles
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from serving import Api
 
 from dashboard.crowd import attacked, certified
