@@ -12,6 +12,8 @@ from touchstone.fields import Seed
 JobKind = Literal["attack", "certificate", "prediction", "registration", "inference"]
 ON_FILES: frozenset[JobKind] = frozenset({"registration", "inference"})
 """Kinds of jobs that work on a file that is no image."""
+LOCAL = "local"
+"""The tenant of everybody who needs no key."""
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"})
 
@@ -46,6 +48,7 @@ def _source_of(kind: JobKind) -> str:
 class Submission(Record):
     """What a client asked for, with every parameter resolved; it never changes after it was accepted."""
 
+    tenant: str = Field(LOCAL, description="Whose job it is: nobody else may know of it.")
     kind: JobKind
     method: str
     model: ModelRef
