@@ -13,13 +13,14 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from service import preferences, problems, views
+from service.access import reader
 from service.backend import Backend, backend_of
 from service.known import KnownJob
 from touchstone.errors import UnknownArtifact
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.record import Job
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], dependencies=[reader])
 
 CHUNK = 2**20
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service import bodies, examples, problems
+from service.access import submitter
 from service.backend import backend_of
 from service.bodies import JSON, Received
 from service.submissions import refuse_unknown
@@ -62,6 +63,7 @@ _ANSWER = {
 
 @router.post(
     "/v1/jobs/cancel",
+    dependencies=[submitter],
     operation_id="cancel_jobs",
     summary="Cancel many jobs",
     response_model=AllCanceled,

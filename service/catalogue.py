@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, BeforeValidator, Field
 
 from service import answers, examples, operations, problems, views
+from service.access import reader, submitter
 from service.backend import backend_of
 from service.pages import Cursor, Limit, Page, cut, link_next
 from service.submissions import Asked, asked_of, method_submission, prediction
@@ -75,6 +76,7 @@ def _add_submission(router: APIRouter, method: type[Method]) -> None:
         f"/v1/{method.kind}s/{name}",
         _submit(method),
         methods=["POST"],
+        dependencies=[submitter],
         operation_id=f"run_{name}",
         summary=method.info.title,
         description=inspect.cleandoc(method.__doc__ or ""),
@@ -121,6 +123,7 @@ def _add_cards(router: APIRouter, kind: Kind) -> None:
         here,
         list_cards,
         methods=["GET"],
+        dependencies=[reader],
         operation_id=f"list_{kind}s",
         summary=f"All {kind}s",
         description="Their cards: text, taxonomy, paper, JSON Schema of the parameters, example.",
@@ -130,15 +133,18 @@ def _add_cards(router: APIRouter, kind: Kind) -> None:
         here + "/{name}",
         get_card,
         methods=["GET"],
+        dependencies=[reader],
         operation_id=f"get_{kind}",
         summary=f"The card of one {kind}",
         description="Text, taxonomy, paper, JSON Schema of the parameters, example.",
         responses={200: examples.content(shown), **problems.responses(404)},
     )
-    router.add_api_route(here + "/{name}", unknown, methods=["POST"], include_in_schema=False)
+    router.add_api_route(
+        here + "/{name}", unknown, methods=["POST"], dependencies=[submitter], include_in_schema=False
+    )
 
 
-predictions = APIRouter(tags=["predictions"])
+predictions = APIRouter(tags=["predictions"], dependencies=[submitter])
 
 
 @predictions.post(

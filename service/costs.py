@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from service import bodies, examples, operations, problems
+from service.access import reader
 from service.backend import Backend, backend_of
 from service.models import probe_of
 from service.submissions import AskedOfCost, Costly, costly_method, costly_prediction
@@ -37,7 +38,7 @@ class Cost(BaseModel):
 
 def router_of(kind: Kind) -> APIRouter:
     """The costs of all attacks, or of all certificates."""
-    router = APIRouter(tags=[f"{kind}s"])
+    router = APIRouter(tags=[f"{kind}s"], dependencies=[reader])
     for method in catalogue(kind).values():
         _add(
             router,
@@ -56,7 +57,7 @@ def router_of(kind: Kind) -> APIRouter:
 
 def prediction_router() -> APIRouter:
     """The cost of predictions."""
-    router = APIRouter(tags=["predictions"])
+    router = APIRouter(tags=["predictions"], dependencies=[reader])
     _add(router, "/v1/predictions/cost", costly_prediction, Predict, name="predict")
     return router
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service import examples, problems
+from service.access import reader
 from service.answers import is_over
 from service.backend import Backend, backend_of
 from service.known import JobId
@@ -20,7 +21,7 @@ from service.waiting import RECHECK_SECONDS
 from touchstone.errors import LedgerUnavailable, UnknownJob
 from touchstone.jobs.answers import Event
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], dependencies=[reader])
 
 LastEventId = Annotated[
     str | None,

@@ -12,6 +12,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from service import answers, bodies, examples, health, operations, outputs, problems, protocol, tensors
+from service.access import reader, submitter
 from service.backend import Backend, backend_of
 from service.bodies import Received
 from service.outputs import BINARY
@@ -61,6 +62,7 @@ _OF_VERSION = {
 
 @router.get(
     "/v2",
+    dependencies=[reader],
     operation_id="get_inference_server",
     summary="What this server is",
     responses={200: examples.content({"name": "touchstone", "version": "0.1.0", "extensions": []})},
@@ -128,6 +130,7 @@ def _for_models(verb: str, tail: str, name: str, **told: Any) -> Callable[[E], E
     "GET",
     "",
     "get_inference_{}",
+    dependencies=[reader],
     summary="What tensors a model takes and gives",
     responses={200: examples.content(examples.TENSORS), **problems.responses(404)},
 )
@@ -141,6 +144,7 @@ def get_metadata(request: Request, card: Card) -> ModelMetadata:
     "GET",
     "/ready",
     "get_inference_{}_ready",
+    dependencies=[reader],
     summary="Whether a model can answer",
     responses={
         200: examples.content({"name": "fashion-mnist-cnn", "ready": True}),
@@ -176,6 +180,7 @@ _TOLD = {**examples.content(examples.INFERRED)["content"], BINARY: {"schema": _B
     "POST",
     "/infer",
     "infer_{}",
+    dependencies=[submitter],
     summary="Ask a model about images",
     response_model=InferenceAnswer,
     responses={200: {"content": _TOLD}, **problems.responses(400, 404, 408, 409, 413, 415, 422, 429)},

@@ -9,6 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from service import answers, examples, operations, preferences, problems, views
+from service.access import reader, submitter
 from service.answers import is_over, job_response
 from service.backend import Backend, backend_of
 from service.continuing import Continue, continuation
@@ -36,6 +37,7 @@ _UNTIL = Query(
 
 @router.get(
     "/v1/jobs",
+    dependencies=[reader],
     operation_id="list_jobs",
     summary="Jobs, newest first",
     response_model=Page[views.Job],
@@ -74,6 +76,7 @@ def list_jobs(
 
 @router.get(
     "/v1/jobs/{job}",
+    dependencies=[reader],
     operation_id="get_job",
     summary="A job as it stands",
     response_model=views.Job,
@@ -116,6 +119,7 @@ def _ahead(ledger: Ledger, job: Job) -> int | None:
 
 @router.post(
     "/v1/jobs/{job}/cancel",
+    dependencies=[submitter],
     operation_id="cancel_job",
     summary="Cancel a job",
     status_code=202,
@@ -129,6 +133,7 @@ def cancel_job(request: Request, job: JobId) -> Response:
 
 @router.post(
     "/v1/jobs/{job}/rerun",
+    dependencies=[submitter],
     operation_id="rerun_job",
     summary="Run a job again and compare",
     status_code=202,
@@ -149,6 +154,7 @@ async def rerun_job(request: Request, job: KnownJob) -> Response:
 
 @router.post(
     "/v1/jobs/{job}/continue",
+    dependencies=[submitter],
     operation_id="continue_job",
     summary="Go on with a certificate",
     status_code=202,
@@ -185,6 +191,7 @@ def _again(backend: Backend, job: Job) -> Prepared:
 
 @router.delete(
     "/v1/jobs/{job}",
+    dependencies=[submitter],
     operation_id="delete_job",
     summary="Forget a job",
     status_code=204,

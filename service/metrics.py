@@ -15,12 +15,13 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from service.access import reader
 from service.backend import backend_of
 from touchstone.errors import LedgerUnavailable
 from touchstone.jobs.answers import Worker
 from touchstone.jobs.ledger import Ledger
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], dependencies=[reader])
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 

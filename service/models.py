@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from service import examples, preferences, problems
+from service.access import reader, submitter
 from service.backend import backend_of
 from service.pages import Cursor, Limit, Page, cut, link_next
 from service.preferences import IfNoneMatch
@@ -152,6 +153,7 @@ _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "It is as th
 
 @router.get(
     "/v1/models",
+    dependencies=[reader],
     operation_id="list_models",
     summary="All models",
     response_model=Page[Card],
@@ -194,6 +196,7 @@ Version = Annotated[
 
 @router.get(
     "/v1/models/{id}",
+    dependencies=[reader],
     operation_id="get_model",
     summary="One model",
     response_model=Card,
@@ -211,6 +214,7 @@ def get_model(
 
 @router.delete(
     "/v1/models/{id}",
+    dependencies=[submitter],
     operation_id="delete_model",
     summary="Delete a registered model",
     status_code=204,

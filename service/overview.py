@@ -9,11 +9,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from service import examples, problems
+from service.access import reader
 from service.backend import backend_of
 from touchstone.jobs import answers
 from touchstone.jobs.record import Status
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], dependencies=[reader])
 
 
 class Queue(BaseModel):

@@ -59,6 +59,7 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.QueueFull: 429,
         errors.LedgerUnavailable: 503,
         errors.NotReady: 503,
+        errors.InsufficientScope: 403,
     }
 )
 """The status of each failure; a test keeps it total."""

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
 from service import answers, bodies, examples, files, models, operations, preferences, problems, views
+from service.access import submitter
 from service.backend import Backend, backend_of
 from service.bodies import Received
 from service.files import Saved, Taken
@@ -24,7 +25,7 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.registration import Registration
 from touchstone.outgoing import Outgoing
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[submitter])
 
 _PARTS = ("file", "manifest", "labels")
 

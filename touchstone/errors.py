@@ -234,5 +234,11 @@ class NotReady(Failure):
     code = "not_ready"
 
 
+class InsufficientScope(Failure):
+    """The API key does not permit this."""
+
+    code = "insufficient_scope"
+
+
 class StartError(Exception):
     """Something that `touchstone up` needs cannot be had; the sentence is for the operator."""
