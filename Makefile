@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 AXE := build/npm/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint format bench clean
+.PHONY: help demo up test fuzz lint format bench clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ up: .venv/.installed ## Serve on 127.0.0.1:8000 until Ctrl-C
 
 test: .venv/.tested $(AXE) ## Run all tests (those in a browser only where there is Chromium)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+fuzz: .venv/.tested ## Ask the service what it does not expect, for MINUTES (10), differently each time
+	$(ONE_THREAD) $(BIN)/python api_tests/fuzzing.py $(or $(MINUTES),10)
 
 lint: .venv/.tested ## Check style and types
 	$(BIN)/ruff check .

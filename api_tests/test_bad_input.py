@@ -199,6 +199,7 @@ def test_the_name_and_type_of_the_file_do_not_matter(api: Api, name: str) -> Non
             b'{"eps": ' + b"9" * 5000 + b"}",
             b'{"model": "\\ud800"}',
             b'{"\\udfff": 1}',
+            b'{"a": [["\\uD9ff"]]}',
             b'{"a": "\xed\xa0\x80"}',
         ),
     ],

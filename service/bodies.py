@@ -22,6 +22,7 @@ JSON = "application/json"
 
 _ENVELOPE = 128 * 2**10
 _DATA_URL = re.compile(r"data:[\w.+/;=-]{0,100}?;base64,", re.ASCII)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,10 @@ def json_fields(text: bytes) -> dict[str, Any]:
     if not text.strip():
         invalid("the body is empty; expected a JSON object")
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+        value = json.loads(text.decode(), object_pairs_hook=once, parse_constant=_refuse_constant)
+        if _SURROGATE.search(text):
+            # Half a surrogate pair can be written in JSON, but not in anything after it.
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         invalid("the JSON is nested too deeply")
     except ValueError as error:
@@ -120,14 +124,6 @@ def json_fields(text: bytes) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         invalid("expected a JSON object whose members are the fields")
     return dict(value)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    for name, value in pairs:
-        for text in (name, value):
-            if isinstance(text, str):
-                text.encode()  # half a surrogate pair can be written in JSON, but not in anything after it
-    return once(pairs)
 
 
 def _refuse_constant(name: str) -> NoReturn:

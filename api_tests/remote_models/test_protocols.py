@@ -225,6 +225,7 @@ def test_paths_lead_to_rows() -> None:
         {"answer": "predictions", "batch": 2},
         {"answer": "a b"},
         {"answer": None},
+        {"answer": {}},
         {"oip": {"model": "m"}},
         {"protocol": "oip"},
         {"protocol": "oip", "oip": {"model": "../m"}, "request": None, "answer": None},

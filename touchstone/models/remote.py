@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from touchstone.models.paths import RowPath
 
@@ -77,7 +77,7 @@ class Remote(_Part):
         JsonValue, Field(description="Of `json`: the body, in which marks stand for images.")
     ] = None
     answer: (
-        Annotated[str, Field(max_length=500), BeforeValidator(lambda text: str(RowPath.parse(text)))] | None
+        Annotated[str, Field(max_length=500), AfterValidator(lambda text: str(RowPath.parse(text)))] | None
     ) = Field(None, description="Of `json`: the path to the answer; its first [*] goes over the rows.")
     answers: Literal["logits", "probabilities", "top-k", "labels"] = Field(
         description="What a row's answer is: K logits, K probabilities, the likeliest classes with their "

@@ -1,0 +1,160 @@
+"""Requests drawn from what OpenAPI says of the service: some as it asks for them, some as it does not.
+
+Run as a program, it goes on for so many minutes, with another seed each time (`make fuzz`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import secrets
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import schemathesis
+from own_models import linear_onnx
+from schemathesis import engine
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import events
+from serving import Api, data_url, png, serving, some_model
+
+from touchstone import embedded, logs
+from touchstone.settings import Settings
+
+PHASES = ("examples", "coverage", "fuzzing", "stateful")
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+)
+ENDLESS = ["stream_all_events"]
+PATIENT = {"lease": 600.0}
+"""Settings for a worker that gives one sign of life and is alive for as long as anybody fuzzes."""
+
+
+@dataclass
+class Findings:
+    """What was asked, how it was answered, and what should not have been."""
+
+    cases: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    def note(self, event: events.EngineEvent) -> None:
+        """Take in what the engine tells."""
+        if isinstance(event, events.ScenarioFinished):
+            answered = [one.response for one in event.recorder.interactions.values() if one.response]
+            self.cases[event.phase.name] += len(answered)
+            self.statuses.update(response.status_code for response in answered)
+            self.wrong += _failures(event)
+        elif isinstance(event, events.NonFatalError | events.FatalError):
+            self.wrong.append(repr(getattr(event, "value", None) or getattr(event, "exception", None)))
+
+    def told(self) -> str:
+        """All of it in a line."""
+        answers = dict(sorted(self.statuses.items()))
+        return f"{self.cases.total():,} requests {dict(self.cases)}, answers {answers}"
+
+
+def _failures(event: events.ScenarioFinished) -> Iterator[str]:
+    for check in itertools.chain.from_iterable(event.recorder.checks.values()):
+        if check.failure_info is not None:
+            found = check.failure_info
+            yield f"{event.label}: {check.name}: {found.failure}\n{found.code_sample[:2000]}"
+
+
+def fuzz(api: Api, phases: Collection[str], *, examples: int, seed: int) -> Findings:
+    """Ask the service what these phases of Schemathesis think of; where they draw, so often an operation."""
+    api.ledger.beat("pretender", {"running": 0})
+    description = f"{api.origin}/openapi.json"
+    schema = schemathesis.openapi.from_url(description, config=_config(phases, examples, seed))
+    findings = Findings()
+    with _mixed_in(Reality(api)):
+        for event in engine.from_schema(schema.exclude(operation_id=ENDLESS)).execute():
+            findings.note(event)
+    return findings
+
+
+def _config(phases: Collection[str], examples: int, seed: int) -> SchemathesisConfig:
+    return SchemathesisConfig.from_dict(
+        {
+            "seed": seed,
+            "continue-on-failure": True,
+            "request-timeout": 20,
+            "generation": {"max-examples": examples},
+            "checks": {"enabled": False, **{name: {"enabled": True} for name in CHECKS}},
+            "phases": {name: {"enabled": name in phases} for name in PHASES},
+        }
+    )
+
+
+class Reality:
+    """Puts things that exist into half of the requests, which would hardly meet any by chance."""
+
+    def __init__(self, api: Api) -> None:
+        self._jobs = itertools.cycle([api.job()["id"] for _ in range(30)])
+        self._turns = itertools.count()
+
+    def mix_in(self, context: Any, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+        """Change a request that is about to be sent."""
+        if next(self._turns) % 2:
+            return
+        path = {"job": next(self._jobs), "model": some_model().id, "name": "adversarial.png"}
+        case.path_parameters.update({name: path[name] for name in path if name in case.path_parameters})
+        if isinstance(case.body, dict):
+            case.body = {**case.body, **self._body(case)}
+
+    @staticmethod
+    def _body(case: schemathesis.Case) -> dict[str, Any]:
+        """What replaces parts of a body that has them."""
+        form = case.media_type == "multipart/form-data"
+        real = {
+            "image": png() if form else data_url(png()),
+            "model": some_model().id,
+            "file": linear_onnx(),
+        }
+        return {name: real[name] for name in real if name in case.body}
+
+
+@contextmanager
+def _mixed_in(reality: Reality) -> Iterator[None]:
+    hook = partial(reality.mix_in)
+    schemathesis.hook("before_call")(hook)
+    try:
+        yield
+    finally:
+        schemathesis.hooks.unregister(hook)
+
+
+def main(minutes: float) -> int:
+    """Go on until something is wrong or the time is over."""
+    logs.configure("error")
+    end = time.monotonic() + 60 * minutes
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        valkey = embedded.start(home)
+        try:
+            with serving(Settings(home=home, redis_url=valkey.url, **PATIENT)) as api:
+                while time.monotonic() < end:
+                    seed = secrets.randbits(32)
+                    findings = fuzz(api, PHASES, examples=50, seed=seed)
+                    print(json.dumps({"seed": seed, "told": findings.told(), "wrong": findings.wrong}))
+                    if findings.wrong:
+                        return 1
+        finally:
+            valkey.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1])))
