@@ -8,10 +8,10 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 AXE := build/npm/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test fuzz lint format bench clean
+.PHONY: help demo up test fuzz fuzz-images lint format bench clean
 
 help: ## Show what there is to make
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: .venv/.installed ## Attack a real photo through the service and show what came of it
 	@$(BIN)/touchstone demo
@@ -24,6 +24,9 @@ test: .venv/.tested $(AXE) ## Run all tests (those in a browser only where there
 
 fuzz: .venv/.tested ## Ask the service what it does not expect, for MINUTES (10), differently each time
 	$(ONE_THREAD) $(BIN)/python api_tests/fuzzing.py $(or $(MINUTES),10)
+
+fuzz-images: .venv/.tested ## Feed damaged images to the decoders for MINUTES (10), differently each time
+	$(BIN)/python api_tests/fuzz_images.py $(or $(MINUTES),10)
 
 lint: .venv/.tested ## Check style and types
 	$(BIN)/ruff check .

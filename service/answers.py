@@ -49,7 +49,7 @@ async def submit(request: Request, prepare: Callable[[Received], Prepared]) -> R
     backend = backend_of(request)
     key = preferences.idempotency_key(request)
     received = await bodies.receive(request)
-    prepared = await to_thread.run_sync(prepare, received, limiter=backend.decoders)
+    prepared = await to_thread.run_sync(prepare, received, limiter=backend.checks)
     return await answer(request, prepared, key)
 
 

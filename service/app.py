@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 
 from service import (
@@ -31,13 +31,14 @@ from service import (
     registering,
     samples,
 )
-from service.backend import Backend, Ring, decoders
+from service.backend import Backend, Ring, at_once
 from service.edge import Edge
 from service.limits import Bounds, Limits
 from service.metrics import Durations, Figures
 from service.queue import open_bell
 from service.ringing import Ringer
 from service.waiting import Waiting
+from touchstone.decoding import Decoders
 from touchstone.embedded import ledger_url
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
@@ -93,7 +94,8 @@ def _backend(settings: Settings, ring: Ring | None) -> Backend:
         waiting=Waiting(ledger),
         reaper=Reaper(ledger, ringer.ring),
         durations=durations,
-        decoders=decoders(),
+        checks=CapacityLimiter(at_once()),
+        decoders=Decoders(at_once()),
     )
 
 
@@ -116,6 +118,7 @@ def _stop(backend: Backend) -> None:
     backend.ringer.stop()
     backend.waiting.stop()
     backend.ledger.close()
+    backend.decoders.stop()
 
 
 def _add_routes(app: FastAPI) -> None:

@@ -12,6 +12,7 @@ from fastapi import Request
 
 from service.ringing import Ringer
 from service.waiting import Waiting
+from touchstone.decoding import Decoders
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
@@ -37,12 +38,13 @@ class Backend:
     waiting: Waiting
     reaper: Reaper
     durations: Durations
-    decoders: CapacityLimiter
+    checks: CapacityLimiter
+    decoders: Decoders
 
 
-def decoders() -> CapacityLimiter:
-    """As many images are decoded at once as there are processors: it bounds the memory that pixels take."""
-    return CapacityLimiter(max(2, os.cpu_count() or 1))
+def at_once() -> int:
+    """How many bodies are checked and images decoded at once: it bounds the memory that they take."""
+    return max(2, os.cpu_count() or 1)
 
 
 def backend_of(request: Request) -> Backend:

@@ -92,7 +92,13 @@ def _add_submission(router: APIRouter, method: type[Method]) -> None:
 def _submit(method: type[Method]) -> Callable[[Request], Awaitable[Response]]:
     async def submit(request: Request) -> Response:
         backend = backend_of(request)
-        check = partial(method_submission, method, settings=backend.settings, shelf=backend.models)
+        check = partial(
+            method_submission,
+            method,
+            settings=backend.settings,
+            shelf=backend.models,
+            decoders=backend.decoders,
+        )
         return await answers.submit(request, check)
 
     return submit
@@ -163,5 +169,5 @@ async def predict(request: Request) -> Response:
     an abstention where chance may have decided between the first two.
     """
     backend = backend_of(request)
-    check = partial(prediction, settings=backend.settings, shelf=backend.models)
+    check = partial(prediction, settings=backend.settings, shelf=backend.models, decoders=backend.decoders)
     return await answers.submit(request, check)

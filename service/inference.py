@@ -26,7 +26,6 @@ from touchstone.jobs.blobs import digest_of
 from touchstone.jobs.record import Job, ModelRef, Submission
 from touchstone.models.manifest import Manifest
 from touchstone.models.shelf import find
-from touchstone.settings import Settings
 
 router = APIRouter(tags=["inference"])
 
@@ -194,8 +193,8 @@ async def infer(request: Request, card: Card, header_length: HeadLength = None) 
     """
     backend = backend_of(request)
     received = await bodies.receive(request, *_TYPES)
-    prepare = partial(_prepare, received, header_length, card, backend.settings)
-    asked, prepared = await to_thread.run_sync(prepare, limiter=backend.decoders)
+    prepare = partial(_prepare, received, header_length, card, backend)
+    asked, prepared = await to_thread.run_sync(prepare, limiter=backend.checks)
     job: Job | None = None
     try:
         job = await answers.run(backend, prepared, seconds=LONGEST_SECONDS)
@@ -207,9 +206,9 @@ async def infer(request: Request, card: Card, header_length: HeadLength = None) 
 
 
 def _prepare(
-    received: Received, header_length: str | None, card: Manifest, settings: Settings
+    received: Received, header_length: str | None, card: Manifest, backend: Backend
 ) -> tuple[InferenceRequest, Prepared]:
-    question = tensors.read(received, header_length, card.input, settings)
+    question = tensors.read(received, header_length, card.input, backend.settings, backend.decoders)
     outputs.check(question.request, len(card.classes))
     return question.request, _prepared(question, card)
 

@@ -64,7 +64,7 @@ async def register_model(request: Request) -> Response:
         return await answers.submit(request, partial(_without_file, backend=backend))
     limit = backend.settings.model_limit
     async with files.taken(request, backend.blobs, name="file", limit=limit) as taken:
-        asked = await to_thread.run_sync(_checked, backend, taken, limiter=backend.decoders)
+        asked = await to_thread.run_sync(_checked, backend, taken, limiter=backend.checks)
         # Whoever sends a key wants the job that the key stands for.
         if asked.known and key is None:
             return await to_thread.run_sync(_registered, request, asked.known)

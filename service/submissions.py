@@ -13,17 +13,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from service import bodies
 from service.bodies import Received
+from touchstone.decoding import Decoders
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction
 from touchstone.fitting import check_fit, with_surrogates
 from touchstone.jobs.blobs import Blobs
-from touchstone.jobs.record import JobKind, ModelRef, Submission
+from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Submission
 from touchstone.methods import Method, cost_of, invalid_parameter
 from touchstone.models.manifest import Manifest
 from touchstone.models.shelf import Shelf, find
 from touchstone.predicting import Predict
 from touchstone.settings import Settings
-from touchstone.uploads import canonical
 
 LONGEST_DEADLINE = 3600
 LONGEST_NAME = 64 + len("@sha256:") + 64
@@ -121,7 +121,9 @@ class Prepared:
         return hashlib.sha256(self.submission.model_dump_json().encode()).hexdigest()
 
 
-def method_submission(method: type[Method], received: Received, settings: Settings, shelf: Shelf) -> Prepared:
+def method_submission(
+    method: type[Method], received: Received, *, settings: Settings, shelf: Shelf, decoders: Decoders
+) -> Prepared:
     """Check the submission of an attack or a certificate."""
     body = bodies.parse(received, settings.upload_limit)
     asked, parameters = _split(body.fields, asked_of(method), method, method.info.name)
@@ -132,7 +134,7 @@ def method_submission(method: type[Method], received: Received, settings: Settin
     label, target = _classes(method, manifest, asked) if isinstance(asked, AskedOfAttack) else (None, None)
     check_cost(chosen, settings.cost_limit)
     return _prepared(
-        body.image,
+        decoders.canonical(body.image),
         asked,
         manifest,
         kind=chosen.kind,
@@ -148,7 +150,7 @@ def asked_of(method: type[Method]) -> type[Asked]:
     return AskedOfAttack if method.kind == "attack" else Asked
 
 
-def prediction(received: Received, settings: Settings, shelf: Shelf) -> Prepared:
+def prediction(received: Received, *, settings: Settings, shelf: Shelf, decoders: Decoders) -> Prepared:
     """Check the submission of a prediction."""
     body = bodies.parse(received, settings.upload_limit)
     asked, parameters = _split(body.fields, Asked, Predict, "predictions")
@@ -157,7 +159,12 @@ def prediction(received: Received, settings: Settings, shelf: Shelf) -> Prepared
     check_fit(chosen, manifest)
     check_cost(chosen, settings.cost_limit)
     return _prepared(
-        body.image, asked, manifest, kind="prediction", method="predict", parameters=chosen.parameters()
+        decoders.canonical(body.image),
+        asked,
+        manifest,
+        kind="prediction",
+        method="predict",
+        parameters=chosen.parameters(),
     )
 
 
@@ -263,7 +270,7 @@ def _predict(parameters: Mapping[str, Any], manifest: Manifest | None) -> Predic
 
 
 def _prepared(
-    upload: bytes,
+    canonical: tuple[bytes, ImageRef],
     asked: Asked,
     manifest: Manifest,
     *,
@@ -273,7 +280,7 @@ def _prepared(
     label: int | None = None,
     target: int | None = None,
 ) -> Prepared:
-    png, image = canonical(upload)
+    png, image = canonical
     submission = Submission(
         kind=kind,
         method=method,

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from service import bodies
 from service.bodies import Received
 from service.protocol import InferenceRequest, InputTensor
+from touchstone.decoding import Decoders
 from touchstone.errors import CostTooHigh, Failure, ImageTooLarge, InvalidParameter
-from touchstone.images import MAX_PIXELS, MAX_SIDE, MIN_SIDE, Pixels, decode
+from touchstone.images import MAX_PIXELS, MAX_SIDE, MIN_SIDE, Pixels
 from touchstone.inference import Stack
 from touchstone.methods import invalid_parameter
 from touchstone.models.manifest import InputSpec
@@ -42,7 +43,9 @@ class Question:
         return sum(map(len, self.stacks))
 
 
-def read(received: Received, header_length: str | None, spec: InputSpec, settings: Settings) -> Question:
+def read(
+    received: Received, header_length: str | None, spec: InputSpec, settings: Settings, decoders: Decoders
+) -> Question:
     """Check a body against what a model takes. Raises InvalidParameter, InvalidImage, ImageTooLarge,
     CostTooHigh, and 400 where there is no telling what is asked.
     """
@@ -58,7 +61,7 @@ def read(received: Received, header_length: str | None, spec: InputSpec, setting
         return Question(request, [_floats(tensor, data, spec)])
     if tensor.datatype == "UINT8":
         return Question(request, [_pixels(tensor, data)])
-    return Question(request, _files(tensor, data, settings.upload_limit))
+    return Question(request, _files(tensor, data, settings.upload_limit, decoders))
 
 
 def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:
@@ -159,7 +162,7 @@ def _numbers(values: list[Any], types: set[type]) -> NDArray[np.float64]:
         raise _wrong(_DATA, "a number is too large") from None
 
 
-def _files(tensor: InputTensor, data: bytes | None, limit: int) -> list[Stack]:
+def _files(tensor: InputTensor, data: bytes | None, limit: int, decoders: Decoders) -> list[Stack]:
     """The images of files, each decoded as an upload is; in all they may be as large as one upload."""
     if any(side != 1 for side in tensor.shape[1:]):
         raise _wrong(_SHAPE, f"BYTES are [N], one file an image, not {tensor.shape}")
@@ -168,15 +171,15 @@ def _files(tensor: InputTensor, data: bytes | None, limit: int) -> list[Stack]:
         raise _wrong(_SHAPE, f"{tensor.shape}, but there are {len(given)} files")
     images: list[Pixels] = []
     for place, one in enumerate(given):
-        images.append(_image(place, one, limit))
+        images.append(_image(place, one, limit, decoders))
         if sum(image.shape[0] * image.shape[1] for image in images) > MAX_PIXELS:
             raise ImageTooLarge(f"{_DATA}: the images have more than {MAX_PIXELS:,} pixels", field=_DATA)
     return [np.stack(list(run)) for _, run in groupby(images, key=lambda image: image.shape)]
 
 
-def _image(place: int, given: Any, limit: int) -> Pixels:
+def _image(place: int, given: Any, limit: int, decoders: Decoders) -> Pixels:
     try:
-        return decode(bodies.image_bytes(given, limit)).pixels
+        return decoders.pixels(bodies.image_bytes(given, limit))
     except Failure as failure:
         detail = failure.detail.removeprefix("image: ")
         raise type(failure)(f"{_DATA}.{place}: {detail}", field=f"{_DATA}.{place}") from None

@@ -16,9 +16,14 @@ MIN_SIDE = 8
 MAX_SIDE = 4096
 MAX_PIXELS = 16_777_216
 FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_SCANS = 500
+"""Each scan of a progressive JPEG goes over all pixels, however few bytes it has. A dozen are usual.
+What looks like one in metadata counts as well."""
 
 Pixels = NDArray[np.uint8]
 """(H, W, C) with C = 1 (grey) or 3 (RGB)."""
+
+_SCAN = b"\xff\xda"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def decode(data: bytes) -> Decoded:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_header(image)
+                _check_header(image, data)
                 image.load()
                 return _convert(image)
     except (InvalidImage, ImageTooLarge):
@@ -60,7 +65,7 @@ def decode(data: bytes) -> Decoded:
         ) from None
 
 
-def _check_header(image: Image.Image) -> None:
+def _check_header(image: Image.Image, data: bytes) -> None:
     width, height = image.size
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise ImageTooLarge(
@@ -73,10 +78,20 @@ def _check_header(image: Image.Image) -> None:
         )
     if getattr(image, "n_frames", 1) > 1:
         raise InvalidImage("image: an animation; send a single frame", field="image")
-    if image.mode.startswith(("I", "F")):
+    if _is_deep(image):
         raise InvalidImage(
-            f"image: {image.mode} has more than 8 bits a channel; convert it to 8 bits first", field="image"
+            "image: it has more than 8 bits a channel; convert it to 8 bits first", field="image"
         )
+    if image.format == "JPEG" and data.count(_SCAN) > MAX_SCANS:
+        raise InvalidImage(
+            f"image: a JPEG of more than {MAX_SCANS} scans; save it anew, not progressive", field="image"
+        )
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether decoding would drop bits: Pillow opens 16-bit RGB as if it had 8; the raw mode alone tells."""
+    raw_modes = (tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in image.tile)
+    return image.mode.startswith(("I", "F")) or any("16" in str(mode) for mode in raw_modes)
 
 
 def _convert(image: Image.Image) -> Decoded:

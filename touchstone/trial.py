@@ -10,11 +10,11 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import IO, Literal
 
 from pydantic import ValidationError
 
+from touchstone import confinement
 from touchstone.errors import (
     Canceled,
     DeadlineExceeded,
@@ -177,13 +177,8 @@ class Trial:
 
 
 def _environment() -> dict[str, str]:
-    """Of our own environment nothing is passed on; half of the processors stay with the jobs."""
-    return {
-        "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
-        "PYTHONPATH": str(Path(__file__).parents[1]),  # the child is of the same version
-    }
+    """Half of the processors stay with the jobs."""
+    return confinement.environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -7,22 +7,19 @@ of it. Everything is imported before the limits are set, and they are set before
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from touchstone.confinement import confine
 from touchstone.engine.examining import examine
 from touchstone.errors import Failure, InvalidModel, ModelTooCostly
 from touchstone.models.examination import OUT_OF_MEMORY, STEPS, Begun, Fault, Request, Word
 
-FILES = 64
 WRITTEN_BYTES = 2**20
 _GRACE_SECONDS = 5
 _LONGEST_LINE = 2**26
@@ -33,7 +30,7 @@ def main() -> None:
     source = sys.stdin.buffer
     request = Request.model_validate_json(source.readline(_LONGEST_LINE))
     _warm_up()
-    confine(request)
+    _confine(request)
     _say(Word(begun=Begun(step=0)))
     _say(_tried(request, source))
 
@@ -72,28 +69,15 @@ def _warm_up() -> None:
     torch.autograd.grad(nn.Linear(y.shape[1], 8)(y).sum(), x)
 
 
-def confine(request: Request) -> None:
-    """Take from this process what it does not need, for good; it ends even where nobody is left to end it."""
+def _confine(request: Request) -> None:
+    """Set the limits of a trial; the process ends even where nobody is left to end it."""
     seconds = int(request.seconds) + _GRACE_SECONDS
     signal.alarm(seconds)
-    most = {
-        resource.RLIMIT_AS: _address_space() + request.memory,
-        resource.RLIMIT_CPU: seconds * (os.cpu_count() or 1),
-        resource.RLIMIT_NOFILE: FILES,
-        resource.RLIMIT_FSIZE: WRITTEN_BYTES,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, limit in most.items():
-        _, hard = resource.getrlimit(kind)
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)  # noqa: PLW2901
-        resource.setrlimit(kind, (limit, limit))
-    with suppress(OSError):  # where memory runs out, the system is to choose this process
-        Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _address_space() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * resource.getpagesize()
+    confine(
+        memory=request.memory,
+        written=WRITTEN_BYTES,
+        processor_seconds=seconds * (os.cpu_count() or 1),
+    )
 
 
 if __name__ == "__main__":
