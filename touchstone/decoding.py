@@ -91,7 +91,7 @@ class Decoders:
 
     def stop(self) -> None:
         """End those that are free; the others end when this process does."""
-        free = []
+        free: list[_Decoder | None] = []
         with suppress(queue.Empty):
             while len(free) < self._count:
                 free.append(self._free.get(timeout=1))

@@ -90,7 +90,9 @@ def _check_header(image: Image.Image, data: bytes) -> None:
 
 def _is_deep(image: Image.Image) -> bool:
     """Whether decoding would drop bits: Pillow opens 16-bit RGB as if it had 8; the raw mode alone tells."""
-    raw_modes = (tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in image.tile)
+    raw_modes = (
+        tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in getattr(image, "tile", ())
+    )
     return image.mode.startswith(("I", "F")) or any("16" in str(mode) for mode in raw_modes)
 
 
