@@ -222,6 +222,24 @@ class QueueFull(Failure):
     code = "queue_full"
 
 
+class UnknownWebhook(Failure):
+    """No endpoint for webhooks has this id."""
+
+    code = "unknown_webhook"
+
+
+class UnknownDelivery(Failure):
+    """No delivery of a webhook has this id."""
+
+    code = "unknown_delivery"
+
+
+class WebhookConflict(Failure):
+    """The endpoint's state does not permit this, or there are as many endpoints as may be."""
+
+    code = "webhook_conflict"
+
+
 class LedgerUnavailable(Failure):
     """The ledger did not answer in time."""
 

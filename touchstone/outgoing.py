@@ -31,6 +31,7 @@ LONGEST_URL = 2_000
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _HOST = re.compile(r"[a-z0-9._-]{1,253}")
 _PORTS = {"http": 80, "https": 443}
+_HTTPS_ALONE = "only https is allowed, but for hosts that the operator names"
 
 _log = get_logger("outgoing")
 
@@ -115,6 +116,16 @@ class Outgoing:
         """Raise AddressRefused or RemoteUnavailable where a request to this URL would not leave; resolves."""
         self.addresses(Target.parse(url))
 
+    def check_written(self, url: str) -> None:
+        """Raise AddressRefused for a URL that no request could ever go to, as far as that is told without
+        resolving a name.
+        """
+        target = Target.parse(url)
+        for text in _written(target):
+            self._check(target, as_address(text))
+        if target.scheme != "https" and not self._permits.each:
+            raise _refused(_HTTPS_ALONE)
+
     def addresses(self, target: Target) -> Sequence[Found]:
         """All addresses of the target, each of which may be reached."""
         try:
@@ -136,7 +147,18 @@ class Outgoing:
                 "(TOUCHSTONE_OUTGOING_ALLOW)"
             )
         if target.scheme != "https":
-            raise _refused("only https is allowed, but for hosts that the operator names")
+            raise _refused(_HTTPS_ALONE)
+
+
+def _written(target: Target) -> list[str]:
+    """The addresses that a host is another spelling of, such as 127.1; none for a name to be resolved."""
+    if target.host == "localhost" or target.host.endswith(".localhost"):
+        return ["127.0.0.1"]
+    try:
+        found = socket.getaddrinfo(target.host, None, flags=socket.AI_NUMERICHOST, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    return [str(address[0]) for *_, address in found]
 
 
 class Channel:
@@ -156,11 +178,12 @@ class Channel:
         headers: Mapping[str, str],
         *,
         seconds: float,
-        most: int,
+        most: int | None,
         connect: float = CONNECT_SECONDS,
     ) -> Reply:
         """Send one request and read at most `most` bytes of answer, all within `seconds`.
 
+        Where `most` is None the answer's head tells enough, and the connection ends with it.
         Nothing is ever sent twice. Raises AddressRefused, RemoteUnavailable, RemoteAnswer.
         """
         began = time.monotonic()
@@ -244,7 +267,11 @@ class Channel:
             raise
         return tls
 
-    def _read(self, response: http.client.HTTPResponse, most: int) -> Reply:
+    def _read(self, response: http.client.HTTPResponse, most: int | None) -> Reply:
+        pause = _retry_after(response.headers.get("Retry-After"))
+        if most is None:
+            self.close()
+            return Reply(response.status, b"", pause)
         coding = response.headers.get("Content-Encoding", "identity")
         if coding.strip().lower() != "identity":
             raise RemoteAnswer(f"{self.target.host} sent a compressed answer, which it was not asked for")
@@ -255,7 +282,7 @@ class Channel:
             raise http.client.IncompleteRead(body)
         if response.will_close or self._aborted:
             self.close()
-        return Reply(response.status, body, _retry_after(response.headers.get("Retry-After")))
+        return Reply(response.status, body, pause)
 
     def _unavailable(self, error: Exception, seconds: float) -> RemoteUnavailable:
         host = self.target.host

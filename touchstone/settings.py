@@ -76,6 +76,9 @@ class Settings(BaseSettings):
     counts_days: float = Field(
         30.0, gt=0, description="How long the counts of certificates are kept to go on from."
     )
+    webhook_days: float = Field(
+        7.0, gt=0, description="How long deliveries of webhooks are kept, if their jobs are."
+    )
     log_level: str = Field("info", description="debug, info, warning or error.")
 
     @field_validator("outgoing_allow")

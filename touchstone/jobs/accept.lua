@@ -1,7 +1,9 @@
--- id, submission, kind, method, model, deadline ms, queue limit, ring grace ms, idempotency key or '', digest, its life ms
+-- id, submission, kind, method, model, deadline ms, queue limit, ring grace ms, idempotency key or '', digest, its life ms,
+-- tenant, webhook or ''
 local id, submission, kind, method, model = unpack(ARGV, 1, 5)
 local deadline, limit, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local key, digest, life = ARGV[9], ARGV[10], ARGV[11]
+local tenant, webhook = ARGV[12], ARGV[13]
 
 if redis.call('EXISTS', job_key(id)) == 1 then
   return {'created', fields(id)}
@@ -20,7 +22,7 @@ end
 
 local seq = redis.call('INCR', 'ts:seq')
 set(id, 'id', id, 'seq', seq, 'version', 0, 'status', 'queued', 'submission', submission, 'created_at', at,
-  'kind', kind, 'method', method, 'model', model, 'deadline', deadline,
+  'kind', kind, 'method', method, 'model', model, 'deadline', deadline, 'tenant', tenant, 'webhook', webhook,
   'attempts', 0, 'claims', 0, 'cancel', 0, 'done', 0, 'total', 0)
 for _, index in ipairs({'all', 'status:queued', 'kind:' .. kind, 'method:' .. method, 'model:' .. model}) do
   redis.call('ZADD', 'ts:' .. index, seq, id)

@@ -1,12 +1,13 @@
--- first and last place as ZSET bounds, most jobs, most looks, then the indexes that a job must stand in.
--- Walks the index that is rarest between them from new to old: {place of the last look or '' at the end, jobs}.
-local place, last, limit, looks = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+-- what the key of each begins with, first and last place as ZSET bounds, most of them, most looks, then the indexes that
+-- each must stand in. Walks the index that is rarest between them from new to old: {place of the last look or '' at the
+-- end, what was found}.
+local prefix, place, last, limit, looks = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local rarest, fewest, others = nil, math.huge, {}
-for i = 5, #ARGV do
+for i = 6, #ARGV do
   local size = redis.call('ZCOUNT', ARGV[i], last, place)
   if size < fewest then rarest, fewest = ARGV[i], size end
 end
-for i = 5, #ARGV do
+for i = 6, #ARGV do
   if ARGV[i] ~= rarest then others[#others + 1] = ARGV[i] end
 end
 
@@ -22,7 +23,7 @@ while looks > 0 do
   local many = math.min(looks, 100)
   local ids = redis.call('ZREVRANGEBYSCORE', rarest, place, last, 'WITHSCORES', 'LIMIT', 0, many)
   for i = 1, #ids, 2 do
-    if stands_in_all(ids[i]) then found[#found + 1] = fields(ids[i]) end
+    if stands_in_all(ids[i]) then found[#found + 1] = redis.call('HGETALL', prefix .. ids[i]) end
     place = '(' .. ids[i + 1]
     if #found == limit then return {place, found} end
   end

@@ -1,8 +1,9 @@
-"""Finding jobs: filters are indexes to stand in, times are places, and cursors are signed for both."""
+"""Finding things: filters are indexes to stand in, times are places, and cursors are signed for both."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,9 +12,10 @@ import redis
 from touchstone.jobs import cursor as cursors
 from touchstone.jobs import wire
 from touchstone.jobs.answers import Page
-from touchstone.jobs.record import Job, JobKind, Status
+from touchstone.jobs.record import JobKind, Status
 from touchstone.jobs.scripts import Scripts, reachable
 
+_JOB = "ts:job:"
 _LOOKS = 1000
 _ROUNDS = 10
 
@@ -40,8 +42,21 @@ class Filters:
         return [*self.indexes(), *(f"{name} {wire.ticks(at)}" for name, at in times.items() if at)]
 
 
+@dataclass(frozen=True)
+class Walk:
+    """A way through all that stands in some indexes, from new to old."""
+
+    prefix: str
+    """What the keys of what is looked for begin with."""
+    indexes: Sequence[str]
+    signed: Sequence[str]
+    """What a cursor is good for."""
+    first: str = "+inf"
+    last: str = "-inf"
+
+
 class Finder:
-    """Lists of jobs, newest first, a page at a time."""
+    """Lists, newest first, a page at a time."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
         self._client = client
@@ -50,31 +65,34 @@ class Finder:
 
     def find(self, filters: Filters, limit: int, cursor: str | None) -> Page:
         """See `Ledger.find`."""
-        indexes, place, last = filters.indexes(), self._first(filters, cursor), self._last(filters)
-        jobs: list[Job] = []
+        first = f"({self._place(filters.until)}" if filters.until else "+inf"
+        last = self._place(filters.since) if filters.since else "-inf"
+        walk = Walk(_JOB, tuple(filters.indexes()), tuple(filters.signed()), first, last)
+        found, cursor = self.walk(walk, limit, cursor)
+        return Page(tuple(wire.job(pairs) for pairs in found), cursor)
+
+    def walk(self, walk: Walk, limit: int, cursor: str | None) -> tuple[list[list[str]], str | None]:
+        """A page of a walk as names and values in turn, and where the next page begins if there is one."""
+        place = f"({cursors.read(cursor, walk.signed, self._signature())}" if cursor else walk.first
+        found: list[list[str]] = []
         for _ in range(_ROUNDS):
-            place, found = self._scripts.run("find", place, last, limit - len(jobs), _LOOKS, *indexes)
-            jobs += [wire.job(pairs) for pairs in found]
-            if not place or len(jobs) == limit:
+            place, some = self._look(walk, place, limit - len(found))
+            found += some
+            if not place or len(found) == limit:
                 break
-        more = bool(place) and any(self._scripts.run("find", place, last, 1, _LOOKS, *indexes))
-        return Page(tuple(jobs), self._cursor(place, filters) if more else None)
+        more = bool(place) and any(self._look(walk, place, 1))
+        return found, self._cursor(place, walk) if more else None
 
-    def _first(self, filters: Filters, cursor: str | None) -> str:
-        """The place below which a page begins."""
-        if cursor:
-            return f"({cursors.read(cursor, filters.signed(), self._signature())}"
-        return f"({self._place(filters.until)}" if filters.until else "+inf"
-
-    def _last(self, filters: Filters) -> str:
-        return self._place(filters.since) if filters.since else "-inf"
+    def _look(self, walk: Walk, place: str, limit: int) -> tuple[str, list[list[str]]]:
+        place, found = self._scripts.run("find", walk.prefix, place, walk.last, limit, _LOOKS, *walk.indexes)
+        return place, found
 
     def _place(self, moment: datetime) -> str:
         """Where the jobs begin that were accepted then or later."""
         return str(self._scripts.run("place", wire.ticks(moment)))
 
-    def _cursor(self, place: str, filters: Filters) -> str:
-        return cursors.write(int(place.removeprefix("(")), filters.signed(), self._signature())
+    def _cursor(self, place: str, walk: Walk) -> str:
+        return cursors.write(int(place.removeprefix("(")), walk.signed, self._signature())
 
     def _signature(self) -> bytes:
         """The secret that signs cursors: whichever process came first made it."""

@@ -18,6 +18,8 @@ from touchstone.errors import IdempotencyMismatch, JobConflict, QueueFull, Unkno
 from touchstone.jobs import wire
 from touchstone.jobs.answers import Cancellation, Event, Page, Pooled, Queue, Reaped, Verdict, Worker
 from touchstone.jobs.bell import QUEUE, queue_of
+from touchstone.jobs.deliveries import Deliveries
+from touchstone.jobs.endpoints import Endpoints
 from touchstone.jobs.events import Watch, read_events
 from touchstone.jobs.finding import Filters, Finder
 from touchstone.jobs.record import Artifact, Job, JobKind, Problem, Progress, Status, Submission, Timings
@@ -43,6 +45,8 @@ class Ledger:
         self._client = connect(url)
         self._scripts = Scripts(self._client)
         self._finder = Finder(self._client, self._scripts)
+        self.endpoints = Endpoints(self._client, self._scripts)
+        self.deliveries = Deliveries(self._client, self._scripts, self._finder, days=settings.webhook_days)
         self.versions = Versions(self._client, self._scripts)
         self.spending = Spending(self._client, self._scripts)
 
@@ -67,6 +71,8 @@ class Ledger:
             hashlib.sha256(key.encode()).hexdigest() if key else "",
             digest,
             _milliseconds(self._settings.idempotency_days * 86_400),
+            submission.tenant,
+            submission.webhook or "",
         )
         if verdict == "mismatch":
             raise IdempotencyMismatch(

@@ -60,6 +60,7 @@ class Submission(Record):
     target: int | None = None
     execution: Literal["batched", "deterministic"] = "batched"
     deadline: float | None = Field(None, gt=0, description="Seconds the job may run.")
+    webhook: str | None = Field(None, description="Where the job's end is to be told.")
     rerun_of: str | None = None
     continues: str | None = None
 

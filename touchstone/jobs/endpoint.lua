@@ -1,0 +1,13 @@
+-- tenant, id, endpoint as JSON, its secret, most endpoints of a tenant. The endpoint as it is kept, or false where there
+-- are as many as may be.
+local tenant, id, text, secret, most = unpack(ARGV)
+local key = webhooks_key(tenant)
+local known = redis.call('HGET', key, id)
+if known then return known end
+if redis.call('HLEN', key) >= tonumber(most) then return false end
+
+local endpoint = cjson.decode(text)
+endpoint.created_at = now()
+redis.call('HSET', key, id, cjson.encode(endpoint))
+redis.call('HSET', secrets_key(tenant), id, cjson.encode({{secret = secret}}))
+return redis.call('HGET', key, id)

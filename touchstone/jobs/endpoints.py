@@ -1,0 +1,109 @@
+"""Who wants to hear of a tenant's jobs: endpoints, and the secrets that sign what is sent there."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+import redis
+from pydantic import Field
+
+from touchstone import webhooks
+from touchstone.errors import UnknownWebhook, WebhookConflict
+from touchstone.jobs import wire
+from touchstone.jobs.deliveries import Delivery
+from touchstone.jobs.record import Record
+from touchstone.jobs.scripts import Scripts, reachable
+
+MOST_ENDPOINTS = 20
+MOST_SECRETS = 3
+ROTATION_HOURS = 24
+
+JobEvent = Literal["job.succeeded", "job.failed", "job.canceled"]
+JOB_EVENTS: tuple[JobEvent, ...] = get_args(JobEvent)
+
+
+class Endpoint(Record):
+    """A URL that is told of the ends of a tenant's jobs."""
+
+    id: str
+    url: str
+    events: tuple[JobEvent, ...] = JOB_EVENTS
+    description: str = ""
+    created_at: datetime
+    disabled_at: datetime | None = Field(None, description="Since when nothing is sent there, if that is so.")
+
+
+class Endpoints:
+    """The endpoints of each tenant; no call reaches those of another."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+        self._client = client
+        self._scripts = scripts
+
+    def add(
+        self, tenant: str, url: str, events: Sequence[JobEvent], *, description: str, secret: str
+    ) -> Endpoint:
+        """Keep a new endpoint; `WebhookConflict` where the tenant has as many as may be."""
+        name = f"wh_{secrets.token_hex(12)}"
+        told = json.dumps({"id": name, "url": url, "events": list(events), "description": description})
+        kept = self._scripts.run("endpoint", tenant, name, told, secret, MOST_ENDPOINTS)
+        if kept is None:
+            raise WebhookConflict(
+                f"{MOST_ENDPOINTS} endpoints are registered, as many as may be; delete one first"
+            )
+        return _endpoint(kept)
+
+    def all(self, tenant: str) -> list[Endpoint]:
+        """The tenant's endpoints, the newest first."""
+        with reachable():
+            stored: Any = self._client.hvals(_key(tenant))
+        return sorted(map(_endpoint, stored), key=lambda one: (one.created_at, one.id), reverse=True)
+
+    def read(self, tenant: str, endpoint: str) -> Endpoint:
+        """One of them; `UnknownWebhook` where there is none."""
+        with reachable():
+            stored: Any = self._client.hget(_key(tenant), endpoint)
+        if stored is None:
+            raise _unknown(endpoint)
+        return _endpoint(stored)
+
+    def forget(self, tenant: str, endpoint: str) -> None:
+        """Delete one; what was still to be sent to it fails."""
+        if not self._scripts.run("withdraw", tenant, endpoint):
+            raise _unknown(endpoint)
+
+    def rotate(self, tenant: str, endpoint: str = "") -> tuple[str, datetime]:
+        """A new secret of an endpoint, or for the webhooks of submissions; the one before stays good beside
+        it until the time given.
+        """
+        secret = webhooks.new_secret()
+        overlap = ROTATION_HOURS * 3_600_000
+        until = self._scripts.run("rotate", tenant, endpoint, secret, overlap, MOST_SECRETS)
+        if until is None:
+            raise _unknown(endpoint)
+        return secret, wire.moment(str(until))
+
+    def ping(self, tenant: str, endpoint: str) -> Delivery:
+        """Send something to an endpoint, even to one that is switched off: where it arrives, that is over."""
+        pairs = self._scripts.run("ping", tenant, endpoint, f"msg_{secrets.token_hex(20)}")
+        if pairs is None:
+            raise _unknown(endpoint)
+        return Delivery.of(pairs)
+
+
+def _key(tenant: str) -> str:
+    return f"ts:webhooks:{tenant}"
+
+
+def _endpoint(stored: str) -> Endpoint:
+    told = json.loads(stored)
+    times = {name: wire.moment(told[name]) for name in ("created_at", "disabled_at") if name in told}
+    return Endpoint(**(told | times))
+
+
+def _unknown(endpoint: str) -> UnknownWebhook:
+    return UnknownWebhook(f"there is no webhook {endpoint[:64]!r}")

@@ -1,0 +1,66 @@
+"""Webhooks as the Standard Webhooks specification has them: secrets, signatures, and when to try again."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import random
+import secrets
+from collections.abc import Iterable
+
+from touchstone.errors import InvalidParameter
+
+PREFIX = "whsec_"
+_SECRET_BYTES = range(24, 65)
+
+_MINUTE, _HOUR = 60, 3600
+PAUSES = (5, 5 * _MINUTE, 30 * _MINUTE, *(hours * _HOUR for hours in (2, 5, 10, 14, 20, 24)))
+"""Seconds before each try but the first, which comes at once."""
+_JITTER = 0.1
+_LONGEST_PAUSE = 24 * _HOUR
+
+
+def new_secret() -> str:
+    """A secret as receivers are given it."""
+    return PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def check_secret(secret: str) -> None:
+    """Raise `InvalidParameter` for a secret that is none: `whsec_` and base64 of 24 to 64 bytes."""
+    try:
+        key = _key(secret) if secret.startswith(PREFIX) else b""
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) not in _SECRET_BYTES:
+        raise InvalidParameter(
+            "secret: expected whsec_ and base64 of 24 to 64 bytes; left out, one is made", field="secret"
+        )
+
+
+def _key(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
+
+
+def headers(message: str, at: int, body: bytes, signers: Iterable[str]) -> dict[str, str]:
+    """The headers of a message sent at a Unix time, signed with each secret that is good."""
+    signed = f"{message}.{at}.".encode() + body
+    digests = [hmac.digest(_key(secret), signed, hashlib.sha256) for secret in signers]
+    return {
+        "webhook-id": message,
+        "webhook-timestamp": str(at),
+        "webhook-signature": " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests),
+    }
+
+
+def pause_after(failures: int, retry_after: float | None = None) -> float | None:
+    """Seconds until the next try after so many failures in a row; None where it was the last.
+
+    Never less than the receiver asked for, if that is not longer than a day, and a little at random, so that
+    what failed together does not come back together.
+    """
+    if failures > len(PAUSES):
+        return None
+    asked = min(retry_after or 0.0, _LONGEST_PAUSE)
+    return max(PAUSES[failures - 1] * random.uniform(1 - _JITTER, 1 + _JITTER), asked)  # noqa: S311 - no secret
