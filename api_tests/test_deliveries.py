@@ -171,7 +171,7 @@ def lose_workers(ledger: Ledger, submission: Submission) -> str:
 
 
 @pytest.mark.parametrize(
-    ("end", "kind"),
+    "ending",
     [
         (cancel_waiting, "job.canceled"),
         (cancel_running, "job.canceled"),
@@ -186,9 +186,9 @@ def test_whatever_ends_a_job_tells_each_receiver_once(
     receiver: Receiver,
     deliver: Any,
     submission: Submission,
-    end: Any,
-    kind: str,
+    ending: tuple[Any, str],
 ) -> None:
+    end, kind = ending
     job = end(ledger, submission.model_copy(update={"webhook": receiver.url + "/own"}))
     deliver()
     deliver()
@@ -322,7 +322,7 @@ def test_a_receiver_that_is_gone_switches_its_endpoint_off_and_a_ping_that_arriv
     with pytest.raises(WebhookConflict, match="switched off"):
         ledger.deliveries.replay(LOCAL, delivery.id)
     ping = ledger.endpoints.ping(LOCAL, endpoint.id)
-    assert receiver.wait(2)[1].verified(SECRET)["data"] == {"webhook": endpoint.id}
+    assert receiver.wait(2)[1].verified(SECRET)["data"] == {"endpoint": endpoint.id}
     settled(ledger, count=2)
     assert ledger.deliveries.read(LOCAL, ping.id).status == "delivered"
     assert ledger.endpoints.read(LOCAL, endpoint.id).disabled_at is None

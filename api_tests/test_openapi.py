@@ -76,6 +76,11 @@ def test_every_row_of_the_contract_is_there() -> None:
             ("GET", "/readyz"),
             ("GET", "/metrics"),
         ),
+        *(("POST", "/v1/webhooks"), ("GET", "/v1/webhooks"), ("POST", "/v1/webhooks/secret")),
+        *((verb, "/v1/webhooks/{endpoint}") for verb in ("GET", "DELETE")),
+        *(("POST", f"/v1/webhooks/{{endpoint}}/{verb}") for verb in ("rotate", "ping")),
+        *(("GET", f"/v1/webhooks/deliveries{tail}") for tail in ("", "/{delivery}")),
+        ("POST", "/v1/webhooks/deliveries/{delivery}/replay"),
         *(("GET", f"/v2{tail}") for tail in ("", "/health/live", "/health/ready")),
         *(
             (verb, f"/v2/models/{{model}}{version}{tail}")
@@ -116,7 +121,14 @@ def test_every_operation_is_described(name: str) -> None:
     assert problem is None or "application/problem+json" in problem["content"]
 
 
-OTHER_BODIES = ("continue_job", "cancel_jobs", "infer_model", "infer_version", "register_model")
+OTHER_BODIES = (
+    "continue_job",
+    "cancel_jobs",
+    "infer_model",
+    "infer_version",
+    "register_model",
+    "create_webhook",
+)
 SUBMISSIONS = [name for name in OPERATIONS if "requestBody" in operation(name) and name not in OTHER_BODIES]
 
 
@@ -127,7 +139,7 @@ def test_a_submission_shows_its_fields_as_form_and_as_json(name: str) -> None:
     assert form["properties"]["image"]["format"] == "binary"
     assert list(form["properties"]) == list(text["properties"])
     assert form["required"] == text["required"] == ["image", "model"]
-    assert {"seed", "execution", "deadline"} <= set(text["properties"])
+    assert {"seed", "execution", "deadline", "webhook"} <= set(text["properties"])
 
 
 def test_a_continuation_takes_its_fields_as_form_and_as_json() -> None:
@@ -135,7 +147,7 @@ def test_a_continuation_takes_its_fields_as_form_and_as_json() -> None:
     form, text = (content[kind] for kind in ("multipart/form-data", "application/json"))
     assert form == text
     assert form["schema"]["required"] == ["n"]
-    assert set(form["schema"]["properties"]) == {"n", "target_radius", "deadline"}
+    assert set(form["schema"]["properties"]) == {"n", "target_radius", "deadline", "webhook"}
 
 
 def test_a_registration_takes_a_file_and_what_its_manifest_says() -> None:
@@ -143,6 +155,7 @@ def test_a_registration_takes_a_file_and_what_its_manifest_says() -> None:
     assert form["required"] == ["file", "manifest"]
     assert form["properties"]["file"]["format"] == "binary"
     assert set(form["properties"]["manifest"]["properties"]) == set(Registration.model_fields)
+    assert "webhook" in form["properties"]
 
 
 @pytest.mark.parametrize("name", catalogue())

@@ -382,3 +382,46 @@ def test_failures_have_their_codes() -> None:
     codes = {kind.code for kind in (AddressRefused, RemoteAnswer, RemoteUnavailable)}
     assert codes == {"address_refused", "remote_answer", "remote_unavailable"}
     assert all(issubclass(kind, Failure) for kind in (AddressRefused, RemoteAnswer, RemoteUnavailable))
+
+
+def test_an_answer_s_head_alone_may_be_enough(model: Model) -> None:
+    answers = [
+        saying(202, b"x" * 10_000_000),
+        saying(204, b"", Content_Encoding="gzip"),
+        saying(429, b"", Retry_After="7"),
+        saying(302, b"", Location="http://127.0.0.1:1/"),
+    ]
+    model.plan = [*answers]
+    channel = Outgoing("127.0.0.1").channel(model.url)
+    body = b'{"instances": [[[[0.0]]]]}'
+    replies = [channel.post(body, {}, seconds=5, most=None) for _ in answers]
+    assert [reply.status for reply in replies] == [202, 204, 429, 302]
+    assert [(reply.body, reply.retry_after) for reply in replies][1:3] == [(b"", None), (b"", 7.0)]
+    assert len(model.connections) == len(answers)
+
+
+@pytest.mark.parametrize(
+    ("allow", "url", "taken"),
+    [
+        (None, "https://a.example/", True),
+        (None, "http://a.example/", False),
+        ("10.0.0.0/8", "http://a.example/", True),  # the name may lead there
+        (None, "https://127.1/", False),
+        (None, "https://2130706433/", False),
+        (None, "https://api.localhost/", False),
+        ("localhost", "http://localhost:9000/", True),
+        ("127.0.0.1:9000", "http://127.0.0.1:9000/", True),
+        ("127.0.0.1:9000", "http://127.0.0.1:9001/", False),
+        (None, "https://8.8.8.8/", True),
+        ("10.0.0.0/8", "http://8.8.8.8/", False),
+    ],
+)
+def test_what_is_written_is_judged_without_resolving(allow: str | None, url: str, *, taken: bool) -> None:
+    def find(*_: Any) -> Any:
+        raise AssertionError("resolved")
+
+    outgoing = Outgoing(allow, find=find)
+    if taken:
+        return outgoing.check_written(url)
+    with pytest.raises(AddressRefused):
+        outgoing.check_written(url)

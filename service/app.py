@@ -18,6 +18,7 @@ from service import (
     catalogue,
     costs,
     dashboard,
+    deliveries,
     docs,
     events,
     health,
@@ -30,6 +31,7 @@ from service import (
     problems,
     registering,
     samples,
+    webhooks,
 )
 from service.backend import Backend, Ring, at_once
 from service.edge import Edge
@@ -41,9 +43,11 @@ from service.waiting import Waiting
 from touchstone.decoding import Decoders
 from touchstone.embedded import ledger_url
 from touchstone.jobs.blobs import open_blobs
+from touchstone.jobs.delivering import Deliverer
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
 from touchstone.jobs.registry import Registry
+from touchstone.outgoing import Outgoing
 from touchstone.settings import Settings
 
 THREADS = 200
@@ -93,6 +97,7 @@ def _backend(settings: Settings, ring: Ring | None) -> Backend:
         ringer=ringer,
         waiting=Waiting(ledger),
         reaper=Reaper(ledger, ringer.ring),
+        deliverer=Deliverer(ledger.deliveries, Outgoing(settings.outgoing_allow), deliveries.told),
         durations=durations,
         checks=CapacityLimiter(at_once()),
         decoders=Decoders(at_once()),
@@ -106,6 +111,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     backend.waiting.start(asyncio.get_running_loop())
     backend.ringer.start()
     backend.reaper.start()
+    backend.deliverer.start()
     try:
         yield
     finally:
@@ -114,6 +120,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _stop(backend: Backend) -> None:
+    backend.deliverer.stop()
     backend.reaper.stop()
     backend.ringer.stop()
     backend.waiting.stop()
@@ -134,6 +141,8 @@ def _add_routes(app: FastAPI) -> None:
         costs.router_of("attack"),
         costs.router_of("certificate"),
         models.router,
+        deliveries.router,
+        webhooks.router,
         inference.router,
         registering.router,
         health.router,

@@ -14,6 +14,7 @@ from service.ringing import Ringer
 from service.waiting import Waiting
 from touchstone.decoding import Decoders
 from touchstone.jobs.blobs import Blobs
+from touchstone.jobs.delivering import Deliverer
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
 from touchstone.models.shelf import Shelf
@@ -37,6 +38,7 @@ class Backend:
     ringer: Ringer
     waiting: Waiting
     reaper: Reaper
+    deliverer: Deliverer
     durations: Durations
     checks: CapacityLimiter
     decoders: Decoders

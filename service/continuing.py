@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service import bodies
 from service.backend import Backend
 from service.bodies import Received
+from service.receivers import WEBHOOK, Url, check_receiver
 from service.submissions import Prepared, Seconds, check_cost, check_model, refuse_unknown
 from touchstone.errors import JobConflict
 from touchstone.fields import Count, Distance
@@ -28,6 +29,7 @@ class Continue(BaseModel):
         None, description="Ask whether this L2 radius holds, instead of what was asked before."
     )
     deadline: Seconds | None = Field(None, description="Seconds the job may run, at most an hour.")
+    webhook: Url | None = WEBHOOK
 
 
 def continuation(job: Job, received: Received, *, backend: Backend) -> Prepared:
@@ -35,6 +37,7 @@ def continuation(job: Job, received: Received, *, backend: Backend) -> Prepared:
     method = _continuable(job)
     check_model(job.submission, backend.models)
     asked = _asked(received)
+    check_receiver(asked.webhook, backend.settings)
     check_cost(method.model_copy(update={"n": asked.n}), backend.settings.cost_limit)
     before, sampling = job.submission, (job.result or {})["sampling"]
     changes: dict[str, Any] = {"n": sampling["n_used"] + asked.n}
@@ -45,6 +48,7 @@ def continuation(job: Job, received: Received, *, backend: Backend) -> Prepared:
             "parameters": chosen.model_dump(mode="json"),
             "seed": sampling["seed"],
             "deadline": asked.deadline or before.deadline,
+            "webhook": asked.webhook or before.webhook,
             "continues": job.id,
             "rerun_of": None,
         }

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from service import examples, problems, views
 from service.bodies import JSON, MULTIPART
+from service.receivers import WEBHOOK
 
 _Own = Mapping[str, tuple[dict[str, Any], Any]]
 """Schema and example of the fields that differ between a form and JSON."""
@@ -41,6 +42,7 @@ _KEY = {
     "example": "4f7c1d1e-6a0b-4f57-9d70-2f1a3f0f6f11",
 }
 HEADERS = [PREFER, _KEY]
+_WEBHOOK = {"type": "string", "minLength": 1, "description": WEBHOOK.description}
 
 
 def submission(*models: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def registration(model: type[BaseModel]) -> dict[str, Any]:
         },
         "manifest": {**schema, "description": "What the file does not tell, as JSON."},
         "labels": {"type": "string", "description": "The classes' names, one a line, instead of `classes`."},
+        "webhook": _WEBHOOK,
     }
     form = {
         "schema": {
@@ -77,6 +80,7 @@ def registration(model: type[BaseModel]) -> dict[str, Any]:
         "encoding": {"manifest": {"contentType": JSON}, "labels": {"contentType": "text/plain"}},
         "example": {"file": "(the file)", "manifest": examples.MANIFEST},
     }
+    schema = {**schema, "properties": {**schema["properties"], "webhook": _WEBHOOK}}
     remote = {"schema": schema, "example": examples.REMOTE}
     return {
         "requestBody": {"required": True, "content": {MULTIPART: form, JSON: remote}},

@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
@@ -17,9 +18,11 @@ from service.backend import Backend, backend_of
 from service.bodies import Received
 from service.files import Saved, Taken
 from service.forms import Value
+from service.receivers import check_receiver
 from service.submissions import Prepared, refuse_unknown
 from touchstone import registering
 from touchstone.errors import AddressRefused, InvalidParameter, ModelTooLarge, RemoteUnavailable
+from touchstone.jobs.record import Submission
 from touchstone.models.content import Format, format_of
 from touchstone.models.manifest import Manifest
 from touchstone.models.registration import Registration
@@ -27,7 +30,7 @@ from touchstone.outgoing import Outgoing
 
 router = APIRouter(tags=["models"], dependencies=[submitter])
 
-_PARTS = ("file", "manifest", "labels")
+_PARTS = ("file", "manifest", "labels", "webhook")
 
 
 @router.post(
@@ -91,6 +94,9 @@ def _checked(backend: Backend, taken: Taken) -> _Asked:
             f"the file has {file.size:,} bytes; at most {file.limit:,} are allowed", field="file"
         )
     submission = registering.prepare_known(registration, file.digest, _format(file))
+    submission = _told(
+        submission, _text(fields["webhook"], "webhook") if "webhook" in fields else None, backend
+    )
     known = registering.known(Manifest.model_validate(submission.parameters), backend.models)
     return _Asked(Prepared(submission, file.path), known)
 
@@ -110,7 +116,7 @@ def _registration(fields: Mapping[str, Value]) -> Registration:
     if "labels" in fields:
         if "labels" in said:
             raise InvalidParameter("labels: given more than once", field="labels")
-        said["labels"] = _text(fields["labels"])
+        said["labels"] = _text(fields["labels"], "labels")
     return Registration.parse(said)
 
 
@@ -118,11 +124,11 @@ def _bytes(value: Value) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-def _text(value: Value) -> str:
+def _text(value: Value, field: str) -> str:
     try:
         return _bytes(value).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InvalidParameter("labels: expected UTF-8 text, one class a line", field="labels") from None
+        raise InvalidParameter(f"{field}: expected UTF-8 text", field=field) from None
 
 
 def _format(file: Saved) -> Format:
@@ -140,13 +146,24 @@ def _registered(request: Request, card: Manifest) -> Response:
 
 def _without_file(received: Received, *, backend: Backend) -> Prepared:
     """A model that answers behind an address."""
-    registration = Registration.parse(bodies.json_fields(received.content))
+    fields = bodies.json_fields(received.content)
+    webhook = fields.pop("webhook", None)
+    registration = Registration.parse(fields)
     if registration.remote is None:
         raise InvalidParameter(
             "file: missing; send multipart/form-data with the parts file and manifest", field="file"
         )
     outgoing = Outgoing(backend.settings.outgoing_allow)
     try:
-        return Prepared(*registering.prepare_remote(registration, outgoing))
+        submission, told = registering.prepare_remote(registration, outgoing)
     except RemoteUnavailable as error:  # here it is the address that is at fault, not a model that is known
         raise AddressRefused(f"url: {error.detail}", field="url") from None
+    return Prepared(_told(submission, webhook, backend), told)
+
+
+def _told(submission: Submission, webhook: Any, backend: Backend) -> Submission:
+    """The submission with the URL that is told of its end, if there is one."""
+    if webhook is not None and not isinstance(webhook, str):
+        raise InvalidParameter("webhook: expected a URL as text", field="webhook")
+    check_receiver(webhook, backend.settings)
+    return submission.model_copy(update={"webhook": webhook})

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from service import bodies
 from service.bodies import Received
+from service.receivers import WEBHOOK, Url, check_receiver
 from touchstone.decoding import Decoders
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction
@@ -68,6 +69,7 @@ class Asked(BaseModel):
         description="`deterministic` runs the job alone and gives the same bytes each time.",
     )
     deadline: Seconds | None = Field(None, description="Seconds the job may run, at most an hour.")
+    webhook: Url | None = WEBHOOK
 
 
 class AskedOfAttack(Asked):
@@ -130,6 +132,7 @@ def method_submission(
     chosen = method.parse(parameters)
     manifest = find(shelf, asked.model)
     check_fit(chosen, manifest)
+    check_receiver(asked.webhook, settings)
     chosen = with_surrogates(chosen, manifest, shelf)
     label, target = _classes(method, manifest, asked) if isinstance(asked, AskedOfAttack) else (None, None)
     check_cost(chosen, settings.cost_limit)
@@ -157,6 +160,7 @@ def prediction(received: Received, *, settings: Settings, shelf: Shelf, decoders
     manifest = find(shelf, asked.model)
     chosen = _predict(parameters, manifest)
     check_fit(chosen, manifest)
+    check_receiver(asked.webhook, settings)
     check_cost(chosen, settings.cost_limit)
     return _prepared(
         decoders.canonical(body.image),
@@ -292,5 +296,6 @@ def _prepared(
         target=target,
         execution=asked.execution,
         deadline=asked.deadline,
+        webhook=asked.webhook,
     )
     return Prepared(submission, png)

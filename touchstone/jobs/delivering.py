@@ -126,6 +126,6 @@ def _error_of(status: int) -> AttemptError | None:
 
 def _body(sending: Sending, show: Show) -> bytes:
     delivery = sending.delivery
-    data = show(sending.job) if sending.job else {"webhook": delivery.endpoint}
+    data = show(sending.job) if sending.job else {"endpoint": delivery.endpoint}
     at = delivery.created_at.isoformat().replace("+00:00", "Z")
     return json.dumps({"type": delivery.type, "timestamp": at, "data": data}).encode()
