@@ -12,6 +12,7 @@ from serving import Api, serving
 from touchstone import embedded
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import ImageRef, ModelRef, Submission
+from touchstone.jobs.scripts import connect
 from touchstone.settings import Settings
 
 
@@ -44,6 +45,13 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
     ledger = Ledger(settings.redis_url, settings)
     yield ledger
     ledger.close()
+
+
+@pytest.fixture
+def server(valkey: str) -> Iterator[redis.Redis]:
+    """The Valkey itself, for tests that look behind the ledger or set its stage."""
+    with connect(valkey) as client:
+        yield client
 
 
 @pytest.fixture

@@ -21,14 +21,10 @@ def job(ledger: Ledger, submission: Submission) -> Job:
     return ledger.accept(submission)[0]
 
 
-@pytest.fixture
-def server(valkey: str) -> redis.Redis:
-    return connect(valkey)
-
-
 def claim(ledger: Ledger, job: Job, worker: str = "w1") -> Job:
     claimed = ledger.claim(job.id, worker)
     assert claimed is not None
+    assert claimed.id == job.id
     return claimed
 
 

@@ -22,7 +22,7 @@ def test_counts_and_queue(ledger: Ledger, submission: Submission) -> None:
 
 
 def test_many_are_canceled_in_one_step(ledger: Ledger, submission: Submission) -> None:
-    waiting, running, ended, over = (ledger.accept(submission)[0] for _ in range(4))
+    running, ended, waiting, over = (ledger.accept(submission)[0] for _ in range(4))
     claim(ledger, running)
     ledger.finish(ended.id, claim(ledger, ended).claims, status="succeeded")
     ledger.cancel(over.id)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import redis
 import torch
+from test_ledger import silence_bells
 from test_workers import Yard, wait_until
 
 from touchstone.engine import Engine
@@ -34,11 +36,16 @@ def accept_other(yard: Yard) -> str:
     return job
 
 
-def test_a_bell_is_rung_where_the_model_is_served(ledger: Ledger, submission: Submission) -> None:
+def test_a_bell_is_rung_where_the_model_is_served(
+    ledger: Ledger, submission: Submission, server: redis.Redis
+) -> None:
     job, _ = ledger.accept(submission)
     assert ledger.queue_of(job.id) == bell.QUEUE
     ledger.beat("special", {}, ["digits", "letters"])
-    assert ledger.queue_of(job.id) == bell.queue_of("digits")
+    assert ledger.queue_of(ledger.accept(submission)[0].id) == bell.queue_of("digits")
+    silence_bells(server)
+    ledger.reap()
+    assert ledger.queue_of(job.id) == bell.queue_of("digits"), "a bell that is rung again is rung there"
     assert ledger.queue_of("no such job") == bell.QUEUE
 
 

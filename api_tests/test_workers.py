@@ -19,7 +19,7 @@ from touchstone import embedded
 from touchstone.jobs import bell
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import TERMINAL, Job, Submission
+from touchstone.jobs.record import LOCAL, TERMINAL, Job, Submission
 from touchstone.jobs.scripts import connect
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
@@ -71,8 +71,8 @@ class Yard:
         wait_until(lambda: not self.valkeys[-1].alive())
         self.valkeys.append(embedded.start(self.home))
 
-    def accept(self, *, ring: int = 1, **parameters: Any) -> str:
-        changes = {"parameters": {"steps": 1, "diary": str(self.diary), **parameters}}
+    def accept(self, *, ring: int = 1, tenant: str = LOCAL, **parameters: Any) -> str:
+        changes = {"tenant": tenant, "parameters": {"steps": 1, "diary": str(self.diary), **parameters}}
         job, _ = self.ledger.accept(self.submission.model_copy(update=changes))
         assert all(self.ring(job.id) for _ in range(ring))
         return job.id
@@ -128,7 +128,18 @@ def test_a_full_worker_leaves_the_rest_in_the_queue(yard: Yard) -> None:
     for _ in range(8):
         yard.accept(steps=500)
     wait_until(lambda: yard.ledger.counts()["running"] == 2)
-    assert yard.bells() == 6, "nothing is fetched ahead"
+    wait_until(lambda: yard.bells() < 6)
+    assert yard.bells() == 5, "one bell is at hand, and nothing is fetched ahead"
+
+
+def test_whoever_fills_a_worker_keeps_nobody_else_waiting(yard: Yard) -> None:
+    yard.start_worker(concurrency=2)
+    for _ in range(4):
+        yard.accept(steps=1000)
+    wait_until(lambda: yard.ledger.counts()["running"] == 2)
+    job = yard.accept(tenant="another")
+    assert wait_until(lambda: yard.read(job).status == "succeeded") < 1
+    assert yard.ledger.counts()["running"] == 2, "the spare place is for tenants that have none"
 
 
 def test_a_full_worker_goes_on_at_once(yard: Yard) -> None:

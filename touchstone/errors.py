@@ -260,3 +260,7 @@ class InsufficientScope(Failure):
 
 class StartError(Exception):
     """Something that `touchstone up` needs cannot be had; the sentence is for the operator."""
+
+
+class Crowded(Exception):  # noqa: N818 - an answer to a worker, as the failures are to a client
+    """Jobs wait, but only for tenants that may not have another place on this worker."""

@@ -40,7 +40,12 @@ class Settings(BaseSettings):
     memory_budget: int = Field(
         2048 * MIB, ge=1, description="Bytes of models kept loaded; the least recently used leaves first."
     )
-    concurrency: int = Field(96, ge=1, le=1024, description="Jobs that one worker runs at once.")
+    concurrency: int = Field(
+        96,
+        ge=1,
+        le=1024,
+        description="Jobs that one worker runs at once; an eighth more for tenants that have none there.",
+    )
     queue_limit: int = Field(20_000, ge=1, description="Jobs that may wait; one more is refused with 429.")
     cost_limit: int = Field(200_000, ge=1, description="Forward and backward passes one job may ask for.")
     upload_limit: int = Field(10 * MIB, ge=1, description="Bytes of an uploaded image.")

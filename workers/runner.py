@@ -1,16 +1,19 @@
-"""One job, from the bell to the ledger's last word."""
+"""A job, from the bell to the ledger's last word."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from touchstone.certifying import pool_of
 from touchstone.errors import (
     Canceled,
+    Crowded,
     DeadlineExceeded,
     Failure,
     LedgerUnavailable,
@@ -27,6 +30,7 @@ from touchstone.models.shelf import ZOO, Shelf
 from touchstone.settings import Settings
 from workers.held import Cancelable, Held
 from workers.keeper import Keeper
+from workers.places import Places
 from workers.registering import Trials
 
 CLAIM_SECONDS = 10.0
@@ -78,7 +82,7 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Runner:
-    """Answers a bell: claims the job, runs it, writes its files and then its end.
+    """Answers a bell: claims the job whose turn it is, runs it, writes its files and then its end.
 
     Files come before the end that names them, so that a job which ended has them. What ends under a claim
     that is no longer held leaves no trace in the ledger.
@@ -92,29 +96,48 @@ class Runner:
     shelf: Shelf = ZOO
     trials: Trials = field(default_factory=Trials)
 
+    @cached_property
+    def places(self) -> Places:
+        """Who runs how many jobs here."""
+        return Places(self.settings.concurrency)
+
     def __call__(self, job: str) -> None:
-        """Run the job if it waits; otherwise there is nothing to do."""
-        if self.keeper.stopping:
-            return
-        claimed = self._claim(job)
-        if claimed is None:
-            return
-        held = Held(claimed)
-        with self.keeper.keep(held):
+        """Run a job, of those that wait where the bell was rung; if none does, there is nothing to do."""
+        with ExitStack() as place:
+            held = self._take(job, place)
+            if held is None:
+                return
             end = self._attempt(held)
             try:
                 self._conclude(held, end)
             except LedgerUnavailable as error:
-                _log.warning("a job's end was not written", job=job, reason=error.detail)
+                _log.warning("a job's end was not written", job=held.job.id, reason=error.detail)
+
+    def _take(self, job: str, place: ExitStack) -> Held | None:
+        with self.places.door:
+            claimed = self._claim(job)
+            if claimed is None:
+                return None
+            held = Held(claimed)
+            place.enter_context(self.places.taken(claimed.submission.tenant))
+            place.enter_context(self.keeper.keep(held))
+            return held
 
     def _claim(self, job: str) -> Job | None:
         token = secrets.token_hex(8)
-        try:
-            return self._insist(
-                lambda: self.ledger.claim(job, self.keeper.worker, token=token), seconds=CLAIM_SECONDS
-            )
-        except LedgerUnavailable:
-            return None  # the bell will be rung again
+
+        def ask() -> Job | None:
+            crowd = self.places.crowd()
+            return self.ledger.claim(job, self.keeper.worker, token=token, crowd=crowd)
+
+        while not self.keeper.stopping:
+            try:
+                return self._insist(ask, seconds=CLAIM_SECONDS)
+            except Crowded:
+                self.places.wait()
+            except LedgerUnavailable:
+                break  # the bell will be rung again
+        return None
 
     def _attempt(self, held: Held) -> dict[str, Any] | None:
         """How the job ends, as the ledger takes it; None where it goes back to the queue or was lost."""

@@ -44,9 +44,10 @@ def serve(settings: Settings, engine: Stoppable, run: Run, shelf: Shelf = ZOO) -
     app = celery_app(url)
     keeper = Keeper(_own_name(), ledger, engine, settings, give_up=os._exit)
     reaper = Reaper(ledger, lambda job: bell.ring(app, job, ledger.queue_of(job)))
-    register(app, Runner(ledger, open_blobs(settings), keeper, run, settings, shelf).__call__)
+    runner = Runner(ledger, open_blobs(settings), keeper, run, settings, shelf)
+    register(app, runner.__call__)
     _listen(keeper, reaper)
-    code = _consume(app, settings)
+    code = _consume(app, settings, runner.places.all)
     reaper.stop()
     keeper.close()
     engine.stop()
@@ -84,10 +85,10 @@ def _leave_logs_alone(**_: Any) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _consume(app: Celery, settings: Settings) -> int:
+def _consume(app: Celery, settings: Settings, places: int) -> int:
     worker = app.Worker(
         pool="threads",
-        concurrency=settings.concurrency,
+        concurrency=places,
         without_mingle=True,
         without_gossip=True,
         without_heartbeat=True,

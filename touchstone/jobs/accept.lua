@@ -28,6 +28,7 @@ for _, index in ipairs({'all', 'status:queued', 'kind:' .. kind, 'method:' .. me
   redis.call('ZADD', 'ts:' .. index, seq, id)
 end
 redis.call('ZADD', BELLS, at + grace, id)
+stand_in_line(id, lane_of(model))
 if key ~= '' then
   redis.call('HSET', 'ts:key:' .. key, 'digest', digest, 'job', id)
   redis.call('PEXPIRE', 'ts:key:' .. key, life)

@@ -14,7 +14,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from touchstone.errors import IdempotencyMismatch, JobConflict, QueueFull, UnknownJob, WorkerLost
+from touchstone.errors import (
+    Crowded,
+    IdempotencyMismatch,
+    JobConflict,
+    QueueFull,
+    UnknownJob,
+    WorkerLost,
+)
 from touchstone.jobs import wire
 from touchstone.jobs.answers import Cancellation, Event, Page, Pooled, Queue, Reaped, Verdict, Worker
 from touchstone.jobs.bell import QUEUE, queue_of
@@ -99,10 +106,8 @@ class Ledger:
         return wire.job([text for pair in stored.items() for text in pair])
 
     def ahead(self, job: str) -> int:
-        """How many jobs wait before this one; 0 where it no longer waits."""
-        with reachable():
-            place: Any = self._client.zrank("ts:status:queued", job)
-        return int(place or 0)
+        """How many jobs get their turn before this one if none ends meanwhile; 0 where it no longer waits."""
+        return int(self._scripts.run("ahead", job))
 
     def progress(self, jobs: Collection[str]) -> dict[str, Progress]:
         """How far each of these jobs is, asked in one go; without those that there are not."""
@@ -131,13 +136,20 @@ class Ledger:
         """
         return self._finder.find(Filters(status, kind, method, model, since, until), limit, cursor)
 
-    def claim(self, job: str, worker: str, *, token: str | None = None) -> Job | None:
-        """Take a waiting job; None where there is nothing to take.
+    def claim(
+        self, job: str, worker: str, *, token: str | None = None, crowd: Collection[str] = ()
+    ) -> Job | None:
+        """Answer the bell of a job with the one whose turn it is in its lane; None where none waits there.
 
-        With a `token` of the caller's own, a call repeated after a lost answer gets the same claim.
+        A worker takes only jobs of models that it serves, and none of the tenants in the `crowd`; raises
+        `Crowded` where nobody else waits. With a `token` of the caller's own, a call repeated after a lost
+        answer gets the same claim.
         """
-        lease = _milliseconds(self._settings.lease)
-        pairs = self._scripts.run("claim", job, worker, token or secrets.token_hex(8), lease)
+        lease, besides = _milliseconds(self._settings.lease), json.dumps(list(crowd))
+        token = token or secrets.token_hex(8)
+        pairs = self._scripts.run("claim", job, worker, token, lease, besides, *self._settings.served)
+        if pairs == "crowded":
+            raise Crowded
         return wire.job(pairs) if pairs else None
 
     def renew(self, worker: str, jobs: Mapping[str, int]) -> dict[str, Verdict]:
@@ -259,9 +271,8 @@ class Ledger:
     def queue_of(self, job: str) -> str:
         """Where the bell of a job is to be rung: with the workers of its model alone, if it has any."""
         with reachable():
-            model: Any = self._client.hget(f"ts:job:{job}", "model")
-            alone = model and self._client.zscore("ts:served", model) is not None
-        return queue_of(model) if alone else QUEUE
+            lane: Any = self._client.hget(f"ts:job:{job}", "lane")
+        return queue_of(lane) if lane else QUEUE
 
     def beat(self, worker: str, info: Mapping[str, Any], serves: Iterable[str] = ()) -> None:
         """A worker's sign of life, with its figures and the models that it serves if these are not all."""

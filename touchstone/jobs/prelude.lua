@@ -1,9 +1,8 @@
--- Stands before every script of the ledger. A script runs alone and whole, so each is one step from one
+-- Stands before every script of the ledger, after `lanes`. A script runs alone and whole, so each is one step from one
 -- consistent state to the next. Times are whole milliseconds of the server's clock, the only clock there is.
 
 local LEASES = 'ts:leases'  -- running jobs by the time at which their lease runs out
 local BELLS = 'ts:bells'    -- queued jobs by the time from which their bell may be rung again
-local SERVED = 'ts:served'  -- models that have workers of their own, by the last sign of life of one
 local TERMINAL = {succeeded = true, failed = true, canceled = true}
 
 local function now()
@@ -171,7 +170,9 @@ end
 
 -- The one place where a job gets another status.
 local function enter(id, status, at)
-  local job = get(id, 'status', 'seq')
+  local job = get(id, 'status', 'seq', 'model')
+  if job[1] == 'queued' then leave_line(id) end
+  if job[1] == 'running' then end_turn(id) end
   redis.call('ZREM', 'ts:status:' .. job[1], id)
   redis.call('ZADD', 'ts:status:' .. status, job[2], id)
   redis.call('ZREM', LEASES, id)
@@ -182,6 +183,9 @@ local function enter(id, status, at)
     tell_of_end(id, status, at)
   elseif status == 'queued' then
     redis.call('ZADD', BELLS, at, id)
+    stand_in_line(id, lane_of(job[3]))
+  elseif status == 'running' then
+    begin_turn(id)
   end
   say_status(id)
 end

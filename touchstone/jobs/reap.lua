@@ -28,6 +28,7 @@ if missing > 0 then
   ring = redis.call('ZRANGEBYSCORE', BELLS, '-inf', at, 'LIMIT', 0, math.min(missing, bells))
   for place, id in ipairs(ring) do
     redis.call('ZADD', BELLS, at + pause + place / 1000, id)
+    move(id, lane_of(get(id, 'model')[1]))
   end
 end
 return {ring, lost}

@@ -64,9 +64,9 @@ def _unavailable(error: Exception) -> LedgerUnavailable:
 
 @cache
 def source(name: str) -> str:
-    """The text of a script, with the prelude before it."""
+    """The text of a script, with what stands before every one."""
     folder = files(__package__)
-    return "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in ("prelude", name))
+    return "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in ("lanes", "prelude", name))
 
 
 class Scripts:

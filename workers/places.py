@@ -1,0 +1,58 @@
+"""The places of a worker: how many jobs it runs at once, and whose they may be."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SPARE = 8
+"""One place for so many is added for those who have none."""
+LOOK_SECONDS = 0.05
+
+
+class Places:
+    """`most` places for anybody, and an eighth more, at least one, for tenants that have none.
+
+    Nobody else waits for the end of a job because one tenant has filled the worker with long ones.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._left = threading.Event()
+        self.door = threading.Lock()
+        """Held by whoever asks for a job, so that they know what all others have."""
+
+    @property
+    def all(self) -> int:
+        """How many there are, the spare ones among them."""
+        return self._most + max(1, self._most // SPARE)
+
+    def crowd(self) -> frozenset[str]:
+        """Tenants that may not have another place now; to be asked within the door."""
+        with self._lock:
+            full = self._taken.total() >= self._most
+            return frozenset(self._taken) if full else frozenset()
+
+    @contextmanager
+    def taken(self, tenant: str) -> Iterator[None]:
+        """A place of this tenant's while the block lasts; to be entered within the door."""
+        self._count(tenant, 1)
+        try:
+            yield
+        finally:
+            self._count(tenant, -1)
+            self._left.set()
+
+    def _count(self, tenant: str, change: int) -> None:
+        with self._lock:
+            self._taken[tenant] += change
+            self._taken += Counter()  # forgets who has none
+
+    def wait(self) -> None:
+        """Wait until a place is left, or until it is worth looking whether somebody else has come."""
+        self._left.wait(LOOK_SECONDS)
+        self._left.clear()
