@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 AXE := build/npm/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test fuzz fuzz-images lint format bench clean
+.PHONY: help demo up test fuzz fuzz-images chaos lint format bench clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ format: .venv/.tested ## Put the code into the project's format
 
 bench: .venv/.tested ## Measure Touchstone beside its peers (about 15 minutes)
 	$(BIN)/python -m benchmarks
+
+chaos: .venv/.tested ## Kill, cut off and fill up the service under load, and look for lost jobs (some minutes)
+	$(ONE_THREAD) $(BIN)/python -m chaos
 
 clean: ## Remove the virtual environment and all caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build demo *.egg-info

@@ -53,7 +53,7 @@ class Keeper:
     """Holds the leases of a worker's jobs for as long as its engine moves.
 
     `give_up` is called with an exit code where the process should end although jobs still run: 1 after the
-    engine hung, 0 where a shutdown took too long.
+    engine hung, 0 where a shutdown took too long. `moved` is called again and again while this thread runs.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Keeper:
         settings: Settings,
         *,
         give_up: Callable[[int], object],
+        moved: Callable[[], object] = lambda: None,
     ) -> None:
         self.worker = worker
         self.stopping = False
@@ -71,6 +72,7 @@ class Keeper:
         self._ledger = ledger
         self._engine = engine
         self._give_up = give_up
+        self._moved = moved
         self._serves = settings.served
         self._pulse = Pulse(engine, settings.hang)
         self._noted: dict[str, Probe] = {}
@@ -110,9 +112,11 @@ class Keeper:
             return list(self._held)
 
     def _run(self) -> None:
-        self._guarded(self._tick)
-        while not self._closed.wait(TICK_SECONDS):
+        while True:
+            self._guarded(self._moved)
             self._guarded(self._tick)
+            if self._closed.wait(TICK_SECONDS):
+                return
 
     def _guarded(self, action: Callable[[], object]) -> None:
         try:

@@ -17,6 +17,7 @@ from touchstone.errors import (
     DeadlineExceeded,
     Failure,
     LedgerUnavailable,
+    OutOfMemory,
     UnknownJob,
     WorkerStopping,
 )
@@ -149,6 +150,8 @@ class Runner:
             return self._succeed(held, ended)
         except Failure as failure:
             return self._fail(held, failure)
+        except MemoryError:
+            return self._fail(held, OutOfMemory("the worker's memory does not hold what this job needs"))
         except Exception:  # noqa: BLE001 - a fault of ours ends the job, its traceback belongs in the log
             _log.exception("a job broke", job=held.job.id, attempt=held.job.attempts)
             return _INTERNAL

@@ -23,6 +23,7 @@ from workers.app import celery_app
 from workers.keeper import Keeper, Machine
 from workers.runner import Run, Runner
 from workers.tasks import register
+from workers.watchdog import Watchdog
 
 # A consumer that sleeps on a saturated pool wakes only for a timer.
 WAKE_SECONDS = 0.05
@@ -42,7 +43,8 @@ def serve(settings: Settings, engine: Stoppable, run: Run, shelf: Shelf = ZOO) -
     url = ledger_url(settings)
     ledger = Ledger(url, settings)
     app = celery_app(url)
-    keeper = Keeper(_own_name(), ledger, engine, settings, give_up=os._exit)
+    watchdog = Watchdog(settings.hang)
+    keeper = Keeper(_own_name(), ledger, engine, settings, give_up=os._exit, moved=watchdog.feed)
     reaper = Reaper(ledger, lambda job: bell.ring(app, job, ledger.queue_of(job)))
     runner = Runner(ledger, open_blobs(settings), keeper, run, settings, shelf)
     register(app, runner.__call__)

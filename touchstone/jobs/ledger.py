@@ -36,7 +36,7 @@ from touchstone.jobs.versions import Versions
 from touchstone.models.measured import Probe
 from touchstone.settings import Settings
 
-RING_SECONDS = 5.0
+RING_SECONDS = 2.0
 RING_AT_ONCE = 100
 LEASES_OF_SILENCE = 3
 

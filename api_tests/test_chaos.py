@@ -1,0 +1,25 @@
+"""The short form of the fault campaign: whatever is killed, cut off or filled up, no accepted job is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaos import campaign, report
+from chaos.checker import check
+from chaos.faults import FAULTS
+
+
+@pytest.mark.timeout(300)
+def test_no_accepted_job_is_lost_whatever_fails(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with campaign.site(tmp_path_factory.mktemp("c")) as site:
+        campaign.run(site, FAULTS, say=print)
+        evidence, history = campaign.gather(site), campaign.history(site.home)
+    breaches = check(evidence)
+    rows = {row.fault: row for row in report.rows(evidence, history, breaches)}
+    print(report.table(list(rows.values())))
+    assert breaches == []
+    assert sum(row.strikes for name, row in rows.items() if name.startswith("worker killed")) >= 100
+    assert rows["ledger killed"].strikes >= 20
+    assert set(rows) == {*(fault.name for fault in FAULTS), "all"}
+    assert rows["all"].accepted > 100
+    assert report.spread(rows["all"].recoveries)[0] < 10

@@ -1,0 +1,150 @@
+"""The checker of the fault campaign finds what is planted, and nothing where all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from chaos.book import Blow, Claim, Entry, Loss
+from chaos.checker import Evidence, check
+from chaos.faults import Fault
+from chaos.report import History, most_likely_lost, rows, spread, table
+from touchstone.jobs.answers import Event
+from touchstone.jobs.record import Artifact, Job, Problem, Submission
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+WHOLE = "sha256:" + "a" * 64
+LOST = Problem(code="worker_lost", detail="all 3 workers that tried the job died or hung")
+
+
+def events(*told: dict[str, Any]) -> list[Event]:
+    kinds = {"done": "progress", "claim": "metric", "completed": "completed"}
+    return [
+        Event(f"{place}-0", next((kind for word, kind in kinds.items() if word in one), "status"), one)  # type: ignore[arg-type]
+        for place, one in enumerate(told)
+    ]
+
+
+def running(attempts: int) -> dict[str, Any]:
+    return {"status": "running", "attempts": attempts, "cancel_requested": False}
+
+
+STORY = (running(1), {"done": 1}, {"claim": 1}, running(2), {"done": 1}, {"claim": 2}, {"done": 2})
+END = ({"status": "succeeded"}, {"completed": True})
+
+
+@pytest.fixture
+def evidence(submission: Submission) -> Evidence:
+    """Of one job that was tried twice and succeeded."""
+    job = Job(
+        id="job-1",
+        version=9,
+        status="succeeded",
+        submission=submission.model_copy(update={"seed": 1}),
+        created_at=NOW,
+        attempts=2,
+        claims=2,
+        result={"claim": 2},
+        artifacts={"adversarial.png": Artifact(digest=WHOLE, media_type="image/png", size=3)},
+    )
+    entries = [
+        Entry("attempted", "key-1", "fire"),
+        Entry("answered", "key-1", "fire", ""),
+        Entry("answered", "key-1", "fire", "503"),
+        Entry("answered", "key-1", "fire", "202", "job-1"),
+        Entry("ended", "key-1", "fire", "succeeded", "job-1"),
+    ]
+    return Evidence(entries, {"job-1": job}, {"job-1": events(*STORY, *END)}, WHOLE.__eq__)
+
+
+def changed(evidence: Evidence, **fields: Any) -> Evidence:
+    return replace(evidence, jobs={"job-1": evidence.jobs["job-1"].model_copy(update=fields)})
+
+
+def told(evidence: Evidence, *story: dict[str, Any]) -> Evidence:
+    return replace(evidence, events={"job-1": events(*story)})
+
+
+def seen(evidence: Evidence, *more: Entry) -> Evidence:
+    return replace(evidence, entries=[*evidence.entries, *more])
+
+
+def twin(evidence: Evidence) -> Evidence:
+    """The same request became two jobs, of which the client knows one."""
+    other = evidence.jobs["job-1"].model_copy(update={"id": "job-2"})
+    return replace(
+        evidence,
+        jobs={**evidence.jobs, "job-2": other},
+        events=dict.fromkeys(("job-1", "job-2"), evidence.events["job-1"]),
+    )
+
+
+def test_it_finds_nothing_where_all_is_well(evidence: Evidence) -> None:
+    assert check(evidence) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "plant"),
+    [
+        ("lost", lambda e: replace(e, jobs={})),
+        ("lost", lambda e: seen(e, Entry("answered", "key-2", "fire", "202", "job-2"))),
+        ("duplicated", twin),
+        ("duplicated", lambda e: seen(e, Entry("answered", "key-1", "fire", "202", "job-2"))),
+        ("unfinished", lambda e: changed(e, status="running")),
+        ("ended twice", lambda e: seen(e, Entry("ended", "key-1", "fire", "failed", "job-1"))),
+        ("ended twice", lambda e: told(e, *STORY, *END, *END)),
+        ("ended twice", lambda e: told(e, *STORY, *END, running(3))),
+        ("ended twice", lambda e: told(e, *STORY)),
+        ("attempts", lambda e: changed(e, attempts=4)),
+        ("attempts", lambda e: changed(e, status="failed", error=LOST)),
+        ("backwards", lambda e: told(e, running(1), {"done": 2}, {"done": 1}, *END)),
+        ("artifact", lambda e: replace(e, is_whole=lambda _: False)),
+        ("artifact", lambda e: changed(e, artifacts={})),
+        ("stale", lambda e: changed(e, result={"claim": 1})),
+        ("stale", lambda e: told(e, running(2), {"claim": 2}, {"claim": 1}, *END)),
+        ("broken", lambda e: seen(e, Entry("answered", "key-2", "fire", "500"))),
+        ("broken", lambda e: changed(e, status="failed", error=Problem(code="internal_error", detail="?"))),
+    ],
+)
+def test_it_finds_what_is_planted(
+    evidence: Evidence, kind: str, plant: Callable[[Evidence], Evidence]
+) -> None:
+    assert kind in {breach.kind for breach in check(plant(evidence))}
+
+
+def test_progress_may_begin_anew_with_each_attempt(evidence: Evidence) -> None:
+    assert check(told(evidence, running(1), {"done": 9}, running(2), {"done": 1}, *END)) == []
+
+
+def test_the_report_counts_and_times(evidence: Evidence) -> None:
+    again = Fault("fire", 1, lambda _: None, "claimed again")
+    history = History(
+        [Blow("fire", 10, 11)],
+        [Loss(pid=7, at=10.5)],
+        [Claim("job-1", 1, 7, 10.0), Claim("job-1", 2, 8, 12.0), Claim("job-3", 1, 9, 11.25)],
+    )
+    one, total = rows(evidence, history, [], [again])
+    assert (one.strikes, one.attempted, one.accepted, one.succeeded, one.lost) == (1, 1, 1, 1, 0)
+    assert one.recoveries == (1.5,)
+    assert (total.fault, total.recoveries) == ("all", one.recoveries)
+    assert rows(evidence, history, [], [replace(again, recovery="next claim")])[0].recoveries == (0.25,)
+    assert "| fire | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 95.00 % | 0 | 1 | 1.50 | 1.50 | 1.50 |" in table([one])
+
+
+def test_a_loss_stands_in_the_report(evidence: Evidence) -> None:
+    evidence = replace(evidence, jobs={}, events={})
+    fire = Fault("fire", 1, lambda _: None)
+    [row, _] = rows(evidence, History([Blow("fire", 1, 2)], [], []), check(evidence), [fire])
+    assert (row.accepted, row.succeeded, row.lost) == (1, 0, 1)
+
+
+def test_the_bound_beside_nothing_lost_is_near_the_rule_of_three() -> None:
+    assert most_likely_lost(0, 1000) == pytest.approx(3 / 1000, rel=0.01)
+    assert most_likely_lost(0, 0) == 1
+    assert most_likely_lost(10, 10) == 1
+    assert spread([]) == ()
+    assert spread([2.0]) == (2.0, 2.0, 2.0)

@@ -1,0 +1,62 @@
+"""`python -m chaos`: a campaign by hand, its table, and a record of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from chaos import campaign, report
+from chaos.checker import Breach, check
+from chaos.faults import FAULTS
+
+
+def main() -> int:
+    """The exit code is 1 where a promise was broken."""
+    asked = _arguments()
+    faults = [fault for fault in FAULTS if asked.only in fault.name]
+    home = Path(tempfile.mkdtemp(prefix="chaos-"))
+    print(f"The books and logs of this campaign are in {home}")
+    with campaign.site(home, workers=asked.workers, lease=asked.lease, hang=asked.hang) as site:
+        campaign.run(site, faults, scale=asked.scale, say=print)
+        evidence, history = campaign.gather(site), campaign.history(home)
+    breaches = check(evidence)
+    rows = report.rows(evidence, history, breaches)
+    print(report.table(rows))
+    for breach in breaches:
+        print(f"{breach.kind}: {breach.of}: {breach.text}")
+    if asked.record:
+        asked.record.write_text(_record(asked, rows, breaches))
+    return 1 if breaches else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
+    parser.add_argument(
+        "--scale", type=float, default=3.0, help="how often each fault strikes; 1 is what CI does"
+    )
+    parser.add_argument("--only", default="", help="part of the names of the faults to strike with")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--lease", type=float, default=5.0, help="TOUCHSTONE_LEASE of the workers")
+    parser.add_argument("--hang", type=float, default=5.0, help="TOUCHSTONE_HANG of the workers")
+    parser.add_argument("--record", type=Path, help="a file for the figures, as JSON")
+    return parser.parse_args()
+
+
+def _record(asked: argparse.Namespace, rows: list[report.Row], breaches: list[Breach]) -> str:
+    record = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": platform.platform(),
+        "asked": {name: getattr(asked, name) for name in ("scale", "workers", "lease", "hang")},
+        "breaches": len(breaches),
+        "faults": [row.record() for row in rows],
+    }
+    return json.dumps(record, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

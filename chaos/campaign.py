@@ -1,0 +1,107 @@
+"""A campaign: faults one after the other while clients go on, then the whole evidence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from chaos.book import Blow, Book, Claim, Entry, Loss, read
+from chaos.checker import Evidence
+from chaos.client import Load
+from chaos.faults import Fault
+from chaos.report import History
+from chaos.site import Site
+from touchstone.errors import UnknownArtifact
+from touchstone.jobs.blobs import Blobs, open_blobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import Job
+
+CLIENTS = 16
+CALM_SECONDS = 60.0
+
+Say = Callable[[str], object]
+
+
+@contextmanager
+def site(home: Path, *, workers: int = 4, lease: float = 1.0, hang: float = 2.0) -> Iterator[Site]:
+    """A service to strike at. Its workers hold few jobs at once, so that a strike hits some and not all."""
+    found = Site(home, workers=workers, lease=lease, hang=hang, concurrency=2)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def run(site: Site, faults: Sequence[Fault], *, scale: float = 1.0, say: Say) -> None:
+    """Strike with every fault as often as it says, times `scale`; returns when all jobs should have ended."""
+    blows, client = Book(site.home / "blows.jsonl"), Book(site.home / "client.jsonl")
+    load = Load(site.port, client, CLIENTS)
+    try:
+        for fault in faults:
+            begun = time.monotonic()
+            load.fault = fault.name
+            for _ in range(max(1, round(scale * fault.times))):
+                blows.write(_strike(fault, site))
+            site.wait_until_it_works()
+            say(f"{fault.name}: {time.monotonic() - begun:.1f} s")
+    finally:
+        load.stop(CALM_SECONDS)
+        blows.close()
+        client.close()
+
+
+def _strike(fault: Fault, site: Site) -> Blow:
+    at = time.time()
+    fault.strike(site)
+    return Blow(fault.name, at, time.time())
+
+
+def gather(site: Site) -> Evidence:
+    """Everything that the checker needs to know."""
+    jobs = {job.id: job for job in _all_jobs(site.ledger)}
+    events = {job: site.ledger.events(job, limit=10_000) for job in jobs}
+    blobs = open_blobs(site.settings)
+    entries = read(site.home / "client.jsonl", Entry)
+    return Evidence(entries, jobs, events, _Whole(blobs), site.settings.max_attempts)
+
+
+def history(home: Path) -> History:
+    """What was done in a campaign, and who worked on what."""
+    return History(
+        read(home / "blows.jsonl", Blow),
+        read(home / "losses.jsonl", Loss),
+        read(home / "claims.jsonl", Claim),
+    )
+
+
+def _all_jobs(ledger: Ledger) -> list[Job]:
+    jobs: list[Job] = []
+    cursor = None
+    while True:
+        page = ledger.find(limit=200, cursor=cursor)
+        jobs += page.jobs
+        cursor = page.cursor
+        if cursor is None:
+            return jobs
+
+
+class _Whole:
+    """Whether a blob is there and is what its digest says; looks at each once."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
+        self._known: dict[str, bool] = {}
+
+    def __call__(self, digest: str) -> bool:
+        if digest not in self._known:
+            self._known[digest] = self._look(digest)
+        return self._known[digest]
+
+    def _look(self, digest: str) -> bool:
+        try:
+            self._blobs.get(digest)
+        except UnknownArtifact:
+            return False
+        return True

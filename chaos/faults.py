@@ -1,0 +1,197 @@
+"""What can go wrong: each fault is one way to strike at the service, and to let go of it again."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
+from typing import Literal
+
+from chaos import traps
+from chaos.proxy import Mode, Proxy
+from chaos.site import Site, wait_until
+from chaos.traps import Trap
+from service.queue import open_bell
+from touchstone.jobs.bell import QUEUE
+from touchstone.jobs.scripts import connect
+from touchstone.jobs.server import process_id
+
+Strike = Callable[[Site], None]
+AHEAD_SECONDS = 7200.0
+TOO_OFTEN = 3
+"""How often a bell is rung that is rung too often."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A way to strike, how often that is done in a short run, and what the way back is measured by: the next
+    claim of a job whose worker was lost, or of any job once the service could be whole again.
+    """
+
+    name: str
+    times: int
+    strike: Strike
+    recovery: Literal["claimed again", "next claim"] = "next claim"
+
+
+def _kill_worker(site: Site) -> None:
+    time.sleep(random.uniform(0, 0.25))
+    _end(site.any_worker(), signal.SIGKILL)
+
+
+def _end(process: BaseProcess, signum: signal.Signals) -> None:
+    if process.pid is not None:
+        os.kill(process.pid, signum)
+    process.join()
+
+
+def _crash(points: Iterator[Trap], site: Site) -> None:
+    """Have whichever process comes there first crash at the next point."""
+    trap = next(points)
+    traps.arm(trap, site.home)
+    wait_until(lambda: not traps.is_armed(trap, site.home))
+
+
+def _kill_api(site: Site) -> None:
+    wait_until(site.is_whole)
+    time.sleep(random.uniform(0, 0.1))
+    _end(site.api, signal.SIGKILL)
+
+
+def _end_valkey(signum: signal.Signals, site: Site) -> None:
+    time.sleep(random.uniform(0, 0.5))
+    site.kill_valkey(signum)
+
+
+def _cut(mode: Mode, line: Callable[[Site], Proxy], site: Site) -> None:
+    with line(site).failing(mode):
+        time.sleep(random.uniform(0.5, 2))
+
+
+def _terminate(site: Site) -> None:
+    _end(site.any_worker(), signal.SIGTERM)
+
+
+def _freeze(site: Site) -> None:
+    """Let a worker sleep until its jobs are another's, and then go on as if nothing had been."""
+    process = site.any_worker()
+    site.lose(process)
+    with _stopped(process):
+        time.sleep(1.5 * site.settings.lease + 1)
+
+
+@contextmanager
+def _stopped(process: BaseProcess) -> Iterator[None]:
+    pid = process.pid or 0
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _get_stuck(site: Site) -> None:
+    """One engine hangs, and a step of another lets no thread of its process run: both must be noticed."""
+    wait_until(site.all_work)
+    before = {process.pid for process in site.workers}
+    for trap in (traps.HANG, traps.SEIZE):
+        traps.arm(trap, site.home)
+    wait_until(lambda: len(before - {process.pid for process in site.workers}) == 2)
+
+
+def _run_out_of_memory(site: Site) -> None:
+    """A step that cannot allocate; and a process that may not grow by a byte."""
+    traps.arm(traps.NO_MEMORY, site.home)
+    wait_until(lambda: not traps.is_armed(traps.NO_MEMORY, site.home))
+    with _limited(site.any_worker().pid, resource.RLIMIT_AS, 0):
+        time.sleep(0.5)
+
+
+@contextmanager
+def _limited(pid: int | None, limit: int, soft: int) -> Iterator[None]:
+    """A process may use so much and no more, if it still lives."""
+    if pid is None:
+        return
+    before = resource.prlimit(pid, limit)
+    resource.prlimit(pid, limit, (soft, before[1]))
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, limit, before)
+
+
+def _fill_disk(site: Site) -> None:
+    """The ledger's file may not grow: Valkey ends, for it cannot promise what it cannot write down."""
+    with _limited(process_id(site.valkey.url), resource.RLIMIT_FSIZE, 0):
+        wait_until(lambda: not site.valkey.alive())
+    site.revive_valkey()
+
+
+def _set_clock_ahead(site: Site) -> None:
+    """A worker whose clock is two hours ahead takes part in the work."""
+    site.clock = AHEAD_SECONDS
+    _end(site.any_worker(), signal.SIGTERM)
+    wait_until(site.all_work)
+    site.clock = 0.0
+    time.sleep(1)
+
+
+def _ring_too_often(site: Site) -> None:
+    ring = open_bell(site.valkey.url, site.ledger.queue_of)
+    for job in site.ledger.find(limit=50).jobs:
+        for _ in range(TOO_OFTEN):
+            ring(job.id)
+
+
+def _lose_bells(site: Site) -> None:
+    """The broker's list is deleted again and again. The ledger's keys, on the same server, are left alone."""
+    client = connect(site.valkey.url)
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        client.delete(QUEUE)
+    client.close()
+
+
+def _api_line(site: Site) -> Proxy:
+    return site.api_line
+
+
+def _worker_line(site: Site) -> Proxy:
+    return site.worker_line
+
+
+def _partitions() -> Iterator[Fault]:
+    for who, line in (("API", _api_line), ("workers", _worker_line)):
+        for mode in Mode:
+            if mode is not Mode.PASS:
+                yield Fault(f"{who} – ledger: {mode.value}", 1, partial(_cut, mode, line))
+
+
+FAULTS = (
+    Fault("worker killed at any time", 50, _kill_worker, "claimed again"),
+    Fault(
+        "worker killed at a named point", 50, partial(_crash, itertools.cycle(traps.CRASHES)), "claimed again"
+    ),
+    Fault("API killed at any time", 5, _kill_api),
+    Fault("API killed at a named point", 4, partial(_crash, itertools.cycle(traps.API_CRASHES))),
+    Fault("ledger killed", 20, partial(_end_valkey, signal.SIGKILL)),
+    Fault("ledger restarted", 2, partial(_end_valkey, signal.SIGTERM)),
+    *_partitions(),
+    Fault("bells rung too often", 1, _ring_too_often),
+    Fault("bells deleted from the broker", 1, _lose_bells),
+    Fault("engine hung, and GIL held", 1, _get_stuck, "claimed again"),
+    Fault("out of memory", 1, _run_out_of_memory),
+    Fault("disk full for the ledger", 1, _fill_disk),
+    Fault("a worker's clock two hours ahead", 1, _set_clock_ahead),
+    Fault("worker told to stop", 3, _terminate, "claimed again"),
+    Fault("worker frozen past its lease", 2, _freeze, "claimed again"),
+)

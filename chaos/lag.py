@@ -1,0 +1,74 @@
+"""How long the API's event loop keeps others waiting: a task in it that wants to run every few milliseconds,
+and a thread beside it that wants the same, for a busy machine keeps both waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from service.server import Server
+
+EVERY_SECONDS = 0.005
+NOTE_SECONDS = 0.25
+
+
+class Lags:
+    """The longest delays of the loop and of a thread since the last note, in seconds."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._worst = {"loop": 0.0, "thread": 0.0}
+
+    def note(self, who: str, late: float) -> None:
+        """One more delay."""
+        self._worst[who] = max(self._worst[who], late)
+
+    def write(self) -> None:
+        """Add a line to the file and begin anew."""
+        line = json.dumps({"at": time.time(), **self._worst})
+        self._worst = dict.fromkeys(self._worst, 0.0)
+        with self._file.open("a") as file:
+            file.write(line + "\n")
+
+
+def watch(home: Path) -> None:
+    """Let the server of this process write its loop's delays to `lags.jsonl`."""
+    startup = Server.startup
+    lags = Lags(home / "lags.jsonl")
+
+    async def watched(self: Server, *args: Any, **options: Any) -> None:
+        threading.Thread(target=_beside, args=[lags], daemon=True).start()
+        self._lag = asyncio.create_task(_within(lags))  # type: ignore[attr-defined]  # kept from the collector
+        await startup(self, *args, **options)
+
+    setattr(Server, "startup", watched)  # noqa: B010
+
+
+async def _within(lags: Lags) -> None:
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(EVERY_SECONDS)
+        lags.note("loop", time.monotonic() - before - EVERY_SECONDS)
+
+
+def _beside(lags: Lags) -> None:
+    written = time.monotonic()
+    while True:
+        before = time.monotonic()
+        time.sleep(EVERY_SECONDS)
+        now = time.monotonic()
+        lags.note("thread", now - before - EVERY_SECONDS)
+        if now - written > NOTE_SECONDS:
+            lags.write()
+            written = now
+
+
+def read(home: Path, since: float = 0.0, until: float = float("inf")) -> list[dict[str, float]]:
+    """What was noted between two times."""
+    lines = (home / "lags.jsonl").read_text().splitlines()
+    return [note for note in map(json.loads, lines) if since <= note["at"] <= until]

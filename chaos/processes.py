@@ -1,0 +1,123 @@
+"""The service's processes, each forked from one that has everything imported, so that a life costs no more
+than a fraction of a second.
+
+What runs in them are the programs that `touchstone up` runs, `python -m service` and `python -m workers`,
+with traps set and marks added to what they write.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import wraps
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import service.__main__
+import workers.__main__
+from chaos import lag, traps
+from chaos.book import Book, Claim
+from touchstone.engine import probe
+from touchstone.jobs.ledger import Ledger, Report
+from touchstone.jobs.record import Job
+from touchstone.settings import Settings
+
+CLAIM = "claim"
+"""The name of the mark, in a job's result and metrics: under which claim they were written."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One of the service's programs, as the campaign starts it."""
+
+    name: str
+    main: Callable[[], int | None]
+    prepare: Callable[[Settings], None]
+
+
+def start(program: Program, settings: Settings, *, clock: float = 0.0) -> BaseProcess:
+    """A process of the program, whose clock is `clock` seconds ahead."""
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload([__name__])
+    process = forking.Process(target=_live, args=[program.name, settings, clock], name=program.name)
+    process.start()
+    return process
+
+
+def _live(name: str, settings: Settings, clock: float) -> None:
+    program = PROGRAMS[name]
+    log = os.open(settings.home / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(_environment(settings))
+    if clock:
+        _set_ahead(clock)
+    program.prepare(settings)
+    sys.exit(program.main())
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    chosen: Mapping[str, Any] = settings.model_dump(mode="json", exclude_none=True)
+    return {f"TOUCHSTONE_{name.upper()}": str(value) for name, value in chosen.items()}
+
+
+def _set_ahead(seconds: float) -> None:
+    """Let the wall clock of this process be wrong."""
+    real = time.time
+    time.time = lambda: real() + seconds
+
+
+def _prepare_worker(settings: Settings) -> None:
+    # A worker that lives for a second does not measure first which batches suit its device.
+    probe.gradient_rates = lambda *_: {1: 100.0, 32: 1000.0}
+    _mark()
+    _book_claims(Book(settings.home / "claims.jsonl"))
+    traps.set_all(traps.WORKER_TRAPS, settings.home)
+
+
+def _mark() -> None:
+    """Write down with every report and every end under which claim it is made."""
+    finish, report_all = Ledger.finish, Ledger.report_all
+
+    @wraps(finish)
+    def marked_finish(self: Ledger, job: str, attempt: int, **end: Any) -> bool:
+        if end.get("result") is not None:
+            end["result"] = {**end["result"], CLAIM: attempt}
+        return finish(self, job, attempt, **end)
+
+    @wraps(report_all)
+    def marked_reports(self: Ledger, reports: list[Report]) -> list[bool]:
+        return report_all(
+            self, [(job, claim, step, {**(more or {}), CLAIM: claim}) for job, claim, step, more in reports]
+        )
+
+    # mypy would have the names of methods stay what they are; in a process of the campaign they may not.
+    setattr(Ledger, "finish", marked_finish)  # noqa: B010
+    setattr(Ledger, "report_all", marked_reports)  # noqa: B010
+
+
+def _book_claims(book: Book) -> None:
+    claim = Ledger.claim
+
+    @wraps(claim)
+    def booked(self: Ledger, job: str, worker: str, **options: Any) -> Job | None:
+        found = claim(self, job, worker, **options)
+        if found is not None:
+            book.write(Claim(found.id, found.claims, os.getpid(), time.clock_gettime(time.CLOCK_REALTIME)))
+        return found
+
+    setattr(Ledger, "claim", booked)  # noqa: B010
+
+
+def _prepare_api(settings: Settings) -> None:
+    lag.watch(settings.home)
+    traps.set_all(traps.API_TRAPS, settings.home)
+
+
+WORKER = Program("worker", workers.__main__.main, _prepare_worker)
+API = Program("api", service.__main__.main, _prepare_api)
+PROGRAMS = {program.name: program for program in (WORKER, API)}

@@ -1,0 +1,168 @@
+"""A bad network: what a process says to its ledger goes through a proxy that can be told how to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+LATENCY_SECONDS = 0.1
+_CHUNK = 65_536
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+T = TypeVar("T")
+
+
+class Mode(Enum):
+    """How the network behaves."""
+
+    PASS = "pass"
+    RESET = "reset"
+    """Connections break, and no new one can be made."""
+    STALL = "stall"
+    """Connections stay, and can even be made, but carry nothing."""
+    ONE_WAY = "one way"
+    """What is asked arrives; the answers are lost."""
+    LATENCY = "latency"
+    """Everything comes late."""
+    TRUNCATE = "truncate"
+    """Answers end in their midst, and their connections with them."""
+
+
+class Proxy:
+    """Listens on a port of its own and passes everything on to a unix socket, as its mode will have it."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._mode = Mode.PASS
+        self._lines: set[_Line] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread.start()
+        self._server = self._run(self._listen())
+        self.port = int(self._server.sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """The address for redis clients."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def turn(self, mode: Mode) -> None:
+        """Behave so from now on; returns once it does."""
+        self._run(self._turn(mode))
+
+    @contextmanager
+    def failing(self, mode: Mode) -> Iterator[None]:
+        """Behave so for the length of the block."""
+        self.turn(mode)
+        try:
+            yield
+        finally:
+            self.turn(Mode.PASS)
+
+    def close(self) -> None:
+        """Break all connections and end the thread."""
+        self._run(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, what: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result()
+
+    async def _listen(self) -> asyncio.Server:
+        self._flows = asyncio.Event()
+        self._flows.set()
+        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def _turn(self, mode: Mode) -> None:
+        self._mode = mode
+        if mode is Mode.STALL:
+            self._flows.clear()
+        else:
+            self._flows.set()
+        for line in list(self._lines):
+            # Where bytes are missing, a stream makes no sense any more: there a real connection is given up.
+            if mode is Mode.RESET or line.torn:
+                line.reset()
+
+    async def _close(self) -> None:
+        self._server.close()
+        await self._turn(Mode.RESET)
+        # Those who serve the connections notice, and end.
+        while self._lines:
+            await asyncio.sleep(0.001)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = _Line(writer)
+        self._lines.add(line)
+        try:
+            if self._mode is not Mode.RESET:
+                await self._connect(line, reader)
+        except OSError:
+            pass  # either side may go at any time, and the other is told by its end
+        finally:
+            line.reset()
+            self._lines.discard(line)
+
+    async def _connect(self, line: _Line, reader: asyncio.StreamReader) -> None:
+        answers, line.upstream = await asyncio.open_unix_connection(self._target)
+        ways = [self._carry(line, reader, line.upstream), self._carry(line, answers, line.client)]
+        await _first_of(ways)
+
+    async def _carry(self, line: _Line, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(_CHUNK):
+            if not await self._pass(line, chunk, writer):
+                return
+            await writer.drain()
+
+    async def _pass(self, line: _Line, chunk: bytes, writer: asyncio.StreamWriter) -> bool:
+        """Pass some bytes on, or not; false where this is the end of the connection."""
+        await self._flows.wait()
+        if self._mode is Mode.LATENCY:
+            await asyncio.sleep(LATENCY_SECONDS)
+        if writer is line.client and self._mode is Mode.ONE_WAY:
+            line.torn = True
+        elif writer is line.client and self._mode is Mode.TRUNCATE:
+            writer.write(chunk[: random.randrange(len(chunk))])
+            await writer.drain()
+            return False
+        else:
+            writer.write(chunk)
+        return True
+
+
+class _Line:
+    """One connection through the proxy."""
+
+    def __init__(self, client: asyncio.StreamWriter) -> None:
+        self.client = client
+        self.upstream: asyncio.StreamWriter | None = None
+        self.torn = False
+        """Whether bytes of it were thrown away."""
+
+    def reset(self) -> None:
+        """Break it off, without a farewell to the client."""
+        connection: socket.socket = self.client.get_extra_info("socket")
+        with suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        for writer in filter(None, (self.client, self.upstream)):
+            writer.transport.abort()
+
+
+async def _first_of(ways: list[Coroutine[Any, Any, None]]) -> None:
+    """Wait until one of them ends, and let go of the others."""
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,153 @@
+"""What a campaign found, as a table and as a record."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import quantiles
+from typing import Any
+
+from scipy.stats import beta
+
+from chaos.book import Blow, Claim, Loss
+from chaos.checker import Breach, Evidence
+from chaos.faults import FAULTS, Fault
+
+HEAD = (
+    "fault",
+    "strikes",
+    "attempted",
+    "accepted",
+    "succeeded",
+    "failed",
+    "canceled",
+    "lost",
+    "lost, 95 % bound",
+    "duplicated",
+    "recovered",
+    "p50 s",
+    "p99 s",
+    "max s",
+)
+
+
+@dataclass(frozen=True)
+class History:
+    """What was done to the service, which workers it lost, and who claimed what."""
+
+    blows: Sequence[Blow]
+    losses: Sequence[Loss]
+    claims: Sequence[Claim]
+
+    def fault_at(self, at: float) -> str:
+        """The fault that struck last before this time."""
+        return max((blow for blow in self.blows if blow.at <= at), key=lambda blow: blow.at).fault
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault: what became of the requests that began while it was on, and how soon work went on."""
+
+    fault: str
+    strikes: int
+    attempted: int
+    accepted: int
+    succeeded: int
+    failed: int
+    canceled: int
+    lost: int
+    duplicated: int
+    recoveries: tuple[float, ...]
+
+    def cells(self) -> tuple[str, ...]:
+        """As a row of the table."""
+        counts = (self.strikes, self.attempted, self.accepted, self.succeeded, self.failed, self.canceled)
+        bound = f"{100 * most_likely_lost(self.lost, self.accepted):.2f} %"
+        times = [f"{second:.2f}" for second in spread(self.recoveries)] or ["–"] * 3
+        ends = (str(self.lost), bound, str(self.duplicated), str(len(self.recoveries)))
+        return (self.fault, *map(str, counts), *ends, *times)
+
+    def record(self) -> dict[str, Any]:
+        """As the record keeps it."""
+        times = dict(zip(("p50", "p99", "max"), spread(self.recoveries), strict=False))
+        return {**asdict(self), "recoveries": len(self.recoveries), "recovery_seconds": times}
+
+
+def most_likely_lost(lost: int, accepted: int) -> float:
+    """The share that may be lost at most, with 95 % confidence (Clopper and Pearson 1934, one-sided)."""
+    return 1.0 if lost >= accepted else float(beta.ppf(0.95, lost + 1, accepted - lost))
+
+
+def spread(seconds: Sequence[float]) -> tuple[float, ...]:
+    """Median, 99th percentile and maximum; nothing of nothing."""
+    if not seconds:
+        return ()
+    cuts = quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
+    return cuts[49], cuts[98], max(seconds)
+
+
+def rows(
+    evidence: Evidence, history: History, breaches: Iterable[Breach], faults: Sequence[Fault] = FAULTS
+) -> list[Row]:
+    """One for each fault that struck, in the order in which they are listed, and one for all."""
+    struck = [fault for fault in faults if any(blow.fault == fault.name for blow in history.blows)]
+    broken = list(breaches)
+    each = [_row(fault, evidence, history, broken) for fault in struck]
+    return [*each, _sum(each)]
+
+
+def _row(fault: Fault, evidence: Evidence, history: History, breaches: Sequence[Breach]) -> Row:
+    keys = {one.key for one in evidence.entries if one.what == "attempted" and one.fault == fault.name}
+    jobs = {job for job, key in evidence.accepted().items() if key in keys}
+    ends = Counter(evidence.jobs[job].status for job in jobs & evidence.jobs.keys())
+    of = Counter(breach.kind for breach in breaches if breach.of in jobs or breach.of in keys)
+    return Row(
+        fault.name,
+        len([blow for blow in history.blows if blow.fault == fault.name]),
+        len(keys),
+        len(jobs),
+        ends["succeeded"],
+        ends["failed"],
+        ends["canceled"],
+        of["lost"] + of["unfinished"],
+        of["duplicated"],
+        tuple(_recoveries(fault, history)),
+    )
+
+
+def _sum(each: Sequence[Row]) -> Row:
+    counts = ("strikes", "attempted", "accepted", "succeeded", "failed", "canceled", "lost", "duplicated")
+    totals = {name: sum(getattr(row, name) for row in each) for name in counts}
+    return Row("all", **totals, recoveries=tuple(seconds for row in each for seconds in row.recoveries))
+
+
+def _recoveries(fault: Fault, history: History) -> Iterator[float]:
+    again = fault.recovery == "claimed again"
+    yield from _claimed_again(fault, history) if again else _next_claims(fault, history)
+
+
+def _next_claims(fault: Fault, history: History) -> Iterator[float]:
+    """From the end of each blow to the next claim of any job."""
+    claims = sorted(claim.at for claim in history.claims)
+    for blow in history.blows:
+        place = bisect_right(claims, blow.over)
+        if blow.fault == fault.name and place < len(claims):
+            yield claims[place] - blow.over
+
+
+def _claimed_again(fault: Fault, history: History) -> Iterator[float]:
+    """From the loss of each worker to the next claim of each job that it left."""
+    claims = {(claim.job, claim.claim): claim for claim in history.claims}
+    lost = {loss.pid: loss.at for loss in reversed(history.losses) if history.fault_at(loss.at) == fault.name}
+    for (job, number), claim in claims.items():
+        after = claims.get((job, number + 1))
+        if claim.pid in lost and after and after.at > lost[claim.pid]:
+            yield after.at - lost[claim.pid]
+
+
+def table(found: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    lines = [HEAD, ("---",) * len(HEAD), *(row.cells() for row in found)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

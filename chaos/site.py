@@ -1,0 +1,151 @@
+"""The service as the campaign runs it: the processes of `touchstone up`, with proxies before the ledger."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from chaos import processes
+from chaos.book import Book, Loss
+from chaos.client import ask
+from chaos.processes import API, WORKER, Program
+from chaos.proxy import Proxy
+from touchstone import embedded
+from touchstone.errors import LedgerUnavailable
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.server import process_id
+from touchstone.settings import Settings
+
+LOOK_SECONDS = 0.01
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> float:
+    """Wait, and tell how long it took; `TimeoutError` where it does not come true."""
+    begun = time.monotonic()
+    while not condition():
+        if time.monotonic() - begun > seconds:
+            raise TimeoutError("waited in vain")
+        time.sleep(LOOK_SECONDS)
+    return time.monotonic() - begun
+
+
+class Site:
+    """Valkey, an API and some workers; what dies is started again at once, as `touchstone up` does it."""
+
+    def __init__(self, home: Path, *, workers: int, **settings: float) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.valkey = embedded.start(home)
+        self.api_line, self.worker_line = (Proxy(embedded.socket_path(home)) for _ in range(2))
+        self._settings = Settings.model_validate({"home": home, "port": _free_port(), **settings})
+        self.ledger = Ledger(self.valkey.url, self._settings)
+        self.clock = 0.0
+        """How many seconds the clocks of workers are ahead that are started from now on."""
+        self._losses = Book(home / "losses.jsonl")
+        self.api = self._start(API)
+        self.workers = [self._start(WORKER) for _ in range(workers)]
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        wait_until(self.is_whole)
+
+    @property
+    def port(self) -> int:
+        """Where the API listens."""
+        return self._settings.port
+
+    @property
+    def settings(self) -> Settings:
+        """Those of API and workers, but for the address of the ledger, which each has its own of."""
+        return self._settings
+
+    def _start(self, program: Program) -> BaseProcess:
+        line = self.api_line if program is API else self.worker_line
+        settings = self._settings.model_copy(update={"redis_url": line.url})
+        return processes.start(program, settings, clock=self.clock if program is WORKER else 0.0)
+
+    def _watch(self) -> None:
+        while not self._closing.wait(LOOK_SECONDS):
+            self.workers = [one if one.is_alive() else self._replace(one) for one in self.workers]
+            if not self.api.is_alive():
+                self.api = self._start(API)
+
+    def _replace(self, dead: BaseProcess) -> BaseProcess:
+        self.lose(dead)
+        return self._start(WORKER)
+
+    def lose(self, process: BaseProcess) -> None:
+        """Write down that a worker is lost: it is dead, or silent."""
+        self._losses.write(Loss(process.pid or 0, time.time()))
+
+    def is_whole(self) -> bool:
+        """Whether everything is there and works."""
+        return self.all_work() and ask(self.port, "GET", "/readyz")[0] == "200"
+
+    def all_work(self) -> bool:
+        """Whether every worker is alive and has said so."""
+        return self._alive() >= {process.pid for process in self.workers}
+
+    def wait_until_it_works(self) -> None:
+        """Wait until everything is there, and a job was claimed since then."""
+        wait_until(self.is_whole)
+        book = self.home / "claims.jsonl"
+        before = book.stat().st_size
+        wait_until(lambda: book.stat().st_size > before)
+
+    def _alive(self) -> set[int | None]:
+        try:
+            return {worker.info["pid"] for worker in self.ledger.workers()}
+        except LedgerUnavailable:
+            return set()
+
+    def any_worker(self) -> BaseProcess:
+        """One of those that work, as soon as there is one."""
+        found: list[BaseProcess] = []
+
+        def look() -> bool:
+            alive = self._alive()
+            found[:] = [process for process in self.workers if process.pid in alive and process.is_alive()]
+            return bool(found)
+
+        wait_until(look)
+        return random.choice(found)
+
+    def kill_valkey(self, signum: signal.Signals = signal.SIGKILL) -> None:
+        """End it, however that is to be, and start it again."""
+        pid = process_id(self.valkey.url)
+        if pid is not None:
+            os.kill(pid, signum)
+        self.revive_valkey()
+
+    def revive_valkey(self) -> None:
+        """Start it again once it is dead."""
+        wait_until(lambda: not self.valkey.alive())
+        self.valkey = embedded.start(self.home)
+
+    def close(self) -> None:
+        """End everything."""
+        self._closing.set()
+        self._watcher.join()
+        for process in (self.api, *self.workers):
+            with suppress(ProcessLookupError):
+                process.kill()
+            process.join()
+        self._losses.close()
+        self.ledger.close()
+        self.api_line.close()
+        self.worker_line.close()
+        self.valkey.stop()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
