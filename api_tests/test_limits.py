@@ -1,17 +1,15 @@
-"""Bodies and heads that come too slowly, or never end."""
+"""Bodies that come too slowly, or never end."""
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from serving import Api
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from service import server
+from service import connections
 from service.limits import Bounds, Limits, allow
 
 Message = dict[str, Any]
@@ -135,58 +133,4 @@ def test_the_patience_of_the_service_is_less_than_fifteen_seconds() -> None:
     bounds = Bounds(1)
     trickled = 15
     assert bounds.patience + trickled / bounds.pace < 15
-    assert server.HEAD_SECONDS < 15
-
-
-def lines(api: Api, count: int) -> list[socket.socket]:
-    return [socket.create_connection(("127.0.0.1", api.port), timeout=5) for _ in range(count)]
-
-
-def read_until(line: socket.socket, text: bytes, *, times: int = 1) -> bytes:
-    """What comes until this has come so many times."""
-    received = b""
-    while received.count(text) < times:
-        piece = line.recv(65536)
-        assert piece, received
-        received += piece
-    return received
-
-
-def test_heads_that_never_end_are_cut_off(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
-    opened = lines(api, 20)
-    began = time.monotonic()
-    for line in opened:
-        line.sendall(b"GET / HTTP/1.1\r\nX: ")
-    for line in opened:
-        assert line.recv(10) == b""
-        line.close()
-    assert time.monotonic() - began < 3
-
-
-def test_a_second_head_is_not_waited_for_longer_than_the_first(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
-    (line,) = lines(api, 1)
-    with line:
-        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        read_until(line, b"alive")
-        line.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
-        assert line.recv(10) == b""
-
-
-def test_an_answer_may_take_longer_than_a_head(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
-    (line,) = lines(api, 1)
-    with line, api.worker.resting():
-        job = api.submit(wait=None).json()["links"]["self"]
-        line.sendall(f"GET {job} HTTP/1.1\r\nHost: x\r\nPrefer: wait=1\r\n\r\n".encode())
-        assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
-
-
-def test_pipelined_requests_are_all_answered(api: Api) -> None:
-    (line,) = lines(api, 1)
-    with line:
-        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
-        assert read_until(line, b"alive", times=3).count(b"HTTP/1.1 200 OK") == 3
+    assert connections.HEAD_SECONDS < 15

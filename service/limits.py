@@ -6,12 +6,17 @@ Every body has the same small bound. A route that takes larger ones says so with
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import problems
+from service.connections import HEAD_BYTES
+from service.patience import Patience
 
 _CLOSE = {"Connection": "close"}
 _INTAKE = "touchstone.intake"
@@ -19,13 +24,13 @@ _INTAKE = "touchstone.intake"
 
 @dataclass(frozen=True)
 class Bounds:
-    """The most bytes of a body, the seconds that it may let us wait, and the bytes that make up for a second.
+    """The most bytes of a body and of a head; `patience` and `pace` of a body are those of `Patience`.
 
-    However much has come, nobody is waited for longer than `patience` at a time. `drain` bytes of a body that
-    is refused are heard out.
+    `drain` bytes of a body that is refused are heard out.
     """
 
     size: int
+    head: int = HEAD_BYTES
     patience: float = 10.0
     pace: float = 16 * 2**10
     drain: int = 64 * 2**20
@@ -43,7 +48,26 @@ class Limits:
         if scope["type"] == "http":
             intake = _Intake(self._bounds, receive, Headers(scope=scope))
             scope[_INTAKE], receive = intake, intake.receive
+            refusal = self._refusal(Request(scope))
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
         await self._app(scope, receive, send)
+
+    def _refusal(self, request: Request) -> Response | None:
+        """The answer to a head that no application should see."""
+        if _head_bytes(request.scope) > self._bounds.head:
+            detail = f"the request's head has more than {self._bounds.head:,} bytes"
+            return problems.write(request, 431, "head_too_large", detail, headers=_CLOSE)
+        if {"content-length", "transfer-encoding"} <= set(request.headers):
+            detail = "Content-Length beside Transfer-Encoding: who reads the one and who the other may differ"
+            return problems.write(request, 400, "invalid_http", detail, headers=_CLOSE)
+        return None
+
+
+def _head_bytes(scope: Scope) -> int:
+    target = len(scope.get("raw_path", b"")) + len(scope.get("query_string", b""))
+    return target + sum(len(name) + len(value) + len(": \r\n") for name, value in scope["headers"])
 
 
 def allow(request: Request, size: int) -> None:
@@ -61,10 +85,9 @@ class _Intake:
     headers: Headers
     size: int = 0
     whole: bool = False
-    left: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.left = self.bounds.patience
+        self._patience = Patience(self.bounds.patience, self.bounds.pace)
 
     async def receive(self) -> Message:
         if self.whole:
@@ -84,12 +107,12 @@ class _Intake:
         clock = asyncio.get_running_loop().time
         began = clock()
         try:
-            async with asyncio.timeout(self.left):
+            async with asyncio.timeout(self._patience.left):
                 message = await self.source()
         except TimeoutError:
             raise HTTPException(408, "the body came too slowly; send it without pauses", _CLOSE) from None
         came = len(message.get("body", b""))
-        self.left = min(self.bounds.patience, self.left - (clock() - began) + came / self.bounds.pace)
+        self._patience.waited(clock() - began, came)
         self.size += came
         self.whole = not message.get("more_body", False)
         return message

@@ -29,6 +29,14 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(8000, ge=0, lt=65536, description="Port the API listens on; 0 picks a free one.")
+    connections: int = Field(
+        1000, ge=1, description="Clients' connections that the API holds at once; one more is answered 503."
+    )
+    connections_each: int = Field(
+        500,
+        ge=1,
+        description="Of these from one address; behind a proxy, all have the proxy's.",
+    )
     redis_url: str | None = Field(
         None,
         description="The ledger and broker; unset means the Valkey that `touchstone up` starts in `home`.",
