@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from obstore.store import MemoryStore
 
-from touchstone.errors import UnknownArtifact
-from touchstone.jobs import blobs as module
+from touchstone.errors import StorageFull, UnknownArtifact
+from touchstone.jobs import folder as module
 from touchstone.jobs.blobs import Blobs, FolderBlobs, StoreBlobs, open_blobs
 from touchstone.settings import Settings
 
@@ -112,9 +112,9 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
         raise OSError(28, "No space left on device")
 
     blobs = FolderBlobs(tmp_path)
-    monkeypatch.setattr("touchstone.jobs.blobs._sync", lambda _: None)
-    monkeypatch.setattr("touchstone.jobs.blobs.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("touchstone.jobs.folder._sync", lambda _: None)
+    monkeypatch.setattr("touchstone.jobs.folder.os.fsync", full)
+    with pytest.raises(StorageFull):
         blobs.put(DATA)
     assert stored(tmp_path) == []
     with pytest.raises(UnknownArtifact):

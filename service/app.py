@@ -47,6 +47,7 @@ from touchstone.jobs.delivering import Deliverer
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
 from touchstone.jobs.registry import Registry
+from touchstone.jobs.sweeping import Sweeper
 from touchstone.outgoing import Outgoing
 from touchstone.settings import Settings
 
@@ -98,6 +99,7 @@ def _backend(settings: Settings, ring: Ring | None) -> Backend:
         waiting=Waiting(ledger),
         reaper=Reaper(ledger, ringer.ring),
         deliverer=Deliverer(ledger.deliveries, Outgoing(settings.outgoing_allow), deliveries.told),
+        sweeper=Sweeper(ledger, blobs),
         durations=durations,
         checks=CapacityLimiter(at_once()),
         decoders=Decoders(at_once()),
@@ -112,6 +114,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     backend.ringer.start()
     backend.reaper.start()
     backend.deliverer.start()
+    backend.sweeper.start()
     try:
         yield
     finally:
@@ -121,6 +124,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _stop(backend: Backend) -> None:
     backend.deliverer.stop()
+    backend.sweeper.stop()
     backend.reaper.stop()
     backend.ringer.stop()
     backend.waiting.stop()

@@ -17,6 +17,7 @@ from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.delivering import Deliverer
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
+from touchstone.jobs.sweeping import Sweeper
 from touchstone.models.shelf import Shelf
 from touchstone.settings import Settings
 
@@ -39,6 +40,7 @@ class Backend:
     waiting: Waiting
     reaper: Reaper
     deliverer: Deliverer
+    sweeper: Sweeper
     durations: Durations
     checks: CapacityLimiter
     decoders: Decoders

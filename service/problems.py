@@ -60,6 +60,7 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.UnknownWebhook: 404,
         errors.UnknownDelivery: 404,
         errors.WebhookConflict: 409,
+        errors.StorageFull: 507,
         errors.LedgerUnavailable: 503,
         errors.NotReady: 503,
         errors.InsufficientScope: 403,
@@ -154,7 +155,7 @@ def from_failure(request: Request, failure: Failure) -> Response:
     """The problem that a failure is to a client."""
     status = STATUSES.get(type(failure), 500)
     headers = {}
-    if status in (429, 503):
+    if status in (429, 503, 507):
         headers["Retry-After"] = str(failure.extra.get("retry_after", _RETRY_SECONDS))
     return write(
         request,
@@ -228,6 +229,7 @@ _ABOUT = {
     422: "A parameter or the image cannot be used.",
     429: "As many jobs wait as may.",
     503: "The ledger or a worker cannot be reached.",
+    507: "There is no room to store it.",
 }
 
 

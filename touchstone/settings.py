@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, description="How often a job is tried before it fails as worker_lost.")
     idempotency_days: float = Field(1.0, gt=0, description="How long an Idempotency-Key is remembered.")
+    retention_days: float = Field(
+        7.0, gt=0, description="How long a job, its image and its files are kept after its end."
+    )
     counts_days: float = Field(
         30.0, gt=0, description="How long the counts of certificates are kept to go on from."
     )

@@ -26,6 +26,7 @@ from workers.held import Held
 TICK_SECONDS = 0.2
 RENEW_SECONDS = 0.4
 BEAT_SECONDS = 1.0
+NOTE_SECONDS = 86_400.0
 GRACE_SECONDS = 3.5
 
 _log = get_logger("keeper")
@@ -80,7 +81,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stopping_since: float | None = None
-        self._next = {"renew": 0.0, "beat": 0.0}
+        self._next = {"renew": 0.0, "beat": 0.0, "note": 0.0}
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
     def start(self) -> None:
@@ -136,7 +137,7 @@ class Keeper:
         if self._due("renew", now, RENEW_SECONDS):
             self.renew()
         self._pass_on_reports()
-        self._note_probes()
+        self._note_probes(now)
         if self._due("beat", now, BEAT_SECONDS):
             self._beat()
 
@@ -162,7 +163,10 @@ class Keeper:
         reports = [report for each in self._all() if (report := each.take_report())]
         self._ledger.report_all(reports)
 
-    def _note_probes(self) -> None:
+    def _note_probes(self, now: float) -> None:
+        """Tell of each probe when it is new, and once a day, because the ledger forgets old ones."""
+        if self._due("note", now, NOTE_SECONDS):
+            self._noted.clear()
         for digest, probe in self._engine.probes().items():
             if self._noted.get(digest) is not probe:
                 self._ledger.note_probe(digest, probe)

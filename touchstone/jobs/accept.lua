@@ -32,6 +32,15 @@ stand_in_line(id, lane_of(model))
 if key ~= '' then
   redis.call('HSET', 'ts:key:' .. key, 'digest', digest, 'job', id)
   redis.call('PEXPIRE', 'ts:key:' .. key, life)
+  set(id, 'key', key)
+end
+local asked = cjson.decode(submission)
+if asked.image ~= cjson.null then
+  set(id, 'image', asked.image.digest)
+  hold(asked.image.digest)
+else
+  set(id, 'file', asked.file)
+  hold(asked.file)
 end
 say_status(id)
 return {'created', fields(id)}

@@ -9,6 +9,9 @@ set(id, 'ended_by', claim)
 if done ~= '' then note(id, done, total, metric) end
 local canceled = job[2] == '1'
 local counts = not canceled or (job[3] == 'certificate' and status ~= 'failed')
-if counts and #ARGV > 6 then set(id, unpack(ARGV, 7)) end
+if counts and #ARGV > 6 then
+  set(id, unpack(ARGV, 7))
+  each_artifact(id, hold)
+end
 enter(id, canceled and 'canceled' or status, now())
 return 1

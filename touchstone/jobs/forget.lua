@@ -16,7 +16,13 @@ for _, status in ipairs({'running', 'queued'}) do
   end
 end
 
-for _, version in ipairs(gone) do redis.call('DEL', version_key(id, version.digest)) end
+for _, version in ipairs(gone) do
+  redis.call('DEL', version_key(id, version.digest))
+  let_go(version.digest)
+  if redis.call('HEXISTS', REFERENCES, version.digest) == 0 then
+    redis.call('DEL', 'ts:probe:' .. version.digest, 'ts:spent:' .. version.digest)
+  end
+end
 if #kept > 0 then
   redis.call('HSET', REGISTRY, id, cjson.encode(kept))
 else

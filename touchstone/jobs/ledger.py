@@ -29,6 +29,7 @@ from touchstone.jobs.deliveries import Deliveries
 from touchstone.jobs.endpoints import Endpoints
 from touchstone.jobs.events import Watch, read_events
 from touchstone.jobs.finding import Filters, Finder
+from touchstone.jobs.keeping import Keeping
 from touchstone.jobs.record import Artifact, Job, JobKind, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
 from touchstone.jobs.spending import Spending
@@ -39,6 +40,7 @@ from touchstone.settings import Settings
 RING_SECONDS = 2.0
 RING_AT_ONCE = 100
 LEASES_OF_SILENCE = 3
+PROBE_SECONDS = 30 * 86_400
 
 Report = tuple[str, int, Progress, Mapping[str, float] | None]
 """Job, claim, progress, metric."""
@@ -56,6 +58,7 @@ class Ledger:
         self.deliveries = Deliveries(self._client, self._scripts, self._finder, days=settings.webhook_days)
         self.versions = Versions(self._client, self._scripts)
         self.spending = Spending(self._client, self._scripts)
+        self.keeping = Keeping(self._client, self._scripts, settings)
 
     def accept(
         self, submission: Submission, *, idempotency: tuple[str, str] | None = None
@@ -295,9 +298,9 @@ class Ledger:
         return _milliseconds(LEASES_OF_SILENCE * self._settings.lease)
 
     def note_probe(self, digest: str, probe: Probe) -> None:
-        """Keep what the last load of the model with this digest measured."""
+        """Keep for a month what the last load of the model with this digest measured."""
         with reachable():
-            self._client.set(f"ts:probe:{digest}", probe.model_dump_json())
+            self._client.set(f"ts:probe:{digest}", probe.model_dump_json(), ex=PROBE_SECONDS)
 
     def probes(self, digests: Sequence[str]) -> dict[str, Probe]:
         """What is known of the models with these digests; without those that were never loaded."""

@@ -3,6 +3,7 @@
 
 local LEASES = 'ts:leases'  -- running jobs by the time at which their lease runs out
 local BELLS = 'ts:bells'    -- queued jobs by the time from which their bell may be rung again
+local ENDED = 'ts:ended'    -- jobs that have ended by the time at which they did
 local TERMINAL = {succeeded = true, failed = true, canceled = true}
 
 local function now()
@@ -168,6 +169,35 @@ local function tell_of_end(id, status, at)
   end
 end
 
+-- Blobs are shared, because their names are their digests. Each job and each registered version that needs one holds it;
+-- one that was let go by the last of them is loose, and the sweeper's.
+local REFERENCES = 'ts:references'  -- how many hold a blob, by its digest
+local LOOSE = 'ts:loose'            -- blobs that nobody holds any more
+
+local function hold(digest)
+  redis.call('SREM', LOOSE, digest)
+  redis.call('HINCRBY', REFERENCES, digest, 1)
+end
+
+local function let_go(digest)
+  if not digest or redis.call('HINCRBY', REFERENCES, digest, -1) > 0 then return end
+  redis.call('HDEL', REFERENCES, digest)
+  redis.call('SADD', LOOSE, digest)
+end
+
+-- Does something with each blob that a job left.
+local function each_artifact(id, action)
+  local artifacts = get(id, 'artifacts')[1]
+  for _, artifact in pairs(artifacts and cjson.decode(artifacts) or {}) do action(artifact.digest) end
+end
+
+-- A file is what a job works on and nobody asks for again, so it is let go with the job's end; an image stays with the
+-- job, which may be run again.
+local function let_file_go(id)
+  let_go(get(id, 'file')[1])
+  redis.call('HDEL', job_key(id), 'file')
+end
+
 -- The one place where a job gets another status.
 local function enter(id, status, at)
   local job = get(id, 'status', 'seq', 'model')
@@ -181,6 +211,8 @@ local function enter(id, status, at)
   if TERMINAL[status] then
     set(id, 'finished_at', at)
     tell_of_end(id, status, at)
+    redis.call('ZADD', ENDED, at, id)
+    let_file_go(id)
   elseif status == 'queued' then
     redis.call('ZADD', BELLS, at, id)
     stand_in_line(id, lane_of(job[3]))
@@ -188,6 +220,25 @@ local function enter(id, status, at)
     begin_turn(id)
   end
   say_status(id)
+end
+
+-- Leaves nothing of a job that is not running, nor what was to be told of it. What takes no memory comes first: a server that is out of it permits
+-- that alone, and whatever follows in the same script.
+local function forget_job(id)
+  local job = get(id, 'status', 'kind', 'method', 'model', 'image', 'key')
+  redis.call('ZREM', ENDED, id)
+  redis.call('ZREM', BELLS, id)
+  if job[1] == 'queued' then leave_line(id) end
+  for _, index in ipairs({'all', 'status:' .. job[1], 'kind:' .. job[2], 'method:' .. job[3], 'model:' .. job[4]}) do
+    redis.call('ZREM', 'ts:' .. index, id)
+  end
+  forget_deliveries_of(id)
+  let_go(job[5])
+  let_file_go(id)
+  each_artifact(id, let_go)
+  if job[6] and redis.call('HGET', 'ts:key:' .. job[6], 'job') == id then redis.call('DEL', 'ts:key:' .. job[6]) end
+  redis.call('DEL', job_key(id), 'ts:events:' .. id)
+  announce(id, 'deleted', 0, 'status')
 end
 
 -- Whether this claim of the job is the one that holds it.

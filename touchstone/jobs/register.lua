@@ -7,6 +7,7 @@ if known then return known end
 
 local at = now()
 redis.call('HSET', key, 'card', card, 'examined', examined, 'at', at)
+hold(digest)
 local versions = versions_of(id)
 table.insert(versions, 1, {digest = digest, at = at})
 redis.call('HSET', REGISTRY, id, cjson.encode(versions))

@@ -1,0 +1,68 @@
+"""What blobs are called, and where they lie: the same in a folder and in a bucket."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from touchstone.errors import UnknownArtifact
+
+ASIDE = "aside"
+OWNER = "owner"
+AT_ONCE = 16
+"""Blobs that one process stores at the same time."""
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_ASIDE_NAME = re.compile(r"([0-9]{1,19})-([0-9a-f]{64})")
+
+
+class Aside(NamedTuple):
+    """A blob that was set aside, and when by the ledger's clock, in milliseconds."""
+
+    digest: str
+    at: int
+
+    @property
+    def place(self) -> str:
+        """Where it lies: each time it is set aside it lies elsewhere."""
+        return f"{ASIDE}/{self.at}-{self.digest.removeprefix('sha256:')}"
+
+
+def digest_of(data: bytes) -> str:
+    """The name of these bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def place(digest: str) -> str:
+    """Where a blob lies: in one of 256 folders, so that none grows too large."""
+    if not _DIGEST.fullmatch(digest):
+        raise missing(digest)
+    name = digest.removeprefix("sha256:")
+    return f"{name[:2]}/{name}"
+
+
+def places(digest: str, aside: Callable[[], Iterable[Aside]]) -> Iterator[str]:
+    """Where a blob may lie; its own place comes twice, because it may be put back during the search."""
+    yield place(digest)
+    yield from (entry.place for entry in aside() if entry.digest == digest)
+    yield place(digest)
+
+
+def aside_of(name: str) -> Iterator[Aside]:
+    """What the name of a file among those set aside says."""
+    if match := _ASIDE_NAME.fullmatch(name):
+        yield Aside(f"sha256:{match[2]}", int(match[1]))
+
+
+def missing(digest: str) -> UnknownArtifact:
+    """What to raise where there is no such blob."""
+    return UnknownArtifact(f"there are no bytes with the digest {digest[:80]!r}")
+
+
+def checked(digest: str, data: bytes) -> bytes:
+    """The bytes, if they are those of this name; `UnknownArtifact` where they were altered."""
+    if digest_of(data) != digest:
+        raise UnknownArtifact(f"the bytes of {digest} are damaged")
+    return data
