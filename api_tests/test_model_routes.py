@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import pickle
 import socket
 import time
@@ -376,12 +375,3 @@ def test_object_storage_takes_a_file_in_parts(tmp_path: Path) -> None:
     file.write_bytes(data)
     blobs.put_file(file, digest_of(data))
     assert blobs.get(digest_of(data)) == data
-
-
-def test_what_a_killed_process_left_is_deleted_after_a_day(tmp_path: Path) -> None:
-    blobs = FolderBlobs(tmp_path)
-    old, new = (blobs.incoming() / name for name in ("old", "new"))
-    for file in (old, new):
-        file.touch()
-    os.utime(old, (0, 0))
-    assert list(blobs.incoming().iterdir()) == [new]

@@ -238,6 +238,8 @@ class WebhookConflict(Failure):
     """The endpoint's state does not permit this, or there are as many endpoints as may be."""
 
     code = "webhook_conflict"
+
+
 class StorageFull(Failure):
     """There is no room to store what the request brings or the job leaves."""
 

@@ -222,8 +222,8 @@ local function enter(id, status, at)
   say_status(id)
 end
 
--- Leaves nothing of a job that is not running, nor what was to be told of it. What takes no memory comes first: a server that is out of it permits
--- that alone, and whatever follows in the same script.
+-- Leaves nothing of a job that is not running, nor of what was to be told of it. What takes no memory comes first: a
+-- server that is out of it permits that alone, and whatever follows in the same script.
 local function forget_job(id)
   local job = get(id, 'status', 'kind', 'method', 'model', 'image', 'key')
   redis.call('ZREM', ENDED, id)
