@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -93,10 +94,10 @@ def settled(ledger: Ledger, job: str | None = None, count: int = 1) -> list[Deli
 
 def make_due(server: redis.Redis) -> None:
     """As if the lease of everything that is under way had run out, and every pause were over."""
-    for lane in server.zrange("ts:deliveries:lanes", 0, -1):
-        for name in server.zrange(f"ts:deliveries:due:{lane}", 0, -1):
-            server.zadd(f"ts:deliveries:due:{lane}", {name: 1})
-        server.zadd("ts:deliveries:lanes", {lane: 1})
+    for there in server.zrange("ts:deliveries:receivers", 0, -1):
+        for name in server.zrange(f"ts:deliveries:due:{there}", 0, -1):
+            server.zadd(f"ts:deliveries:due:{there}", {name: 1})
+        server.zadd("ts:deliveries:receivers", {there: 1})
 
 
 def claim(ledger: Ledger) -> Sending:
@@ -345,22 +346,26 @@ def test_what_waits_for_an_endpoint_that_is_deleted_fails(
 
 @pytest.mark.usefixtures("endpoint")
 def test_a_sender_that_dies_before_it_could_tell_leaves_it_to_another(
-    ledger: Ledger,
-    receiver: Receiver,
-    deliver: Any,
-    submission: Submission,
-    server: redis.Redis,
+    ledger: Ledger, receiver: Receiver, deliver: Any, submission: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended(ledger, submission)
     dead = claim(ledger)
+    make_due(ledger._client)
+    with monkeypatch.context() as dying:
+        dying.setattr(Deliverer, "_note", lambda *_: None)
+        one = deliver()
+        receiver.wait()
+        one.stop()
     assert ledger.deliveries.claim({}) == []
-    make_due(server)
+    make_due(ledger._client)
     deliver()
-    [message] = receiver.wait()
-    assert message.id == dead.delivery.id
+    first, second = receiver.wait(2)
+    assert first.id == second.id == dead.delivery.id
+    assert first.verified(SECRET) == second.verified(SECRET)
     [delivery] = settled(ledger)
     assert not ledger.deliveries.note(dead, deliveries.Outcome(ms=1, status=500, error="refused"))
     assert ledger.deliveries.read(LOCAL, delivery.id) == delivery
+    assert len(delivery.attempts) == 1
 
 
 def test_a_result_told_twice_counts_once(ledger: Ledger, endpoint: Endpoint, submission: Submission) -> None:
@@ -387,10 +392,23 @@ def test_a_receiver_that_hangs_keeps_nobody_waiting(
         deliver()
         receiver.wait()
         assert time.monotonic() - began < 3
-        assert len(slow.messages) <= deliveries.MOST_OF_A_LANE
+        assert len(slow.messages) <= deliveries.MOST_FOR_A_RECEIVER
         go_on.set()
         slow.wait(40)
         assert len(settled(ledger, count=41)) == 41
+
+
+def test_a_tenant_with_many_receivers_leaves_room_for_others(ledger: Ledger, submission: Submission) -> None:
+    for host in range(40):
+        hooked = {"tenant": "greedy", "webhook": f"https://{host}.example/"}
+        ended(ledger, submission.model_copy(update=hooked))
+    theirs = ended(ledger, submission.model_copy(update={"webhook": "https://a.example/"}))
+    taken = ledger.deliveries.claim({})
+    assert [one.delivery.tenant for one in taken].count("greedy") == deliveries.MOST_FOR_A_TENANT
+    assert taken[-1].delivery.job == theirs.id
+    under_way = Counter(one.receiver for one in taken)
+    ended(ledger, submission.model_copy(update={"webhook": "https://a.example/"}))
+    assert [one.delivery.tenant for one in ledger.deliveries.claim(under_way)] == [LOCAL]
 
 
 def test_a_receiver_that_hangs_for_good_is_given_up(

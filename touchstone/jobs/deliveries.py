@@ -20,7 +20,8 @@ from touchstone.jobs.scripts import Scripts, reachable
 
 LEASE_SECONDS = 60.0
 MOST_AT_ONCE = 32
-MOST_OF_A_LANE = 4
+MOST_FOR_A_TENANT = 16
+MOST_FOR_A_RECEIVER = 4
 
 EventType = Literal["job.succeeded", "job.failed", "job.canceled", "webhook.ping"]
 DeliveryStatus = Literal["pending", "delivered", "failed"]
@@ -88,7 +89,8 @@ class Sending:
     delivery: Delivery
     claim: int
     tries: int
-    lane: str
+    receiver: str
+    """The tenant and the host."""
     job: Job | None
     signers: tuple[str, ...]
     at: int
@@ -140,14 +142,15 @@ class Deliveries:
         return self.read(tenant, delivery)
 
     def claim(self, under_way: Mapping[str, int], *, most: int = MOST_AT_ONCE) -> list[Sending]:
-        """Take deliveries that are due, a few of each lane, given how many of it are under way here."""
+        """Take what is due, a little for each receiver, given how many are under way to each from here."""
         pairs = [part for pair in under_way.items() for part in pair]
         at, *taken = self._scripts.run(
             "send",
             round(LEASE_SECONDS * 1000),
             self._life,
             most,
-            MOST_OF_A_LANE,
+            MOST_FOR_A_TENANT,
+            MOST_FOR_A_RECEIVER,
             webhooks.new_secret(),
             *pairs,
         )
@@ -183,7 +186,7 @@ def _sending(at: int, told: Sequence[str], job: Sequence[str], signers: str) -> 
         delivery=Delivery.of(told),
         claim=int(stored["claims"]),
         tries=int(stored["tries"]),
-        lane=stored["lane"],
+        receiver=stored["receiver"],
         job=wire.job(job) if job else None,
         signers=tuple(good),
         at=at,

@@ -40,7 +40,7 @@ class Deliverer:
         self._show = show
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._lanes: dict[tuple[str, int], str] = {}
+        self._under_way: dict[tuple[str, int], str] = {}
         self._thread = threading.Thread(target=self._run, name="deliverer", daemon=True)
 
     def start(self) -> None:
@@ -64,11 +64,19 @@ class Deliverer:
             self._wake.clear()
 
     def _send_due(self) -> None:
-        lanes = Counter(list(self._lanes.values()))
-        room = MOST_AT_ONCE - lanes.total()
-        for sending in self._deliveries.claim(lanes, most=room) if room > 0 else ():
-            self._lanes[_key(sending)] = sending.lane
-            threading.Thread(target=self._deliver, args=[sending], name="delivery", daemon=True).start()
+        under_way = Counter(list(self._under_way.values()))
+        room = MOST_AT_ONCE - under_way.total()
+        for sending in self._deliveries.claim(under_way, most=room) if room > 0 else ():
+            self._begin(sending)
+
+    def _begin(self, sending: Sending) -> None:
+        self._under_way[_key(sending)] = sending.receiver
+        thread = threading.Thread(target=self._deliver, args=[sending], name="delivery", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads are to be had
+            del self._under_way[_key(sending)]
+            raise
 
     def _deliver(self, sending: Sending) -> None:
         try:
@@ -76,7 +84,7 @@ class Deliverer:
         except Exception as error:  # noqa: BLE001 - a thread's end: its lease runs out, and another sends
             _log.warning("not delivered", delivery=sending.delivery.id, reason=type(error).__name__)
         finally:
-            del self._lanes[_key(sending)]
+            del self._under_way[_key(sending)]
             self._wake.set()
 
     def _post(self, sending: Sending) -> tuple[Outcome, float | None]:

@@ -55,10 +55,10 @@ local function say_status(id)
   end
 end
 
--- Webhooks. A delivery tells one receiver of one thing. Its lane, a tenant and a host, is the line in which it waits, so
--- that nobody waits for another's slow receiver.
-local DELIVERIES = 'ts:deliveries'   -- all deliveries by the time at which they were made
-local LANES = 'ts:deliveries:lanes'  -- lanes by the time at which their first delivery is due
+-- Webhooks. A delivery tells one receiver of one thing. Those to one host wait by themselves, for each tenant, so that
+-- nobody waits for another's slow receiver.
+local DELIVERIES = 'ts:deliveries'           -- all deliveries by the time at which they were made
+local RECEIVERS = 'ts:deliveries:receivers'  -- tenants with a host by the time at which the first delivery there is due
 local PING = 'webhook.ping'
 
 local function webhooks_key(tenant)
@@ -87,10 +87,10 @@ local function lists_of(id)
   return lists
 end
 
--- When a delivery is due, or nil for no more. A lane's first delivery gives it its place among the lanes.
+-- When a delivery is due, or nil for no more. A receiver's first delivery gives it its place.
 local function plan(id, at)
-  local lane = delivery(id, 'lane')[1]
-  local waiting = 'ts:deliveries:due:' .. lane
+  local receiver = delivery(id, 'receiver')[1]
+  local waiting = 'ts:deliveries:due:' .. receiver
   if at then
     redis.call('ZADD', waiting, at, id)
     redis.call('HSET', delivery_key(id), 'due', at)
@@ -99,7 +99,7 @@ local function plan(id, at)
     redis.call('HDEL', delivery_key(id), 'due')
   end
   local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
-  if first[1] then redis.call('ZADD', LANES, first[2], lane) else redis.call('ZREM', LANES, lane) end
+  if first[1] then redis.call('ZADD', RECEIVERS, first[2], receiver) else redis.call('ZREM', RECEIVERS, receiver) end
 end
 
 -- Writes a delivery down, unless it is known. Endpoint and job may be ''.
@@ -108,7 +108,7 @@ local function deliver(id, tenant, endpoint, url, kind, job, at)
   local seq = redis.call('INCR', 'ts:seq')
   redis.call('HSET', delivery_key(id), 'id', id, 'seq', seq, 'tenant', tenant, 'endpoint', endpoint, 'url', url,
     'type', kind, 'job', job, 'status', 'pending', 'created_at', at, 'claims', 0, 'tries', 0, 'attempts', '[]',
-    'lane', tenant .. ' ' .. string.match(url, '^%a+://[^/?]*'))
+    'receiver', tenant .. ' ' .. string.match(url, '^%a+://[^/?]*'))
   redis.call('ZADD', DELIVERIES, at, id)
   for _, list in pairs(lists_of(id)) do redis.call('ZADD', list, seq, id) end
   plan(id, at)

@@ -1,11 +1,21 @@
--- lease ms, life ms, most, most of one lane, a secret for who has none, then pairs of a lane and how many of it this
--- process sends already. Takes deliveries that are due, a few of each lane, and forgets those that are too old:
+-- lease ms, life ms, most, most for one tenant, most for one receiver, a secret for who has none, then pairs of a
+-- receiver and how many this process sends there already. Takes what is due and forgets what is too old:
 -- {time, {delivery, job, secrets}, …}. One whose sender dies is due again when its lease has run out.
-local lease, life, most, each = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local secret = ARGV[5]
+local lease, life, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local of_tenant, of_receiver, secret = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local LOOKS = 1000
 local at = now()
-local under_way = {}
-for i = 6, #ARGV, 2 do under_way[ARGV[i]] = tonumber(ARGV[i + 1]) end
+local sending = {}  -- how many are under way here, by receiver and by tenant, which no space is in
+
+local function tenant_of(receiver)
+  return string.match(receiver, '^%S+')
+end
+
+local function count(receiver, change)
+  for _, name in ipairs({receiver, tenant_of(receiver)}) do sending[name] = (sending[name] or 0) + change end
+end
+
+for i = 7, #ARGV, 2 do count(ARGV[i], tonumber(ARGV[i + 1])) end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELIVERIES, '-inf', at - life, 'LIMIT', 0, 100)) do
   forget_delivery(id)
@@ -34,12 +44,22 @@ local function take(id)
   return {redis.call('HGETALL', delivery_key(id)), fields(told[4]), redis.call('HGET', key, told[2])}
 end
 
+local function room(receiver, taken)
+  return math.min(
+    most - taken, of_receiver - (sending[receiver] or 0), of_tenant - (sending[tenant_of(receiver)] or 0))
+end
+
 local taken = {at}
-for _, lane in ipairs(redis.call('ZRANGEBYSCORE', LANES, '-inf', at, 'LIMIT', 0, most + #ARGV)) do
-  local room = math.min(each - (under_way[lane] or 0), most - #taken + 1)
-  if room > 0 then
-    local due = redis.call('ZRANGEBYSCORE', 'ts:deliveries:due:' .. lane, '-inf', at, 'LIMIT', 0, room)
-    for _, id in ipairs(due) do taken[#taken + 1] = take(id) end
+for _, receiver in ipairs(redis.call('ZRANGEBYSCORE', RECEIVERS, '-inf', at, 'LIMIT', 0, LOOKS)) do
+  local free = room(receiver, #taken - 1)
+  if free > 0 then
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'ts:deliveries:due:' .. receiver, '-inf', at, 'LIMIT', 0, free)) do
+      local one = take(id)
+      if one then
+        taken[#taken + 1] = one
+        count(receiver, 1)
+      end
+    end
   end
 end
 return taken
