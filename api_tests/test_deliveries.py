@@ -331,6 +331,12 @@ def test_a_receiver_that_is_gone_switches_its_endpoint_off_and_a_ping_that_arriv
     assert receiver.wait(3)[2].id == delivery.id
 
 
+def test_a_ping_sent_twice_to_the_ledger_is_one(ledger: Ledger, endpoint: Endpoint) -> None:
+    first, second = (ledger._scripts.run("ping", LOCAL, endpoint.id, "msg_" + "0" * 40) for _ in range(2))
+    assert first == second
+    assert len(ledger.deliveries.claim({})) == 1
+
+
 def test_what_waits_for_an_endpoint_that_is_deleted_fails(
     ledger: Ledger, receiver: Receiver, endpoint: Endpoint, deliver: Any, submission: Submission
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_submission_s_webhook_is_told_and_verified(api: Api, receiver: Receive
     told = receiver.wait()[0].verified(drawn.json()["secret"])
     assert told == {"type": "job.succeeded", "timestamp": job["finished_at"], "data": job}
     [delivery] = settled(api, job=job["id"])
+    assert 'touchstone_deliveries{status="delivered"} 1.0' in api.client.get("/metrics").text
     assert (delivery["endpoint"], delivery["url"], delivery["next_attempt_at"]) == (None, receiver.url, None)
     assert api.client.get(f"/v1/webhooks/deliveries/{delivery['id']}").json() == delivery
     assert delivery["id"] == receiver.messages[0].id

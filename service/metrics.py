@@ -58,6 +58,7 @@ class Figures(Collector):
         """The figures of this moment; without a ledger, only that there is none."""
         try:
             queue, counts, workers = self._ledger.queue(), self._ledger.counts(), self._ledger.workers()
+            deliveries = self._ledger.deliveries.counts()
         except LedgerUnavailable:
             yield _gauge("touchstone_ledger_up", "Whether the ledger answers.", 0)
             return
@@ -65,7 +66,8 @@ class Figures(Collector):
         yield _gauge("touchstone_queue_depth", "Jobs that wait.", queue.depth)
         yield _gauge("touchstone_queue_oldest_seconds", "Age of the oldest job that waits.", queue.age)
         yield _gauge("touchstone_workers", "Workers that are alive.", len(workers))
-        yield _jobs(counts)
+        yield _by_status("touchstone_jobs", "Jobs by status.", counts)
+        yield _by_status("touchstone_deliveries", "Deliveries of webhooks by status.", deliveries)
         yield _histogram("touchstone_batch_rows", "Rows of a batch.", workers, "batch_rows")
         yield _histogram("touchstone_step_seconds", "Time that a batch takes.", workers, "step_seconds")
         yield _queries(workers)
@@ -76,8 +78,8 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def _jobs(counts: Mapping[Any, int]) -> Metric:
-    family = GaugeMetricFamily("touchstone_jobs", "Jobs by status.", labels=("status",))
+def _by_status(name: str, text: str, counts: Mapping[Any, int]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=("status",))
     for status, count in counts.items():
         family.add_metric((status,), count)
     return family
@@ -128,6 +130,6 @@ def _resident(workers: list[Worker]) -> Metric:
     },
 )
 def get_metrics(request: Request) -> Response:
-    """The queue, the jobs by status, the workers' batches and steps, and the durations of requests."""
+    """The queue, jobs and deliveries by status, the workers' batches and steps, and how long requests take."""
     registry = backend_of(request).durations.registry
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import redis
 from pydantic import Field
@@ -121,6 +121,14 @@ class Deliveries:
         indexes = [f"ts:deliveries:{name}:{value}" for name, value in named.items() if value]
         found, cursor = self._finder.walk(Walk("ts:delivery:", indexes, indexes), limit, cursor)
         return [Delivery.of(pairs) for pairs in found], cursor
+
+    def counts(self) -> dict[DeliveryStatus, int]:
+        """How many there are in each status, whosesoever."""
+        statuses: tuple[DeliveryStatus, ...] = get_args(DeliveryStatus)
+        with reachable(), self._client.pipeline(transaction=False) as pipe:
+            for status in statuses:
+                pipe.zcard(f"ts:deliveries:status:{status}")
+            return dict(zip(statuses, pipe.execute(), strict=True))
 
     def read(self, tenant: str, delivery: str) -> Delivery:
         """One of the tenant's; `UnknownDelivery` where there is none."""
