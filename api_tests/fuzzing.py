@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import requests
 import schemathesis
 from own_models import linear_onnx
 from schemathesis import engine
@@ -49,6 +50,8 @@ class Findings:
     cases: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    undrawn: list[str] = field(default_factory=list)
+    """Where Schemathesis itself failed to think of anything."""
 
     def note(self, event: events.EngineEvent) -> None:
         """Take in what the engine tells."""
@@ -57,13 +60,17 @@ class Findings:
             self.cases[event.phase.name] += len(answered)
             self.statuses.update(response.status_code for response in answered)
             self.wrong += _failures(event)
-        elif isinstance(event, events.NonFatalError | events.FatalError):
-            self.wrong.append(repr(getattr(event, "value", None) or getattr(event, "exception", None)))
+        elif isinstance(event, events.FatalError):
+            self.wrong.append(repr(event.exception))
+        elif isinstance(event, events.NonFatalError):
+            answer_is_missing = isinstance(event.value, requests.RequestException)
+            (self.wrong if answer_is_missing else self.undrawn).append(f"{event.label}: {event.value!r}")
 
     def told(self) -> str:
         """All of it in a line."""
         answers = dict(sorted(self.statuses.items()))
-        return f"{self.cases.total():,} requests {dict(self.cases)}, answers {answers}"
+        told = f"{self.cases.total():,} requests {dict(self.cases)}, answers {answers}"
+        return f"{told}, not drawn {self.undrawn}" if self.undrawn else told
 
 
 def _failures(event: events.ScenarioFinished) -> Iterator[str]:
