@@ -60,12 +60,16 @@ class Lives(RuleBasedStateMachine):
         """All jobs of a status."""
         return [life for life in self.lives.values() if life.status == status]
 
-    @initialize(workers=st.lists(WORKERS, min_size=2, max_size=5))
-    def begin(self, workers: list[str]) -> None:
-        """Some jobs run already, or the steps that are drawn would mostly find none."""
+    @initialize(workers=st.lists(WORKERS, min_size=2, max_size=4), crashed=st.booleans())
+    def begin(self, workers: list[str], crashed: bool) -> None:
+        """Some jobs run already, some were lost before: steps drawn by chance would hardly get there."""
         for worker in workers:
             self.accept("attack", None, "")
             self.claim((0, False), worker, "first")
+        for worker in set(workers) if crashed else ():
+            self.crash(worker, noticed=True)
+        for worker in workers if crashed else ():
+            self.claim((0, False), worker, "second")
 
     @rule(
         kind=st.sampled_from(["attack", "certificate"]),
