@@ -116,7 +116,7 @@ EXAMINED = Examined(
 def register(work: Work) -> None:
     """Find that a model can be used."""
     card = Manifest.model_validate(work.job.submission.parameters).model_copy(update={"parameters": 386})
-    work.ledger.versions.register(card, EXAMINED)
+    work.ledger.of(work.job.submission.tenant).versions.register(card, EXAMINED)
     probe = EXAMINED.model_dump(mode="json")
     work.finish(status="succeeded", result={"model": card.card(), "probe": probe})
 

@@ -15,10 +15,13 @@ def test_health_and_readiness(api: Api) -> None:
     api.ledger.leave("w1")
 
 
+LOADED = [{"id": "m", "digest": f"sha256:{number}", "bytes": 9} for number in range(2)]
+
+
 def test_metrics(api: Api) -> None:
     api.job()
     histogram = {"buckets": {"1": 3, "8": 5, "16": 6}, "sum": 30, "count": 7}
-    info = {"batch_rows": histogram, "queries": {"forward": 30, "backward": 20}, "resident_models": {"m": 9}}
+    info = {"batch_rows": histogram, "queries": {"forward": 30, "backward": 20}, "resident_models": LOADED}
     api.ledger.beat("w1", info)
     text = api.client.get("/metrics").text
     api.ledger.leave("w1")
@@ -30,7 +33,7 @@ def test_metrics(api: Api) -> None:
         'touchstone_batch_rows_bucket{le="+Inf",worker="w1"} 7.0',
         'touchstone_batch_rows_sum{worker="w1"} 30.0',
         'touchstone_queries_total{pass="backward",worker="w1"} 20.0',
-        'touchstone_resident_models{model="m",worker="w1"} 1.0',
+        'touchstone_resident_models{model="registered",worker="w1"} 2.0',
     ):
         assert line in text
     assert re.search(r'touchstone_jobs\{status="succeeded"\} [1-9]', text)

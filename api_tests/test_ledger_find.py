@@ -13,7 +13,7 @@ import redis
 from touchstone.errors import InvalidCursor
 from touchstone.jobs.answers import Page
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import ModelRef, Submission
+from touchstone.jobs.record import LOCAL, ModelRef, Submission
 
 METHODS = ("pgd", "fgsm", "square")
 MODELS = ("digits", "fashion")
@@ -33,9 +33,9 @@ def fill(ledger: Ledger, submission: Submission, count: int) -> list[str]:
 
 
 def every_page(ledger: Ledger, **filters: Any) -> list[Page]:
-    pages = [ledger.find(**filters)]
+    pages = [ledger.of(LOCAL).find(**filters)]
     while pages[-1].cursor:
-        pages.append(ledger.find(**filters, cursor=pages[-1].cursor))
+        pages.append(ledger.of(LOCAL).find(**filters, cursor=pages[-1].cursor))
     return pages
 
 
@@ -52,13 +52,13 @@ def test_pages_hold_every_job_once_newest_first(ledger: Ledger, submission: Subm
 
 def test_a_full_last_page_has_no_cursor(ledger: Ledger, submission: Submission) -> None:
     fill(ledger, submission, 10)
-    assert ledger.find(limit=10).cursor is None
-    assert ledger.find(limit=9).cursor is not None
+    assert ledger.of(LOCAL).find(limit=10).cursor is None
+    assert ledger.of(LOCAL).find(limit=9).cursor is not None
 
 
 def test_an_empty_ledger_has_an_empty_page(ledger: Ledger) -> None:
-    assert ledger.find() == Page((), None)
-    assert ledger.find(status="failed", method="pgd") == Page((), None)
+    assert ledger.of(LOCAL).find() == Page((), None)
+    assert ledger.of(LOCAL).find(status="failed", method="pgd") == Page((), None)
 
 
 def test_filters_combine(ledger: Ledger, submission: Submission) -> None:
@@ -72,42 +72,42 @@ def test_filters_combine(ledger: Ledger, submission: Submission) -> None:
     ]
     assert len(found) == 5
     assert all(job.submission.method == "pgd" and job.status == "canceled" for job in found)
-    assert ledger.find(method="unheard-of").jobs == ()
-    assert ledger.find(kind="prediction").jobs == ()
+    assert ledger.of(LOCAL).find(method="unheard-of").jobs == ()
+    assert ledger.of(LOCAL).find(kind="prediction").jobs == ()
 
 
 def test_new_jobs_do_not_shift_later_pages(ledger: Ledger, submission: Submission) -> None:
     jobs = fill(ledger, submission, 20)
-    first = ledger.find(limit=10)
+    first = ledger.of(LOCAL).find(limit=10)
     fill(ledger, submission, 5)
-    assert ids(first, ledger.find(limit=10, cursor=first.cursor)) == jobs
+    assert ids(first, ledger.of(LOCAL).find(limit=10, cursor=first.cursor)) == jobs
 
 
 def test_deleting_the_job_at_the_cursor_does_not_break_it(ledger: Ledger, submission: Submission) -> None:
     jobs = fill(ledger, submission, 20)
-    first = ledger.find(limit=10)
+    first = ledger.of(LOCAL).find(limit=10)
     ledger.cancel(jobs[9])
     ledger.delete(jobs[9])
-    assert ids(ledger.find(limit=10, cursor=first.cursor)) == jobs[10:]
+    assert ids(ledger.of(LOCAL).find(limit=10, cursor=first.cursor)) == jobs[10:]
 
 
 def test_a_forged_or_foreign_cursor_is_refused(ledger: Ledger, submission: Submission) -> None:
     fill(ledger, submission, 20)
-    cursor = ledger.find(limit=5).cursor
+    cursor = ledger.of(LOCAL).find(limit=5).cursor
     assert cursor is not None
     flipped = ("B" if cursor[0] == "A" else "A") + cursor[1:]
     for forged in (flipped, cursor[:-1], cursor + "A", "x", "ü", "%00", "A" * 10_000):
         with pytest.raises(InvalidCursor):
-            ledger.find(limit=5, cursor=forged)
+            ledger.of(LOCAL).find(limit=5, cursor=forged)
     with pytest.raises(InvalidCursor):
-        ledger.find(method="pgd", limit=5, cursor=cursor)
+        ledger.of(LOCAL).find(method="pgd", limit=5, cursor=cursor)
 
 
 def test_another_process_reads_the_cursor(ledger: Ledger, settings: Any, submission: Submission) -> None:
     jobs = fill(ledger, submission, 10)
-    cursor = ledger.find(limit=5).cursor
+    cursor = ledger.of(LOCAL).find(limit=5).cursor
     other = Ledger(settings.redis_url, settings)
-    assert ids(other.find(limit=5, cursor=cursor)) == jobs[5:]
+    assert ids(other.of(LOCAL).find(limit=5, cursor=cursor)) == jobs[5:]
     other.close()
 
 
@@ -121,9 +121,9 @@ def test_a_rare_job_among_thousands_is_found_quickly(ledger: Ledger, submission:
         if place % 2:
             ledger.cancel(job.id)
     begun = time.perf_counter()
-    page = ledger.find(status="canceled", method="pgd", limit=1)
+    page = ledger.of(LOCAL).find(status="canceled", method="pgd", limit=1)
     assert ids(page) == [rare.id]
-    assert ids(ledger.find(limit=50))
+    assert ids(ledger.of(LOCAL).find(limit=50))
     assert time.perf_counter() - begun < 1
 
 
@@ -194,12 +194,12 @@ def test_jobs_are_found_by_when_they_were_accepted(
 def test_bounds_are_exact_to_the_microsecond_and_in_any_zone(ledger: Ledger, dated: list[str]) -> None:
     second = HOUR + timedelta(minutes=1)
     just_after = second + timedelta(microseconds=1)
-    assert ids(ledger.find(since=second, until=just_after)) == [dated[1]]
-    assert ids(ledger.find(since=just_after, until=second + TICK)) == []
+    assert ids(ledger.of(LOCAL).find(since=second, until=just_after)) == [dated[1]]
+    assert ids(ledger.of(LOCAL).find(since=just_after, until=second + TICK)) == []
     elsewhere = second.astimezone(datetime.fromisoformat("2026-01-01T00:00:00+05:30").tzinfo)
-    assert ids(ledger.find(since=elsewhere, until=elsewhere + TICK)) == [dated[1]]
+    assert ids(ledger.of(LOCAL).find(since=elsewhere, until=elsewhere + TICK)) == [dated[1]]
     ends = {"since": datetime.min.replace(tzinfo=UTC), "until": datetime.max.replace(tzinfo=UTC)}
-    assert len(ids(ledger.find(**ends))) == 30
+    assert len(ids(ledger.of(LOCAL).find(**ends))) == 30
 
 
 def test_times_combine_with_other_filters_and_survive_deletions(ledger: Ledger, dated: list[str]) -> None:
@@ -212,19 +212,23 @@ def test_times_combine_with_other_filters_and_survive_deletions(ledger: Ledger, 
     assert len(fitting) == 3
     found = every_page(ledger, method="fgsm", model="digits", limit=1, **bounds)
     assert ids(*found) == fitting
-    first = ledger.find(limit=5, **bounds)
+    first = ledger.of(LOCAL).find(limit=5, **bounds)
     for job in (dated[6], dated[23], dated[18], dated[15]):
         ledger.delete(job)
-    assert ids(ledger.find(limit=3, cursor=first.cursor, **bounds)) == [dated[17], dated[16], dated[14]]
+    assert ids(ledger.of(LOCAL).find(limit=3, cursor=first.cursor, **bounds)) == [
+        dated[17],
+        dated[16],
+        dated[14],
+    ]
 
 
 def test_a_cursor_is_good_for_its_times_only(ledger: Ledger, dated: list[str]) -> None:
     bounds = {"since": HOUR, "until": HOUR + timedelta(minutes=20)}
-    cursor = ledger.find(limit=5, **bounds).cursor
-    assert ids(ledger.find(limit=5, cursor=cursor, **bounds)) == dated[10:15][::-1]
+    cursor = ledger.of(LOCAL).find(limit=5, **bounds).cursor
+    assert ids(ledger.of(LOCAL).find(limit=5, cursor=cursor, **bounds)) == dated[10:15][::-1]
     for other in ({}, {"since": HOUR}, {**bounds, "since": HOUR + TICK}, {**bounds, "until": HOUR}):
         with pytest.raises(InvalidCursor):
-            ledger.find(limit=5, cursor=cursor, **other)
+            ledger.of(LOCAL).find(limit=5, cursor=cursor, **other)
 
 
 def test_times_are_found_without_looking_at_all_jobs(
@@ -237,7 +241,7 @@ def test_times_are_found_without_looking_at_all_jobs(
     fitting = set(ids(*every_page(ledger, status="queued", method="pgd", model="digits", limit=200)))
     with redis.Redis.from_url(settings.redis_url) as client:
         before = calls(client)
-        found = ids(ledger.find(status="queued", method="pgd", model="digits", **bounds))
+        found = ids(ledger.of(LOCAL).find(status="queued", method="pgd", model="digits", **bounds))
         assert calls(client) - before < 150
     assert found == [job for job in jobs[989:999] if job in fitting]
     assert found

@@ -15,7 +15,7 @@ from lives import MOST_ATTEMPTS, Life
 
 from touchstone.errors import IdempotencyMismatch, JobConflict, QueueFull, UnknownJob
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import Job, JobKind, Progress, Status, Submission
+from touchstone.jobs.record import LOCAL, Job, JobKind, Progress, Status, Submission
 from touchstone.jobs.scripts import connect
 from touchstone.settings import Settings
 
@@ -207,7 +207,7 @@ class Lives(RuleBasedStateMachine):
         assert self.ledger.counts() == {status: len(jobs) for status, jobs in of.items()}
         assert set(self.server.zrange("ts:leases", 0, -1)) == of["running"]
         assert set(self.server.zrange("ts:bells", 0, -1)) == of["queued"]
-        assert [job.id for job in self.ledger.find(limit=200).jobs] == [*reversed(self.lives)]
+        assert [job.id for job in self.ledger.of(LOCAL).find(limit=200).jobs] == [*reversed(self.lives)]
 
     def teardown(self) -> None:
         for job, life in self.lives.items():

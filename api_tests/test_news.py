@@ -18,7 +18,7 @@ from service import news
 from service.news import Item, Reader
 from service.waiting import Waiting
 from touchstone.jobs.answers import Change
-from touchstone.jobs.record import Progress
+from touchstone.jobs.record import LOCAL, Progress
 from touchstone.settings import Settings
 
 Event = tuple[str, dict[str, Any]]
@@ -212,7 +212,7 @@ def test_a_stream_ends_with_the_service(settings: Settings) -> None:
 
 def test_of_each_job_a_slow_reader_gets_only_the_latest() -> None:
     async def slowly() -> list[Item | None]:
-        reader = Reader()
+        reader = Reader(LOCAL)
         for round_ in range(1000):
             reader.hear("a", Item("job", f"a {round_}"))
             reader.hear("b", Item("job", f"b {round_}"))
@@ -230,7 +230,7 @@ def test_who_is_too_far_behind_is_let_go(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(news, "MOST_PENDING", 3)
 
     async def never() -> None:
-        reader = Reader()
+        reader = Reader(LOCAL)
         for job in "abcd":
             assert not reader.over
             reader.hear(job, Item("job", job))
@@ -254,7 +254,7 @@ def test_a_status_says_how_far_the_job_is_too() -> None:
     async def told() -> None:
         room = news.News(Counting())  # type: ignore[arg-type]
         room.start(asyncio.get_running_loop())
-        with room.reader():
+        with room.reader(LOCAL):
             assert [room.hear(Change(job, "running", 3, "progress")) for job in "ab"] == [False, False]
             assert not room.hear(Change("a", "running", 4, "metric"))
             assert room.hear(Change("a", "succeeded", 5))
@@ -270,7 +270,7 @@ def test_who_comes_while_the_service_ends_is_let_go_at_once() -> None:
     async def late() -> None:
         room = news.News(ledger=None)  # type: ignore[arg-type]  # nothing is asked of it
         room.close()
-        with room.reader() as reader:
+        with room.reader(LOCAL) as reader:
             assert await reader.next() is None
         assert not room.hear(Change("a", "queued", 1))
 

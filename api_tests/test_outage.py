@@ -13,6 +13,7 @@ import pytest
 from serving import Api, serving
 
 from touchstone import embedded
+from touchstone.jobs.record import LOCAL
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
 
@@ -74,7 +75,7 @@ def test_everyone_hears_of_it_at_once_and_nobody_else_waits(api: Api, outage: Ou
 def test_who_waits_for_a_job_that_was_accepted_is_told_of_the_job(api: Api, outage: Outage) -> None:
     with api.worker.resting(), ThreadPoolExecutor() as pool:
         waiting = pool.submit(api.submit, wait=3)
-        while not api.ledger.find().jobs:
+        while not api.ledger.of(LOCAL).find().jobs:
             time.sleep(0.01)
         time.sleep(0.3)  # until the service has heard what the ledger wrote
         with outage.frozen():

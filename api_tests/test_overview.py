@@ -29,7 +29,10 @@ INFO = {
     "batch_rows": HISTOGRAM,
     "step_seconds": HISTOGRAM,
     "queries": {"forward": 60, "backward": 40},
-    "resident_models": {some_model().id: 1_000, "another": 7},
+    "resident_models": [
+        {"id": some_model().id, "digest": some_model().digest, "bytes": 1_000},
+        {"id": some_model().id, "digest": "sha256:0", "bytes": 7},
+    ],
 }
 PROBE = Probe.model_validate(
     EXAMINED.model_dump(include=set(Probe.model_fields))
@@ -65,7 +68,7 @@ def test_operations_show_queue_jobs_and_workers(api: Api) -> None:
     assert found["jobs"]["succeeded"] >= 1
     assert set(found["jobs"]) == {"queued", "running", "succeeded", "failed", "canceled"}
     assert datetime.fromisoformat(shown.pop("seen_at")).tzinfo is not None
-    models = [{"id": some_model().id, "bytes": 1_000}, {"id": "another", "bytes": 7}]
+    models = [{"id": some_model().id, "bytes": 1_000}]  # that of another tenant is not shown
     told = {name: value for name, value in INFO.items() if name != "resident_models"}
     assert shown == {"id": "w1", **told, "models": models, "serves": None}
 

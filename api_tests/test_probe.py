@@ -57,7 +57,7 @@ def test_a_load_is_measured(engine: Engine) -> None:
     assert before < probe.measured_at < datetime.now(UTC)
     assert (probe.device, probe.torch) == ("cpu", torch.__version__)
     assert probe.rows == oracle.rows >= LEAST_ROWS
-    assert probe.bytes == engine.figures()["resident_models"][MODEL] > 100_000
+    assert probe.bytes == engine.figures()["resident_models"][0]["bytes"] > 100_000
     assert probe.bytes >= 4 * manifest(MODEL).parameters
     assert 0 < probe.single_rate < probe.forward_rate
     assert probe.gradient_rate >= probe.single_rate
@@ -125,7 +125,7 @@ def test_the_keeper_notes_what_was_measured_and_the_figures(
         keeper.close()
     assert found == {digest: engine.probes()[digest]}
     assert info["device"] == "cpu"
-    assert info["resident_models"] == {MODEL: found[digest].bytes}
+    assert info["resident_models"] == [{"id": MODEL, "digest": digest, "bytes": found[digest].bytes}]
     assert (info["queries"]["forward"], info["queries"]["backward"]) == (1, 0)
 
 

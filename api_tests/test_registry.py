@@ -26,7 +26,7 @@ from touchstone.errors import (
 from touchstone.images import encode
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import Job, ModelRef, Submission
+from touchstone.jobs.record import LOCAL, Job, ModelRef, Submission
 from touchstone.jobs.registry import Registry
 from touchstone.models.loading import module_of
 from touchstone.models.manifest import Manifest
@@ -55,9 +55,9 @@ class Bench:
 
     def __init__(self, settings: Settings) -> None:
         self.ledger = Ledger(str(settings.redis_url), settings)
-        self.versions = self.ledger.versions
+        self.versions = self.ledger.of(LOCAL).versions
         self.blobs = open_blobs(settings)
-        self.registry = Registry(self.versions, self.blobs)
+        self.registry = Registry(self.ledger, self.blobs)
         self.engine = Engine("cpu", shelf=self.registry)
         self.keeper = Keeper("w1", self.ledger, self.engine, settings, give_up=lambda _: None)
         answer = partial(run, engine=self.engine)
@@ -240,7 +240,8 @@ def test_versions_stay_and_the_newest_is_current(bench: Bench) -> None:
     old, new = (bench.result(bench.accept(card, norm="linf", eps=0.1, steps=5)) for card in (first, second))
     z = [linear_net(seed=seed)(greyish(1)).softmax(1).max().item() for seed in (0, 1)]
     assert [old["original"]["confidence"], new["original"]["confidence"]] == pytest.approx(z, rel=1e-3)
-    assert bench.engine.figures()["resident_models"] == {"lin": 2 * 4 * 386}
+    loaded = bench.engine.figures()["resident_models"]
+    assert [(one["id"], one["bytes"]) for one in loaded] == [("lin", 4 * 386)] * 2
     bench.put(linear_onnx())
     assert shelf.manifest("lin") == second, "what is known already changes nothing"
 

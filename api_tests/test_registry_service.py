@@ -15,7 +15,7 @@ from touchstone.errors import (
 )
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import Submission
+from touchstone.jobs.record import LOCAL, Submission
 from touchstone.jobs.registry import Registry
 from touchstone.models.registration import Registration
 from touchstone.models.shelf import ZOO, Shelf
@@ -27,7 +27,7 @@ ZOO_MODEL = "fashion-mnist-cnn"
 
 def test_the_zoo_needs_no_ledger(settings: Settings, tmp_path: Path) -> None:
     nowhere = Ledger(f"unix://{tmp_path}/none.sock", settings)
-    shelf: Shelf = Registry(nowhere.versions, open_blobs(settings))
+    shelf: Shelf = Registry(nowhere, open_blobs(settings))
     card = shelf.manifest(ZOO_MODEL)
     assert shelf.versions(ZOO_MODEL) == (card,)
     assert shelf.weights(card) == ZOO.weights(card)
@@ -43,7 +43,7 @@ def test_the_service_finds_registered_models(api: Api) -> None:
         data = linear_onnx(seed=seed)
         cards.append(completed(card_of(data), data))
         blobs.put(data)
-        ledger.versions.register(cards[-1], EXAMINED)
+        ledger.of(LOCAL).versions.register(cards[-1], EXAMINED)
     listed = api.client.get("/v1/models").json()["items"]
     assert [one["id"] for one in listed] == [*ZOO.manifests(), "lin"]
     shown = api.client.get("/v1/models/lin").json()

@@ -18,7 +18,7 @@ from touchstone.engine import Engine, Ways
 from touchstone.errors import AddressRefused, InvalidParameter, ModelConflict, UnknownModel
 from touchstone.jobs.blobs import digest_of, open_blobs
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import Job, ModelRef, Submission
+from touchstone.jobs.record import LOCAL, Job, ModelRef, Submission
 from touchstone.jobs.registry import Registry
 from touchstone.models.measured import Reached
 from touchstone.models.registration import Registration
@@ -61,7 +61,7 @@ class Bench:
     def __init__(self, settings: Settings) -> None:
         self.ledger = Ledger(str(settings.redis_url), settings)
         self.blobs = open_blobs(settings)
-        self.registry = Registry(self.ledger.versions, self.blobs)
+        self.registry = Registry(self.ledger, self.blobs)
         ways = Ways(OUTGOING, self.ledger.spending, secret)
         self.engine = Engine("cpu", shelf=self.registry, ways=ways)
         keeper = Keeper("w1", self.ledger, self.engine, settings, give_up=lambda _: None)
@@ -149,9 +149,9 @@ def test_an_attack_that_slipped_through_is_refused_by_the_worker(bench: Bench, m
 
 
 def test_a_version_is_what_its_manifest_says(model: Model) -> None:
-    one, told = described(model).remote_manifest()
-    assert described(model).remote_manifest() == (one, told)
-    assert described(model, rate=5).remote_manifest()[0].digest != one.digest
+    one, told = described(model).remote_manifest(LOCAL)
+    assert described(model).remote_manifest(LOCAL) == (one, told)
+    assert described(model, rate=5).remote_manifest(LOCAL)[0].digest != one.digest
     assert one.digest.encode() not in told
 
 
@@ -161,7 +161,7 @@ def test_descriptions_that_contradict_themselves(model: Model) -> None:
         both.manifest("sha256:" + "0" * 64, "onnx")
     without = both.model_copy(update={"remote": None})
     with pytest.raises(InvalidParameter, match="tell where"):
-        without.remote_manifest()
+        without.remote_manifest(LOCAL)
     with pytest.raises(ModelConflict):
         prepare_remote(both.model_copy(update={"id": "fashion-mnist-cnn"}), OUTGOING)
     with pytest.raises(AddressRefused):
@@ -170,10 +170,10 @@ def test_descriptions_that_contradict_themselves(model: Model) -> None:
 
 @pytest.fixture
 def registered(api: Api, model: Model) -> Iterator[Api]:
-    card, _ = described(model, secret="ACME").remote_manifest()
-    api.ledger.versions.register(card, REACHED)
+    card, _ = described(model, secret="ACME").remote_manifest(LOCAL)
+    api.ledger.of(LOCAL).versions.register(card, REACHED)
     yield api
-    api.ledger.versions.forget("far-away")
+    api.ledger.of(LOCAL).versions.forget("far-away")
 
 
 def test_gradients_are_refused_at_the_submission(registered: Api) -> None:
@@ -195,8 +195,8 @@ def test_a_card_tells_how_it_is_asked(registered: Api, monkeypatch: pytest.Monke
 
 def test_certificates_of_files_are_refused_at_the_submission(api: Api, model: Model) -> None:
     request = {"x": "$image_png_base64"}
-    card, _ = described(model, request=request, answer="scores", batch=1).remote_manifest()
-    api.ledger.versions.register(card, REACHED)
+    card, _ = described(model, request=request, answer="scores", batch=1).remote_manifest(LOCAL)
+    api.ledger.of(LOCAL).versions.register(card, REACHED)
     for path, fields in (("certificates/smoothing", {}), ("predictions", {"defence": "smoothing"})):
         files, data = {"image": ("a.png", png())}, {"model": "far-away", **fields}
         told = problem(

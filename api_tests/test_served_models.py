@@ -79,6 +79,6 @@ def test_a_worker_loads_what_it_serves_before_it_is_asked() -> None:
     try:
         served = Settings(models="nothing-of-the-kind,fashion-mnist-cnn").served
         warm_up(engine, served)
-        assert set(engine.figures()["resident_models"]) == {"fashion-mnist-cnn"}
+        assert [one["id"] for one in engine.figures()["resident_models"]] == ["fashion-mnist-cnn"]
     finally:
         engine.stop()

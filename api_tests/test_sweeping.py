@@ -14,7 +14,7 @@ from serving import EXAMINED
 from touchstone.errors import UnknownArtifact, UnknownJob
 from touchstone.jobs.blobs import Aside, Blobs, FolderBlobs, StoreBlobs, digest_of
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import Artifact, Job, Submission
+from touchstone.jobs.record import LOCAL, Artifact, Job, Submission
 from touchstone.jobs.scripts import connect
 from touchstone.jobs.sweeping import Sweeper
 from touchstone.models.zoo import manifests
@@ -121,7 +121,7 @@ def test_one_round_forgets_all_that_expired(
         ledger.cancel(ledger.accept(submission)[0].id)
     long_ago(server)
     Sweeper(ledger, FolderBlobs(tmp_path)).sweep()
-    assert ledger.find().jobs == ()
+    assert ledger.of(LOCAL).find().jobs == ()
 
 
 def test_a_shared_blob_goes_with_the_last_who_holds_it(
@@ -159,14 +159,14 @@ def test_a_registered_version_keeps_its_file_until_it_is_deleted(
     job = accepted(ledger, blobs, on_file(submission, FILE), FILE)
     card = next(iter(manifests().values())).model_copy(update={"id": "mine", "digest": digest_of(FILE)})
     for _ in range(2):
-        ledger.versions.register(card, EXAMINED)
+        ledger.of(LOCAL).versions.register(card, EXAMINED)
     ledger.note_probe(card.digest, EXAMINED)
     ledger.spending(card.digest, 5, budget=None, rate=None, token="t")
     ended(ledger, blobs, job)
     ledger.delete(job.id)
     sweeper.sweep()
     assert is_there(blobs, FILE)
-    ledger.versions.forget("mine")
+    ledger.of(LOCAL).versions.forget("mine")
     sweeper.sweep()
     assert not is_there(blobs, FILE)
     assert not server.keys(f"ts:*{card.digest}")

@@ -16,7 +16,7 @@ from chaos.site import Site
 from touchstone.errors import UnknownArtifact
 from touchstone.jobs.blobs import Blobs, open_blobs
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import Job
+from touchstone.jobs.record import LOCAL, Job
 
 CLIENTS = 16
 CALM_SECONDS = 60.0
@@ -80,7 +80,7 @@ def _all_jobs(ledger: Ledger) -> list[Job]:
     jobs: list[Job] = []
     cursor = None
     while True:
-        page = ledger.find(limit=200, cursor=cursor)
+        page = ledger.of(LOCAL).find(limit=200, cursor=cursor)
         jobs += page.jobs
         cursor = page.cursor
         if cursor is None:

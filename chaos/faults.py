@@ -21,6 +21,7 @@ from chaos.site import Site, wait_until
 from chaos.traps import Trap
 from service.queue import open_bell
 from touchstone.jobs.bell import QUEUE
+from touchstone.jobs.record import LOCAL
 from touchstone.jobs.scripts import connect
 from touchstone.jobs.server import process_id
 
@@ -147,7 +148,7 @@ def _set_clock_ahead(site: Site) -> None:
 
 def _ring_too_often(site: Site) -> None:
     ring = open_bell(site.valkey.url, site.ledger.queue_of)
-    for job in site.ledger.find(limit=50).jobs:
+    for job in site.ledger.of(LOCAL).find(limit=50).jobs:
         for _ in range(TOO_OFTEN):
             ring(job.id)
 

@@ -33,7 +33,7 @@ from service import (
     samples,
     webhooks,
 )
-from service.backend import Backend, Ring, at_once
+from service.backend import Ring, Whole, at_once
 from service.edge import Edge
 from service.limits import Bounds, Limits
 from service.metrics import Durations, Figures
@@ -85,16 +85,16 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     return app
 
 
-def _backend(settings: Settings, ring: Ring | None) -> Backend:
+def _backend(settings: Settings, ring: Ring | None) -> Whole:
     ledger = Ledger(ledger_url(settings), settings)
     blobs, ringer = open_blobs(settings), Ringer(ring or open_bell(ledger_url(settings), ledger.queue_of))
     durations = Durations()
     durations.registry.register(Figures(ledger))
-    return Backend(
+    return Whole(
         settings=settings,
         ledger=ledger,
         blobs=blobs,
-        models=Registry(ledger.versions, blobs),
+        models=Registry(ledger, blobs),
         ringer=ringer,
         waiting=Waiting(ledger),
         reaper=Reaper(ledger, ringer.ring),
@@ -108,7 +108,7 @@ def _backend(settings: Settings, ring: Ring | None) -> Backend:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    backend: Backend = app.state.backend
+    backend: Whole = app.state.backend
     to_thread.current_default_thread_limiter().total_tokens = THREADS
     backend.waiting.start(asyncio.get_running_loop())
     backend.ringer.start()
@@ -122,7 +122,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(_stop, backend)
 
 
-def _stop(backend: Backend) -> None:
+def _stop(backend: Whole) -> None:
     backend.deliverer.stop()
     backend.sweeper.stop()
     backend.reaper.stop()

@@ -1,20 +1,25 @@
-"""What the routes stand on: the ledger, the blobs, the bell, and those who wait."""
+"""What the routes stand on: the ledger, the blobs, the bell, and those who wait.
+
+There is one of each for all tenants. A route gets it as far as its caller's tenant may see it.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
 
 from anyio import CapacityLimiter
 from fastapi import Request
 
+from service.access import caller_of
 from service.ringing import Ringer
 from service.waiting import Waiting
 from touchstone.decoding import Decoders
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.delivering import Deliverer
+from touchstone.jobs.holdings import Holdings
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.reaping import Reaper
 from touchstone.jobs.sweeping import Sweeper
@@ -28,12 +33,13 @@ Ring = Callable[[str], object]
 """Tells the workers of a job, given its id; it may fail, because the ledger already holds the job."""
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One of each, for the life of the application."""
+L = TypeVar("L", Ledger, Holdings)
 
+
+@dataclass(frozen=True)
+class _Backend(Generic[L]):
     settings: Settings
-    ledger: Ledger
+    ledger: L
     blobs: Blobs
     models: Shelf
     ringer: Ringer
@@ -46,11 +52,25 @@ class Backend:
     decoders: Decoders
 
 
+Whole: TypeAlias = _Backend[Ledger]
+"""Everything, for the life of the application."""
+
+Backend: TypeAlias = _Backend[Holdings]
+"""The same for one tenant: neither the ledger nor the models show what is another's."""
+
+
 def at_once() -> int:
     """How many bodies are checked and images decoded at once: it bounds the memory that they take."""
     return max(2, os.cpu_count() or 1)
 
 
+def whole_of(request: Request) -> Whole:
+    """The backend for all tenants, for routes that show nothing of any."""
+    return cast(Whole, request.app.state.backend)
+
+
 def backend_of(request: Request) -> Backend:
-    """The backend of the application that serves this request."""
-    return cast(Backend, request.app.state.backend)
+    """The backend for the tenant whose caller sent this request."""
+    whole, tenant = whole_of(request), caller_of(request).tenant
+    parts: dict[str, Any] = {"ledger": whole.ledger.of(tenant), "models": whole.models.of(tenant)}
+    return cast(Backend, replace(whole, **parts))

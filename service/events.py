@@ -96,8 +96,9 @@ def _more(backend: Backend, job: str, after: str | None) -> list[Event] | None:
 
 
 async def everything(request: Request) -> AsyncIterator[Reader]:
-    """Hear of all jobs from before the answer begins, so that a list read after that leaves no gap."""
-    with backend_of(request).waiting.news.reader() as reader:
+    """Hear of all jobs of the tenant from before the answer begins: a list read after that leaves no gap."""
+    backend = backend_of(request)
+    with backend.waiting.news.reader(backend.ledger.tenant) as reader:
         yield reader
 
 

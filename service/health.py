@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from service import examples, problems
-from service.backend import backend_of
+from service.backend import whole_of
 from touchstone.errors import LedgerUnavailable, NotReady
 
 router = APIRouter(tags=["service"])
@@ -33,7 +33,7 @@ async def get_health() -> dict[str, str]:
 def get_readiness(request: Request) -> dict[str, Any]:
     """The ledger answers and a worker is alive; otherwise 503 names in `missing` what is not there."""
     try:
-        workers = backend_of(request).ledger.workers()
+        workers = whole_of(request).ledger.workers()
     except LedgerUnavailable as failure:
         raise NotReady("the ledger does not answer", missing=["ledger", "worker"]) from failure
     if not workers:

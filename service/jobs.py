@@ -19,7 +19,7 @@ from service.preferences import IfNoneMatch
 from service.submissions import Prepared, check_model
 from touchstone.errors import InvalidParameter, JobConflict, LedgerUnavailable
 from touchstone.jobs.answers import Change
-from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.holdings import Holdings
 from touchstone.jobs.record import Job, JobKind, Status
 
 router = APIRouter(tags=["jobs"])
@@ -109,7 +109,7 @@ async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = Non
     return job_response(found, waited=seconds is not None, ahead=ahead)
 
 
-def _ahead(ledger: Ledger, job: Job) -> int | None:
+def _ahead(ledger: Holdings, job: Job) -> int | None:
     """How many jobs wait before one that waits; without a ledger the job is shown without it."""
     try:
         return ledger.ahead(job.id) if job.status == "queued" else None

@@ -26,7 +26,7 @@ def job_id(
 ) -> str:
     """The id in the path, once it has the form of one."""
     if not _ID.fullmatch(job):
-        raise UnknownJob(f"there is no job {job[:64]!r}")
+        raise UnknownJob.named(job)
     return job
 
 

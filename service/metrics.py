@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,10 +17,11 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from service.access import reader
-from service.backend import backend_of
+from service.backend import whole_of
 from touchstone.errors import LedgerUnavailable
 from touchstone.jobs.answers import Worker
 from touchstone.jobs.ledger import Ledger
+from touchstone.models import zoo
 
 router = APIRouter(tags=["service"], dependencies=[reader])
 
@@ -111,9 +113,15 @@ def _resident(workers: list[Worker]) -> Metric:
         "touchstone_resident_models", "Models kept loaded.", labels=("worker", "model")
     )
     for worker in workers:
-        for model in worker.info.get("resident_models", ()):
-            family.add_metric((worker.id, str(model)), 1)
+        loaded = Counter(_named(one["id"]) for one in worker.info.get("resident_models", ()))
+        for model, count in loaded.items():
+            family.add_metric((worker.id, model), count)
     return family
+
+
+def _named(model: str) -> str:
+    """What everybody may know of a model's name."""
+    return model if model in zoo.manifests() else "registered"
 
 
 @router.get(
@@ -130,6 +138,6 @@ def _resident(workers: list[Worker]) -> Metric:
     },
 )
 def get_metrics(request: Request) -> Response:
-    """The queue, jobs and deliveries by status, the workers' batches and steps, and how long requests take."""
-    registry = backend_of(request).durations.registry
+    """The queue, jobs and deliveries by status, the workers' batches and steps, how long requests take."""
+    registry = whole_of(request).durations.registry
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -19,7 +19,7 @@ from service.pages import Cursor, Limit, Page, cut, link_next
 from service.preferences import IfNoneMatch
 from touchstone.errors import LedgerUnavailable, ModelConflict
 from touchstone.jobs.answers import VersionRef, Worker
-from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.holdings import Holdings
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Probe, Shown
 from touchstone.models.shelf import ZOO, Shelf, find
@@ -78,11 +78,15 @@ class Seen:
         return {
             **manifest.card(),
             "probe": self._probe(manifest),
-            "resident": [
-                one.id for one in self.workers if manifest.id in one.info.get("resident_models", ())
-            ],
+            "resident": [one.id for one in self.workers if self._keeps(one, manifest)],
             "versions": self._versions(manifest),
         }
+
+    def _keeps(self, worker: Worker, manifest: Manifest) -> bool:
+        """Whether a worker keeps any version of the model loaded; another tenant's of this id is none."""
+        digests = {manifest.digest, *(one.digest for one in self.versions.get(manifest.id, ()))}
+        loaded = worker.info.get("resident_models", ())
+        return any(one["id"] == manifest.id and one["digest"] in digests for one in loaded)
 
     def _versions(self, manifest: Manifest) -> list[dict[str, Any]]:
         known = self.versions.get(manifest.id, ())
@@ -101,7 +105,7 @@ def _moment(version: VersionRef) -> str:
     return version.registered_at.isoformat().replace("+00:00", "Z")
 
 
-def probe_of(ledger: Ledger, manifest: Manifest) -> Probe | None:
+def probe_of(ledger: Holdings, manifest: Manifest) -> Probe | None:
     """What is known of a model's speed; nothing while the ledger is out of reach."""
     try:
         return ledger.probes([manifest.digest]).get(manifest.digest)

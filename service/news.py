@@ -30,9 +30,10 @@ class Item:
 
 
 class Reader:
-    """Somebody who hears of all jobs, on the event loop; of each, only the latest waits to be taken."""
+    """Who hears of a tenant's jobs, on the event loop; of each, only the latest waits to be taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenant: str) -> None:
+        self.tenant = tenant
         self._jobs: dict[str, Item] = {}
         self._progress: dict[str, Progress] = {}
         self._event = asyncio.Event()
@@ -88,7 +89,7 @@ class News:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._readers: set[Reader] = set()
-        self._moved: set[str] = set()
+        self._moved: dict[str, str] = {}  # by id, the tenant
         self._ticked = 0.0
         self._closed = False
 
@@ -97,9 +98,9 @@ class News:
         self._loop = loop
 
     @contextmanager
-    def reader(self) -> Iterator[Reader]:
-        """Hear of everything from now on."""
-        reader = Reader()
+    def reader(self, tenant: str) -> Iterator[Reader]:
+        """Hear of everything that is this tenant's from now on."""
+        reader = Reader(tenant)
         if self._closed:
             reader.end()
         self._readers.add(reader)
@@ -118,39 +119,46 @@ class News:
         if not self._readers or change.news == "metric":
             return False
         if change.news == "progress":
-            self._moved.add(change.id)
+            self._moved[change.id] = change.tenant
             return False
-        self._moved.discard(change.id)
+        self._moved.pop(change.id, None)
         if change.status != "deleted":
             return True
-        self._tell_of(change.id, Item("deleted", json.dumps({"id": change.id})))
+        self._tell_of(change.id, change.tenant, Item("deleted", json.dumps({"id": change.id})))
         return False
 
     def show(self, job: Job) -> None:
         """Tell of a job as it is now."""
-        self._tell_of(job.id, Item("job", views.show(job).model_dump_json()))
+        self._tell_of(job.id, job.submission.tenant, Item("job", views.show(job).model_dump_json()))
 
     def tick(self) -> None:
         """Tell how far the jobs are that have moved, unless that was told a moment ago."""
         now = time.monotonic()
         if not self._moved or now - self._ticked < PAUSE_SECONDS:
             return
-        self._ticked, moved, self._moved = now, self._moved, set()
+        self._ticked, moved, self._moved = now, self._moved, {}
         if self._readers:
-            progress = self._ledger.progress(moved)
-            self._tell(lambda reader: reader.hear_progress(progress))
+            progress = self._ledger.progress(moved.keys())
+            for tenant in {moved[job] for job in progress}:
+                self._tell_how_far(
+                    tenant, {job: far for job, far in progress.items() if moved[job] == tenant}
+                )
 
     def interrupt(self) -> None:
         """Let everybody go because something may have been missed: they come back and read the list anew."""
         self._loop.call_soon_threadsafe(self._let_go)
 
-    def _tell_of(self, job: str, item: Item) -> None:
-        self._tell(lambda reader: reader.hear(job, item))
+    def _tell_of(self, job: str, tenant: str, item: Item) -> None:
+        self._tell(tenant, lambda reader: reader.hear(job, item))
 
-    def _tell(self, tell: Callable[[Reader], None]) -> None:
+    def _tell_how_far(self, tenant: str, progress: Mapping[str, Progress]) -> None:
+        self._tell(tenant, lambda reader: reader.hear_progress(progress))
+
+    def _tell(self, tenant: str, tell: Callable[[Reader], None]) -> None:
         def everybody() -> None:
             for reader in self._readers:
-                tell(reader)
+                if reader.tenant == tenant:
+                    tell(reader)
 
         self._loop.call_soon_threadsafe(everybody)
 

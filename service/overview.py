@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -10,9 +12,10 @@ from pydantic import BaseModel, Field
 
 from service import examples, problems
 from service.access import reader
-from service.backend import backend_of
+from service.backend import Backend, backend_of
 from touchstone.jobs import answers
 from touchstone.jobs.record import Status
+from touchstone.models import zoo
 
 router = APIRouter(tags=["service"], dependencies=[reader])
 
@@ -40,7 +43,7 @@ class Queries(BaseModel):
 
 
 class Loaded(BaseModel):
-    """A model that a worker keeps loaded."""
+    """A model that a worker keeps loaded, all versions of it together."""
 
     id: str
     bytes: int
@@ -63,7 +66,7 @@ class Worker(BaseModel):
 
 
 class Operations(BaseModel):
-    """The state of the service."""
+    """The state of the service: the caller's jobs, and the workers, who work for everybody."""
 
     queue: Queue
     jobs: dict[Status, int] = Field(description="How many there are in each status.")
@@ -100,16 +103,28 @@ _EXAMPLE = {
 )
 def get_operations(request: Request) -> Operations:
     """The jobs that wait, how many there are in each status, and the last sign of life of each worker."""
-    ledger = backend_of(request).ledger
-    queue = ledger.queue()
+    backend = backend_of(request)
+    ledger, queue, known = backend.ledger, backend.ledger.queue(), _known(backend)
     return Operations(
         queue=Queue(depth=queue.depth, age=queue.age),
         jobs=ledger.counts(),
-        workers=[_shown(worker) for worker in ledger.workers()],
+        workers=[_shown(worker, known) for worker in ledger.workers()],
     )
 
 
-def _shown(worker: answers.Worker) -> Worker:
-    known: dict[str, Any] = {name: worker.info[name] for name in Worker.model_fields if name in worker.info}
-    models = [Loaded(id=name, bytes=size) for name, size in worker.info.get("resident_models", {}).items()]
-    return Worker.model_validate({**known, "id": worker.id, "seen_at": worker.seen_at, "models": models})
+def _known(backend: Backend) -> set[tuple[str, str]]:
+    """Versions that the tenant knows of: those of the zoo, and its own."""
+    own = backend.ledger.versions.all().values()
+    return {(one.id, one.digest) for refs in own for one in refs} | {
+        (card.id, card.digest) for card in zoo.manifests().values()
+    }
+
+
+def _shown(worker: answers.Worker, known: Collection[tuple[str, str]]) -> Worker:
+    told: dict[str, Any] = {name: worker.info[name] for name in Worker.model_fields if name in worker.info}
+    loaded: Counter[str] = Counter()
+    for one in worker.info.get("resident_models", ()):
+        if (one["id"], one["digest"]) in known:
+            loaded[one["id"]] += one["bytes"]
+    models = [Loaded(id=name, bytes=size) for name, size in loaded.items()]
+    return Worker.model_validate({**told, "id": worker.id, "seen_at": worker.seen_at, "models": models})

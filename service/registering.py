@@ -155,7 +155,7 @@ def _without_file(received: Received, *, backend: Backend) -> Prepared:
         )
     outgoing = Outgoing(backend.settings.outgoing_allow)
     try:
-        submission, told = registering.prepare_remote(registration, outgoing)
+        submission, told = registering.prepare_remote(registration, outgoing, backend.ledger.tenant)
     except RemoteUnavailable as error:  # here it is the address that is at fault, not a model that is known
         raise AddressRefused(f"url: {error.detail}", field="url") from None
     return Prepared(_told(submission, webhook, backend), told)

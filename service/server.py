@@ -8,7 +8,7 @@ from functools import partial
 import uvicorn
 from fastapi import FastAPI
 
-from service.backend import Backend
+from service.backend import Whole
 from service.connections import HEAD_BYTES, Most, Protocol
 from touchstone.settings import Settings
 
@@ -32,7 +32,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=END_SECONDS,
         )
         super().__init__(config)
-        self._backend: Backend = app.state.backend
+        self._backend: Whole = app.state.backend
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End in order."""

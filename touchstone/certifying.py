@@ -63,8 +63,8 @@ def pool_of(submission: Submission, shelf: Shelf = ZOO) -> str | None:
     parameters = method.pool() if isinstance(method, Certificate) else None
     if parameters is None:
         return None
-    seen = [submission.source, submission.model.digest]
-    seen.append(preprocessing_digest(bound(shelf, submission.model.id, submission.model.digest)))
+    card = bound(shelf.of(submission.tenant), submission.model.id, submission.model.digest)
+    seen = [submission.tenant, submission.source, card.digest, preprocessing_digest(card)]
     named = json.dumps([submission.method, *seen, parameters], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
 

@@ -191,6 +191,11 @@ class UnknownJob(Failure):
 
     code = "unknown_job"
 
+    @classmethod
+    def named(cls, job: str) -> UnknownJob:
+        """The same of an id that somebody gave."""
+        return cls(f"there is no job {job[:64]!r}")
+
 
 class UnknownArtifact(Failure):
     """The job has no artifact of this name (yet)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from touchstone.errors import ModelConflict, UnknownModel
 from touchstone.jobs.blobs import digest_of
-from touchstone.jobs.record import ModelRef, Submission
+from touchstone.jobs.record import LOCAL, ModelRef, Submission
 from touchstone.models.content import Format, format_of
 from touchstone.models.manifest import Manifest
 from touchstone.models.registration import Registration
@@ -31,13 +31,15 @@ def prepare(registration: Registration, data: bytes, *, limit: int) -> Submissio
     return _submission(described(registration, data, limit=limit))
 
 
-def prepare_remote(registration: Registration, outgoing: Outgoing) -> tuple[Submission, bytes]:
+def prepare_remote(
+    registration: Registration, outgoing: Outgoing, tenant: str = LOCAL
+) -> tuple[Submission, bytes]:
     """The same for a model behind an address, and the bytes that the blob `file` must hold. Resolves names.
 
     Raises InvalidParameter, ModelConflict, AddressRefused, and RemoteUnavailable where there is no such host.
     """
     _check_id(registration)
-    card, told = registration.remote_manifest()
+    card, told = registration.remote_manifest(tenant)
     if card.remote is not None:
         outgoing.check(card.remote.url)
     return _submission(card), told

@@ -79,7 +79,7 @@ def run(
     began = time.perf_counter()
     if submission.kind == "registration":
         return _reach(submission, engine, deadline, started)
-    card = bound(engine.shelf, submission.model.id, submission.model.digest)
+    card = bound(engine.shelf.of(submission.tenant), submission.model.id, submission.model.digest)
     source: Any = unpack(png) if submission.kind == "inference" else decode(png).pixels
     with ExitStack() as held:
         oracle = held.enter_context(engine.models.hold(card))
@@ -94,7 +94,8 @@ def run(
 def _surrogates(submission: Submission, engine: Engine) -> list[Manifest]:
     """The models that an attack is crafted on."""
     ids: Sequence[str] = submission.parameters.get("surrogate", ())
-    return [named(engine.shelf, one) for one in ids]
+    shelf = engine.shelf.of(submission.tenant)
+    return [named(shelf, one) for one in ids]
 
 
 def _reach(submission: Submission, engine: Engine, deadline: float | None, started: Started) -> Finished:

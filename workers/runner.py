@@ -180,7 +180,8 @@ class Runner:
         tried = self.trials(submission, data, self.settings, started=held.started, report=held.report)
         if held.reason:
             raise Canceled("the job was canceled")
-        self._insist(lambda: self.ledger.versions.register(tried.card, tried.examined))
+        own = self.ledger.of(submission.tenant)
+        self._insist(lambda: own.versions.register(tried.card, tried.examined))
         self._insist(lambda: self.ledger.note_probe(tried.card.digest, tried.examined))
         return tried.finished()
 
@@ -190,7 +191,8 @@ class Runner:
         if held.reason:
             raise Canceled("the job was canceled")
         reached = Reached.model_validate(ended.result["probe"])
-        self._insist(lambda: self.ledger.versions.register(card, reached))
+        own = self.ledger.of(held.job.submission.tenant)
+        self._insist(lambda: own.versions.register(card, reached))
         return ended
 
     def _run(self, held: Held, submission: Submission, prior: dict[str, Any] | None) -> Ended:

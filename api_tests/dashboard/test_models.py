@@ -37,7 +37,9 @@ PROBE = Probe(
 @pytest.fixture(autouse=True)
 def worker(api: Api) -> Iterator[None]:
     """A worker that is alive and keeps one model loaded."""
-    api.ledger.beat("gpu1-4711", {"resident_models": {LOADED: 7}})
+    api.ledger.beat(
+        "gpu1-4711", {"resident_models": [{"id": LOADED, "digest": zoo.manifest(LOADED).digest, "bytes": 7}]}
+    )
     yield
     api.ledger.leave("gpu1-4711")
 

@@ -10,6 +10,9 @@ from browser import PHONE, OpenPage, Troubles, axe
 from playwright.sync_api import Locator, Page, Route, expect
 from serving import Api, fail
 
+from touchstone.models import zoo
+
+CNN = zoo.manifest("fashion-mnist-cnn")
 INFO = {
     "host": "gpu1",
     "pid": 4711,
@@ -18,7 +21,7 @@ INFO = {
     "batch_rows": {"buckets": {"1": 2, "2": 2, "4": 10, "8": 18, "+Inf": 20}, "sum": 150.0, "count": 20},
     "step_seconds": {"buckets": {"0.01": 15, "0.02": 19, "+Inf": 20}, "sum": 0.2, "count": 20},
     "queries": {"forward": 1500, "backward": 700},
-    "resident_models": {"fashion-mnist-cnn": 1_543_656},
+    "resident_models": [{"id": CNN.id, "digest": CNN.digest, "bytes": 1_543_656}],
 }
 
 

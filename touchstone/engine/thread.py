@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakMethod
@@ -69,7 +68,7 @@ class Engine:
         return {
             **self._lane.figures(),
             "device": str(self.device),
-            "resident_models": self._sizes(),
+            "resident_models": self._resident(),
             "remote_models": remote,
         }
 
@@ -124,12 +123,11 @@ class Engine:
         self._probes[card.digest] = probe
         return oracle, probe.bytes
 
-    def _sizes(self) -> dict[str, int]:
-        """Bytes that models take, all versions of one together."""
-        sizes: Counter[str] = Counter()
-        for card, size in self.models.resident().items():
-            sizes[card.id] += size
-        return dict(sizes)
+    def _resident(self) -> list[dict[str, Any]]:
+        return [
+            {"id": card.id, "digest": card.digest, "bytes": size}
+            for card, size in self.models.resident().items()
+        ]
 
 
 def _lane_for(oracle: RemoteOracle) -> Lane:

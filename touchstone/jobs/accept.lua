@@ -2,8 +2,7 @@
 -- tenant, webhook or ''
 local id, submission, kind, method, model = unpack(ARGV, 1, 5)
 local deadline, limit, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local key, digest, life = ARGV[9], ARGV[10], ARGV[11]
-local tenant, webhook = ARGV[12], ARGV[13]
+local key, digest, life, tenant, webhook = unpack(ARGV, 9, 13)
 
 if redis.call('EXISTS', job_key(id)) == 1 then
   return {'created', fields(id)}
@@ -17,15 +16,15 @@ if key ~= '' then
 end
 local at = now()
 if redis.call('ZCARD', 'ts:status:queued') >= limit then
-  return {'full', oldest_wait(at)}
+  return {'full', oldest_wait(at, 'ts:status:queued')}
 end
 
 local seq = redis.call('INCR', 'ts:seq')
 set(id, 'id', id, 'seq', seq, 'version', 0, 'status', 'queued', 'submission', submission, 'created_at', at,
   'kind', kind, 'method', method, 'model', model, 'deadline', deadline, 'tenant', tenant, 'webhook', webhook,
   'attempts', 0, 'claims', 0, 'cancel', 0, 'done', 0, 'total', 0)
-for _, index in ipairs({'all', 'status:queued', 'kind:' .. kind, 'method:' .. method, 'model:' .. model}) do
-  redis.call('ZADD', 'ts:' .. index, seq, id)
+for _, index in ipairs(indexes('queued', kind, method, model, tenant)) do
+  redis.call('ZADD', index, seq, id)
 end
 redis.call('ZADD', BELLS, at + grace, id)
 stand_in_line(id, lane_of(model))

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from touchstone.errors import Failure
-from touchstone.jobs.record import Job, Status
+from touchstone.jobs.record import LOCAL, Job, Status
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Shown
 
@@ -42,6 +42,7 @@ class Change:
     status: Status | Literal["deleted"]
     version: int
     news: News = "status"
+    tenant: str = LOCAL
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def read_events(client: redis.Redis, job: str, after: str | None, limit: int) ->
 
 
 def _change(text: str) -> Change:
-    job, status, version, news = text.split()
-    return Change(job, cast(Status, status), int(version), cast(News, news))
+    job, status, version, news, tenant = text.split()
+    return Change(job, cast(Status, status), int(version), cast(News, news), tenant)
 
 
 class Watch:

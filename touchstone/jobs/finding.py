@@ -22,8 +22,9 @@ _ROUNDS = 10
 
 @dataclass(frozen=True)
 class Filters:
-    """What a job must be to be listed; None lets every job pass. `until` itself is outside."""
+    """What a tenant's job must be to be listed; None lets every one pass. `until` itself is outside."""
 
+    tenant: str
     status: Status | None = None
     kind: JobKind | None = None
     method: str | None = None
@@ -33,8 +34,10 @@ class Filters:
 
     def indexes(self) -> list[str]:
         """The sorted sets that a job must stand in."""
-        named = {"status": self.status, "kind": self.kind, "method": self.method, "model": self.model}
-        return ["ts:all", *(f"ts:{name}:{value}" for name, value in named.items() if value)]
+        own = f"ts:tenant:{self.tenant}"
+        named = {"kind": self.kind, "method": self.method, "model": self.model}
+        others = (f"ts:{name}:{value}" for name, value in named.items() if value)
+        return [f"{own}:status:{self.status}" if self.status else own, *others]
 
     def signed(self) -> list[str]:
         """What a cursor is good for: this list and no other."""
@@ -64,7 +67,7 @@ class Finder:
         self._secret: bytes | None = None
 
     def find(self, filters: Filters, limit: int, cursor: str | None) -> Page:
-        """See `Ledger.find`."""
+        """See `Holdings.find`."""
         first = f"({self._place(filters.until)}" if filters.until else "+inf"
         last = self._place(filters.since) if filters.since else "-inf"
         walk = Walk(_JOB, tuple(filters.indexes()), tuple(filters.signed()), first, last)

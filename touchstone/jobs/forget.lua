@@ -1,14 +1,14 @@
--- id, digest or '' for all versions. Forgets a model, unless a job that has not ended names it.
-local id, digest = unpack(ARGV)
+-- tenant, id, digest or '' for all versions. Forgets a model, unless a job that has not ended names it.
+local tenant, id, digest = unpack(ARGV)
 local kept, gone = {}, {}
-for _, version in ipairs(versions_of(id)) do
+for _, version in ipairs(versions_of(tenant, id)) do
   local list = (digest == '' or version.digest == digest) and gone or kept
   list[#list + 1] = version
 end
 if #gone == 0 then return {'unknown'} end
 
 for _, status in ipairs({'running', 'queued'}) do
-  for _, job in ipairs(redis.call('ZRANGE', 'ts:status:' .. status, 0, -1)) do
+  for _, job in ipairs(redis.call('ZRANGE', 'ts:tenant:' .. tenant .. ':status:' .. status, 0, -1)) do
     if redis.call('ZSCORE', 'ts:model:' .. id, job) then
       local asked = cjson.decode(get(job, 'submission')[1])
       if digest == '' or asked.model.digest == digest then return {status, job} end
@@ -17,15 +17,15 @@ for _, status in ipairs({'running', 'queued'}) do
 end
 
 for _, version in ipairs(gone) do
-  redis.call('DEL', version_key(id, version.digest))
+  redis.call('DEL', version_key(tenant, id, version.digest))
   let_go(version.digest)
   if redis.call('HEXISTS', REFERENCES, version.digest) == 0 then
     redis.call('DEL', 'ts:probe:' .. version.digest, 'ts:spent:' .. version.digest)
   end
 end
 if #kept > 0 then
-  redis.call('HSET', REGISTRY, id, cjson.encode(kept))
+  redis.call('HSET', registry_key(tenant), id, cjson.encode(kept))
 else
-  redis.call('HDEL', REGISTRY, id)
+  redis.call('HDEL', registry_key(tenant), id)
 end
 return {'ok'}

@@ -11,7 +11,6 @@ import hashlib
 import json
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Literal, get_args
 
 from touchstone.errors import (
@@ -23,14 +22,15 @@ from touchstone.errors import (
     WorkerLost,
 )
 from touchstone.jobs import wire
-from touchstone.jobs.answers import Cancellation, Event, Page, Pooled, Queue, Reaped, Verdict, Worker
+from touchstone.jobs.answers import Cancellation, Event, Pooled, Queue, Reaped, Verdict, Worker
 from touchstone.jobs.bell import QUEUE, queue_of
 from touchstone.jobs.deliveries import Deliveries
 from touchstone.jobs.endpoints import Endpoints
 from touchstone.jobs.events import Watch, read_events
-from touchstone.jobs.finding import Filters, Finder
+from touchstone.jobs.finding import Finder
+from touchstone.jobs.holdings import Holdings
 from touchstone.jobs.keeping import Keeping
-from touchstone.jobs.record import Artifact, Job, JobKind, Problem, Progress, Status, Submission, Timings
+from touchstone.jobs.record import Artifact, Job, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
 from touchstone.jobs.spending import Spending
 from touchstone.jobs.versions import Versions
@@ -56,9 +56,12 @@ class Ledger:
         self._finder = Finder(self._client, self._scripts)
         self.endpoints = Endpoints(self._client, self._scripts)
         self.deliveries = Deliveries(self._client, self._scripts, self._finder, days=settings.webhook_days)
-        self.versions = Versions(self._client, self._scripts)
         self.spending = Spending(self._client, self._scripts)
         self.keeping = Keeping(self._client, self._scripts, settings)
+
+    def of(self, tenant: str) -> Holdings:
+        """The same as one tenant sees it."""
+        return Holdings(tenant, Versions(self._client, self._scripts, tenant), self, self._finder)
 
     def accept(
         self, submission: Submission, *, idempotency: tuple[str, str] | None = None
@@ -78,7 +81,7 @@ class Ledger:
             _milliseconds(submission.deadline or self._settings.deadline),
             self._settings.queue_limit,
             _milliseconds(RING_SECONDS),
-            hashlib.sha256(key.encode()).hexdigest() if key else "",
+            hashlib.sha256(f"{submission.tenant} {key}".encode()).hexdigest() if key else "",
             digest,
             _milliseconds(self._settings.idempotency_days * 86_400),
             submission.tenant,
@@ -105,8 +108,16 @@ class Ledger:
         with reachable():
             stored: Any = self._client.hgetall(f"ts:job:{job}")
         if not stored:
-            raise _unknown(job)
+            raise UnknownJob.named(job)
         return wire.job([text for pair in stored.items() for text in pair])
+
+    def tenants(self, jobs: Sequence[str]) -> dict[str, str]:
+        """Whose these jobs are, asked in one go; without those that there are not."""
+        with reachable(), self._client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.hget(f"ts:job:{job}", "tenant")
+            answers = zip(jobs, pipe.execute(), strict=True)
+        return {job: tenant for job, tenant in answers if tenant}
 
     def ahead(self, job: str) -> int:
         """How many jobs get their turn before this one if none ends meanwhile; 0 where it no longer waits."""
@@ -119,25 +130,6 @@ class Ledger:
                 pipe.hmget(f"ts:job:{job}", "done", "total")
             answers = zip(jobs, pipe.execute(), strict=True)
         return {job: Progress(done=int(done), total=int(total)) for job, (done, total) in answers if done}
-
-    def find(
-        self,
-        *,
-        status: Status | None = None,
-        kind: JobKind | None = None,
-        method: str | None = None,
-        model: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
-        """Jobs that fit every filter, newest first; those accepted at `since` are among them, at `until` not.
-
-        A filter that hardly anything fits may end a page early, with a cursor to go on from: no call looks at
-        more than ten thousand jobs.
-        """
-        return self._finder.find(Filters(status, kind, method, model, since, until), limit, cursor)
 
     def claim(
         self, job: str, worker: str, *, token: str | None = None, crowd: Collection[str] = ()
@@ -217,7 +209,7 @@ class Ledger:
         """Forget a job; `JobConflict` while it runs."""
         verdict = self._scripts.run("delete", job)
         if verdict == "unknown":
-            raise _unknown(job)
+            raise UnknownJob.named(job)
         if verdict == "running":
             raise JobConflict("the job is running; cancel it before deleting it")
 
@@ -258,17 +250,17 @@ class Ledger:
             self.read(job)
         return found
 
-    def counts(self) -> dict[Status, int]:
-        """How many jobs there are in each status."""
+    def counts(self, tenant: str | None = None) -> dict[Status, int]:
+        """How many jobs there are in each status, of all tenants or of one."""
         statuses: tuple[Status, ...] = get_args(Status)
         with reachable(), self._client.pipeline(transaction=False) as pipe:
             for status in statuses:
-                pipe.zcard(f"ts:status:{status}")
+                pipe.zcard(_status_index(status, tenant))
             return dict(zip(statuses, pipe.execute(), strict=True))
 
-    def queue(self) -> Queue:
-        """How many jobs wait, and for how long."""
-        depth, milliseconds = self._scripts.run("queue")
+    def queue(self, tenant: str | None = None) -> Queue:
+        """How many jobs wait, of all tenants or of one, and for how long."""
+        depth, milliseconds = self._scripts.run("queue", _status_index("queued", tenant))
         return Queue(depth, milliseconds / 1000)
 
     def queue_of(self, job: str) -> str:
@@ -323,18 +315,18 @@ class Ledger:
         self._client.close()
 
 
+def _status_index(status: Status, tenant: str | None) -> str:
+    return f"ts:tenant:{tenant}:status:{status}" if tenant else f"ts:status:{status}"
+
+
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
 def _cancellation(job: str, status: Status | Literal[""]) -> Cancellation:
     if not status:
-        return Cancellation(job, None, _unknown(job))
+        return Cancellation(job, None, UnknownJob.named(job))
     if status in ("running", "canceled"):
         return Cancellation(job, status)
     refused = JobConflict(f"the job has already {status}; only a waiting or running job can be canceled")
     return Cancellation(job, status, refused)
-
-
-def _unknown(job: str) -> UnknownJob:
-    return UnknownJob(f"there is no job {job[:64]!r}")

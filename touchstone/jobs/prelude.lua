@@ -31,9 +31,23 @@ local function say(id, kind, json)
   redis.call('XADD', 'ts:events:' .. id, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', json)
 end
 
+-- The lists of jobs by status: everybody's, and those of one tenant.
+local function status_indexes(status, tenant)
+  return 'ts:status:' .. status, 'ts:tenant:' .. tenant .. ':status:' .. status
+end
+
+-- Every list in which such a job stands.
+local function indexes(status, kind, method, model, tenant)
+  return {
+    'ts:all', 'ts:kind:' .. kind, 'ts:method:' .. method, 'ts:model:' .. model, 'ts:tenant:' .. tenant,
+    status_indexes(status, tenant),
+  }
+end
+
 -- Those who wait for the job hear how it stands and what is new of it, and need not look at each change.
 local function announce(id, status, version, news)
-  redis.call('PUBLISH', 'ts:changed', table.concat({id, status, version, news}, ' '))
+  local tenant = get(id, 'tenant')[1]
+  redis.call('PUBLISH', 'ts:changed', table.concat({id, status, version, news, tenant}, ' '))
 end
 
 -- Every change ends here: the version rises and those who wait for the job wake up. News are 'status', 'progress' or
@@ -200,11 +214,11 @@ end
 
 -- The one place where a job gets another status.
 local function enter(id, status, at)
-  local job = get(id, 'status', 'seq', 'model')
+  local job = get(id, 'status', 'seq', 'tenant', 'model')
   if job[1] == 'queued' then leave_line(id) end
   if job[1] == 'running' then end_turn(id) end
-  redis.call('ZREM', 'ts:status:' .. job[1], id)
-  redis.call('ZADD', 'ts:status:' .. status, job[2], id)
+  for _, index in ipairs({status_indexes(job[1], job[3])}) do redis.call('ZREM', index, id) end
+  for _, index in ipairs({status_indexes(status, job[3])}) do redis.call('ZADD', index, job[2], id) end
   redis.call('ZREM', LEASES, id)
   redis.call('ZREM', BELLS, id)
   set(id, 'status', status)
@@ -215,7 +229,7 @@ local function enter(id, status, at)
     let_file_go(id)
   elseif status == 'queued' then
     redis.call('ZADD', BELLS, at, id)
-    stand_in_line(id, lane_of(job[3]))
+    stand_in_line(id, lane_of(job[4]))
   elseif status == 'running' then
     begin_turn(id)
   end
@@ -225,20 +239,19 @@ end
 -- Leaves nothing of a job that is not running, nor of what was to be told of it. What takes no memory comes first: a
 -- server that is out of it permits that alone, and whatever follows in the same script.
 local function forget_job(id)
-  local job = get(id, 'status', 'kind', 'method', 'model', 'image', 'key')
+  local job = get(id, 'status', 'kind', 'method', 'model', 'tenant')
+  local image, key = unpack(get(id, 'image', 'key'))
   redis.call('ZREM', ENDED, id)
   redis.call('ZREM', BELLS, id)
   if job[1] == 'queued' then leave_line(id) end
-  for _, index in ipairs({'all', 'status:' .. job[1], 'kind:' .. job[2], 'method:' .. job[3], 'model:' .. job[4]}) do
-    redis.call('ZREM', 'ts:' .. index, id)
-  end
+  for _, index in ipairs(indexes(unpack(job))) do redis.call('ZREM', index, id) end
   forget_deliveries_of(id)
-  let_go(job[5])
+  let_go(image)
   let_file_go(id)
   each_artifact(id, let_go)
-  if job[6] and redis.call('HGET', 'ts:key:' .. job[6], 'job') == id then redis.call('DEL', 'ts:key:' .. job[6]) end
-  redis.call('DEL', job_key(id), 'ts:events:' .. id)
+  if key and redis.call('HGET', 'ts:key:' .. key, 'job') == id then redis.call('DEL', 'ts:key:' .. key) end
   announce(id, 'deleted', 0, 'status')
+  redis.call('DEL', job_key(id), 'ts:events:' .. id)
 end
 
 -- Whether this claim of the job is the one that holds it.
@@ -260,19 +273,22 @@ local function note(id, done, total, metric)
   return (moved and 'progress') or (metric ~= '' and 'metric')
 end
 
--- How long the oldest waiting job has waited, in milliseconds.
-local function oldest_wait(at)
-  local oldest = redis.call('ZRANGE', 'ts:status:queued', 0, 0)[1]
+-- How long the oldest of these waiting jobs has waited, in milliseconds.
+local function oldest_wait(at, index)
+  local oldest = redis.call('ZRANGE', index, 0, 0)[1]
   if not oldest then return 0 end
   return math.max(0, at - tonumber(get(oldest, 'created_at')[1]))
 end
 
-local REGISTRY = 'ts:registry'  -- by id of a model, its versions as JSON, the current one first
-
-local function version_key(id, digest)
-  return 'ts:version:' .. id .. ':' .. digest
+-- By id of a tenant's model, its versions as JSON, the current one first.
+local function registry_key(tenant)
+  return 'ts:registry:' .. tenant
 end
 
-local function versions_of(id)
-  return cjson.decode(redis.call('HGET', REGISTRY, id) or '[]')
+local function version_key(tenant, id, digest)
+  return table.concat({'ts:version', tenant, id, digest}, ':')
+end
+
+local function versions_of(tenant, id)
+  return cjson.decode(redis.call('HGET', registry_key(tenant), id) or '[]')
 end

@@ -1,14 +1,14 @@
--- id, digest, card as JSON, what was found out about it as JSON. Makes this version the current one, unless it is known:
+-- tenant, id, digest, card as JSON, what was found out about it as JSON. Makes this version the current one, unless it is known:
 -- then nothing changes, and the card that is known is returned.
-local id, digest, card, examined = unpack(ARGV)
-local key = version_key(id, digest)
+local tenant, id, digest, card, examined = unpack(ARGV)
+local key = version_key(tenant, id, digest)
 local known = redis.call('HGET', key, 'card')
 if known then return known end
 
 local at = now()
 redis.call('HSET', key, 'card', card, 'examined', examined, 'at', at)
 hold(digest)
-local versions = versions_of(id)
+local versions = versions_of(tenant, id)
 table.insert(versions, 1, {digest = digest, at = at})
-redis.call('HSET', REGISTRY, id, cjson.encode(versions))
+redis.call('HSET', registry_key(tenant), id, cjson.encode(versions))
 return card

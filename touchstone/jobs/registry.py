@@ -1,4 +1,4 @@
-"""All models of a service: the zoo's, and those that users registered."""
+"""All models of a service: the zoo's, and those that users registered, each tenant's for itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from touchstone.errors import ModelUnusable, UnknownArtifact
 from touchstone.jobs.answers import Version, VersionRef
 from touchstone.jobs.blobs import Blobs, open_blobs
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.versions import Versions
+from touchstone.jobs.record import LOCAL
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Shown
 from touchstone.models.shelf import ZOO, no_model, no_version
@@ -22,10 +22,12 @@ class Registry:
     Versions never change, so they are read once; which of them is current is asked each time.
     """
 
-    def __init__(self, versions: Versions, blobs: Blobs) -> None:
-        self._versions = versions
+    def __init__(self, ledger: Ledger, blobs: Blobs, tenant: str = LOCAL) -> None:
+        self._ledger = ledger
+        self._versions = ledger.of(tenant).versions
         self._blobs = blobs
-        self._known: dict[VersionRef, Version] = {}
+        self._tenant = tenant
+        self._known: dict[tuple[str, VersionRef], Version] = {}
 
     def manifests(self) -> Mapping[str, Manifest]:
         """See `Shelf.manifests`; the zoo's come first."""
@@ -60,6 +62,12 @@ class Registry:
         refs = [ref for ref in self._versions.of(card.id) if ref.digest == card.digest]
         return next((version.examined for version in self._read(refs)), None)
 
+    def of(self, tenant: str) -> Registry:
+        """See `Shelf.of`; what one has read, all know."""
+        other = Registry(self._ledger, self._blobs, tenant)
+        other._known = self._known
+        return other
+
     def _version(self, model: str, digest: str | None) -> Version:
         found = [one for one in self._of(model) if digest in (None, one.card.digest)]
         if not found:
@@ -73,11 +81,12 @@ class Registry:
         return self._read(refs)
 
     def _read(self, refs: Sequence[VersionRef]) -> list[Version]:
-        unread = [ref for ref in refs if ref not in self._known]
-        self._known |= {version.ref: version for version in self._versions.read(unread)}
-        return [self._known[ref] for ref in refs if ref in self._known]
+        own = {ref: (self._tenant, ref) for ref in refs}
+        unread = [ref for ref, key in own.items() if key not in self._known]
+        self._known.update({own[version.ref]: version for version in self._versions.read(unread)})
+        return [self._known[key] for key in own.values() if key in self._known]
 
 
 def open_registry(settings: Settings) -> Registry:
     """The models of the service that these settings describe."""
-    return Registry(Ledger(ledger_url(settings), settings).versions, open_blobs(settings))
+    return Registry(Ledger(ledger_url(settings), settings), open_blobs(settings))

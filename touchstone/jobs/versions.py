@@ -17,38 +17,38 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Shown
 from touchstone.models.shelf import other_manifest
 
-_REGISTRY = "ts:registry"
 _SHOWN: TypeAdapter[Shown] = TypeAdapter(Shown)
 
 
 class Versions:
-    """Registered versions; each change is one script, as those of jobs are."""
+    """A tenant's versions; each change is one script, as those of jobs are."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+    def __init__(self, client: redis.Redis, scripts: Scripts, tenant: str) -> None:
         self._client = client
         self._scripts = scripts
+        self._tenant = tenant
+        self._registry = f"ts:registry:{tenant}"
 
     def register(self, card: Manifest, examined: Shown) -> None:
         """Keep a version for good, and make it its model's current one.
 
         One that is known stays as it is; `ModelConflict` where it is known with another manifest.
         """
-        known = self._scripts.run(
-            "register", card.id, card.digest, card.model_dump_json(), examined.model_dump_json()
-        )
+        told = card.model_dump_json(), examined.model_dump_json()
+        known = self._scripts.run("register", self._tenant, card.id, card.digest, *told)
         if Manifest.model_validate_json(known) != card:
             raise other_manifest(card.id)
 
     def all(self) -> dict[str, tuple[VersionRef, ...]]:
         """Every model's versions, the current one first."""
         with reachable():
-            stored: Any = self._client.hgetall(_REGISTRY)
+            stored: Any = self._client.hgetall(self._registry)
         return {model: _refs(model, text) for model, text in sorted(stored.items())}
 
     def of(self, model: str) -> tuple[VersionRef, ...]:
         """One model's versions, the current one first; none where it was never registered."""
         with reachable():
-            stored: Any = self._client.hget(_REGISTRY, model)
+            stored: Any = self._client.hget(self._registry, model)
         return _refs(model, stored) if stored else ()
 
     def read(self, refs: Sequence[VersionRef]) -> list[Version]:
@@ -57,7 +57,7 @@ class Versions:
             return []
         with reachable(), self._client.pipeline(transaction=False) as pipe:
             for ref in refs:
-                pipe.hmget(f"ts:version:{ref.id}:{ref.digest}", "card", "examined")
+                pipe.hmget(f"ts:version:{self._tenant}:{ref.id}:{ref.digest}", "card", "examined")
             answers = zip(refs, pipe.execute(), strict=True)
         return [_version(ref, card, examined) for ref, (card, examined) in answers if card]
 
@@ -66,7 +66,7 @@ class Versions:
 
         `UnknownModel` where there is none, `ModelInUse` while a job that has not ended names it.
         """
-        verdict, *rest = self._scripts.run("forget", model, digest or "")
+        verdict, *rest = self._scripts.run("forget", self._tenant, model, digest or "")
         if verdict == "unknown":
             raise UnknownModel(f"no model {model[:64]!r} with this version is registered", field="model")
         if verdict != "ok":

@@ -137,17 +137,19 @@ class Registration(BaseModel):
             raise InvalidParameter("remote: a model is either a file or behind an address", field="remote")
         return self._card(digest, self._architecture(file), f"model.{file}")
 
-    def remote_manifest(self) -> tuple[Manifest, bytes]:
+    def remote_manifest(self, tenant: str) -> tuple[Manifest, bytes]:
         """The card of a model behind an address, and the bytes whose digest is the version's.
 
-        Raises InvalidParameter.
+        These name the tenant, so that no two share what is counted by digest, such as a budget. Raises
+        InvalidParameter.
         """
         if self.remote is None or self.architecture is not None:
             raise InvalidParameter(
                 "remote: without a file, tell where the model answers, and no architecture", field="remote"
             )
         card = self._card(_NO_DIGEST, "remote", "remote")
-        told = json.dumps(card.model_dump(mode="json", exclude={"digest"}), sort_keys=True).encode()
+        said = {**card.model_dump(mode="json", exclude={"digest"}), "tenant": tenant}
+        told = json.dumps(said, sort_keys=True).encode()
         return card.model_copy(update={"digest": f"sha256:{hashlib.sha256(told).hexdigest()}"}), told
 
     def _card(self, digest: str, architecture: str, file: str) -> Manifest:

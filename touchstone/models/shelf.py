@@ -39,6 +39,9 @@ class Shelf(Protocol):
     def examined(self, card: Manifest) -> Shown | None:
         """What was found out about a version when it was registered; None of one that came along."""
 
+    def of(self, tenant: str) -> Shelf:
+        """The same as this tenant sees it."""
+
 
 class Zoo:
     """The models that come with Touchstone, one version each."""
@@ -68,6 +71,10 @@ class Zoo:
     def examined(self, card: Manifest) -> Shown | None:  # noqa: ARG002 - as the protocol has it
         """See `Shelf.examined`."""
         return None
+
+    def of(self, tenant: str) -> Shelf:  # noqa: ARG002
+        """See `Shelf.of`: these are everybody's."""
+        return self
 
 
 ZOO: Shelf = Zoo()
@@ -104,6 +111,10 @@ class OneFile:
     def examined(self, card: Manifest) -> Shown | None:  # noqa: ARG002
         """See `Shelf.examined`."""
         return None
+
+    def of(self, tenant: str) -> Shelf:  # noqa: ARG002
+        """See `Shelf.of`."""
+        return self
 
 
 def find(shelf: Shelf, name: str) -> Manifest:
