@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service import connections
-from service.limits import Bounds, Limits, allow
+from service.limits import Bounds, Limits, Room, allow
 
 Message = dict[str, Any]
 
@@ -32,7 +32,7 @@ async def take(pieces: AsyncIterator[Message], bounds: Bounds, **headers: str) -
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "headers": raw}
-    await Limits(app, bounds)(scope, pieces.__anext__, None)  # type: ignore[arg-type]
+    await Limits(app, bounds, Room(10**9))(scope, pieces.__anext__, None)  # type: ignore[arg-type]
     return bytes(received)
 
 
@@ -81,7 +81,7 @@ def test_a_length_that_is_none_is_not_believed(length: str) -> None:
             nonlocal received
             received = (await receive())["body"]
 
-        await Limits(app, Bounds(4))(scope, sent(b"abc").__anext__, None)  # type: ignore[arg-type]
+        await Limits(app, Bounds(4), Room(10**9))(scope, sent(b"abc").__anext__, None)  # type: ignore[arg-type]
         return received
 
     assert asyncio.run(declared()) == b"abc"
@@ -123,10 +123,10 @@ def test_a_route_may_allow_more() -> None:
             received += len((await receive())["body"])
 
     scope: Any = {"type": "http", "headers": []}
-    asyncio.run(Limits(app, Bounds(4))(scope, sent(b"abc", b"def").__anext__, None))  # type: ignore[arg-type]
+    asyncio.run(Limits(app, Bounds(4), Room(10**9))(scope, sent(b"abc", b"def").__anext__, None))  # type: ignore[arg-type]
     assert received == 6
     with pytest.raises(HTTPException):
-        asyncio.run(Limits(app, Bounds(4))(scope, sent(b"abc", b"defg").__anext__, None))  # type: ignore[arg-type]
+        asyncio.run(Limits(app, Bounds(4), Room(10**9))(scope, sent(b"abc", b"defg").__anext__, None))  # type: ignore[arg-type]
 
 
 def test_the_patience_of_the_service_is_less_than_fifteen_seconds() -> None:

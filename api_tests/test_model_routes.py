@@ -21,7 +21,7 @@ from own_models import SAID, linear_onnx, linear_safetensors
 from serving import EXAMINED, Api, fail, problem, serving, some_model
 
 from service import examples, files
-from service.limits import Bounds, Limits
+from service.limits import Bounds, Limits, Room
 from touchstone.jobs.blobs import FolderBlobs, StoreBlobs, digest_of
 from touchstone.settings import Settings
 
@@ -361,7 +361,9 @@ def test_a_file_goes_to_the_disk_and_not_to_memory(tmp_path: Path) -> None:
 
     content_type = (b"content-type", b"multipart/form-data; boundary=" + BOUNDARY)
     tracemalloc.start()
-    asyncio.run(Limits(app, Bounds(1000))({"type": "http", "headers": [content_type]}, receive, None))  # type: ignore[arg-type]
+    asyncio.run(
+        Limits(app, Bounds(1000), Room(10**9))({"type": "http", "headers": [content_type]}, receive, None)
+    )  # type: ignore[arg-type]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * MIB < count * len(piece)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import TypeVar
 
 from anyio import to_thread
 from fastapi import Request, Response
 
-from service import artifacts, bodies, preferences, problems, views
+from service import artifacts, bodies, limits, preferences, problems, views
 from service.backend import Backend, backend_of
 from service.bodies import Received
 from service.submissions import Prepared
 from service.waiting import Listener
 from touchstone.jobs.answers import Change
 from touchstone.jobs.record import TERMINAL, Job
+
+T = TypeVar("T")
 
 ADVERSARIAL = "adversarial.png"
 _POLL_SECONDS = 1
@@ -46,11 +49,16 @@ def job_response(
 
 async def submit(request: Request, prepare: Callable[[Received], Prepared]) -> Response:
     """Take a submission in, have it checked off the event loop, and answer with its job."""
-    backend = backend_of(request)
     key = preferences.idempotency_key(request)
-    received = await bodies.receive(request)
-    prepared = await to_thread.run_sync(prepare, received, limiter=backend.checks)
-    return await answer(request, prepared, key)
+    return await answer(request, await checked(request, prepare), key)
+
+
+async def checked(request: Request, check: Callable[[Received], T], *types: str) -> T:
+    """Take a body in and have it checked; nothing of it is held any more when this returns."""
+    received = await bodies.receive(request, *types)
+    result = await to_thread.run_sync(check, received, limiter=backend_of(request).checks)
+    limits.release(request)
+    return result
 
 
 async def answer(request: Request, prepared: Prepared, key: str | None) -> Response:

@@ -35,7 +35,7 @@ from service import (
 )
 from service.backend import Ring, Whole, at_once
 from service.edge import Edge
-from service.limits import Bounds, Limits
+from service.limits import Bounds, Limits, Room
 from service.metrics import Durations, Figures
 from service.queue import open_bell
 from service.ringing import Ringer
@@ -78,7 +78,9 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     )
     app.state.backend = backend
     problems.install(app)
-    app.add_middleware(Limits, bounds=Bounds(bodies.most_bytes(settings.upload_limit)))
+    app.add_middleware(
+        Limits, bounds=Bounds(bodies.most_bytes(settings.upload_limit)), room=Room(settings.bodies_memory)
+    )
     app.add_middleware(Edge, durations=backend.durations)
     _add_routes(app)
     _describe(app)

@@ -51,7 +51,9 @@ async def receive(request: Request, *types: str) -> Received:
     empty type stands for none at all.
     """
     check_type(request, *(types or (MULTIPART, JSON)))
-    return Received(request.headers.get("content-type", ""), await request.body())
+    # `request.body()` would hold it for as long as the request lasts, which may be a minute of waiting.
+    content = b"".join([piece async for piece in request.stream()])
+    return Received(request.headers.get("content-type", ""), content)
 
 
 def check_type(request: Request, *possible: str) -> str:

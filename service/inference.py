@@ -192,9 +192,8 @@ async def infer(request: Request, card: Card, header_length: HeadLength = None) 
     takes at most a minute.
     """
     backend = backend_of(request)
-    received = await bodies.receive(request, *_TYPES)
-    prepare = partial(_prepare, received, header_length, card, backend)
-    asked, prepared = await to_thread.run_sync(prepare, limiter=backend.checks)
+    prepare = partial(_prepare, header_length=header_length, card=card, backend=backend)
+    asked, prepared = await answers.checked(request, prepare, *_TYPES)
     job: Job | None = None
     try:
         job = await answers.run(backend, prepared, seconds=LONGEST_SECONDS)
@@ -206,11 +205,11 @@ async def infer(request: Request, card: Card, header_length: HeadLength = None) 
 
 
 def _prepare(
-    received: Received, header_length: str | None, card: Manifest, backend: Backend
+    received: Received, *, header_length: str | None, card: Manifest, backend: Backend
 ) -> tuple[InferenceRequest, Prepared]:
     question = tensors.read(received, header_length, card.input, backend.settings, backend.decoders)
     outputs.check(question.request, len(card.classes))
-    return question.request, _prepared(question, card)
+    return question.request.without_data(), _prepared(question, card)
 
 
 def _prepared(question: Question, card: Manifest) -> Prepared:

@@ -20,6 +20,10 @@ from service.patience import Patience
 
 _CLOSE = {"Connection": "close"}
 _INTAKE = "touchstone.intake"
+_NO_ROOM = "too many large bodies are being sent at once; send this one again soon"
+
+SMALL = 64 * 2**10
+"""Bodies up to this size are always taken, however full it is."""
 
 
 @dataclass(frozen=True)
@@ -36,23 +40,36 @@ class Bounds:
     drain: int = 64 * 2**20
 
 
-class Limits:
-    """ASGI middleware that ends a body over the bounds with 413 or 408, which the application writes."""
+@dataclass
+class Room:
+    """The bytes of bodies that are held in memory at once, by all requests, and the most that may be."""
 
-    def __init__(self, app: ASGIApp, bounds: Bounds) -> None:
+    most: int
+    held: int = 0
+
+
+class Limits:
+    """ASGI middleware that ends a body over the bounds with 413, 408 or 503, which the application writes."""
+
+    def __init__(self, app: ASGIApp, bounds: Bounds, room: Room) -> None:
         self._app = app
         self._bounds = bounds
+        self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request through a bounded `receive`."""
         if scope["type"] == "http":
-            intake = _Intake(self._bounds, receive, Headers(scope=scope))
-            scope[_INTAKE], receive = intake, intake.receive
-            refusal = self._refusal(Request(scope))
-            if refusal is not None:
-                await refusal(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+            await self._serve(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        intake = _Intake(self._bounds, self._room, receive, Headers(scope=scope))
+        scope[_INTAKE] = intake
+        try:
+            await (self._refusal(Request(scope)) or self._app)(scope, intake.receive, send)
+        finally:
+            intake.release()
 
     def _refusal(self, request: Request) -> Response | None:
         """The answer to a head that no application should see."""
@@ -71,9 +88,17 @@ def _head_bytes(scope: Scope) -> int:
 
 
 def allow(request: Request, size: int) -> None:
-    """Let this request's body have up to so many bytes; to be called before any of it is read."""
+    """Let this request's body have up to so many bytes, which are not held in memory; to be called before
+    any of it is read.
+    """
     intake: _Intake = request.scope[_INTAKE]
-    intake.bounds = replace(intake.bounds, size=size)
+    intake.bounds, intake.kept = replace(intake.bounds, size=size), False
+
+
+def release(request: Request) -> None:
+    """Nothing of this request's body is held any more."""
+    intake: _Intake = request.scope[_INTAKE]
+    intake.release()
 
 
 @dataclass
@@ -81,10 +106,13 @@ class _Intake:
     """The body of one request on its way in."""
 
     bounds: Bounds
+    room: Room
     source: Receive
     headers: Headers
     size: int = 0
     whole: bool = False
+    kept: bool = True
+    held: int = 0
 
     def __post_init__(self) -> None:
         self._patience = Patience(self.bounds.patience, self.bounds.pace)
@@ -93,11 +121,23 @@ class _Intake:
         if self.whole:
             return await self.source()
         if self.size == 0 and self._declared() > self.bounds.size:
-            await self._refuse()
+            await self._refuse(self._too_large())
         message = await self._next()
         if self.size > self.bounds.size:
-            await self._refuse()
+            await self._refuse(self._too_large())
+        if self.size > SMALL and self.kept:
+            self._hold()
+            if self.room.held > self.room.most:
+                await self._refuse(HTTPException(503, _NO_ROOM, {"Retry-After": "1", **_CLOSE}))
         return message
+
+    def _hold(self) -> None:
+        self.room.held += self.size - self.held
+        self.held = self.size
+
+    def release(self) -> None:
+        self.room.held -= self.held
+        self.held = 0
 
     def _declared(self) -> int:
         length = self.headers.get("content-length", "")
@@ -117,9 +157,13 @@ class _Intake:
         self.whole = not message.get("more_body", False)
         return message
 
-    async def _refuse(self) -> None:
+    async def _refuse(self, refusal: HTTPException) -> None:
+        self.release()
         # A client that still sends would take a closed connection for a fault: it is heard out, to a point.
         waits, enough = "expect" in self.headers, self.size + self.bounds.drain
         while not waits and not self.whole and self.size < enough:
             await self._next()
-        raise HTTPException(413, f"the body has more than the {self.bounds.size:,} bytes allowed", _CLOSE)
+        raise refusal
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"the body has more than the {self.bounds.size:,} bytes allowed", _CLOSE)

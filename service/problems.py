@@ -77,6 +77,7 @@ _HTTP_CODES: Mapping[int, str] = MappingProxyType(
         413: "body_too_large",
         415: "unsupported_media_type",
         416: "range_not_satisfiable",
+        503: "overloaded",
     }
 )
 _RETRY_SECONDS = 1
@@ -228,7 +229,7 @@ _ABOUT = {
     416: "The range lies outside the file.",
     422: "A parameter or the image cannot be used.",
     429: "As many jobs wait as may.",
-    503: "The ledger or a worker cannot be reached.",
+    503: "The ledger or a worker cannot be reached, or too much is being sent at once.",
     507: "There is no room to store it.",
 }
 

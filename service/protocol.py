@@ -100,6 +100,11 @@ class InferenceRequest(_Said):
         """The outputs to answer with, in order."""
         return self.outputs or [WantedOutput(name="logits"), WantedOutput(name="probabilities")]
 
+    def without_data(self) -> InferenceRequest:
+        """All but the images, which may be large."""
+        inputs = [tensor.model_copy(update={"data": None}) for tensor in self.inputs]
+        return self.model_copy(update={"inputs": inputs})
+
     def as_bytes(self, output: WantedOutput) -> bool:
         """Whether an output is to be sent as bytes."""
         asked = output.parameters.binary_data

@@ -104,19 +104,20 @@ class AskedOfCost(BaseModel):
 A = TypeVar("A", bound=BaseModel)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
-    """A submission, and the canonical PNG or the file that it points to."""
+    """A submission, and until it is stored the canonical PNG or the file that it points to."""
 
     submission: Submission
-    source: bytes | Path
+    source: bytes | Path | None
 
     def keep(self, blobs: Blobs) -> None:
-        """Store what it points to."""
+        """Store what it points to, and let go of it: the client may wait for the job for long."""
         if isinstance(self.source, Path):
             blobs.put_file(self.source, self.submission.source)
-        else:
+        elif self.source is not None:
             blobs.put(self.source)
+        self.source = None
 
     def digest(self) -> str:
         """Tells equal requests from different ones, however they were written."""

@@ -37,6 +37,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Of these from one address; behind a proxy, all have the proxy's.",
     )
+    bodies_memory: int = Field(
+        256 * MIB,
+        ge=1,
+        description="Bytes of bodies over 64 KiB that the API holds at once; more is refused with 503.",
+    )
     redis_url: str | None = Field(
         None,
         description="The ledger and broker; unset means the Valkey that `touchstone up` starts in `home`.",
