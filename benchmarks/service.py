@@ -99,7 +99,7 @@ def latency() -> dict[str, Any]:
 def backlog(jobs: int = 10_000) -> dict[str, Any]:
     """Ten thousand jobs accepted while the worker sleeps, then 20 s of work."""
     with served(64) as (host, home, pictures):
-        api, worker = _process("service", home), _process("workers", home)
+        api, worker = process_of("service", home), process_of("workers", home)
         before = _megabytes(api)
         os.kill(worker, signal.SIGSTOP)
         taken = post(host, pictures, "pgd", PGD, clients=64, jobs=jobs, wait=False)
@@ -116,7 +116,7 @@ def backlog(jobs: int = 10_000) -> dict[str, Any]:
         }
 
 
-def _process(module: str, home: Path) -> int:
+def process_of(module: str, home: Path) -> int:
     """The process that runs a module for this home."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
