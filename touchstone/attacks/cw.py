@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 INSIDE = 1 - 1e-6
 """Black and white lie at infinity in tanh space; originals are drawn in by this factor."""
 STALLED = 0.9999
-"""A loss above this part of the one looked at before has stopped falling."""
-LOOKS, PATIENCE = 10, 100
-"""How often in a search the loss is looked at, and after how many steps at the least: sooner, the loss of one
-image may rise for a moment.
-"""
+"""A search whose lowest loss is above this part of the lowest at the look before has stopped falling."""
+LOOKS, PATIENCE = 10, 10
+"""How often in a search the loss is looked at, and after how many steps at the least."""
 
 
 class CW(MinimalNorm):
@@ -33,7 +31,7 @@ class CW(MinimalNorm):
     The point is (tanh w + 1)/2 and moves by Adam (section V.A and VI.A). The weight c of every image is
     searched for on its own, tenfold until a search succeeds, then by bisection; the nearest success of all
     steps of all searches is kept. A search ends early where its loss has stopped falling, which is looked
-    at ten times, at most every hundred steps; that is decided row by row, and a row begins its next search
+    at ten times, at most every ten steps; that is decided row by row, and a row begins its next search
     without waiting for others. The authors allow up to 10,000 steps to a search; 1,000 are the paper's.
     """
 
@@ -157,14 +155,15 @@ class Descent(Rows):
 
     w: Tensor  # (B, C, H, W)
     adam: Adam
-    before: Tensor  # (B,) the loss when it was looked at last
+    lowest: Tensor  # (B,) loss of this search
+    before: Tensor  # (B,) the lowest loss when it was looked at last
     met: Tensor  # (B,) whether this search has succeeded
 
     @classmethod
     def begin(cls, w0: Tensor) -> Descent:
         """At the originals."""
         far = w0.new_full((len(w0),), engine.torch.inf)
-        return cls(w0, Adam.begin(w0), far, far < 0)
+        return cls(w0, Adam.begin(w0), far, far, far < 0)
 
     def looks(self, every: int) -> Tensor:
         """Which rows are to be looked at, (B,)."""
@@ -173,19 +172,22 @@ class Descent(Rows):
     def ended(self, loss: Tensor, steps: int, every: int) -> Tensor:
         """Which rows end their search here, (B,)."""
         last = self.adam.count + 1 >= steps
-        return last | (self.looks(every) & (loss > STALLED * self.before))
+        stalled = loss.minimum(self.lowest) > STALLED * self.before
+        return last | (self.looks(every) & stalled)
 
     def moved(self, grad: Tensor, loss: Tensor, rate: Tensor, every: int, *, met: Tensor) -> Descent:
         """A step downhill, after a look at the loss where it is time."""
         move, adam = self.adam.step(grad)
-        before = engine.torch.where(self.looks(every), loss, self.before)
-        return Descent(self.w + engine.column(rate, move) * move, adam, before, self.met | met)
+        lowest = loss.minimum(self.lowest)
+        before = engine.torch.where(self.looks(every), lowest, self.before)
+        return Descent(self.w + engine.column(rate, move) * move, adam, lowest, before, self.met | met)
 
     def again(self, ended: Tensor, w: Tensor) -> Descent:
         """Rows of the mask `ended` begin at `w`."""
         return Descent(
             engine.torch.where(engine.column(ended, w), w, self.w),
             self.adam.again(ended),
+            self.lowest.masked_fill(ended, engine.torch.inf),
             self.before.masked_fill(ended, engine.torch.inf),
             self.met & ~ended,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.cw import LOOKS, PATIENCE, STALLED, Weight, margin_of, sure
+from touchstone.attacks.cw import LOOKS, STALLED, Weight, margin_of, sure
 from touchstone.engine.rows import Rows
 from touchstone.fields import Count, Norm, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from touchstone.engine import Answer, Case, Nearest, Plan
+
+PATIENCE = 100
+"""After how many steps at the least the loss is looked at: it rises while momentum builds up."""
 
 
 class EAD(MinimalNorm):
@@ -102,7 +105,7 @@ class EAD(MinimalNorm):
         last = search.count + 1 >= self.steps
         if not self.abort_early:
             return last
-        return last | (self._looked_at(search) & (loss > STALLED * search.before))
+        return last | (self._looked_at(search) & (loss.minimum(search.lowest) > STALLED * search.before))
 
     def _moved(self, case: Case, search: Search, grad: Tensor, loss: Tensor, met: Tensor) -> Search:
         """A step of the gradient, a shrinkage, a leap ahead."""
@@ -113,8 +116,9 @@ class EAD(MinimalNorm):
         x = shrunk.add_(case.threat.x0).clamp_(0, 1)
         ahead = engine.column(search.count / (search.count + 3), x)
         y = (x + ahead * (x - search.x)).clamp_(0, 1)
-        before = engine.torch.where(self._looked_at(search), loss, search.before)
-        return Search(x, y, search.count + 1, before, search.met | met)
+        lowest = loss.minimum(search.lowest)
+        before = engine.torch.where(self._looked_at(search), lowest, search.before)
+        return Search(x, y, search.count + 1, lowest, before, search.met | met)
 
 
 @dataclass(frozen=True)
@@ -124,14 +128,15 @@ class Search(Rows):
     x: Tensor  # (B, C, H, W) the sparse point
     y: Tensor  # (B, C, H, W) the point ahead of it, at which the gradient is taken
     count: Tensor  # (B,) steps made
-    before: Tensor  # (B,) the loss when it was looked at last
+    lowest: Tensor  # (B,) loss of this search
+    before: Tensor  # (B,) the lowest loss when it was looked at last
     met: Tensor  # (B,) whether this search has succeeded
 
     @classmethod
     def begin(cls, x0: Tensor) -> Search:
         """At the originals."""
         far = x0.new_full((len(x0),), engine.torch.inf)
-        return cls(x0, x0, engine.torch.zeros_like(far), far, far < 0)
+        return cls(x0, x0, engine.torch.zeros_like(far), far, far, far < 0)
 
     def again(self, ended: Tensor, x0: Tensor) -> Search:
         """Rows of the mask `ended` begin at their originals."""
@@ -140,6 +145,7 @@ class Search(Rows):
             engine.torch.where(wide, x0, self.x),
             engine.torch.where(wide, x0, self.y),
             self.count.masked_fill(ended, 0),
+            self.lowest.masked_fill(ended, engine.torch.inf),
             self.before.masked_fill(ended, engine.torch.inf),
             self.met & ~ended,
         )
