@@ -124,18 +124,18 @@ def test_losses_of_one_function_are_computed_together_and_row_by_row(model):
 
 
 @pytest.mark.parametrize("name", ["linear", "fashion-mnist-cnn"])
-def test_a_jacobian_is_the_gradient_of_each_logit(name, model):
+def test_a_jacobian_is_the_gradient_of_each_lead_over_the_label(name, model):
     if name != "linear":
         model, x = touchstone.load(name), touchstone.samples()[:3]
     else:
         x = greyish(3)
-    classes = torch.tensor([[0, 1, 4], [2, 2, 0], [4, 3, 1]])
+    classes, label = torch.tensor([[0, 1, 4], [2, 2, 0], [4, 3, 1]]), torch.tensor([3, 4, 0])
 
     def jacobian():
-        return (yield Jacobian(x, classes))
+        return (yield Jacobian(x, classes, label))
 
     def one(column):
-        return (yield Gradient(x, Scored(chosen_logit, classes[:, column])))
+        return (yield Gradient(x, Scored(lead, classes[:, column], label)))
 
     (whole, *columns), counted = run_here([jacobian(), *(one(i) for i in range(3))], model.oracle)
     assert whole.grad.shape == (3, 3, *x.shape[1:])
@@ -144,8 +144,8 @@ def test_a_jacobian_is_the_gradient_of_each_logit(name, model):
     assert (counted.forward, counted.backward) == (3 + 9, 9 + 9)
 
 
-def chosen_logit(logits, classes):
-    return logits.gather(1, classes[:, None])[:, 0]
+def lead(logits, classes, label):
+    return (logits.gather(1, classes[:, None]) - logits.gather(1, label[:, None]))[:, 0]
 
 
 def test_settling_finds_the_nearest_file_along_the_way():

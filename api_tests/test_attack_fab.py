@@ -103,10 +103,10 @@ def test_distances_of_a_linear_model_are_exact(norm, rivals):
 def test_the_targeted_version_takes_one_gradient_a_step_and_is_the_default_of_many_classes():
     x = greyish(2)
     for classes, rivals, backward in (
-        (10, None, 10 * 10),
+        (10, None, 9 * 10),
         (10, 4, 4 * 10),
         (12, None, 9 * 10),
-        (12, 0, 10 * 10),
+        (12, 0, 9 * 10),
     ):
         model = touchstone.wrap(linear_model(classes=classes))
         found = touchstone.attack(model, x, None, "fab", steps=10, rivals=rivals, quantize=False)
@@ -159,7 +159,7 @@ def test_within_a_radius_only_what_lies_inside_counts_and_done_rows_leave(norm):
     (found,), queries = run_here([attack.run(case)], touchstone.wrap(module).oracle)
     assert torch.equal(found.met, factor > 1)
     assert torch.all(threat.size(found.x) <= threat.eps + 1e-6)
-    assert queries.backward < 8 * 9 * 10
+    assert queries.backward <= 4 * 9 * 10 + 4 * 9 * 2, "an image leaves in the midst of its attempts"
 
 
 @pytest.mark.peer

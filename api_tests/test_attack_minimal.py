@@ -103,14 +103,22 @@ def test_confidence_is_the_margin_of_what_is_found(name):
     assert torch.all(others - logits.gather(1, label[:, None])[:, 0] >= 2 - 1e-3)
 
 
-def test_a_row_whose_searches_are_over_asks_no_more():
+def test_a_search_that_has_stalled_ends_for_its_row_alone():
     model, x = touchstone.wrap(linear_model()), greyish(4)
-    early = touchstone.attack(model, x, None, "cw", steps=800, binary_search_steps=2, quantize=False)
-    whole = touchstone.attack(
-        model, x, None, "cw", steps=800, binary_search_steps=2, abort_early=False, quantize=False
-    )
-    assert whole.queries.backward == 4 * 2 * 800
+    fields = {"steps": 200, "initial_const": 0.1, "binary_search_steps": 2, "quantize": False}
+    early = touchstone.attack(model, x, None, "cw", **fields)
+    whole = touchstone.attack(model, x, None, "cw", abort_early=False, **fields)
+    assert whole.queries.backward == 4 * 2 * 200
     assert early.queries.backward < 0.8 * whole.queries.backward
+    assert torch.all(early.distance <= 1.05 * whole.distance)
+
+
+def test_weights_that_are_too_small_by_far_take_no_search():
+    model, x = touchstone.wrap(linear_model()), greyish(4)
+    fields = {"steps": 100, "abort_early": False, "quantize": False}
+    tiny = touchstone.attack(model, x, None, "cw", initial_const=1e-9, binary_search_steps=9, **fields)
+    assert tiny.success.all()
+    assert tiny.queries.backward < 4 * 4 * 100
 
 
 def test_ead_by_the_elastic_net_rule_is_not_nearer_in_l1():

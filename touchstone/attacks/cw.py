@@ -21,8 +21,13 @@ INSIDE = 1 - 1e-6
 """Black and white lie at infinity in tanh space; originals are drawn in by this factor."""
 STALLED = 0.9999
 """A search whose lowest loss is above this part of the lowest at the look before has stopped falling."""
-LOOKS, PATIENCE = 10, 10
-"""How often in a search the loss is looked at, and after how many steps at the least."""
+LOOKS, PATIENCE = 10, 20
+"""How often in a search the loss is looked at, and after how many steps at the least: Adam's first steps may
+lead away.
+"""
+HOPELESS = 20
+"""How many times too small a weight is, if the margin were linear, where a search is not even begun."""
+TINY = 1e-30
 
 
 class CW(MinimalNorm):
@@ -30,9 +35,11 @@ class CW(MinimalNorm):
 
     The point is (tanh w + 1)/2 and moves by Adam (section V.A and VI.A). The weight c of every image is
     searched for on its own, tenfold until a search succeeds, then by bisection; the nearest success of all
-    steps of all searches is kept. A search ends early where its loss has stopped falling, which is looked
-    at ten times, at most every ten steps; that is decided row by row, and a row begins its next search
-    without waiting for others. The authors allow up to 10,000 steps to a search; 1,000 are the paper's.
+    steps of all searches is kept. The authors allow up to 10,000 steps to a search; 1,000 are the paper's.
+
+    Weights that are too small by far, as the gradient at the image tells, count as failed without a search. A
+    search ends early where its loss has stopped falling, which is looked at ten times, at most every twenty
+    steps; that is decided row by row, and a row begins its next search without waiting for others.
     """
 
     info = Info(
@@ -62,12 +69,12 @@ class CW(MinimalNorm):
         """Searches, each from the image itself."""
         whole, best = case, engine.Nearest.none(case.threat.x0)
         w0 = to_tanh(case.threat.x0)
-        descent, weight = Descent.begin(w0), Weight.begin(case.threat.eps, self.initial_const)
-        rows = engine.torch.arange(len(case), device=case.device)
+        descent, rows = Descent.begin(w0), engine.torch.arange(len(case), device=case.device)
         every = max(PATIENCE, self.steps // LOOKS) if self.abort_early else self.steps
-        while len(rows):
-            x = from_tanh(descent.w)
-            answer = yield engine.Gradient(x, engine.Margin(case.goal))
+        x = from_tanh(w0)
+        answer = yield engine.Gradient(x, engine.Margin(case.goal))
+        weight = Weight.begin(case.threat.eps, self.initial_const).raised(answer, self)
+        while True:
             found = sure(case, x, answer, self.confidence)
             best = best.put(rows, found)
             loss, grad = self._loss(case, x, answer, weight.c)
@@ -78,9 +85,12 @@ class CW(MinimalNorm):
                 weight = weight.after(ended, descent.met)
                 descent = descent.again(ended, w0)
                 open_ = weight.searches < self.binary_search_steps
+                if not bool(open_.any()):
+                    return best.found(whole)
                 case, rows, w0 = case[open_], rows[open_], w0[open_]
                 descent, weight = descent[open_], weight[open_]
-        return best.found(whole)
+            x = from_tanh(descent.w)
+            answer = yield engine.Gradient(x, engine.Margin(case.goal))
 
     def _loss(self, case: Case, x: Tensor, answer: Answer, c: Tensor) -> tuple[Tensor, Tensor]:
         """The loss (B,) and its gradient with respect to the image."""
@@ -207,6 +217,16 @@ class Weight(Rows):
         """Nothing known yet, for as many rows as `like` has."""
         zero = engine.torch.zeros_like(like)
         return cls(zero + c, zero, zero + engine.torch.inf, zero)
+
+    def raised(self, answer: Answer, attack: CW) -> Weight:
+        """Tenfold as often as that is sure to be too little, each time as if a search had failed. `answer` is
+        that about the originals.
+        """
+        short = (attack.confidence - margin_of(answer)).clamp_min(0)
+        needed = 2 * short / answer.gradient.flatten(1).square().sum(1).clamp_min(TINY)
+        times = (needed / (HOPELESS * self.c)).log10().floor().clamp(0, attack.binary_search_steps - 1)
+        c = self.c * 10**times
+        return Weight(c, (c / 10).where(times > 0, self.low), self.high, self.searches + times)
 
     def after(self, ended: Tensor, met: Tensor) -> Weight:
         """The next weight for rows of the mask `ended`, of whose searches those of `met` succeeded."""

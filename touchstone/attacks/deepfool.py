@@ -49,8 +49,8 @@ class DeepFool(MinimalNorm):
     eot: Askings = 1
 
     def cost(self) -> Cost:
-        """Per step a look, and where it is not enough a gradient for each candidate; a look at the end."""
-        return Cost(forward=2 * self.steps + 1, backward=self.steps * self.candidates)
+        """Per step a look, and where it is not enough a gradient for each rival; a look at the end."""
+        return Cost(forward=2 * self.steps + 1, backward=self.steps * (self.candidates - 1))
 
     def run(self, case: Case) -> Plan:
         """Steps from the image itself."""
@@ -64,9 +64,9 @@ def deepfool(case: Case, x: Tensor, *, steps: int, candidates: int, overshoot: f
     """Walk from the points `x`, which need not be the originals; rows leave once they met their goal."""
     start, moved, best = x, engine.torch.zeros_like(x), engine.Nearest.none(x)
     rows, answer = engine.torch.arange(len(x), device=x.device), (yield engine.Logits(x))
-    classes = _classes(case.goal, answer.logits, candidates)
+    rivals = _rivals(case.goal, answer.logits, candidates - 1)
     for _ in range(steps):
-        gap, normal = yield from _boundary(case, x, classes)
+        gap, normal = yield from _boundary(case, x, rivals)
         moved = moved + _step(case, gap, normal)
         x = (start + (1 + overshoot) * moved).clamp(0, 1)
         found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
@@ -76,25 +76,24 @@ def deepfool(case: Case, x: Tensor, *, steps: int, candidates: int, overshoot: f
             if not len(keep):
                 break
             case, start, moved, x = case[keep], start[keep], moved[keep], x[keep]
-            rows, classes = rows[keep], classes[keep]
+            rows, rivals = rows[keep], rivals[keep]
     return best
 
 
-def _classes(goal: Goal, clean: Tensor, count: int) -> Tensor:
-    """The label and the likeliest others, (B, k)."""
-    label = goal.label[:, None]
-    others = clean.scatter(1, label, -HUGE).topk(min(count, clean.shape[1]) - 1).indices
-    return engine.torch.cat([label, others], 1)
+def _rivals(goal: Goal, clean: Tensor, count: int) -> Tensor:
+    """The likeliest other classes, (B, k)."""
+    others = clean.scatter(1, goal.label[:, None], -HUGE)
+    return others.topk(min(count, clean.shape[1] - 1)).indices
 
 
-def _boundary(case: Case, x: Tensor, classes: Tensor) -> Asking[tuple[Tensor, Tensor]]:
+def _boundary(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tensor]]:
     """How much the nearest rival is behind (B,), and how its lead changes with `x` (B, C, H, W)."""
     if bool(case.goal.targeted.any()):
         answer = yield engine.Gradient(x, engine.Margin(case.goal))
         return engine.Margin(case.goal)(answer.logits), answer.gradient
-    answer = yield engine.Jacobian(x, classes)
-    logits = answer.logits.gather(1, classes)
-    gaps, normals = logits[:, 1:] - logits[:, :1], answer.gradient[:, 1:] - answer.gradient[:, :1]
+    answer = yield engine.Jacobian(x, rivals, case.goal.label)
+    gaps = answer.logits.gather(1, rivals) - answer.logits.gather(1, case.goal.label[:, None])
+    normals = answer.gradient
     slopes = engine.torch.linalg.vector_norm(normals.flatten(2), DUAL.get(case.threat.norm.name, 2.0), 2)
     nearest = (gaps.abs() / slopes.clamp_min(TINY)).argmin(1)
     row = engine.torch.arange(len(x), device=x.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -36,9 +37,10 @@ class FAB(MinimalNorm):
     between the original and what was found end the search. Restarts begin within half of the distance found.
 
     Up to ten classes, each step looks at all boundaries and heads for the nearest. With `rivals`, or more
-    classes, it is FAB-T: an attempt for each of the likeliest other classes, one gradient a step. `rivals=0`
-    always looks at several boundaries: those of the nine likeliest others, where the paper takes all classes.
-    A targeted attack follows the boundary between its target and the best other class.
+    classes, it is FAB-T: an attempt for each of the likeliest other classes, one gradient a step; they share
+    their passes, where the paper makes one attempt after the other. `rivals=0` always looks at several
+    boundaries: those of the nine likeliest others, where the paper takes all classes. A targeted attack
+    follows the boundary between its target and the best other class.
     """
 
     info = Info(
@@ -57,7 +59,7 @@ class FAB(MinimalNorm):
     )
     rivals: Natural | None = Field(
         None,
-        description="How many of the likeliest other classes to head for, one after another; 0 looks at all "
+        description="How many of the likeliest other classes to head for, each on its own; 0 looks at all "
         "boundaries in each step; unset means 0 up to ten classes, and 9 beyond.",
     )
     alpha_max: Ratio = Field(0.1, ge=0, le=1, description="The most weight that the original gets in a step.")
@@ -69,45 +71,54 @@ class FAB(MinimalNorm):
     )
 
     def cost(self) -> Cost:
-        """A step takes a gradient (or one for each of ten classes) and a look; then the final search."""
+        """A step takes a gradient (or one for each of nine rivals) and a look; then the final search."""
         attempts = self.restarts * self.steps
         ahead = attempts * (RIVALS if self.rivals is None else max(1, self.rivals))
-        gradients = attempts * max(self.rivals or 0, 0 if self.rivals else RIVALS + 1)
-        return Cost(forward=2 * ahead + 1 + POLISHING, backward=gradients)
+        return Cost(forward=2 * ahead + 1 + POLISHING, backward=attempts * (self.rivals or RIVALS))
 
     def run(self, case: Case) -> Plan:
-        """Attempts for each boundary, then the final search. Where the case has a radius, rows leave after
-        the attempt that found a point within it.
+        """Attempts for all boundaries at once, then the final search. Where the case has a radius, an image
+        leaves with all its attempts as soon as one of them found a point within it.
         """
         clean = (yield engine.Logits(case.threat.x0)).logits
         best = engine.Nearest.none(case.threat.x0)
-        for front, rivals in self._fronts(case.goal, clean):
-            for attempt in range(self.restarts):
-                rows = _open(case, best)
-                if not len(rows):
-                    break
-                start = _start(case[rows], best[rows]) if attempt else case.threat.x0[rows]
-                best = best.put(rows, (yield from self._attempt(case[rows], start, front, rivals[rows])))
+        front, rivals = self._front(case.goal, clean)
+        for attempt in range(self.restarts):
+            rows = (~_enough(case, best)).nonzero().flatten()
+            if not len(rows):
+                break
+            kin = rows.repeat_interleave(rivals.shape[1])
+            start = _start(case[kin], best[kin]) if attempt else case.threat.x0[kin]
+            found = yield from self._attempt(case[kin], start, front, rivals[rows].flatten(0, 1), kin)
+            best = best.put(rows, _nearest_of(found, rivals.shape[1]))
         best = yield from _polished(case, best, engine.Margin(case.goal)(clean))
         return best.found(case)
 
-    def _fronts(self, goal: Goal, clean: Tensor) -> list[tuple[Front, Tensor]]:
-        """How each attempt asks for the boundary that it heads for, and with which classes (B, k)."""
+    def _front(self, goal: Goal, clean: Tensor) -> tuple[Front, Tensor]:
+        """How an attempt asks for the boundary that it heads for, and with which classes each of k attempts
+        at an image does, (B, k, n).
+        """
         if bool(goal.targeted.any()):
-            return [(_margin, goal.label[:, None])]
+            return _margin, goal.label[:, None, None]
         others = clean.shape[1] - 1
         count = (0 if others <= RIVALS else RIVALS) if self.rivals is None else self.rivals
         ranked = clean.scatter(1, goal.label[:, None], -HUGE).topk(min(count or RIVALS, others)).indices
-        return [(_against, rival[:, None]) for rival in ranked.unbind(1)] if count else [(_nearest, ranked)]
+        return (_against, ranked[:, :, None]) if count else (_nearest, ranked[:, None])
 
-    def _attempt(self, case: Case, x: Tensor, front: Front, rivals: Tensor) -> Asking[Nearest]:
-        best = engine.Nearest.none(case.threat.x0)
+    def _attempt(self, case: Case, x: Tensor, front: Front, rivals: Tensor, kin: Tensor) -> Asking[Nearest]:
+        """From the points `x`; rows of the same number in `kin` (B,) are attempts at the same image."""
+        best, rows = engine.Nearest.none(case.threat.x0), engine.torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             gap, normal = yield from front(case, x, rivals)
             x = self._step(case.threat, x, gap, normal)
             found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
-            best = best.or_else(found)
+            best = best.put(rows, found)
             x = case.threat.x0.lerp(x, engine.column(1 - (1 - self.backward) * found.met.to(x.dtype), x))
+            if bool((done := _enough(case, found)).any()):
+                keep = ~engine.torch.isin(kin, kin[done])
+                if not bool(keep.any()):
+                    break
+                case, x, rivals, kin, rows = case[keep], x[keep], rivals[keep], kin[keep], rows[keep]
         return best
 
     def _step(self, threat: Threat, x: Tensor, gap: Tensor, normal: Tensor) -> Tensor:
@@ -121,8 +132,14 @@ class FAB(MinimalNorm):
         return (x + self.overshoot * ours).lerp(x0 + self.overshoot * theirs, alpha).clamp(0, 1)
 
 
-def _open(case: Case, best: Nearest) -> Tensor:
-    return ((best.distance > case.threat.eps) | case.threat.eps.isinf()).nonzero().flatten()
+def _enough(case: Case, best: Nearest) -> Tensor:
+    """Which rows have a radius, and a success within it, (B,)."""
+    return (best.distance <= case.threat.eps) & case.threat.eps.isfinite()
+
+
+def _nearest_of(best: Nearest, count: int) -> Nearest:
+    """The nearest of every `count` neighbouring rows."""
+    return reduce(engine.Nearest.or_else, (best[at::count] for at in range(count)))
 
 
 def _start(case: Case, best: Nearest) -> Tensor:
@@ -144,10 +161,9 @@ def _against(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tens
 
 def _nearest(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tensor]]:
     """Of the boundaries between the label and its rivals (B, k), the nearest in the linearised model."""
-    label = case.goal.label[:, None]
-    answer = yield engine.Jacobian(x, engine.torch.cat([label, rivals], 1))
-    gaps = answer.logits.gather(1, rivals) - answer.logits.gather(1, label)
-    normals = answer.gradient[:, 1:] - answer.gradient[:, :1]
+    answer = yield engine.Jacobian(x, rivals, case.goal.label)
+    gaps = answer.logits.gather(1, rivals) - answer.logits.gather(1, case.goal.label[:, None])
+    normals = answer.gradient
     slopes = engine.torch.linalg.vector_norm(normals.flatten(2), DUAL[case.threat.norm.name], 2)
     chosen = (gaps.abs() / slopes.clamp_min(TINY)).argmin(1)
     row = engine.torch.arange(len(x), device=x.device)

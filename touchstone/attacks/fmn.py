@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 LAST_STEP = 0.01
 """The last step, as a part of the first."""
+UNHURRIED = 100
+"""Steps that are enough for a ball to shrink by γ at a time."""
 TINY = 1e-12
 
 
@@ -33,9 +35,10 @@ class FMN(MinimalNorm):
     values, a colour pixel being three, and its radius moves by at least one value.
 
     Departures: a ball grows by at least 1 + γ until a success is known, since steps to the boundary of the
-    linearised margin may never cross the true one; in L2 a step ends on the ball's surface, as in the
-    authors' code; in L1 the projection onto ball and box together is exact; the point after the last step is
-    looked at, too.
+    linearised margin may never cross the true one; with fewer than 100 steps it shrinks by more than γ at a
+    time where the linearised margin reaches zero further inside; in L2 a step ends on the ball's surface, as
+    in the authors' code; in L1 the projection onto ball and box together is exact; the point after the last
+    step is looked at, too.
     """
 
     info = Info(
@@ -69,11 +72,12 @@ class FMN(MinimalNorm):
         threat = case.threat
         x, best = threat.x0, engine.Nearest.none(threat.x0)
         radius = engine.torch.full_like(threat.eps, self.norm == "l0")
+        hurry = max(1, UNHURRIED / self.steps)
         for step in range(self.steps):
             answer = yield engine.Gradient(x, engine.Margin(case.goal))
             best = best.or_else(engine.Nearest.judged(case, x, answer.logits))
             gamma = _annealed(self.gamma, self.gamma_final, step / self.steps)
-            radius = _radius(case, x, answer, best=best, radius=radius, gamma=gamma)
+            radius = _radius(case, x, answer, best=best, radius=radius, gamma=gamma, hurry=hurry)
             length = _annealed(self.alpha, LAST_STEP * self.alpha, step / self.steps)
             x = _within(case, x + length * engine.L2().steepest(answer.gradient, x), radius)
         answer = yield engine.Logits(x)
@@ -85,14 +89,20 @@ def _annealed(first: float, last: float, share: float) -> float:
     return last + (first - last) * (1 + cos(pi * share)) / 2
 
 
-def _radius(case: Case, x: Tensor, answer: Answer, *, best: Nearest, radius: Tensor, gamma: float) -> Tensor:
-    """The next radius of every ball, (B,); `best` has seen the answer."""
+def _radius(
+    case: Case, x: Tensor, answer: Answer, *, best: Nearest, radius: Tensor, gamma: float, hurry: float
+) -> Tensor:
+    """The next radius of every ball, (B,); `best` has seen the answer. So many steps are made in one, at
+    most, where the boundary is further inside.
+    """
     met = case.goal.met(answer.logits)
     smaller, larger = radius * (1 - gamma), radius * (1 + gamma)
     if case.threat.norm.name == "l0":
         smaller, larger = smaller.floor().minimum(radius - 1), larger.floor().maximum(radius + 1)
     else:
         boundary = _boundary(case, x, answer)
+        inside = 2 * case.threat.size(x) - boundary  # where the boundary is, seen from beyond it
+        smaller = smaller.minimum(inside.maximum(radius * (1 - gamma) ** hurry))
         larger = engine.torch.where(best.met, larger, larger.maximum(boundary))
     return engine.torch.where(met, smaller.minimum(best.distance), larger).minimum(case.threat.farthest)
 

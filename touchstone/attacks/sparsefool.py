@@ -52,7 +52,7 @@ class SparseFool(MinimalNorm):
         """Per plane all of DeepFool, a gradient and a look."""
         return Cost(
             forward=self.steps * (2 * self.inner_steps + 3),
-            backward=self.steps * (self.inner_steps * self.candidates + 1),
+            backward=self.steps * (self.inner_steps * (self.candidates - 1) + 1),
         )
 
     def run(self, case: Case) -> Plan:

@@ -248,7 +248,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     if name == "torch":  # methods are declared without loading it, and need it once they run
-        return import_module("torch")
+        globals()[name] = import_module(name)
+        return globals()[name]
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -114,10 +114,10 @@ class Oracle:
 
     def _jacobians(self, queries: Sequence[Jacobian]) -> list[Answer]:
         runs = _alike(queries)
-        classes = _cat([query.classes for query in queries])
+        classes, label = _cat([query.classes for query in queries]), _cat([query.label for query in queries])
         with torch.enable_grad():
             leaves, logits = self._leaves(runs)
-            chosen = logits.gather(1, classes).sum(0)
+            chosen = (logits.gather(1, classes) - logits.gather(1, label[:, None])).sum(0)
             last = len(chosen) - 1
             columns = [
                 torch.autograd.grad(one, leaves, retain_graph=at < last) for at, one in enumerate(chosen)

@@ -65,12 +65,14 @@ class Gradient(Query):
 
 @dataclass(frozen=True)
 class Jacobian(Query):
-    """What does it say, and how does the logit of each of these classes change with `x`?
+    """What does it say, and how does the lead of each of these classes' logits over the label's change with
+    `x`?
 
     One forward pass, and a backward pass for each of the k classes.
     """
 
     classes: Tensor  # (B, k) int64
+    label: Tensor  # (B,) int64
 
     @property
     def passes(self) -> int:  # noqa: D102

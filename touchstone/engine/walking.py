@@ -31,15 +31,22 @@ def rising(goal: Goal, logits: Tensor) -> Tensor:
 
     Untargeted, a probability would not do: that of a label the model is sure of is one in floating point.
     """
-    return torch.where(goal.targeted, CrossEntropy(goal)(logits), Margin(goal)(logits))
+    return _rising(goal, logits, Margin(goal)(logits))
 
 
 def progress(goal: Goal, logits: Tensor) -> Tensor:
     """How near each row is to its goal, (B,): `rising` until it is met, from then on the margin, and
     positive.
     """
-    beyond = Margin(goal)(logits).clamp_min(LEAST)
-    return torch.where(goal.met(logits), beyond, rising(goal, logits).clamp_max(0))
+    margin = Margin(goal)(logits)
+    rises = _rising(goal, logits, margin)
+    return torch.where(goal.met(logits), margin.clamp_min(LEAST), rises.clamp_max(0))
+
+
+def _rising(goal: Goal, logits: Tensor, margin: Tensor) -> Tensor:
+    if not bool(goal.targeted.any()):
+        return margin
+    return torch.where(goal.targeted, CrossEntropy(goal)(logits), margin)
 
 
 def asked(case: Case, x: Tensor) -> Asking[Tensor]:

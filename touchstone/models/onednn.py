@@ -73,6 +73,8 @@ class PackedConv:
     def backward(self, grad: Tensor) -> Tensor:
         """The gradient with respect to the input, from the one before the clamp."""
         conv = self.conv
+        if self.seen[0] == 1:
+            return self._spread(grad)
         if self.turned is not None:
             return _convolve(grad, self.turned, None, padding=_turned_padding(conv), groups=conv.groups)
         reached = [
@@ -82,6 +84,15 @@ class PackedConv:
         return functional.conv_transpose2d(
             grad, conv.weight, None, conv.stride, conv.padding, rest, conv.groups
         )
+
+    def _spread(self, grad: Tensor) -> Tensor:
+        """The same for images of one channel, which leave most of a vectorised convolution idle: what every
+        tap of the kernel gets, then the sum of it all in its place.
+        """
+        conv, k = self.conv, self.conv.weight.shape[-1]
+        pixels = grad.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H'·W', O)
+        taps = conv.weight.view(-1, k * k).T @ pixels.transpose(1, 2)  # (B, k², H'·W')
+        return functional.fold(taps, self.seen[1:], k, padding=conv.padding, stride=conv.stride)
 
 
 @dataclass(frozen=True, eq=False)
