@@ -11,7 +11,7 @@ from benchmarks.record import RESULTS
 from touchstone.methods import Method, catalogue
 
 DOCUMENT = Path(__file__).parents[1] / "docs/attacks.md"
-TABLE, BESIDE = "attack-table", "attacks-beside-peers"
+TABLE, BESIDE, BLIND = "attack-table", "attacks-beside-peers", "attacks-beside-peers-black-box"
 
 ACCESS = ["gradients", "scores", "decisions", "transfer"]
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}

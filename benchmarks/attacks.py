@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import touchstone
-from benchmarks import attack_tables, rivals
-from benchmarks.record import save
+from benchmarks import attack_tables, rivals, rivals_black_box
+from benchmarks.record import kept, save
 from touchstone.engine import Logits, Model
 from touchstone.methods import catalogue, find
 
@@ -111,28 +111,39 @@ def typical(name: str, distance: Tensor, success: Tensor) -> float | None:
     return round(middle, 5) if middle < torch.inf else None
 
 
-def everything(count: int) -> dict[str, Any]:
-    """All attacks on all networks."""
-    figures: dict[str, Any] = {"samples": count, "networks": {}}
-    for network, eps in NETWORKS.items():
-        on = trial(network, count)
-        touchstone.attack(on.model, on.x, on.y, "pgd", steps=2, quantize=False)  # to warm up
-        rows = {name: told(network, name, measured(name, on)) for name in catalogue("attack")}
-        figures["networks"][network] = {"eps": eps, "attacks": rows}
-    return figures
+def everything(on: Trial) -> dict[str, Any]:
+    """All attacks on one network."""
+    return {"attacks": {name: told(on.name, name, measured(name, on)) for name in catalogue("attack")}}
 
 
-def beside(count: int) -> dict[str, Any]:
-    """The pairs of `rivals` on all networks."""
-    figures: dict[str, Any] = {"samples": count, "networks": {}}
-    for network, eps in NETWORKS.items():
-        on = trial(network, count)
-        rows = []
-        for pair in rivals.PAIRS:
-            rows.append(rivals.compared(pair, on.model, on.x, on.y, on.eps))
-            told(network, f"{pair.attack} beside {pair.peer}", rows[-1])
-        figures["networks"][network] = {"eps": eps, "pairs": rows}
-    return figures
+def beside(on: Trial) -> dict[str, Any]:
+    """The pairs of `rivals` on one network."""
+    rows = []
+    for pair in rivals.PAIRS:
+        rows.append(rivals.compared(pair, on.model, on.x, on.y, on.eps))
+        told(on.name, f"{pair.attack} beside {pair.peer}", rows[-1])
+    return {"pairs": rows}
+
+
+def blind(on: Trial) -> dict[str, Any]:
+    """The pairs of `rivals_black_box` on one network."""
+    rows = []
+    for pair in rivals_black_box.PAIRS:
+        rows.append(rivals_black_box.compared(pair, on.model, on.name, on.x, on.y))
+        told(on.name, f"{pair.attack} beside {pair.peer}", rows[-1])
+    return {"pairs": rows}
+
+
+PARTS = {attack_tables.TABLE: everything, attack_tables.BESIDE: beside, attack_tables.BLIND: blind}
+
+
+def add(part: str, network: str, count: int) -> None:
+    """Measure one part on one network; what the record tells of others stays."""
+    on = trial(network, count)
+    touchstone.attack(on.model, on.x, on.y, "pgd", steps=2, quantize=False)  # to warm up
+    networks = kept(part).get("networks", {})
+    networks[network] = {"eps": on.eps, **PARTS[part](on)}
+    save(part, {"samples": count, "networks": networks})
 
 
 def told(network: str, what: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -146,14 +157,17 @@ STARTED = time.perf_counter()
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attacks", description=__doc__)
-    parser.add_argument("--images", type=int, default=100, help="how many images (100)")
+    parser.add_argument("--images", type=int, default=40, help="how many images (40)")
+    parser.add_argument("--part", choices=PARTS, action="append", help="one table alone (all)")
+    parser.add_argument("--network", choices=NETWORKS, action="append", help="one network alone (all)")
     parser.add_argument("--write-docs", action="store_true", help="write the tables of docs/attacks.md")
     arguments = parser.parse_args()
     if arguments.write_docs:
         attack_tables.write()
         return
-    save(attack_tables.TABLE, everything(arguments.images))
-    save(attack_tables.BESIDE, beside(arguments.images))
+    for part in arguments.part or PARTS:
+        for network in arguments.network or NETWORKS:
+            add(part, network, arguments.images)
 
 
 if __name__ == "__main__":

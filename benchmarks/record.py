@@ -45,6 +45,12 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: i
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
+def kept(name: str) -> dict[str, Any]:
+    """The record of one benchmark as it was left; empty where there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def save(name: str, figures: dict[str, Any]) -> None:
     """Write the record of one benchmark and print it."""
     RESULTS.mkdir(exist_ok=True)

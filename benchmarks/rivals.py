@@ -9,17 +9,24 @@ import types
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 import touchstone
 from benchmarks.library import Fast
+from benchmarks.networks import Normalized
 from touchstone.engine import NORMS, Model
 
+T = TypeVar("T")
 Rival = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """(network, images, labels, eps) -> the images that were found."""
+
+RUNGS = (10, 15, 20, 30, 40, 50, 60, 75, 90)
+"""Numbers of steps that are tried, in turn, until a distance is reached."""
+SLACK = 1.001
+"""A distance is reached where the median is less than this part of it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Pair:
     parameters: dict[str, Any] = field(default_factory=dict)
     images: int = 1_000
     minimal: bool = False
+    shorter: Callable[[int], Rival] | None = None
+    """The rival with as many steps, where both sides take them one gradient each."""
 
 
 def _authors(name: str, **options: Any) -> Rival:
@@ -92,6 +101,14 @@ def _minimal(
     return [Pair(attack, norm, peer, rival, ours, images, minimal=True) for peer, rival in rivals]
 
 
+def _stepwise(attack: str, norm: str, *rivals: tuple[str, Callable[[int], Rival]]) -> list[Pair]:
+    """Attacks whose every step is a gradient on both sides."""
+    return [
+        Pair(attack, norm, peer, rival(STEPS["steps"]), STEPS, minimal=True, shorter=rival)
+        for peer, rival in rivals
+    ]
+
+
 STEPS = {"steps": 100}
 SEARCH = {"binary_search_steps": 6}
 FAST = {"steps": 100, "learning_rate": 0.1, **SEARCH}
@@ -102,18 +119,20 @@ PAIRS = [
     Pair("apgdt", "linf", "pyautoattack", _authors("apgdt", n_iter=100, n_restarts=1), STEPS),
     Pair("square", "linf", "pyautoattack", _authors("square", n_queries=1_000), {"queries": 1_000}),
     Pair("autoattack", "linf", "pyautoattack", _autoattack, images=40),
-    *_minimal(
-        "ddn", "l2", STEPS,
-        ("adv-lib", _adv_lib("ddn", levels=None, **STEPS)), ("foolbox", _foolbox("DDNAttack", **STEPS)),
+    *_stepwise(
+        "ddn", "l2",
+        ("adv-lib", lambda steps: _adv_lib("ddn", levels=None, steps=steps)),
+        ("foolbox", lambda steps: _foolbox("DDNAttack", steps=steps)),
     ),
-    *_minimal(
-        "fmn", "linf", STEPS,
-        ("adv-lib", _adv_lib("fmn", norm=float("inf"), **STEPS)),
-        ("foolbox", _foolbox("LInfFMNAttack", **STEPS)),
+    *_stepwise(
+        "fmn", "linf",
+        ("adv-lib", lambda steps: _adv_lib("fmn", norm=float("inf"), steps=steps)),
+        ("foolbox", lambda steps: _foolbox("LInfFMNAttack", steps=steps)),
     ),
-    *_minimal(
-        "fmn", "l2", STEPS,
-        ("adv-lib", _adv_lib("fmn", norm=2, **STEPS)), ("foolbox", _foolbox("L2FMNAttack", **STEPS)),
+    *_stepwise(
+        "fmn", "l2",
+        ("adv-lib", lambda steps: _adv_lib("fmn", norm=2, steps=steps)),
+        ("foolbox", lambda steps: _foolbox("L2FMNAttack", steps=steps)),
     ),
     *_minimal(
         "deepfool", "l2", {"steps": 50},
@@ -126,32 +145,67 @@ PAIRS = [
         ("foolbox", _foolbox("L2CarliniWagnerAttack", steps=100, stepsize=0.1, **SEARCH)),
         images=20,
     ),
+    *_minimal(
+        "cw-linf", "linf", {"steps": 50, "learning_rate": 0.1, "smallest": 1 / 255},
+        ("adv-lib", _adv_lib("carlini_wagner_linf", max_iterations=50, learning_rate=0.1)),
+        images=5,
+    ),
 ]  # fmt: skip
 
 
 def compared(pair: Pair, model: Model, x: Tensor, y: Tensor, eps: float) -> dict[str, Any]:
-    """Both sides' figures, and what they come to beside each other."""
+    """Both sides' figures, and what they come to beside each other; the peer is given our frozen network,
+    and after that the network as its publisher ships it.
+    """
     x, y = x[: pair.images], y[: pair.images]
-    net = Fast(model).eval()
-    ball = {} if pair.minimal else {"eps": eps}
-
-    def ours() -> Tensor:
-        fields = {"norm": pair.norm, **ball, **pair.parameters}
-        found = touchstone.attack(model, x, y, pair.attack, quantize=False, **fields)
-        return torch.as_tensor(found.images)
-
-    def theirs() -> Tensor:
-        return pair.rival(net, x.clone(), y.clone(), eps)
-
-    sides = {}
-    for side, run in (("ours", ours), ("theirs", theirs)):
-        images, seconds = _timed(run)
-        sides[side] = {**_judged(pair, net, x, y, images), "seconds": round(seconds, 3)}
+    net, plain = Fast(model).eval(), Normalized(_name(model))
+    sides: dict[str, Any] = {}
+    for side, run in (
+        ("ours", lambda: _ours(pair, model, x, y, eps)),
+        ("theirs", lambda: pair.rival(net, x.clone(), y.clone(), eps)),
+        ("theirs_plain", lambda: pair.rival(plain, x.clone(), y.clone(), eps)),
+    ):
+        images, seconds = timed(run)
+        sides[side] = {**judged(pair, net, x, y, images), "seconds": round(seconds, 3)}
     told = {"attack": pair.attack, "norm": pair.norm, "peer": pair.peer, "parameters": pair.parameters}
-    return {**told, "images": len(x), **sides, **_beside(sides["ours"], sides["theirs"])}
+    found = {**told, "images": len(x), **sides, **_beside(**sides)}
+    return found if pair.shorter is None else {**found, "reached": _reached(pair, model, x, y, sides)}
 
 
-def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
+def _name(model: Model) -> str:
+    if model.manifest is None:
+        raise ValueError("only networks of the zoo are compared")
+    return model.manifest.id
+
+
+def _ours(pair: Pair, model: Model, x: Tensor, y: Tensor, eps: float, **fields: Any) -> Tensor:
+    ball = {} if pair.minimal else {"eps": eps}
+    asked = {"norm": pair.norm, **ball, **pair.parameters, **fields}
+    return torch.as_tensor(touchstone.attack(model, x, y, pair.attack, quantize=False, **asked).images)
+
+
+def _reached(pair: Pair, model: Model, x: Tensor, y: Tensor, sides: dict[str, Any]) -> dict[str, Any]:
+    """The fewest steps, and their seconds, with which each side comes as near as both do in the end."""
+    shorter, net = pair.shorter, Fast(model).eval()
+    if shorter is None:
+        raise ValueError("the rival takes a fixed number of steps")
+    distance = max(sides[side]["distance"] for side in ("ours", "theirs"))
+
+    def fewest(side: str, run: Callable[[int], Tensor]) -> dict[str, Any]:
+        for steps in RUNGS:
+            images, seconds = timed(lambda steps=steps: run(steps))  # type: ignore[misc]
+            if judged(pair, net, x, y, images)["distance"] <= SLACK * distance:
+                return {"steps": steps, "seconds": round(seconds, 3)}
+        return {"steps": pair.parameters["steps"], "seconds": sides[side]["seconds"]}
+
+    ours = fewest("ours", lambda steps: _ours(pair, model, x, y, 0, steps=steps))
+    theirs = fewest("theirs", lambda steps: shorter(steps)(net, x.clone(), y.clone(), 0))
+    ratio = round(theirs["seconds"] / ours["seconds"], 2)
+    return {"distance": distance, "ours": ours, "theirs": theirs, "speed_ratio": ratio}
+
+
+def timed(run: Callable[[], T]) -> tuple[T, float]:
+    """What a run returns, and its seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         began = time.perf_counter()
@@ -159,7 +213,7 @@ def _timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
         return images, time.perf_counter() - began
 
 
-def _judged(pair: Pair, net: nn.Module, x: Tensor, y: Tensor, images: Tensor) -> dict[str, float]:
+def judged(pair: Pair, net: nn.Module, x: Tensor, y: Tensor, images: Tensor) -> dict[str, float]:
     """By the network itself, whatever the attack said of its success; a failure is as far as can be."""
     with torch.no_grad():
         fooled = net(images).argmax(1) != y
@@ -171,9 +225,12 @@ def _judged(pair: Pair, net: nn.Module, x: Tensor, y: Tensor, images: Tensor) ->
     return {"distance": round(float(distance.median()), 5)}
 
 
-def _beside(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
+def _beside(ours: dict[str, Any], theirs: dict[str, Any], theirs_plain: dict[str, Any]) -> dict[str, float]:
     """How many times as fast, and how much nearer (below 1) or less robust (below 0) than the peer finds."""
-    speed = {"speed_ratio": round(theirs["seconds"] / ours["seconds"], 2)}
+    speed = {
+        "speed_ratio": round(theirs["seconds"] / ours["seconds"], 2),
+        "speed_ratio_plain": round(theirs_plain["seconds"] / ours["seconds"], 2),
+    }
     if "distance" in ours:
         return {**speed, "distance_ratio": round(ours["distance"] / theirs["distance"], 4)}
     return {**speed, "robust_difference": round(ours["robust_accuracy"] - theirs["robust_accuracy"], 4)}
