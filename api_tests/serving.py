@@ -154,6 +154,7 @@ class FakeWorker:
     def __init__(self, url: str, settings: Settings) -> None:
         self._ledger, self._blobs = Ledger(url, settings), open_blobs(settings)
         self._bells: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.rung: list[str] = []
         self._behaviour: Callable[[Work], None] = succeed
         self._free = threading.Event()
         self._free.set()
@@ -162,6 +163,7 @@ class FakeWorker:
 
     def ring(self, job: str) -> None:
         """Take a job soon."""
+        self.rung.append(job)
         self._bells.put(job)
 
     @contextmanager

@@ -54,7 +54,15 @@ class Claim:
     at: float
 
 
-Line = TypeVar("Line", Entry, Blow, Loss, Claim)
+@dataclass(frozen=True)
+class Asked:
+    """The last time that a job asked its model, where it was ended early."""
+
+    job: str
+    at: float
+
+
+Line = TypeVar("Line", Entry, Blow, Loss, Claim, Asked)
 
 
 class Book:
@@ -63,7 +71,7 @@ class Book:
     def __init__(self, file: Path) -> None:
         self._handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
-    def write(self, line: Entry | Blow | Loss | Claim) -> None:
+    def write(self, line: Entry | Blow | Loss | Claim | Asked) -> None:
         """Add a line; it is on the disk when this returns."""
         os.write(self._handle, (json.dumps(asdict(line)) + "\n").encode())
         os.fsync(self._handle)

@@ -25,9 +25,11 @@ Say = Callable[[str], object]
 
 
 @contextmanager
-def site(home: Path, *, workers: int = 4, lease: float = 1.0, hang: float = 2.0) -> Iterator[Site]:
+def site(
+    home: Path, *, workers: int = 4, lease: float = 1.0, hang: float = 2.0, concurrency: int = 2
+) -> Iterator[Site]:
     """A service to strike at. Its workers hold few jobs at once, so that a strike hits some and not all."""
-    found = Site(home, workers=workers, lease=lease, hang=hang, concurrency=2)
+    found = Site(home, workers=workers, lease=lease, hang=hang, concurrency=concurrency)
     try:
         yield found
     finally:

@@ -51,19 +51,19 @@ class Load:
 
     def _live(self) -> None:
         while not self._enough.is_set():
-            key = f"key-{next(self._numbers)}"
-            fault, body = self.fault, _body(key)
+            number = next(self._numbers)
+            key, fault, asked = f"key-{number}", self.fault, body(number, random.randint(3, 30))
             self._book.write(Entry("attempted", key, fault))
-            if job := self._insist(key, fault, body):
-                self._follow(key, fault, body, job)
+            if job := self._insist(key, fault, asked):
+                self._follow(key, fault, asked, job)
 
     def _goes_on(self) -> bool:
         return not self._enough.is_set() or time.monotonic() < self._until
 
-    def _insist(self, key: str, fault: str, body: bytes) -> str | None:
+    def _insist(self, key: str, fault: str, asked: bytes) -> str | None:
         """Ask until there is a job: what a client does who was promised that asking twice is safe."""
         while self._goes_on():
-            status, answer = self._submit(key, body)
+            status, answer = self._submit(key, asked)
             job = str(answer.get("id", ""))
             self._book.write(Entry("answered", key, fault, status, job))
             if job:
@@ -71,14 +71,14 @@ class Load:
             time.sleep(PAUSE_SECONDS)
         return None
 
-    def _follow(self, key: str, fault: str, body: bytes, job: str) -> None:
+    def _follow(self, key: str, fault: str, asked: bytes, job: str) -> None:
         if random.random() < AGAIN:
-            status, answer = self._submit(key, body)
+            status, answer = self._submit(key, asked)
             self._book.write(Entry("answered", key, fault, status, str(answer.get("id", ""))))
         if random.random() < CANCELED:
-            self._ask("POST", f"/v1/jobs/{job}/cancel")
+            ask(self._port, "POST", f"/v1/jobs/{job}/cancel")
         while self._goes_on():
-            status, answer = self._ask("GET", f"/v1/jobs/{job}", headers={"Prefer": "wait=2"})
+            status, answer = ask(self._port, "GET", f"/v1/jobs/{job}", headers={"Prefer": "wait=2"})
             if answer.get("status") in TERMINAL and status == "200":
                 self._book.write(Entry("ended", key, fault, answer["status"], job))
                 return
@@ -86,23 +86,18 @@ class Load:
                 return
             time.sleep(0 if status == "200" else PAUSE_SECONDS)
 
-    def _submit(self, key: str, body: bytes) -> Answer:
+    def _submit(self, key: str, asked: bytes) -> Answer:
         headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
-        return self._ask("POST", "/v1/attacks/pgd", body, headers)
-
-    def _ask(
-        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
-    ) -> Answer:
-        return ask(self._port, method, path, body, headers)
+        return ask(self._port, "POST", "/v1/attacks/pgd", asked, headers)
 
 
 def ask(
-    port: int, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    port: int, method: str, path: str, data: bytes = b"", headers: Mapping[str, str] | None = None
 ) -> Answer:
     """One request on a connection of its own."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
     try:
-        connection.request(method, path, body, dict(headers or {}))
+        connection.request(method, path, data, dict(headers or {}))
         response = connection.getresponse()
         return str(response.status), json.loads(response.read() or "{}")
     except (OSError, http.client.HTTPException, ValueError):
@@ -111,10 +106,10 @@ def ask(
         connection.close()
 
 
-def _body(key: str) -> bytes:
-    """A small attack whose seed tells which request it was."""
-    fields = {"model": MODEL, "steps": random.randint(3, 30), "early_stop": False}
-    return json.dumps({**fields, "seed": int(key.removeprefix("key-")), "image": _image()}).encode()
+def body(number: int, steps: int) -> bytes:
+    """A small attack, whose seed tells which request it was."""
+    fields = {"model": MODEL, "steps": steps, "early_stop": False, "seed": number}
+    return json.dumps({**fields, "image": _image()}).encode()
 
 
 def _image() -> str:

@@ -27,6 +27,8 @@ from touchstone.jobs.server import process_id
 
 Strike = Callable[[Site], None]
 AHEAD_SECONDS = 7200.0
+NOTICED_SECONDS = 10.0
+"""After a step took longer than it may, the worker must be gone within this time."""
 TOO_OFTEN = 3
 """How often a bell is rung that is rung too often."""
 
@@ -68,7 +70,7 @@ def _kill_api(site: Site) -> None:
 
 
 def _end_valkey(signum: signal.Signals, site: Site) -> None:
-    time.sleep(random.uniform(0, 0.5))
+    time.sleep(random.uniform(0, 0.2))
     site.kill_valkey(signum)
 
 
@@ -105,7 +107,8 @@ def _get_stuck(site: Site) -> None:
     before = {process.pid for process in site.workers}
     for trap in (traps.HANG, traps.SEIZE):
         traps.arm(trap, site.home)
-    wait_until(lambda: len(before - {process.pid for process in site.workers}) == 2)
+    noticed = site.settings.hang + NOTICED_SECONDS
+    wait_until(lambda: len(before - {process.pid for process in site.workers}) == 2, noticed)
 
 
 def _run_out_of_memory(site: Site) -> None:
@@ -148,7 +151,7 @@ def _set_clock_ahead(site: Site) -> None:
 
 def _ring_too_often(site: Site) -> None:
     ring = open_bell(site.valkey.url, site.ledger.queue_of)
-    for job in site.ledger.of(LOCAL).find(limit=50).jobs:
+    for job in site.ledger.of(LOCAL).find(limit=20).jobs:
         for _ in range(TOO_OFTEN):
             ring(job.id)
 
@@ -178,11 +181,11 @@ def _partitions() -> Iterator[Fault]:
 
 
 FAULTS = (
-    Fault("worker killed at any time", 50, _kill_worker, "claimed again"),
+    Fault("worker killed at any time", 60, _kill_worker, "claimed again"),
     Fault(
-        "worker killed at a named point", 50, partial(_crash, itertools.cycle(traps.CRASHES)), "claimed again"
+        "worker killed at a named point", 40, partial(_crash, itertools.cycle(traps.CRASHES)), "claimed again"
     ),
-    Fault("API killed at any time", 5, _kill_api),
+    Fault("API killed at any time", 3, _kill_api),
     Fault("API killed at a named point", 4, partial(_crash, itertools.cycle(traps.API_CRASHES))),
     Fault("ledger killed", 20, partial(_end_valkey, signal.SIGKILL)),
     Fault("ledger restarted", 2, partial(_end_valkey, signal.SIGTERM)),
@@ -193,6 +196,6 @@ FAULTS = (
     Fault("out of memory", 1, _run_out_of_memory),
     Fault("disk full for the ledger", 1, _fill_disk),
     Fault("a worker's clock two hours ahead", 1, _set_clock_ahead),
-    Fault("worker told to stop", 3, _terminate, "claimed again"),
-    Fault("worker frozen past its lease", 2, _freeze, "claimed again"),
+    Fault("worker told to stop", 2, _terminate, "claimed again"),
+    Fault("worker frozen past its lease", 1, _freeze, "claimed again"),
 )

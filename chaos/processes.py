@@ -19,7 +19,7 @@ from typing import Any
 
 import service.__main__
 import workers.__main__
-from chaos import lag, traps
+from chaos import lag, queries, traps
 from chaos.book import Book, Claim
 from touchstone.engine import probe
 from touchstone.jobs.ledger import Ledger, Report
@@ -74,6 +74,7 @@ def _set_ahead(seconds: float) -> None:
 def _prepare_worker(settings: Settings) -> None:
     # A worker that lives for a second does not measure first which batches suit its device.
     probe.gradient_rates = lambda *_: {1: 100.0, 32: 1000.0}
+    queries.watch(settings.home)
     _mark()
     _book_claims(Book(settings.home / "claims.jsonl"))
     traps.set_all(traps.WORKER_TRAPS, settings.home)

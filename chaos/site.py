@@ -101,6 +101,10 @@ class Site:
         before = book.stat().st_size
         wait_until(lambda: book.stat().st_size > before)
 
+    def wait_until_it_answers(self) -> None:
+        """Wait until the API reaches its ledger."""
+        wait_until(lambda: ask(self.port, "GET", "/v1/jobs")[0] == "200")
+
     def _alive(self) -> set[int | None]:
         try:
             return {worker.info["pid"] for worker in self.ledger.workers()}

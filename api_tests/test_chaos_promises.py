@@ -1,0 +1,43 @@
+"""What is promised while things fail, over the whole service; `python -m chaos.promises` measures the same at
+length, on a machine that has nothing else to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from chaos import campaign, promises
+from chaos.promises import Kept
+from chaos.proxy import Mode
+from chaos.report import spread
+from chaos.site import Site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with campaign.site(tmp_path_factory.mktemp("c"), workers=2, concurrency=96) as site:
+        yield site
+
+
+def usually(kept: Kept) -> bool:
+    """The promise is for the 99th percentile; beside other tests, half of that is what can be held."""
+    return spread(kept.seconds)[0] < kept.limit
+
+
+def test_fifty_requests_with_one_key_are_one_job(site: Site) -> None:
+    assert promises.told_once(site, 50) == 1
+
+
+def test_a_canceled_job_asks_its_model_no_more(site: Site) -> None:
+    kept = promises.canceled(site, 10)
+    assert len(kept.seconds) == 10
+    assert usually(kept), kept
+
+
+@pytest.mark.parametrize("mode", [Mode.STALL, Mode.ONE_WAY])
+def test_who_asks_hears_soon_that_the_ledger_is_cut_off(site: Site, mode: Mode) -> None:
+    answers, loop, _ = promises.cut_off(site, mode, rounds=1)
+    assert usually(answers), answers
+    assert usually(loop), loop

@@ -1,0 +1,202 @@
+"""`python -m chaos.promises`: how fast the service notices, answers and lets go, beside what it promises.
+
+On a machine that has nothing else to do, for these are times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from chaos import campaign, lag, traps
+from chaos.book import Asked, Claim, read
+from chaos.client import ask, body
+from chaos.faults import NOTICED_SECONDS
+from chaos.proxy import Mode
+from chaos.report import spread
+from chaos.site import Site, wait_until
+from chaos.traps import Trap
+from touchstone.jobs.record import TERMINAL
+
+AT_ONCE = 16
+LONG = 10_000
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Times that were measured, in seconds, and the limit that is promised for their 99th percentile."""
+
+    promise: str
+    limit: float
+    seconds: tuple[float, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise was kept."""
+        return bool(self.seconds) and spread(self.seconds)[1] < self.limit
+
+    def record(self) -> dict[str, Any]:
+        """As the record keeps it."""
+        p50, p99, largest = spread(self.seconds)
+        figures = {"n": len(self.seconds), "p50": p50, "p99": p99, "max": largest}
+        return {"promise": self.promise, "limit": self.limit, **figures}
+
+
+_numbers = itertools.count(1_000_000)
+
+
+def submit(site: Site, steps: int) -> str:
+    """The id of a new job."""
+    status, answer = ask(site.port, "POST", "/v1/attacks/pgd", body(next(_numbers), steps), JSON)
+    if status != "202":
+        raise RuntimeError(f"a job was refused with {status}: {answer}")
+    return str(answer["id"])
+
+
+def canceled(site: Site, times: int) -> Kept:
+    """From the request to cancel a job to its last question to the model, while others run."""
+    running = [submit(site, LONG) for _ in range(AT_ONCE)]
+    at: dict[str, float] = {}
+    for _ in range(times):
+        job = running.pop(0)
+        wait_until(lambda job=job: site.ledger.read(job).progress.done > 0)  # type: ignore[misc]
+        at[job] = time.time()
+        ask(site.port, "POST", f"/v1/jobs/{job}/cancel")
+        running.append(submit(site, LONG))
+    site.ledger.cancel_all(running)
+    wait_until(lambda: all(site.ledger.read(job).status in TERMINAL for job in [*at, *running]))
+    last = {asked.job: asked.at for asked in read(site.home / "queries.jsonl", Asked)}
+    return Kept("cancel to last model query", 1.0, tuple(max(0.0, last[job] - at[job]) for job in at))
+
+
+def cut_off(site: Site, mode: Mode, rounds: int = 3) -> list[Kept]:
+    """How long requests take that need the ledger, which is out of reach, and how late the event loop was."""
+    job = submit(site, 1)
+    asked = partial(_timed, site, job)
+    begun = time.time()
+    with site.api_line.failing(mode), ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = list(pool.map(asked, range(rounds * AT_ONCE)))
+    if {status for status, _ in answers} != {"503"}:
+        raise RuntimeError(f"answered otherwise than with 503: {answers}")
+    time.sleep(2 * lag.NOTE_SECONDS)
+    notes = lag.read(site.home, since=begun)
+    site.wait_until_it_answers()
+    return [
+        Kept(f"503 while the ledger is cut off ({mode.value})", 2.0, tuple(took for _, took in answers)),
+        Kept(f"event loop meanwhile ({mode.value})", 0.05, tuple(note["loop"] for note in notes)),
+        Kept(f"a thread beside it ({mode.value})", float("inf"), tuple(note["thread"] for note in notes)),
+    ]
+
+
+def _timed(site: Site, job: str, number: int) -> tuple[str, float]:
+    begun = time.monotonic()
+    if number % 3:
+        status, _ = ask(site.port, "GET", (f"/v1/jobs/{job}", "/v1/jobs")[number % 2])
+    else:
+        status, _ = ask(site.port, "POST", "/v1/attacks/pgd", body(next(_numbers), 1), JSON)
+    return status, time.monotonic() - begun
+
+
+def claimed_again(site: Site, times: int) -> Kept:
+    """From the kill of a worker to the next claim of a job that it ran."""
+    return Kept("killed worker to next claim", 10.0, tuple(_claimed_again(site) for _ in range(times)))
+
+
+def _claimed_again(site: Site) -> float:
+    wait_until(site.all_work)
+    job = submit(site, LONG)
+    wait_until(lambda: _claims(site, job))
+    pid = _claims(site, job)[-1].pid
+    [worker] = [process for process in site.workers if process.pid == pid]
+    at = time.time()
+    worker.kill()
+    wait_until(lambda: len(_claims(site, job)) > 1)
+    site.ledger.cancel(job)
+    return _claims(site, job)[1].at - at
+
+
+def _claims(site: Site, job: str) -> list[Claim]:
+    return [claim for claim in read(site.home / "claims.jsonl", Claim) if claim.job == job]
+
+
+def restarted(site: Site, times: int) -> Kept:
+    """From the moment at which a killed ledger and broker is back to the next claim."""
+    return Kept("ledger restarted to next claim", 5.0, tuple(_restarted(site) for _ in range(times)))
+
+
+def _restarted(site: Site) -> float:
+    site.kill_valkey(signal.SIGKILL)
+    at = time.time()
+    site.wait_until_it_answers()
+    job = submit(site, 1)
+    wait_until(lambda: _claims(site, job))
+    return _claims(site, job)[0].at - at
+
+
+def noticed(site: Site, trap: Trap) -> Kept:
+    """From the moment at which a step hangs to the end of the worker."""
+    wait_until(site.all_work)
+    before = {process.pid for process in site.workers}
+    traps.arm(trap, site.home)
+    job = submit(site, 1)
+    wait_until(lambda: not traps.is_armed(trap, site.home))
+    took = wait_until(lambda: before - {process.pid for process in site.workers})
+    wait_until(lambda: site.ledger.read(job).status == "succeeded")
+    limit = site.settings.hang + NOTICED_SECONDS
+    return Kept(f"{trap.name} to the worker's end (hang budget {site.settings.hang:g} s)", limit, (took,))
+
+
+def told_once(site: Site, times: int = 50) -> int:
+    """How many jobs become of so many equal requests with one Idempotency-Key, all at once."""
+    number = next(_numbers)
+    headers = {**JSON, "Idempotency-Key": f"key-{number}"}
+    send = partial(ask, site.port, "POST", "/v1/attacks/pgd", body(number, 1), headers)
+    with ThreadPoolExecutor(times) as pool:
+        answers = list(pool.map(lambda _: send(), range(times)))
+    if {status for status, _ in answers} != {"202"}:
+        raise RuntimeError(f"refused: {answers}")
+    return len({answer["id"] for _, answer in answers})
+
+
+def measure(site: Site) -> Iterator[Kept]:
+    """Everything that has a limit."""
+    yield canceled(site, 100)
+    for mode in (Mode.STALL, Mode.ONE_WAY, Mode.RESET):
+        yield from cut_off(site, mode)
+    yield restarted(site, 20)
+    yield claimed_again(site, 10)
+    yield from (noticed(site, trap) for trap in (traps.HANG, traps.SEIZE))
+
+
+def main() -> int:
+    """The exit code is 1 where a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m chaos.promises", description=__doc__)
+    parser.add_argument("--record", type=Path, help="a file for the figures, as JSON")
+    asked = parser.parse_args()
+    home = Path(tempfile.mkdtemp(prefix="chaos-"))
+    kept: list[Kept] = []
+    with campaign.site(home, workers=2, lease=5.0, hang=5.0, concurrency=96) as site:
+        jobs = told_once(site)
+        print(f"50 requests with one Idempotency-Key: {jobs} job")
+        for one in measure(site):
+            kept.append(one)
+            print(json.dumps(one.record()))
+    if asked.record:
+        asked.record.write_text(json.dumps([one.record() for one in kept], indent=1) + "\n")
+    return 0 if jobs == 1 and all(one.holds for one in kept) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
