@@ -9,7 +9,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -134,8 +134,14 @@ def _limited(pid: int | None, limit: int, soft: int) -> Iterator[None]:
 
 
 def _fill_disk(site: Site) -> None:
-    """The ledger's file may not grow: Valkey ends, for it cannot promise what it cannot write down."""
-    with _limited(process_id(site.valkey.url), resource.RLIMIT_FSIZE, 0):
+    """No file of any process may grow, logs included: blobs are refused, and Valkey ends, for it cannot promise
+    what it cannot write down.
+    """
+    with ExitStack() as full:
+        for process in (site.api, *site.workers):
+            full.enter_context(_limited(process.pid, resource.RLIMIT_FSIZE, 0))
+        time.sleep(1)
+        full.enter_context(_limited(process_id(site.valkey.url), resource.RLIMIT_FSIZE, 0))
         wait_until(lambda: not site.valkey.alive())
     site.revive_valkey()
 
@@ -194,7 +200,7 @@ FAULTS = (
     Fault("bells deleted from the broker", 1, _lose_bells),
     Fault("engine hung, and GIL held", 1, _get_stuck, "claimed again"),
     Fault("out of memory", 1, _run_out_of_memory),
-    Fault("disk full for the ledger", 1, _fill_disk),
+    Fault("disk full", 1, _fill_disk),
     Fault("a worker's clock two hours ahead", 1, _set_clock_ahead),
     Fault("worker told to stop", 2, _terminate, "claimed again"),
     Fault("worker frozen past its lease", 1, _freeze, "claimed again"),

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from multiprocessing.process import BaseProcess
@@ -108,7 +109,10 @@ def _book_claims(book: Book) -> None:
     def booked(self: Ledger, job: str, worker: str, **options: Any) -> Job | None:
         found = claim(self, job, worker, **options)
         if found is not None:
-            book.write(Claim(found.id, found.claims, os.getpid(), time.clock_gettime(time.CLOCK_REALTIME)))
+            with suppress(OSError):  # the disk may be full, as part of the campaign
+                book.write(
+                    Claim(found.id, found.claims, os.getpid(), time.clock_gettime(time.CLOCK_REALTIME))
+                )
         return found
 
     setattr(Ledger, "claim", booked)  # noqa: B010

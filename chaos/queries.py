@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def watch(home: Path) -> None:
     def noted(self: Batcher, task: Task, error: BaseException) -> None:
         end(self, task, error)
         if task in jobs and task in last:
-            book.write(Asked(jobs[task], last[task]))
+            with suppress(OSError):
+                book.write(Asked(jobs[task], last[task]))
 
     for owner, name, function in (
         (Held, "started", named),
