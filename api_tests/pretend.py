@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from touchstone import logs
-from touchstone.errors import Canceled, OutOfMemory
+from touchstone.errors import Canceled, NonFiniteOutput
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.settings import Settings
 from workers.serve import serve
@@ -104,7 +104,9 @@ def run(
 
 def end(then: str | None, seconds: float) -> None:
     if then == "fail":
-        raise OutOfMemory("Not even one row fits.", field="image", rows=1)
+        raise NonFiniteOutput("The model answered NaN.", field="image", rows=1)
+    if then == "starve":
+        raise MemoryError
     if then == "break":
         raise RuntimeError("the password is swordfish")
     if then == "hang":

@@ -111,10 +111,22 @@ def test_a_failure_is_told_as_it_is(bench: Bench) -> None:
     assert job.status == "failed"
     assert job.error is not None
     assert job.error.model_dump() == {
-        "code": "out_of_memory",
-        "detail": "Not even one row fits.",
+        "code": "non_finite_output",
+        "detail": "The model answered NaN.",
         "extra": {"field": "image", "rows": 1},
     }
+
+
+def test_a_job_is_tried_again_where_a_worker_has_no_memory_left(bench: Bench) -> None:
+    job = bench.accept(then="starve")
+    for attempt in (1, 2):
+        bench.runner(job)
+        assert (bench.ledger.read(job).status, bench.ledger.read(job).attempts) == ("running", attempt)
+        wait_until(lambda: bench.ledger.reap().lost == (job,))
+    bench.runner(job)
+    last = bench.ledger.read(job)
+    assert last.error is not None
+    assert (last.status, last.attempts, last.error.code) == ("failed", 3, "out_of_memory")
 
 
 @pytest.mark.parametrize("then", ["break", "nan"])

@@ -18,6 +18,7 @@ from touchstone.errors import (
     Failure,
     LedgerUnavailable,
     OutOfMemory,
+    StorageFull,
     UnknownJob,
     WorkerStopping,
 )
@@ -150,9 +151,9 @@ class Runner:
             return self._succeed(held, ended)
         except Failure as failure:
             return self._fail(held, failure)
-        except MemoryError:
-            return self._fail(held, OutOfMemory("the worker's memory does not hold what this job needs"))
-        except Exception:  # noqa: BLE001 - a fault of ours ends the job, its traceback belongs in the log
+        except Exception as error:  # noqa: BLE001 - a fault of ours ends the job, its traceback belongs in the log
+            if _is_starved(error):
+                return self._fail(held, OutOfMemory("the worker's memory does not hold what this job needs"))
             _log.exception("a job broke", job=held.job.id, attempt=held.job.attempts)
             return _INTERNAL
 
@@ -247,6 +248,11 @@ class Runner:
             failure = DeadlineExceeded("the job ran longer than its deadline allowed")
         elif held.reason == "canceled" or isinstance(failure, Canceled):
             return {"status": "canceled"}
+        elif isinstance(failure, _PASSING) and held.job.attempts < self.settings.max_attempts:
+            # Nobody renews the lease: when it has run out, the job is tried again, perhaps elsewhere.
+            _log.warning("a job is left to another attempt", job=held.job.id, code=failure.code)
+            held.end("lost")
+            return None
         _log.info("a job failed", job=held.job.id, code=failure.code, detail=failure.detail)
         return {"status": "failed", "error": _problem(failure)}
 
@@ -298,6 +304,11 @@ def _comparable(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
     return not chance or counts[0].get("n_used") == counts[1].get("n_used")
 
 
+def _is_starved(error: Exception) -> bool:
+    """Whether the process has no memory left; a thread that cannot start says so in words alone."""
+    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
+
+
 def _waited(job: Job) -> float:
     return (job.started_at - job.created_at).total_seconds() if job.started_at else 0.0
 
@@ -306,6 +317,9 @@ def _problem(failure: Failure) -> Problem:
     extra = failure.extra if failure.field is None else {"field": failure.field, **failure.extra}
     return Problem(code=failure.code, detail=failure.detail, extra=extra)
 
+
+_PASSING = (OutOfMemory, StorageFull)
+"""What may be the trouble of this worker at this moment, and not the job's."""
 
 _INTERNAL: dict[str, Any] = {
     "status": "failed",
