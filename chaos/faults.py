@@ -134,7 +134,7 @@ def _limited(pid: int | None, limit: int, soft: int) -> Iterator[None]:
 
 
 def _fill_disk(site: Site) -> None:
-    """No file of any process may grow, logs included: blobs are refused, and Valkey ends, which cannot promise
+    """No file of any process may grow, logs included. Blobs are refused; Valkey ends, for it cannot promise
     what it cannot write down.
     """
     with ExitStack() as full:

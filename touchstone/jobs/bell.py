@@ -1,7 +1,7 @@
 """The bell that tells workers of a job: what service and workers must agree on, without Celery itself.
 
-The ledger holds the job; a message carries only its id, and who answers it is given the job whose turn it is. A
-bell that is lost is rung again, one too many finds nothing to claim.
+The ledger holds the job; a message carries only its id, and who answers it is given the job whose turn it is.
+A bell that is lost is rung again, one too many finds nothing to claim.
 """
 
 from __future__ import annotations
