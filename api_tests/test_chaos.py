@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chaos import campaign, report
+from chaos import campaign, document, report
 from chaos.checker import check
 from chaos.faults import FAULTS
 
@@ -16,7 +16,7 @@ def test_no_accepted_job_is_lost_whatever_fails(tmp_path_factory: pytest.TempPat
         evidence, history = campaign.gather(site), campaign.history(site.home)
     breaches = check(evidence)
     rows = {row.fault: row for row in report.rows(evidence, history, breaches)}
-    print(report.table(list(rows.values())))
+    print(document.campaign(row.record() for row in rows.values()))
     assert breaches == []
     assert sum(row.strikes for name, row in rows.items() if name.startswith("worker killed")) >= 100
     assert rows["ledger killed"].strikes >= 20

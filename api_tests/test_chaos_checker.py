@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from chaos import document
 from chaos.book import Blow, Claim, Entry, Loss
 from chaos.checker import Evidence, check
 from chaos.faults import Fault
-from chaos.report import History, most_likely_lost, rows, spread, table
+from chaos.report import History, most_likely_lost, rows, spread
 from touchstone.jobs.answers import Event
 from touchstone.jobs.record import Artifact, Job, Problem, Submission
 
@@ -132,7 +133,8 @@ def test_the_report_counts_and_times(evidence: Evidence) -> None:
     assert one.recoveries == (1.5,)
     assert (total.fault, total.recoveries) == ("all", one.recoveries)
     assert rows(evidence, history, [], [replace(again, recovery="next claim")])[0].recoveries == (0.25,)
-    assert "| fire | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 95.00 % | 0 | 1 | 1.50 | 1.50 | 1.50 |" in table([one])
+    line = "| fire | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 95.00 % | 0 | 1 | 1.500 | 1.500 | 1.500 |"
+    assert line in document.campaign([one.record()])
 
 
 def test_a_loss_stands_in_the_report(evidence: Evidence) -> None:
@@ -148,3 +150,9 @@ def test_the_bound_beside_nothing_lost_is_near_the_rule_of_three() -> None:
     assert most_likely_lost(10, 10) == 1
     assert spread([]) == ()
     assert spread([2.0]) == (2.0, 2.0, 2.0)
+
+
+def test_the_document_holds_what_was_recorded() -> None:
+    text = document.DOCUMENT.read_text()
+    assert document.written(text) == text, "run `python -m chaos.document`"
+    assert "python -m chaos.promises" in text

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from chaos import campaign, report
+from benchmarks.record import save
+from chaos import campaign, document, report
 from chaos.checker import Breach, check
 from chaos.faults import FAULTS
 
@@ -26,11 +25,11 @@ def main() -> int:
         evidence, history = campaign.gather(site), campaign.history(home)
     breaches = check(evidence)
     rows = report.rows(evidence, history, breaches)
-    print(report.table(rows))
+    print(document.campaign(row.record() for row in rows))
     for breach in breaches:
         print(f"{breach.kind}: {breach.of}: {breach.text}")
     if asked.record:
-        asked.record.write_text(_record(asked, rows, breaches))
+        save(document.CAMPAIGN, _record(asked, rows, breaches))
     return 1 if breaches else 0
 
 
@@ -43,19 +42,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--lease", type=float, default=5.0, help="TOUCHSTONE_LEASE of the workers")
     parser.add_argument("--hang", type=float, default=5.0, help="TOUCHSTONE_HANG of the workers")
-    parser.add_argument("--record", type=Path, help="a file for the figures, as JSON")
+    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/results")
     return parser.parse_args()
 
 
-def _record(asked: argparse.Namespace, rows: list[report.Row], breaches: list[Breach]) -> str:
-    record = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": platform.platform(),
+def _record(asked: argparse.Namespace, rows: list[report.Row], breaches: list[Breach]) -> dict[str, Any]:
+    return {
         "asked": {name: getattr(asked, name) for name in ("scale", "workers", "lease", "hang")},
         "breaches": len(breaches),
-        "faults": [row.record() for row in rows],
+        "rows": [row.record() for row in rows],
     }
-    return json.dumps(record, indent=1) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a campaign found, as a table and as a record."""
+"""What a campaign found, fault by fault."""
 
 from __future__ import annotations
 
@@ -14,23 +14,6 @@ from scipy.stats import beta
 from chaos.book import Blow, Claim, Loss
 from chaos.checker import Breach, Evidence
 from chaos.faults import FAULTS, Fault
-
-HEAD = (
-    "fault",
-    "strikes",
-    "attempted",
-    "accepted",
-    "succeeded",
-    "failed",
-    "canceled",
-    "lost",
-    "lost, 95 % bound",
-    "duplicated",
-    "recovered",
-    "p50 s",
-    "p99 s",
-    "max s",
-)
 
 
 @dataclass(frozen=True)
@@ -61,18 +44,11 @@ class Row:
     duplicated: int
     recoveries: tuple[float, ...]
 
-    def cells(self) -> tuple[str, ...]:
-        """As a row of the table."""
-        counts = (self.strikes, self.attempted, self.accepted, self.succeeded, self.failed, self.canceled)
-        bound = f"{100 * most_likely_lost(self.lost, self.accepted):.2f} %"
-        times = [f"{second:.2f}" for second in spread(self.recoveries)] or ["–"] * 3
-        ends = (str(self.lost), bound, str(self.duplicated), str(len(self.recoveries)))
-        return (self.fault, *map(str, counts), *ends, *times)
-
     def record(self) -> dict[str, Any]:
         """As the record keeps it."""
         times = dict(zip(("p50", "p99", "max"), spread(self.recoveries), strict=False))
-        return {**asdict(self), "recoveries": len(self.recoveries), "recovery_seconds": times}
+        bound = most_likely_lost(self.lost, self.accepted)
+        return {**asdict(self), "recoveries": len(self.recoveries), "lost_at_most": bound, **times}
 
 
 def most_likely_lost(lost: int, accepted: int) -> float:
@@ -145,9 +121,3 @@ def _claimed_again(fault: Fault, history: History) -> Iterator[float]:
         after = claims.get((job, number + 1))
         if claim.pid in lost and after and after.at > lost[claim.pid]:
             yield after.at - lost[claim.pid]
-
-
-def table(found: Sequence[Row]) -> str:
-    """The rows as Markdown."""
-    lines = [HEAD, ("---",) * len(HEAD), *(row.cells() for row in found)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,75 @@
+"""The tables of docs/reliability.md, from the records of a campaign and of the promises.
+
+`python -m chaos.document` brings them up to date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import kept
+
+DOCUMENT = Path(__file__).parents[1] / "docs/reliability.md"
+CAMPAIGN, PROMISES = "chaos", "chaos-promises"
+_COUNTS = ("strikes", "attempted", "accepted", "succeeded", "failed", "canceled", "lost")
+_TIMES = ("p50", "p99", "max")
+_CAMPAIGN_HEAD = (
+    "fault",
+    *_COUNTS,
+    "lost, 95 % bound",
+    "duplicated",
+    "recovered",
+    *(f"{one} s" for one in _TIMES),
+)
+_PROMISES_HEAD = ("promise", "below s", "n", *(f"{one} s" for one in _TIMES))
+
+
+def written(text: str) -> str:
+    """The document with its tables as the records say."""
+    return _between(
+        _between(text, "campaign", kept(CAMPAIGN), campaign), "promises", kept(PROMISES), promises
+    )
+
+
+def _between(text: str, what: str, record: Mapping[str, Any], table: Any) -> str:
+    marks = f"<!-- {what} -->", f"<!-- end of {what} -->"
+    inside = [marks[0], *([table(record["rows"])] if record else []), marks[1]]
+    return re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: "\n".join(inside), text, flags=re.DOTALL)
+
+
+def campaign(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What became of the jobs, fault by fault."""
+    return _table(_CAMPAIGN_HEAD, map(_fault, rows))
+
+
+def _fault(row: Mapping[str, Any]) -> list[str]:
+    counts = [f"{row[name]:,}" for name in _COUNTS]
+    bound = f"{100 * row['lost_at_most']:.2f} %"
+    return [row["fault"], *counts, bound, f"{row['duplicated']:,}", f"{row['recoveries']:,}", *_times(row)]
+
+
+def promises(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What was promised beside what was measured."""
+    return _table(_PROMISES_HEAD, map(_promise, rows))
+
+
+def _promise(row: Mapping[str, Any]) -> list[str]:
+    limit = "–" if row["limit"] is None else f"{row['limit']:g}"
+    return [row["promise"], limit, str(row["n"]), *_times(row)]
+
+
+def _times(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row[name]:.3f}" if name in row else "–" for name in _TIMES]
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    names = list(head)
+    lines = [names, ["---"] * len(names), *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(written(DOCUMENT.read_text()))
