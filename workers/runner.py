@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -306,7 +307,8 @@ def _comparable(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
 
 def _is_starved(error: Exception) -> bool:
     """Whether the process has no memory left; a thread that cannot start says so in words alone."""
-    return isinstance(error, MemoryError) or "can't start new thread" in str(error)
+    starved = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return starved or "can't start new thread" in str(error)
 
 
 def _waited(job: Job) -> float:
