@@ -144,6 +144,9 @@ def _restarted(site: Site) -> float:
     return _claims(site, job)[0].at - at
 
 
+STUCK = {traps.HANG: "hung engine", traps.SEIZE: "held interpreter"}
+
+
 def noticed(site: Site, trap: Trap) -> Kept:
     """From the moment at which a step hangs to the end of the worker."""
     wait_until(site.all_work)
@@ -154,7 +157,7 @@ def noticed(site: Site, trap: Trap) -> Kept:
     took = wait_until(lambda: before - {process.pid for process in site.workers})
     wait_until(lambda: site.ledger.read(job).status == "succeeded")
     limit = site.settings.hang + NOTICED_SECONDS
-    return Kept(f"{trap.name} to the worker's end (hang budget {site.settings.hang:g} s)", limit, (took,))
+    return Kept(f"{STUCK[trap]} to worker's end (hang budget {site.settings.hang:g} s)", limit, (took,))
 
 
 def told_once(site: Site, times: int = 50) -> int:
@@ -176,7 +179,7 @@ def measure(site: Site) -> Iterator[Kept]:
         yield from cut_off(site, mode)
     yield restarted(site, 20)
     yield claimed_again(site, 10)
-    yield from (noticed(site, trap) for trap in (traps.HANG, traps.SEIZE))
+    yield from (noticed(site, trap) for trap in STUCK)
 
 
 def main() -> int:
