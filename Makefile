@@ -37,7 +37,7 @@ format: .venv/.tested ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.tested ## Measure Touchstone beside its peers (about 15 minutes)
+bench: .venv/.tested ## Measure Touchstone beside its peers (about 20 minutes)
 	$(BIN)/python -m benchmarks
 
 chaos: .venv/.tested ## Kill, cut off and fill up the service under load, and look for lost jobs (some minutes)

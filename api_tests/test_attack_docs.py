@@ -42,12 +42,28 @@ PEERS = {
             "pairs": [
                 {
                     "attack": "ddn", "norm": "l2", "peer": "adv-lib", "images": 7, "speed_ratio": 2.5,
+                    "speed_ratio_plain": 3.5, "turns": 3,
                     "ours": {"distance": 0.5, "seconds": 1.0}, "theirs": {"distance": 0.625, "seconds": 2.5},
                 },
                 {
                     "attack": "apgd", "norm": "linf", "peer": "authors", "images": 7, "speed_ratio": 3.0,
+                    "speed_ratio_plain": 4.0, "turns": 1,
                     "ours": {"robust_accuracy": 0.5, "seconds": 1.0},
                     "theirs": {"robust_accuracy": 0.625, "seconds": 3.0},
+                },
+            ],
+        }
+    },
+}  # fmt: skip
+NEAR = {
+    "machine": MACHINE,
+    "networks": {
+        "net": {
+            "pairs": [
+                {
+                    "attack": "ddn", "norm": "l2", "peer": "adv-lib", "images": 7, "distance": 0.625,
+                    "ours": {"steps": 30, "seconds": 0.5}, "theirs": {"steps": 100, "seconds": 2.5},
+                    "speed_ratio": 5.0,
                 },
             ],
         }
@@ -93,5 +109,10 @@ def test_figures_are_those_of_the_records(records: Any) -> None:
     assert "times as fast" not in table
     records(attack_tables.BESIDE, PEERS)
     table = attack_tables.figures()
-    assert "| `net` | `ddn` | L2 | adv-lib | 7 | 0.5000 | 0.6250 | 1.00 | 2.50 | 2.5 |" in table
-    assert "| `net` | `apgd` | L∞ | authors | 7 | 50.0% left | 62.5% left | 1.00 | 3.00 | 3 |" in table
+    assert "| `net` | `ddn` | L2 | adv-lib | 7 | 0.5000 | 0.6250 | 3 | 1.00 | 2.50 | 2.5 | 3.5 |" in table
+    assert (
+        "| `net` | `apgd` | L∞ | authors | 7 | 50.0% left | 62.5% left | 1 | 1.00 | 3.00 | 3 | 4 |" in table
+    )
+    records(attack_tables.NEAR, NEAR)
+    table = attack_tables.figures()
+    assert "| `net` | `ddn` | L2 | adv-lib | 7 | 0.6250 | 30 | 100 | 0.50 | 2.50 | 5 |" in table

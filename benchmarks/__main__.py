@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import certificates, library, service
+from benchmarks import attacks, certificates, library, service
 
 library.main()
 service.main()
 certificates.main()
+attacks.brief()

@@ -12,6 +12,10 @@ from touchstone.methods import Method, catalogue
 
 DOCUMENT = Path(__file__).parents[1] / "docs/attacks.md"
 TABLE, BESIDE, BLIND = "attack-table", "attacks-beside-peers", "attacks-beside-peers-black-box"
+NEAR, MANY = "attacks-equally-near", "attacks-beside-peers-200"
+
+RUNGS = (10, 15, 20, 30, 40, 50, 60, 75, 100)
+"""Numbers of steps that are tried."""
 
 ACCESS = ["gradients", "scores", "decisions", "transfer"]
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
@@ -60,10 +64,8 @@ def _method(method: type[Method]) -> str:
 
 def figures() -> str:
     """What was measured, as far as there are records."""
-    parts = [
-        table(_record(name)) for name, table in ((TABLE, _attacks), (BESIDE, _peers)) if _path(name).exists()
-    ]
-    return "\n\n".join(parts)
+    tables = ((TABLE, _attacks), (BESIDE, _peers), (NEAR, _reached), (MANY, _many), (BLIND, _blind))
+    return "\n\n".join(table(_record(name)) for name, table in tables if _path(name).exists())
 
 
 def _path(name: str) -> Path:
@@ -114,11 +116,14 @@ def _distance(distance: float | None) -> str:
 
 def _peers(record: dict[str, Any]) -> str:
     rows = [
-        f"Beside other libraries, {_machine(record)}, with the same module, images and numbers of steps, in "
-        "one process: what is left of the accuracy, or the median distance, and seconds for all images.",
+        f"Beside other libraries, {_machine(record)}, with the same images and numbers of steps, in one "
+        "process: what is left of the accuracy, or the median distance, and seconds for all images, the "
+        "median of so many turns. The peers get our frozen network, which is faster than the one that its "
+        "publisher ships; the last column is how many times as long they take on the latter.",
         "",
-        "| network | attack | norm | peer | images | ours | peer's | seconds | peer's | times as fast |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| network | attack | norm | peer | images | ours | peer's | turns | seconds | peer's "
+        "| times as fast | than as shipped |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for network, found in record["networks"].items():
         rows += [_pair(network, pair) for pair in found["pairs"]]
@@ -128,9 +133,73 @@ def _peers(record: dict[str, Any]) -> str:
 def _pair(network: str, pair: dict[str, Any]) -> str:
     ours, theirs = pair["ours"], pair["theirs"]
     cells = [
-        f"`{network}`", f"`{pair['attack']}`", NORMS[pair["norm"]], pair["peer"], str(pair["images"]),
-        _outcome(ours), _outcome(theirs), f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}",
-        f"{pair['speed_ratio']:g}",
+        *_who(network, pair), _outcome(ours), _outcome(theirs), str(pair["turns"]),
+        f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}", f"{pair['speed_ratio']:g}",
+        f"{pair['speed_ratio_plain']:g}",
+    ]  # fmt: skip
+    return _line(cells)
+
+
+def _who(network: str, pair: dict[str, Any]) -> list[str]:
+    return [f"`{network}`", f"`{pair['attack']}`", NORMS[pair["norm"]], pair["peer"], str(pair["images"])]
+
+
+def _reached(record: dict[str, Any]) -> str:
+    rows = [
+        f"Steps and seconds until both are equally near, {_machine(record)}, on our frozen network: the "
+        f"fewest of {', '.join(map(str, RUNGS))} steps with which the median distance is the smallest that "
+        "both reach.",
+        "",
+        "| network | attack | norm | peer | images | distance | steps | peer's | seconds | peer's "
+        "| times as fast |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for network, found in record["networks"].items():
+        rows += [_rung(network, pair) for pair in found["pairs"]]
+    return "\n".join(rows)
+
+
+def _rung(network: str, pair: dict[str, Any]) -> str:
+    ours, theirs = pair["ours"], pair["theirs"]
+    cells = [
+        *_who(network, pair), f"{pair['distance']:.4f}", str(ours["steps"]), str(theirs["steps"]),
+        f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}", f"{pair['speed_ratio']:g}",
+    ]  # fmt: skip
+    return _line(cells)
+
+
+def _many(record: dict[str, Any]) -> str:
+    rows = [
+        f"What is left of the accuracy on {record['samples']} images, {_machine(record)}; other work ran "
+        "beside it, so there are no seconds.",
+        "",
+        "| network | attack | norm | peer | ours | peer's |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for network, found in record["networks"].items():
+        for pair in found["pairs"]:
+            sides = [_outcome(pair["ours"]), _outcome(pair["theirs"])]
+            rows.append(_line([*_who(network, pair)[:-1], *sides]))
+    return "\n".join(rows)
+
+
+def _blind(record: dict[str, Any]) -> str:
+    rows = [
+        f"Without gradients, {_machine(record)}: ours may ask as often as the peer did.",
+        "",
+        "| network | attack | norm | peer | images | ours | peer's | queries | peer's | seconds | peer's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for network, found in record["networks"].items():
+        rows += [_asked(network, pair) for pair in found["pairs"]]
+    return "\n".join(rows)
+
+
+def _asked(network: str, pair: dict[str, Any]) -> str:
+    ours, theirs = pair["ours"], pair["theirs"]
+    cells = [
+        *_who(network, pair), _outcome(ours), _outcome(theirs), f"{ours['queries']:,}",
+        f"{theirs['queries']:,}", f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}",
     ]  # fmt: skip
     return _line(cells)
 

@@ -1,7 +1,7 @@
 """Every attack of the catalogue on two networks, and some of them beside their peers.
 
-`python -m benchmarks.attacks` measures and leaves records; with `--write-docs` it measures nothing, but
-writes the tables of docs/attacks.md from the records there are.
+`python -m benchmarks.attacks` measures and leaves records, all at once or by part and network; with
+`--write-docs` it measures nothing, but writes the tables of docs/attacks.md from the records there are.
 """
 
 from __future__ import annotations
@@ -125,6 +125,16 @@ def beside(on: Trial) -> dict[str, Any]:
     return {"pairs": rows}
 
 
+def near(on: Trial) -> dict[str, Any]:
+    """Those of them whose every step is a gradient, with fewer and fewer steps."""
+    rows = []
+    for pair in rivals.PAIRS:
+        if pair.shorter is not None:
+            rows.append(rivals.reached(pair, on.model, on.x, on.y))
+            told(on.name, f"{pair.attack} as near as {pair.peer}", rows[-1])
+    return {"pairs": rows}
+
+
 def blind(on: Trial) -> dict[str, Any]:
     """The pairs of `rivals_black_box` on one network."""
     rows = []
@@ -134,7 +144,12 @@ def blind(on: Trial) -> dict[str, Any]:
     return {"pairs": rows}
 
 
-PARTS = {attack_tables.TABLE: everything, attack_tables.BESIDE: beside, attack_tables.BLIND: blind}
+PARTS = {
+    attack_tables.TABLE: everything,
+    attack_tables.BESIDE: beside,
+    attack_tables.NEAR: near,
+    attack_tables.BLIND: blind,
+}
 
 
 def add(part: str, network: str, count: int) -> None:
@@ -144,6 +159,14 @@ def add(part: str, network: str, count: int) -> None:
     networks = kept(part).get("networks", {})
     networks[network] = {"eps": on.eps, **PARTS[part](on)}
     save(part, {"samples": count, "networks": networks})
+
+
+def brief() -> None:
+    """All attacks and their peers on a few images; it prints, and leaves the records alone."""
+    for network in NETWORKS:
+        on = trial(network, 10)
+        everything(on)
+        beside(on)
 
 
 def told(network: str, what: str, row: dict[str, Any]) -> dict[str, Any]:

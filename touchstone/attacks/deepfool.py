@@ -19,6 +19,8 @@ DUAL = {"linf": 1.0, "l2": 2.0}
 TINY, HUGE = 1e-30, 1e30
 LEAST = 1e-5
 """The shortest step: leads on from a point that lies on the boundary."""
+NUDGE = {"linf": 1e-5, "l2": 1e-4}
+"""By how much every step after the first is longer: what is left of the way would shrink for ever."""
 
 
 class DeepFool(MinimalNorm):
@@ -26,8 +28,9 @@ class DeepFool(MinimalNorm):
 
     Algorithm 2 of the paper in L2, equation 11 in L∞, with the steps' sum lengthened by `overshoot`; points
     are clipped to the box, which the paper leaves out. Boundaries are those between the label and the
-    likeliest classes of the original. A targeted attack has only one: that between its target and the best
-    other class.
+    likeliest classes of the original. As in the authors' code, steps after the first are a little longer than
+    the way that is left. A targeted attack has only one boundary: that between its target and the best other
+    class.
     """
 
     info = Info(
@@ -65,9 +68,9 @@ def deepfool(case: Case, x: Tensor, *, steps: int, candidates: int, overshoot: f
     start, moved, best = x, engine.torch.zeros_like(x), engine.Nearest.none(x)
     rows, answer = engine.torch.arange(len(x), device=x.device), (yield engine.Logits(x))
     rivals = _rivals(case.goal, answer.logits, candidates - 1)
-    for _ in range(steps):
+    for step in range(steps):
         gap, normal = yield from _boundary(case, x, rivals)
-        moved = moved + _step(case, gap, normal)
+        moved = moved + _step(case, gap, normal, nudge=NUDGE.get(case.threat.norm.name, 1e-4) * (step > 0))
         x = (start + (1 + overshoot) * moved).clamp(0, 1)
         found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
         best = best.put(rows, found)
@@ -100,10 +103,12 @@ def _boundary(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Ten
     return gaps[row, nearest], normals[row, nearest]
 
 
-def _step(case: Case, gap: Tensor, normal: Tensor) -> Tensor:
-    """The shortest move onto the hyperplane gap + <normal, move> = 0; none where the normal is zero."""
+def _step(case: Case, gap: Tensor, normal: Tensor, *, nudge: float) -> Tensor:
+    """The shortest move onto the hyperplane gap + <normal, move> = 0, and a nudge further; none where the
+    normal is zero.
+    """
     linf = case.threat.norm.name == "linf"
     slope = (engine.L1() if linf else engine.L2()).size(normal)
-    length = (gap.abs() / slope.clamp_min(TINY)).clamp(LEAST, HUGE)
+    length = (gap.abs() / slope.clamp_min(TINY) + nudge).clamp(LEAST, HUGE)
     direction = (engine.Linf() if linf else engine.L2()).steepest(normal, normal)
     return engine.column(length, normal) * direction
