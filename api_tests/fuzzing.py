@@ -28,7 +28,9 @@ from schemathesis.engine import events
 from serving import Api, data_url, png, serving, some_model
 
 from touchstone import embedded, logs
+from touchstone.jobs.record import LOCAL
 from touchstone.settings import Settings
+from touchstone.webhooks import new_secret
 
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
 CHECKS = (
@@ -115,13 +117,20 @@ class Reality:
 
     def __init__(self, api: Api) -> None:
         self._jobs = itertools.cycle([api.job()["id"] for _ in range(30)])
+        self._endpoints, self._deliveries = _webhooks(api)
         self._turns = itertools.count()
 
     def mix_in(self, context: Any, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
         """Change a request that is about to be sent."""
         if next(self._turns) % 2:
             return
-        path = {"job": next(self._jobs), "model": some_model().id, "name": "adversarial.png"}
+        path = {
+            "job": next(self._jobs),
+            "model": some_model().id,
+            "name": "adversarial.png",
+            "endpoint": next(self._endpoints),
+            "delivery": next(self._deliveries),
+        }
         case.path_parameters.update({name: path[name] for name in path if name in case.path_parameters})
         if isinstance(case.body, dict):
             case.body = {**case.body, **self._body(case)}
@@ -136,6 +145,17 @@ class Reality:
             "file": linear_onnx(),
         }
         return {name: real[name] for name in real if name in case.body}
+
+
+def _webhooks(api: Api) -> tuple[Iterator[str], Iterator[str]]:
+    """Endpoints that are told of little, and deliveries to them, over and over."""
+    url, secret = "https://192.0.2.1/", new_secret()  # an address for documents, to which nothing is sent
+    endpoints = api.ledger.endpoints
+    for one in endpoints.all(LOCAL):
+        endpoints.forget(LOCAL, one.id)
+    made = [endpoints.add(LOCAL, url, ["job.failed"], description="", secret=secret) for _ in range(10)]
+    pings = [endpoints.ping(LOCAL, one.id).id for one in made]
+    return itertools.cycle([one.id for one in made]), itertools.cycle(pings)
 
 
 @contextmanager
