@@ -25,6 +25,9 @@ _OUT_OF_REACH = (
     redis.ReadOnlyError,
 )
 
+_BEFORE = ("lanes", "deliveries", "prelude")
+"""What stands before every script, in this order."""
+
 # Refusals that say "not now" rather than "never": the disk or the memory is full, another server leads.
 _PASSING = ("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "UNKILLABLE")
 
@@ -66,7 +69,7 @@ def _unavailable(error: Exception) -> LedgerUnavailable:
 def source(name: str) -> str:
     """The text of a script, with what stands before every one."""
     folder = files(__package__)
-    return "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in ("lanes", "prelude", name))
+    return "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in (*_BEFORE, name))
 
 
 class Scripts:

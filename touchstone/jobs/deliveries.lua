@@ -1,0 +1,113 @@
+-- Webhooks. A delivery tells one receiver of one thing. Those to one host wait by themselves, for each tenant, so that
+-- nobody waits for another's slow receiver.
+local DELIVERIES = 'ts:deliveries'           -- all deliveries by the time at which they were made
+local RECEIVERS = 'ts:deliveries:receivers'  -- tenants with a host by the time at which the first delivery there is due
+local PING = 'webhook.ping'
+
+local function webhooks_key(tenant)
+  return 'ts:webhooks:' .. tenant  -- by id, a tenant's endpoints as JSON
+end
+
+local function secrets_key(tenant)
+  return 'ts:webhook-secrets:' .. tenant  -- by an endpoint's id, what signs for it; by '', for webhooks of submissions
+end
+
+local function delivery_key(id)
+  return 'ts:delivery:' .. id
+end
+
+local function delivery(id, ...)
+  return redis.call('HMGET', delivery_key(id), ...)
+end
+
+-- The lists that a delivery stands in.
+local function lists_of(id)
+  local told = delivery(id, 'tenant', 'status', 'endpoint', 'job')
+  local lists = {}
+  for place, name in ipairs({'tenant', 'status', 'endpoint', 'job'}) do
+    if told[place] ~= '' then lists[place] = 'ts:deliveries:' .. name .. ':' .. told[place] end
+  end
+  return lists
+end
+
+-- When a delivery is due, or nil for no more. A receiver's first delivery gives it its place.
+local function plan(id, at)
+  local receiver = delivery(id, 'receiver')[1]
+  local waiting = 'ts:deliveries:due:' .. receiver
+  if at then
+    redis.call('ZADD', waiting, at, id)
+    redis.call('HSET', delivery_key(id), 'due', at)
+  else
+    redis.call('ZREM', waiting, id)
+    redis.call('HDEL', delivery_key(id), 'due')
+  end
+  local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
+  if first[1] then redis.call('ZADD', RECEIVERS, first[2], receiver) else redis.call('ZREM', RECEIVERS, receiver) end
+end
+
+-- Writes a delivery down, unless it is known. Endpoint and job may be ''.
+local function deliver(id, tenant, endpoint, url, kind, job, at)
+  if redis.call('EXISTS', delivery_key(id)) == 1 then return end
+  local seq = redis.call('INCR', 'ts:seq')
+  redis.call('HSET', delivery_key(id), 'id', id, 'seq', seq, 'tenant', tenant, 'endpoint', endpoint, 'url', url,
+    'type', kind, 'job', job, 'status', 'pending', 'created_at', at, 'claims', 0, 'tries', 0, 'attempts', '[]',
+    'receiver', tenant .. ' ' .. string.match(url, '^%a+://[^/?]*'))
+  redis.call('ZADD', DELIVERIES, at, id)
+  for _, list in pairs(lists_of(id)) do redis.call('ZADD', list, seq, id) end
+  plan(id, at)
+end
+
+-- Gives a delivery another status.
+local function stand(id, status)
+  local before = delivery(id, 'status', 'seq')
+  redis.call('ZREM', 'ts:deliveries:status:' .. before[1], id)
+  redis.call('ZADD', 'ts:deliveries:status:' .. status, before[2], id)
+  redis.call('HSET', delivery_key(id), 'status', status)
+end
+
+local function settle(id, status)
+  stand(id, status)
+  plan(id, nil)
+end
+
+-- Keeps the last attempts: one may be replayed as often as one likes.
+local function note_attempt(id, attempt)
+  local attempts = cjson.decode(delivery(id, 'attempts')[1])
+  attempts[#attempts + 1] = attempt
+  if #attempts > 20 then table.remove(attempts, 1) end
+  redis.call('HSET', delivery_key(id), 'attempts', cjson.encode(attempts))
+end
+
+local function forget_delivery(id)
+  plan(id, nil)
+  for _, list in pairs(lists_of(id)) do redis.call('ZREM', list, id) end
+  redis.call('ZREM', DELIVERIES, id)
+  redis.call('DEL', delivery_key(id))
+end
+
+local function forget_deliveries_of(job)
+  for _, id in ipairs(redis.call('ZRANGE', 'ts:deliveries:job:' .. job, 0, -1)) do forget_delivery(id) end
+end
+
+local function contains(list, wanted)
+  for _, value in ipairs(list) do
+    if value == wanted then return true end
+  end
+  return false
+end
+
+-- The end of a job is told to its own webhook and to those endpoints of its tenant that want to hear of it. The name of a
+-- delivery follows from job and receiver, so each is told once. Inference is answered where it was asked.
+local function tell_of_end(id, status, at)
+  local job = redis.call('HMGET', 'ts:job:' .. id, 'kind', 'tenant', 'webhook')
+  if job[1] == 'inference' then return end
+  local kind, tenant, webhook = 'job.' .. status, job[2] or 'local', job[3] or ''
+  local function tell(endpoint, url)
+    deliver('msg_' .. redis.sha1hex(id .. ' ' .. endpoint), tenant, endpoint, url, kind, id, at)
+  end
+  if webhook ~= '' then tell('', webhook) end
+  for _, text in ipairs(redis.call('HVALS', webhooks_key(tenant))) do
+    local endpoint = cjson.decode(text)
+    if not endpoint.disabled_at and contains(endpoint.events, kind) then tell(endpoint.id, endpoint.url) end
+  end
+end
