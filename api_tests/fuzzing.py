@@ -150,11 +150,11 @@ class Reality:
 def _webhooks(api: Api) -> tuple[Iterator[str], Iterator[str]]:
     """Endpoints that are told of little, and deliveries to them, over and over."""
     url, secret = "https://192.0.2.1/", new_secret()  # an address for documents, to which nothing is sent
-    endpoints = api.ledger.endpoints
-    for one in endpoints.all(LOCAL):
-        endpoints.forget(LOCAL, one.id)
-    made = [endpoints.add(LOCAL, url, ["job.failed"], description="", secret=secret) for _ in range(10)]
-    pings = [endpoints.ping(LOCAL, one.id).id for one in made]
+    endpoints = api.ledger.of(LOCAL).endpoints
+    for one in endpoints.all():
+        endpoints.forget(one.id)
+    made = [endpoints.add(url, ["job.failed"], description="", secret=secret) for _ in range(10)]
+    pings = [endpoints.ping(one.id).id for one in made]
     return itertools.cycle([one.id for one in made]), itertools.cycle(pings)
 
 

@@ -16,11 +16,12 @@ from receiver import Receiver, answering, hanging, receiving
 from service import views
 from touchstone import webhooks
 from touchstone.errors import UnknownDelivery, WebhookConflict
-from touchstone.jobs import deliveries, delivering
-from touchstone.jobs.deliveries import Delivery, Sending
+from touchstone.jobs import deliveries, delivering, outbox
+from touchstone.jobs.deliveries import Delivery
 from touchstone.jobs.delivering import Deliverer
 from touchstone.jobs.endpoints import JOB_EVENTS, Endpoint
 from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.outbox import Sending
 from touchstone.jobs.record import LOCAL, Job, Problem, Submission
 from touchstone.jobs.scripts import connect
 from touchstone.outgoing import Outgoing
@@ -52,7 +53,7 @@ def endpoint(ledger: Ledger, receiver: Receiver) -> Endpoint:
 
 
 def listening(ledger: Ledger, receiver: Receiver, *events: Any, tenant: str = LOCAL) -> Endpoint:
-    return ledger.endpoints.add(tenant, receiver.url, events or JOB_EVENTS, description="", secret=SECRET)
+    return ledger.of(tenant).endpoints.add(receiver.url, events or JOB_EVENTS, description="", secret=SECRET)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def deliver(ledger: Ledger) -> Iterator[Callable[..., Deliverer]]:
 
     def start(outgoing: Outgoing | None = None) -> Deliverer:
         show = lambda job: views.show(job).model_dump(mode="json")  # noqa: E731
-        one = Deliverer(ledger.deliveries, outgoing or Outgoing("127.0.0.0/8"), show)
+        one = Deliverer(ledger.outbox, outgoing or Outgoing("127.0.0.0/8"), show)
         started.append(one)
         one.start()
         return one
@@ -85,7 +86,7 @@ def settled(ledger: Ledger, job: str | None = None, count: int = 1) -> list[Deli
     """All deliveries, once so many are no longer pending."""
     end = time.monotonic() + 10
     while time.monotonic() < end:
-        found, _ = ledger.deliveries.find(LOCAL, job=job)
+        found, _ = ledger.of(LOCAL).deliveries.find(job=job)
         if sum(one.status != "pending" for one in found) >= count:
             return found
         time.sleep(0.005)
@@ -101,7 +102,7 @@ def make_due(server: redis.Redis) -> None:
 
 
 def claim(ledger: Ledger) -> Sending:
-    [sending] = ledger.deliveries.claim({})
+    [sending] = ledger.outbox.claim({})
     return sending
 
 
@@ -206,17 +207,17 @@ def test_only_what_an_endpoint_asked_for_is_told_and_only_of_its_tenant(
     failures = listening(ledger, receiver, "job.failed")
     listening(ledger, receiver, tenant="other")
     ended(ledger, submission)
-    assert ledger.deliveries.find(LOCAL) == ([], None)
+    assert ledger.of(LOCAL).deliveries.find() == ([], None)
     ended(ledger, submission, "failed")
-    [delivery] = ledger.deliveries.find(LOCAL)[0]
-    assert (delivery.endpoint, ledger.deliveries.find("other")[0]) == (failures.id, [])
+    [delivery] = ledger.of(LOCAL).deliveries.find()[0]
+    assert (delivery.endpoint, ledger.of("other").deliveries.find()[0]) == (failures.id, [])
     theirs = ended(ledger, submission.model_copy(update={"tenant": "other"}))
-    [other] = ledger.deliveries.find("other")[0]
+    [other] = ledger.of("other").deliveries.find()[0]
     assert other.job == theirs.id
-    assert ledger.deliveries.find(LOCAL, job=theirs.id)[0] == []
-    for ask in (ledger.deliveries.read, ledger.deliveries.replay):
+    assert ledger.of(LOCAL).deliveries.find(job=theirs.id)[0] == []
+    for ask in (ledger.of(LOCAL).deliveries.read, ledger.of(LOCAL).deliveries.replay):
         with pytest.raises(UnknownDelivery):
-            ask(LOCAL, other.id)
+            ask(other.id)
 
 
 def test_inference_is_answered_where_it_was_asked(
@@ -224,7 +225,7 @@ def test_inference_is_answered_where_it_was_asked(
 ) -> None:
     asked = {"kind": "inference", "image": None, "file": "sha256:" + "1" * 64}
     ended(ledger, submission.model_copy(update=asked))
-    assert ledger.deliveries.find(LOCAL)[0] == []
+    assert ledger.of(LOCAL).deliveries.find()[0] == []
 
 
 def test_a_webhook_without_a_secret_is_signed_by_one_that_can_be_drawn(
@@ -234,7 +235,7 @@ def test_a_webhook_without_a_secret_is_signed_by_one_that_can_be_drawn(
     hooked = submission.model_copy(update={"webhook": receiver.url})
     ended(ledger, hooked)
     receiver.wait()
-    secret, _ = ledger.endpoints.rotate(LOCAL)
+    secret, _ = ledger.of(LOCAL).endpoints.rotate()
     ended(ledger, hooked)
     assert receiver.wait(2)[1].verified(secret)["type"] == "job.succeeded"
 
@@ -248,7 +249,7 @@ def test_a_rotated_secret_stays_good_for_a_day(
 ) -> None:
     deliver()
     server = ledger._client
-    fresh, until = ledger.endpoints.rotate(LOCAL, endpoint.id)
+    fresh, until = ledger.of(LOCAL).endpoints.rotate(endpoint.id)
     assert 86_390 < until.timestamp() - time.time() < 86_410
     ended(ledger, submission)
     [message] = receiver.wait()
@@ -293,7 +294,7 @@ def test_after_ten_tries_it_has_failed_and_can_be_replayed(
     ended(ledger, submission)
     [delivery] = settled(ledger)
     assert (delivery.status, delivery.due_at, len(delivery.attempts)) == ("failed", None, 10)
-    ledger.deliveries.replay(LOCAL, delivery.id)
+    ledger.of(LOCAL).deliveries.replay(delivery.id)
     assert receiver.wait(11)[10].id == delivery.id
     [delivery] = settled(ledger)
     assert (delivery.status, len(delivery.attempts)) == ("delivered", 11)
@@ -317,37 +318,37 @@ def test_a_receiver_that_is_gone_switches_its_endpoint_off_and_a_ping_that_arriv
     deliver()
     [delivery] = settled(ledger)
     assert (delivery.status, [attempt.status for attempt in delivery.attempts]) == ("failed", [410])
-    assert ledger.endpoints.read(LOCAL, endpoint.id).disabled_at is not None
+    assert ledger.of(LOCAL).endpoints.read(endpoint.id).disabled_at is not None
     ended(ledger, submission)
-    assert [one.job for one in ledger.deliveries.find(LOCAL)[0]] == [job.id]
+    assert [one.job for one in ledger.of(LOCAL).deliveries.find()[0]] == [job.id]
     with pytest.raises(WebhookConflict, match="switched off"):
-        ledger.deliveries.replay(LOCAL, delivery.id)
-    ping = ledger.endpoints.ping(LOCAL, endpoint.id)
+        ledger.of(LOCAL).deliveries.replay(delivery.id)
+    ping = ledger.of(LOCAL).endpoints.ping(endpoint.id)
     assert receiver.wait(2)[1].verified(SECRET)["data"] == {"endpoint": endpoint.id}
     settled(ledger, count=2)
-    assert ledger.deliveries.read(LOCAL, ping.id).status == "delivered"
-    assert ledger.endpoints.read(LOCAL, endpoint.id).disabled_at is None
-    ledger.deliveries.replay(LOCAL, delivery.id)
+    assert ledger.of(LOCAL).deliveries.read(ping.id).status == "delivered"
+    assert ledger.of(LOCAL).endpoints.read(endpoint.id).disabled_at is None
+    ledger.of(LOCAL).deliveries.replay(delivery.id)
     assert receiver.wait(3)[2].id == delivery.id
 
 
 def test_a_ping_sent_twice_to_the_ledger_is_one(ledger: Ledger, endpoint: Endpoint) -> None:
     first, second = (ledger._scripts.run("ping", LOCAL, endpoint.id, "msg_" + "0" * 40) for _ in range(2))
     assert first == second
-    assert len(ledger.deliveries.claim({})) == 1
+    assert len(ledger.outbox.claim({})) == 1
 
 
 def test_what_waits_for_an_endpoint_that_is_deleted_fails(
     ledger: Ledger, receiver: Receiver, endpoint: Endpoint, deliver: Any, submission: Submission
 ) -> None:
     ended(ledger, submission)
-    ledger.endpoints.forget(LOCAL, endpoint.id)
+    ledger.of(LOCAL).endpoints.forget(endpoint.id)
     deliver()
     [delivery] = settled(ledger)
     assert [attempt.error for attempt in delivery.attempts] == ["endpoint_deleted"]
     assert receiver.messages == []
     with pytest.raises(WebhookConflict, match="deleted"):
-        ledger.deliveries.replay(LOCAL, delivery.id)
+        ledger.of(LOCAL).deliveries.replay(delivery.id)
 
 
 @pytest.mark.usefixtures("endpoint")
@@ -362,15 +363,15 @@ def test_a_sender_that_dies_before_it_could_tell_leaves_it_to_another(
         one = deliver()
         receiver.wait()
         one.stop()
-    assert ledger.deliveries.claim({}) == []
+    assert ledger.outbox.claim({}) == []
     make_due(ledger._client)
     deliver()
     first, second = receiver.wait(2)
     assert first.id == second.id == dead.delivery.id
     assert first.verified(SECRET) == second.verified(SECRET)
     [delivery] = settled(ledger)
-    assert not ledger.deliveries.note(dead, deliveries.Outcome(ms=1, status=500, error="refused"))
-    assert ledger.deliveries.read(LOCAL, delivery.id) == delivery
+    assert not ledger.outbox.note(dead, deliveries.Outcome(ms=1, status=500, error="refused"))
+    assert ledger.of(LOCAL).deliveries.read(delivery.id) == delivery
     assert len(delivery.attempts) == 1
 
 
@@ -378,8 +379,8 @@ def test_a_result_told_twice_counts_once(ledger: Ledger, endpoint: Endpoint, sub
     ended(ledger, submission)
     sending = claim(ledger)
     attempt = deliveries.Outcome(ms=1, status=500, error="refused")
-    assert all(ledger.deliveries.note(sending, attempt, pause=60) for _ in range(2))
-    [delivery] = ledger.deliveries.find(LOCAL)[0]
+    assert all(ledger.outbox.note(sending, attempt, pause=60) for _ in range(2))
+    [delivery] = ledger.of(LOCAL).deliveries.find()[0]
     assert (len(delivery.attempts), delivery.status) == (1, "pending")
     assert delivery.due_at is not None
     assert 50 < delivery.due_at.timestamp() - time.time() < 70
@@ -398,7 +399,7 @@ def test_a_receiver_that_hangs_keeps_nobody_waiting(
         deliver()
         receiver.wait()
         assert time.monotonic() - began < 3
-        assert len(slow.messages) <= deliveries.MOST_FOR_A_RECEIVER
+        assert len(slow.messages) <= outbox.MOST_FOR_A_RECEIVER
         go_on.set()
         slow.wait(40)
         assert len(settled(ledger, count=41)) == 41
@@ -409,12 +410,12 @@ def test_a_tenant_with_many_receivers_leaves_room_for_others(ledger: Ledger, sub
         hooked = {"tenant": "greedy", "webhook": f"https://{host}.example/"}
         ended(ledger, submission.model_copy(update=hooked))
     theirs = ended(ledger, submission.model_copy(update={"webhook": "https://a.example/"}))
-    taken = ledger.deliveries.claim({})
-    assert [one.delivery.tenant for one in taken].count("greedy") == deliveries.MOST_FOR_A_TENANT
+    taken = ledger.outbox.claim({})
+    assert [one.delivery.tenant for one in taken].count("greedy") == outbox.MOST_FOR_A_TENANT
     assert taken[-1].delivery.job == theirs.id
     under_way = Counter(one.receiver for one in taken)
     ended(ledger, submission.model_copy(update={"webhook": "https://a.example/"}))
-    assert [one.delivery.tenant for one in ledger.deliveries.claim(under_way)] == [LOCAL]
+    assert [one.delivery.tenant for one in ledger.outbox.claim(under_way)] == [LOCAL]
 
 
 def test_a_receiver_that_hangs_for_good_is_given_up(
@@ -454,25 +455,27 @@ def test_deliveries_go_with_their_job_and_when_they_are_old(
     ledger: Ledger, endpoint: Endpoint, submission: Submission, server: redis.Redis
 ) -> None:
     ledger.delete(ended(ledger, submission).id)
-    assert ledger.deliveries.find(LOCAL)[0] == []
-    assert ledger.deliveries.claim({}) == []
+    assert ledger.of(LOCAL).deliveries.find()[0] == []
+    assert ledger.outbox.claim({}) == []
     server.zadd("ts:ended", {ended(ledger, submission).id: 1})
     assert ledger.keeping.expire() == 1
-    assert ledger.deliveries.find(LOCAL)[0] == []
+    assert ledger.of(LOCAL).deliveries.find()[0] == []
     job = ended(ledger, submission)
-    server.zadd("ts:deliveries", {ledger.deliveries.find(LOCAL)[0][0].id: 1})
-    assert ledger.deliveries.claim({}) == []
-    assert ledger.deliveries.find(LOCAL, job=job.id)[0] == []
+    server.zadd("ts:deliveries", {ledger.of(LOCAL).deliveries.find()[0][0].id: 1})
+    assert ledger.outbox.claim({}) == []
+    assert ledger.of(LOCAL).deliveries.find(job=job.id)[0] == []
     lost = ended(ledger, submission)
     server.delete(f"ts:job:{lost.id}")
-    assert ledger.deliveries.claim({}) == []
+    assert ledger.outbox.claim({}) == []
     assert server.keys("ts:deliver*") == []
 
 
 def test_deliveries_are_listed_in_pages(ledger: Ledger, endpoint: Endpoint, submission: Submission) -> None:
     jobs = [ended(ledger, submission).id for _ in range(5)]
-    first, cursor = ledger.deliveries.find(LOCAL, status="pending", endpoint=endpoint.id, limit=3)
-    rest, end = ledger.deliveries.find(LOCAL, status="pending", endpoint=endpoint.id, limit=3, cursor=cursor)
+    first, cursor = ledger.of(LOCAL).deliveries.find(status="pending", endpoint=endpoint.id, limit=3)
+    rest, end = ledger.of(LOCAL).deliveries.find(
+        status="pending", endpoint=endpoint.id, limit=3, cursor=cursor
+    )
     assert [one.job for one in [*first, *rest]] == jobs[::-1]
     assert end is None
-    assert ledger.deliveries.find(LOCAL, status="failed")[0] == []
+    assert ledger.of(LOCAL).deliveries.find(status="failed")[0] == []

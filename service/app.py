@@ -100,7 +100,7 @@ def _backend(settings: Settings, ring: Ring | None) -> Whole:
         ringer=ringer,
         waiting=Waiting(ledger),
         reaper=Reaper(ledger, ringer.ring),
-        deliverer=Deliverer(ledger.deliveries, Outgoing(settings.outgoing_allow), deliveries.told),
+        deliverer=Deliverer(ledger.outbox, Outgoing(settings.outgoing_allow), deliveries.told),
         sweeper=Sweeper(ledger, blobs),
         durations=durations,
         checks=CapacityLimiter(at_once()),

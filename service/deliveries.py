@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from service import examples, problems, views
-from service.access import caller_of, reader, submitter
+from service.access import reader, submitter
 from service.backend import backend_of
 from service.pages import Cursor, Limit, Page, link_next
 from touchstone.jobs import deliveries
@@ -93,7 +93,7 @@ def list_deliveries(
 ) -> Page[Delivery]:
     """Those that fit every filter given. They are kept as long as their jobs, but no longer than a week."""
     found, following = backend_of(request).ledger.deliveries.find(
-        caller_of(request).tenant, status=status, endpoint=endpoint, job=job, limit=limit, cursor=cursor
+        status=status, endpoint=endpoint, job=job, limit=limit, cursor=cursor
     )
     link_next(request, response, following)
     return Page[Delivery](items=[_shown(one) for one in found], cursor=following)
@@ -108,7 +108,7 @@ def list_deliveries(
 )
 def get_delivery(request: Request, delivery: DeliveryId) -> Delivery:
     """What a receiver answered besides its status is neither kept nor shown."""
-    return _shown(backend_of(request).ledger.deliveries.read(caller_of(request).tenant, delivery))
+    return _shown(backend_of(request).ledger.deliveries.read(delivery))
 
 
 @router.post(
@@ -121,6 +121,4 @@ def get_delivery(request: Request, delivery: DeliveryId) -> Delivery:
 )
 def replay_delivery(request: Request, response: Response, delivery: DeliveryId) -> Delivery:
     """At once and under the same `webhook-id`, with all attempts before it."""
-    return accepted(
-        response, backend_of(request).ledger.deliveries.replay(caller_of(request).tenant, delivery)
-    )
+    return accepted(response, backend_of(request).ledger.deliveries.replay(delivery))

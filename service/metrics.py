@@ -60,7 +60,7 @@ class Figures(Collector):
         """The figures of this moment; without a ledger, only that there is none."""
         try:
             queue, counts, workers = self._ledger.queue(), self._ledger.counts(), self._ledger.workers()
-            deliveries = self._ledger.deliveries.counts()
+            deliveries = self._ledger.outbox.counts()
         except LedgerUnavailable:
             yield _gauge("touchstone_ledger_up", "Whether the ledger answers.", 0)
             return

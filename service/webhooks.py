@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service import bodies, deliveries, examples, problems
-from service.access import caller_of, reader, submitter
+from service.access import reader, submitter
 from service.backend import Backend, backend_of
 from service.bodies import JSON, Received
 from service.deliveries import Delivery
@@ -116,22 +116,20 @@ async def create_webhook(request: Request) -> Response:
     """It is told of the end of every job, in messages signed as the Standard Webhooks specification has it.
     Inference requests are answered where they are asked, and are no events.
     """
-    backend, tenant = backend_of(request), caller_of(request).tenant
+    backend = backend_of(request)
     received = await bodies.receive(request, JSON)
-    made = await to_thread.run_sync(_create, backend, tenant, received)
+    made = await to_thread.run_sync(_create, backend, received)
     headers = {"Location": f"/v1/webhooks/{made.id}", "Cache-Control": "no-store"}
     return Response(made.model_dump_json(), 201, headers, JSON)
 
 
-def _create(backend: Backend, tenant: str, received: Received) -> EndpointWithSecret:
+def _create(backend: Backend, received: Received) -> EndpointWithSecret:
     asked = _asked(received)
     check_receiver(asked.url, backend.settings, field="url")
     secret = webhooks.new_secret() if asked.secret is None else asked.secret
     webhooks.check_secret(secret)
     events = sorted(set(asked.events), key=JOB_EVENTS.index)
-    made = backend.ledger.endpoints.add(
-        tenant, asked.url, events, description=asked.description, secret=secret
-    )
+    made = backend.ledger.endpoints.add(asked.url, events, description=asked.description, secret=secret)
     return EndpointWithSecret(**made.model_dump(), secret=secret)
 
 
@@ -155,7 +153,7 @@ def list_webhooks(
     request: Request, response: Response, limit: Limit = 50, cursor: Cursor = None
 ) -> Page[Endpoint]:
     """The newest first; without their secrets."""
-    found = backend_of(request).ledger.endpoints.all(caller_of(request).tenant)
+    found = backend_of(request).ledger.endpoints.all()
     page = cut({one.id: _shown(one) for one in found}, limit, cursor)
     link_next(request, response, page.cursor)
     return page
@@ -170,7 +168,7 @@ def list_webhooks(
 )
 def get_webhook(request: Request, endpoint: EndpointId) -> Endpoint:
     """Without its secret."""
-    return _shown(backend_of(request).ledger.endpoints.read(caller_of(request).tenant, endpoint))
+    return _shown(backend_of(request).ledger.endpoints.read(endpoint))
 
 
 def _shown(endpoint: endpoints.Endpoint) -> Endpoint:
@@ -187,7 +185,7 @@ def _shown(endpoint: endpoints.Endpoint) -> Endpoint:
 )
 def delete_webhook(request: Request, endpoint: EndpointId) -> Response:
     """What was still to be sent there fails."""
-    backend_of(request).ledger.endpoints.forget(caller_of(request).tenant, endpoint)
+    backend_of(request).ledger.endpoints.forget(endpoint)
     return Response(status_code=204)
 
 
@@ -218,7 +216,7 @@ def rotate_webhook_secret(request: Request, response: Response) -> Secret:
 
 
 def _rotated(request: Request, response: Response, endpoint: str) -> Secret:
-    secret, until = backend_of(request).ledger.endpoints.rotate(caller_of(request).tenant, endpoint)
+    secret, until = backend_of(request).ledger.endpoints.rotate(endpoint)
     response.headers["Cache-Control"] = "no-store"
     return Secret(secret=secret, previous_until=until)
 
@@ -235,6 +233,4 @@ def ping_webhook(request: Request, response: Response, endpoint: EndpointId) -> 
     """An event of type `webhook.ping`, sent like all others. An endpoint that was switched off is on again if
     it arrives.
     """
-    return deliveries.accepted(
-        response, backend_of(request).ledger.endpoints.ping(caller_of(request).tenant, endpoint)
-    )
+    return deliveries.accepted(response, backend_of(request).ledger.endpoints.ping(endpoint))

@@ -11,7 +11,8 @@ from typing import Any
 
 from touchstone import webhooks
 from touchstone.errors import AddressRefused, RemoteUnavailable
-from touchstone.jobs.deliveries import MOST_AT_ONCE, AttemptError, Deliveries, Outcome, Sending
+from touchstone.jobs.deliveries import AttemptError, Outcome
+from touchstone.jobs.outbox import MOST_AT_ONCE, Outbox, Sending
 from touchstone.jobs.record import Job
 from touchstone.logs import get_logger
 from touchstone.outgoing import Outgoing
@@ -34,8 +35,8 @@ class Deliverer:
     again, under the same id, by whoever looks after its lease has run out.
     """
 
-    def __init__(self, deliveries: Deliveries, outgoing: Outgoing, show: Show) -> None:
-        self._deliveries = deliveries
+    def __init__(self, outbox: Outbox, outgoing: Outgoing, show: Show) -> None:
+        self._outbox = outbox
         self._outgoing = outgoing
         self._show = show
         self._stop = threading.Event()
@@ -66,7 +67,7 @@ class Deliverer:
     def _send_due(self) -> None:
         under_way = Counter(list(self._under_way.values()))
         room = MOST_AT_ONCE - under_way.total()
-        for sending in self._deliveries.claim(under_way, most=room) if room > 0 else ():
+        for sending in self._outbox.claim(under_way, most=room) if room > 0 else ():
             self._begin(sending)
 
     def _begin(self, sending: Sending) -> None:
@@ -108,7 +109,7 @@ class Deliverer:
     def _note(self, sending: Sending, outcome: Outcome, retry_after: float | None) -> None:
         unwanted = outcome.status == UNWANTED
         pause = None if unwanted else webhooks.pause_after(sending.tries + 1, retry_after)
-        heard = self._deliveries.note(sending, outcome, pause=pause, unwanted=unwanted)
+        heard = self._outbox.note(sending, outcome, pause=pause, unwanted=unwanted)
         _log.info(
             "delivered" if outcome.error is None else "not delivered",
             delivery=sending.delivery.id,

@@ -38,65 +38,61 @@ class Endpoint(Record):
 
 
 class Endpoints:
-    """The endpoints of each tenant; no call reaches those of another."""
+    """A tenant's endpoints; those of another are not there."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+    def __init__(self, client: redis.Redis, scripts: Scripts, tenant: str) -> None:
         self._client = client
         self._scripts = scripts
+        self._tenant = tenant
+        self._key = f"ts:webhooks:{tenant}"
 
-    def add(
-        self, tenant: str, url: str, events: Sequence[JobEvent], *, description: str, secret: str
-    ) -> Endpoint:
+    def add(self, url: str, events: Sequence[JobEvent], *, description: str, secret: str) -> Endpoint:
         """Keep a new endpoint; `WebhookConflict` where the tenant has as many as may be."""
         name = f"wh_{secrets.token_hex(12)}"
         told = json.dumps({"id": name, "url": url, "events": list(events), "description": description})
-        kept = self._scripts.run("endpoint", tenant, name, told, secret, MOST_ENDPOINTS)
+        kept = self._scripts.run("endpoint", self._tenant, name, told, secret, MOST_ENDPOINTS)
         if kept is None:
             raise WebhookConflict(
                 f"{MOST_ENDPOINTS} endpoints are registered, as many as may be; delete one first"
             )
         return _endpoint(kept)
 
-    def all(self, tenant: str) -> list[Endpoint]:
-        """The tenant's endpoints, the newest first."""
+    def all(self) -> list[Endpoint]:
+        """All of them, the newest first."""
         with reachable():
-            stored: Any = self._client.hvals(_key(tenant))
+            stored: Any = self._client.hvals(self._key)
         return sorted(map(_endpoint, stored), key=lambda one: (one.created_at, one.id), reverse=True)
 
-    def read(self, tenant: str, endpoint: str) -> Endpoint:
+    def read(self, endpoint: str) -> Endpoint:
         """One of them; `UnknownWebhook` where there is none."""
         with reachable():
-            stored: Any = self._client.hget(_key(tenant), endpoint)
+            stored: Any = self._client.hget(self._key, endpoint)
         if stored is None:
             raise _unknown(endpoint)
         return _endpoint(stored)
 
-    def forget(self, tenant: str, endpoint: str) -> None:
+    def forget(self, endpoint: str) -> None:
         """Delete one; what was still to be sent to it fails."""
-        if not self._scripts.run("withdraw", tenant, endpoint):
+        if not self._scripts.run("withdraw", self._tenant, endpoint):
             raise _unknown(endpoint)
 
-    def rotate(self, tenant: str, endpoint: str = "") -> tuple[str, datetime]:
+    def rotate(self, endpoint: str = "") -> tuple[str, datetime]:
         """A new secret of an endpoint, or for the webhooks of submissions; the one before stays good beside
         it until the time given.
         """
         secret = webhooks.new_secret()
         overlap = ROTATION_HOURS * 3_600_000
-        until = self._scripts.run("rotate", tenant, endpoint, secret, overlap, MOST_SECRETS)
+        until = self._scripts.run("rotate", self._tenant, endpoint, secret, overlap, MOST_SECRETS)
         if until is None:
             raise _unknown(endpoint)
         return secret, wire.moment(str(until))
 
-    def ping(self, tenant: str, endpoint: str) -> Delivery:
+    def ping(self, endpoint: str) -> Delivery:
         """Send something to an endpoint, even to one that is switched off: where it arrives, that is over."""
-        pairs = self._scripts.run("ping", tenant, endpoint, f"msg_{secrets.token_hex(20)}")
+        pairs = self._scripts.run("ping", self._tenant, endpoint, f"msg_{secrets.token_hex(20)}")
         if pairs is None:
             raise _unknown(endpoint)
         return Delivery.of(pairs)
-
-
-def _key(tenant: str) -> str:
-    return f"ts:webhooks:{tenant}"
 
 
 def _endpoint(stored: str) -> Endpoint:

@@ -29,6 +29,8 @@ class Holdings:
 
     tenant: str
     versions: Versions
+    endpoints: Endpoints
+    deliveries: Deliveries
     _ledger: Ledger
     _finder: Finder
 
@@ -104,16 +106,6 @@ class Holdings:
     def probes(self, digests: Sequence[str]) -> dict[str, Probe]:
         """See `Ledger.probes`: equal bytes are equally fast."""
         return self._ledger.probes(digests)
-
-    @property
-    def endpoints(self) -> Endpoints:
-        """Those of all tenants: each call names its own."""
-        return self._ledger.endpoints
-
-    @property
-    def deliveries(self) -> Deliveries:
-        """Likewise."""
-        return self._ledger.deliveries
 
     def _own(self, job: str) -> str:
         if self._ledger.tenants([job]).get(job) != self.tenant:

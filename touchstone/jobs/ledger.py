@@ -30,6 +30,7 @@ from touchstone.jobs.events import Watch, read_events
 from touchstone.jobs.finding import Finder
 from touchstone.jobs.holdings import Holdings
 from touchstone.jobs.keeping import Keeping
+from touchstone.jobs.outbox import Outbox
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
 from touchstone.jobs.spending import Spending
@@ -54,14 +55,20 @@ class Ledger:
         self._client = connect(url)
         self._scripts = Scripts(self._client)
         self._finder = Finder(self._client, self._scripts)
-        self.endpoints = Endpoints(self._client, self._scripts)
-        self.deliveries = Deliveries(self._client, self._scripts, self._finder, days=settings.webhook_days)
+        self.outbox = Outbox(self._client, self._scripts, days=settings.webhook_days)
         self.spending = Spending(self._client, self._scripts)
         self.keeping = Keeping(self._client, self._scripts, settings)
 
     def of(self, tenant: str) -> Holdings:
         """The same as one tenant sees it."""
-        return Holdings(tenant, Versions(self._client, self._scripts, tenant), self, self._finder)
+        return Holdings(
+            tenant,
+            Versions(self._client, self._scripts, tenant),
+            Endpoints(self._client, self._scripts, tenant),
+            Deliveries(self._client, self._scripts, self._finder, tenant),
+            self,
+            self._finder,
+        )
 
     def accept(
         self, submission: Submission, *, idempotency: tuple[str, str] | None = None
