@@ -11,12 +11,14 @@ from typing import Any
 
 import pretend
 import pytest
+from full_disk import full_disk, large_png
 
 from touchstone import embedded
 from touchstone.jobs.blobs import Blobs, open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job, Submission
 from touchstone.settings import Settings
+from workers import runner as module
 from workers.held import Held
 from workers.keeper import Keeper
 from workers.runner import Runner
@@ -279,3 +281,30 @@ def test_the_pretence_leaves_a_diary(bench: Bench, tmp_path: Path) -> None:
     """The tests with real processes count on it."""
     bench.go(diary=str(tmp_path / "diary"))
     assert (tmp_path / "diary").read_text() == "begin\nend\n"
+
+
+def test_what_a_job_leaves_waits_for_room(bench: Bench) -> None:
+    image = bench.submission.image
+    assert image
+    large = image.model_copy(update={"digest": bench.blobs.put(large_png())})
+    bench.submission = bench.submission.model_copy(update={"image": large})
+    with full_disk():
+        job = bench.begin()
+        wait_until(lambda: bench.engine.running == 0)
+        time.sleep(2 * module.RETRY_SECONDS)
+        assert bench.ledger.read(job).status == "running"
+    wait_until(lambda: bench.ledger.read(job).status == "succeeded")
+
+
+def test_a_job_for_whose_files_no_room_comes_fails_as_such(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STORE_SECONDS", 0.1)
+    image = bench.submission.image
+    assert image
+    large = image.model_copy(update={"digest": bench.blobs.put(large_png())})
+    bench.submission = bench.submission.model_copy(update={"image": large})
+    with full_disk():
+        job = bench.go()
+    assert job.error
+    assert (job.status, job.error.code) == ("failed", "storage_full")

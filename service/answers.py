@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from service import artifacts, bodies, limits, preferences, problems, views
 from service.backend import Backend, backend_of
 from service.bodies import Received
+from service.storage import check_room
 from service.submissions import Prepared
 from service.waiting import Listener
 from touchstone.jobs.answers import Change
@@ -85,6 +86,7 @@ def _accept(
     backend: Backend, prepared: Prepared, key: str | None, listening: ExitStack | None
 ) -> tuple[Job, Listener | None]:
     """Write everything down, then ring; a listener hears from before the bell, so it misses nothing."""
+    check_room(backend)
     prepared.keep(backend.blobs)
     idempotency = (key, prepared.digest()) if key else None
     job, created = backend.ledger.accept(prepared.submission, idempotency=idempotency)

@@ -91,7 +91,7 @@ def _backend(settings: Settings, ring: Ring | None) -> Whole:
     ledger = Ledger(ledger_url(settings), settings)
     blobs, ringer = open_blobs(settings), Ringer(ring or open_bell(ledger_url(settings), ledger.queue_of))
     durations = Durations()
-    durations.registry.register(Figures(ledger))
+    durations.registry.register(Figures(ledger, blobs.free))
     return Whole(
         settings=settings,
         ledger=ledger,

@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 
 from service import bodies, limits
 from service.forms import Form, FormError, Room, Sink, Value
-from touchstone.jobs.blobs import Blobs
+from touchstone.errors import StorageFull
+from touchstone.jobs.blobs import Blobs, storing
 
 MOST_TEXT = 8 * 2**20
 """The most bytes of a part that is not the file."""
@@ -50,15 +51,18 @@ class Saved:
         self.size += len(data)
         if self.size <= self.limit:
             self._digest.update(data)
-            self._file.write(data)
+            with storing():
+                self._file.write(data)
 
     def close(self) -> None:
         """Write what is left to write."""
-        self._file.close()
+        with storing():
+            self._file.close()
 
     def discard(self) -> None:
         """Delete the file, unless it was taken away."""
-        self._file.close()
+        with suppress(OSError):  # of what could not be written nothing is wanted any more
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -88,7 +92,8 @@ async def taken(request: Request, blobs: Blobs, *, name: str, limit: int) -> Asy
 
 
 def _opened(blobs: Blobs, limit: int) -> Saved:
-    handle, path = tempfile.mkstemp(dir=blobs.incoming(), prefix="upload-")
+    with storing():
+        handle, path = tempfile.mkstemp(dir=blobs.incoming(), prefix="upload-")
     os.close(handle)
     return Saved(Path(path), limit)
 
@@ -101,9 +106,11 @@ async def _read(request: Request, sinks: dict[str, Sink]) -> list[tuple[str, Val
         async for chunk in chunks:
             await to_thread.run_sync(form.feed, chunk)
         return form.parts()
-    except FormError as error:
+    except (FormError, StorageFull) as error:
         async for _ in chunks:
             pass  # a client that still sends would take the answer for a fault
+        if isinstance(error, StorageFull):
+            raise
         raise HTTPException(400, str(error)[:200]) from None
 
 

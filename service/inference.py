@@ -182,7 +182,7 @@ _TOLD = {**examples.content(examples.INFERRED)["content"], BINARY: {"schema": _B
     dependencies=[submitter],
     summary="Ask a model about images",
     response_model=InferenceAnswer,
-    responses={200: {"content": _TOLD}, **problems.responses(400, 404, 408, 409, 413, 415, 422, 429)},
+    responses={200: {"content": _TOLD}, **problems.responses(400, 404, 408, 409, 413, 415, 422, 429, 507)},
     openapi_extra=_body(),
 )
 async def infer(request: Request, card: Card, header_length: HeadLength = None) -> Response:

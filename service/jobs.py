@@ -141,7 +141,7 @@ def cancel_job(request: Request, job: JobId) -> Response:
     responses={
         200: {"model": views.Job, **examples.content(examples.JOB)},
         202: examples.content(examples.JOB),
-        **problems.responses(404, 409, 422, 429),
+        **problems.responses(404, 409, 422, 429, 507),
     },
     openapi_extra={"parameters": operations.HEADERS},
 )
@@ -162,7 +162,7 @@ async def rerun_job(request: Request, job: KnownJob) -> Response:
     responses={
         200: {"model": views.Job, **examples.content(examples.CERTIFICATE)},
         202: examples.content(examples.CONTINUATION),
-        **problems.responses(400, 404, 408, 409, 413, 415, 422, 429),
+        **problems.responses(400, 404, 408, 409, 413, 415, 422, 429, 507),
     },
     openapi_extra=operations.fields(Continue, example={"n": 10_000, "target_radius": 0.5}),
 )

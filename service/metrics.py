@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -49,8 +49,9 @@ class Durations:
 class Figures(Collector):
     """What the ledger and the workers' last signs of life say, read at each scrape."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, free: Callable[[], int | None]) -> None:
         self._ledger = ledger
+        self._free = free
 
     def describe(self) -> list[Metric]:
         """Nothing in advance: registering must not ask the ledger."""
@@ -58,6 +59,8 @@ class Figures(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The figures of this moment; without a ledger, only that there is none."""
+        if (free := self._free()) is not None:
+            yield _gauge("touchstone_storage_free_bytes", "Room on the disk that files lie on.", free)
         try:
             queue, counts, workers = self._ledger.queue(), self._ledger.counts(), self._ledger.workers()
             deliveries = self._ledger.outbox.counts()

@@ -158,7 +158,7 @@ def responses(*, png: bool, example: Mapping[str, Any] = examples.JOB) -> dict[i
         file = {"schema": {"type": "string", "contentMediaType": "image/png"}}
         done["content"] = {**job["content"], "image/png": file}
     accepted = {"description": "The job is accepted, and will not be lost.", **job}
-    return {200: done, 202: accepted, **problems.responses(400, 404, 408, 409, 413, 415, 422, 429)}
+    return {200: done, 202: accepted, **problems.responses(400, 404, 408, 409, 413, 415, 422, 429, 507)}
 
 
 def hoist(schema: dict[str, Any]) -> dict[str, Any]:

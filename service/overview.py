@@ -65,10 +65,18 @@ class Worker(BaseModel):
     serves: list[str] | None = Field(None, description="The only models that it serves; null: all.")
 
 
+class Storage(BaseModel):
+    """The disk that images and files lie on."""
+
+    free: int | None = Field(description="Bytes; null in a bucket, which has no bound.")
+    reserve: int = Field(description="Bytes that stay free: with fewer, nothing new is taken.")
+
+
 class Operations(BaseModel):
     """The state of the service: the caller's jobs, and the workers, who work for everybody."""
 
     queue: Queue
+    storage: Storage
     jobs: dict[Status, int] = Field(description="How many there are in each status.")
     workers: list[Worker] = Field(description="Those that are alive.")
 
@@ -76,6 +84,7 @@ class Operations(BaseModel):
 _HISTOGRAM = {"buckets": {"1": 3, "8": 5, "+Inf": 7}, "sum": 60, "count": 7}
 _EXAMPLE = {
     "queue": {"depth": 2, "age": 0.4},
+    "storage": {"free": 48318382080, "reserve": 1073741824},
     "jobs": {"queued": 2, "running": 1, "succeeded": 12, "failed": 0, "canceled": 1},
     "workers": [
         {
@@ -107,6 +116,7 @@ def get_operations(request: Request) -> Operations:
     ledger, queue, known = backend.ledger, backend.ledger.queue(), _known(backend)
     return Operations(
         queue=Queue(depth=queue.depth, age=queue.age),
+        storage=Storage(free=backend.blobs.free(), reserve=backend.settings.disk_reserve),
         jobs=ledger.counts(),
         workers=[_shown(worker, known) for worker in ledger.workers()],
     )

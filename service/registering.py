@@ -19,6 +19,7 @@ from service.bodies import Received
 from service.files import Saved, Taken
 from service.forms import Value
 from service.receivers import check_receiver
+from service.storage import check_room
 from service.submissions import Prepared, refuse_unknown
 from touchstone import registering
 from touchstone.errors import AddressRefused, InvalidParameter, ModelTooLarge, RemoteUnavailable
@@ -49,7 +50,7 @@ _PARTS = ("file", "manifest", "labels", "webhook")
             "description": "The job that tries the model is accepted.",
             **examples.content(examples.REGISTRATION),
         },
-        **problems.responses(400, 408, 409, 413, 415, 422, 429),
+        **problems.responses(400, 408, 409, 413, 415, 422, 429, 507),
     },
     openapi_extra=operations.registration(Registration),
 )
@@ -66,6 +67,7 @@ async def register_model(request: Request) -> Response:
     if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
         return await answers.submit(request, partial(_without_file, backend=backend))
     limit = backend.settings.model_limit
+    await to_thread.run_sync(check_room, backend, int(request.headers.get("content-length", 0)))
     async with files.taken(request, backend.blobs, name="file", limit=limit) as taken:
         asked = await to_thread.run_sync(_checked, backend, taken, limiter=backend.checks)
         # Whoever sends a key wants the job that the key stands for.

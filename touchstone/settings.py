@@ -91,6 +91,11 @@ class Settings(BaseSettings):
     )
     max_attempts: int = Field(3, ge=1, description="How often a job is tried before it fails as worker_lost.")
     idempotency_days: float = Field(1.0, gt=0, description="How long an Idempotency-Key is remembered.")
+    disk_reserve: int = Field(
+        1024 * MIB,
+        ge=0,
+        description="Bytes that stay free on the disk of `home`/blobs; with fewer, nothing new is taken.",
+    )
     retention_days: float = Field(
         7.0, gt=0, description="How long a job, its image and its files are kept after its end."
     )

@@ -38,6 +38,7 @@ from workers.registering import Trials
 
 CLAIM_SECONDS = 10.0
 RETRY_SECONDS = 0.2
+STORE_SECONDS = 30.0
 
 _log = get_logger("runner")
 T = TypeVar("T")
@@ -236,7 +237,8 @@ class Runner:
         return {"rerun": {"of": origin, "agrees": agrees if _comparable(before, result) else None}}
 
     def _store(self, files: Mapping[str, tuple[bytes, str]]) -> dict[str, Artifact]:
-        digests = self.blobs.put_many([data for data, _ in files.values()])
+        data = [data for data, _ in files.values()]
+        digests = self._insist(lambda: self.blobs.put_many(data), seconds=STORE_SECONDS)
         return {
             name: Artifact(digest=digest, media_type=media_type, size=len(data))
             for digest, (name, (data, media_type)) in zip(digests, files.items(), strict=True)
@@ -275,7 +277,7 @@ class Runner:
             _log.warning("a job ended after its claim was lost", job=job.id, attempt=job.attempts)
 
     def _insist(self, action: Callable[[], T], *, seconds: float = float("inf")) -> T:
-        """Try again while the ledger is out of reach, for so long or until the worker stops.
+        """Try again while the ledger is out of reach or the disk full, for so long or until the worker stops.
 
         Work that is done must not be thrown away because the ledger restarts meanwhile.
         """
@@ -283,7 +285,7 @@ class Runner:
         while True:
             try:
                 return action()
-            except LedgerUnavailable:
+            except (LedgerUnavailable, StorageFull):
                 if self.keeper.stopping or time.monotonic() > end:
                     raise
                 time.sleep(RETRY_SECONDS)

@@ -172,16 +172,17 @@ class FolderBlobs:
 
     def owner(self, name: str) -> str:
         """See `Blobs.owner`."""
-        self._make_folders()
         path = self._root / OWNER
         if not path.exists():
-            _write(path, name.encode())
+            with storing():
+                self._make_folders()
+                _write(path, name.encode())
         return path.read_text()
 
     def free(self) -> int:
         """See `Blobs.free`."""
-        self._make_folders()
-        disk = os.statvfs(self._root)
+        there = next(folder for folder in (self._root, *self._root.absolute().parents) if folder.exists())
+        disk = os.statvfs(there)
         return disk.f_bavail * disk.f_frsize
 
     def _path(self, digest: str) -> Path:

@@ -38,13 +38,17 @@ class Sweeper(Rounds):
 
     def sweep(self) -> None:
         """One round."""
-        while self._keeping.expire() == EXPIRED_AT_ONCE:
-            pass
+        self.expire()
         while loose := self._keeping.take_loose(AT_ONCE):
             self._set_aside(loose)
         self._settle()
         if self._keeping.take_turn(SEARCH_SECONDS):
             self.search()
+
+    def expire(self) -> None:
+        """Forget all jobs that ended too long ago."""
+        while self._keeping.expire() == EXPIRED_AT_ONCE:
+            pass
 
     def _set_aside(self, digests: Iterable[str]) -> None:
         at = self._keeping.now()

@@ -1,0 +1,140 @@
+"""A disk or a memory that is full: it is said as such, nothing is left half-written, and room can be made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+import redis
+from full_disk import full_disk, large_png
+from own_models import SAID, linear_onnx
+from serving import Api, problem, serving, some_model
+
+from touchstone.errors import LedgerUnavailable, StorageFull
+from touchstone.jobs.blobs import FolderBlobs
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import Submission
+from touchstone.jobs.scripts import connect
+from touchstone.jobs.sweeping import Sweeper
+
+MORE_THAN_ANY_DISK = 2**62
+
+
+@pytest.fixture(scope="module")
+def crowded(api: Api) -> Iterator[Api]:
+    """The same service with a reserve that no disk has."""
+    with serving(api.settings.model_copy(update={"disk_reserve": MORE_THAN_ANY_DISK})) as crowded:
+        yield crowded
+
+
+def files(api: Api) -> set[Path]:
+    return {path for path in (api.settings.home / "blobs").rglob("*") if path.is_file()}
+
+
+def register(api: Api, data: bytes) -> httpx2.Response:
+    return api.client.post(
+        "/v1/models", files={"file": ("a.onnx", data)}, data={"manifest": json.dumps({**SAID, "id": "big"})}
+    )
+
+
+def infer(api: Api) -> httpx2.Response:
+    spec = some_model().input
+    shape = [1, spec.channels, spec.height, spec.width]
+    data = [0.0] * (shape[1] * shape[2] * shape[3])
+    tensor = {"name": "image", "datatype": "FP32", "shape": shape, "data": data}
+    return api.client.post(f"/v2/models/{some_model().id}/infer", json={"inputs": [tensor]})
+
+
+def test_nothing_new_is_taken_while_the_disk_is_nearly_full(api: Api, crowded: Api) -> None:
+    job = api.job()
+    before = files(api), api.ledger.counts()
+    for response in (
+        crowded.submit(),
+        crowded.submit("/v1/predictions"),
+        crowded.client.post(f"{job['links']['self']}/rerun"),
+        register(crowded, linear_onnx()),
+        infer(crowded),
+    ):
+        problem(response, 507, "storage_full")
+        assert response.headers["retry-after"] == "60"
+    assert (files(api), api.ledger.counts()) == before
+
+
+def test_what_is_there_can_be_read_and_deleted_then(api: Api, crowded: Api) -> None:
+    path = api.job()["links"]["self"]
+    assert crowded.client.get(path).json()["status"] == "succeeded"
+    assert crowded.client.get(f"{path}/artifacts/adversarial.png").status_code == 200
+    assert crowded.client.delete(path).status_code == 204
+
+
+def test_operators_see_how_much_is_free(crowded: Api) -> None:
+    shown = crowded.client.get("/v1/operations").json()["storage"]
+    assert 0 < shown["free"] < shown["reserve"] == MORE_THAN_ANY_DISK
+    [line] = re.findall(r"(?m)^touchstone_storage_free_bytes (\S+)", crowded.client.get("/metrics").text)
+    assert abs(float(line) - shown["free"]) < 2**30
+
+
+def test_an_image_that_does_not_fit_is_507_and_leaves_nothing(api: Api) -> None:
+    before = files(api)
+    with full_disk():
+        problem(api.submit(image=large_png()), 507, "storage_full")
+        assert files(api) == before
+        assert api.submit().status_code == 200, "a small one fits"
+    assert api.submit(image=large_png()).status_code == 200
+
+
+def test_a_model_that_does_not_fit_is_507_and_leaves_nothing(api: Api) -> None:
+    before = files(api)
+    with full_disk():
+        problem(register(api, linear_onnx() + bytes(3 * 2**20)), 507, "storage_full")
+        assert files(api) == before
+
+
+def test_a_blob_that_does_not_fit_is_not_there(tmp_path: Path) -> None:
+    blobs = FolderBlobs(tmp_path)
+    with full_disk(), pytest.raises(StorageFull):
+        blobs.put_many([b"small", large_png()])
+    assert [path.name for path in tmp_path.rglob(".new-*")] == []
+    blobs.put(large_png())
+
+
+@pytest.fixture
+def server(valkey: str) -> redis.Redis:
+    return connect(valkey)
+
+
+@contextmanager
+def out_of_memory(server: redis.Redis) -> Iterator[None]:
+    server.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        server.config_set("maxmemory", 0)
+
+
+def test_a_ledger_without_memory_takes_nothing_and_forgets_what_it_should(
+    ledger: Ledger, submission: Submission, server: redis.Redis, tmp_path: Path
+) -> None:
+    first, second, third = (ledger.accept(submission)[0].id for _ in range(3))
+    for job in (first, second):
+        ledger.cancel(job)
+    server.zadd("ts:ended", {first: 1})
+    with out_of_memory(server):
+        with pytest.raises(LedgerUnavailable):
+            ledger.accept(submission)
+        Sweeper(ledger, FolderBlobs(tmp_path)).expire()
+        for job in (second, third):
+            ledger.delete(job)
+    assert ledger.find().jobs == ()
+    assert ledger.accept(submission)[0].status == "queued"
+
+
+def test_a_ledger_without_memory_is_503(api: Api) -> None:
+    with connect(str(api.settings.redis_url)) as server, out_of_memory(server):
+        problem(api.submit(), 503, "ledger_unavailable")
+        assert api.client.get("/v1/jobs").status_code == 200
