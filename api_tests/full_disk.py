@@ -1,4 +1,4 @@
-"""A disk without room, for this process alone: the kernel ends the growth of files in the midst of a write."""
+"""A disk without room, for this process alone: the kernel stops a file in the midst of a write."""
 
 from __future__ import annotations
 
