@@ -14,7 +14,7 @@ from serving import EXAMINED
 from service.queue import open_bell
 from touchstone.jobs.blobs import FolderBlobs, digest_of
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import Artifact, Progress, Submission
+from touchstone.jobs.record import LOCAL, Artifact, Progress, Submission
 from touchstone.jobs.scripts import connect
 from touchstone.jobs.sweeping import Sweeper
 from touchstone.models.zoo import manifests
@@ -77,7 +77,7 @@ class Site:
         card = next(iter(manifests().values())).model_copy(
             update={"id": "mine", "digest": digest_of(b"model")}
         )
-        self.ledger.versions.register(card, EXAMINED)
+        self.ledger.of(LOCAL).versions.register(card, EXAMINED)
         self.ledger.note_probe(card.digest, EXAMINED)
         self.ledger.spending(card.digest, 1, budget=None, rate=5.0, token="t")
         self.ledger.beat("worker", {"running": 1}, ["mine"])
@@ -90,7 +90,7 @@ class Site:
         """Let time pass, and delete what only its owner deletes."""
         for key in server.zrange("ts:ended", 0, -1):
             server.zadd("ts:ended", {key: 1})
-        self.ledger.versions.forget("mine")
+        self.ledger.of(LOCAL).versions.forget("mine")
         self.ledger.leave("worker")
         server.zadd("ts:served", {"mine": 1})
         self.ledger.reap()
@@ -138,3 +138,14 @@ def test_the_events_of_a_job_are_bounded(ledger: Ledger, submission: Submission,
             [(job.id, 1, Progress(done=done, total=3000), None) for done in range(start, start + 500)]
         )
     assert 1000 <= server.xlen(f"ts:events:{job.id}") <= 1100
+
+
+def test_bells_that_no_worker_hears_are_bounded(
+    ledger: Ledger, submission: Submission, server: redis.Redis
+) -> None:
+    for _ in range(2):
+        ledger.accept(submission)
+    server.lpush("touchstone", *map(str, range(5000)))
+    ledger.reap()
+    assert server.lrange("touchstone", -1, -1) == ["0"], "the first to be heard stays"
+    assert server.llen("touchstone") == 1002

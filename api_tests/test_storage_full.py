@@ -36,9 +36,12 @@ def files(api: Api) -> set[Path]:
     return {path for path in (api.settings.home / "blobs").rglob("*") if path.is_file()}
 
 
-def register(api: Api, data: bytes) -> httpx2.Response:
+def register(api: Api, data: bytes, wait: int = 0) -> httpx2.Response:
     return api.client.post(
-        "/v1/models", files={"file": ("a.onnx", data)}, data={"manifest": json.dumps({**SAID, "id": "big"})}
+        "/v1/models",
+        files={"file": ("a.onnx", data)},
+        data={"manifest": json.dumps({**SAID, "id": "big"})},
+        headers={"Prefer": f"wait={wait}"},
     )
 
 
@@ -77,6 +80,18 @@ def test_operators_see_how_much_is_free(crowded: Api) -> None:
     assert 0 < shown["free"] < shown["reserve"] == MORE_THAN_ANY_DISK
     [line] = re.findall(r"(?m)^touchstone_storage_free_bytes (\S+)", crowded.client.get("/metrics").text)
     assert abs(float(line) - shown["free"]) < 2**30
+
+
+def test_where_everything_is_deleted_no_bytes_stay(api: Api) -> None:
+    assert infer(api).status_code == 200
+    api.job()
+    api.job(path="/v1/predictions")
+    assert register(api, linear_onnx(), wait=10).status_code == 200
+    assert api.client.delete("/v1/models/big").status_code == 204
+    for job in api.client.get("/v1/jobs", params={"limit": 200}).json()["items"]:
+        assert api.client.delete(job["links"]["self"]).status_code == 204
+    Sweeper(api.ledger, FolderBlobs(api.settings.home / "blobs"), aside_seconds=-1).sweep()
+    assert {path.name for path in files(api)} <= {"owner"}
 
 
 def test_an_image_that_does_not_fit_is_507_and_leaves_nothing(api: Api) -> None:

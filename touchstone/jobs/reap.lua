@@ -17,11 +17,19 @@ for _, id in ipairs(lost) do
   end
 end
 
+-- Bells of jobs that were canceled stay until a worker hears them; where none does, they must not grow without bound.
+local SPARE_BELLS = 1000
+local waiting = redis.call('ZCARD', 'ts:status:queued')
+local function bells_in(queue)
+  redis.call('LTRIM', queue, -(waiting + SPARE_BELLS), -1)
+  return redis.call('LLEN', queue)
+end
+
 -- A bell is missing only where the broker holds fewer messages than jobs wait. Those whose bell was rung the longest
 -- time ago come first; the fraction keeps their order.
-local missing = redis.call('ZCARD', 'ts:status:queued') - redis.call('LLEN', list)
+local missing = waiting - bells_in(list)
 for _, model in ipairs(redis.call('ZRANGE', SERVED, 0, -1)) do
-  missing = missing - redis.call('LLEN', list .. ':' .. model)
+  missing = missing - bells_in(list .. ':' .. model)
 end
 local ring = {}
 if missing > 0 then
