@@ -31,7 +31,6 @@ class Sweeper(Rounds):
 
     def __init__(self, ledger: Ledger, blobs: Blobs, *, aside_seconds: float = ASIDE_SECONDS) -> None:
         super().__init__("sweeper", self.sweep, PAUSE_SECONDS)
-        self._ledger = ledger
         self._keeping = ledger.keeping
         self._blobs = blobs
         self._patience = round(aside_seconds * 1000)
