@@ -89,7 +89,7 @@ def test_fifty_concurrent_accepts_with_one_key_make_one_job(ledger: Ledger, subm
 def test_an_accept_sent_twice_makes_one_job(valkey: str) -> None:
     scripts = Scripts(connect(valkey))
     asked = '{"image": null, "file": "d"}'
-    arguments = ("an-id", asked, "attack", "pgd", "m", 1000, 10, 1000, "", "", 1000, "local", "")
+    arguments = ("an-id", asked, "attack", "pgd", "m", 1000, 10, 1000, "", "", 1000, "local", "", 9, "", "")
     first = scripts.run("accept", *arguments)
     assert scripts.run("accept", *arguments) == first
     assert connect(valkey).zcard("ts:all") == 1

@@ -89,7 +89,7 @@ def _accept(
     check_room(backend)
     prepared.keep(backend.blobs)
     idempotency = (key, prepared.digest()) if key else None
-    job, created = backend.ledger.accept(prepared.submission, idempotency=idempotency)
+    job, created = backend.ledger.accept(prepared.submission, idempotency=idempotency, passes=prepared.passes)
     listener = listening.enter_context(backend.waiting.listen(job.id, is_over)) if listening else None
     if created:
         backend.ringer.ring(job.id)

@@ -38,7 +38,7 @@ def continuation(job: Job, received: Received, *, backend: Backend) -> Prepared:
     check_model(job.submission, backend.models)
     asked = _asked(received)
     check_receiver(asked.webhook, backend.settings)
-    check_cost(method.model_copy(update={"n": asked.n}), backend.settings.cost_limit)
+    passes = check_cost(method.model_copy(update={"n": asked.n}), backend.settings.cost_limit)
     before, sampling = job.submission, (job.result or {})["sampling"]
     changes: dict[str, Any] = {"n": sampling["n_used"] + asked.n}
     changes |= asked.model_dump(include={"target_radius"} & asked.model_fields_set)
@@ -53,7 +53,7 @@ def continuation(job: Job, received: Received, *, backend: Backend) -> Prepared:
             "rerun_of": None,
         }
     )
-    return Prepared(submission, backend.blobs.get(before.source))
+    return Prepared(submission, backend.blobs.get(before.source), passes)
 
 
 def _asked(received: Received) -> Continue:

@@ -224,7 +224,7 @@ def _prepared(question: Question, card: Manifest) -> Prepared:
         execution=question.request.parameters.execution,
         deadline=LONGEST_SECONDS,
     )
-    return Prepared(submission, file)
+    return Prepared(submission, file, question.rows)
 
 
 def _answer(backend: Backend, asked: InferenceRequest, card: Manifest, job: Job) -> Response:

@@ -16,7 +16,7 @@ from service.continuing import Continue, continuation
 from service.known import JobId, KnownJob
 from service.pages import Cursor, Limit, Moment, Page, link_next
 from service.preferences import IfNoneMatch
-from service.submissions import Prepared, check_model
+from service.submissions import Prepared, check_model, passes_of
 from touchstone.errors import InvalidParameter, JobConflict, LedgerUnavailable
 from touchstone.jobs.answers import Change
 from touchstone.jobs.holdings import Holdings
@@ -186,7 +186,7 @@ def _again(backend: Backend, job: Job) -> Prepared:
     check_model(asked, backend.models)
     drawn = (job.result or {}).get("sampling", {}).get("seed", asked.seed)  # of the pool, where there was one
     changes = {"rerun_of": job.id, "continues": None, "seed": drawn}
-    return Prepared(asked.model_copy(update=changes), backend.blobs.get(asked.source))
+    return Prepared(asked.model_copy(update=changes), backend.blobs.get(asked.source), passes_of(asked))
 
 
 @router.delete(

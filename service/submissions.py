@@ -21,6 +21,7 @@ from touchstone.fitting import check_fit, with_surrogates
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Submission
 from touchstone.methods import Method, cost_of, invalid_parameter
+from touchstone.methods import find as find_method
 from touchstone.models.manifest import Manifest
 from touchstone.models.shelf import Shelf, find
 from touchstone.predicting import Predict
@@ -110,6 +111,8 @@ class Prepared:
 
     submission: Submission
     source: bytes | Path | None
+    passes: int = 0
+    """The most that the job may ask the model."""
 
     def keep(self, blobs: Blobs) -> None:
         """Store what it points to, and let go of it: the client may wait for the job for long."""
@@ -136,11 +139,12 @@ def method_submission(
     check_receiver(asked.webhook, settings)
     chosen = with_surrogates(chosen, manifest, shelf)
     label, target = _classes(method, manifest, asked) if isinstance(asked, AskedOfAttack) else (None, None)
-    check_cost(chosen, settings.cost_limit)
+    passes = check_cost(chosen, settings.cost_limit)
     return _prepared(
         decoders.canonical(body.image),
         asked,
         manifest,
+        passes=passes,
         kind=chosen.kind,
         method=method.info.name,
         parameters=chosen.model_dump(mode="json"),
@@ -162,11 +166,12 @@ def prediction(received: Received, *, settings: Settings, shelf: Shelf, decoders
     chosen = _predict(parameters, manifest)
     check_fit(chosen, manifest)
     check_receiver(asked.webhook, settings)
-    check_cost(chosen, settings.cost_limit)
+    passes = check_cost(chosen, settings.cost_limit)
     return _prepared(
         decoders.canonical(body.image),
         asked,
         manifest,
+        passes=passes,
         kind="prediction",
         method="predict",
         parameters=chosen.parameters(),
@@ -241,8 +246,8 @@ def _classes(method: type[Method], manifest: Manifest, asked: AskedOfAttack) -> 
     return label, target
 
 
-def check_cost(method: Method | Predict, limit: int) -> None:
-    """Raise `CostTooHigh` where the job may ask for more than one job may."""
+def check_cost(method: Method | Predict, limit: int) -> int:
+    """The passes that the job may ask for at most; raises `CostTooHigh` where one job may not."""
     cost = cost_of(method)
     if cost.total > limit:
         raise CostTooHigh(
@@ -251,6 +256,13 @@ def check_cost(method: Method | Predict, limit: int) -> None:
             cost={"forward": cost.forward, "backward": cost.backward, "total": cost.total},
             limit=limit,
         )
+    return cost.total
+
+
+def passes_of(asked: Submission) -> int:
+    """The passes that a job which was asked for once before may ask for at most."""
+    known: type[Method | Predict] = Predict if asked.kind == "prediction" else find_method(asked.method)
+    return cost_of(known.model_validate(asked.parameters)).total
 
 
 def check_model(asked: Submission, shelf: Shelf) -> None:
@@ -279,6 +291,7 @@ def _prepared(
     asked: Asked,
     manifest: Manifest,
     *,
+    passes: int,
     kind: JobKind,
     method: str,
     parameters: dict[str, Any],
@@ -299,4 +312,4 @@ def _prepared(
         deadline=asked.deadline,
         webhook=asked.webhook,
     )
-    return Prepared(submission, png)
+    return Prepared(submission, png, passes)

@@ -251,6 +251,24 @@ class StorageFull(Failure):
     code = "storage_full"
 
 
+class TenantQueueFull(Failure):
+    """As many jobs of one tenant wait as it may have."""
+
+    code = "tenant_queue_full"
+
+
+class BudgetSpent(Failure):
+    """The passes that a tenant's jobs may ask for in a day are spent."""
+
+    code = "budget_spent"
+
+
+class RateLimited(Failure):
+    """Requests come faster than this client may send them."""
+
+    code = "rate_limited"
+
+
 class LedgerUnavailable(Failure):
     """The ledger did not answer in time."""
 

@@ -60,6 +60,16 @@ class Settings(BaseSettings):
         description="Jobs that one worker runs at once; an eighth more for tenants that have none there.",
     )
     queue_limit: int = Field(20_000, ge=1, description="Jobs that may wait; one more is refused with 429.")
+    tenant_queue_limit: int = Field(
+        10_000, ge=1, description="Jobs of one tenant that may wait; for tenants with keys, like those below."
+    )
+    tenant_passes: int | None = Field(
+        None, ge=1, description="Passes that one tenant's jobs may ask for in a day (UTC); unset: no bound."
+    )
+    tenant_requests: int = Field(6_000, ge=1, description="Requests a minute of one tenant that only read.")
+    tenant_submissions: int = Field(
+        3_000, ge=1, description="Requests a minute of one tenant that start or end something."
+    )
     cost_limit: int = Field(200_000, ge=1, description="Forward and backward passes one job may ask for.")
     upload_limit: int = Field(10 * MIB, ge=1, description="Bytes of an uploaded image.")
     inference_rows: int = Field(1024, ge=1, description="Images of one inference request.")

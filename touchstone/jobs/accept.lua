@@ -1,8 +1,9 @@
 -- id, submission, kind, method, model, deadline ms, queue limit, ring grace ms, idempotency key or '', digest, its life ms,
--- tenant, webhook or ''
+-- tenant, webhook or '', passes that the job may ask for, jobs of the tenant that may wait or '', its passes a day or ''
 local id, submission, kind, method, model = unpack(ARGV, 1, 5)
 local deadline, limit, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local key, digest, life, tenant, webhook = unpack(ARGV, 9, 13)
+local passes, most, budget = ARGV[14], tonumber(ARGV[15]), tonumber(ARGV[16])
 
 if redis.call('EXISTS', job_key(id)) == 1 then
   return {'created', fields(id)}
@@ -18,6 +19,13 @@ local at = now()
 if redis.call('ZCARD', 'ts:status:queued') >= limit then
   return {'full', oldest_wait(at, 'ts:status:queued')}
 end
+if most and tonumber(redis.call('HGET', WAITING, tenant) or 0) >= most then
+  return {'crowded', oldest_wait(at, 'ts:status:queued')}
+end
+local day = math.floor(at / DAY)
+if budget and tonumber(redis.call('HGET', spent_key(day), tenant) or 0) + passes > budget then
+  return {'spent', (day + 1) * DAY - at}
+end
 
 local seq = redis.call('INCR', 'ts:seq')
 set(id, 'id', id, 'seq', seq, 'version', 0, 'status', 'queued', 'submission', submission, 'created_at', at,
@@ -28,6 +36,7 @@ for _, index in ipairs(indexes('queued', kind, method, model, tenant)) do
 end
 redis.call('ZADD', BELLS, at + grace, id)
 stand_in_line(id, lane_of(model))
+if budget then spend_passes(id, tenant, passes, day) end
 if key ~= '' then
   redis.call('HSET', 'ts:key:' .. key, 'digest', digest, 'job', id)
   redis.call('PEXPIRE', 'ts:key:' .. key, life)

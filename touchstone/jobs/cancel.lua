@@ -5,6 +5,7 @@ local function cancel(id)
   if job[1] == 'queued' then
     set(id, 'cancel', 1)
     enter(id, 'canceled', now())
+    give_passes_back(id)
     return 'canceled'
   end
   if job[1] == 'running' and job[2] ~= '1' then

@@ -74,6 +74,27 @@ local function move(id, lane)
   stand_in_line(id, lane)
 end
 
+local DAY = 86400000
+
+-- The passes that each tenant with a budget has spent on a day: as many as its jobs may ask for, told when they come.
+local function spent_key(day)
+  return string.format('ts:passes:%d', day)
+end
+
+local function spend_passes(id, tenant, passes, day)
+  redis.call('HINCRBY', spent_key(day), tenant, passes)
+  redis.call('PEXPIRE', spent_key(day), 2 * DAY)
+  redis.call('HSET', 'ts:job:' .. id, 'passes', passes, 'day', day)
+end
+
+-- Whatever ends before it was ever begun has cost nothing.
+local function give_passes_back(id)
+  local job = redis.call('HMGET', 'ts:job:' .. id, 'passes', 'day', 'claims', 'tenant')
+  if job[1] and job[3] == '0' and redis.call('EXISTS', spent_key(job[2])) == 1 then
+    count(spent_key(job[2]), job[4], -job[1])
+  end
+end
+
 local function begin_turn(id)
   local lane, tenant = place_of(id)
   redis.call('HSET', CLAIMS, redis.call('HGET', 'ts:job:' .. id, 'token'), id)

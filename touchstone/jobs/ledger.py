@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from touchstone.errors import (
+    BudgetSpent,
     Crowded,
+    Failure,
     IdempotencyMismatch,
     JobConflict,
     QueueFull,
+    TenantQueueFull,
     UnknownJob,
     WorkerLost,
 )
@@ -34,6 +38,7 @@ from touchstone.jobs.outbox import Outbox
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
 from touchstone.jobs.spending import Spending
+from touchstone.jobs.tenants import Allowance, Tenants
 from touchstone.jobs.versions import Versions
 from touchstone.models.measured import Probe
 from touchstone.settings import Settings
@@ -56,6 +61,7 @@ class Ledger:
         self._scripts = Scripts(self._client)
         self._finder = Finder(self._client, self._scripts)
         self.outbox = Outbox(self._client, self._scripts, days=settings.webhook_days)
+        self.tenants = Tenants(self._client, self._scripts, settings)
         self.spending = Spending(self._client, self._scripts)
         self.keeping = Keeping(self._client, self._scripts, settings)
 
@@ -71,13 +77,16 @@ class Ledger:
         )
 
     def accept(
-        self, submission: Submission, *, idempotency: tuple[str, str] | None = None
+        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, passes: int = 0
     ) -> tuple[Job, bool]:
         """Write a new job down; true where it is new, false where its key and digest were known.
 
-        `IdempotencyMismatch` where the key came with another digest, `QueueFull` where too many jobs wait.
+        `passes` is the most that it may ask the model.
+        `IdempotencyMismatch` where the key came with another digest, `QueueFull` where too many jobs wait,
+        `TenantQueueFull` where too many of the tenant's do, `BudgetSpent` where its passes would be too many.
         """
         key, digest = idempotency or ("", "")
+        allowed = self.tenants.allowance(submission.tenant)
         verdict, *rest = self._scripts.run(
             "accept",
             secrets.token_hex(16),
@@ -93,18 +102,34 @@ class Ledger:
             _milliseconds(self._settings.idempotency_days * 86_400),
             submission.tenant,
             submission.webhook or "",
+            passes,
+            "" if allowed.waiting is None else allowed.waiting,
+            "" if allowed.passes is None else allowed.passes,
         )
+        if verdict in ("created", "known"):
+            return wire.job(rest[0]), verdict == "created"
+        raise self._refusal(verdict, rest, allowed)
+
+    def _refusal(self, verdict: str, rest: Sequence[int], allowed: Allowance) -> Failure:
+        """Why a job was not accepted, and when it is worth coming back."""
         if verdict == "mismatch":
-            raise IdempotencyMismatch(
+            return IdempotencyMismatch(
                 "Idempotency-Key: it was used before with another request; take a new one"
             )
-        if verdict == "full":
-            raise self._queue_full(rest[0])
-        return wire.job(rest[0]), verdict == "created"
-
-    def _queue_full(self, oldest_wait: int) -> QueueFull:
+        if verdict == "spent":
+            after = math.ceil(rest[0] / 1000)
+            return BudgetSpent(
+                f"the job's passes and those of today are more than {allowed.passes:,}; "
+                f"the day ends in {after:,} s, at midnight UTC",
+                retry_after=after,
+            )
         # The longer the queue takes to pass, the later it is worth coming back.
-        after = min(60, max(1, oldest_wait // 10_000))
+        after = min(60, max(1, rest[0] // 10_000))
+        if verdict == "crowded":
+            return TenantQueueFull(
+                f"{allowed.waiting:,} jobs of yours are waiting, as many as may; try again in {after} s",
+                retry_after=after,
+            )
         limit = self._settings.queue_limit
         return QueueFull(
             f"{limit:,} jobs are waiting, as many as may; try again in {after} s", retry_after=after

@@ -129,7 +129,10 @@ local function forget_job(id)
   local image, key = unpack(get(id, 'image', 'key'))
   redis.call('ZREM', ENDED, id)
   redis.call('ZREM', BELLS, id)
-  if job[1] == 'queued' then leave_line(id) end
+  if job[1] == 'queued' then
+    leave_line(id)
+    give_passes_back(id)
+  end
   for _, index in ipairs(indexes(unpack(job))) do redis.call('ZREM', index, id) end
   forget_deliveries_of(id)
   let_go(image)

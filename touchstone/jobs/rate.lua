@@ -1,0 +1,14 @@
+-- what is asked for, tenant, how often a minute. A bucket that holds a minute's worth, and is filled evenly. Whether there was
+-- one left, how many are left now, and in how many microseconds the next comes or, if this was granted, all are back.
+local MINUTE = 60000000
+local what, tenant, most = unpack(ARGV)
+local key = 'ts:rate:' .. what .. ':' .. tenant
+local time = redis.call('TIME')
+local at = time[1] * 1000000 + time[2]
+local each = MINUTE / most
+local empty_for = math.max(0, tonumber(redis.call('GET', key) or 0) - at)
+if empty_for + each > MINUTE + 1 then return {0, 0, math.ceil(empty_for + each - MINUTE)} end
+
+empty_for = empty_for + each
+redis.call('SET', key, string.format('%.0f', at + empty_for), 'PX', math.ceil(empty_for / 1000))
+return {1, math.floor((MINUTE - empty_for) / each + 0.001), math.ceil(empty_for)}
