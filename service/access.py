@@ -8,6 +8,7 @@ from typing import Literal, cast, get_args
 from fastapi import Request, Security
 from fastapi.security import SecurityScopes
 
+from service import rates
 from touchstone.errors import InsufficientScope
 from touchstone.jobs.record import LOCAL
 
@@ -37,6 +38,7 @@ async def identify(request: Request, needed: SecurityScopes) -> Caller:
     if missing:
         raise InsufficientScope(f"this needs a key with the scope {missing[0]}", scope=missing[0])
     request.scope[_CALLER] = caller
+    await rates.take(request, caller.tenant, "requests" if "read" in needed.scopes else "submissions")
     return caller
 
 

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import problems
+from service import problems, rates
 from service.metrics import Durations
 from touchstone.logs import get_logger
 
@@ -93,6 +93,7 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             for name, value in _SAFETY.items():
                 headers.setdefault(name, value)
+            headers.update(rates.headers(self._scope))
             headers["X-Request-Id"] = self.id
         await self._send(message)
 
