@@ -12,9 +12,9 @@ from test_ledger import claim
 from typer.testing import CliRunner
 
 from touchstone import cli, errors
+from touchstone.jobs.allowances import Allowance, Allowances, Rate, Standing
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import LOCAL, Submission
-from touchstone.jobs.tenants import Allowance, Rate, Standing, Tenants
 from touchstone.settings import Settings
 
 
@@ -25,27 +25,27 @@ def theirs(submission: Submission) -> Submission:
 
 
 @pytest.fixture
-def tenants(ledger: Ledger) -> Tenants:
-    return ledger.tenants
+def allowances(ledger: Ledger) -> Allowances:
+    return ledger.allowances
 
 
-def test_usual_bounds_are_those_of_the_settings_and_none_without_keys(tenants: Tenants) -> None:
-    assert tenants.allowance("them") == Allowance(waiting=10_000, requests=6_000, submissions=3_000)
-    assert tenants.allowance(LOCAL) == Allowance()
+def test_usual_bounds_are_those_of_the_settings_and_none_without_keys(allowances: Allowances) -> None:
+    assert allowances.of("them") == Allowance(waiting=10_000, requests=6_000, submissions=3_000)
+    assert allowances.of(LOCAL) == Allowance()
 
 
 def test_an_allowance_of_ones_own_goes_before_and_can_be_taken_back(
-    settings: Settings, tenants: Tenants
+    settings: Settings, allowances: Allowances
 ) -> None:
     elsewhere = Ledger(str(settings.redis_url), settings)
-    elsewhere.tenants.set("them", Allowance(waiting=3))
-    assert tenants.allowance("them") == Allowance(waiting=3)
-    assert tenants.all() == {"them": Allowance(waiting=3)}
-    elsewhere.tenants.set("them", None)
-    assert elsewhere.tenants.allowance("them").waiting == 10_000
-    assert tenants.all() == {}
+    elsewhere.allowances.set("them", Allowance(waiting=3))
+    assert allowances.of("them") == Allowance(waiting=3)
+    assert allowances.all() == {"them": Allowance(waiting=3)}
+    elsewhere.allowances.set("them", None)
+    assert elsewhere.allowances.of("them").waiting == 10_000
+    assert allowances.all() == {}
     end = time.monotonic() + 1.5
-    while tenants.allowance("them").waiting == 3:
+    while allowances.of("them").waiting == 3:
         assert time.monotonic() < end
     elsewhere.close()
 
@@ -53,7 +53,7 @@ def test_an_allowance_of_ones_own_goes_before_and_can_be_taken_back(
 def test_as_many_jobs_of_a_tenant_wait_as_may_and_no_others_are_refused(
     ledger: Ledger, submission: Submission, theirs: Submission
 ) -> None:
-    ledger.tenants.set("them", Allowance(waiting=2))
+    ledger.allowances.set("them", Allowance(waiting=2))
     first, _ = ledger.accept(theirs, idempotency=("key", "digest"))
     second, _ = ledger.accept(theirs)
     with pytest.raises(errors.TenantQueueFull) as refused:
@@ -63,7 +63,6 @@ def test_as_many_jobs_of_a_tenant_wait_as_may_and_no_others_are_refused(
     assert ledger.accept(theirs, idempotency=("key", "digest"))[0].id == first.id
     ledger.cancel(second.id)
     assert ledger.accept(theirs)[1]
-    assert ledger.tenants.waiting() == {LOCAL: 1, "them": 2}
 
 
 def spent(server: redis.Redis) -> int:
@@ -74,7 +73,7 @@ def spent(server: redis.Redis) -> int:
 def test_a_budget_of_passes_is_spent_until_the_day_ends(
     ledger: Ledger, theirs: Submission, server: redis.Redis
 ) -> None:
-    ledger.tenants.set("them", Allowance(passes=100))
+    ledger.allowances.set("them", Allowance(passes=100))
     ledger.accept(theirs, passes=60)
     with pytest.raises(errors.BudgetSpent) as refused:
         ledger.accept(theirs, passes=41)
@@ -92,7 +91,7 @@ def test_a_budget_of_passes_is_spent_until_the_day_ends(
 def test_what_was_never_begun_is_given_back_and_nothing_else(
     ledger: Ledger, theirs: Submission, server: redis.Redis, way: str
 ) -> None:
-    ledger.tenants.set("them", Allowance(passes=100))
+    ledger.allowances.set("them", Allowance(passes=100))
     begun, waiting = (ledger.accept(theirs, passes=30)[0] for _ in range(2))
     ledger.release(begun.id, claim(ledger, begun).claims)
     for job in (waiting, begun):
@@ -100,33 +99,33 @@ def test_what_was_never_begun_is_given_back_and_nothing_else(
     assert spent(server) == 30
 
 
-def take(tenants: Tenants, rate: Rate) -> Standing:
-    standing = tenants.take("them", rate)
+def take(allowances: Allowances, rate: Rate) -> Standing:
+    standing = allowances.take("them", rate)
     assert standing is not None
     return standing
 
 
-def test_a_bucket_holds_a_minutes_worth_and_fills_evenly(tenants: Tenants) -> None:
-    tenants.set("them", Allowance(requests=3000, submissions=2))
-    first, second, third = (take(tenants, "submissions") for _ in range(3))
+def test_a_bucket_holds_a_minutes_worth_and_fills_evenly(allowances: Allowances) -> None:
+    allowances.set("them", Allowance(requests=3000, submissions=2))
+    first, second, third = (take(allowances, "submissions") for _ in range(3))
     assert [one.granted for one in (first, second, third)] == [True, True, False]
     assert [one.left for one in (first, second, third)] == [1, 0, 0]
     assert 29 < first.seconds <= 30
     assert 59 < second.seconds <= 60
     assert 29 < third.seconds <= 30, "the next one comes in half a minute"
-    assert take(tenants, "requests").left == 2999, "another bucket"
-    assert tenants.take(LOCAL, "requests") is None
+    assert take(allowances, "requests").left == 2999, "another bucket"
+    assert allowances.take(LOCAL, "requests") is None
 
 
-def test_a_bucket_that_was_emptied_is_filled_again(tenants: Tenants, server: redis.Redis) -> None:
-    tenants.set("them", Allowance(requests=600))
+def test_a_bucket_that_was_emptied_is_filled_again(allowances: Allowances, server: redis.Redis) -> None:
+    allowances.set("them", Allowance(requests=600))
     second, micro = server.time()
     server.set("ts:rate:requests:them", (second + 60) * 10**6 + micro)
-    empty = take(tenants, "requests")
+    empty = take(allowances, "requests")
     assert not empty.granted
     assert 0 < empty.seconds <= 0.1
     time.sleep(empty.seconds)
-    assert take(tenants, "requests").granted
+    assert take(allowances, "requests").granted
 
 
 @pytest.fixture
@@ -137,7 +136,7 @@ def own(settings: Settings) -> Iterator[Api]:
 
 def test_requests_that_come_too_fast_are_refused_and_every_answer_says_how_it_stands(own: Api) -> None:
     assert "RateLimit" not in own.client.get("/v1/jobs").headers
-    own.ledger.tenants.set(LOCAL, Allowance(requests=3, submissions=1))
+    own.ledger.allowances.set(LOCAL, Allowance(requests=3, submissions=1))
     answers = [own.client.get(path) for path in ("/v1/jobs", "/v1/jobs/none", "/v1/models", "/v1/jobs")]
     assert [answer.status_code for answer in answers] == [200, 404, 200, 429]
     assert {answer.headers["RateLimit-Policy"] for answer in answers} == {'"requests";q=3;w=60'}
@@ -153,11 +152,11 @@ def test_requests_that_come_too_fast_are_refused_and_every_answer_says_how_it_st
 
 
 def test_a_full_share_and_a_spent_budget_are_told_with_when_to_come_back(own: Api) -> None:
-    own.ledger.tenants.set(LOCAL, Allowance(passes=400))
+    own.ledger.allowances.set(LOCAL, Allowance(passes=400))
     assert own.submit(steps="40", early_stop="false").status_code == 200
     refused = own.submit(steps="100")
     assert problem(refused, 429, "budget_spent")["retry_after"] == int(refused.headers["Retry-After"])
-    own.ledger.tenants.set(LOCAL, Allowance(waiting=0))
+    own.ledger.allowances.set(LOCAL, Allowance(waiting=0))
     problem(own.submit(), 429, "tenant_queue_full")
 
 
@@ -165,7 +164,7 @@ def test_without_a_ledger_nothing_is_counted(own: Api, monkeypatch: pytest.Monke
     def unreachable(*_: object) -> None:
         raise errors.LedgerUnavailable("gone")
 
-    monkeypatch.setattr(Tenants, "take", unreachable)
+    monkeypatch.setattr(Allowances, "take", unreachable)
     assert own.client.get("/v1/attacks").status_code == 200
 
 
@@ -185,12 +184,12 @@ def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def test_the_command_line_sets_and_lists_allowances(run: Run, tenants: Tenants) -> None:
+def test_the_command_line_sets_and_lists_allowances(run: Run, allowances: Allowances) -> None:
     assert "10,000" in run("list")
     run("set", "them", "--waiting", "7", "--requests", "none")
-    assert tenants.all() == {"them": Allowance(waiting=7, submissions=3_000)}
+    assert allowances.all() == {"them": Allowance(waiting=7, submissions=3_000)}
     assert "them" in run("set", "them", "--passes", "1000")
-    assert tenants.all()["them"] == Allowance(waiting=7, passes=1000, submissions=3_000)
+    assert allowances.all()["them"] == Allowance(waiting=7, passes=1000, submissions=3_000)
     assert "them" not in run("reset", "them")
 
 

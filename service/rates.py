@@ -13,9 +13,9 @@ from anyio import to_thread
 from fastapi import Request
 from starlette.types import Scope
 
-from service.backend import backend_of
+from service.backend import whole_of
 from touchstone.errors import LedgerUnavailable, RateLimited
-from touchstone.jobs.tenants import Rate, Standing
+from touchstone.jobs.allowances import Rate, Standing
 
 WINDOW = 60
 _STANDING = "touchstone.standing"
@@ -26,9 +26,9 @@ async def take(request: Request, tenant: str, rate: Rate) -> None:
 
     While the ledger is out of reach nothing is counted: whatever needs it fails anyway.
     """
-    tenants = backend_of(request).ledger.tenants
+    allowances = whole_of(request).ledger.allowances
     try:
-        standing = await to_thread.run_sync(tenants.take, tenant, rate)
+        standing = await to_thread.run_sync(allowances.take, tenant, rate)
     except LedgerUnavailable:
         return
     if standing is not None:

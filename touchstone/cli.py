@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 from rich.table import Table
 
-from touchstone import allowances
+from touchstone import allowing
 from touchstone.bringing import refusals, register
 from touchstone.certifying import rounded_down
 from touchstone.errors import Failure, InvalidParameter, StartError
@@ -159,7 +159,7 @@ def _accuracy(shown: dict[str, Any]) -> str:
 
 
 app.command()(register)
-app.add_typer(allowances.app, name="tenants")
+app.add_typer(allowing.app, name="tenants")
 
 
 @app.command(context_settings=OWN_FLAGS)

@@ -19,8 +19,9 @@ local at = now()
 if redis.call('ZCARD', 'ts:status:queued') >= limit then
   return {'full', oldest_wait(at, 'ts:status:queued')}
 end
-if most and tonumber(redis.call('HGET', WAITING, tenant) or 0) >= most then
-  return {'crowded', oldest_wait(at, 'ts:status:queued')}
+local _, own_queue = status_indexes('queued', tenant)
+if most and redis.call('ZCARD', own_queue) >= most then
+  return {'crowded', oldest_wait(at, own_queue)}
 end
 local day = math.floor(at / DAY)
 if budget and tonumber(redis.call('HGET', spent_key(day), tenant) or 0) + passes > budget then

@@ -35,11 +35,11 @@ class Holdings:
     _finder: Finder
 
     def accept(
-        self, submission: Submission, *, idempotency: tuple[str, str] | None = None
+        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, passes: int = 0
     ) -> tuple[Job, bool]:
         """See `Ledger.accept`; the job becomes this tenant's."""
         own = submission.model_copy(update={"tenant": self.tenant})
-        return self._ledger.accept(own, idempotency=idempotency)
+        return self._ledger.accept(own, idempotency=idempotency, passes=passes)
 
     def read(self, job: str) -> Job:
         """The job as it stands."""

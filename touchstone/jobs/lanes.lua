@@ -2,10 +2,9 @@
 -- in lines, one for each tenant. A free place goes to the tenant that runs the fewest jobs of the lane, among equals to
 -- the one whose last turn is the longest ago, and of its line to the oldest.
 
-local SERVED = 'ts:served'    -- models that have workers of their own, by the last sign of life of one
-local WAITING = 'ts:waiting'  -- how many jobs of each tenant wait, in whatever lane
-local CLAIMS = 'ts:claims'    -- running jobs by the token of their claim
-local TURNS = 1e12            -- more than there will ever be, so that one running job outweighs them all
+local SERVED = 'ts:served'  -- models that have workers of their own, by the last sign of life of one
+local CLAIMS = 'ts:claims'  -- running jobs by the token of their claim
+local TURNS = 1e12          -- more than there will ever be, so that one running job outweighs them all
 
 -- A tenant's waiting jobs by their place. Ids of models have no spaces.
 local function line_key(lane, tenant)
@@ -56,14 +55,14 @@ end
 local function stand_in_line(id, lane)
   redis.call('HSET', 'ts:job:' .. id, 'lane', lane)
   local _, tenant, seq = place_of(id)
-  count(WAITING, tenant, redis.call('ZADD', line_key(lane, tenant), seq, id))
+  redis.call('ZADD', line_key(lane, tenant), seq, id)
   rank(lane, tenant)
 end
 
 local function leave_line(id)
   local lane, tenant = place_of(id)
   if not lane then return end  -- accepted before there were lanes
-  count(WAITING, tenant, -redis.call('ZREM', line_key(lane, tenant), id))
+  redis.call('ZREM', line_key(lane, tenant), id)
   rank(lane, tenant)
 end
 

@@ -26,6 +26,7 @@ from touchstone.errors import (
     WorkerLost,
 )
 from touchstone.jobs import wire
+from touchstone.jobs.allowances import Allowance, Allowances
 from touchstone.jobs.answers import Cancellation, Event, Pooled, Queue, Reaped, Verdict, Worker
 from touchstone.jobs.bell import QUEUE, queue_of
 from touchstone.jobs.deliveries import Deliveries
@@ -38,7 +39,6 @@ from touchstone.jobs.outbox import Outbox
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
 from touchstone.jobs.spending import Spending
-from touchstone.jobs.tenants import Allowance, Tenants
 from touchstone.jobs.versions import Versions
 from touchstone.models.measured import Probe
 from touchstone.settings import Settings
@@ -61,7 +61,7 @@ class Ledger:
         self._scripts = Scripts(self._client)
         self._finder = Finder(self._client, self._scripts)
         self.outbox = Outbox(self._client, self._scripts, days=settings.webhook_days)
-        self.tenants = Tenants(self._client, self._scripts, settings)
+        self.allowances = Allowances(self._client, self._scripts, settings)
         self.spending = Spending(self._client, self._scripts)
         self.keeping = Keeping(self._client, self._scripts, settings)
 
@@ -86,7 +86,7 @@ class Ledger:
         `TenantQueueFull` where too many of the tenant's do, `BudgetSpent` where its passes would be too many.
         """
         key, digest = idempotency or ("", "")
-        allowed = self.tenants.allowance(submission.tenant)
+        allowed = self.allowances.of(submission.tenant)
         verdict, *rest = self._scripts.run(
             "accept",
             secrets.token_hex(16),

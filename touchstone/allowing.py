@@ -14,7 +14,8 @@ from rich.table import Table
 from touchstone.errors import InvalidParameter
 
 if TYPE_CHECKING:
-    from touchstone.jobs.tenants import Allowance, Tenants
+    from touchstone.jobs.allowances import Allowance
+    from touchstone.jobs.ledger import Ledger
 
 app = typer.Typer(no_args_is_help=True, help="What each tenant may use; the settings say what is usual.")
 out = Console()
@@ -32,17 +33,12 @@ def bound(what: str) -> typer.models.OptionInfo:
 
 @app.command("list")
 def show() -> None:
-    """List the tenants that may use more or less than is usual, and those whose jobs wait."""
-    with _tenants() as tenants:
-        own, waiting = tenants.all(), tenants.waiting()
-        table = Table(
-            "tenant", "waits", "may wait", "passes a day", "requests a minute", "submissions a minute"
-        )
-        for name in sorted({*own, *waiting}):
-            allowed = own.get(name) or tenants.usual(name)
-            bounds = [_shown(value) for value in allowed.model_dump().values()]
-            table.add_row(escape(name), f"{waiting.get(name, 0):,}", *bounds)
-        table.add_row("[dim]usual[/]", "", *map(_shown, tenants.usual("").model_dump().values()))
+    """List the tenants that may use more or less than is usual, and how many of their jobs wait."""
+    table = Table("tenant", "wait", "may wait", "passes a day", "requests a minute", "submissions a minute")
+    with _ledger() as ledger:
+        for name, allowed in ledger.allowances.all().items():
+            table.add_row(escape(name), f"{ledger.queue(name).depth:,}", *_bounds(allowed))
+        table.add_row("[dim]all others[/]", "", *_bounds(ledger.allowances.usual("")))
     out.print(table)
 
 
@@ -57,34 +53,30 @@ def change(
     """Let a tenant use more or less than is usual, within a second; what is not said stays as it is."""
     said = {"waiting": waiting, "passes": passes, "requests": requests, "submissions": submissions}
     numbers = {field: _number(text, field) for field, text in said.items() if text is not None}
-    with _tenants() as tenants:
-        before = tenants.all().get(name) or tenants.usual(name)
-        tenants.set(name, _allowance(before, numbers))
+    with _ledger() as ledger:
+        before = ledger.allowances.of(name)
+        ledger.allowances.set(name, before.model_copy(update=numbers))
     show()
 
 
 @app.command()
 def reset(name: Name) -> None:
     """Let a tenant use what is usual again."""
-    with _tenants() as tenants:
-        tenants.set(name, None)
+    with _ledger() as ledger:
+        ledger.allowances.set(name, None)
     show()
 
 
 @contextmanager
-def _tenants() -> Iterator[Tenants]:
+def _ledger() -> Iterator[Ledger]:
     from touchstone.embedded import ledger_url  # noqa: PLC0415 - the other commands do without the ledger
     from touchstone.jobs.ledger import Ledger  # noqa: PLC0415 - likewise
     from touchstone.settings import Settings  # noqa: PLC0415 - reads the environment
 
     settings = Settings()
     ledger = Ledger(ledger_url(settings), settings)
-    yield ledger.tenants
+    yield ledger
     ledger.close()
-
-
-def _allowance(before: Allowance, numbers: dict[str, int | None]) -> Allowance:
-    return type(before).model_validate({**before.model_dump(), **numbers})
 
 
 def _number(text: str, field: str) -> int | None:
@@ -95,5 +87,5 @@ def _number(text: str, field: str) -> int | None:
     return int(text)
 
 
-def _shown(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
+def _bounds(allowed: Allowance) -> list[str]:
+    return ["-" if value is None else f"{value:,}" for value in allowed.model_dump().values()]

@@ -44,8 +44,8 @@ class Standing:
     seconds: float
 
 
-class Tenants:
-    """Allowances: the operator's settings, but for tenants that got one of their own.
+class Allowances:
+    """The operator's settings, but for tenants that got an allowance of their own.
 
     Whoever needs no key shares the service with nobody, and so has no bounds that were not set.
     """
@@ -61,7 +61,7 @@ class Tenants:
         )
         self._remembered: dict[str, tuple[float, Allowance]] = {}
 
-    def allowance(self, tenant: str) -> Allowance:
+    def of(self, tenant: str) -> Allowance:
         """What a tenant may use, as it was at most a second ago."""
         until, known = self._remembered.get(tenant, (0.0, self._usual))
         if time.monotonic() < until:
@@ -93,15 +93,9 @@ class Tenants:
             stored: Any = self._client.hgetall(_KEY)
         return {name: Allowance.model_validate_json(text) for name, text in sorted(stored.items())}
 
-    def waiting(self) -> dict[str, int]:
-        """How many jobs of each tenant wait; without those that have none."""
-        with reachable():
-            stored: Any = self._client.hgetall("ts:waiting")
-        return {name: int(count) for name, count in stored.items()}
-
     def take(self, tenant: str, rate: Rate) -> Standing | None:
         """Let a request count against a tenant's rate; None where it has no bound."""
-        most = getattr(self.allowance(tenant), rate)
+        most = getattr(self.of(tenant), rate)
         if most is None:
             return None
         granted, left, micro = self._scripts.run("rate", rate, tenant, most)
