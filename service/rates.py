@@ -13,9 +13,8 @@ from anyio import to_thread
 from fastapi import Request
 from starlette.types import Scope
 
-from service.backend import whole_of
 from touchstone.errors import LedgerUnavailable, RateLimited
-from touchstone.jobs.allowances import Rate, Standing
+from touchstone.jobs.allowances import Allowances, Rate, Standing
 
 WINDOW = 60
 _STANDING = "touchstone.standing"
@@ -26,7 +25,7 @@ async def take(request: Request, tenant: str, rate: Rate) -> None:
 
     While the ledger is out of reach nothing is counted: whatever needs it fails anyway.
     """
-    allowances = whole_of(request).ledger.allowances
+    allowances: Allowances = request.app.state.backend.ledger.allowances  # which tenant's is asked here first
     try:
         standing = await to_thread.run_sync(allowances.take, tenant, rate)
     except LedgerUnavailable:
