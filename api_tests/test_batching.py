@@ -115,6 +115,24 @@ def test_a_large_question_is_sliced_and_a_small_one_waits_one_slice():
     assert large.queries == Counted(80, 80)
 
 
+def test_an_owner_of_many_tasks_gets_no_more_of_a_pass_than_one_of_few():
+    oracle = Recorder(rows=8)
+    many = [Task(asking(1, rows=80), oracle, owner="many") for _ in range(12)]
+    few = Task(asking(1, rows=16), oracle, owner="few")
+    batcher = Batcher()
+    for task in (*many, few):
+        batcher.add(task)
+    for _ in range(4):
+        batcher.step()
+    assert few.queries == Counted(16, 16), "half of each of four passes"
+    assert [task.queries.forward for task in many] == [2, 2, 2, 2, *[1] * 8], "in turns"
+    small = Task(asking(3), oracle, owner="small")
+    batcher.add(small)
+    for _ in range(3):
+        batcher.step()
+    assert small.ended or small.queries == Counted(3, 3), "in every pass"
+
+
 def test_more_tasks_than_rows_take_turns():
     oracle = Recorder(rows=4)
     run(Batcher(), *[Task(asking(2), oracle) for _ in range(10)])

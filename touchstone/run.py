@@ -136,6 +136,7 @@ class _Asker:
             deadline=None if self.deadline is None else self.deadline - spent,
             deterministic=self.submission.execution == "deterministic",
             answered=answered,
+            owner=self.submission.tenant,
         )
         self.started(running)
         result = running.result()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -44,6 +44,7 @@ class Task:
     deterministic: bool = False
     deadline: float = float("inf")  # on time.monotonic's clock
     answered: Callable[[Query | Noisy, Answer, Counted], None] | None = None
+    owner: str = ""  # whoever has more tasks gets no more of a pass
     done: Callable[[Any, BaseException | None], None] = lambda _result, _error: None
     queries: Counted = field(default_factory=Counted)
     canceled: bool = False
@@ -76,9 +77,10 @@ class Task:
 class Batcher:
     """Runs tasks in slices: each `step` is one pass for one group, shared fairly among its tasks.
 
-    Groups take turns. Within a group each task gets an equal share of the rows, and what one does not need
-    goes to the others, so a question of a hundred thousand rows delays a question of one row by one slice. It
-    has no thread and no clock of its own but for deadlines; `touchstone.engine.thread` runs one per device.
+    Groups take turns. Within a group each owner gets an equal share of the rows, and of it each of their
+    tasks; what one does not need goes to the others, so a question of a hundred thousand rows delays a
+    question of one row by one slice. It has no thread and no clock of its own but for deadlines;
+    `touchstone.engine.thread` runs one per device.
     """
 
     def __init__(self) -> None:
@@ -106,8 +108,9 @@ class Batcher:
         key = next(iter(self._groups))
         group = self._groups.pop(key)
         chosen = self._share(group)
-        group.rotate(-len(chosen))
-        self._groups[key] = group  # last in line now
+        served = {task for task, _ in chosen}
+        # Last in line now, the group among the groups and these tasks among its tasks.
+        self._groups[key] = deque(sorted(group, key=served.__contains__))
         self._answer(chosen)
 
     def abandon(self, error: BaseException) -> None:
@@ -116,20 +119,18 @@ class Batcher:
             self._end(task, error)
 
     def _share(self, group: Sequence[Task]) -> list[tuple[Task, Query | Noisy]]:
-        """As many rows as one pass takes, spread evenly: every task in turn gets an equal part of what is
-        left.
-        """
+        """As many rows as one pass takes, spread evenly over owners, and what each gets over its tasks."""
         oracle = group[0].asked
         fixed = group[0].deterministic or any(isinstance(task.query, Noisy) for task in group)
         room = min(oracle.fixed_rows if fixed else oracle.rows, self._limits.get(oracle, MOST_ROWS))
-        chosen = []
-        # Small questions first, so that what they leave of their share goes to the large ones.
-        by_size = sorted(list(group)[:room], key=lambda task: task.left)
-        for position, task in enumerate(by_size):
-            part = min(task.left, max(1, room // (len(by_size) - position)))
-            room -= part
-            chosen.append((task, _part(task, part)))
-        return chosen
+        owners: dict[str, list[Task]] = {}
+        for task in group:
+            owners.setdefault(task.owner, []).append(task)
+        return [
+            (task, _part(task, part))
+            for tasks, rows in _spread(list(owners.values()), room)
+            for [task], part in _spread([[task] for task in tasks], rows)
+        ]
 
     def _answer(self, chosen: list[tuple[Task, Query | Noisy]]) -> None:
         oracle = chosen[0][0].asked
@@ -250,6 +251,22 @@ class Batcher:
             group.remove(task)
             if not group:
                 del self._groups[task.group]
+
+
+def _left(tasks: Sequence[Task]) -> int:
+    return sum(task.left for task in tasks)
+
+
+def _spread(those: Sequence[Sequence[Task]], room: int) -> Iterator[tuple[Sequence[Task], int]]:
+    """Equal parts of the room for as many as it has rows, none larger than what it is for.
+
+    The small ones come first, so that what they leave of their part goes to the large ones.
+    """
+    by_size = sorted(those[:room], key=_left)
+    for position, one in enumerate(by_size):
+        part = min(_left(one), max(1, room // (len(by_size) - position)))
+        room -= part
+        yield one, part
 
 
 def _part(task: Task, rows: int) -> Query | Noisy:

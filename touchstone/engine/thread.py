@@ -84,12 +84,13 @@ class Engine:
         deadline: float | None = None,
         deterministic: bool = False,
         answered: Callable[[Query | Noisy, Answer, Counted], None] | None = None,
+        owner: str = "",
     ) -> Running:
         """Run a plan among the others; `deadline` in seconds from now. `answered` is called after each
         answer, on the thread of the oracle's lane.
         """
         until = float("inf") if deadline is None else time.monotonic() + deadline
-        task = Task(plan, oracle, deterministic, until, answered)
+        task = Task(plan, oracle, deterministic, until, answered, owner)
         return self._lane_of(oracle).start(task)
 
     def stop(self) -> None:
