@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from fastapi import Request, Security
 from fastapi.security import SecurityScopes
@@ -55,3 +56,8 @@ admin = Security(identify, scopes=["admin"])
 def caller_of(request: Request) -> Caller:
     """Who sent this request; a route without a scope has no caller, and an answer of 500."""
     return cast(Caller, request.scope[_CALLER])
+
+
+def found_in(scope: Mapping[str, Any]) -> Caller | None:
+    """Who sent the request of this ASGI scope, where that was asked for already."""
+    return cast(Caller | None, scope.get(_CALLER))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import Request, Response
@@ -17,11 +17,13 @@ from service.submissions import Prepared
 from service.waiting import Listener
 from touchstone.jobs.answers import Change
 from touchstone.jobs.record import TERMINAL, Job
+from touchstone.logs import get_logger
 
 T = TypeVar("T")
 
 ADVERSARIAL = "adversarial.png"
 _POLL_SECONDS = 1
+_log = get_logger("answers")
 
 
 def is_over(job: Job | Change) -> bool:
@@ -90,10 +92,18 @@ def _accept(
     prepared.keep(backend.blobs)
     idempotency = (key, prepared.digest()) if key else None
     job, created = backend.ledger.accept(prepared.submission, idempotency=idempotency, passes=prepared.passes)
+    _log.info("accepted", new=created, **_about(job))
     listener = listening.enter_context(backend.waiting.listen(job.id, is_over)) if listening else None
     if created:
         backend.ringer.ring(job.id)
     return job, listener
+
+
+def _about(job: Job) -> dict[str, Any]:
+    """What a log may tell of a job: its request's id stands in the same line, and workers name the job."""
+    asked = job.submission
+    told = {"tenant": asked.tenant, "kind": asked.kind, "method": asked.method, "model": asked.model.id}
+    return {"job": job.id, **told}
 
 
 async def _show(request: Request, job: Job, *, waited: bool) -> Response:

@@ -11,9 +11,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import problems, rates
+from service import access, problems, rates
 from service.metrics import Durations
-from touchstone.logs import get_logger
+from touchstone.logs import bound, get_logger
 
 _SAFETY = {
     "X-Content-Type-Options": "nosniff",
@@ -40,12 +40,16 @@ class Edge:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
+        with bound(request_id=exchange.id):
+            await self._serve(scope, receive, exchange)
+
+    async def _serve(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         try:
             await self._app(scope, receive, exchange.send)
         except ClientDisconnect:
             exchange.status = CLIENT_CLOSED
         except Exception:
-            self._log.exception("request failed", request_id=exchange.id)
+            self._log.exception("request failed")
             if exchange.status:
                 raise
             await problems.internal(Request(scope))(scope, receive, exchange.send)
@@ -58,7 +62,7 @@ class Edge:
         self._durations.note(route, exchange.method, exchange.status, seconds)
         self._log.info(
             "request",
-            request_id=exchange.id,
+            tenant=exchange.tenant(),
             method=exchange.method,
             route=route,
             status=exchange.status,
@@ -86,6 +90,11 @@ class _Exchange:
         """The template of the path, or a dash where there is none."""
         route: Any = self._scope.get("route")
         return getattr(route, "path_format", None) or "-"
+
+    def tenant(self) -> str | None:
+        """Whose request it is, once that is known."""
+        caller = access.found_in(self._scope)
+        return caller.tenant if caller else None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,14 +1,67 @@
-"""Logs: one line of JSON an event, from our own code and from the libraries alike."""
+"""Logs: one line of JSON an event, from our own code and from the libraries alike.
+
+Events name things by their ids: no header, no body, no query and no image is ever handed to a log. What a
+library or an exception says is not ours to choose, so what looks like a secret is taken out of every line.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import threading
+from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any
 
 import structlog
+from structlog.contextvars import bound_contextvars
 from structlog.stdlib import BoundLogger, LoggerFactory, ProcessorFormatter
 from structlog.typing import Processor
+
+LONGEST = 16_000
+"""Letters of a line's longest part: a traceback through a thousand calls is not worth more."""
+
+_SECRETS = (
+    (re.compile(r"(?i)\b(bearer|basic)(\s+)[^\s\"',\\]+"), r"\1\2…"),
+    (re.compile(r"(?<=://)[^\s\"'/\\@]*@"), "…@"),
+    (re.compile(r"(?i)(https?://[^\s\"'?\\]*)\?[^\s\"'\\]+"), r"\1?…"),
+    (re.compile(r"\b(whsec_|ts_)[A-Za-z0-9+/=_-]{20,}"), r"\1…"),
+)
+"""Credentials of a header, of a URL, the query of one, and our own keys."""
+
+
+def bound(**fields: Any) -> AbstractContextManager[None]:
+    """A context whose events all have these fields."""
+    return bound_contextvars(**fields)
+
+
+def _clean(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Take secrets out of everything, and the middle out of what is long."""
+    return {name: _cleaned(value) for name, value in event.items()}
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, bool | int | float | None):
+        return value
+    if isinstance(value, list | tuple):
+        return [_cleaned(part) for part in value]
+    if isinstance(value, dict):
+        return {str(name): _cleaned(part) for name, part in value.items()}
+    return _shortened(_without_secrets(str(value)))
+
+
+def _without_secrets(text: str) -> str:
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _shortened(text: str) -> str:
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
+
 
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
@@ -20,12 +73,16 @@ _SHARED: tuple[Processor, ...] = (
 
 
 def configure(level: str) -> None:
-    """Send every log of this process to standard error."""
+    """Send every log of this process to standard error, and what nobody caught with it."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=_SHARED,
-            processors=[ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
+            processors=[
+                ProcessorFormatter.remove_processors_meta,
+                _clean,
+                structlog.processors.JSONRenderer(),
+            ],
         )
     )
     root = logging.getLogger()
@@ -37,6 +94,21 @@ def configure(level: str) -> None:
         wrapper_class=BoundLogger,
         cache_logger_on_first_use=True,
     )
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = _uncaught_in_thread
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    logging.getLogger("uncaught").critical("nobody caught an exception", exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(fault: threading.ExceptHookArgs) -> None:
+    if fault.exc_value is not None:
+        _uncaught(fault.exc_type, fault.exc_value, fault.exc_traceback)
 
 
 def get_logger(name: str) -> Any:

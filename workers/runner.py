@@ -26,7 +26,7 @@ from touchstone.errors import (
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
-from touchstone.logs import get_logger
+from touchstone.logs import bound, get_logger
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Reached
 from touchstone.models.shelf import ZOO, Shelf
@@ -115,7 +115,7 @@ class Runner:
             try:
                 self._conclude(held, end)
             except LedgerUnavailable as error:
-                _log.warning("a job's end was not written", job=held.job.id, reason=error.detail)
+                _log.warning("a job's end was not written", reason=error.detail)
 
     def _take(self, job: str, place: ExitStack) -> Held | None:
         with self.places.door:
@@ -123,7 +123,9 @@ class Runner:
             if claimed is None:
                 return None
             held = Held(claimed)
-            place.enter_context(self.places.taken(claimed.submission.tenant))
+            tenant = claimed.submission.tenant
+            place.enter_context(bound(job=claimed.id, tenant=tenant, attempt=claimed.attempts))
+            place.enter_context(self.places.taken(tenant))
             place.enter_context(self.keeper.keep(held))
             return held
 
@@ -156,7 +158,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - a fault of ours ends the job, its traceback belongs in the log
             if _is_starved(error):
                 return self._fail(held, OutOfMemory("the worker's memory does not hold what this job needs"))
-            _log.exception("a job broke", job=held.job.id, attempt=held.job.attempts)
+            _log.exception("a job broke")
             return _INTERNAL
 
     def _pooled_run(self, held: Held) -> Ended:
@@ -253,10 +255,10 @@ class Runner:
             return {"status": "canceled"}
         elif isinstance(failure, _PASSING) and held.job.attempts < self.settings.max_attempts:
             # Nobody renews the lease: when it has run out, the job is tried again, perhaps elsewhere.
-            _log.warning("a job is left to another attempt", job=held.job.id, code=failure.code)
+            _log.warning("a job is left to another attempt", code=failure.code)
             held.end("lost")
             return None
-        _log.info("a job failed", job=held.job.id, code=failure.code, detail=failure.detail)
+        _log.info("a job failed", code=failure.code)
         return {"status": "failed", "error": _problem(failure)}
 
     def _conclude(self, held: Held, end: Mapping[str, Any] | None) -> None:
@@ -269,12 +271,12 @@ class Runner:
         try:
             held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **end, last=last))
         except (TypeError, ValueError):  # a result that is no JSON
-            _log.exception("a job broke", job=job.id, attempt=job.attempts)
+            _log.exception("a job broke")
             held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL))
         if held_on:
-            _log.info("a job ended", job=job.id, attempt=job.attempts, status=end["status"])
+            _log.info("a job ended", status=end["status"])
         else:
-            _log.warning("a job ended after its claim was lost", job=job.id, attempt=job.attempts)
+            _log.warning("a job ended after its claim was lost")
 
     def _insist(self, action: Callable[[], T], *, seconds: float = float("inf")) -> T:
         """Try again while the ledger is out of reach or the disk full, for so long or until the worker stops.
