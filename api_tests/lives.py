@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from touchstone.jobs.record import TERMINAL, Job, JobKind, Status
@@ -16,6 +17,7 @@ class Life:
 
     id: str
     kind: JobKind
+    tenant: str
     status: Status = "queued"
     attempts: int = 0
     claims: int = 0
@@ -44,16 +46,11 @@ class Life:
         """Whether it has ended."""
         return self.status in TERMINAL
 
-    def claim(self, worker: str, token: str) -> bool:
-        """A worker takes it, or asks again for what it has taken."""
-        if self.status == "running" and self.token == token:
-            return True
-        if self.status != "queued":
-            return False
+    def claim(self, worker: str, token: str) -> None:
+        """A worker takes it."""
         self.status, self.worker, self.token = "running", worker, token
         self.attempts, self.claims, self.done, self.total = self.attempts + 1, self.claims + 1, 0, 0
         self.overdue = self.silent = False
-        return True
 
     def holds(self, claim: int) -> bool:
         """Whether this claim may write."""
@@ -114,3 +111,25 @@ class Life:
         else:
             self.status = "queued"
         return True
+
+
+@dataclass
+class Turns:
+    """Whose turn it is: the tenant's that runs the fewest, then its whose last turn is the longest ago."""
+
+    latest: dict[str, int] = field(default_factory=dict)
+
+    def next(self, lives: Iterable[Life], crowd: Collection[str]) -> Life | None:
+        """The oldest of that tenant's jobs, but none of the crowd's; lives come in the order of birth."""
+        everybody = list(lives)
+        running = [life.tenant for life in everybody if life.status == "running"]
+        waiting = [life for life in everybody if life.status == "queued" and life.tenant not in crowd]
+
+        def place(life: Life) -> tuple[int, int, str]:
+            return running.count(life.tenant), self.latest.get(life.tenant, 0), life.tenant
+
+        return min(waiting, key=place, default=None)
+
+    def taken(self, tenant: str) -> None:
+        """A tenant had its turn."""
+        self.latest[tenant] = max(self.latest.values(), default=0) + 1

@@ -6,21 +6,23 @@ then, is tried three times at most, and is written to by the claim that holds it
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from lives import MOST_ATTEMPTS, Life
+from lives import MOST_ATTEMPTS, Life, Turns
 
-from touchstone.errors import IdempotencyMismatch, JobConflict, QueueFull, UnknownJob
+from touchstone.errors import Crowded, IdempotencyMismatch, JobConflict, QueueFull, UnknownJob
 from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import LOCAL, Job, JobKind, Progress, Status, Submission
+from touchstone.jobs.record import Job, JobKind, Progress, Status, Submission
 from touchstone.jobs.scripts import connect
 from touchstone.settings import Settings
 
 WORKERS = st.sampled_from(["ann", "bob"])
-TOKENS = st.sampled_from(["first", "second", "third"])
+TENANTS = st.sampled_from(["north", "south"])
 STALE = st.sampled_from([0, 0, 0, 0, -1, 1])
 """How far a claim's number is off."""
 Which = tuple[int, bool]
@@ -36,7 +38,9 @@ class Lives(RuleBasedStateMachine):
         super().__init__()
         self.ledger, self.server, self.submission = ledger, server, submission
         self.lives: dict[str, Life] = {}
-        self.keys: dict[str, tuple[str, str]] = {}
+        self.keys: dict[tuple[str, str | None], tuple[str, str]] = {}
+        self.turns = Turns()
+        self.tokens = map(str, itertools.count())
         self.seen: dict[str, Job] = {}
         self.touched: set[str] = set()
         self.names = ["no-such-job"]
@@ -64,24 +68,25 @@ class Lives(RuleBasedStateMachine):
     def begin(self, workers: list[str], crashed: bool) -> None:
         """Some jobs run already, some were lost before: steps drawn by chance would hardly get there."""
         for worker in workers:
-            self.accept("attack", None, "")
-            self.claim((0, False), worker, "first")
+            self.accept("attack", "north", None, "")
+            self.claim((0, False), worker, [], False)
         for worker in set(workers) if crashed else ():
             self.crash(worker, noticed=True)
         for worker in workers if crashed else ():
-            self.claim((0, False), worker, "second")
+            self.claim((0, False), worker, [], False)
 
     @rule(
         kind=st.sampled_from(["attack", "certificate"]),
+        tenant=TENANTS,
         key=st.sampled_from([None, "a", "b"]),
         digest=st.sampled_from(["x", "y"]),
     )
-    def accept(self, kind: JobKind, key: str | None, digest: str) -> None:
-        known, first = self.keys.get(key or "", ("", ""))
+    def accept(self, kind: JobKind, tenant: str, key: str | None, digest: str) -> None:
+        known, first = self.keys.get((tenant, key), ("", ""))
         idempotency = (key, digest) if key else None
         submission = self.submission.model_copy(update={"kind": kind})
         try:
-            job, created = self.ledger.accept(submission, idempotency=idempotency)
+            job, created = self.ledger.of(tenant).accept(submission, idempotency=idempotency)
         except IdempotencyMismatch:
             assert known in self.lives
             assert digest != first
@@ -92,17 +97,35 @@ class Lives(RuleBasedStateMachine):
             return
         assert created == (known not in self.lives)
         if created:
-            self.lives[job.id] = Life(job.id, kind)
-            self.keys[key or ""] = (job.id, digest) if key else ("", "")
+            self.lives[job.id] = Life(job.id, kind, tenant)
+            if key:
+                self.keys[tenant, key] = (job.id, digest)
             self.names.append(job.id)
         assert created or (job.id, digest) == (known, first)
 
-    @rule(which=FIT, worker=WORKERS, token=TOKENS)
-    def claim(self, which: Which, worker: str, token: str) -> None:
-        job, life = self.pick(which, "queued")
-        claimed = self.ledger.claim(job, worker, token=token)
-        self.compare(job, claimed, life and life.claim(worker, token))
-        assert claimed is None or (life and life.shows(claimed))
+    @rule(which=FIT, worker=WORKERS, crowd=st.lists(TENANTS, max_size=2), again=st.booleans())
+    def claim(self, which: Which, worker: str, crowd: list[str], again: bool) -> None:
+        bell, life = self.pick(which, "running" if again else "queued")
+        token = life.token if again and life and life.token else next(self.tokens)
+        known = next((life for life in self.having("running") if life.token == token), None)
+        taken = known or self.turns.next(self.lives.values(), crowd)
+        try:
+            claimed = self.ledger.claim(bell, worker, token=token, crowd=crowd)
+        except Crowded:
+            assert not taken
+            assert self.having("queued")
+            return
+        if taken and not known:
+            taken.claim(worker, token)
+            self.turns.taken(taken.tenant)
+            self.touched.add(taken.id)
+            self.forget_turns()
+        assert (taken and taken.id) == (claimed and claimed.id)
+
+    def forget_turns(self) -> None:
+        """Nobody waits: whoever comes next begins anew."""
+        if not self.having("queued"):
+            self.turns = Turns()
 
     @rule(which=FIT, off=STALE, steps=st.lists(st.integers(0, 3), max_size=3))
     def report(self, which: Which, off: int, steps: list[int]) -> None:
@@ -161,6 +184,15 @@ class Lives(RuleBasedStateMachine):
             assert life.status != "running"
             del self.lives[job]
 
+    @rule(which=FIT)
+    def expire(self, which: Which) -> None:
+        """As if it had ended long ago."""
+        job, life = self.pick(which, "succeeded")
+        if life is not None and life.over:
+            self.server.zadd("ts:ended", {job: 1})
+            assert self.ledger.keeping.expire() == 1
+            del self.lives[job]
+
     @rule()
     def reap(self) -> None:
         for place, life in enumerate(self.having("queued")):  # as if their bells had been rung long ago
@@ -200,14 +232,25 @@ class Lives(RuleBasedStateMachine):
                 assert found == before
             self.seen[job] = found
         self.touched.clear()
+        self.forget_turns()
 
     @invariant()
     def every_list_is_as_the_model_says(self) -> None:
-        of = {status: {one.id for one in self.lives.values() if one.status == status} for status in STATUSES}
+        of = {status: {one.id for one in self.having(status)} for status in STATUSES}
         assert self.ledger.counts() == {status: len(jobs) for status, jobs in of.items()}
         assert set(self.server.zrange("ts:leases", 0, -1)) == of["running"]
         assert set(self.server.zrange("ts:bells", 0, -1)) == of["queued"]
-        assert [job.id for job in self.ledger.of(LOCAL).find(limit=200).jobs] == [*reversed(self.lives)]
+        held = self.server.hget("ts:references", self.submission.source)
+        assert int(held or 0) == len(self.lives)
+
+    @invariant()
+    def every_tenant_has_its_own(self) -> None:
+        for tenant, other in (("north", "south"), ("south", "north")):
+            own = [job for job, life in self.lives.items() if life.tenant == tenant]
+            assert [job.id for job in self.ledger.of(tenant).find(limit=200).jobs] == own[::-1]
+            for job in own[-1:]:
+                with pytest.raises(UnknownJob):
+                    self.ledger.of(other).cancel(job)
 
     def teardown(self) -> None:
         for job, life in self.lives.items():
