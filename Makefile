@@ -22,8 +22,9 @@ up: .venv/.installed ## Serve on 127.0.0.1:8000 until Ctrl-C
 test: .venv/.tested $(AXE) ## Run all tests (those in a browser only where there is Chromium)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
-fuzz: .venv/.tested ## Ask the service what it does not expect, for MINUTES (10), differently each time
+fuzz: .venv/.tested ## Ask API and ledger what they do not expect, for MINUTES (10) and a while, differently each time
 	$(ONE_THREAD) $(BIN)/python api_tests/fuzzing.py $(or $(MINUTES),10)
+	TOUCHSTONE_FUZZ=1 $(BIN)/python -m pytest --timeout 0 api_tests/test_ledger_machine.py
 
 fuzz-images: .venv/.tested ## Feed damaged images to the decoders for MINUTES (10), differently each time
 	$(BIN)/python api_tests/fuzz_images.py $(or $(MINUTES),10)
