@@ -97,6 +97,7 @@ def configure(level: str) -> None:
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _uncaught_in_passing
 
 
 def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -109,6 +110,11 @@ def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackT
 def _uncaught_in_thread(fault: threading.ExceptHookArgs) -> None:
     if fault.exc_value is not None:
         _uncaught(fault.exc_type, fault.exc_value, fault.exc_traceback)
+
+
+def _uncaught_in_passing(fault: sys.UnraisableHookArgs) -> None:
+    error = fault.exc_value or fault.exc_type()
+    _uncaught(fault.exc_type, error, fault.exc_traceback)
 
 
 def get_logger(name: str) -> Any:
