@@ -16,7 +16,7 @@ ROWS = [
 THREATS = {row[0]: row[2] for row in ROWS[2:]}
 
 
-def tests_in(path: Path) -> set[str]:
+def names_in(path: Path) -> set[str]:
     return {part.name for part in ast.parse(path.read_text()).body if isinstance(part, ast.FunctionDef)}
 
 
@@ -26,7 +26,7 @@ def test_every_control_is_shown_by_tests_that_are_there(threat: str) -> None:
     assert shown
     assert len(shown) == THREATS[threat].count("`") / 2
     for file, name in shown:
-        assert name in tests_in(HERE / file), f"{file} has no {name}"
+        assert name in names_in(HERE / file), f"{file} has no {name}"
 
 
 def test_every_row_names_threat_control_and_tests() -> None:
