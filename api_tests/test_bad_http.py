@@ -17,8 +17,10 @@ from service.limits import Bounds
 from touchstone.settings import Settings
 
 WHOLE, TYPE = form(IMAGE, MODEL)
-HEAD = f"POST /v1/attacks/pgd HTTP/1.1\r\nHost: x\r\nContent-Type: {TYPE['Content-Type']}\r\n".encode()
-GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+HEAD = (
+    f"POST /v1/attacks/pgd HTTP/1.1\r\nHost: localhost\r\nContent-Type: {TYPE['Content-Type']}\r\n".encode()
+)
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def exchange(api: Api, sent: bytes, *, seconds: float = 5) -> bytes:
@@ -68,7 +70,7 @@ LARGE = {
     "a header of 64 KiB": GET + b"X: " + b"y" * 65536 + b"\r\n\r\n",
     "a header of a megabyte": GET + b"X: " + b"y" * 10**6 + b"\r\n\r\n",
     "20,000 headers": GET + b"".join(b"X-%d: y\r\n" % i for i in range(20_000)) + b"\r\n",
-    "a path of 70 kB": b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a path of 70 kB": b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }
 
 

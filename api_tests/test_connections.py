@@ -50,7 +50,7 @@ def test_a_second_head_is_not_waited_for_longer_than_the_first(
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
     (line,) = lines(api, 1)
     with line:
-        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_until(line, b"alive")
         line.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
         assert line.recv(10) == b""
@@ -62,14 +62,14 @@ def test_an_answer_may_take_longer_than_a_head(api: Api, monkeypatch: pytest.Mon
         job = api.submit(wait=None).json()["links"]["self"]
         (line,) = lines(api, 1)
         with line:
-            line.sendall(f"GET {job} HTTP/1.1\r\nHost: x\r\nPrefer: wait=1\r\n\r\n".encode())
+            line.sendall(f"GET {job} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=1\r\n\r\n".encode())
             assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_pipelined_requests_are_all_answered(api: Api) -> None:
     (line,) = lines(api, 1)
     with line:
-        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
         assert read_until(line, b"alive", times=3).count(b"HTTP/1.1 200 OK") == 3
 
 
@@ -80,7 +80,7 @@ def hardly_reading(api: Api, path: str) -> Iterator[socket.socket]:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         line.settimeout(10)
         line.connect(("127.0.0.1", api.port))
-        line.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        line.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         yield line
 
 
@@ -186,7 +186,7 @@ def test_an_idle_connection_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(api.server.config, "timeout_keep_alive", 0.2)
     (line,) = lines(api, 1)
     with line:
-        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_until(line, b"alive")
         began = time.monotonic()
         assert line.recv(10) == b""

@@ -304,7 +304,7 @@ def head(api: Api, length: int, *more: bytes) -> socket.socket:
     line = socket.create_connection(("127.0.0.1", api.port), timeout=5)
     lines = [
         b"POST /v1/models HTTP/1.1",
-        b"Host: x",
+        b"Host: localhost",
         b"Content-Type: multipart/form-data; boundary=" + BOUNDARY,
         b"Content-Length: %d" % length,
         *more,

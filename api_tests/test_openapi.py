@@ -76,6 +76,7 @@ def test_every_row_of_the_contract_is_there() -> None:
             ("GET", "/readyz"),
             ("GET", "/metrics"),
         ),
+        *(("POST", "/v1/keys"), ("GET", "/v1/keys"), ("DELETE", "/v1/keys/{id}")),
         *(("POST", "/v1/webhooks"), ("GET", "/v1/webhooks"), ("POST", "/v1/webhooks/secret")),
         *((verb, "/v1/webhooks/{endpoint}") for verb in ("GET", "DELETE")),
         *(("POST", f"/v1/webhooks/{{endpoint}}/{verb}") for verb in ("rotate", "ping")),
@@ -128,6 +129,7 @@ OTHER_BODIES = (
     "infer_version",
     "register_model",
     "create_webhook",
+    "create_key",
 )
 SUBMISSIONS = [name for name in OPERATIONS if "requestBody" in operation(name) and name not in OTHER_BODIES]
 

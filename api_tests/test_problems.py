@@ -157,7 +157,8 @@ def test_a_queue_has_a_limit(settings: Settings) -> None:
 
 def test_an_unreachable_ledger_is_a_503_at_once(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, redis_url=f"unix://{tmp_path}/nobody.sock")
-    with TestClient(create_app(settings, ring=lambda _: None)) as client:
+    app = create_app(settings, ring=lambda _: None)
+    with TestClient(app, base_url="http://localhost") as client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["missing"]) == (503, ["ledger", "worker"])
         for path in ("/v1/jobs", f"/v1/jobs/{'0' * 32}"):

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import resource
+import sys
 
 from service.app import create_app
 from service.server import Server
 from touchstone import logs
+from touchstone.errors import LedgerUnavailable, StartError
+from touchstone.jobs.keys import check_address
+from touchstone.logs import get_logger
 from touchstone.settings import settings
 
 
-def main() -> None:
-    """Serve until told to stop."""
+def main() -> int:
+    """Serve until told to stop; 1 where that would let strangers in."""
     chosen = settings()
     logs.configure(chosen.log_level)
     _take_all_files()
-    Server(create_app(chosen), chosen).run()
+    app = create_app(chosen)
+    try:
+        check_address(chosen, app.state.backend.ledger.keys)
+    except (StartError, LedgerUnavailable) as error:
+        get_logger("service").error("not started", reason=str(error))
+        return 1
+    Server(app, chosen).run()
+    return 0
 
 
 def _take_all_files() -> None:
@@ -26,4 +37,4 @@ def _take_all_files() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

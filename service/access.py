@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from fastapi import Request, Security
-from fastapi.security import SecurityScopes
+from anyio import to_thread
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from service import rates
-from touchstone.errors import InsufficientScope
+from touchstone.errors import InsufficientScope, KeyMissing
+from touchstone.jobs.keys import INCLUDED, Scope
 from touchstone.jobs.record import LOCAL
 
-Scope = Literal["read", "submit", "admin"]
-SCOPES: tuple[Scope, ...] = get_args(Scope)
+if TYPE_CHECKING:
+    from service.backend import Whole
 
 _CALLER = "touchstone.caller"
+
+_BEARER = HTTPBearer(
+    scheme_name="key",
+    bearerFormat="ts_ and 81 characters",
+    auto_error=False,
+    description="An API key. On the loopback none is needed unless the operator wants it; one that is sent "
+    "is checked in any case. Of its scopes `read` shows, `submit` starts and ends things too, `admin` also "
+    "makes and revokes keys; each includes those before it.",
+)
 
 
 @dataclass(frozen=True)
@@ -28,19 +39,34 @@ class Caller:
     key_id: str | None = None
 
 
-EVERYBODY = Caller(LOCAL, frozenset(SCOPES))
+EVERYBODY = Caller(LOCAL, INCLUDED["admin"])
 """Whoever sends no key where none is needed."""
 
 
-async def identify(request: Request, needed: SecurityScopes) -> Caller:
+async def identify(
+    request: Request,
+    needed: SecurityScopes,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+) -> Caller:
     """The caller, once it is known that they may do this."""
-    caller = EVERYBODY
+    caller = await _caller(request.app.state.backend, credentials)
+    request.scope[_CALLER] = caller
     missing = [scope for scope in needed.scopes if scope not in caller.scopes]
     if missing:
-        raise InsufficientScope(f"this needs a key with the scope {missing[0]}", scope=missing[0])
-    request.scope[_CALLER] = caller
+        raise InsufficientScope(
+            f"Authorization: this needs a key with the scope {missing[0]}", scope=missing[0]
+        )
     await rates.take(request, caller.tenant, "requests" if "read" in needed.scopes else "submissions")
     return caller
+
+
+async def _caller(whole: Whole, credentials: HTTPAuthorizationCredentials | None) -> Caller:
+    if credentials is not None:
+        key = await to_thread.run_sync(whole.ledger.keys.check, credentials.credentials)
+        return Caller(key.tenant, INCLUDED[key.scope], key.id)
+    if whole.settings.needs_keys:
+        raise KeyMissing("Authorization: an API key is needed; send it as Authorization: Bearer ts_…")
+    return EVERYBODY
 
 
 reader = Security(identify, scopes=["read"])
@@ -61,3 +87,9 @@ def caller_of(request: Request) -> Caller:
 def found_in(scope: Mapping[str, Any]) -> Caller | None:
     """Who sent the request of this ASGI scope, where that was asked for already."""
     return cast(Caller | None, scope.get(_CALLER))
+
+
+def still_permitted(request: Request) -> bool:
+    """Whether the caller's key is still good: answers that last ask again and again. It asks the ledger."""
+    caller, whole = caller_of(request), cast("Whole", request.app.state.backend)
+    return caller.key_id is None or whole.ledger.keys.stands(caller.key_id)

@@ -24,6 +24,7 @@ from service import (
     health,
     inference,
     jobs,
+    keys,
     metrics,
     models,
     operations,
@@ -37,6 +38,7 @@ from service.backend import Ring, Whole, at_once
 from service.edge import Edge
 from service.limits import Bounds, Limits, Room
 from service.metrics import Durations, Figures
+from service.origins import Origins
 from service.queue import open_bell
 from service.ringing import Ringer
 from service.waiting import Waiting
@@ -81,6 +83,7 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     app.add_middleware(
         Limits, bounds=Bounds(bodies.most_bytes(settings.upload_limit)), room=Room(settings.bodies_memory)
     )
+    app.add_middleware(Origins, settings=settings)
     app.add_middleware(Edge, durations=backend.durations)
     _add_routes(app)
     _describe(app)
@@ -153,6 +156,7 @@ def _add_routes(app: FastAPI) -> None:
         registering.router,
         health.router,
         metrics.router,
+        keys.router,
         overview.router,
         samples.router,
         docs.router,

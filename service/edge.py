@@ -60,9 +60,11 @@ class Edge:
         seconds = time.perf_counter() - exchange.started
         route = exchange.route()
         self._durations.note(route, exchange.method, exchange.status, seconds)
+        caller = exchange.caller()
         self._log.info(
             "request",
-            tenant=exchange.tenant(),
+            tenant=caller.tenant if caller else None,
+            key=caller.key_id if caller else None,
             method=exchange.method,
             route=route,
             status=exchange.status,
@@ -91,10 +93,9 @@ class _Exchange:
         route: Any = self._scope.get("route")
         return getattr(route, "path_format", None) or "-"
 
-    def tenant(self) -> str | None:
-        """Whose request it is, once that is known."""
-        caller = access.found_in(self._scope)
-        return caller.tenant if caller else None
+    def caller(self) -> access.Caller | None:
+        """Who sent it, once that is known."""
+        return access.found_in(self._scope)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service import examples, problems
-from service.access import reader
+from service.access import caller_of, reader, still_permitted
 from service.answers import is_over
-from service.backend import Backend, backend_of
+from service.backend import backend_of
 from service.known import JobId
 from service.news import Reader
 from service.waiting import RECHECK_SECONDS
@@ -22,6 +23,9 @@ from touchstone.errors import LedgerUnavailable, UnknownJob
 from touchstone.jobs.answers import Event
 
 router = APIRouter(tags=["jobs"], dependencies=[reader])
+
+LOOK_SECONDS = 0.5
+"""How often it is asked whether the key of somebody who reads on is still good."""
 
 LastEventId = Annotated[
     str | None,
@@ -84,22 +88,41 @@ async def stream_events(
                 return
             if not events:
                 await listener.changed(RECHECK_SECONDS)
-            events = await to_thread.run_sync(_more, backend, job, after)
+            events = await to_thread.run_sync(_more, request, job, after)
 
 
-def _more(backend: Backend, job: str, after: str | None) -> list[Event] | None:
+def _more(request: Request, job: str, after: str | None) -> list[Event] | None:
     """The events since; None ends the stream, and a client that wants more comes back with its last id."""
     try:
-        return backend.ledger.events(job, after=after)
+        return backend_of(request).ledger.events(job, after=after) if still_permitted(request) else None
     except (UnknownJob, LedgerUnavailable):
         return None
 
 
 async def everything(request: Request) -> AsyncIterator[Reader]:
     """Hear of all jobs of the tenant from before the answer begins: a list read after that leaves no gap."""
-    backend = backend_of(request)
-    with backend.waiting.news.reader(backend.ledger.tenant) as reader:
-        yield reader
+    caller = caller_of(request)
+    with backend_of(request).waiting.news.reader(caller.tenant) as reader:
+        watch = asyncio.create_task(_watch(request, reader)) if caller.key_id else None
+        try:
+            yield reader
+        finally:
+            if watch:
+                watch.cancel()
+
+
+async def _watch(request: Request, reader: Reader) -> None:
+    """Let a reader go whose key is good no longer."""
+    while await to_thread.run_sync(_stands, request):
+        await asyncio.sleep(LOOK_SECONDS)
+    reader.end()
+
+
+def _stands(request: Request) -> bool:
+    try:
+        return still_permitted(request)
+    except LedgerUnavailable:
+        return True  # nothing is told meanwhile, and readers are let go once it is back
 
 
 @router.get(

@@ -167,6 +167,8 @@ def hoist(schema: dict[str, Any]) -> dict[str, Any]:
     for path in schema["paths"].values():
         for operation in path.values():
             schemas |= operation.pop("x-definitions", {})
+            if "security" in operation:
+                operation["responses"] |= problems.responses(401, 403)
             for response in operation["responses"].values():
                 for media in response.get("content", {}).values():
                     examples.unfold(media)

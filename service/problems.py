@@ -66,7 +66,13 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.StorageFull: 507,
         errors.LedgerUnavailable: 503,
         errors.NotReady: 503,
+        errors.KeyMissing: 401,
+        errors.KeyInvalid: 401,
+        errors.KeyExpired: 401,
         errors.InsufficientScope: 403,
+        errors.UnknownKey: 404,
+        errors.HostRefused: 403,
+        errors.CrossSiteRefused: 403,
     }
 )
 """The status of each failure; a test keeps it total."""
@@ -158,7 +164,7 @@ def write(  # a problem has many parts, and each is named at the call
 def from_failure(request: Request, failure: Failure) -> Response:
     """The problem that a failure is to a client."""
     status = STATUSES.get(type(failure), 500)
-    headers = {}
+    headers = _challenge(failure, status)
     if status in (429, 503, 507):
         headers["Retry-After"] = str(failure.extra.get("retry_after", _RETRY_SECONDS))
     return write(
@@ -170,6 +176,18 @@ def from_failure(request: Request, failure: Failure) -> Response:
         extra=failure.extra,
         headers=headers,
     )
+
+
+def _challenge(failure: Failure, status: int) -> dict[str, str]:
+    """How a client may prove who it is, as RFC 6750 has it."""
+    told = {"realm": "touchstone"}
+    if isinstance(failure, errors.InsufficientScope):
+        told |= {"error": failure.code, "scope": str(failure.extra.get("scope", ""))}
+    elif status != 401:
+        return {}
+    elif not isinstance(failure, errors.KeyMissing):
+        told["error"] = "invalid_token"
+    return {"WWW-Authenticate": "Bearer " + ", ".join(f'{name}="{value}"' for name, value in told.items())}
 
 
 def internal(request: Request) -> Response:
@@ -224,6 +242,8 @@ def install(app: FastAPI) -> None:
 
 _ABOUT = {
     400: "The body cannot be read.",
+    401: "An API key is needed; or the one sent is unknown, or has expired.",
+    403: "The API key does not permit this.",
     404: "There is no such thing.",
     408: "The body came too slowly.",
     409: "The job's state does not permit this.",

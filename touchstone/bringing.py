@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from touchstone.client import Client, RefusedError, Upload
+from touchstone.client import Client, RefusedError, Upload, api_key
 
 SHOWN = 4
 STEPS = ("reading it", "building it", "asking it", "checking its gradient", "measuring it", "keeping it")
@@ -57,7 +57,7 @@ def register(  # noqa: PLR0917 - each is an option of the command line
         }
         said = manifest_of(file, manifest, flags)
         with Bar(console=err, transient=True) as bar:
-            answer = _registered(Client(url), _upload(file, said, classes), bar)
+            answer = _registered(Client(url, api_key()), _upload(file, said, classes), bar)
         _show(answer, out)
 
 

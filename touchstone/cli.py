@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 from rich.table import Table
 
-from touchstone import allowing
+from touchstone import allowing, keyring
 from touchstone.bringing import refusals, register
 from touchstone.certifying import rounded_down
 from touchstone.errors import Failure, InvalidParameter, StartError
@@ -138,11 +138,11 @@ Url = Annotated[str | None, typer.Option(help="A service's address, such as http
 @app.command()
 def models(url: Url = None) -> None:
     """List the models of the zoo, or with --url those of a service."""
-    from touchstone.client import Client  # noqa: PLC0415 - only where a service is asked
+    from touchstone.client import Client, api_key  # noqa: PLC0415 - only where a service is asked
     from touchstone.models.zoo import manifests  # noqa: PLC0415 - reads the cards only when they are asked for
 
     with refusals(err):
-        cards = Client(url).models() if url else [one.card() for one in manifests().values()]
+        cards = Client(url, api_key()).models() if url else [one.card() for one in manifests().values()]
     table = Table("model", "input", "classes", "accuracy", "licence")
     table.columns[0].no_wrap = True
     for one in cards:
@@ -160,6 +160,7 @@ def _accuracy(shown: dict[str, Any]) -> str:
 
 app.command()(register)
 app.add_typer(allowing.app, name="tenants")
+app.add_typer(keyring.app, name="keys")
 
 
 @app.command(context_settings=OWN_FLAGS)

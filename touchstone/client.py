@@ -8,11 +8,13 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from touchstone.settings import Settings
 
 CHUNK = 2**18
 PATIENCE_SECONDS = 60.0
@@ -67,11 +69,18 @@ def _part(boundary: str, disposition: str) -> bytes:
     return f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode()
 
 
+def api_key() -> str | None:
+    """The key of the settings."""
+    key = Settings().api_key
+    return key.get_secret_value() if key else None
+
+
 @dataclass(frozen=True)
 class Client:
     """A service by its address. Everything raises `RefusedError`."""
 
     url: str
+    key: str | None = field(default=None, repr=False)
 
     def register(self, upload: Upload, sent: Callable[[int], None]) -> dict[str, Any]:
         """Send a model: the job that tries it, or the card of a version that was registered before."""
@@ -110,12 +119,16 @@ class Client:
             connection.connect()
             # A service that has seen enough answers and hangs up while much is still to be sent.
             with suppress(ConnectionError):
-                connection.request(method, urlsplit(self.url).path.rstrip("/") + path, body, dict(headers))
+                place = urlsplit(self.url).path.rstrip("/") + path
+                connection.request(method, place, body, {**headers, **self._authorization()})
             answer = connection.getresponse()
             content = _content(answer.read())
         if answer.status >= 400:
             raise RefusedError(content.get("detail") or f"the service answered {answer.status}")
         return content
+
+    def _authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     @contextmanager
     def _connected(self) -> Iterator[http.client.HTTPConnection]:

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -144,6 +144,21 @@ def start(home: Path, *, patience: float = 60.0) -> Valkey:
             child = _launch(home)
         time.sleep(_LOOK_SECONDS)
     return Valkey(home, child)
+
+
+@contextmanager
+def at_hand(settings: Settings) -> Iterator[str]:
+    """The address of a ledger that answers: as set, or the Valkey below `home`, which is started for this
+    block where no `touchstone up` keeps it.
+    """
+    with ExitStack() as stack:
+        if settings.redis_url is None:
+            with suppress(StartError):
+                stack.enter_context(sole_use(settings.home))
+                valkey = start(settings.home)
+                if valkey.child is not None:
+                    stack.callback(valkey.stop)
+        yield ledger_url(settings)
 
 
 def _launch(home: Path) -> subprocess.Popen[bytes] | None:

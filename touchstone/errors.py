@@ -281,6 +281,42 @@ class NotReady(Failure):
     code = "not_ready"
 
 
+class KeyMissing(Failure):
+    """An API key is needed, and none was sent."""
+
+    code = "key_missing"
+
+
+class KeyInvalid(Failure):
+    """The API key is unknown: mistyped, or revoked."""
+
+    code = "key_invalid"
+
+
+class KeyExpired(Failure):
+    """The API key was good once, and has expired."""
+
+    code = "key_expired"
+
+
+class UnknownKey(Failure):
+    """No API key has this id."""
+
+    code = "unknown_key"
+
+
+class HostRefused(Failure):
+    """Without API keys, only this machine's own names are answered."""
+
+    code = "host_refused"
+
+
+class CrossSiteRefused(Failure):
+    """Without API keys, pages from elsewhere may send nothing."""
+
+    code = "cross_site_refused"
+
+
 class InsufficientScope(Failure):
     """The API key does not permit this."""
 

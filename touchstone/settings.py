@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from touchstone.addresses import Permits
@@ -28,6 +29,18 @@ class Settings(BaseSettings):
         description="The folder that holds everything written.",
     )
     host: str = Field("127.0.0.1", description="Address the API listens on.")
+    require_keys: bool = Field(
+        False,
+        description="Ask for an API key on the loopback too, and start elsewhere before there is any.",
+    )
+    allowed_hosts: str | None = Field(
+        None,
+        description="Names, separated by commas, by which the service may be asked without keys, besides "
+        "those of the loopback.",
+    )
+    api_key: SecretStr | None = Field(
+        None, description="The key that the command line sends to a service that it is given by `--url`."
+    )
     port: int = Field(8000, ge=0, lt=65536, description="Port the API listens on; 0 picks a free one.")
     connections: int = Field(
         1000, ge=1, description="Clients' connections that the API holds at once; one more is answered 503."
@@ -124,9 +137,31 @@ class Settings(BaseSettings):
         return text
 
     @property
+    def needs_keys(self) -> bool:
+        """Whether a request without an API key is refused."""
+        return self.require_keys or not on_loopback(self.host)
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The names in `allowed_hosts`."""
+        return frozenset(
+            filter(None, (name.strip().lower() for name in (self.allowed_hosts or "").split(",")))
+        )
+
+    @property
     def served(self) -> tuple[str, ...]:
         """The ids in `models`."""
         return tuple(filter(None, map(str.strip, (self.models or "").split(","))))
+
+
+def on_loopback(host: str) -> bool:
+    """Whether this is a name or an address that leads to this machine alone."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @cache

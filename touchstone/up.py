@@ -15,6 +15,7 @@ from typing import TypeVar
 from touchstone.children import Charge, Child, Say, Store, Watcher
 from touchstone.embedded import ledger_url, sole_use
 from touchstone.errors import LedgerUnavailable, StartError
+from touchstone.jobs.keys import check_address
 from touchstone.jobs.ledger import Ledger
 from touchstone.settings import SECRETS, Settings
 
@@ -84,6 +85,7 @@ def running(
         stack.enter_context(sole_use(settings.home))
         say("Starting …")
         store = None if settings.redis_url else _kept(stack, Store(settings.home, say))
+        _check_keys(settings)
         port = _free_port(settings, wait=store is not None and store.adopted, wanted=wanted)
         settings = settings.model_copy(update={"port": port})
         # The last to start is the first to stop, so that nothing is accepted while the others leave.
@@ -94,6 +96,17 @@ def running(
         _wait_until_ready(settings, worker, api, wanted)
         say(f"Ready after {time.monotonic() - begun:.1f} s")
         yield f"http://{_authority(settings)}"
+
+
+def _check_keys(settings: Settings) -> None:
+    """Raise `StartError` before anything else is started that would have to end for it."""
+    ledger = Ledger(ledger_url(settings), settings)
+    try:
+        check_address(settings, ledger.keys)
+    except LedgerUnavailable as failure:
+        raise StartError(failure.detail) from failure
+    finally:
+        ledger.close()
 
 
 C = TypeVar("C", bound=Charge)
@@ -117,7 +130,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith(SECRETS) or not name.upper().startswith(prefix)
     }
-    chosen = settings.model_dump(mode="json", exclude_none=True)
+    chosen = settings.model_dump(mode="json", exclude_none=True, exclude={"api_key"})
     return inherited | {f"{prefix}{name.upper()}": str(value) for name, value in chosen.items()}
 
 

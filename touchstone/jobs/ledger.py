@@ -35,6 +35,7 @@ from touchstone.jobs.events import Watch, read_events
 from touchstone.jobs.finding import Finder
 from touchstone.jobs.holdings import Holdings
 from touchstone.jobs.keeping import Keeping
+from touchstone.jobs.keys import Keys
 from touchstone.jobs.outbox import Outbox
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Status, Submission, Timings
 from touchstone.jobs.scripts import Scripts, connect, reachable
@@ -60,6 +61,7 @@ class Ledger:
         self._client = connect(url)
         self._scripts = Scripts(self._client)
         self._finder = Finder(self._client, self._scripts)
+        self.keys = Keys(self._client, self._scripts)
         self.outbox = Outbox(self._client, self._scripts, days=settings.webhook_days)
         self.allowances = Allowances(self._client, self._scripts, settings)
         self.spending = Spending(self._client, self._scripts)

@@ -169,6 +169,10 @@ local function oldest_wait(at, index)
   return math.max(0, at - tonumber(get(oldest, 'created_at')[1]))
 end
 
+local function access_key(id)
+  return 'ts:access:' .. id
+end
+
 -- By id of a tenant's model, its versions as JSON, the current one first.
 local function registry_key(tenant)
   return 'ts:registry:' .. tenant

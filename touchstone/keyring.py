@@ -1,0 +1,98 @@
+"""`touchstone keys`: API keys, made and revoked where the service runs, be it running or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from touchstone.jobs.record import LOCAL
+
+if TYPE_CHECKING:
+    from touchstone.jobs.keys import Keys
+
+app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+out = Console()
+err = Console(stderr=True)
+
+Home = Annotated[Path | None, typer.Option(help="The folder of the service; its ledger holds the keys.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    scope: Annotated[
+        str, typer.Option(help="read, submit or admin; each includes those before it.")
+    ] = "submit",
+    tenant: Annotated[str, typer.Option(help="Whose jobs and models it is for.")] = LOCAL,
+    days: Annotated[float | None, typer.Option(min=0, help="How long it is good; default: for ever.")] = None,
+    home: Home = None,
+) -> None:
+    """Make a key and print it, this once."""
+    from pydantic import ValidationError  # noqa: PLC0415 - loaded where it is needed, as is the ledger
+
+    from touchstone.jobs.keys import KeyRequest  # noqa: PLC0415
+    from touchstone.methods import invalid_parameter  # noqa: PLC0415
+
+    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    try:
+        asked = KeyRequest.model_validate(
+            {"name": name, "scope": scope, "tenant": tenant, "expires_at": expires_at}
+        )
+    except ValidationError as error:
+        raise invalid_parameter(error) from None
+    with _opened(home) as keys:
+        issued = keys.create(asked)
+    err.print(
+        f"{issued.key.scope} for {issued.key.tenant}; keep it well, it is not shown again:", highlight=False
+    )
+    typer.echo(issued.text)
+
+
+@app.command(name="list")
+def list_keys(home: Home = None) -> None:
+    """List the keys; none of them is shown whole."""
+    with _opened(home) as keys:
+        known = keys.all()
+    table = Table("id", "name", "tenant", "scope", "expires", "last used")
+    for key in known:
+        table.add_row(
+            key.id, escape(key.name), key.tenant, key.scope, _day(key.expires_at), _day(key.used_at)
+        )
+    out.print(table)
+
+
+@app.command()
+def revoke(key: Annotated[str, typer.Argument(help="The id of a key.")], home: Home = None) -> None:
+    """Make an end of a key, at once and for good."""
+    with _opened(home) as keys:
+        keys.revoke(key)
+    err.print(f"Revoked {key}", highlight=False)
+
+
+@contextmanager
+def _opened(home: Path | None) -> Iterator[Keys]:
+    from touchstone.embedded import at_hand  # noqa: PLC0415 - starts processes
+    from touchstone.jobs.ledger import Ledger  # noqa: PLC0415
+    from touchstone.settings import Settings  # noqa: PLC0415 - reads the environment
+
+    chosen = Settings()
+    if home is not None:
+        chosen = chosen.model_copy(update={"home": home.resolve()})
+    with at_hand(chosen) as url:
+        ledger = Ledger(url, chosen)
+        try:
+            yield ledger.keys
+        finally:
+            ledger.close()
+
+
+def _day(moment: datetime | None) -> str:
+    return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}"
