@@ -82,7 +82,7 @@ class Site:
         self.ledger.spending(card.digest, 1, budget=None, rate=5.0, token="t")
         self.ledger.beat("worker", {"running": 1}, ["mine"])
         self.ledger.of("tenant0").find(limit=1)
-        self.ledger.deliveries.claim({})
+        self.ledger.outbox.claim({})
         self.ledger.reap()
         self.ledger.pool("pool", {"seed": self.ledger.pooled("pool", 1).seed, "n": 1, "counts": {}})
 
