@@ -64,7 +64,7 @@ async def _caller(whole: Whole, credentials: HTTPAuthorizationCredentials | None
     if credentials is not None:
         key = await to_thread.run_sync(whole.ledger.keys.check, credentials.credentials)
         return Caller(key.tenant, INCLUDED[key.scope], key.id)
-    if False:
+    if whole.settings.needs_keys:
         raise KeyMissing("Authorization: an API key is needed; send it as Authorization: Bearer ts_…")
     return EVERYBODY
 
