@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from receiver import Receiver, receiving
 from serving import Api, serving
+from telling import listening
 
-from touchstone import embedded
+from service import views
+from touchstone import embedded, webhooks
+from touchstone.jobs import delivering
+from touchstone.jobs.delivering import Deliverer
+from touchstone.jobs.endpoints import Endpoint
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import ImageRef, ModelRef, Submission
 from touchstone.jobs.scripts import connect
+from touchstone.outgoing import Outgoing
 from touchstone.settings import Settings
 
 
@@ -73,3 +80,40 @@ def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         client.flushall()
     with serving(Settings(home=tmp_path_factory.mktemp("api"), redis_url=valkey_server)) as api:
         yield api
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of webhooks that answers 204."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look soon, try again at once."""
+    monkeypatch.setattr(delivering, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(webhooks, "PAUSES", (0,) * len(webhooks.PAUSES))
+
+
+@pytest.fixture
+def endpoint(ledger: Ledger, receiver: Receiver) -> Endpoint:
+    """The receiver, registered for the end of every job."""
+    return listening(ledger, receiver)
+
+
+@pytest.fixture
+def deliver(ledger: Ledger) -> Iterator[Callable[..., Deliverer]]:
+    """Start to deliver, to loopback by default."""
+    started: list[Deliverer] = []
+
+    def start(outgoing: Outgoing | None = None) -> Deliverer:
+        show = lambda job: views.show(job).model_dump(mode="json")  # noqa: E731
+        one = Deliverer(ledger.outbox, outgoing or Outgoing("127.0.0.0/8"), show)
+        started.append(one)
+        one.start()
+        return one
+
+    yield start
+    for one in started:
+        one.stop()

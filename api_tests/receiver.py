@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from remote import Server
 from standardwebhooks import Webhook
 
 Act = Callable[["Handler"], None]
@@ -90,6 +89,13 @@ def hanging(until: threading.Event) -> Act:
         answering(204)(handler)
 
     return act
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away is no news."""
 
 
 @contextmanager

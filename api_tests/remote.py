@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import numpy as np
 from linear import linear_model
 from numpy.typing import NDArray
 from PIL import Image
+from receiver import Server
 
 from touchstone.models.manifest import InputSpec, Manifest, Weights
 from touchstone.models.remote import Remote
@@ -154,13 +155,6 @@ def of_png(text: str) -> Floats:
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
         pixels = np.asarray(image.convert("RGB").resize((8, 8)))
     return pixels.transpose(2, 0, 1).astype(np.float64) / 255
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that went away is no news."""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 import redis
 from own_models import SAID, linear_onnx
-from receiver import Receiver, answering, receiving
+from receiver import Receiver, answering
 from serving import Api, problem, serving
 
 from service.access import Caller
@@ -38,12 +38,6 @@ def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch, serving(settings) as api:
         patch.setattr(delivering, "PAUSE_SECONDS", 0.02)
         yield api
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as receiver:
-        yield receiver
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+"""Jobs that end, those who are to be told of it, and what became of telling them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from receiver import Receiver
+
+from touchstone import webhooks
+from touchstone.jobs.deliveries import Delivery
+from touchstone.jobs.endpoints import JOB_EVENTS, Endpoint
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import LOCAL, Job, Problem, Submission
+
+SECRET = webhooks.new_secret()
+
+
+def listening(ledger: Ledger, receiver: Receiver, *events: Any, tenant: str = LOCAL) -> Endpoint:
+    return ledger.of(tenant).endpoints.add(receiver.url, events or JOB_EVENTS, description="", secret=SECRET)
+
+
+def ended(ledger: Ledger, submission: Submission, status: Any = "succeeded") -> Job:
+    job = ledger.accept(submission)[0]
+    claimed = ledger.claim(job.id, "w1")
+    assert claimed is not None
+    error = Problem(code="out_of_memory", detail="No.") if status == "failed" else None
+    assert ledger.finish(job.id, claimed.claims, status=status, result={"x": 1}, error=error)
+    return ledger.read(job.id)
+
+
+def settled(ledger: Ledger, job: str | None = None, count: int = 1) -> list[Delivery]:
+    """All deliveries, once so many are no longer pending."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        found, _ = ledger.of(LOCAL).deliveries.find(job=job)
+        if sum(one.status != "pending" for one in found) >= count:
+            return found
+        time.sleep(0.005)
+    raise AssertionError(found)
