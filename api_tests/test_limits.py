@@ -96,7 +96,7 @@ def test_a_body_that_stands_still_is_408() -> None:
 
 
 def test_a_slow_body_that_keeps_its_pace_is_not() -> None:
-    body = asyncio.run(take(sent(*[b"x" * 100] * 10, pause=0.05), Bounds(1000, patience=0.2, pace=1000)))
+    body = asyncio.run(take(sent(*[b"x" * 100] * 10, pause=0.1), Bounds(1000, patience=0.6, pace=500)))
     assert len(body) == 1000
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from browser import DESKTOP, PHONE, OpenPage, Troubles, axe
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 from serving import Api
 
-KEY = "ts_the-right-one"
 PAGES = {
     "new": "Can this classifier be fooled?",
     "jobs": "Jobs",
@@ -22,24 +19,6 @@ PAGES = {
 def _no_worker_lives(troubles: Troubles) -> None:
     """The pretended worker gives no sign of life, of which the frame tells."""
     troubles.allow("503.*/readyz")
-
-
-def guard(route: Route) -> None:
-    """Answer as a service does whose keys are on."""
-    if route.request.headers.get("authorization") == f"Bearer {KEY}":
-        route.continue_()
-        return
-    problem = {"status": 401, "code": "unauthorized", "detail": "Authorization: a valid API key is needed"}
-    route.fulfill(status=401, content_type="application/problem+json", body=json.dumps(problem))
-
-
-@pytest.fixture
-def guarded(page: Page, troubles: Troubles) -> Page:
-    """A page of a service that wants a key for everything but the page itself."""
-    troubles.allow("status of 401")
-    page.context.route("**/v1/**", guard)
-    page.context.route("**/samples*", guard)
-    return page
 
 
 def test_every_page_has_a_name_and_stands_in_the_navigation(page: Page) -> None:
@@ -56,44 +35,6 @@ def test_every_page_has_a_name_and_stands_in_the_navigation(page: Page) -> None:
 def test_an_address_that_leads_nowhere_says_so(page: Page) -> None:
     page.goto("/#/nowhere")
     expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
-
-
-def test_a_key_is_asked_for_once_and_kept_for_the_tab(guarded: Page) -> None:
-    guarded.goto("/#/models")
-    dialog = guarded.get_by_role("dialog", name="Sign in")
-    expect(dialog).to_contain_text("This service needs an API key")
-    dialog.get_by_label("API key").fill("wrong")
-    dialog.get_by_role("button", name="Sign in").click()
-    expect(guarded.get_by_role("dialog")).to_contain_text("The service refused that key")
-    guarded.get_by_label("API key").fill(KEY)
-    guarded.keyboard.press("Enter")
-    expect(guarded.get_by_role("heading", name="fashion-mnist-cnn", exact=True)).to_be_visible()
-    guarded.goto("/#/jobs")
-    expect(guarded.get_by_role("heading", level=1)).to_have_text("Jobs")
-    expect(guarded.get_by_role("dialog")).to_have_count(0)
-    guarded.reload()
-    expect(guarded.get_by_role("dialog")).to_have_count(0)
-    expect(guarded.get_by_role("button", name="Sign out")).to_be_visible()
-
-
-def test_signing_out_forgets_the_key(guarded: Page) -> None:
-    guarded.goto("/#/models")
-    guarded.get_by_label("API key").fill(KEY)
-    guarded.keyboard.press("Enter")
-    guarded.get_by_role("button", name="Sign out").click()
-    expect(guarded.get_by_role("dialog", name="Sign in")).to_be_visible()
-    assert guarded.evaluate("() => JSON.stringify([sessionStorage, localStorage])").find(KEY) == -1
-
-
-def test_a_key_never_stands_in_an_address(guarded: Page) -> None:
-    asked: list[str] = []
-    guarded.on("request", lambda request: asked.append(request.url))
-    guarded.goto("/#/new")
-    guarded.get_by_label("API key").fill(KEY)
-    guarded.keyboard.press("Enter")
-    expect(guarded.get_by_role("heading", level=1)).to_have_text(PAGES["new"])
-    assert asked
-    assert not any(KEY in address for address in asked)
 
 
 def test_a_service_that_does_not_answer_is_told_and_can_be_asked_again(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from browser import OpenPage, Troubles
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 from serving import Api, serving
 
 from touchstone.jobs.keys import KeyRequest
@@ -19,24 +19,65 @@ def guarded(settings: Settings) -> Iterator[Api]:
         yield api
 
 
-def test_a_key_opens_the_pages_of_its_tenant_and_follows_its_jobs(
-    guarded: Api, open_page: OpenPage, troubles: Troubles
-) -> None:
+@pytest.fixture
+def key(guarded: Api) -> str:
+    return guarded.ledger.keys.create(KeyRequest(name="browser", tenant="acme")).text
+
+
+@pytest.fixture
+def page(guarded: Api, open_page: OpenPage, troubles: Troubles) -> Page:
+    """A page of a service that wants a key for everything but the page itself."""
     troubles.allow("status of 401")
     troubles.allow("503.*/readyz")
+    return open_page(guarded.origin)
+
+
+def sign_in(page: Page, key: str) -> None:
+    page.get_by_role("dialog", name="Sign in").get_by_label("API key").fill(key)
+    page.keyboard.press("Enter")
+
+
+def test_a_key_is_asked_for_once_and_kept_for_the_tab(page: Page, key: str) -> None:
+    page.goto("/#/models")
+    expect(page.get_by_role("dialog", name="Sign in")).to_contain_text("This service needs an API key")
+    sign_in(page, "ts_wrong")
+    expect(page.get_by_role("dialog")).to_contain_text("The service refused that key")
+    sign_in(page, key)
+    expect(page.get_by_role("heading", name="fashion-mnist-cnn", exact=True)).to_be_visible()
+    page.goto("/#/jobs")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.reload()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+
+
+def test_signing_out_forgets_the_key(page: Page, key: str) -> None:
+    page.goto("/#/models")
+    sign_in(page, key)
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("dialog", name="Sign in")).to_be_visible()
+    assert page.evaluate("() => JSON.stringify([sessionStorage, localStorage])").find(key) == -1
+
+
+def test_a_key_never_stands_in_an_address(page: Page, key: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto("/#/new")
+    sign_in(page, key)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Can this classifier be fooled?")
+    assert asked
+    assert not any(key in address for address in asked)
+
+
+def test_a_key_opens_the_pages_of_its_tenant_and_follows_its_jobs(guarded: Api, page: Page) -> None:
     keys = {
         tenant: guarded.ledger.keys.create(KeyRequest(name="browser", tenant=tenant))
         for tenant in ("acme", "other")
     }
-    page = open_page(guarded.origin)
     page.goto("/#/jobs")
-    dialog = page.get_by_role("dialog", name="Sign in")
-    dialog.get_by_label("API key").fill("ts_wrong")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog")).to_contain_text("The service refused that key")
-    page.get_by_label("API key").fill(keys["acme"].text)
     with page.expect_response(lambda answer: answer.url.endswith("/v1/events") and answer.status == 200):
-        page.keyboard.press("Enter")
+        sign_in(page, keys["acme"].text)
     expect(page.get_by_role("dialog")).to_have_count(0)
     expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
     for tenant in ("other", "acme"):  # told by the stream, for nobody loads the list again
