@@ -254,8 +254,11 @@ def test_an_idle_lane_ends_its_thread_and_starts_again(
 ) -> None:
     monkeypatch.setattr(touchstone.engine.thread, "IDLE_SECONDS", 0.1)
 
+    before = threading.enumerate()
+
     def threads() -> list[str]:
-        return [one.name for one in threading.enumerate() if one.name.startswith("remote ")]
+        now = (one for one in threading.enumerate() if one not in before)
+        return [one.name for one in now if one.name.startswith("remote ")]
 
     for _ in range(2):
         job(engine, model.card(), greyish(1)[0], kind="prediction")
