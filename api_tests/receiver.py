@@ -99,15 +99,22 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def receiving() -> Iterator[Receiver]:
-    server = Server(("127.0.0.1", 0), Handler)
-    receiver = Receiver(port=server.server_address[1])
-    server.receiver = receiver  # type: ignore[attr-defined]
+def listening(server: Server) -> Iterator[None]:
+    """Let a server answer while the block lasts."""
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield receiver
+        yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def receiving() -> Iterator[Receiver]:
+    server = Server(("127.0.0.1", 0), Handler)
+    receiver = Receiver(port=server.server_address[1])
+    server.receiver = receiver  # type: ignore[attr-defined]
+    with listening(server):
+        yield receiver

@@ -19,7 +19,7 @@ import numpy as np
 from linear import linear_model
 from numpy.typing import NDArray
 from PIL import Image
-from receiver import Server
+from receiver import Server, listening
 
 from touchstone.models.manifest import InputSpec, Manifest, Weights
 from touchstone.models.remote import Remote
@@ -164,14 +164,8 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Model]:
         server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     model = Model(port=server.server_address[1])
     server.model = model  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with listening(server):
         yield model
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def hang(handler: Handler) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from touchstone.methods import Method, catalogue
 DOCUMENT = Path(__file__).parents[1] / "docs/attacks.md"
 TABLE, BESIDE, BLIND = "attack-table", "attacks-beside-peers", "attacks-beside-peers-black-box"
 NEAR, MANY = "attacks-equally-near", "attacks-beside-peers-200"
+
+Row = Callable[[dict[str, Any]], list[str]]
+"""What a table says of two attacks that were measured beside each other."""
 
 RUNGS = (10, 15, 20, 30, 40, 50, 60, 75, 100)
 """Numbers of steps that are tried."""
@@ -115,93 +119,79 @@ def _distance(distance: float | None) -> str:
 
 
 def _peers(record: dict[str, Any]) -> str:
-    rows = [
+    said = (
         f"Beside other libraries, {_machine(record)}, with the same images and numbers of steps, in one "
         "process: what is left of the accuracy, or the median distance, and seconds for all images, the "
         "median of so many turns. The peers get our frozen network, which is faster than the one that its "
-        "publisher ships; the last column is how many times as long they take on the latter.",
-        "",
-        "| network | attack | norm | peer | images | ours | peer's | turns | seconds | peer's "
-        "| times as fast | than as shipped |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for network, found in record["networks"].items():
-        rows += [_pair(network, pair) for pair in found["pairs"]]
-    return "\n".join(rows)
+        "publisher ships; the last column is how many times as long they take on the latter."
+    )
+    columns = "images | ours | peer's | turns | seconds | peer's | times as fast | than as shipped"
+    return _beside(record, said, columns, _pair)
 
 
-def _pair(network: str, pair: dict[str, Any]) -> str:
+def _beside(record: dict[str, Any], said: str, columns: str, row: Row) -> str:
+    """A table with a line for each pair, after a sentence about it; `columns` follow those of every one."""
+    names = f"network | attack | norm | peer | {columns}".split(" | ")
+    pairs = ((network, pair) for network, found in record["networks"].items() for pair in found["pairs"])
+    lines = (_line([*_who(network, pair), *row(pair)]) for network, pair in pairs)
+    return "\n".join([said, "", _line(names), _line(["---"] * len(names)), *lines])
+
+
+def _pair(pair: dict[str, Any]) -> list[str]:
     ours, theirs = pair["ours"], pair["theirs"]
-    cells = [
-        *_who(network, pair), _outcome(ours), _outcome(theirs), str(pair["turns"]),
+    return [
+        str(pair["images"]), *_outcomes(pair), str(pair["turns"]),
         f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}", f"{pair['speed_ratio']:g}",
         f"{pair['speed_ratio_plain']:g}",
     ]  # fmt: skip
-    return _line(cells)
 
 
 def _who(network: str, pair: dict[str, Any]) -> list[str]:
-    return [f"`{network}`", f"`{pair['attack']}`", NORMS[pair["norm"]], pair["peer"], str(pair["images"])]
+    return [f"`{network}`", f"`{pair['attack']}`", NORMS[pair["norm"]], pair["peer"]]
 
 
 def _reached(record: dict[str, Any]) -> str:
-    rows = [
+    said = (
         f"Steps and seconds until both are equally near, {_machine(record)}, on our frozen network: the "
         f"fewest of {', '.join(map(str, RUNGS))} steps with which the median distance is the smallest that "
-        "both reach.",
-        "",
-        "| network | attack | norm | peer | images | distance | steps | peer's | seconds | peer's "
-        "| times as fast |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for network, found in record["networks"].items():
-        rows += [_rung(network, pair) for pair in found["pairs"]]
-    return "\n".join(rows)
+        "both reach."
+    )
+    columns = "images | distance | steps | peer's | seconds | peer's | times as fast"
+    return _beside(record, said, columns, _rung)
 
 
-def _rung(network: str, pair: dict[str, Any]) -> str:
+def _rung(pair: dict[str, Any]) -> list[str]:
     ours, theirs = pair["ours"], pair["theirs"]
-    cells = [
-        *_who(network, pair), f"{pair['distance']:.4f}", str(ours["steps"]), str(theirs["steps"]),
+    return [
+        str(pair["images"]), f"{pair['distance']:.4f}", str(ours["steps"]), str(theirs["steps"]),
         f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}", f"{pair['speed_ratio']:g}",
     ]  # fmt: skip
-    return _line(cells)
 
 
 def _many(record: dict[str, Any]) -> str:
-    rows = [
+    said = (
         f"What is left of the accuracy on {record['samples']} images, {_machine(record)}; other work ran "
-        "beside it, so there are no seconds.",
-        "",
-        "| network | attack | norm | peer | ours | peer's |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for network, found in record["networks"].items():
-        for pair in found["pairs"]:
-            sides = [_outcome(pair["ours"]), _outcome(pair["theirs"])]
-            rows.append(_line([*_who(network, pair)[:-1], *sides]))
-    return "\n".join(rows)
+        "beside it, so there are no seconds."
+    )
+    return _beside(record, said, "ours | peer's", _outcomes)
+
+
+def _outcomes(pair: dict[str, Any]) -> list[str]:
+    return [_outcome(pair["ours"]), _outcome(pair["theirs"])]
 
 
 def _blind(record: dict[str, Any]) -> str:
-    rows = [
-        f"Without gradients, {_machine(record)}: ours may ask as often as the peer did.",
-        "",
-        "| network | attack | norm | peer | images | ours | peer's | queries | peer's | seconds | peer's |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for network, found in record["networks"].items():
-        rows += [_asked(network, pair) for pair in found["pairs"]]
-    return "\n".join(rows)
+    said = f"Without gradients, {_machine(record)}: ours may ask as often as the peer did."
+    columns = "images | ours | peer's | queries | peer's | seconds | peer's"
+    return _beside(record, said, columns, _asked)
 
 
-def _asked(network: str, pair: dict[str, Any]) -> str:
+def _asked(pair: dict[str, Any]) -> list[str]:
     ours, theirs = pair["ours"], pair["theirs"]
-    cells = [
-        *_who(network, pair), _outcome(ours), _outcome(theirs), f"{ours['queries']:,}",
-        f"{theirs['queries']:,}", f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}",
+    return [
+        str(pair["images"]), *_outcomes(pair), f"{ours['queries']:,}", f"{theirs['queries']:,}",
+        f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}",
     ]  # fmt: skip
-    return _line(cells)
 
 
 def _outcome(side: dict[str, Any]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,10 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from touchstone.errors import InvalidParameter
+from touchstone.operating import Home, opened
 
 if TYPE_CHECKING:
     from touchstone.jobs.allowances import Allowance
-    from touchstone.jobs.ledger import Ledger
 
 app = typer.Typer(no_args_is_help=True, help="What each tenant may use; the settings say what is usual.")
 out = Console()
@@ -32,10 +30,10 @@ def bound(what: str) -> typer.models.OptionInfo:
 
 
 @app.command("list")
-def show() -> None:
+def show(home: Home = None) -> None:
     """List the tenants that may use more or less than is usual, and how many of their jobs wait."""
     table = Table("tenant", "wait", "may wait", "passes a day", "requests a minute", "submissions a minute")
-    with _ledger() as ledger:
+    with opened(home) as ledger:
         for name, allowed in ledger.allowances.all().items():
             table.add_row(escape(name), f"{ledger.queue(name).depth:,}", *_bounds(allowed))
         table.add_row("[dim]all others[/]", "", *_bounds(ledger.allowances.usual("")))
@@ -43,40 +41,29 @@ def show() -> None:
 
 
 @app.command("set")
-def change(
+def change(  # noqa: PLR0917 - each is an option of the command line
     name: Name,
     waiting: Annotated[str | None, bound("Jobs that may wait")] = None,
     passes: Annotated[str | None, bound("Passes that its jobs may ask for in a day (UTC)")] = None,
     requests: Annotated[str | None, bound("Requests a minute that only read")] = None,
     submissions: Annotated[str | None, bound("Requests a minute that start or end something")] = None,
+    home: Home = None,
 ) -> None:
     """Let a tenant use more or less than is usual, within a second; what is not said stays as it is."""
     said = {"waiting": waiting, "passes": passes, "requests": requests, "submissions": submissions}
     numbers = {field: _number(text, field) for field, text in said.items() if text is not None}
-    with _ledger() as ledger:
+    with opened(home) as ledger:
         before = ledger.allowances.of(name)
         ledger.allowances.set(name, before.model_copy(update=numbers))
-    show()
+    show(home)
 
 
 @app.command()
-def reset(name: Name) -> None:
+def reset(name: Name, home: Home = None) -> None:
     """Let a tenant use what is usual again."""
-    with _ledger() as ledger:
+    with opened(home) as ledger:
         ledger.allowances.set(name, None)
-    show()
-
-
-@contextmanager
-def _ledger() -> Iterator[Ledger]:
-    from touchstone.embedded import ledger_url  # noqa: PLC0415 - the other commands do without the ledger
-    from touchstone.jobs.ledger import Ledger  # noqa: PLC0415 - likewise
-    from touchstone.settings import Settings  # noqa: PLC0415 - reads the environment
-
-    settings = Settings()
-    ledger = Ledger(ledger_url(settings), settings)
-    yield ledger
-    ledger.close()
+    show(home)
 
 
 def _number(text: str, field: str) -> int | None:

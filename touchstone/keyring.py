@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,15 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from touchstone.jobs.record import LOCAL
-
-if TYPE_CHECKING:
-    from touchstone.jobs.keys import Keys
+from touchstone.operating import Home, opened
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 out = Console()
 err = Console(stderr=True)
-
-Home = Annotated[Path | None, typer.Option(help="The folder of the service; its ledger holds the keys.")]
 
 
 @app.command()
@@ -48,8 +41,8 @@ def create(
         )
     except ValidationError as error:
         raise invalid_parameter(error) from None
-    with _opened(home) as keys:
-        issued = keys.create(asked)
+    with opened(home) as ledger:
+        issued = ledger.keys.create(asked)
     err.print(
         f"{issued.key.scope} for {issued.key.tenant}; keep it well, it is not shown again:", highlight=False
     )
@@ -59,8 +52,8 @@ def create(
 @app.command(name="list")
 def list_keys(home: Home = None) -> None:
     """List the keys; none of them is shown whole."""
-    with _opened(home) as keys:
-        known = keys.all()
+    with opened(home) as ledger:
+        known = ledger.keys.all()
     table = Table("id", "name", "tenant", "scope", "expires", "last used")
     for key in known:
         table.add_row(
@@ -72,26 +65,9 @@ def list_keys(home: Home = None) -> None:
 @app.command()
 def revoke(key: Annotated[str, typer.Argument(help="The id of a key.")], home: Home = None) -> None:
     """Make an end of a key, at once and for good."""
-    with _opened(home) as keys:
-        keys.revoke(key)
+    with opened(home) as ledger:
+        ledger.keys.revoke(key)
     err.print(f"Revoked {key}", highlight=False)
-
-
-@contextmanager
-def _opened(home: Path | None) -> Iterator[Keys]:
-    from touchstone.embedded import at_hand  # noqa: PLC0415 - starts processes
-    from touchstone.jobs.ledger import Ledger  # noqa: PLC0415
-    from touchstone.settings import Settings  # noqa: PLC0415 - reads the environment
-
-    chosen = Settings()
-    if home is not None:
-        chosen = chosen.model_copy(update={"home": home.resolve()})
-    with at_hand(chosen) as url:
-        ledger = Ledger(url, chosen)
-        try:
-            yield ledger.keys
-        finally:
-            ledger.close()
 
 
 def _day(moment: datetime | None) -> str:
