@@ -14,6 +14,10 @@ import httpx2
 import pytest
 from serving import png, some_model
 
+from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import Submission
+from touchstone.jobs.scripts import connect
+
 
 class Process:
     """The service, and the lines that it logged."""
@@ -103,3 +107,21 @@ def test_a_request_is_a_line_of_the_log(process: Process) -> None:
     assert line["request_id"] == response.headers["x-request-id"]
     assert (line["method"], line["status"], line["event"]) == ("POST", 202, "request")
     assert isinstance(line["ms"], float)
+
+
+def test_it_does_not_start_on_what_it_would_take_for_nobodys(
+    valkey: str, ledger: Ledger, submission: Submission, tmp_path: Path
+) -> None:
+    job, _ = ledger.accept(submission)
+    connect(valkey).hdel(f"ts:job:{job.id}", "tenant")  # as it was before there were tenants
+    environment = {**os.environ, "TOUCHSTONE_HOME": str(tmp_path), "TOUCHSTONE_REDIS_URL": valkey}
+    done = subprocess.run(
+        [sys.executable, "-m", "service"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "start with another TOUCHSTONE_HOME" in done.stderr

@@ -11,7 +11,7 @@ import redis
 from obstore.store import MemoryStore
 from serving import EXAMINED
 
-from touchstone.errors import UnknownArtifact, UnknownJob
+from touchstone.errors import StartError, UnknownArtifact, UnknownJob
 from touchstone.jobs.blobs import Aside, Blobs, FolderBlobs, StoreBlobs, digest_of
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import LOCAL, Artifact, Job, Submission
@@ -260,3 +260,14 @@ def test_names_that_nobody_gave_are_ignored(blobs: Blobs, tmp_path: Path) -> Non
         blobs.set_aside(digest_of(IMAGE), 1)
         (tmp_path / "blobs" / "aside" / "README").touch()
         assert list(blobs.aside()) == [Aside(digest_of(IMAGE), 1)]
+
+
+def test_a_ledger_from_before_blobs_were_counted_is_left_alone(
+    ledger: Ledger, submission: Submission, server: redis.Redis
+) -> None:
+    ledger.keeping.check_age()
+    ledger.accept(submission)
+    ledger.keeping.check_age()
+    server.hset("ts:registry", "mine", "[]")  # where models stood that were everybody's
+    with pytest.raises(StartError, match="another TOUCHSTONE_HOME"):
+        ledger.keeping.check_age()

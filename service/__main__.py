@@ -10,18 +10,21 @@ from service.server import Server
 from touchstone import logs
 from touchstone.errors import LedgerUnavailable, StartError
 from touchstone.jobs.keys import check_address
+from touchstone.jobs.ledger import Ledger
 from touchstone.logs import get_logger
 from touchstone.settings import settings
 
 
 def main() -> int:
-    """Serve until told to stop; 1 where that would let strangers in."""
+    """Serve until told to stop; 1 where that would let strangers in, or lose what is there."""
     chosen = settings()
     logs.configure(chosen.log_level)
     _take_all_files()
     app = create_app(chosen)
+    ledger: Ledger = app.state.backend.ledger
     try:
-        check_address(chosen, app.state.backend.ledger.keys)
+        ledger.keeping.check_age()
+        check_address(chosen, ledger.keys)
     except (StartError, LedgerUnavailable) as error:
         get_logger("service").error("not started", reason=str(error))
         return 1

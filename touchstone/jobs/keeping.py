@@ -8,6 +8,7 @@ from typing import Any
 
 import redis
 
+from touchstone.errors import StartError
 from touchstone.jobs.scripts import Scripts, reachable
 from touchstone.settings import Settings
 
@@ -51,6 +52,16 @@ class Keeping:
         """Whether it is this caller's turn to do what one of all processes does once in so many seconds."""
         with reachable():
             return bool(self._client.set("ts:turn", 1, nx=True, px=round(seconds * 1000)))
+
+    def check_age(self) -> None:
+        """Raise `StartError` where jobs or models were written here before their blobs were counted: nobody
+        would be known to hold those.
+        """
+        if self._scripts.run("unreadable"):
+            raise StartError(
+                "the ledger holds jobs or models of a version before 0.1.0, whose files this one would take "
+                "for nobody's; finish them with that version, or start with another TOUCHSTONE_HOME"
+            )
 
     def name(self) -> str:
         """Tells this ledger from any other: whichever process came first chose it."""
