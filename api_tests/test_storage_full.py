@@ -14,6 +14,7 @@ import redis
 from full_disk import full_disk, large_png
 from own_models import SAID, linear_onnx
 from serving import Api, problem, serving, some_model
+from test_bad_http import exchange
 
 from touchstone.errors import LedgerUnavailable, StorageFull
 from touchstone.jobs.blobs import FolderBlobs
@@ -66,6 +67,14 @@ def test_nothing_new_is_taken_while_the_disk_is_nearly_full(api: Api, crowded: A
         problem(response, 507, "storage_full")
         assert response.headers["retry-after"] == "60"
     assert (files(api), api.ledger.counts()) == before
+
+
+def test_a_model_for_which_there_is_no_room_is_refused_before_it_comes(crowded: Api) -> None:
+    head = (
+        b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
+        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    )
+    assert exchange(crowded, head, seconds=1).startswith(b"HTTP/1.1 507 ")
 
 
 def test_what_is_there_can_be_read_and_deleted_then(api: Api, crowded: Api) -> None:
