@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from browser import OpenPage, Troubles
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from serving import Api, serving
 
 from touchstone.jobs.keys import KeyRequest
@@ -68,6 +68,22 @@ def test_a_key_never_stands_in_an_address(page: Page, key: str) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Can this classifier be fooled?")
     assert asked
     assert not any(key in address for address in asked)
+
+
+def test_a_refusal_that_comes_after_the_sign_in_asks_for_no_other_key(page: Page, key: str) -> None:
+    late: list[Route] = []
+
+    def hold(route: Route) -> None:
+        late.append(route)
+
+    page.route("**/v1/models*", hold, times=1)
+    page.goto("/#/new")
+    sign_in(page, key)
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert "authorization" not in late[0].request.headers
+    late[0].continue_()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Can this classifier be fooled?")
+    expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 def test_a_key_opens_the_pages_of_its_tenant_and_follows_its_jobs(guarded: Api, page: Page) -> None:

@@ -26,16 +26,17 @@ export const key = {
 /** Send a request; raises `Problem`. Where a key is needed and missing or wrong, asks for one and tries again. */
 export async function send(path, options = {}) {
   for (;;) {
-    const response = await attempt(path, options);
+    const known = key.get();
+    const response = await attempt(path, known, options);
     if (response.ok || response.status === 304) return response;
     const problem = await problemOf(response);
     if (problem.status !== 401) throw problem;
-    await signIn(problem.message, key, options.signal);
+    // An answer may come after the reader has signed in; it says nothing of the key that was given since.
+    if ([null, known].includes(key.get())) await signIn(problem.message, key, options.signal);
   }
 }
 
-async function attempt(path, {headers = {}, ...options}) {
-  const known = key.get();
+async function attempt(path, known, {headers = {}, ...options}) {
   try {
     return await fetch(path, {...options, headers: {...headers, ...(known && {Authorization: `Bearer ${known}`})}});
   } catch (error) {
