@@ -73,6 +73,17 @@ def test_every_model_of_the_zoo_is_fit_to_share_passes() -> None:
     assert (probe.frozen, probe.batch_invariant, probe.softmax) == (True, True, False)
 
 
+def _memory_for_sixteen(z: Tensor) -> Tensor:
+    if len(z) > 16:
+        raise torch.OutOfMemoryError("no room")
+    return z
+
+
+def test_no_larger_batch_is_tried_than_memory_holds() -> None:
+    oracle, probe = probe_of(_memory_for_sixteen)
+    assert oracle.rows == probe.rows <= 16
+
+
 def test_a_model_that_depends_on_the_batch_shares_no_pass() -> None:
     oracle, probe = probe_of(lambda z: z - z.mean(0))
     assert not probe.batch_invariant

@@ -13,7 +13,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from touchstone.engine.oracle import MOST_ROWS, AnyOracle, Wanted, check_finite
+from touchstone.engine.device import lacks_memory
+from touchstone.engine.oracle import AnyOracle, Wanted, check_finite
 from touchstone.engine.queries import Answer, Asking, Gradient, Noisy, Query
 from touchstone.errors import Canceled, DeadlineExceeded, Failure, OutOfMemory
 
@@ -122,7 +123,8 @@ class Batcher:
         """As many rows as one pass takes, spread evenly over owners, and what each gets over its tasks."""
         oracle = group[0].asked
         fixed = group[0].deterministic or any(isinstance(task.query, Noisy) for task in group)
-        room = min(oracle.fixed_rows if fixed else oracle.rows, self._limits.get(oracle, MOST_ROWS))
+        rows = oracle.fixed_rows if fixed else oracle.rows
+        room = min(rows, self._limits.get(oracle, rows))
         owners: dict[str, list[Task]] = {}
         for task in group:
             owners.setdefault(task.owner, []).append(task)
@@ -166,14 +168,14 @@ class Batcher:
     def _recover(self, chosen: list[tuple[Task, Query | Noisy]], error: Exception) -> None:
         """Out of memory: ask for half as much from now on. Anything else: find out whose question it was."""
         rows = sum(len(query) for _, query in chosen)
-        if _is_out_of_memory(error) and rows > 1:
+        if lacks_memory(error) and rows > 1:
             self._limits[chosen[0][0].asked] = rows // 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         elif len(chosen) > 1:
             for pair in chosen:
                 self._answer([pair])
-        elif _is_out_of_memory(error):
+        elif lacks_memory(error):
             self._end(
                 chosen[0][0],
                 OutOfMemory("the device's memory does not hold even one row of this model"),
@@ -275,9 +277,3 @@ def _part(task: Task, rows: int) -> Query | Noisy:
     if task.taken == 0 and rows == len(task.query):
         return task.query
     return task.query[task.taken : task.taken + rows]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -15,7 +15,6 @@ from touchstone.engine.resize import Sight
 from touchstone.errors import Failure, GradientRefused, NonFiniteOutput
 
 Knowledge = Literal["white-box", "black-box"]
-MOST_ROWS = 64
 SMALL_INPUT = 64 * 64
 
 Q = TypeVar("Q", bound=Query | Noisy)
@@ -67,7 +66,7 @@ class Oracle:
     sight: Sight
     device: torch.device
     knowledge: Knowledge = "white-box"
-    rows: int = MOST_ROWS
+    rows: int = 64
     """How many rows to ask about at once; see `probe.gradient_rates`."""
     shared: bool = True
     """Whether jobs may share a pass: not where a row's answer depends on those beside it."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from touchstone.engine.counting import BATCH_TOLERANCE
-from touchstone.engine.device import keep_blocks
+from touchstone.engine.device import keep_blocks, lacks_memory, most_rows
 from touchstone.engine.goals import CrossEntropy, Goal, Margin
 from touchstone.engine.noise import Stream
-from touchstone.engine.oracle import MOST_ROWS, Oracle
+from touchstone.engine.oracle import Oracle
 from touchstone.engine.queries import Gradient, Noisy
 from touchstone.engine.resize import Sight
 from touchstone.models.loading import load_module
@@ -79,16 +79,21 @@ def size_in_bytes(oracle: Oracle) -> int:
 def gradient_rates(oracle: Oracle, shape: Shape, *, patience: float = 1.5) -> Mapping[int, float]:
     """Gradients a second of images (C, H, W), by the rows of a pass.
 
-    Doubles the batch until that has clearly become worse, or for `patience` seconds. Warms the model up, too.
+    Doubles the batch until that has clearly become worse, memory holds no more, or for `patience` seconds.
+    Warms the model up, too.
     """
     _rate(oracle, shape, 1)
     until = time.perf_counter() + patience
     rates = {1: _rate(oracle, shape, 1)}
-    while max(rates) < MOST_ROWS and time.perf_counter() < until:
-        rows = 2 * max(rates)
-        rates[rows] = _rate(oracle, shape, rows)
-        if rates[rows] < CLEARLY_WORSE * max(rates.values()):
-            break
+    try:
+        while max(rates) < most_rows(oracle.device) and time.perf_counter() < until:
+            rows = 2 * max(rates)
+            rates[rows] = _rate(oracle, shape, rows)
+            if rates[rows] < CLEARLY_WORSE * max(rates.values()):
+                break
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
     return rates
 
 
