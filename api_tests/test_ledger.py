@@ -90,6 +90,7 @@ def test_an_accept_sent_twice_makes_one_job(valkey: str) -> None:
     scripts = Scripts(connect(valkey))
     asked = '{"image": null, "file": "d"}'
     arguments = ("an-id", asked, "attack", "pgd", "m", 1000, 10, 1000, "", "", 1000, "local", "", 9, "", "")
+    arguments = (*arguments, 5, 7, "")
     first = scripts.run("accept", *arguments)
     assert scripts.run("accept", *arguments) == first
     assert connect(valkey).zcard("ts:all") == 1

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from lives import MOST_ATTEMPTS, Life, Turns
 
 from touchstone.errors import Crowded, IdempotencyMismatch, JobConflict, QueueFull, UnknownJob
+from touchstone.jobs.allowances import Needs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job, JobKind, Progress, Status, Submission
 from touchstone.jobs.scripts import connect
@@ -30,6 +31,7 @@ Which = tuple[int, bool]
 FIT = st.tuples(st.integers(0, 99), st.sampled_from([False, False, False, True]))
 """Which job: its place, among those that a step is meant for or now and then among all there ever were."""
 MOST_QUEUED = 4
+NEEDS = Needs(brings=1000, leaves=1)
 
 
 class Lives(RuleBasedStateMachine):
@@ -87,7 +89,7 @@ class Lives(RuleBasedStateMachine):
         idempotency = (key, digest) if key else None
         submission = self.submission.model_copy(update={"kind": kind})
         try:
-            job, created = self.ledger.of(tenant).accept(submission, idempotency=idempotency)
+            job, created = self.ledger.of(tenant).accept(submission, idempotency=idempotency, needs=NEEDS)
         except IdempotencyMismatch:
             assert known in self.lives
             assert digest != first
@@ -242,13 +244,15 @@ class Lives(RuleBasedStateMachine):
         assert set(self.server.zrange("ts:leases", 0, -1)) == of["running"]
         assert set(self.server.zrange("ts:bells", 0, -1)) == of["queued"]
         held = self.server.hget("ts:references", self.submission.source)
-        assert int(held or 0) == len(self.lives)
+        assert int(held or 0) == len({life.tenant for life in self.lives.values()})
 
     @invariant()
     def every_tenant_has_its_own(self) -> None:
         for tenant, other in (("north", "south"), ("south", "north")):
             own = [job for job, life in self.lives.items() if life.tenant == tenant]
             assert [job.id for job in self.ledger.of(tenant).find(limit=200).jobs] == own[::-1]
+            under_way = sum(not self.lives[job].over for job in own)
+            assert self.ledger.of(tenant).storage()[0] == bool(own) * NEEDS.brings + under_way * NEEDS.leaves
             for job in own[-1:]:
                 with pytest.raises(UnknownJob):
                     self.ledger.of(other).cancel(job)

@@ -12,10 +12,12 @@ from test_ledger import claim
 from typer.testing import CliRunner
 
 from touchstone import cli, errors
-from touchstone.jobs.allowances import Allowance, Allowances, Rate, Standing
+from touchstone.jobs.allowances import Allowance, Allowances, Needs, Rate, Standing
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import LOCAL, Submission
 from touchstone.settings import Settings
+
+USUAL = Allowance(waiting=10_000, requests=6_000, submissions=3_000, storage=2**35)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def allowances(ledger: Ledger) -> Allowances:
 
 
 def test_usual_bounds_are_those_of_the_settings_and_none_without_keys(allowances: Allowances) -> None:
-    assert allowances.of("them") == Allowance(waiting=10_000, requests=6_000, submissions=3_000)
+    assert allowances.of("them") == USUAL
     assert allowances.of(LOCAL) == Allowance()
 
 
@@ -74,17 +76,17 @@ def test_a_budget_of_passes_is_spent_until_the_day_ends(
     ledger: Ledger, theirs: Submission, server: redis.Redis
 ) -> None:
     ledger.allowances.set("them", Allowance(passes=100))
-    ledger.accept(theirs, passes=60)
+    ledger.accept(theirs, needs=Needs(passes=60))
     with pytest.raises(errors.BudgetSpent) as refused:
-        ledger.accept(theirs, passes=41)
+        ledger.accept(theirs, needs=Needs(passes=41))
     assert 0 < refused.value.extra["retry_after"] <= 86_400
-    ledger.accept(theirs, passes=40)
+    ledger.accept(theirs, needs=Needs(passes=40))
     assert spent(server) == 100
     [today] = server.keys("ts:passes:*")
     assert 86_400 < server.ttl(today) <= 2 * 86_400
     yesterday = f"ts:passes:{int(today.rpartition(':')[2]) - 1}"
     server.rename(today, yesterday)
-    assert ledger.accept(theirs, passes=100)[1], "another day"
+    assert ledger.accept(theirs, needs=Needs(passes=100))[1], "another day"
 
 
 @pytest.mark.parametrize("way", ["cancel", "delete"])
@@ -92,7 +94,7 @@ def test_what_was_never_begun_is_given_back_and_nothing_else(
     ledger: Ledger, theirs: Submission, server: redis.Redis, way: str
 ) -> None:
     ledger.allowances.set("them", Allowance(passes=100))
-    begun, waiting = (ledger.accept(theirs, passes=30)[0] for _ in range(2))
+    begun, waiting = (ledger.accept(theirs, needs=Needs(passes=30))[0] for _ in range(2))
     ledger.release(begun.id, claim(ledger, begun).claims)
     for job in (waiting, begun):
         getattr(ledger, way)(job.id)
@@ -187,9 +189,9 @@ def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_the_command_line_sets_and_lists_allowances(run: Run, allowances: Allowances) -> None:
     assert "10,000" in run("list")
     run("set", "them", "--waiting", "7", "--requests", "none")
-    assert allowances.all() == {"them": Allowance(waiting=7, submissions=3_000)}
+    assert allowances.all() == {"them": Allowance(waiting=7, submissions=3_000, storage=2**35)}
     assert "them" in run("set", "them", "--passes", "1000")
-    assert allowances.all()["them"] == Allowance(waiting=7, passes=1000, submissions=3_000)
+    assert allowances.all()["them"] == Allowance(waiting=7, passes=1000, submissions=3_000, storage=2**35)
     assert "them" not in run("reset", "them")
 
 

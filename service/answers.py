@@ -87,11 +87,16 @@ async def run(backend: Backend, prepared: Prepared, key: str | None = None, *, s
 def _accept(
     backend: Backend, prepared: Prepared, key: str | None, listening: ExitStack | None
 ) -> tuple[Job, Listener | None]:
-    """Write everything down, then ring; a listener hears from before the bell, so it misses nothing."""
-    check_room(backend)
-    prepared.keep(backend.blobs)
+    """Write everything down, then ring; a listener hears from before the bell, so it misses nothing.
+
+    Of what would be refused nothing is stored: whoever may have no more jobs could fill the disk else.
+    """
+    asked, needs = prepared.submission, prepared.needs()
     idempotency = (key, prepared.digest()) if key else None
-    job, created = backend.ledger.accept(prepared.submission, idempotency=idempotency, passes=prepared.passes)
+    check_room(backend)
+    backend.ledger.check(asked, idempotency=idempotency, needs=needs)
+    prepared.keep(backend.blobs)
+    job, created = backend.ledger.accept(asked, idempotency=idempotency, needs=needs)
     _log.info("accepted", new=created, **_about(job))
     listener = listening.enter_context(backend.waiting.listen(job.id, is_over)) if listening else None
     if created:

@@ -70,6 +70,10 @@ class Storage(BaseModel):
 
     free: int | None = Field(description="Bytes; null in a bucket, which has no bound.")
     reserve: int = Field(description="Bytes that stay free: with fewer, nothing new is taken.")
+    held: int = Field(
+        description="Bytes that the caller's jobs and models hold, with what jobs may yet leave."
+    )
+    limit: int | None = Field(description="Bytes that they may hold; null: no bound.")
 
 
 class Operations(BaseModel):
@@ -84,7 +88,7 @@ class Operations(BaseModel):
 _HISTOGRAM = {"buckets": {"1": 3, "8": 5, "+Inf": 7}, "sum": 60, "count": 7}
 _EXAMPLE = {
     "queue": {"depth": 2, "age": 0.4},
-    "storage": {"free": 48318382080, "reserve": 1073741824},
+    "storage": {"free": 48318382080, "reserve": 1073741824, "held": 73400320, "limit": 34359738368},
     "jobs": {"queued": 2, "running": 1, "succeeded": 12, "failed": 0, "canceled": 1},
     "workers": [
         {
@@ -114,9 +118,12 @@ def get_operations(request: Request) -> Operations:
     """The jobs that wait, how many there are in each status, and the last sign of life of each worker."""
     backend = backend_of(request)
     ledger, queue, known = backend.ledger, backend.ledger.queue(), _known(backend)
+    held, limit = ledger.storage()
     return Operations(
         queue=Queue(depth=queue.depth, age=queue.age),
-        storage=Storage(free=backend.blobs.free(), reserve=backend.settings.disk_reserve),
+        storage=Storage(
+            free=backend.blobs.free(), reserve=backend.settings.disk_reserve, held=held, limit=limit
+        ),
         jobs=ledger.counts(),
         workers=[_shown(worker, known) for worker in ledger.workers()],
     )

@@ -67,13 +67,18 @@ async def register_model(request: Request) -> Response:
     if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
         return await answers.submit(request, partial(_without_file, backend=backend))
     limit = backend.settings.model_limit
-    await to_thread.run_sync(check_room, backend, int(request.headers.get("content-length", 0)))
+    await to_thread.run_sync(_check_room, backend, int(request.headers.get("content-length", 0)))
     async with files.taken(request, backend.blobs, name="file", limit=limit) as taken:
         asked = await to_thread.run_sync(_checked, backend, taken, limiter=backend.checks)
         # Whoever sends a key wants the job that the key stands for.
         if asked.known and key is None:
             return await to_thread.run_sync(_registered, request, asked.known)
         return await answers.answer(request, asked.prepared, key)
+
+
+def _check_room(backend: Backend, size: int) -> None:
+    check_room(backend, size)
+    backend.ledger.check_storage(size)
 
 
 @dataclass(frozen=True)

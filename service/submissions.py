@@ -18,8 +18,9 @@ from touchstone.decoding import Decoders
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction
 from touchstone.fitting import check_fit, with_surrogates
+from touchstone.jobs.allowances import Needs
 from touchstone.jobs.blobs import Blobs
-from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Submission
+from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Submission, leaves_of
 from touchstone.methods import Method, cost_of, invalid_parameter
 from touchstone.methods import find as find_method
 from touchstone.models.manifest import Manifest
@@ -113,6 +114,12 @@ class Prepared:
     source: bytes | Path | None
     passes: int = 0
     """The most that the job may ask the model."""
+
+    def needs(self) -> Needs:
+        """What the job takes of its tenant's allowance; to be asked before `keep`."""
+        source = self.source
+        size = source.stat().st_size if isinstance(source, Path) else len(source or b"")
+        return Needs(self.passes, size, leaves_of(self.submission))
 
     def keep(self, blobs: Blobs) -> None:
         """Store what it points to, and let go of it: the client may wait for the job for long."""

@@ -31,12 +31,15 @@ def bound(what: str) -> typer.models.OptionInfo:
 
 @app.command("list")
 def show(home: Home = None) -> None:
-    """List the tenants that may use more or less than is usual, and how many of their jobs wait."""
-    table = Table("tenant", "wait", "may wait", "passes a day", "requests a minute", "submissions a minute")
+    """List the tenants that may use more or less than is usual, how many of their jobs wait, and how many
+    bytes they hold. Requests and submissions are those of a minute.
+    """
+    table = Table("tenant", "wait", "hold", "may wait", "passes a day", "requests", "submissions", "bytes")
     with opened(home) as ledger:
         for name, allowed in ledger.allowances.all().items():
-            table.add_row(escape(name), f"{ledger.queue(name).depth:,}", *_bounds(allowed))
-        table.add_row("[dim]all others[/]", "", *_bounds(ledger.allowances.usual("")))
+            waiting, stored = ledger.queue(name).depth, ledger.allowances.stored(name)
+            table.add_row(escape(name), f"{waiting:,}", f"{stored:,}", *_bounds(allowed))
+        table.add_row("[dim]all others[/]", "", "", *_bounds(ledger.allowances.usual("")))
     out.print(table)
 
 
@@ -47,10 +50,12 @@ def change(  # noqa: PLR0917 - each is an option of the command line
     passes: Annotated[str | None, bound("Passes that its jobs may ask for in a day (UTC)")] = None,
     requests: Annotated[str | None, bound("Requests a minute that only read")] = None,
     submissions: Annotated[str | None, bound("Requests a minute that start or end something")] = None,
+    storage: Annotated[str | None, bound("Bytes that its jobs and models may hold")] = None,
     home: Home = None,
 ) -> None:
     """Let a tenant use more or less than is usual, within a second; what is not said stays as it is."""
     said = {"waiting": waiting, "passes": passes, "requests": requests, "submissions": submissions}
+    said["storage"] = storage
     numbers = {field: _number(text, field) for field, text in said.items() if text is not None}
     with opened(home) as ledger:
         before = ledger.allowances.of(name)

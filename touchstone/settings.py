@@ -83,6 +83,11 @@ class Settings(BaseSettings):
     tenant_submissions: int = Field(
         3_000, ge=1, description="Requests a minute of one tenant that start or end something."
     )
+    tenant_storage: int = Field(
+        32 * 1024 * MIB,
+        ge=1,
+        description="Bytes that one tenant's jobs and models may hold, with what jobs may yet leave.",
+    )
     cost_limit: int = Field(200_000, ge=1, description="Forward and backward passes one job may ask for.")
     upload_limit: int = Field(10 * MIB, ge=1, description="Bytes of an uploaded image.")
     inference_rows: int = Field(1024, ge=1, description="Images of one inference request.")

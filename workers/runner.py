@@ -186,7 +186,7 @@ class Runner:
         if held.reason:
             raise Canceled("the job was canceled")
         own = self.ledger.of(submission.tenant)
-        self._insist(lambda: own.versions.register(tried.card, tried.examined))
+        self._insist(lambda: own.versions.register(tried.card, tried.examined, size=len(data)))
         self._insist(lambda: self.ledger.note_probe(tried.card.digest, tried.examined))
         return tried.finished()
 

@@ -1,9 +1,12 @@
 -- id, submission, kind, method, model, deadline ms, queue limit, ring grace ms, idempotency key or '', digest, its life ms,
--- tenant, webhook or '', passes that the job may ask for, jobs of the tenant that may wait or '', its passes a day or ''
+-- tenant, webhook or '', passes that the job may ask for, jobs of the tenant that may wait or '', its passes a day or '',
+-- bytes of what the job works on, the most that it may leave, bytes that the tenant may hold or ''. Without an id nothing is
+-- written: it is told whether the job would be accepted.
 local id, submission, kind, method, model = unpack(ARGV, 1, 5)
 local deadline, limit, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local key, digest, life, tenant, webhook = unpack(ARGV, 9, 13)
 local passes, most, budget = ARGV[14], tonumber(ARGV[15]), tonumber(ARGV[16])
+local size, leaves, room = tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19])
 
 if redis.call('EXISTS', job_key(id)) == 1 then
   return {'created', fields(id)}
@@ -27,6 +30,15 @@ local day = math.floor(at / DAY)
 if budget and tonumber(redis.call('HGET', spent_key(day), tenant) or 0) + passes > budget then
   return {'spent', (day + 1) * DAY - at}
 end
+local asked = cjson.decode(submission)
+local image = asked.image ~= cjson.null and asked.image.digest
+local source = image or asked.file
+local stored = tonumber(redis.call('HGET', STORED, tenant) or 0)
+local brings = held_by(tenant, source) > 0 and 0 or size
+if room and stored + brings + leaves > room then
+  return {'stored', stored}
+end
+if id == '' then return {'fits'} end
 
 local seq = redis.call('INCR', 'ts:seq')
 set(id, 'id', id, 'seq', seq, 'version', 0, 'status', 'queued', 'submission', submission, 'created_at', at,
@@ -43,13 +55,8 @@ if key ~= '' then
   redis.call('PEXPIRE', 'ts:key:' .. key, life)
   set(id, 'key', key)
 end
-local asked = cjson.decode(submission)
-if asked.image ~= cjson.null then
-  set(id, 'image', asked.image.digest)
-  hold(asked.image.digest)
-else
-  set(id, 'file', asked.file)
-  hold(asked.file)
-end
+set(id, image and 'image' or 'file', source)
+hold(tenant, source, size)
+reserve(id, tenant, leaves)
 say_status(id)
 return {'created', fields(id)}

@@ -9,11 +9,15 @@ from typing import Any, Literal
 import redis
 from pydantic import Field
 
+from touchstone.errors import StorageFull
 from touchstone.jobs.record import LOCAL, Record
 from touchstone.jobs.scripts import Scripts, reachable
 from touchstone.settings import Settings
 
 REMEMBERED_SECONDS = 1.0
+
+STORAGE_SECONDS = 60
+"""When it is worth asking again whether there is room: jobs expire all the time."""
 
 _KEY = "ts:allowances"
 _MOST_REMEMBERED = 10_000
@@ -28,6 +32,21 @@ class Allowance(Record):
     passes: int | None = Field(None, ge=0, description="Passes that its jobs may ask for in a day (UTC).")
     requests: int | None = Field(None, ge=1, description="Requests a minute that only read.")
     submissions: int | None = Field(None, ge=1, description="Requests a minute that start or end something.")
+    storage: int | None = Field(None, ge=0, description="Bytes that its jobs and models may hold.")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a job takes of its tenant's allowance at most."""
+
+    passes: int = 0
+    brings: int = 0
+    """Bytes of what it works on, which cost nothing where the tenant holds them already."""
+    leaves: int = 0
+    """Bytes of the files that it may leave, which are kept free until it ends."""
+
+
+NOTHING = Needs()
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,7 @@ class Allowances:
             passes=settings.tenant_passes,
             requests=settings.tenant_requests,
             submissions=settings.tenant_submissions,
+            storage=settings.tenant_storage,
         )
         self._remembered: dict[str, tuple[float, Allowance]] = {}
 
@@ -100,3 +120,25 @@ class Allowances:
             return None
         granted, left, micro = self._scripts.run("rate", rate, tenant, most)
         return Standing(rate, most, granted == 1, left, micro / 1e6)
+
+    def stored(self, tenant: str) -> int:
+        """Bytes that a tenant's jobs and models hold, with those that jobs under way may yet leave."""
+        with reachable():
+            return int(self._client.hget("ts:stored", tenant) or 0)
+
+    def check_storage(self, tenant: str, size: int) -> None:
+        """Raise `StorageFull` where so many bytes more would be too many; nothing is counted."""
+        allowed, stored = self.of(tenant), self.stored(tenant)
+        if allowed.storage is not None and stored + size > allowed.storage:
+            raise over_storage(stored, allowed)
+
+
+def over_storage(stored: int, allowed: Allowance) -> StorageFull:
+    """The refusal of more bytes than a tenant may hold."""
+    return StorageFull(
+        f"your jobs and models hold {stored:,} of {allowed.storage:,} bytes, and this is more than is left; "
+        "delete some, or try again when others have expired",
+        retry_after=STORAGE_SECONDS,
+        stored=stored,
+        limit=allowed.storage,
+    )

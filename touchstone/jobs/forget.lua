@@ -18,7 +18,7 @@ end
 
 for _, version in ipairs(gone) do
   redis.call('DEL', version_key(tenant, id, version.digest))
-  let_go(version.digest)
+  let_go(tenant, version.digest)
   if redis.call('HEXISTS', REFERENCES, version.digest) == 0 then
     redis.call('DEL', 'ts:probe:' .. version.digest, 'ts:spent:' .. version.digest)
   end

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from touchstone.errors import UnknownJob
+from touchstone.jobs.allowances import NOTHING, Needs
 from touchstone.jobs.answers import Cancellation, Event, Page, Queue, Worker
 from touchstone.jobs.deliveries import Deliveries
 from touchstone.jobs.endpoints import Endpoints
@@ -35,11 +36,28 @@ class Holdings:
     _finder: Finder
 
     def accept(
-        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, passes: int = 0
+        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
     ) -> tuple[Job, bool]:
         """See `Ledger.accept`; the job becomes this tenant's."""
-        own = submission.model_copy(update={"tenant": self.tenant})
-        return self._ledger.accept(own, idempotency=idempotency, passes=passes)
+        return self._ledger.accept(self._owned(submission), idempotency=idempotency, needs=needs)
+
+    def check(
+        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
+    ) -> None:
+        """See `Ledger.check`."""
+        self._ledger.check(self._owned(submission), idempotency=idempotency, needs=needs)
+
+    def check_storage(self, size: int) -> None:
+        """See `Allowances.check_storage`."""
+        self._ledger.allowances.check_storage(self.tenant, size)
+
+    def storage(self) -> tuple[int, int | None]:
+        """Bytes that jobs and models hold, and how many may."""
+        allowances = self._ledger.allowances
+        return allowances.stored(self.tenant), allowances.of(self.tenant).storage
+
+    def _owned(self, submission: Submission) -> Submission:
+        return submission.model_copy(update={"tenant": self.tenant})
 
     def read(self, job: str) -> Job:
         """The job as it stands."""

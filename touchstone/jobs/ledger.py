@@ -26,7 +26,7 @@ from touchstone.errors import (
     WorkerLost,
 )
 from touchstone.jobs import wire
-from touchstone.jobs.allowances import Allowance, Allowances
+from touchstone.jobs.allowances import NOTHING, Allowance, Allowances, Needs, over_storage
 from touchstone.jobs.answers import Cancellation, Event, Pooled, Queue, Reaped, Verdict, Worker
 from touchstone.jobs.bell import QUEUE, queue_of
 from touchstone.jobs.deliveries import Deliveries
@@ -79,19 +79,31 @@ class Ledger:
         )
 
     def accept(
-        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, passes: int = 0
+        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
     ) -> tuple[Job, bool]:
         """Write a new job down; true where it is new, false where its key and digest were known.
 
-        `passes` is the most that it may ask the model.
         `IdempotencyMismatch` where the key came with another digest, `QueueFull` where too many jobs wait,
-        `TenantQueueFull` where too many of the tenant's do, `BudgetSpent` where its passes would be too many.
+        `TenantQueueFull` where too many of the tenant's do, `BudgetSpent` where its passes would be too many,
+        `StorageFull` where the tenant's bytes would be.
         """
+        job, created = self._accept(secrets.token_hex(16), submission, idempotency, needs)
+        return wire.job(job), created
+
+    def check(
+        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
+    ) -> None:
+        """Raise as `accept` would now; nothing is written."""
+        self._accept("", submission, idempotency, needs)
+
+    def _accept(
+        self, name: str, submission: Submission, idempotency: tuple[str, str] | None, needs: Needs
+    ) -> tuple[Sequence[str], bool]:
         key, digest = idempotency or ("", "")
         allowed = self.allowances.of(submission.tenant)
         verdict, *rest = self._scripts.run(
             "accept",
-            secrets.token_hex(16),
+            name,
             submission.model_dump_json(),
             submission.kind,
             submission.method,
@@ -104,12 +116,15 @@ class Ledger:
             _milliseconds(self._settings.idempotency_days * 86_400),
             submission.tenant,
             submission.webhook or "",
-            passes,
+            needs.passes,
             "" if allowed.waiting is None else allowed.waiting,
             "" if allowed.passes is None else allowed.passes,
+            needs.brings,
+            needs.leaves,
+            "" if allowed.storage is None else allowed.storage,
         )
-        if verdict in ("created", "known"):
-            return wire.job(rest[0]), verdict == "created"
+        if verdict in ("created", "known", "fits"):
+            return (rest[0] if rest else ()), verdict == "created"
         raise self._refusal(verdict, rest, allowed)
 
     def _refusal(self, verdict: str, rest: Sequence[int], allowed: Allowance) -> Failure:
@@ -125,6 +140,8 @@ class Ledger:
                 f"the day ends in {after:,} s, at midnight UTC",
                 retry_after=after,
             )
+        if verdict == "stored":
+            return over_storage(rest[0], allowed)
         # The longer the queue takes to pass, the later it is worth coming back.
         after = min(60, max(1, rest[0] // 10_000))
         if verdict == "crowded":

@@ -70,31 +70,72 @@ local function say_status(id)
 end
 
 -- Blobs are shared, because their names are their digests. Each job and each registered version that needs one holds it;
--- one that was let go by the last of them is loose, and the sweeper's.
-local REFERENCES = 'ts:references'  -- how many hold a blob, by its digest
+-- one that was let go by the last of them is loose, and the sweeper's. A tenant pays for each blob that it holds once,
+-- and so does every other that holds it.
+local REFERENCES = 'ts:references'  -- how many tenants hold a blob, by its digest
 local LOOSE = 'ts:loose'            -- blobs that nobody holds any more
+local STORED = 'ts:stored'          -- bytes of the blobs that each tenant holds or that its jobs may yet leave
 
-local function hold(digest)
+-- By digest, how many of a tenant's jobs and versions hold a blob, and its bytes.
+local function held_key(tenant)
+  return 'ts:held:' .. tenant
+end
+
+local function held_by(tenant, digest)
+  local holders, size = string.match(redis.call('HGET', held_key(tenant), digest) or '', '(%d+) (%d+)')
+  return tonumber(holders or 0), tonumber(size or 0)
+end
+
+local function note_held(tenant, digest, holders, size)
+  redis.call('HSET', held_key(tenant), digest, string.format('%d %d', holders, size))
+end
+
+local function hold(tenant, digest, size)
+  local holders, known = held_by(tenant, digest)
+  if holders > 0 then return note_held(tenant, digest, holders + 1, known) end
+  note_held(tenant, digest, 1, size)
+  count(STORED, tenant, size)
   redis.call('SREM', LOOSE, digest)
   redis.call('HINCRBY', REFERENCES, digest, 1)
 end
 
-local function let_go(digest)
-  if not digest or redis.call('HINCRBY', REFERENCES, digest, -1) > 0 then return end
+local function let_go(tenant, digest)
+  if not digest then return end
+  local holders, size = held_by(tenant, digest)
+  if holders > 1 then return note_held(tenant, digest, holders - 1, size) end
+  if redis.call('HDEL', held_key(tenant), digest) == 1 then count(STORED, tenant, -size) end
+  if redis.call('HINCRBY', REFERENCES, digest, -1) > 0 then return end
   redis.call('HDEL', REFERENCES, digest)
   redis.call('SADD', LOOSE, digest)
 end
 
 -- Does something with each blob that a job left.
 local function each_artifact(id, action)
-  local artifacts = get(id, 'artifacts')[1]
-  for _, artifact in pairs(artifacts and cjson.decode(artifacts) or {}) do action(artifact.digest) end
+  local artifacts, tenant = unpack(get(id, 'artifacts', 'tenant'))
+  for _, artifact in pairs(artifacts and cjson.decode(artifacts) or {}) do
+    action(tenant, artifact.digest, artifact.size)
+  end
+end
+
+-- What a job may leave is paid for from the start, so that there is room for it whenever it ends.
+local function reserve(id, tenant, leaves)
+  if leaves == 0 then return end
+  set(id, 'leaves', leaves)
+  count(STORED, tenant, leaves)
+end
+
+local function end_reserve(id)
+  local leaves, tenant = unpack(get(id, 'leaves', 'tenant'))
+  if not leaves then return end
+  redis.call('HDEL', job_key(id), 'leaves')
+  count(STORED, tenant, -leaves)
 end
 
 -- A file is what a job works on and nobody asks for again, so it is let go with the job's end; an image stays with the
 -- job, which may be run again.
 local function let_file_go(id)
-  let_go(get(id, 'file')[1])
+  local file, tenant = unpack(get(id, 'file', 'tenant'))
+  let_go(tenant, file)
   redis.call('HDEL', job_key(id), 'file')
 end
 
@@ -112,6 +153,7 @@ local function enter(id, status, at)
     set(id, 'finished_at', at)
     tell_of_end(id, status, at)
     redis.call('ZADD', ENDED, at, id)
+    end_reserve(id)
     let_file_go(id)
   elseif status == 'queued' then
     redis.call('ZADD', BELLS, at, id)
@@ -135,7 +177,8 @@ local function forget_job(id)
   end
   for _, index in ipairs(indexes(unpack(job))) do redis.call('ZREM', index, id) end
   forget_deliveries_of(id)
-  let_go(image)
+  let_go(job[5], image)
+  end_reserve(id)
   let_file_go(id)
   each_artifact(id, let_go)
   if key and redis.call('HGET', 'ts:key:' .. key, 'job') == id then redis.call('DEL', 'ts:key:' .. key) end

@@ -77,6 +77,18 @@ class Submission(Record):
         return self.image.digest if self.image else str(self.file)
 
 
+_ENVELOPES = 2**12
+"""More than the heads of all files of a job have, and what a PNG adds to bytes that cannot be compressed."""
+
+
+def leaves_of(asked: Submission) -> int:
+    """The most bytes of the files that a job leaves and keeps: two images and the floats of one."""
+    if asked.kind != "attack" or asked.image is None:
+        return 0
+    values = asked.image.width * asked.image.height * asked.image.channels
+    return _ENVELOPES + values * (2 + 4) + values // 4
+
+
 class Progress(Record):
     """Steps done and steps planned."""
 

@@ -1,13 +1,13 @@
--- tenant, id, digest, card as JSON, what was found out about it as JSON. Makes this version the current one, unless it is known:
--- then nothing changes, and the card that is known is returned.
-local tenant, id, digest, card, examined = unpack(ARGV)
+-- tenant, id, digest, card as JSON, what was found out about it as JSON, bytes of its file. Makes this version the current
+-- one, unless it is known: then nothing changes, and the card that is known is returned.
+local tenant, id, digest, card, examined, size = unpack(ARGV)
 local key = version_key(tenant, id, digest)
 local known = redis.call('HGET', key, 'card')
 if known then return known end
 
 local at = now()
 redis.call('HSET', key, 'card', card, 'examined', examined, 'at', at)
-hold(digest)
+hold(tenant, digest, size)
 local versions = versions_of(tenant, id)
 table.insert(versions, 1, {digest = digest, at = at})
 redis.call('HSET', registry_key(tenant), id, cjson.encode(versions))

@@ -29,13 +29,13 @@ class Versions:
         self._tenant = tenant
         self._registry = f"ts:registry:{tenant}"
 
-    def register(self, card: Manifest, examined: Shown) -> None:
-        """Keep a version for good, and make it its model's current one.
+    def register(self, card: Manifest, examined: Shown, *, size: int = 0) -> None:
+        """Keep a version, whose file has `size` bytes, for good, and make it its model's current one.
 
         One that is known stays as it is; `ModelConflict` where it is known with another manifest.
         """
         told = card.model_dump_json(), examined.model_dump_json()
-        known = self._scripts.run("register", self._tenant, card.id, card.digest, *told)
+        known = self._scripts.run("register", self._tenant, card.id, card.digest, *told, size)
         if Manifest.model_validate_json(known) != card:
             raise other_manifest(card.id)
 
