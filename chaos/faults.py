@@ -46,8 +46,15 @@ class Fault:
 
 
 def _kill_worker(site: Site) -> None:
+    """One of at least two: jobs go to the others only where there are others."""
     time.sleep(random.uniform(0, 0.25))
-    _end(site.any_worker(), signal.SIGKILL)
+    _end(site.any_worker(of=2), signal.SIGKILL)
+
+
+def _kill_all_workers(site: Site) -> None:
+    wait_until(site.all_work)
+    for process in site.workers:
+        process.kill()
 
 
 def _end(process: BaseProcess, signum: signal.Signals) -> None:
@@ -191,6 +198,7 @@ FAULTS = (
     Fault(
         "worker killed at a named point", 40, partial(_crash, itertools.cycle(traps.CRASHES)), "claimed again"
     ),
+    Fault("all workers killed at once", 2, _kill_all_workers, "claimed again"),
     Fault("API killed at any time", 3, _kill_api),
     Fault("API killed at a named point", 4, partial(_crash, itertools.cycle(traps.API_CRASHES))),
     Fault("ledger killed", 20, partial(_end_valkey, signal.SIGKILL)),

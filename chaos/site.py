@@ -111,14 +111,14 @@ class Site:
         except LedgerUnavailable:
             return set()
 
-    def any_worker(self) -> BaseProcess:
-        """One of those that work, as soon as there is one."""
+    def any_worker(self, *, of: int = 1) -> BaseProcess:
+        """One of those that work, as soon as there are so many."""
         found: list[BaseProcess] = []
 
         def look() -> bool:
             alive = self._alive()
             found[:] = [process for process in self.workers if process.pid in alive and process.is_alive()]
-            return bool(found)
+            return len(found) >= of
 
         wait_until(look)
         return random.choice(found)

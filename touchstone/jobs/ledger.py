@@ -44,7 +44,7 @@ from touchstone.jobs.versions import Versions
 from touchstone.models.measured import Probe
 from touchstone.settings import Settings
 
-RING_SECONDS = 2.0
+RING_SECONDS = 1.0
 RING_AT_ONCE = 100
 LEASES_OF_SILENCE = 3
 PROBE_SECONDS = 30 * 86_400
