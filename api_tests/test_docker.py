@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from touchstone import children, up
 from touchstone.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,17 @@ def test_everything_is_watched_and_waits_for_the_ledger(services: dict[str, Any]
         assert "HEALTHCHECK" in dockerfile(services[name])
         assert services[name]["depends_on"] == {"valkey": {"condition": "service_healthy"}}
         assert services[name]["restart"] == "unless-stopped"
+
+
+def test_the_api_is_given_up_where_touchstone_up_would(services: dict[str, Any]) -> None:
+    """Docker's own patience with it must be that of `touchstone up`, unless an operator wants another."""
+    asked = re.search(r"HEALTHCHECK (.+) \\", dockerfile(services["api"]))
+    assert asked
+    options = dict(option.removeprefix("--").split("=") for option in asked[1].split())
+    assert float(options["interval"].removesuffix("s")) == children.ASK_SECONDS
+    assert float(options["timeout"].removesuffix("s")) == up.ANSWER_SECONDS
+    assert int(options["retries"]) == children.SILENCES
+    assert "healthcheck" not in services["api"], "the image's own holds"
 
 
 def test_the_api_is_published_on_the_loopback_only_and_nothing_else_is(services: dict[str, Any]) -> None:

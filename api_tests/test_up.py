@@ -20,19 +20,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from touchstone import embedded
+from touchstone import children, embedded
 from touchstone.errors import StartError
 from touchstone.jobs.blobs import open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Submission
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
-from touchstone.up import _free_port
+from touchstone.up import ANSWER_SECONDS, _free_port
 
 PROGRAM = """
 import sys
-from touchstone import up
+from touchstone import children, up
 from touchstone.settings import Settings
+children.ASK_SECONDS, up.ANSWER_SECONDS = map(float, sys.argv[3:])
 settings = Settings(home=sys.argv[1], port=int(sys.argv[2]))
 sys.exit(up.serve(settings, lambda line: print(line, flush=True), worker_module="pretend"))
 """
@@ -63,12 +64,14 @@ class House:
         self.ledger = Ledger(embedded.ledger_url(self.settings), self.settings)
         self.submission = submission
         self.ups: list[subprocess.Popen[str]] = []
+        self.checkup = (children.ASK_SECONDS, ANSWER_SECONDS)
+        """How often the API is asked whether it lives, and how long it may take to answer."""
 
     def start(self, port: int = 0) -> subprocess.Popen[str]:
         path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"PYTHONPATH": path}
         up = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(self.home), str(port)],
+            [sys.executable, "-c", PROGRAM, str(self.home), str(port), *map(str, self.checkup)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -129,6 +132,13 @@ def get(url: str) -> Any:
         return json.load(answer)
 
 
+def works(url: str) -> bool:
+    try:
+        return bool(get(f"{url}/readyz")["status"] == "ready")
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_and_stops_in_order(house: House, signum: signal.Signals) -> None:
     up, url = house.ready()
@@ -175,15 +185,19 @@ def test_a_child_that_dies_is_started_again(house: House, who: str) -> None:
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not running(pid))
 
-    def works_again() -> bool:
-        try:
-            return get(f"{url}/readyz")["status"] == "ready" and house.worker_pid() != pid
-        except OSError:
-            return False
-
-    wait_until(works_again)
+    wait_until(lambda: works(url) and house.worker_pid() != pid)
     job = house.accept()
     wait_until(lambda: house.ledger.read(job).status == "succeeded")
+
+
+def test_an_api_that_hangs_is_started_again(house: House) -> None:
+    house.checkup = (0.2, 1.0)
+    started, url = house.ready()
+    hung = house.api_pid()
+    os.kill(hung, signal.SIGSTOP)
+    assert started.stdout is not None
+    assert "The API is there and does not answer; ending it\n" in started.stdout
+    wait_until(lambda: not running(hung) and works(url))
 
 
 def test_the_command_serves_with_real_models(house: House) -> None:

@@ -12,11 +12,14 @@ from typing import IO, Protocol
 
 from touchstone import embedded
 from touchstone.errors import StartError
+from touchstone.jobs.rounds import Rounds
 
 LOG_BYTES = 10 * 2**20
 LOOK_SECONDS = 0.1
 RESTART_SECONDS = 20.0
 FIRST_PAUSE, LONGEST_PAUSE, SETTLED = 0.5, 15.0, 30.0
+ASK_SECONDS = 5.0
+SILENCES = 4
 
 Say = Callable[[str], object]
 """Tells the operator one line."""
@@ -85,6 +88,10 @@ class Child:
         )
         return pause
 
+    def kill(self) -> None:
+        """End it by force; `look` starts it again."""
+        self._process.kill()
+
     def stop(self, *, patience: float = 13.0) -> None:
         """See `Charge.stop`."""
         self._process.terminate()
@@ -130,6 +137,24 @@ class Store:
     def stop(self) -> None:
         """See `Charge.stop`."""
         self._valkey.stop()
+
+
+class Checkup(Rounds):
+    """Asks a child again and again, and ends one that keeps silent although it lives."""
+
+    def __init__(self, child: Child, is_silent: Callable[[], bool], say: Say) -> None:
+        super().__init__("checkup", self._ask, ASK_SECONDS)
+        self._child = child
+        self._is_silent = is_silent
+        self._say = say
+        self._silences = 0
+
+    def _ask(self) -> None:
+        self._silences = self._silences + 1 if self._is_silent() else 0
+        if self._silences == SILENCES:
+            self._silences = 0
+            self._say(f"The {self._child.name} is there and does not answer; ending it")
+            self._child.kill()
 
 
 class Watcher:

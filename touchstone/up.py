@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TypeVar
 
-from touchstone.children import Charge, Child, Say, Store, Watcher
+from touchstone.children import Charge, Checkup, Child, Say, Store, Watcher
 from touchstone.embedded import ledger_url, sole_use
 from touchstone.errors import LedgerUnavailable, StartError
 from touchstone.jobs.keys import check_address
@@ -23,6 +23,7 @@ READY_SECONDS = 180.0
 PORT_SECONDS = 20.0
 DEATHS_AT_START = 3
 LOOK_SECONDS = 0.1
+ANSWER_SECONDS = 5.0
 
 # Blocks up to this size stay with the process: giving them back after each step is slow.
 _KEEP_BYTES = str(2**30)
@@ -77,8 +78,9 @@ def running(
 ) -> Iterator[str]:
     """A service that is ready, at the address given; stopped in order at the end of the block.
 
-    What dies meanwhile is started again. Where this process is killed, its children end by themselves, and
-    the next start adopts the Valkey that stays. Raises `StartError` where the service does not become ready.
+    What dies meanwhile is started again, and so is an API that does not answer any more. Where this process
+    is killed, its children end by themselves, and the next start adopts the Valkey that stays. Raises
+    `StartError` where the service does not become ready.
     """
     begun = time.monotonic()
     with ExitStack() as stack:
@@ -94,6 +96,9 @@ def running(
         charges: list[Charge] = [worker, api] if store is None else [store, worker, api]
         stack.callback(Watcher(charges, say).stop)
         _wait_until_ready(settings, worker, api, wanted)
+        checkup = Checkup(api, lambda: _is_silent(settings), say)
+        stack.callback(checkup.stop)
+        checkup.start()
         say(f"Ready after {time.monotonic() - begun:.1f} s")
         yield f"http://{_authority(settings)}"
 
@@ -183,13 +188,30 @@ def _works(ledger: Ledger, worker: Child) -> bool:
 
 
 def _answers(settings: Settings) -> bool:
-    host = _EVERYWHERE.get(settings.host, settings.host)
-    connection = http.client.HTTPConnection(host, settings.port, timeout=2)
     try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == http.HTTPStatus.OK
+        return _asked(settings, "/readyz", 2) == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
+
+
+def _is_silent(settings: Settings) -> bool:
+    """Whether nothing at all comes back: who refuses or hangs up is starting, ending or crowded."""
+    try:
+        _asked(settings, "/healthz", ANSWER_SECONDS)
+    except TimeoutError:
+        return True
+    except (OSError, http.client.HTTPException):
+        pass
+    return False
+
+
+def _asked(settings: Settings, path: str, seconds: float) -> int:
+    """The status of the API's answer."""
+    host = _EVERYWHERE.get(settings.host, settings.host)
+    connection = http.client.HTTPConnection(host, settings.port, timeout=seconds)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
     finally:
         connection.close()
 
