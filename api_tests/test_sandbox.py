@@ -29,7 +29,7 @@ GIB = 2**30
 
 def tried(data: bytes, *, seconds: float = 60, memory: int = 2 * GIB, **said: Any) -> Findings:
     one = Trial(card_of(data, **said), seconds=seconds, memory=memory)
-    return one.run(data, lambda _: None, threading.Semaphore())
+    return one.run(lambda: data, lambda _: None, threading.Semaphore())
 
 
 def found(data: bytes, **said: Any) -> Findings:
@@ -40,7 +40,7 @@ def found(data: bytes, **said: Any) -> Findings:
 def test_a_good_model_is_tried_from_end_to_end() -> None:
     data, steps = linear_onnx(), []
     one = Trial(card_of(data), seconds=60, memory=2 * GIB)
-    findings = one.run(data, steps.append, threading.Semaphore())
+    findings = one.run(lambda: data, steps.append, threading.Semaphore())
     examined = findings.examined
     assert steps == list(range(len(STEPS)))
     assert (findings.parameters, findings.softmax) == (2 * 192 + 2, "none")
@@ -164,7 +164,7 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 
 def go(one: Trial, begun: Callable[[int], object] = lambda _: None) -> Findings:
-    return one.run(linear_onnx(), begun, threading.Semaphore())
+    return one.run(linear_onnx, begun, threading.Semaphore())
 
 
 @pytest.mark.parametrize(
@@ -249,15 +249,16 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_one_that_waits_for_its_turn_can_be_canceled(pretend: Callable[[str], Trial]) -> None:
-    one, gate = pretend("sys.exit(1)"), threading.Semaphore(0)
+    one, gate, reads = pretend("sys.exit(1)"), threading.Semaphore(0), list[bytes]()
     threading.Timer(0.2, one.cancel).start()
     with pytest.raises(Canceled):
-        one.run(b"", lambda _: None, gate)
+        one.run(lambda: reads.append(b"") or b"", lambda _: None, gate)
+    assert not reads, "many large files may wait"
     assert not gate.acquire(blocking=False), "it had no turn to give back"
 
 
 def test_the_gate_is_left_open(pretend: Callable[[str], Trial]) -> None:
     gate = threading.Semaphore()
     with pytest.raises(InvalidModel):
-        pretend(f"{BEGUN}\nsys.exit(1)").run(b"", lambda _: None, gate)
+        pretend(f"{BEGUN}\nsys.exit(1)").run(bytes, lambda _: None, gate)
     assert gate.acquire(blocking=False)

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, Literal
+from typing import IO, Literal, Protocol
 
 from pydantic import ValidationError
 
@@ -44,6 +44,16 @@ _COSTLY = (signal.SIGALRM, signal.SIGXCPU)
 _log = get_logger("trial")
 
 
+class Gate(Protocol):
+    """What lets in only so many at once, as a semaphore does."""
+
+    def acquire(self, *, timeout: float) -> bool:
+        """Whether one may go in, after so many seconds at most."""
+
+    def release(self) -> None:
+        """Let the next one in."""
+
+
 class Trial:
     """One model in one child process. `cancel` and `expire` may be called from any thread, at any time."""
 
@@ -62,14 +72,16 @@ class Trial:
         """End it at once because its time is over; `run` then raises DeadlineExceeded."""
         self._end("expired")
 
-    def run(self, data: bytes, begun: Callable[[int], object], gate: threading.Semaphore) -> Findings:
+    def run(self, read: Callable[[], bytes], begun: Callable[[int], object], gate: Gate) -> Findings:
         """Try the file, once the gate lets it; `begun` is told of each step of `STEPS`.
+
+        Nothing is read while others are tried: many large files may wait.
 
         Raises InvalidModel, UnsupportedOperator, ModelTooCostly, and ModelUnusable where the fault is ours.
         """
         with self._turn(gate), _unlinked() as source, _unlinked() as errors:
             source.write(self._request.model_dump_json().encode() + b"\n")
-            source.write(data)
+            source.write(read())
             source.seek(0)
             with self._timed(self._start(source, errors)) as process:
                 last = self._heard(process, begun)
@@ -77,7 +89,7 @@ class Trial:
             return self._conclude(last, process.returncode, errors.read().decode("utf-8", errors="replace"))
 
     @contextmanager
-    def _turn(self, gate: threading.Semaphore) -> Iterator[None]:
+    def _turn(self, gate: Gate) -> Iterator[None]:
         """Wait for the gate, but no longer than anybody wants the result."""
         while not gate.acquire(timeout=LOOK_SECONDS):
             self._check()

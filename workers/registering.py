@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,8 +14,7 @@ from touchstone.run import Finished
 from touchstone.settings import Settings
 from touchstone.trial import Trial
 from workers.held import Cancelable
-
-AT_ONCE = 1
+from workers.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -35,20 +33,22 @@ class Tried:
 
 @dataclass(frozen=True)
 class Trials:
-    """Tries models, one after the other: each may take much of the machine's memory."""
+    """Tries models, one after the other, because each may take much of the machine's memory; tenants that
+    wait take turns.
+    """
 
-    gate: threading.Semaphore = field(default_factory=lambda: threading.BoundedSemaphore(AT_ONCE))
+    turns: Turns = field(default_factory=Turns)
 
     def __call__(
         self,
         submission: Submission,
-        data: bytes,
+        read: Callable[[], bytes],
         settings: Settings,
         *,
         started: Callable[[Cancelable], None],
         report: Callable[[Progress, dict[str, float]], None],
     ) -> Tried:
-        """Blocks; raises the failures of `Trial.run`."""
+        """Blocks; raises the failures of `Trial.run`. The file is not read before its turn."""
 
         def begun(step: int) -> None:
             report(Progress(done=step, total=len(STEPS)), {})
@@ -57,6 +57,7 @@ class Trials:
         card = Manifest.model_validate(submission.parameters)
         trial = Trial(card, seconds=settings.probe_seconds, memory=settings.probe_memory)
         started(trial)
-        findings = trial.run(data, begun, self.gate)
+        with self.turns.stand_in_line(submission.tenant) as turn:
+            findings = trial.run(read, begun, turn)
         report(Progress(done=len(STEPS), total=len(STEPS)), {})
         return Tried(findings.completed(card), findings.examined, time.perf_counter() - began)

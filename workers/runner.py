@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 from touchstone.certifying import pool_of
@@ -181,12 +181,12 @@ class Runner:
         card = Manifest.model_validate(submission.parameters)
         if card.kind == "remote":
             return self._remote_registration(held, card)
-        data = self.blobs.get(submission.source)
-        tried = self.trials(submission, data, self.settings, started=held.started, report=held.report)
+        read = partial(self.blobs.get, submission.source)
+        tried = self.trials(submission, read, self.settings, started=held.started, report=held.report)
         if held.reason:
             raise Canceled("the job was canceled")
-        own = self.ledger.of(submission.tenant)
-        self._insist(lambda: own.versions.register(tried.card, tried.examined, size=len(data)))
+        own, size = self.ledger.of(submission.tenant), self.blobs.size(submission.source)
+        self._insist(lambda: own.versions.register(tried.card, tried.examined, size=size))
         self._insist(lambda: self.ledger.note_probe(tried.card.digest, tried.examined))
         return tried.finished()
 
