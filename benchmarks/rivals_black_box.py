@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import touchstone
 from benchmarks.library import Fast
 from benchmarks.rivals import Pair, Rival, judged, timed
 from touchstone.engine import Model
+from touchstone.methods import find
 
 
 class Counting(nn.Module):
@@ -55,13 +58,15 @@ def _art(name: str, *, probabilities: bool = False, **options: Any) -> Rival:
         from art.estimators.classification import PyTorchClassifier
 
         np.random.seed(0)
+        vars(np).setdefault("mat", np.asmatrix)  # GeoDA asks for it; NumPy 2 has it no more
         shown = nn.Sequential(net, nn.Softmax(1)) if probabilities else net
         classes = int(y.max()) + 1 if int(y.max()) >= 10 else 10
         classifier = PyTorchClassifier(
             shown, nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, clip_values=(0, 1), device_type="cpu"
         )
         attack = getattr(evasion, name)(classifier, verbose=False, **options)
-        return torch.from_numpy(attack.generate(x.numpy(), np.eye(classes)[y.numpy()])).float()
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # GeoDA leaves a file
+            return torch.from_numpy(attack.generate(x.numpy(), np.eye(classes)[y.numpy()])).float()
 
     return run
 
@@ -69,7 +74,7 @@ def _art(name: str, *, probabilities: bool = False, **options: Any) -> Rival:
 PAIRS = [
     Pair("square", "l2", "pyautoattack", _square_l2(1_000), images=40),
     Pair("simba", "l2", "art", _art("SimBA", probabilities=True, attack="px", max_iter=784, epsilon=0.2),
-         {"epsilon": 0.2}, images=10, minimal=True),
+         {"step_size": 0.2}, images=10, minimal=True),
     Pair("zoo", "l2", "art", _art("ZooAttack", max_iter=60, binary_search_steps=1, initial_const=1,
          use_resize=False, use_importance=False, abort_early=False), images=5, minimal=True),
     Pair("boundary", "l2", "foolbox", _foolbox("BoundaryAttack", steps=1_500), images=20, minimal=True),
@@ -84,12 +89,13 @@ RADIUS = {"fashion-mnist-cnn": 0.5, "fashion-mnist-cnn-linf": 1.5}
 def compared(pair: Pair, model: Model, name: str, x: Tensor, y: Tensor) -> dict[str, Any]:
     """The peer's figures, ours with the queries an image that the peer took, and both beside each other."""
     x, y, eps = x[: pair.images], y[: pair.images], RADIUS[name]
-    net = Counting(Fast(model).eval())
+    net = Counting(Fast(model)).eval()
     images, seconds = timed(lambda: pair.rival(net, x.clone(), y.clone(), eps))
     theirs = {**judged(pair, net.net, x, y, images), "queries": round(net.rows / len(x)), "seconds": seconds}
     budget = max(theirs["queries"], 1)
     ball = {} if pair.minimal else {"eps": eps}
-    fields = {"norm": pair.norm, "queries": 1_000 if "eps" in ball else budget, **ball, **pair.parameters}
+    normed = {"norm": pair.norm} if "norm" in find(pair.attack, "attack").model_fields else {}
+    fields = {**normed, "queries": budget, **ball, **pair.parameters}
     found, seconds = timed(lambda: touchstone.attack(model, x, y, pair.attack, quantize=False, **fields))
     ours = {
         **judged(pair, net.net, x, y, found.images),
