@@ -8,6 +8,7 @@ from linear import distances, greyish, linear_model
 from torch import nn
 
 import touchstone
+from benchmarks import rivals_black_box
 from touchstone.attacks.geoda import GeoDA
 
 NORMS = GeoDA.info.norms
@@ -17,7 +18,7 @@ NORMS = GeoDA.info.norms
 def test_it_comes_near_the_exact_distance(norm):
     module, x = linear_model(), greyish(6)
     found = touchstone.attack(
-        touchstone.wrap(module), x, None, "geoda", norm=norm, queries=5_000, quantize=False
+        touchstone.wrap(module), x, None, "geoda", norm=norm, queries=5_000, low=1, quantize=False
     )
     far = found.distance / distances(module, x, norm)
     assert found.success.all()
@@ -52,3 +53,14 @@ def test_a_model_that_nothing_moves_leaves_the_image_as_it_is(norm):
     assert not found.success.any()
     assert torch.equal(found.images, x)
     assert found.queries.forward == len(x) * (7 + 2)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("norm", NORMS)
+def test_it_comes_as_near_as_art_does(norm):
+    pytest.importorskip("art.attacks")
+    model, x = touchstone.load("fashion-mnist-cnn"), touchstone.samples()[:3]
+    pair = rivals_black_box.geoda(norm, queries=500, images=3)
+    found = rivals_black_box.compared(pair, model, "fashion-mnist-cnn", x, torch.arange(3))
+    assert found["ours"]["distance"] <= 1.02 * found["theirs"]["distance"]
+    assert found["ours"]["queries"] <= found["theirs"]["queries"] + 1

@@ -71,16 +71,40 @@ def _art(name: str, *, probabilities: bool = False, **options: Any) -> Rival:
     return run
 
 
+def _foolbox_pair(attack: str, norm: str, name: str, **options: Any) -> Pair:
+    return Pair(attack, norm, "foolbox", _foolbox(name, **options), images=20, minimal=True)
+
+
+def geoda(norm: str, *, queries: int, images: int) -> Pair:
+    """ART's bisection ends at 0.1 by default, farther than most images are from the boundary."""
+    rival = _art("GeoDA", norm={"l2": 2, "linf": "inf"}[norm], max_iter=queries, bin_search_tol=0.001)
+    return Pair("geoda", norm, "art", rival, images=images, minimal=True)
+
+
+def _zoo(steps: int) -> Pair:
+    rival = _art(
+        "ZooAttack",
+        max_iter=steps,
+        binary_search_steps=1,
+        initial_const=1,
+        use_resize=False,
+        use_importance=False,
+        abort_early=False,
+    )
+    return Pair("zoo", "l2", "art", rival, images=5, minimal=True)
+
+
 PAIRS = [
     Pair("square", "l2", "pyautoattack", _square_l2(1_000), images=40),
     Pair("simba", "l2", "art", _art("SimBA", probabilities=True, attack="px", max_iter=784, epsilon=0.2),
          {"step_size": 0.2}, images=10, minimal=True),
-    Pair("zoo", "l2", "art", _art("ZooAttack", max_iter=60, binary_search_steps=1, initial_const=1,
-         use_resize=False, use_importance=False, abort_early=False), images=5, minimal=True),
-    Pair("boundary", "l2", "foolbox", _foolbox("BoundaryAttack", steps=1_500), images=20, minimal=True),
-    Pair("hopskipjump", "l2", "foolbox", _foolbox("HopSkipJumpAttack", steps=12), images=20, minimal=True),
-    Pair("geoda", "l2", "art", _art("GeoDA", max_iter=2_000, sub_dim=28, bin_search_tol=0.001),
-         images=10, minimal=True),
+    _zoo(20),
+    _zoo(80),
+    _foolbox_pair("boundary", "l2", "BoundaryAttack", steps=1_500),
+    _foolbox_pair("hopskipjump", "l2", "HopSkipJumpAttack", constraint="l2", steps=12),
+    _foolbox_pair("hopskipjump", "linf", "HopSkipJumpAttack", constraint="linf", steps=12),
+    geoda("l2", queries=2_000, images=20),
+    geoda("linf", queries=2_000, images=20),
 ]  # fmt: skip
 RADIUS = {"fashion-mnist-cnn": 0.5, "fashion-mnist-cnn-linf": 1.5}
 """In L2."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -12,6 +14,8 @@ from touchstone.fields import Count, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from touchstone.engine import Asking, Case, Plan
@@ -20,6 +24,8 @@ GROWTHS = 12
 """Doublings of the distance from the original before a direction is given up."""
 USUAL = 3
 """How many doublings a round is reckoned to take."""
+FEWEST = 50
+"""Neighbours in the first round below which there is one round less."""
 FIRST = 0.5
 """Size of the first step from the original along a normal, as part of the distance of the point before."""
 
@@ -29,12 +35,14 @@ class GeoDA(MinimalNorm):
     the boundary from random neighbours, then go from the original along it (along its signs in L∞) to where
     it crosses the boundary; repeat from there.
 
-    Queries are shared out over the rounds so that each takes `growth` times those of the one before, the
-    paper's λ^(-2/3). The nearest image found is returned. It begins at the first random image that meets the
-    goal, so a target that no random image reaches ends in failure.
+    Neighbours, and with them the normal, have low frequencies alone: a third along each side, the paper's 75
+    of 224. That takes fewer queries where the model looks at shapes; where it looks at single pixels, `low`
+    is to be 1. Each round takes `growth` times the queries of the one before, the paper's λ^(-2/3), and there
+    are as many rounds as leave 50 to the first. The nearest image found is returned. It begins at the first
+    random image that meets the goal, so a target that no random image reaches ends in failure.
 
-    Departures: neighbours are drawn from all directions, not from a subspace of low frequencies, and are as
-    far away as HopSkipJump's. Every question is about a file.
+    Departures: a normal is estimated from the neighbours of all rounds so far, as a flat boundary has but
+    one. Neighbours are as far away as HopSkipJump's. Every question is about a file.
     """
 
     info = Info(
@@ -50,9 +58,12 @@ class GeoDA(MinimalNorm):
     queries: Count = Field(
         5_000, le=10_000_000, description="The most times that the model is asked about one image."
     )
-    steps: Count = Field(8, le=1_000, description="Rounds: normals that are estimated.")
+    steps: Count = Field(20, le=1_000, description="The most rounds: normals that are estimated.")
     growth: Ratio = Field(
         1.4, ge=1, le=10, description="How many times the queries of a round each next one takes."
+    )
+    low: Ratio = Field(
+        1 / 3, gt=0, le=1, description="Share of the frequencies, along each side, that neighbours have."
     )
     starts: Count = Field(
         100, le=100_000, description="The most random images that are tried for one that meets the goal."
@@ -67,26 +78,49 @@ class GeoDA(MinimalNorm):
         best, asked = yield from engine.begun(case, min(self.starts, self.queries))
         rows = best.met.nonzero().flatten()
         search = engine.halvings(case, 1e-4)
+        within = self._smooth(case.threat.x0)
         steps = (self.queries - asked[rows]).clamp_max(search)
         x = yield from engine.crossed(case[rows], best.x[rows], steps)
-        climbers = _Climbers(case[rows], x, self.queries - asked[rows] - steps, rows)
+        none = engine.torch.zeros_like(x).double()
+        climbers = _Climbers(case[rows], x, none, self.queries - asked[rows] - steps, rows)
         best = best.put(rows, engine.succeeded(climbers.case, x))
-        for step in range(self.steps):
+        rounds = self._rounds(search)
+        for step in range(rounds):
             climbers = climbers[climbers.left > search + GROWTHS]
             if not len(climbers.row):
                 break
             rest = climbers.left - search - GROWTHS
             # Equal counts but in a row's last round: its noise must not depend on what others draw.
-            count = rest if step == self.steps - 1 else rest.clamp_max(self._share(step, search))
-            climbers = yield from climbers.climbed(count, search)
+            share = self._share(step, rounds, search)
+            count = rest if step == rounds - 1 else rest.clamp_max(share)
+            climbers = yield from climbers.climbed(count, search, within)
             best = best.put(climbers.row, engine.succeeded(climbers.case, climbers.x))
         return best.found(case)
 
-    def _share(self, step: int, search: int) -> int:
-        """How many neighbours are asked about in this round, where no image is short of queries."""
-        estimates = self.queries - search - self.steps * (search + USUAL)
-        total = sum(self.growth**each for each in range(self.steps))
+    def _smooth(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """What projects directions on the waves of low frequency."""
+        down, right = (_low_pass(side, math.ceil(self.low * side), x) for side in x.shape[2:])
+        return lambda u: down.to(u.dtype) @ u @ right.to(u.dtype)
+
+    def _rounds(self, search: int) -> int:
+        """As many as leave enough neighbours for the first."""
+        enough = takewhile(lambda n: self._share(0, n, search) >= FEWEST, range(2, self.steps + 1))
+        return max(enough, default=1)
+
+    def _share(self, step: int, rounds: int, search: int) -> int:
+        """How many neighbours this round of so many asks about, where no image is short of queries."""
+        estimates = self.queries - search - rounds * (search + USUAL)
+        total = sum(self.growth**each for each in range(rounds))
         return max(1, int(estimates * self.growth**step / total))
+
+
+def _low_pass(side: int, count: int, like: Tensor) -> Tensor:
+    """The projector (side, side) on the first waves of the cosine transform along a side."""
+    at = engine.torch.arange(side, device=like.device, dtype=engine.torch.float64)
+    waves = (math.pi / side * (at + 0.5) * at[:count, None]).cos()
+    waves = waves / waves.norm(dim=1, keepdim=True)
+    projector: Tensor = waves.T @ waves
+    return projector
 
 
 @dataclass(frozen=True)
@@ -95,19 +129,22 @@ class _Climbers(engine.Rows):
 
     case: Case
     x: Tensor
+    towards: Tensor  # (B, C, H, W) what the neighbours of all rounds say of the normal, float64
     left: Tensor  # (B,) queries
     row: Tensor  # (B,) its place in the whole
 
-    def climbed(self, count: Tensor, search: int) -> Asking[_Climbers]:
+    def climbed(self, count: Tensor, search: int, within: Callable[[Tensor], Tensor]) -> Asking[_Climbers]:
         """Where the normal from the original, estimated from `count` (B,) neighbours, crosses the boundary;
         the same point where it does not.
         """
         case = self.case
-        normal = yield from engine.normal_at(case, self.x, count, engine.nearby(case, self.x))
+        near = engine.nearby(case, self.x)
+        towards = self.towards + (yield from engine.leaning(case, self.x, count, near, within))
+        normal = case.threat.norm.steepest(towards, self.x).to(self.x.dtype)
         far, met, asked = yield from self._beyond(normal)
         steps = met * search
         x = yield from engine.crossed(case, far, steps)
-        return replace(self, x=x, left=self.left - count - asked - steps)
+        return replace(self, x=x, towards=towards, left=self.left - count - asked - steps)
 
     def _beyond(self, normal: Tensor) -> Asking[tuple[Tensor, Tensor, Tensor]]:
         """The first point along the normal, at doubling distances, that meets the goal; whether there is one,

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from touchstone.engine.crossing import begun as begun
     from touchstone.engine.crossing import crossed as crossed
     from touchstone.engine.crossing import halvings as halvings
+    from touchstone.engine.crossing import leaning as leaning
     from touchstone.engine.crossing import nearby as nearby
     from touchstone.engine.crossing import normal_at as normal_at
     from touchstone.engine.crossing import succeeded as succeeded
@@ -190,7 +191,7 @@ _HOMES = {
         "unsaturated",
     ),
     "counting": ("Counts", "Stopping", "Subject", "counted", "voted"),
-    "crossing": ("begun", "crossed", "halvings", "nearby", "normal_at", "succeeded"),
+    "crossing": ("begun", "crossed", "halvings", "leaning", "nearby", "normal_at", "succeeded"),
     "defences": ("defended", "straight_through"),
     "direct": ("Model", "attack", "certify", "load", "run_here", "samples", "wrap"),
     "goals": ("CrossEntropy", "Goal", "Loss", "Margin", "Scored"),

@@ -5,6 +5,7 @@ crosses the boundary, and which way the boundary faces there.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -103,8 +104,21 @@ def nearby(case: Case, x: Tensor) -> Tensor:
 
 
 def normal_at(case: Case, x: Tensor, count: Tensor, radius: Tensor) -> Asking[Tensor]:
-    """The direction in which the goal is met, of size one in the norm, from `count` (B,) random neighbours at
-    a distance of `radius` (B,): the mean of those that meet the goal less that of the others.
+    """The direction in which the goal is met, of size one in the norm; see `leaning`."""
+    towards = yield from leaning(case, x, count, radius)
+    return case.threat.norm.steepest(towards, x).to(x.dtype)
+
+
+def _as_it_is(u: Tensor) -> Tensor:
+    return u
+
+
+def leaning(
+    case: Case, x: Tensor, count: Tensor, radius: Tensor, within: Callable[[Tensor], Tensor] = _as_it_is
+) -> Asking[Tensor]:
+    """Where the goal is met rather than not, from `count` (B,) random neighbours at a distance of `radius`
+    (B,): the sum of the directions to those that meet the goal, less that to the others, each side less the
+    mean of all; in float64. `within` projects directions on the subspace that neighbours are drawn from.
     """
     # In float64, so that the order in which a batch's rows are added up shows in no row's result.
     towards, every = torch.zeros_like(x).double(), torch.zeros_like(x).double()
@@ -113,7 +127,7 @@ def normal_at(case: Case, x: Tensor, count: Tensor, radius: Tensor) -> Asking[Te
     for start in range(0, int(count.max()), share):
         asked = torch.arange(start, min(start + share, int(count.max())), device=x.device) < count[:, None]
         row, place = asked.nonzero().unbind(1)
-        neighbours = _around(case, x, radius, asked.shape[1])[row, place]
+        neighbours = _around(case, x, radius, asked.shape[1], within)[row, place]
         files = case[row].file(neighbours)
         met = case.goal[row].met((yield case[row].question(files)).logits)
         sign = 2 * met.double() - 1
@@ -123,14 +137,14 @@ def normal_at(case: Case, x: Tensor, count: Tensor, radius: Tensor) -> Asking[Te
         balance = balance.index_add(0, row, sign)
     mean = balance / count
     mean = mean.masked_fill(mean.abs() == 1, 0)  # where all agree, their mean is no baseline
-    return case.threat.norm.steepest(towards - column(mean, x) * every, x).to(x.dtype)
+    return within(towards - column(mean, x) * every)
 
 
-def _around(case: Case, x: Tensor, radius: Tensor, count: int) -> Tensor:
+def _around(case: Case, x: Tensor, radius: Tensor, count: int, within: Callable[[Tensor], Tensor]) -> Tensor:
     """Random neighbours of each point inside the box, (B, count, C, H, W)."""
     like = x[:, None].expand(-1, count, *x.shape[1:])
     even = case.threat.norm.name == "linf"
-    u = 2 * case.noise.uniform(like) - 1 if even else case.noise.normal(like)
+    u = within(2 * case.noise.uniform(like) - 1 if even else case.noise.normal(like))
     length = radius[:, None] / u.flatten(2).double().square().sum(2).sqrt()
     around: Tensor = like + u * length[..., None, None, None].to(u.dtype)
     return around.clamp(0, 1)
