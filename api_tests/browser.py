@@ -19,6 +19,7 @@ from playwright.sync_api import (
     Page,
     Request,
     Response,
+    Route,
     expect,
     sync_playwright,
 )
@@ -29,7 +30,7 @@ PICTURES = ROOT / "docs/pictures"
 
 OpenPage = Callable[..., Page]
 
-PATIENCE = 10_000  # milliseconds that an action or an expectation may take: the machine may be busy
+PATIENCE = 30_000  # milliseconds that an action or an expectation may take: the machine may be busy
 QUIET = (
     "--disable-gpu",
     "--disable-quic",
@@ -161,6 +162,29 @@ def watched(browser: Browser, origin: str, troubles: Troubles, **options: Any) -
 def settle(page: Page) -> None:
     """Let the page tell what it has to tell by now."""
     page.evaluate("() => new Promise((done) => setTimeout(done))")
+
+
+def drawn(page: Page) -> None:
+    """Let the page draw what has changed by now."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+class Held:
+    """The first requests to an address, kept until the test answers them; later ones go on."""
+
+    def __init__(self, page: Page, address: str | re.Pattern[str], times: int = 1) -> None:
+        self._page = page
+        self._routes: list[Route] = []
+        page.route(address, self._hold, times=times)
+
+    def take(self) -> Route:
+        """The next one, once it is there."""
+        while not self._routes:
+            self._page.wait_for_timeout(10)
+        return self._routes.pop(0)
+
+    def _hold(self, route: Route) -> None:
+        self._routes.append(route)
 
 
 def axe(page: Page, within: str | None = None) -> list[str]:

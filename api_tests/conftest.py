@@ -25,8 +25,10 @@ from touchstone.settings import Settings
 
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Valkey for all tests of this process."""
+    """One Valkey for all tests of this process. It waits for no disk: none of them pulls the plug."""
     server = embedded.start(tmp_path_factory.mktemp("valkey"))
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("appendfsync", "no")
     yield server.url
     server.stop()
 

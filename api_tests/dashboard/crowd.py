@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+from itertools import count
 from typing import Any
 
 from PIL import Image, ImageOps
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Request, expect
 from serving import Work, encoded
 
 from touchstone.jobs.record import Problem, Timings
@@ -76,3 +77,16 @@ def expect_rows(page: Page, ids: list[str]) -> None:
     """Wait until these jobs and no others are shown, in this order."""
     rows = "[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.id).join()"
     page.wait_for_function(f"(ids) => {rows} === ids", arg=",".join(ids))
+
+
+def opened(page: Page, address: str = "/#/jobs") -> Page:
+    """A list that hears of what happens, once it has been read again for what happened before."""
+    reads = count(1)
+
+    def again(request: Request) -> bool:
+        return "/v1/jobs?" in request.url and next(reads) == 2
+
+    with page.expect_request(again):
+        page.goto(address)
+    expect(page.locator("[aria-busy=false]")).to_be_attached()
+    return page

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from browser import PHONE, OpenPage, Troubles, axe
+from browser import PHONE, OpenPage, Troubles, axe, drawn
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
@@ -73,10 +73,12 @@ def page(open_page: OpenPage, api: Api, troubles: Troubles) -> Page:
 def visit(page: Page, job: dict[str, Any]) -> None:
     page.goto(f"/#/jobs/{job['id']}")
     expect(page.locator("canvas").first).to_be_visible()
+    drawn(page)
 
 
 def read_out(page: Page) -> list[int]:
     """x, y, then red before and after, green, blue."""
+    drawn(page)
     found = READOUT.search(page.locator(".readout").text_content() or "")
     assert found
     return [int(value) for value in found.groups()]
@@ -141,10 +143,10 @@ def test_the_difference_is_drawn_to_single_pixels(live_page: Page, live: str, ca
     drawn = live_page.locator("canvas").nth(2)
     for factor in (cat["result"]["difference_factor"], 20):
         live_page.get_by_label("Difference times").fill(str(factor))
-        live_page.wait_for_timeout(100)
+        drawn(live_page)
         assert colour(drawn, 0.5, 0.5) == difference(*middle, factor)[0, 0].tolist()
     live_page.get_by_label("Difference shown").select_option("absolute")
-    live_page.wait_for_timeout(100)
+    drawn(live_page)
     change = np.abs(middle[1].astype(int) - middle[0])[0, 0]
     assert colour(drawn, 0.5, 0.5) == (20 * change).tolist()
 

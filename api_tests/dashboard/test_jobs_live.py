@@ -10,7 +10,7 @@ from browser import PHONE, OpenPage, Troubles, axe
 from playwright.sync_api import Locator, Page, expect
 from serving import Api
 
-from dashboard.crowd import EVIL, attacked, expect_rows, failed, shown
+from dashboard.crowd import EVIL, attacked, expect_rows, failed, opened, shown
 from touchstone.jobs.record import Progress
 
 
@@ -29,14 +29,6 @@ def row(page: Page, job: str) -> Locator:
 def waiting(api: Api, count: int, **fields: Any) -> list[str]:
     """Jobs that nobody takes while the worker rests, newest first."""
     return [api.submit(wait=None, **fields).json()["id"] for _ in range(count)][::-1]
-
-
-def opened(page: Page, address: str = "/#/jobs") -> Page:
-    """A page that hears of what happens."""
-    with page.expect_response("**/v1/events"):
-        page.goto(address)
-    page.wait_for_timeout(300)
-    return page
 
 
 def test_without_jobs_it_says_what_to_do(page: Page) -> None:

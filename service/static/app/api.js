@@ -26,13 +26,14 @@ export const key = {
 /** Send a request; raises `Problem`. Where a key is needed and missing or wrong, asks for one and tries again. */
 export async function send(path, options = {}) {
   for (;;) {
-    const known = key.get();
+    const [known, since] = [key.get(), performance.now()];
     const response = await attempt(path, known, options);
     if (response.ok || response.status === 304) return response;
     const problem = await problemOf(response);
     if (problem.status !== 401) throw problem;
+    options.signal?.throwIfAborted();
     // An answer may come after the reader has signed in; it says nothing of the key that was given since.
-    if ([null, known].includes(key.get())) await signIn(problem.message, key, options.signal);
+    if ([null, known].includes(key.get())) await signIn(problem.message, key, since, options.signal);
   }
 }
 

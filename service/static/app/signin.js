@@ -3,12 +3,16 @@
 import {h} from "./dom.js";
 
 let asking = null;
+let declined = -Infinity; // when the reader last gave no key
 
-/** Resolves once a key was given; rejects where the reader gave up. */
-export function signIn(reason, key, signal) {
+/** Resolves once a key was given; rejects where the reader gave up, be it after the request was sent that needs one. */
+export async function signIn(reason, key, sent, signal) {
+  if (sent < declined) throw noKey();
   asking ??= ask(reason, key).finally(() => (asking = null));
   return Promise.race([asking, aborted(signal)]);
 }
+
+const noKey = () => new DOMException("no key", "AbortError");
 
 function aborted(signal) {
   return new Promise((_, reject) =>
@@ -26,7 +30,7 @@ function ask(reason, key) {
       {"aria-labelledby": "signin-title"},
       h(
         "form",
-        {method: "dialog"},
+        {method: "dialog", onsubmit: () => key.set(input.value.trim())},
         h("h2#signin-title", {}, "Sign in"),
         h("p", {}, refused ? "The service refused that key. " : "This service needs an API key. ", reason),
         h("label.field", {}, h("span", {}, "API key"), input),
@@ -34,12 +38,12 @@ function ask(reason, key) {
         h("div.row.end", {}, h("button.primary", {type: "submit"}, "Sign in")),
       ),
     );
-    dialog.addEventListener("cancel", () => reject(new DOMException("no key", "AbortError")));
     dialog.addEventListener("close", () => {
       dialog.remove();
-      if (input.value) key.set(input.value.trim());
       document.dispatchEvent(new Event("signed-in"));
-      resolve();
+      if (key.get() !== null) return resolve();
+      declined = performance.now();
+      reject(noKey());
     });
     document.body.append(dialog);
     dialog.showModal();

@@ -13,14 +13,12 @@ export async function follow(path, heard, {signal, state = () => {}, ends = true
   const place = {last: null, over: false};
   for (let failures = 0, connections = 0; !signal.aborted && !place.over; ) {
     await visible(signal);
-    const connection = new AbortController();
-    const stop = () => connection.abort();
-    const whenHidden = () => document.hidden && stop();
-    signal.addEventListener("abort", stop, {once: true});
+    const hidden = new AbortController();
+    const whenHidden = () => document.hidden && hidden.abort();
     document.addEventListener("visibilitychange", whenHidden);
     try {
       const headers = place.last ? {"Last-Event-ID": place.last} : {};
-      const response = await send(path, {signal: connection.signal, headers});
+      const response = await send(path, {signal: AbortSignal.any([signal, hidden.signal]), headers});
       if (response.status === 204) place.over = true;
       else {
         state("live");
@@ -30,9 +28,9 @@ export async function follow(path, heard, {signal, state = () => {}, ends = true
       }
     } catch (error) {
       if (signal.aborted) return;
-      if (error.name !== "AbortError" && [401, 403, 404].includes(error.status)) throw error;
+      // What was given up, but not because the page is hidden, was given up by a reader without a key.
+      if (!hidden.signal.aborted && (error.name === "AbortError" || [401, 403, 404].includes(error.status))) throw error;
     } finally {
-      signal.removeEventListener("abort", stop);
       document.removeEventListener("visibilitychange", whenHidden);
     }
     if (place.over || signal.aborted) break;

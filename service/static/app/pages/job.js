@@ -27,6 +27,7 @@ export async function show(root, route, signal) {
     const [methods, models] = await Promise.all([catalogue(job), once("/v1/models").catch(() => [])]);
     const method = methods.find((one) => one.name === job.method);
     const model = models.find((one) => one.id === job.model.id);
+    signal.throwIfAborted();
     await new Page(root, {path, job, method, model, signal}).live();
   } catch (error) {
     if (error.code !== "unknown_job") throw error;
@@ -40,7 +41,7 @@ const card = (name, ...children) => h("section.card", {}, h("h2", {}, name), chi
 
 class Page {
   constructor(root, known) {
-    Object.assign(this, known, {progress: known.job.progress, images: new Map(), course: course(known.job)});
+    Object.assign(this, known, {progress: known.job.progress, images: new Map(), course: course(known.job), asks: 0, answered: 0});
     this.bar = h("progress", {"aria-label": "Progress"});
     this.pace = h("p", {});
     this.said = h("p.unseen", {role: "status"});
@@ -77,8 +78,11 @@ class Page {
     this.asked = true;
     await new Promise((resolve) => setTimeout(resolve, 60));
     this.asked = false;
+    const ask = ++this.asks;
     const job = await get(this.path, {signal: this.signal}).catch((error) => this.fail(error));
-    if (!job || isOver(this.job)) return;
+    // An answer may be overtaken by one to a later question, and an end is never taken back.
+    if (!job || ask < this.answered || isOver(this.job)) return;
+    this.answered = ask;
     const turned = job.status !== this.job.status || job.attempts !== this.job.attempts;
     this.job = job;
     if (turned) this.draw();
@@ -141,17 +145,24 @@ class Page {
     await action().catch((error) => this.fail(error));
   }
 
+  /** Go on to another page, unless the reader has left this one meanwhile. */
+  go(...where) {
+    if (!this.signal.aborted) go(...where);
+  }
+
   fail(error) {
     if (!this.signal.aborted) fill(this.trouble, failure(error));
   }
 
   cancel(button) {
-    Object.assign(button, {disabled: true, textContent: "Canceling…"});
-    return this.act(async () => (await post(`${this.path}/cancel`), await this.renew()));
+    const label = (textContent, disabled) => Object.assign(button, {textContent, disabled});
+    label("Canceling…", true);
+    const asked = post(`${this.path}/cancel`).catch((error) => (label("Cancel", false), Promise.reject(error)));
+    return this.act(async () => (await asked, await this.renew()));
   }
 
   submit(what) {
-    return this.act(async () => go("jobs", (await post(`${this.path}/${what}`)).id));
+    return this.act(async () => this.go("jobs", (await post(`${this.path}/${what}`)).id));
   }
 
   remove() {
@@ -160,7 +171,7 @@ class Page {
       h("div.row.end", {}, h("button", {value: ""}, "Keep it"), h("button.danger", {value: "yes"}, "Delete"))));
     dialog.addEventListener("close", () => {
       dialog.remove();
-      if (dialog.returnValue) this.act(async () => (await send(this.path, {method: "DELETE"}), go("jobs")));
+      if (dialog.returnValue) this.act(async () => (await send(this.path, {method: "DELETE"}), this.go("jobs")));
     });
     this.body.append(dialog);
     dialog.showModal();
@@ -206,7 +217,7 @@ class Page {
     const onsubmit = async (event) => {
       event.preventDefault();
       try {
-        go("jobs", (await post(`${this.path}/continue`, {n: Number(n.value)})).id);
+        this.go("jobs", (await post(`${this.path}/continue`, {n: Number(n.value)})).id);
       } catch (error) {
         wrong.textContent = error.message;
         n.focus();

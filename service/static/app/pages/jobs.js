@@ -76,21 +76,26 @@ class List {
   }
 
   async load() {
-    const turn = (this.loading = Symbol());
+    const turn = this.busy(Symbol());
     if (!this.rows.size) fill(this.place, loading("Loading the jobs"));
     const {query, cursor} = this;
     try {
       const page = await get(address("/v1/jobs", {...query, limit: LIMIT, cursor}), {signal: this.signal});
       if (turn !== this.loading) return;
-      this.loading = null;
+      this.busy(null);
       this.fill(page, query);
     } catch (error) {
-      if (error.name === "AbortError" || (this.loading && turn !== this.loading)) return;
-      this.loading = null;
+      if (error.name === "AbortError" || turn !== this.loading) return;
+      this.busy(null);
       // A cursor of other filters, or of another service's list: begin at the beginning.
       if (error.code === "invalid_cursor" && cursor) return this.turn(null);
       fill(this.place, failure(error, () => this.load()));
     }
+  }
+
+  busy(turn) {
+    this.place.setAttribute("aria-busy", turn !== null);
+    return (this.loading = turn);
   }
 
   fill({items, cursor}, {since}) {

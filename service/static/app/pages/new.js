@@ -1,6 +1,6 @@
 // A new job: an image, what to do with it, one button.
 
-import {address, get, once, post} from "../api.js";
+import {address, forget, get, once, post} from "../api.js";
 import {fill, h} from "../dom.js";
 import {capital, count, norm, percent, seconds} from "../format.js";
 import {choice, field, isClass, isUsual, named, prose, radios, same, written} from "../parts/form.js";
@@ -25,7 +25,7 @@ const usual = (items) => items.find((one) => USUAL.includes(idOf(one))) ?? items
 export async function show(root, {query}, signal) {
   fill(root, loading("Asking what the service can do"));
   const from = query.get("from");
-  const [methods, models, samples, job] = await Promise.all([
+  const [methods, known, samples, job] = await Promise.all([
     offers(),
     once("/v1/models"),
     once("/samples").catch(() => []),
@@ -33,6 +33,7 @@ export async function show(root, {query}, signal) {
   ]);
   const before = job ? saidBy(job) : {};
   const values = {...before, ...Object.fromEntries([...query].map(([name, text]) => [name, text === UNSET ? "" : text]))};
+  const models = !values.model || called(known, values.model) ? known : await renewed("/v1/models");
   const page = {methods, models, samples, before, values, signal, snippet: snippet()};
   const kind = methods.some((one) => one.kind === values.kind) ? values.kind : USUAL[0];
   page.method = called(of(page, kind), values.method) ?? usual(of(page, kind));
@@ -48,6 +49,12 @@ export async function show(root, {query}, signal) {
   draw(page);
   if (job && !values.sample) page.picture.load(`/v1/jobs/${from}/artifacts/original.png`, {from});
   else pick(page, values.sample);
+}
+
+/** A list asked for again: what is wanted of it may have come since. */
+function renewed(path) {
+  forget(path);
+  return once(path);
 }
 
 const of = ({methods}, wanted) => methods.filter(({kind}) => kind === wanted);
@@ -150,6 +157,7 @@ function told({fields}, base = {}) {
 function changed(page) {
   const {fields, method, model, picture} = page;
   page.key = null;
+  page.asking?.abort();
   const bound = called(fields, "norm")?.text() ?? method.norms[0];
   for (const {fits} of fields) fits?.(bound);
   page.snippet.show(method.path, picture.current().name ?? "image.png", {model: model.id, ...told(page)});
@@ -166,9 +174,8 @@ function settle(page) {
   if (page.fields.every(({input}) => input().validity.valid)) estimate(page);
 }
 
-/** Ask what the job may cost; an earlier question is given up. */
+/** Ask what the job may cost; with the next change the question is given up. */
 async function estimate(page) {
-  page.asking?.abort();
   page.asking = new AbortController();
   const {method, model, cost, alert, asking} = page;
   const own = Object.entries(told(page)).filter(([name]) => method.own.includes(name));
@@ -211,13 +218,13 @@ async function submit(page, event) {
   const wrong = image.blob ? page.fields.find(({check}) => !check()) : picture;
   if (wrong) return focus(page, wrong);
   // Until something changes the key is the same: whoever clicks twice, or after a broken connection, gets one job.
-  page.key ??= crypto.getRandomValues(new Uint32Array(4)).join("-");
+  const key = (page.key ??= crypto.getRandomValues(new Uint32Array(4)).join("-"));
   const body = new FormData();
   for (const [name, text] of Object.entries({model: model.id, ...told(page)})) body.append(name, text);
   fill(page.cost, "Sending…");
   try {
     body.append("image", await image.blob, image.name);
-    const job = await post(method.path, body, {headers: {"Idempotency-Key": page.key}, signal});
+    const job = await post(method.path, body, {headers: {"Idempotency-Key": key}, signal});
     go("jobs", job.id);
   } catch (error) {
     if (error.name === "AbortError") return;

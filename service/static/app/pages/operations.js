@@ -32,15 +32,20 @@ export async function show(root, _route, signal) {
     if (document.hidden || paused || asking) return;
     asking = true;
     try {
-      draw(await get("/v1/operations", {signal}));
-      told.textContent = `as of ${new Date().toLocaleTimeString()}`;
-      fill(trouble);
+      const figures = await get("/v1/operations", {signal});
+      if (!paused) show(figures);
     } catch (error) {
       if (signal.aborted) return;
-      if (error.name === "AbortError") pause(); // The reader gave no key: do not ask for one every two seconds.
+      if (error.name === "AbortError" && !paused) pause(); // The reader gave no key: do not ask for one every two seconds.
       if (trouble.textContent !== failure(error).textContent) fill(trouble, failure(error));
     }
     asking = false;
+  }
+
+  function show(figures) {
+    draw(figures);
+    told.textContent = `as of ${new Date().toLocaleTimeString()}`;
+    fill(trouble);
   }
 
   function pause() {

@@ -1,7 +1,7 @@
 // Everything else that is known of a job, by name, and the files it left.
 
 import {file} from "../api.js";
-import {h} from "../dom.js";
+import {fill, h} from "../dom.js";
 import {between, count, in255, moment, norm, number, percent, seconds, words} from "../format.js";
 import {to} from "../routes.js";
 
@@ -90,11 +90,13 @@ function files(job, signal) {
 
 /** A file of the service. A plain link could not carry a key. */
 function fetched(name, as, href, signal) {
-  const onclick = async (event) => {
+  const wrong = h("span.wrong", {role: "alert"});
+  const onclick = (event) => {
     event.preventDefault();
-    save(await file(href, signal), as);
+    fill(wrong);
+    file(href, signal).then((url) => save(url, as), (error) => signal.aborted || fill(wrong, " ", error.message));
   };
-  return h("a", {href, onclick}, name);
+  return [h("a", {href, onclick}, name), wrong];
 }
 
 /** Something that the page has already, as a file. */

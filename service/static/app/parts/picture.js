@@ -31,7 +31,7 @@ export function picture(samples, changed, signal) {
       const blob = await image.blob;
       if (current === image) preview(view, {...image, blob}, signal);
     } catch (error) {
-      if (error.name !== "AbortError") tell(error.message);
+      if (current === image && error.name !== "AbortError") tell(error.message);
     }
   }
 

@@ -1,0 +1,200 @@
+"""What comes late: answers that were overtaken, or whose page was left, and readers who give no key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from browser import Held, OpenPage, Troubles
+from playwright.sync_api import Page, expect
+from serving import Api, serving
+
+from dashboard.crowd import opened
+from touchstone.settings import Settings
+
+TIMERS = """
+window.timers = new Set();
+const [begin, end] = [setInterval, clearInterval];
+window.setInterval = (...how) => { const timer = begin(...how); timers.add(timer); return timer; };
+window.clearInterval = (timer) => { timers.delete(timer); end(timer); };
+"""
+STREAMS = """
+window.streams = [];
+const ask = fetch;
+window.fetch = (path, how) => { if (path === "/v1/events") streams.push(how.signal); return ask(path, how); };
+"""
+HIDE = """(hidden) => {
+  Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+MOMENT = 300  # milliseconds in which what must not happen would
+
+
+@pytest.fixture(autouse=True)
+def no_worker(troubles: Troubles) -> None:
+    """The pretended worker gives no sign of life, as the frame of the page says."""
+    troubles.allow("readyz")
+
+
+def leave(page: Page) -> None:
+    """Go to a page that asks for nothing."""
+    page.evaluate("location.hash = '#/nowhere'")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
+
+
+def test_a_list_stays_though_an_earlier_question_fails(page: Page, api: Api, troubles: Troubles) -> None:
+    troubles.expect("500")
+    job = api.job()["id"]
+    first = Held(page, "**/v1/jobs?*")
+    opened(page)
+    with page.expect_response(lambda answer: answer.status == 500):
+        first.take().fulfill(status=500, json={"title": "Too late"})
+    page.wait_for_timeout(MOMENT)
+    expect(page.get_by_text("Too late")).to_have_count(0)
+    assert job in page.locator("tbody").inner_html()
+
+
+def test_a_job_that_is_asked_for_twice_stands_as_the_later_answer_says(page: Page, api: Api) -> None:
+    with api.worker.resting():
+        job = api.submit(wait=None).json()["id"]
+        page.goto(f"/#/jobs/{job}")
+        expect(page.get_by_text("Waiting: ")).to_be_visible()
+        held = Held(page, f"**/v1/jobs/{job}")
+        old = held.take()
+        queued = api.client.get(f"/v1/jobs/{job}").text
+        claimed = api.ledger.claim(job, "somebody")
+        assert claimed
+        expect(page.locator(".head .badge")).to_have_text("running")
+        old.fulfill(body=queued, content_type="application/json")
+        page.wait_for_timeout(MOMENT)
+        assert page.locator(".head .badge").inner_text() == "running"
+        api.ledger.finish(job, claimed.claims, status="succeeded", result={"success": True})
+
+
+@pytest.mark.parametrize("name", ["Run again and compare", "Delete"])
+def test_who_has_left_is_not_taken_elsewhere(page: Page, api: Api, name: str) -> None:
+    job = api.job()["id"]
+    page.goto(f"/#/jobs/{job}")
+    expect(page.locator("canvas").first).to_be_visible()
+    held = Held(page, re.compile(f"/v1/jobs/{job}(/rerun)?$"))
+    page.get_by_role("button", name=name).click()
+    if name == "Delete":
+        page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    deed = held.take()
+    leave(page)
+    with page.expect_response(deed.request.url):
+        deed.continue_()
+    page.wait_for_timeout(MOMENT)
+    assert page.url.endswith("#/nowhere")
+
+
+def test_a_page_that_was_left_before_it_came_starts_nothing(page: Page, api: Api) -> None:
+    with api.worker.resting():
+        job = api.submit(wait=None).json()["id"]
+        page.add_init_script(TIMERS)
+        models = Held(page, "**/v1/models")
+        page.goto(f"/#/jobs/{job}")
+        late = models.take()
+        leave(page)
+        with page.expect_response("**/v1/models"):
+            late.continue_()
+        page.wait_for_timeout(MOMENT)
+        assert page.evaluate("timers.size") == 1, "that of the frame"
+
+
+def test_a_list_that_was_left_while_hidden_opens_no_stream(page: Page) -> None:
+    page.add_init_script(STREAMS)
+    opened(page)
+    page.evaluate(HIDE, True)
+    page.wait_for_function("streams.every((signal) => signal.aborted)")
+    leave(page)
+    page.evaluate(HIDE, False)
+    page.wait_for_timeout(MOMENT)
+    assert page.evaluate("streams.filter((signal) => !signal.aborted).length") == 0
+
+
+def test_a_page_does_not_write_its_address_over_a_link_just_followed(page: Page) -> None:
+    page.goto("/#/models")
+    expect(page.get_by_role("article").first).to_be_visible()
+    page.evaluate("""async () => {
+        const {src} = document.querySelector("script[type=module]");
+        const {restate} = await import(src.replace("main", "routes"));
+        location.hash = "#/nowhere";
+        restate("models", null, {q: "late"});
+    }""")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
+
+
+def test_a_change_while_the_image_is_on_its_way_leaves_the_job_its_key(page: Page) -> None:
+    sample = Held(page, "**/samples/*.png")
+    page.goto("/#/new")
+    image = sample.take()
+    page.get_by_role("button", name="Run").click()
+    page.get_by_label("Steps").fill("3")
+    with page.expect_request(lambda request: request.method == "POST") as sent:
+        image.continue_()
+    assert re.fullmatch(r"\d+(-\d+){3}", sent.value.headers["idempotency-key"])
+
+
+def test_a_sample_that_fails_late_says_nothing_of_the_next(page: Page, troubles: Troubles) -> None:
+    troubles.expect("500")
+    page.goto("/#/new")
+    expect(page.locator(".stage")).to_be_visible()
+    samples = Held(page, re.compile(r"/samples/\w+\.png$"))
+    page.get_by_label("Bag").check()
+    bag = samples.take()
+    page.get_by_label("Pullover").check()
+    expect(page.locator(".view")).to_contain_text("pullover")
+    with page.expect_response(lambda answer: answer.status == 500):
+        bag.fulfill(status=500, json={"title": "Too late"})
+    page.wait_for_timeout(MOMENT)
+    expect(page.get_by_text("Too late")).to_have_count(0)
+
+
+def test_a_model_that_came_since_can_be_chosen(page: Page, api: Api) -> None:
+    known = api.client.get("/v1/models").json()
+    before = {**known, "items": [model for model in known["items"] if model["id"] != "fashion-mnist-cnn"]}
+    page.route("**/v1/models", lambda route: route.fulfill(json=before), times=1)
+    page.goto("/#/new?model=fashion-mnist-cnn")
+    expect(page.locator("#model")).to_have_value("fashion-mnist-cnn")
+
+
+def test_what_could_not_be_done_can_be_tried_again(page: Page, api: Api, troubles: Troubles) -> None:
+    troubles.expect("ERR_CONNECTION_REFUSED")
+    with api.worker.resting():
+        job = api.submit(wait=None).json()["id"]
+        page.goto(f"/#/jobs/{job}")
+        cancel = page.get_by_role("button", name="Cancel")
+        page.route("**/cancel", lambda route: route.abort("connectionrefused"), times=1)
+        cancel.click()
+        expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
+        cancel.click()
+        expect(page.get_by_role("heading", name="It was canceled")).to_be_visible()
+    page.route("**/artifacts/*", lambda route: route.abort("connectionrefused"), times=1)
+    page.get_by_role("link", name="original.png").click()
+    expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
+
+
+@pytest.fixture
+def guarded(settings: Settings) -> Iterator[Api]:
+    with serving(settings.model_copy(update={"require_keys": True})) as api:
+        yield api
+
+
+def test_who_gives_no_key_is_not_asked_again(guarded: Api, open_page: OpenPage, troubles: Troubles) -> None:
+    troubles.allow("status of 401")
+    page = open_page(guarded.origin)
+    operations = Held(page, "**/v1/operations")
+    page.goto("/#/jobs")
+    page.get_by_role("dialog").get_by_label("API key").fill("never sent off")
+    late = operations.take()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    with page.expect_response("**/v1/operations"):
+        late.continue_()
+    page.wait_for_timeout(1500)  # streams are tried again after half a second
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert page.evaluate("sessionStorage.length") == 0
+    page.locator("nav a[data-page=models]").click()
+    expect(page.get_by_role("dialog")).to_have_count(1)
