@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 LAST_STEP = 0.01
 """The last step, as a part of the first."""
+ROOT = {"l1": 1.0, "l0": 2.0}
+"""Norms in which steps grow with so many times the root of the radius, not with the radius itself."""
 UNHURRIED = 100
 """Steps that are enough for a ball to shrink by γ at a time."""
 TINY = 1e-12
@@ -34,11 +36,14 @@ class FMN(MinimalNorm):
     projected into ball and box; their length and γ are annealed along cosines (Algorithm 1). L0 counts
     values, a colour pixel being three, and its radius moves by at least one value.
 
-    Departures: a ball grows by at least 1 + γ until a success is known, since steps to the boundary of the
-    linearised margin may never cross the true one; with fewer than 100 steps it shrinks by more than γ at a
-    time where the linearised margin reaches zero further inside; in L2 a step ends on the ball's surface, as
-    in the authors' code; in L1 the projection onto ball and box together is exact; the point after the last
-    step is looked at, too.
+    Departures: a step is as long as its ball is wide (in L1 and L0 its length goes with the root of the
+    radius), where the paper's have one length whatever the ball; in L∞ it goes along the gradient's sign, so
+    that values of small slope come along. A ball grows by at least 1 + γ until a success is known, in L0 to
+    twice as many values, since steps to the boundary of the linearised margin may never cross the true one;
+    in L0 that boundary sets a first radius, too: the fewest values that reach it within the box. With fewer
+    than 100 steps a ball shrinks by more than γ at a time where the linearised margin reaches zero further
+    inside; in L2 a step ends on the ball's surface, as in the authors' code; in L1 the projection onto ball
+    and box together is exact; the point after the last step is looked at, too.
     """
 
     info = Info(
@@ -52,7 +57,10 @@ class FMN(MinimalNorm):
 
     steps: Count = Field(100, le=10_000, description="Steps; the paper shows up to 1,000.")
     alpha: Ratio = Field(
-        1.0, gt=0, le=1e6, description="Length of the first step, in L2; the last is a hundredth of it."
+        1.0,
+        gt=0,
+        le=1e6,
+        description="Length of the first step, as a part of its ball's radius; the last a hundredth of it.",
     )
     gamma: Ratio = Field(
         0.05, gt=0, lt=1, description="By what part the ball shrinks or grows in the first step."
@@ -78,8 +86,8 @@ class FMN(MinimalNorm):
             best = best.or_else(engine.Nearest.judged(case, x, answer.logits))
             gamma = _annealed(self.gamma, self.gamma_final, step / self.steps)
             radius = _radius(case, x, answer, best=best, radius=radius, gamma=gamma, hurry=hurry)
-            length = _annealed(self.alpha, LAST_STEP * self.alpha, step / self.steps)
-            x = _within(case, x + length * engine.L2().steepest(answer.gradient, x), radius)
+            length = _annealed(self.alpha, LAST_STEP * self.alpha, step / self.steps) * _reach(case, radius)
+            x = _within(case, _moved(case, x, answer.gradient, length=length), radius)
         answer = yield engine.Logits(x)
         return best.or_else(engine.Nearest.judged(case, x, answer.logits)).found(case)
 
@@ -95,22 +103,36 @@ def _radius(
     """The next radius of every ball, (B,); `best` has seen the answer. So many steps are made in one, at
     most, where the boundary is further inside.
     """
-    met = case.goal.met(answer.logits)
-    smaller, larger = radius * (1 - gamma), radius * (1 + gamma)
+    met, size, way = case.goal.met(answer.logits), case.threat.size(x), _way(case, x, answer)
+    inside, outside = (size - way).maximum(radius * (1 - gamma) ** hurry), size + way
+    smaller = inside.minimum(radius * (1 - gamma))
+    larger = radius * (1 + gamma)
+    larger = engine.torch.where(best.met, larger, larger.maximum(outside))
     if case.threat.norm.name == "l0":
-        smaller, larger = smaller.floor().minimum(radius - 1), larger.floor().maximum(radius + 1)
-    else:
-        boundary = _boundary(case, x, answer)
-        inside = 2 * case.threat.size(x) - boundary  # where the boundary is, seen from beyond it
-        smaller = smaller.minimum(inside.maximum(radius * (1 - gamma) ** hurry))
-        larger = engine.torch.where(best.met, larger, larger.maximum(boundary))
+        least = engine.torch.where(best.met, radius + 1, 2 * radius)
+        smaller, larger = smaller.floor().minimum(radius - 1), larger.floor().maximum(least)
     return engine.torch.where(met, smaller.minimum(best.distance), larger).minimum(case.threat.farthest)
 
 
-def _boundary(case: Case, x: Tensor, answer: Answer) -> Tensor:
-    """How far the boundary would be if the margin were linear."""
-    slope = engine.NORMS[DUAL[case.threat.norm.name]].size(answer.gradient)
-    return case.threat.size(x) + engine.Margin(case.goal)(answer.logits).abs() / slope.clamp_min(TINY)
+def _way(case: Case, x: Tensor, answer: Answer) -> Tensor:
+    """How far it is to the boundary from either side, if the margin were linear; in L0, how many values."""
+    gap, grad = engine.Margin(case.goal)(answer.logits).abs(), answer.gradient
+    if case.threat.norm.name == "l0":
+        gain = (grad * engine.torch.where(grad > 0, 1 - x, x)).abs().flatten(1)
+        return (gain.sort(1, descending=True).values.cumsum(1) < gap[:, None]).sum(1) + 1.0
+    return gap / engine.NORMS[DUAL[case.threat.norm.name]].size(grad).clamp_min(TINY)
+
+
+def _reach(case: Case, radius: Tensor) -> Tensor:
+    """How long a step is if α is one, (B,)."""
+    norm = case.threat.norm.name
+    return ROOT[norm] * radius.sqrt() if norm in ROOT else radius
+
+
+def _moved(case: Case, x: Tensor, grad: Tensor, *, length: Tensor) -> Tensor:
+    """A step of that length along the gradient in L2; in L∞ along its sign, each value so far."""
+    direction = engine.Linf() if case.threat.norm.name == "linf" else engine.L2()
+    return x + engine.column(length, x) * direction.steepest(grad, x)
 
 
 def _within(case: Case, x: Tensor, radius: Tensor) -> Tensor:
