@@ -100,7 +100,8 @@ def room(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with redis.Redis.from_url(valkey_server) as client:
         client.flushall()
     home = tmp_path_factory.mktemp("room")
-    with serving(Settings(home=home, redis_url=valkey_server, require_keys=True)) as api:
+    settings = Settings(home=home, redis_url=valkey_server, require_keys=True, refused_keys=10_000)
+    with serving(settings) as api:
         keys = {
             "reader": key(api, "acme", "read"),
             "submitter": key(api, "acme", "submit"),

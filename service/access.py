@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,7 +12,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from service import rates
-from touchstone.errors import InsufficientScope, KeyMissing
+from touchstone.errors import InsufficientScope, KeyExpired, KeyInvalid, KeyMissing, RateLimited
 from touchstone.jobs.keys import INCLUDED, Scope
 from touchstone.jobs.record import LOCAL
 
@@ -49,7 +50,7 @@ async def identify(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Caller:
     """The caller, once it is known that they may do this."""
-    caller = await _caller(request.app.state.backend, credentials)
+    caller = await _caller(request, credentials)
     request.scope[_CALLER] = caller
     missing = [scope for scope in needed.scopes if scope not in caller.scopes]
     if missing:
@@ -60,13 +61,31 @@ async def identify(
     return caller
 
 
-async def _caller(whole: Whole, credentials: HTTPAuthorizationCredentials | None) -> Caller:
+async def _caller(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
+    whole: Whole = request.app.state.backend
     if credentials is not None:
-        key = await to_thread.run_sync(whole.ledger.keys.check, credentials.credentials)
+        try:
+            key = await to_thread.run_sync(whole.ledger.keys.check, credentials.credentials)
+        except (KeyInvalid, KeyExpired):
+            _slow_down(request, whole)
+            raise
         return Caller(key.tenant, INCLUDED[key.scope], key.id)
     if whole.settings.needs_keys:
         raise KeyMissing("Authorization: an API key is needed; send it as Authorization: Bearer ts_…")
     return EVERYBODY
+
+
+def _slow_down(request: Request, whole: Whole) -> None:
+    """Raise `RateLimited` where too many refused keys came from the request's address."""
+    after = math.ceil(whole.strangers.refuse(request.client.host if request.client else ""))
+    if after:
+        most = whole.settings.refused_keys
+        raise RateLimited(
+            f"Authorization: more than {most:,} refused API keys a minute came from your address, and this "
+            f"was another; try again in {after} s, with a good one",
+            retry_after=after,
+            limit=most,
+        ) from None
 
 
 reader = Security(identify, scopes=["read"])

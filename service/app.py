@@ -41,6 +41,7 @@ from service.metrics import Durations, Figures
 from service.origins import Origins
 from service.queue import open_bell
 from service.ringing import Ringer
+from service.strangers import Strangers
 from service.waiting import Waiting
 from touchstone.decoding import Decoders
 from touchstone.embedded import ledger_url
@@ -107,6 +108,7 @@ def _backend(settings: Settings, ring: Ring | None) -> Whole:
         sweeper=Sweeper(ledger, blobs),
         durations=durations,
         checks=CapacityLimiter(at_once()),
+        strangers=Strangers(settings.refused_keys),
         decoders=Decoders(at_once()),
     )
 

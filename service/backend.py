@@ -15,6 +15,7 @@ from fastapi import Request
 
 from service.access import caller_of
 from service.ringing import Ringer
+from service.strangers import Strangers
 from service.waiting import Waiting
 from touchstone.decoding import Decoders
 from touchstone.jobs.blobs import Blobs
@@ -49,6 +50,7 @@ class _Backend(Generic[L]):
     sweeper: Sweeper
     durations: Durations
     checks: CapacityLimiter
+    strangers: Strangers
     decoders: Decoders
 
 

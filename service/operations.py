@@ -168,7 +168,7 @@ def hoist(schema: dict[str, Any]) -> dict[str, Any]:
         for operation in path.values():
             schemas |= operation.pop("x-definitions", {})
             if "security" in operation:
-                refusals = problems.responses(401, 403)
+                refusals = problems.responses(401, 403, 429)
                 operation["responses"] |= {str(status): about for status, about in refusals.items()}
             for response in operation["responses"].values():
                 for media in response.get("content", {}).values():

@@ -28,6 +28,8 @@ class Server(uvicorn.Server):
             h11_max_incomplete_event_size=HEAD_BYTES,
             log_config=None,
             access_log=False,
+            proxy_headers=settings.proxies is not None,
+            forwarded_allow_ips=settings.proxies or [],
             server_header=False,
             timeout_graceful_shutdown=END_SECONDS,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from functools import cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
@@ -49,6 +49,16 @@ class Settings(BaseSettings):
         500,
         ge=1,
         description="Of these from one address; behind a proxy, all have the proxy's.",
+    )
+    proxies: str | None = Field(
+        None,
+        description="Addresses and networks, separated by commas, that are believed when their "
+        "X-Forwarded-For says whose request it is; unset: nobody is.",
+    )
+    refused_keys: int = Field(
+        60,
+        ge=1,
+        description="Refused API keys a minute from one address; one more is answered 429, a good one never.",
     )
     bodies_memory: int = Field(
         256 * MIB,
@@ -139,6 +149,13 @@ class Settings(BaseSettings):
     @classmethod
     def _can_be_read(cls, text: str | None) -> str | None:
         Permits.parse(text)
+        return text
+
+    @field_validator("proxies")
+    @classmethod
+    def _are_addresses(cls, text: str | None) -> str | None:
+        for part in text.split(",") if text else ():
+            ip_network(part.strip())
         return text
 
     @property
