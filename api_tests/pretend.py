@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -32,6 +31,7 @@ class Engine:
     def __init__(self) -> None:
         self.steps = 0
         self.running = 0
+        self.go_on = threading.Event()  # ends what hangs
 
     @property
     def busy(self) -> bool:
@@ -92,7 +92,7 @@ def run(
                 raise Canceled("the job was canceled")
             engine.steps += 1
             report(Progress(done=step + 1, total=parameters["steps"]), {"step": float(step)})
-        end(parameters.get("then"), parameters.get("seconds", 0))
+        end(parameters.get("then"), engine)
     finally:
         engine.running -= 1
     note(parameters, "end")
@@ -102,7 +102,7 @@ def run(
     return Ended(result, {"adversarial.png": (b"an image of " + png, "image/png")})
 
 
-def end(then: str | None, seconds: float) -> None:
+def end(then: str | None, engine: Engine) -> None:
     if then == "fail":
         raise NonFiniteOutput("The model answered NaN.", field="image", rows=1)
     if then == "starve":
@@ -110,7 +110,7 @@ def end(then: str | None, seconds: float) -> None:
     if then == "break":
         raise RuntimeError("the password is swordfish")
     if then == "hang":
-        time.sleep(seconds)
+        engine.go_on.wait()
 
 
 def note(parameters: dict[str, Any], line: str) -> None:

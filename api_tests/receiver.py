@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from patience import SECONDS, wait_until
 from standardwebhooks import Webhook
 
 Act = Callable[["Handler"], None]
@@ -44,17 +44,14 @@ class Receiver:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/hook"
 
-    def wait(self, count: int = 1, seconds: float = 10) -> list[Message]:
+    def wait(self, count: int = 1) -> list[Message]:
         """The messages, once there are so many."""
-        end = time.monotonic() + seconds
-        while len(self.messages) < count and time.monotonic() < end:
-            time.sleep(0.005)
-        assert len(self.messages) >= count, f"{len(self.messages)} of {count} messages came"
+        wait_until(lambda: len(self.messages) >= count)
         return self.messages
 
 
 class Handler(BaseHTTPRequestHandler):
-    timeout = 20
+    timeout = SECONDS
 
     def do_POST(self) -> None:
         receiver: Receiver = self.server.receiver  # type: ignore[attr-defined]
@@ -85,7 +82,7 @@ def hanging(until: threading.Event) -> Act:
     """Answer only then."""
 
     def act(handler: Handler) -> None:
-        until.wait(20)
+        until.wait(SECONDS)
         answering(204)(handler)
 
     return act

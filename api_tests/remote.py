@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from linear import linear_model
 from numpy.typing import NDArray
+from patience import SECONDS
 from PIL import Image
 from receiver import Server, listening
 
@@ -92,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers template requests at any path, and the Open Inference Protocol at its own."""
 
     protocol_version = "HTTP/1.1"
-    timeout = 20
+    timeout = SECONDS
 
     @property
     def model(self) -> Model:
@@ -170,7 +171,7 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Model]:
 
 def hang(handler: Handler) -> None:
     """Wait until the other side goes away, at most a while."""
-    handler.connection.settimeout(10)
+    handler.connection.settimeout(SECONDS)
     with_nothing = handler.connection.recv(1)
     assert with_nothing == b""
     handler.close_connection = True

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+from patience import SECONDS
 from PIL import Image, ImageOps
 
 from service.app import create_app
@@ -215,7 +216,7 @@ class Api:
         return f"http://127.0.0.1:{self.port}"
 
     def submit(
-        self, path: str = "/v1/attacks/pgd", *, wait: int | None = 10, **fields: Any
+        self, path: str = "/v1/attacks/pgd", *, wait: int | None = 30, **fields: Any
     ) -> httpx2.Response:
         """Submit a small image as a form; headers go into `headers`, other words are fields."""
         headers = fields.pop("headers", {})
@@ -245,7 +246,7 @@ def serving(settings: Settings) -> Iterator[Api]:
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
             yield Api(client, worker, app.state.backend.ledger, settings, port, server)
     finally:
         server.should_exit = True

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
+from patience import wait_until
 from receiver import Receiver
 
 from touchstone import webhooks
@@ -31,10 +31,9 @@ def ended(ledger: Ledger, submission: Submission, status: Any = "succeeded") -> 
 
 def settled(ledger: Ledger, job: str | None = None, count: int = 1) -> list[Delivery]:
     """All deliveries, once so many are no longer pending."""
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
+
+    def look() -> list[Delivery]:
         found, _ = ledger.of(LOCAL).deliveries.find(job=job)
-        if sum(one.status != "pending" for one in found) >= count:
-            return found
-        time.sleep(0.005)
-    raise AssertionError(found)
+        return found if sum(one.status != "pending" for one in found) >= count else []
+
+    return wait_until(look)

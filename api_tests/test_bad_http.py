@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from patience import SECONDS
 from serving import Api, problem, serving
 from test_bad_input import BOUNDARY, IMAGE, MODEL, form, post
 
@@ -23,7 +24,7 @@ HEAD = (
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
-def exchange(api: Api, sent: bytes, *, seconds: float = 5) -> bytes:
+def exchange(api: Api, sent: bytes, *, seconds: float = SECONDS) -> bytes:
     """What comes back for raw bytes until the service closes the connection or falls silent."""
     with socket.create_connection(("127.0.0.1", api.port), timeout=seconds) as line:
         received = b""

@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+from patience import SECONDS
 from serving import Api, Work, problem, succeed
 
 
@@ -44,7 +45,7 @@ def test_a_running_job_is_told(api: Api) -> None:
     go_on = threading.Event()
 
     def slowly(work: Work) -> None:
-        go_on.wait(10)
+        go_on.wait(SECONDS)
         succeed(work)
 
     with api.worker.doing(slowly):

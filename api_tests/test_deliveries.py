@@ -33,7 +33,7 @@ def test_an_end_is_told_as_the_specification_has_it(
         "data": views.show(job).model_dump(mode="json"),
     }
     assert message.headers["content-type"] == "application/json"
-    assert abs(int(message.headers["webhook-timestamp"]) - time.time()) < 5
+    assert abs(int(message.headers["webhook-timestamp"]) - time.time()) < 60
     [delivery] = settled(ledger)
     assert (delivery.id, delivery.status, delivery.job, delivery.endpoint) == (
         message.id,
@@ -164,7 +164,7 @@ def test_a_rotated_secret_stays_good_for_a_day(
     deliver()
     server = ledger._client
     fresh, until = ledger.of(LOCAL).endpoints.rotate(endpoint.id)
-    assert 86_390 < until.timestamp() - time.time() < 86_410
+    assert 86_300 < until.timestamp() - time.time() < 86_500
     ended(ledger, submission)
     [message] = receiver.wait()
     assert message.verified(fresh) == message.verified(SECRET)

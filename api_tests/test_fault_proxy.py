@@ -36,7 +36,7 @@ def proxy(home: Path) -> Iterator[Proxy]:
 
 @pytest.fixture
 def client(proxy: Proxy) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(proxy.url, socket_timeout=0.3, retry=Retry(NoBackoff(), 0)) as client:
+    with redis.Redis.from_url(proxy.url, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
         client.set("word", "x" * 100)
         yield client
 
@@ -64,7 +64,7 @@ def test_it_stalls_old_connections_and_new_ones(proxy: Proxy, client: redis.Redi
 
 
 def test_what_stalled_is_delivered_in_the_end(proxy: Proxy, home: Path) -> None:
-    with redis.Redis.from_url(proxy.url, socket_timeout=0.3, retry=Retry(NoBackoff(), 0)) as client:
+    with redis.Redis.from_url(proxy.url, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
         client.set("late", "no")
         with proxy.failing(Mode.STALL), pytest.raises(redis.TimeoutError):
             client.set("late", "yes")

@@ -352,7 +352,6 @@ def test_a_forged_event_id_is_refused(ledger: Ledger, job: Job, after: str) -> N
         ledger.events(job.id, after=after)
 
 
-@pytest.mark.timeout(10)
 def test_a_watch_hears_of_changes(ledger: Ledger, submission: Submission) -> None:
     with ledger.watch() as watch:
         job, _ = ledger.accept(submission)
@@ -365,7 +364,6 @@ def test_a_watch_hears_of_changes(ledger: Ledger, submission: Submission) -> Non
         assert list(watch) == []
 
 
-@pytest.mark.timeout(10)
 def test_workers_are_listed_while_they_give_signs_of_life(settings: Settings) -> None:
     brief = Ledger(str(settings.redis_url), settings.model_copy(update={"lease": 0.01}))
     lasting = Ledger(str(settings.redis_url), settings)
@@ -380,7 +378,6 @@ def test_workers_are_listed_while_they_give_signs_of_life(settings: Settings) ->
     lasting.close()
 
 
-@pytest.mark.timeout(10)
 def test_a_report_is_one_change_and_an_end_with_its_last_report_another(
     ledger: Ledger, submission: Submission
 ) -> None:

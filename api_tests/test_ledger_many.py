@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from test_ledger import claim
 
 from touchstone import errors
@@ -58,7 +57,6 @@ def test_progress_of_many_is_one_question(ledger: Ledger, submission: Submission
     assert ledger.progress([]) == {}
 
 
-@pytest.mark.timeout(10)
 def test_a_watch_says_what_is_new(ledger: Ledger, submission: Submission) -> None:
     job = ledger.accept(submission)[0]
     with ledger.watch() as watch:

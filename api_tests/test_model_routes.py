@@ -18,6 +18,7 @@ import pytest
 from fastapi import Request
 from obstore.store import MemoryStore
 from own_models import SAID, linear_onnx, linear_safetensors
+from patience import SECONDS, wait_until
 from serving import EXAMINED, Api, fail, problem, serving, some_model
 
 from service import examples, files
@@ -276,20 +277,17 @@ def small(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield api
 
 
-def left(api: Api) -> list[Path]:
-    """Files that are on their way in, once those are gone that are about to be."""
-    folder = api.settings.home / "blobs" / "incoming"
-    end = time.monotonic() + 5
-    while (found := list(folder.iterdir())) and time.monotonic() < end:
-        time.sleep(0.01)
-    return found
+def nothing_is_left(api: Api) -> None:
+    """Wait until no file is on its way in."""
+    incoming = api.settings.home / "blobs" / "incoming"
+    wait_until(lambda: not any(incoming.iterdir()))
 
 
 def test_a_file_beyond_the_limit_is_413(small: Api) -> None:
     body = problem(send(small, "net-large", ONNX + bytes(2 * MIB)), 413, "model_too_large", "file")
     assert f"{2 * MIB:,}" in body["detail"]
     problem(send(small, "net-huge", bytes(2 * MIB + files.ENVELOPE)), 413, "body_too_large")
-    assert left(small) == []
+    nothing_is_left(small)
 
 
 def test_other_routes_keep_their_own_bound(small: Api) -> None:
@@ -301,7 +299,7 @@ def test_other_routes_keep_their_own_bound(small: Api) -> None:
 
 def head(api: Api, length: int, *more: bytes) -> socket.socket:
     """A connection on which a registration was announced."""
-    line = socket.create_connection(("127.0.0.1", api.port), timeout=5)
+    line = socket.create_connection(("127.0.0.1", api.port), timeout=SECONDS)
     lines = [
         b"POST /v1/models HTTP/1.1",
         b"Host: localhost",
@@ -321,7 +319,7 @@ def test_six_hundred_mib_are_refused_before_they_are_sent(api: Api) -> None:
         answer = b"".join(iter(lambda: line.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"body_too_large" in answer
-    assert left(api) == []
+    nothing_is_left(api)
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(api: Api) -> None:
@@ -329,7 +327,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(api: Api) -> None:
     with head(api, 5 * MIB) as line:
         line.sendall(OPENING + bytes(3 * MIB))
         time.sleep(0.1)
-    assert left(api) == []
+    nothing_is_left(api)
     assert set((api.settings.home / "blobs").rglob("*")) == blobs
 
 

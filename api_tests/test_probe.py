@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import redis
 import torch
 from linear import linear_model
+from patience import wait_until
 from torch import Tensor, nn
 
 import touchstone
@@ -130,8 +130,10 @@ def test_the_keeper_notes_what_was_measured_and_the_figures(
     try:
         with engine.models.hold(manifest(MODEL)) as oracle:
             engine.start(touchstone.engine.look_at(pixels(), oracle), oracle).result()
-        found = until(lambda: ledger.probes([digest, "sha256:0"]))
-        info = until(lambda: next((one.info for one in ledger.workers() if has_answered(one.info)), None))
+        found = wait_until(lambda: ledger.probes([digest, "sha256:0"]))
+        info = wait_until(
+            lambda: next((one.info for one in ledger.workers() if has_answered(one.info)), None)
+        )
     finally:
         keeper.close()
     assert found == {digest: engine.probes()[digest]}
@@ -146,14 +148,6 @@ def pixels() -> Any:
 
 def has_answered(info: Any) -> bool:
     return bool(info["queries"]["forward"])
-
-
-def until(look: Any) -> Any:
-    end = time.monotonic() + 10
-    while not (found := look()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return found
 
 
 def test_a_probe_that_another_version_wrote_is_as_good_as_none(ledger: Ledger, valkey: str) -> None:

@@ -6,6 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from patience import SECONDS
 
 from touchstone.models.residency import Residency
 
@@ -53,7 +54,7 @@ def test_many_threads_load_a_model_once() -> None:
     gate = threading.Event()
 
     def load(key: str) -> tuple[str, int]:
-        gate.wait(5)
+        gate.wait(SECONDS)
         loads.append(key)
         return key, 1
 

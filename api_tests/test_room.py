@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
 import pytest
+from patience import SECONDS, wait_until
 from serving import Api, png, problem, serving
 from test_bad_http import HEAD
 
@@ -40,29 +40,21 @@ def room(cramped: Api) -> Room:
 
 def begin(api: Api, size: int) -> socket.socket:
     """Somebody who sends so much of a body, and then nothing."""
-    line = socket.create_connection(("127.0.0.1", api.port), timeout=10)
+    line = socket.create_connection(("127.0.0.1", api.port), timeout=SECONDS)
     line.sendall(HEAD + b"Content-Length: 9999999\r\n\r\n" + bytes(size))
     return line
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for it to come true."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_body_for_which_there_is_no_room(cramped: Api, room: Room) -> None:
     with ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(begin(cramped, 5 * MIB // 4))
-        until(lambda: room.held >= 5 * MIB // 2)
+        wait_until(lambda: room.held >= 5 * MIB // 2)
         response = cramped.submit(wait=None, image=LARGE)
         problem(response, 503, "overloaded")
         assert response.headers["retry-after"] == "1"
         assert cramped.submit(wait=None).status_code == 202
-    until(lambda: cramped.submit(wait=None, image=LARGE).status_code == 202)
+    wait_until(lambda: cramped.submit(wait=None, image=LARGE).status_code == 202)
     assert room.held == 0
 
 
@@ -76,9 +68,9 @@ def test_who_waits_for_a_job_holds_no_body(cramped: Api, room: Room) -> None:
         with cramped.worker.resting():
             before = len(queued().json()["items"])
             answers = pool.map(wait, range(2))
-            until(lambda: len(queued().json()["items"]) == before + 2)
+            wait_until(lambda: len(queued().json()["items"]) == before + 2)
             more = pool.map(wait, range(2))
-            until(lambda: len(queued().json()["items"]) == before + 4)
+            wait_until(lambda: len(queued().json()["items"]) == before + 4)
             assert room.held == 0
         assert [*answers, *more] == [200] * 4
 

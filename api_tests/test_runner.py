@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pretend
 import pytest
 from full_disk import full_disk, large_png
+from patience import wait_until
 
 from touchstone import embedded
 from touchstone.jobs.blobs import Blobs, open_blobs
@@ -62,27 +63,26 @@ class Bench:
         for attempt in (1, 2):
             self.runner(job)
             assert (self.ledger.read(job).status, self.ledger.read(job).attempts) == ("running", attempt)
-            wait_until(lambda: self.ledger.reap().lost == (job,))
+            self.expire(job)
         self.runner(job)
         return self.ledger.read(job)
 
+    def expire(self, job: str) -> None:
+        """Have the lease of a job run out."""
+        self.ledger._client.zadd("ts:leases", {job: 1})
+        assert self.ledger.reap().lost == (job,)
+
     def finish(self) -> None:
+        self.engine.go_on.set()
         for thread in self.threads:
             thread.join()
         self.keeper.close()
         self.ledger.close()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
-
-
 @pytest.fixture
 def bench(settings: Settings, submission: Submission) -> Iterator[Bench]:
-    bench = Bench(settings.model_copy(update={"lease": 1.0}), submission, str(settings.redis_url))
+    bench = Bench(settings.model_copy(update={"lease": 2.0}), submission, str(settings.redis_url))
     bench.keeper.start()
     yield bench
     bench.finish()
@@ -161,17 +161,15 @@ def test_a_bell_for_nothing_does_nothing(bench: Bench) -> None:
     assert bench.ledger.read(job.id) == job
 
 
-def test_a_canceled_job_ends_within_a_second(bench: Bench) -> None:
-    job = bench.begin(steps=500)
+def test_a_canceled_job_ends_soon(bench: Bench) -> None:
+    job = bench.begin(steps=10_000)
     bench.ledger.cancel(job)
-    begun = time.monotonic()
-    wait_until(lambda: bench.ledger.read(job).status == "canceled")
-    assert time.monotonic() - begun < 1
+    wait_until(lambda: bench.ledger.read(job).status == "canceled", seconds=20)
     assert bench.engine.running == 0
 
 
 def test_an_overdue_job_fails_even_if_its_run_forgets_the_time(bench: Bench) -> None:
-    job = bench.begin(steps=500, deadline=0.1)
+    job = bench.begin(steps=10_000, deadline=0.1)
     wait_until(lambda: bench.ledger.read(job).status == "failed")
     error = bench.ledger.read(job).error
     assert error is not None
@@ -179,7 +177,7 @@ def test_an_overdue_job_fails_even_if_its_run_forgets_the_time(bench: Bench) -> 
 
 
 def test_a_long_job_keeps_its_lease(bench: Bench) -> None:
-    job = bench.begin(steps=int(2.2 * bench.settings.lease / pretend.STEP_SECONDS))
+    job = bench.begin(steps=int(1.5 * bench.settings.lease / pretend.STEP_SECONDS))
     while bench.ledger.read(job).status == "running":
         assert bench.ledger.reap().lost == ()
         time.sleep(0.05)
@@ -196,9 +194,8 @@ def test_reports_are_passed_on_a_few_times_a_second(bench: Bench) -> None:
 
 
 def test_a_lost_claim_ends_the_run_and_writes_nothing(bench: Bench) -> None:
-    job = bench.begin(steps=500)
-    bench.ledger._client.zadd("ts:leases", {job: 1})
-    assert bench.ledger.reap().lost == (job,)
+    job = bench.begin(steps=10_000)
+    bench.expire(job)
     taken = bench.ledger.claim(job, "w2")
     wait_until(lambda: bench.engine.running == 0)
     assert bench.ledger.read(job) == taken
@@ -206,7 +203,7 @@ def test_a_lost_claim_ends_the_run_and_writes_nothing(bench: Bench) -> None:
 
 def test_a_stopping_worker_gives_its_jobs_back(bench: Bench) -> None:
     bench.ledger.beat("w1", {})
-    job = bench.begin(steps=500)
+    job = bench.begin(steps=10_000)
     waiting = bench.accept()
     bench.keeper.stopping = True
     wait_until(lambda: bench.ledger.read(job).status == "queued")
@@ -221,7 +218,7 @@ def test_a_job_that_does_not_stop_goes_back_all_the_same(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.keeper.GRACE_SECONDS", 0.3)
-    job = bench.begin(then="hang", seconds=1.5)
+    job = bench.begin(then="hang")
     bench.keeper.stopping = True
     wait_until(lambda: bench.exits)
     assert bench.exits[0] == 0
@@ -229,21 +226,21 @@ def test_a_job_that_does_not_stop_goes_back_all_the_same(
 
 
 def test_a_hung_engine_loses_its_jobs_and_the_process(settings: Settings, submission: Submission) -> None:
-    hasty = settings.model_copy(update={"lease": 0.5, "hang": 0.5})
+    hasty = settings.model_copy(update={"lease": 2.0, "hang": 0.5})
     bench = Bench(hasty, submission, str(settings.redis_url))
     bench.keeper.start()
-    job = bench.begin(then="hang", seconds=3)
+    job = bench.begin(then="hang")
+    wait_until(lambda: bench.exits == [1])
     wait_until(lambda: bench.ledger.reap().lost == (job,))
-    assert bench.exits == [1]
     assert bench.ledger.read(job).status == "queued"
     bench.finish()
     assert bench.ledger.read(job).status == "queued", "what ends too late writes nothing"
 
 
 def test_an_idle_engine_does_not_hang(settings: Settings, submission: Submission) -> None:
-    bench = Bench(settings.model_copy(update={"hang": 0.2}), submission, str(settings.redis_url))
+    bench = Bench(settings.model_copy(update={"hang": 1.0}), submission, str(settings.redis_url))
     bench.keeper.start()
-    time.sleep(0.8)
+    time.sleep(1.5)
     assert bench.exits == []
     assert bench.go().status == "succeeded"
     bench.finish()

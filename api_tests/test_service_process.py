@@ -2,17 +2,20 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx2
 import pytest
-from serving import png, some_model
+from patience import SECONDS, wait_until
+from serving import data_url, png, some_model
 
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Submission
@@ -33,7 +36,8 @@ class Process:
         self.lines: list[dict[str, object]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.client = httpx2.Client(base_url=self._address(), timeout=30)
+        address = wait_until(self._address)
+        self.client = httpx2.Client(base_url=address, timeout=SECONDS)
 
     def _read(self) -> None:
         assert self._child.stderr
@@ -42,24 +46,17 @@ class Process:
             self.lines.append(json.loads(line))
 
     def _address(self) -> str:
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            for line in self.lines:
-                if "running on" in str(line["event"]):
-                    return next(word for word in str(line["event"]).split() if word.startswith("http"))
-            time.sleep(0.02)
-        raise AssertionError(self.lines)
+        said = " ".join(str(line["event"]) for line in self.lines if "running on" in str(line["event"]))
+        return next((word for word in said.split() if word.startswith("http")), "")
 
-    def stop(self) -> float:
-        """Tell it to end; the seconds that it took."""
-        began = time.monotonic()
+    def stop(self) -> None:
+        """Tell it to end."""
         self._child.send_signal(signal.SIGTERM)
-        self._child.wait(20)
+        self._child.wait(SECONDS)
         self._reader.join()
         assert self._child.stderr
         self._child.stderr.close()
         self.client.close()
-        return time.monotonic() - began
 
 
 @pytest.fixture
@@ -76,28 +73,29 @@ def submit(process: Process, prefer: str) -> httpx2.Response:
     return process.client.post("/v1/attacks/pgd", files=files, data=data, headers={"Prefer": prefer})
 
 
+def asking(process: Process, path: str, body: object = None) -> HTTPConnection:
+    """Somebody who has asked, would wait for a minute, and has not heard of the answer."""
+    url = process.client.base_url
+    line = HTTPConnection(url.host, url.port, timeout=SECONDS)
+    headers = {"Prefer": "wait=60", "Content-Type": "application/json"}
+    line.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+    return line
+
+
 def test_those_who_wait_are_let_go_when_it_ends(process: Process) -> None:
     path = submit(process, "wait=0").json()["links"]
-    answers: dict[str, int] = {}
-
-    def wait() -> None:
-        answers["submission"] = submit(process, "wait=60").status_code
-
-    def poll() -> None:
-        answers["poll"] = process.client.get(path["self"], headers={"Prefer": "wait=60"}).status_code
-
-    def follow() -> None:
-        answers["stream"] = process.client.get(path["events"]).status_code
-
-    threads = [threading.Thread(target=target) for target in (wait, poll, follow)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.5)
-    assert answers == {}
-    assert process.stop() < 5
-    for thread in threads:
-        thread.join()
-    assert answers == {"submission": 202, "poll": 200, "stream": 200}
+    image = {"image": data_url(png()), "model": some_model().id}
+    with ExitStack() as stack:
+        submission, poll, stream = (
+            stack.enter_context(closing(asking(process, *what)))
+            for what in (("/v1/attacks/pgd", image), (path["self"],), (path["events"],))
+        )
+        following = stream.getresponse()
+        wait_until(lambda: len(process.client.get("/v1/jobs").json()["items"]) == 2)
+        assert select.select([submission.sock, poll.sock], [], [], 0.2)[0] == []
+        process.stop()
+        assert [one.getresponse().status for one in (submission, poll)] == [202, 200]
+        assert b"event: status" in following.read()
 
 
 def test_a_request_is_a_line_of_the_log(process: Process) -> None:
@@ -121,7 +119,7 @@ def test_it_does_not_start_on_what_it_would_take_for_nobodys(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=SECONDS,
     )
     assert done.returncode == 1
     assert "start with another TOUCHSTONE_HOME" in done.stderr

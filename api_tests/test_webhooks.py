@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import httpx2
 import pytest
 import redis
 from own_models import SAID, linear_onnx
+from patience import wait_until
 from receiver import Receiver, answering
 from serving import Api, problem, serving
 
@@ -57,15 +57,12 @@ def created(api: Api, **fields: Any) -> dict[str, Any]:
 
 
 def settled(api: Api, **filters: str) -> list[dict[str, Any]]:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        found: list[dict[str, Any]] = api.client.get("/v1/webhooks/deliveries", params=filters).json()[
-            "items"
-        ]
-        if found and all(one["status"] != "pending" for one in found):
-            return found
-        time.sleep(0.01)
-    raise AssertionError(found)
+    def look() -> list[dict[str, Any]]:
+        answer = api.client.get("/v1/webhooks/deliveries", params=filters)
+        found: list[dict[str, Any]] = answer.json()["items"]
+        return found if all(one["status"] != "pending" for one in found) else []
+
+    return wait_until(look)
 
 
 def test_a_submission_s_webhook_is_told_and_verified(api: Api, receiver: Receiver) -> None:
@@ -262,7 +259,7 @@ def test_the_document_s_receiver_takes_what_is_sent(api: Api, tmp_path: Path) ->
         words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as receiver:
         try:
-            _until_listening(port)
+            wait_until(lambda: _is_listening(port))
             job = api.job(webhook=f"http://127.0.0.1:{port}/")
             assert receiver.stdout is not None
             line = receiver.stdout.readline().decode().split()
@@ -272,11 +269,9 @@ def test_the_document_s_receiver_takes_what_is_sent(api: Api, tmp_path: Path) ->
             receiver.kill()
 
 
-def _until_listening(port: int) -> None:
-    end = time.monotonic() + 20
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+def _is_listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True

@@ -201,7 +201,7 @@ def test_a_rate_is_kept(model: Model, ways: Ways) -> None:
     began = time.monotonic()
     asked(ways.to(card), greyish(48))
     asked(ways.to(card), greyish(12))
-    assert 0.4 <= time.monotonic() - began < 2
+    assert 0.4 <= time.monotonic() - began < 20
     assert model.rows == 60
 
 

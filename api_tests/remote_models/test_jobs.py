@@ -12,6 +12,7 @@ import pytest
 import remote
 import torch
 from linear import greyish, linear_model
+from patience import SECONDS, wait_until
 from remote import Model
 
 import touchstone
@@ -131,11 +132,8 @@ def in_background(call: Any) -> tuple[threading.Thread, list[Any]]:
     return thread, ended
 
 
-def until(look: Any) -> None:
-    end = time.monotonic() + 5
-    while not look():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+SOON = 20
+"""Seconds, of the sixty for which a model hangs."""
 
 
 def test_a_cancel_is_heard_while_the_model_hangs(engine: Engine, model: Model) -> None:
@@ -148,14 +146,14 @@ def test_a_cancel_is_heard_while_the_model_hangs(engine: Engine, model: Model) -
                 lambda one=one: job(engine, model.card(), greyish(1)[0], kind="prediction", started=one)
             )
         )
-        until(lambda: model.requests >= 1)
+        wait_until(lambda: model.requests >= 1)
     asked_before = model.requests
     for one, (thread, ended) in reversed(list(zip(started, threads, strict=True))):
-        one.some.wait(5)
+        one.some.wait(SECONDS)
         began = time.monotonic()
         one.tasks[0].cancel()
-        thread.join(5)
-        assert time.monotonic() - began < 0.5
+        thread.join(SECONDS)
+        assert time.monotonic() - began < SOON
         assert isinstance(ended[0], Canceled)
     assert model.requests == asked_before == 1
 
@@ -164,12 +162,12 @@ def test_a_cancel_is_heard_while_a_rate_is_waited_for(engine: Engine, model: Mod
     card = model.card(rate=1, batch=4)
     started = Started()
     thread, ended = in_background(lambda: job(engine, card, greyish(1)[0], n=1000, started=started))
-    until(lambda: model.rows)
+    wait_until(lambda: model.rows)
     time.sleep(0.1)
     began = time.monotonic()
     started.tasks[0].cancel()
-    thread.join(5)
-    assert time.monotonic() - began < 0.5
+    thread.join(SECONDS)
+    assert time.monotonic() - began < SOON
     assert isinstance(ended[0], Canceled)
     assert model.rows == ledger.spending.spent([card.digest])[card.digest]
 
@@ -179,7 +177,7 @@ def test_a_deadline_is_kept_while_the_model_hangs(engine: Engine, model: Model) 
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         job(engine, model.card(), greyish(1)[0], kind="prediction", deadline=0.3)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < SOON
 
 
 def test_others_go_on_and_the_engine_does_not_seem_to_hang(engine: Engine, model: Model) -> None:
@@ -188,19 +186,19 @@ def test_others_go_on_and_the_engine_does_not_seem_to_hang(engine: Engine, model
     thread, ended = in_background(
         lambda: job(engine, model.card(), greyish(1)[0], kind="prediction", started=started)
     )
-    until(lambda: model.requests)
+    wait_until(lambda: model.requests)
     assert not engine.busy
     local = touchstone.wrap(linear_model(classes=4)).oracle
     pixels = (greyish(1)[0] * 255).byte().permute(1, 2, 0).numpy()
     for _ in range(20):
         engine.start(touchstone.engine.look_at(pixels, local), local).result()
-    until(lambda: engine.steps == 20)
+    wait_until(lambda: engine.steps == 20)
     assert engine.figures()["queries"]["forward"] == 20
     with remote.serving() as other:
         job(engine, other.card(), greyish(1)[0], kind="prediction")
     assert not ended
     started.tasks[0].cancel()
-    thread.join(5)
+    thread.join(SECONDS)
     assert isinstance(ended[0], Canceled)
     assert engine.figures()["remote_models"]["far-away"]["queries"]["forward"] <= 1
 
@@ -209,11 +207,11 @@ def test_a_stop_is_heard_while_the_model_hangs(ways: Ways, model: Model) -> None
     engine = Engine("cpu", shelf=Shelf(), ways=ways)  # type: ignore[arg-type]
     model.act = remote.hang
     thread, ended = in_background(lambda: job(engine, model.card(), greyish(1)[0], kind="prediction"))
-    until(lambda: model.requests)
+    wait_until(lambda: model.requests)
     began = time.monotonic()
     engine.stop()
-    thread.join(5)
-    assert time.monotonic() - began < 1
+    thread.join(SECONDS)
+    assert time.monotonic() - began < SOON
     assert isinstance(ended[0], WorkerStopping)
 
 
@@ -263,7 +261,7 @@ def test_an_idle_lane_ends_its_thread_and_starts_again(
     for _ in range(2):
         job(engine, model.card(), greyish(1)[0], kind="prediction")
         assert threads() == ["remote far-away"]
-        until(lambda: not threads())
+        wait_until(lambda: not threads())
     assert len(model.connections) == 2
 
 
@@ -275,7 +273,7 @@ def test_a_handful_of_questions_tells_what_it_is(engine: Engine, model: Model, l
     card = model.card()
     found = reach(engine, card)
     assert (found.deterministic, found.batch_invariant, found.decisions_only) == (True, True, False)
-    assert 0 < found.query_seconds < 1
+    assert 0 < found.query_seconds < SECONDS
     assert found.queries == QUERIES == model.rows == ledger.spending.spent([card.digest])[card.digest]
 
 
