@@ -140,15 +140,15 @@ def test_the_difference_is_drawn_to_single_pixels(live_page: Page, live: str, ca
     live_page.keyboard.press("ArrowRight")
     x, y, *_ = read_out(live_page)
     middle = (before[y : y + 1, x : x + 1], after[y : y + 1, x : x + 1])
-    drawn = live_page.locator("canvas").nth(2)
+    pane = live_page.locator("canvas").nth(2)
     for factor in (cat["result"]["difference_factor"], 20):
         live_page.get_by_label("Difference times").fill(str(factor))
         drawn(live_page)
-        assert colour(drawn, 0.5, 0.5) == difference(*middle, factor)[0, 0].tolist()
+        assert colour(pane, 0.5, 0.5) == difference(*middle, factor)[0, 0].tolist()
     live_page.get_by_label("Difference shown").select_option("absolute")
     drawn(live_page)
     change = np.abs(middle[1].astype(int) - middle[0])[0, 0]
-    assert colour(drawn, 0.5, 0.5) == (20 * change).tolist()
+    assert colour(pane, 0.5, 0.5) == (20 * change).tolist()
 
 
 def test_wheel_and_drag_keep_the_pixel_under_the_pointer(live_page: Page, cat: dict[str, Any]) -> None:
