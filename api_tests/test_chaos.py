@@ -22,4 +22,5 @@ def test_no_accepted_job_is_lost_whatever_fails(tmp_path_factory: pytest.TempPat
     assert rows["ledger killed"].strikes >= 20
     assert set(rows) == {*(fault.name for fault in FAULTS), "all"}
     assert rows["all"].accepted > 100
+    assert rows["all"].told == rows["all"].to_tell > 30
     assert report.spread(rows["all"].recoveries)[0] < 10

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from chaos import document
-from chaos.book import Blow, Claim, Entry, Loss
+from chaos.book import Blow, Book, Claim, Entry, Heard, Loss, read
 from chaos.checker import Evidence, check
 from chaos.faults import Fault
+from chaos.receiver import OTHERS, OWN, Receiver
 from chaos.report import History, most_likely_lost, rows, spread
+from touchstone import webhooks
 from touchstone.jobs.answers import Event
+from touchstone.jobs.deliveries import Delivery
 from touchstone.jobs.record import Artifact, Job, Problem, Submission
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -35,6 +42,20 @@ def running(attempts: int) -> dict[str, Any]:
 
 
 STORY = (running(1), {"done": 1}, {"claim": 1}, running(2), {"done": 1}, {"claim": 2}, {"done": 2})
+URL = f"http://127.0.0.1:9000{OWN}"
+DELIVERY = Delivery(
+    id="msg_1",
+    type="job.succeeded",
+    status="delivered",
+    tenant="local",
+    endpoint=None,
+    url=URL,
+    job="job-1",
+    created_at=NOW,
+    due_at=None,
+    attempts=(),
+)
+HEARD = Heard("msg_1", OWN, "job.succeeded", "job-1", at=NOW.timestamp() + 1)
 END = ({"status": "succeeded"}, {"completed": True})
 
 
@@ -45,8 +66,9 @@ def evidence(submission: Submission) -> Evidence:
         id="job-1",
         version=9,
         status="succeeded",
-        submission=submission.model_copy(update={"seed": 1}),
+        submission=submission.model_copy(update={"seed": 1, "webhook": URL}),
         created_at=NOW,
+        finished_at=NOW,
         attempts=2,
         claims=2,
         result={"claim": 2},
@@ -59,7 +81,14 @@ def evidence(submission: Submission) -> Evidence:
         Entry("answered", "key-1", "fire", "202", "job-1"),
         Entry("ended", "key-1", "fire", "succeeded", "job-1"),
     ]
-    return Evidence(entries, {"job-1": job}, {"job-1": events(*STORY, *END)}, WHOLE.__eq__)
+    return Evidence(
+        entries,
+        {"job-1": job},
+        {"job-1": events(*STORY, *END)},
+        WHOLE.__eq__,
+        deliveries=[DELIVERY],
+        heard=[HEARD, replace(HEARD, at=HEARD.at + 1)],
+    )
 
 
 def changed(evidence: Evidence, **fields: Any) -> Evidence:
@@ -74,6 +103,14 @@ def seen(evidence: Evidence, *more: Entry) -> Evidence:
     return replace(evidence, entries=[*evidence.entries, *more])
 
 
+def sent(evidence: Evidence, **fields: Any) -> Evidence:
+    return replace(evidence, deliveries=[DELIVERY.model_copy(update=fields)])
+
+
+def heard(evidence: Evidence, **fields: Any) -> Evidence:
+    return replace(evidence, heard=[*evidence.heard, replace(HEARD, **fields)])
+
+
 def twin(evidence: Evidence) -> Evidence:
     """The same request became two jobs, of which the client knows one."""
     other = evidence.jobs["job-1"].model_copy(update={"id": "job-2"})
@@ -81,7 +118,13 @@ def twin(evidence: Evidence) -> Evidence:
         evidence,
         jobs={**evidence.jobs, "job-2": other},
         events=dict.fromkeys(("job-1", "job-2"), evidence.events["job-1"]),
+        deliveries=[DELIVERY, DELIVERY.model_copy(update={"job": "job-2"})],
     )
+
+
+def without_webhook(evidence: Evidence) -> Evidence:
+    submission = evidence.jobs["job-1"].submission.model_copy(update={"webhook": None})
+    return changed(replace(evidence, deliveries=[]), submission=submission)
 
 
 def test_it_finds_nothing_where_all_is_well(evidence: Evidence) -> None:
@@ -109,6 +152,18 @@ def test_it_finds_nothing_where_all_is_well(evidence: Evidence) -> None:
         ("stale", lambda e: told(e, running(2), {"claim": 2}, {"claim": 1}, *END)),
         ("broken", lambda e: seen(e, Entry("answered", "key-2", "fire", "500"))),
         ("broken", lambda e: changed(e, status="failed", error=Problem(code="internal_error", detail="?"))),
+        ("untold", lambda e: replace(e, deliveries=[])),
+        ("untold", lambda e: replace(e, deliveries=[DELIVERY, DELIVERY])),
+        ("untold", lambda e: replace(e, heard=[])),
+        ("untold", lambda e: sent(e, status="failed")),
+        ("mistold", lambda e: sent(e, id="msg_2")),
+        ("mistold", lambda e: heard(e, message="msg_2")),
+        ("mistold", lambda e: heard(e, genuine=False)),
+        ("mistold", lambda e: heard(e, job="job-2")),
+        ("mistold", lambda e: heard(e, path=OTHERS)),
+        ("mistold", lambda e: heard(e, kind="job.failed")),
+        ("mistold", lambda e: heard(e, at=NOW.timestamp() - 0.01)),
+        ("mistold", without_webhook),
     ],
 )
 def test_it_finds_what_is_planted(
@@ -121,6 +176,29 @@ def test_progress_may_begin_anew_with_each_attempt(evidence: Evidence) -> None:
     assert check(told(evidence, running(1), {"done": 9}, running(2), {"done": 1}, *END)) == []
 
 
+def test_what_is_still_to_be_told_is_no_breach(evidence: Evidence) -> None:
+    assert check(sent(replace(evidence, heard=[]), status="pending")) == []
+
+
+def test_the_receiver_tells_a_genuine_message_from_another(tmp_path: Path) -> None:
+    receiver = Receiver(Book(tmp_path / "heard.jsonl"))
+    receiver.secret = webhooks.new_secret()
+    body = json.dumps({"type": "job.failed", "data": {"id": "job-1"}}).encode()
+    for secret in (receiver.secret, webhooks.new_secret()):
+        headers = webhooks.headers("msg_1", round(time.time()), body, [secret])
+        assert httpx2.post(receiver.url(), content=body, headers=headers).status_code in (204, 500)
+    receiver.close()
+    good, bad = read(tmp_path / "heard.jsonl", Heard)
+    assert (good.message, good.path, good.kind, good.job, good.genuine) == (
+        "msg_1",
+        OWN,
+        "job.failed",
+        "job-1",
+        True,
+    )
+    assert (bad.genuine, bad.job) == (False, "")
+
+
 def test_the_report_counts_and_times(evidence: Evidence) -> None:
     again = Fault("fire", 1, lambda _: None, "claimed again")
     history = History(
@@ -130,10 +208,11 @@ def test_the_report_counts_and_times(evidence: Evidence) -> None:
     )
     one, total = rows(evidence, history, [], [again])
     assert (one.strikes, one.attempted, one.accepted, one.succeeded, one.lost) == (1, 1, 1, 1, 0)
+    assert (one.to_tell, one.told) == (1, 1)
     assert one.recoveries == (1.5,)
     assert (total.fault, total.recoveries) == ("all", one.recoveries)
     assert rows(evidence, history, [], [replace(again, recovery="next claim")])[0].recoveries == (0.25,)
-    line = "| fire | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 95.00 % | 0 | 1 | 1.500 | 1.500 | 1.500 |"
+    line = "| fire | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 95.00 % | 0 | 1 | 1 | 1 | 1.500 | 1.500 | 1.500 |"
     assert line in document.campaign([one.record()])
 
 

@@ -62,7 +62,20 @@ class Asked:
     at: float
 
 
-Line = TypeVar("Line", Entry, Blow, Loss, Claim, Asked)
+@dataclass(frozen=True)
+class Heard:
+    """A message that came to a path of the receiver of webhooks, and of which job it told what."""
+
+    message: str
+    path: str
+    kind: str = ""
+    job: str = ""
+    genuine: bool = True
+    """Whether it was signed as it has to be; one that was not tells nothing."""
+    at: float = field(default_factory=time.time)
+
+
+Line = TypeVar("Line", Entry, Blow, Loss, Claim, Asked, Heard)
 
 
 class Book:
@@ -71,7 +84,7 @@ class Book:
     def __init__(self, file: Path) -> None:
         self._handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
-    def write(self, line: Entry | Blow | Loss | Claim | Asked) -> None:
+    def write(self, line: Entry | Blow | Loss | Claim | Asked | Heard) -> None:
         """Add a line; it is on the disk when this returns."""
         os.write(self._handle, (json.dumps(asdict(line)) + "\n").encode())
         os.fsync(self._handle)

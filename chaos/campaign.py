@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
-from chaos.book import Blow, Book, Claim, Entry, Loss, read
+from chaos.book import Blow, Book, Claim, Entry, Heard, Loss, read
 from chaos.checker import Evidence
 from chaos.client import Load
 from chaos.faults import Fault
 from chaos.report import History
-from chaos.site import Site
+from chaos.site import Site, wait_until
 from touchstone.errors import UnknownArtifact
 from touchstone.jobs.blobs import Blobs, open_blobs
 from touchstone.jobs.ledger import Ledger
@@ -22,6 +23,9 @@ CLIENTS = 16
 CALM_SECONDS = 60.0
 
 Say = Callable[[str], object]
+T = TypeVar("T")
+Turn = Callable[..., tuple[Sequence[T], str | None]]
+"""Turns to a page of a list: what stands there, and where the next begins."""
 
 
 @contextmanager
@@ -37,9 +41,11 @@ def site(
 
 
 def run(site: Site, faults: Sequence[Fault], *, scale: float = 1.0, say: Say) -> None:
-    """Strike with every fault as often as it says, times `scale`; returns when all jobs should have ended."""
+    """Strike with every fault as often as it says, times `scale`; returns when all jobs should have ended and
+    all who wanted to hear of it should have.
+    """
     blows, client = Book(site.home / "blows.jsonl"), Book(site.home / "client.jsonl")
-    load = Load(site.port, client, CLIENTS)
+    load = Load(site.port, client, CLIENTS, webhook=site.receiver.url())
     try:
         for fault in faults:
             begun = time.monotonic()
@@ -50,6 +56,8 @@ def run(site: Site, faults: Sequence[Fault], *, scale: float = 1.0, say: Say) ->
             say(f"{fault.name}: {time.monotonic() - begun:.1f} s")
     finally:
         load.stop(CALM_SECONDS)
+        with suppress(TimeoutError):  # the checker will find who was not told
+            wait_until(lambda: not site.ledger.outbox.counts()["pending"], CALM_SECONDS)
         blows.close()
         client.close()
 
@@ -62,11 +70,13 @@ def _strike(fault: Fault, site: Site) -> Blow:
 
 def gather(site: Site) -> Evidence:
     """Everything that the checker needs to know."""
-    jobs = {job.id: job for job in _all_jobs(site.ledger)}
+    jobs = {job.id: job for job in _all(_page_of_jobs(site.ledger))}
     events = {job: site.ledger.events(job, limit=10_000) for job in jobs}
     blobs = open_blobs(site.settings)
     entries = read(site.home / "client.jsonl", Entry)
-    return Evidence(entries, jobs, events, _Whole(blobs), site.settings.max_attempts)
+    heard = read(site.home / "heard.jsonl", Heard)
+    deliveries = _all(site.ledger.of(LOCAL).deliveries.find)
+    return Evidence(entries, jobs, events, _Whole(blobs), site.settings.max_attempts, deliveries, heard)
 
 
 def history(home: Path) -> History:
@@ -78,15 +88,22 @@ def history(home: Path) -> History:
     )
 
 
-def _all_jobs(ledger: Ledger) -> list[Job]:
-    jobs: list[Job] = []
-    cursor = None
-    while True:
-        page = ledger.of(LOCAL).find(limit=200, cursor=cursor)
-        jobs += page.jobs
-        cursor = page.cursor
-        if cursor is None:
-            return jobs
+def _page_of_jobs(ledger: Ledger) -> Turn[Job]:
+    def turn(**place: Any) -> tuple[Sequence[Job], str | None]:
+        page = ledger.of(LOCAL).find(**place)
+        return page.jobs, page.cursor
+
+    return turn
+
+
+def _all(turn: Turn[T]) -> list[T]:
+    """What stands on all pages of a list."""
+    found, cursor = turn(limit=200)
+    things = [*found]
+    while cursor is not None:
+        found, cursor = turn(limit=200, cursor=cursor)
+        things += found
+    return things
 
 
 class _Whole:

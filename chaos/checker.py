@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chaos.book import Entry
+from chaos.book import Entry, Heard
 from chaos.processes import CLAIM
 from touchstone.errors import Failure, WorkerLost
 from touchstone.jobs.answers import Event
+from touchstone.jobs.deliveries import Delivery
 from touchstone.jobs.record import TERMINAL, Job
 
 Kind = Literal[
-    "lost", "duplicated", "unfinished", "ended twice", "attempts", "backwards", "artifact", "stale", "broken"
+    "lost",
+    "duplicated",
+    "unfinished",
+    "ended twice",
+    "attempts",
+    "backwards",
+    "artifact",
+    "stale",
+    "broken",
+    "untold",
+    "mistold",
 ]
 _ACCEPTED = ("200", "202")
 _GRANTED = (*_ACCEPTED, "", "429", "503", "507")
@@ -23,13 +34,17 @@ _GRANTED = (*_ACCEPTED, "", "429", "503", "507")
 
 @dataclass(frozen=True)
 class Evidence:
-    """Books, jobs and their events as they stood in the end, and whether a blob is there with its content."""
+    """Books, jobs, their events and deliveries as they stood in the end, and whether a blob is there with its
+    content.
+    """
 
     entries: Sequence[Entry]
     jobs: Mapping[str, Job]
     events: Mapping[str, Sequence[Event]]
     is_whole: Callable[[str], bool]
     max_attempts: int = 3
+    deliveries: Sequence[Delivery] = ()
+    heard: Sequence[Heard] = ()
 
     def accepted(self) -> dict[str, str]:
         """The key of each job that a client was told of."""
@@ -52,6 +67,7 @@ def _accepts(entry: Entry) -> bool:
 def check(evidence: Evidence) -> list[Breach]:
     """Every breach; none is what the service promises."""
     found = [*_answers(evidence), *_lost(evidence), *_duplicates(evidence), *_ends_as_seen(evidence)]
+    found += [*_strange_messages(evidence)]
     for job in evidence.jobs.values():
         found += _of_job(job, evidence)
     return found
@@ -105,6 +121,7 @@ def _of_job(job: Job, evidence: Evidence) -> Iterator[Breach]:
     yield from _stale(job, events)
     yield from _artifacts(job, evidence)
     yield from _reason(job, evidence)
+    yield from _messages(job, evidence)
 
 
 def _backwards(job: Job, events: Sequence[Event]) -> Iterator[Breach]:
@@ -146,3 +163,39 @@ def _reason(job: Job, evidence: Evidence) -> Iterator[Breach]:
         yield Breach("broken", job.id, f"it failed for no reason that a user could act on: {code}")
     if code == WorkerLost.code and job.attempts < evidence.max_attempts:
         yield Breach("attempts", job.id, f"it was given up after {job.attempts} attempts")
+
+
+def _strange_messages(evidence: Evidence) -> Iterator[Breach]:
+    for one in evidence.heard:
+        if not one.genuine:
+            yield Breach("mistold", one.message, f"{one.path} got it without a good signature")
+        elif one.job not in evidence.jobs:
+            yield Breach("mistold", one.message, f"it tells of {one.job}, which nobody knows")
+
+
+def _messages(job: Job, evidence: Evidence) -> Iterator[Breach]:
+    """Who wanted to hear of the job's end is told at least once, always under one name; nobody else is."""
+    deliveries = [one for one in evidence.deliveries if one.job == job.id]
+    heard = [one for one in evidence.heard if one.job == job.id and one.genuine]
+    wanted = int(job.submission.webhook is not None and job.status in TERMINAL)
+    if len(deliveries) != wanted:
+        yield Breach("untold", job.id, f"there are {len(deliveries)} deliveries of its end, not {wanted}")
+    for delivery in deliveries:
+        if delivery.status == "failed":
+            yield Breach("untold", job.id, f"after {len(delivery.attempts)} attempts nobody will be told")
+        elif delivery.status == "delivered" and not heard:
+            yield Breach("untold", job.id, "what counts as delivered was never heard")
+    names = {delivery.id for delivery in deliveries}
+    yield from (Breach("mistold", job.id, text) for one in heard if (text := _mistake(job, one, names)))
+
+
+def _mistake(job: Job, heard: Heard, names: Collection[str]) -> str | None:
+    if not (job.submission.webhook or "").endswith(heard.path):
+        return f"{heard.path} was told of it, and had not asked"
+    if heard.message not in names:
+        return f"it was told as {heard.message}, and its delivery is {', '.join(names)}"
+    if heard.kind != f"job.{job.status}":
+        return f"a receiver heard {heard.kind}, and it is {job.status}"
+    if job.finished_at is None or heard.at < job.finished_at.timestamp():
+        return "a receiver heard of its end before it ended"
+    return None

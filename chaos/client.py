@@ -22,8 +22,10 @@ from touchstone.jobs.record import TERMINAL
 MODEL = "fashion-mnist-cnn"
 ANSWER_SECONDS = 6.0
 PAUSE_SECONDS = 0.2
-AGAIN, CANCELED = 0.2, 0.1
-"""Shares of the requests that are sent again once they were accepted, and of the jobs that are canceled."""
+AGAIN, CANCELED, TOLD = 0.2, 0.1, 0.5
+"""Shares of the requests that are sent again once they were accepted, of the jobs that are canceled, and of
+those whose end is told to a receiver.
+"""
 
 Answer = tuple[str, dict[str, Any]]
 """Status, or nothing where no answer came, and the body."""
@@ -32,8 +34,8 @@ Answer = tuple[str, dict[str, Any]]
 class Load:
     """Clients on threads of their own, which never stop asking until they are told to."""
 
-    def __init__(self, port: int, book: Book, clients: int) -> None:
-        self._port, self._book = port, book
+    def __init__(self, port: int, book: Book, clients: int, *, webhook: str) -> None:
+        self._port, self._book, self._webhook = port, book, webhook
         self._numbers = itertools.count(1)
         self._enough = threading.Event()
         self.fault = "none"
@@ -52,10 +54,14 @@ class Load:
     def _live(self) -> None:
         while not self._enough.is_set():
             number = next(self._numbers)
-            key, fault, asked = f"key-{number}", self.fault, body(number, random.randint(3, 30))
+            key, fault, asked = f"key-{number}", self.fault, self._body(number)
             self._book.write(Entry("attempted", key, fault))
             if job := self._insist(key, fault, asked):
                 self._follow(key, fault, asked, job)
+
+    def _body(self, number: int) -> bytes:
+        more = {"webhook": self._webhook} if random.random() < TOLD else {}
+        return body(number, random.randint(3, 30), **more)
 
     def _goes_on(self) -> bool:
         return not self._enough.is_set() or time.monotonic() < self._until
@@ -106,9 +112,9 @@ def ask(
         connection.close()
 
 
-def body(number: int, steps: int) -> bytes:
+def body(number: int, steps: int, **more: str) -> bytes:
     """A small attack, whose seed tells which request it was."""
-    fields = {"model": MODEL, "steps": steps, "early_stop": False, "seed": number}
+    fields = {"model": MODEL, "steps": steps, "early_stop": False, "seed": number, **more}
     return json.dumps({**fields, "image": _image()}).encode()
 
 

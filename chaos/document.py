@@ -21,6 +21,8 @@ _CAMPAIGN_HEAD = (
     *_COUNTS,
     "lost, 95 % bound",
     "duplicated",
+    "to tell",
+    "told",
     "recovered",
     *(f"{one} s" for one in _TIMES),
 )
@@ -48,7 +50,8 @@ def campaign(rows: Iterable[Mapping[str, Any]]) -> str:
 def _fault(row: Mapping[str, Any]) -> list[str]:
     counts = [f"{row[name]:,}" for name in _COUNTS]
     bound = f"{100 * row['lost_at_most']:.2f} %"
-    return [row["fault"], *counts, bound, f"{row['duplicated']:,}", f"{row['recoveries']:,}", *_times(row)]
+    more = [f"{row[name]:,}" for name in ("duplicated", "to_tell", "told", "recoveries")]
+    return [row["fault"], *counts, bound, *more, *_times(row)]
 
 
 def promises(rows: Iterable[Mapping[str, Any]]) -> str:

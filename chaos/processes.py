@@ -22,10 +22,19 @@ import service.__main__
 import workers.__main__
 from chaos import lag, queries, traps
 from chaos.book import Book, Claim
+from touchstone import webhooks
 from touchstone.engine import probe
+from touchstone.jobs import delivering, outbox
 from touchstone.jobs.ledger import Ledger, Report
 from touchstone.jobs.record import Job
 from touchstone.settings import Settings
+
+PATIENCE = {
+    (webhooks, "PAUSES"): (1,) * 9,
+    (delivering, "ANSWER_SECONDS"): 2.0,
+    (outbox, "LEASE_SECONDS"): 5.0,
+}
+"""How long deliveries of webhooks wait, for a campaign has not three days."""
 
 CLAIM = "claim"
 """The name of the mark, in a job's result and metrics: under which claim they were written."""
@@ -120,6 +129,8 @@ def _book_claims(book: Book) -> None:
 
 def _prepare_api(settings: Settings) -> None:
     lag.watch(settings.home)
+    for (module, name), value in PATIENCE.items():
+        setattr(module, name, value)
     traps.set_all(traps.API_TRAPS, settings.home)
 
 

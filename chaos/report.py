@@ -15,6 +15,20 @@ from chaos.book import Blow, Claim, Loss
 from chaos.checker import Breach, Evidence
 from chaos.faults import FAULTS, Fault
 
+COUNTS = (
+    "strikes",
+    "attempted",
+    "accepted",
+    "succeeded",
+    "failed",
+    "canceled",
+    "lost",
+    "duplicated",
+    "to_tell",
+    "told",
+)
+"""What a row counts."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -42,6 +56,8 @@ class Row:
     canceled: int
     lost: int
     duplicated: int
+    to_tell: int
+    told: int
     recoveries: tuple[float, ...]
 
     def record(self) -> dict[str, Any]:
@@ -78,6 +94,7 @@ def _row(fault: Fault, evidence: Evidence, history: History, breaches: Sequence[
     keys = {one.key for one in evidence.entries if one.what == "attempted" and one.fault == fault.name}
     jobs = {job for job, key in evidence.accepted().items() if key in keys}
     ends = Counter(evidence.jobs[job].status for job in jobs & evidence.jobs.keys())
+    to_tell = {job for job in jobs & evidence.jobs.keys() if evidence.jobs[job].submission.webhook}
     of = Counter(breach.kind for breach in breaches if breach.of in jobs or breach.of in keys)
     return Row(
         fault.name,
@@ -89,13 +106,14 @@ def _row(fault: Fault, evidence: Evidence, history: History, breaches: Sequence[
         ends["canceled"],
         of["lost"] + of["unfinished"],
         of["duplicated"],
+        len(to_tell),
+        len(to_tell & {one.job for one in evidence.heard if one.genuine}),
         tuple(_recoveries(fault, history)),
     )
 
 
 def _sum(each: Sequence[Row]) -> Row:
-    counts = ("strikes", "attempted", "accepted", "succeeded", "failed", "canceled", "lost", "duplicated")
-    totals = {name: sum(getattr(row, name) for row in each) for name in counts}
+    totals = {name: sum(getattr(row, name) for row in each) for name in COUNTS}
     return Row("all", **totals, recoveries=tuple(seconds for row in each for seconds in row.recoveries))
 
 

@@ -18,13 +18,18 @@ from chaos.book import Book, Loss
 from chaos.client import ask
 from chaos.processes import API, WORKER, Program
 from chaos.proxy import Proxy
-from touchstone import embedded
+from chaos.receiver import OTHERS, Receiver
+from touchstone import embedded, webhooks
 from touchstone.errors import LedgerUnavailable
+from touchstone.jobs.endpoints import JOB_EVENTS
 from touchstone.jobs.ledger import Ledger
+from touchstone.jobs.record import LOCAL
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
 
 LOOK_SECONDS = 0.01
+STRANGER = "stranger"
+"""A tenant that wants to hear of all its jobs and has none."""
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> float:
@@ -45,8 +50,11 @@ class Site:
         self.home = home
         self.valkey = embedded.start(home)
         self.api_line, self.worker_line = (Proxy(embedded.socket_path(home)) for _ in range(2))
-        self._settings = Settings.model_validate({"home": home, "port": _free_port(), **settings})
+        self.receiver = Receiver(Book(home / "heard.jsonl"))
+        place = {"home": home, "port": _free_port(), "outgoing_allow": self.receiver.address}
+        self._settings = Settings.model_validate({**place, **settings})
         self.ledger = Ledger(self.valkey.url, self._settings)
+        self._introduce_receiver()
         self.clock = 0.0
         """How many seconds the clocks of workers are ahead that are started from now on."""
         self._losses = Book(home / "losses.jsonl")
@@ -56,6 +64,11 @@ class Site:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         wait_until(self.is_whole)
+
+    def _introduce_receiver(self) -> None:
+        self.receiver.secret, _ = self.ledger.of(LOCAL).endpoints.rotate()
+        secret, url = webhooks.new_secret(), self.receiver.url(OTHERS)
+        self.ledger.of(STRANGER).endpoints.add(url, JOB_EVENTS, description="", secret=secret)
 
     @property
     def port(self) -> int:
@@ -143,6 +156,7 @@ class Site:
             with suppress(ProcessLookupError):
                 process.kill()
             process.join()
+        self.receiver.close()
         self._losses.close()
         self.ledger.close()
         self.api_line.close()

@@ -1,0 +1,84 @@
+"""Who is told of the ends of jobs: verifies each message and keeps a book of them; at times it answers with
+an error, or too late.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from chaos.book import Book, Heard
+
+OWN, OTHERS = "/own", "/others"
+"""Where jobs of the campaign's clients are told, and where only those of another tenant are."""
+REFUSED, LATE = 0.15, 0.02
+"""Shares of the messages that are answered with 500, and so late that the sender has gone."""
+LATE_SECONDS = 3.0
+
+
+class Receiver:
+    """Listens on the loopback; `secret` is what messages must be signed with."""
+
+    def __init__(self, book: Book) -> None:
+        self.secret = ""
+        self._book = book
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.hear = self._hear
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self._server.server_address[1]}"
+
+    def url(self, path: str = OWN) -> str:
+        """Where to send messages."""
+        return f"http://{self.address}{path}"
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._book.close()
+
+    def _hear(self, path: str, headers: dict[str, str], body: bytes) -> None:
+        message, at = headers.get("webhook-id", ""), time.time()
+        try:
+            Webhook(self.secret).verify(body, headers)
+        except WebhookVerificationError:
+            self._book.write(Heard(message, path, genuine=False, at=at))
+            return
+        told = json.loads(body)
+        self._book.write(Heard(message, path, told["type"], told["data"]["id"], at=at))
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    hear: Any
+
+    def handle_error(self, *_: Any) -> None:
+        """A sender that was killed is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = 10
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.hear(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+        chance = random.random()
+        if chance < LATE:
+            time.sleep(LATE_SECONDS)
+        self.send_response(500 if LATE <= chance < LATE + REFUSED else 204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """The book is enough."""
