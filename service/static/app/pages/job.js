@@ -8,6 +8,7 @@ import {follow} from "../stream.js";
 import {isOver, outcomeBadge, status} from "../parts/badges.js";
 import {paired, votes} from "../parts/bars.js";
 import {counted, reach} from "../parts/certificate.js";
+import {deliveries} from "../parts/deliveries.js";
 import {about, short} from "../parts/facts.js";
 import {course} from "../parts/plot.js";
 import {measured} from "../parts/probe.js";
@@ -96,7 +97,8 @@ class Page {
     const held = this.body.contains(document.activeElement);
     this.said.textContent = came?.querySelector(".sentence").textContent ?? `The job is ${job.status}.`;
     fill(this.body, this.head(), this.trouble, !isOver(job) && h("section.card", {"aria-label": "Progress"}, this.bar, this.pace),
-      came, ended(job), this.parts(), about(job, this.method, this.model, this.signal));
+      came, ended(job), this.parts(), about(job, this.method, this.model, this.signal),
+      isOver(job) && deliveries(job, this.signal));
     if (held) this.body.querySelector("h1").focus();
     this.tell();
   }

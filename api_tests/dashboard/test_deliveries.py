@@ -1,0 +1,80 @@
+"""The card on a job's page that tells who heard of its end, and sends it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from browser import PHONE, OpenPage, Troubles, axe
+from playwright.sync_api import Page, expect
+from receiver import Receiver, answering
+from serving import Api, serving
+from telling import listening
+
+from touchstone.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A service that may send to the loopback."""
+    home = tmp_path_factory.mktemp("api")
+    with serving(Settings(home=home, redis_url=valkey_server, outgoing_allow="127.0.0.1")) as api:
+        yield api
+
+
+@pytest.fixture
+def page(open_page: OpenPage, api: Api, troubles: Troubles) -> Page:
+    """A page of a service whose worker gives no sign of life."""
+    troubles.allow("/readyz")
+    return open_page(api.origin)
+
+
+def test_a_delivery_is_shown_and_sent_again_by_keyboard(page: Page, api: Api, receiver: Receiver) -> None:
+    receiver.plan = [answering(500)]
+    job = api.job(webhook=receiver.url)
+    receiver.wait()
+    page.goto(f"/#/jobs/{job['id']}")
+    card = page.locator("section", has=page.get_by_role("heading", name="Webhooks"))
+    row = card.get_by_role("row", name=receiver.url)
+    expect(row).to_contain_text(re.compile("pending1500, refused after .+in [1-6](\\.\\d)? s"))
+    again = row.get_by_role("button", name="Send again")
+    again.focus()
+    page.keyboard.press("Enter")
+    expect(card.get_by_role("status")).to_have_text("It is being sent again.")
+    expect(row).to_contain_text(re.compile("delivered2204 after .+ago–|delivered2204 after .+just now–"))
+    expect(again).to_be_focused()
+    assert len({message.id for message in receiver.wait(2)}) == 1
+
+
+def test_a_job_without_a_receiver_shows_no_deliveries(page: Page, api: Api) -> None:
+    with page.expect_response("**/v1/webhooks/deliveries*"):
+        page.goto(f"/#/jobs/{api.job()['id']}")
+    expect(page.get_by_role("heading", name="Provenance")).to_be_visible()
+    expect(page.get_by_role("heading", name="Webhooks")).to_have_count(0)
+
+
+def test_what_cannot_be_sent_again_says_why(
+    page: Page, api: Api, receiver: Receiver, troubles: Troubles
+) -> None:
+    troubles.expect("409")
+    endpoint = listening(api.ledger, receiver)
+    job = api.job()
+    receiver.wait()
+    api.client.delete(f"/v1/webhooks/{endpoint.id}")
+    page.goto(f"/#/jobs/{job['id']}")
+    page.get_by_role("button", name=f"Send again to {receiver.url}").click()
+    expect(page.get_by_role("alert")).to_contain_text("the endpoint was deleted")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_use_it(
+    open_page: OpenPage, api: Api, receiver: Receiver, troubles: Troubles, scheme: str
+) -> None:
+    troubles.allow("/readyz")
+    page = open_page(api.origin, **(PHONE if scheme == "dark" else {}), color_scheme=scheme)
+    page.goto(f"/#/jobs/{api.job(webhook=receiver.url)['id']}")
+    expect(page.get_by_role("heading", name="Webhooks")).to_be_visible()
+    page.wait_for_timeout(300)
+    assert axe(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
