@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -46,12 +47,12 @@ def register(api: Api, data: bytes, wait: int = 0) -> httpx2.Response:
     )
 
 
-def infer(api: Api) -> httpx2.Response:
+def infer(api: Api, **options: Any) -> httpx2.Response:
     spec = some_model().input
     shape = [1, spec.channels, spec.height, spec.width]
     data = [0.0] * (shape[1] * shape[2] * shape[3])
     tensor = {"name": "image", "datatype": "FP32", "shape": shape, "data": data}
-    return api.client.post(f"/v2/models/{some_model().id}/infer", json={"inputs": [tensor]})
+    return api.client.post(f"/v2/models/{some_model().id}/infer", json={"inputs": [tensor]}, **options)
 
 
 def test_nothing_new_is_taken_while_the_disk_is_nearly_full(api: Api, crowded: Api) -> None:

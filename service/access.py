@@ -12,7 +12,14 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from service import rates
-from touchstone.errors import InsufficientScope, KeyExpired, KeyInvalid, KeyMissing, RateLimited
+from touchstone.errors import (
+    InsufficientScope,
+    KeyExpired,
+    KeyInvalid,
+    KeyMissing,
+    LedgerUnavailable,
+    RateLimited,
+)
 from touchstone.jobs.keys import INCLUDED, Scope
 from touchstone.jobs.record import LOCAL
 
@@ -109,6 +116,17 @@ def found_in(scope: Mapping[str, Any]) -> Caller | None:
 
 
 def still_permitted(request: Request) -> bool:
-    """Whether the caller's key is still good: answers that last ask again and again. It asks the ledger."""
+    """Whether the caller's key is still good: answers that last ask again and again. It asks the ledger, and
+    while that is out of reach nothing has changed: nothing is told meanwhile.
+    """
     caller, whole = caller_of(request), cast("Whole", request.app.state.backend)
-    return caller.key_id is None or whole.ledger.keys.stands(caller.key_id)
+    try:
+        return caller.key_id is None or whole.ledger.keys.stands(caller.key_id)
+    except LedgerUnavailable:
+        return True
+
+
+def check_still_permitted(request: Request) -> None:
+    """Raise `KeyInvalid` where the caller's key was good when the request came, and is so no longer."""
+    if not still_permitted(request):
+        raise KeyInvalid("Authorization: the API key was revoked, or has expired, while you waited")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import Request, Response
 
 from service import artifacts, bodies, limits, preferences, problems, views
+from service.access import check_still_permitted, still_permitted
 from service.backend import Backend, backend_of
 from service.bodies import Received
 from service.storage import check_room
@@ -67,12 +69,17 @@ async def checked(request: Request, check: Callable[[Received], T], *types: str)
 async def answer(request: Request, prepared: Prepared, key: str | None) -> Response:
     """Accept a checked submission, wait for its job as long as the client prefers, and show it."""
     seconds = preferences.wait_seconds(request)
-    job = await run(backend_of(request), prepared, key, seconds=seconds)
+    job = await run(request, prepared, key, seconds=seconds)
+    if seconds:
+        await to_thread.run_sync(check_still_permitted, request)
     return await _show(request, job, waited=seconds is not None)
 
 
-async def run(backend: Backend, prepared: Prepared, key: str | None = None, *, seconds: int | None) -> Job:
-    """Accept a checked submission, and return its job when it has ended or after so many seconds."""
+async def run(request: Request, prepared: Prepared, key: str | None = None, *, seconds: int | None) -> Job:
+    """Accept a checked submission, and return its job when it has ended or after so many seconds, or sooner
+    where the caller's key is revoked meanwhile.
+    """
+    backend, may_wait = backend_of(request), partial(still_permitted, request)
     with ExitStack() as listening:
 
         def accept() -> tuple[Job, Listener | None]:
@@ -80,7 +87,7 @@ async def run(backend: Backend, prepared: Prepared, key: str | None = None, *, s
 
         job, listener = await to_thread.run_sync(accept)
         if listener and seconds:
-            job = await backend.waiting.until_wanted(listener, job, seconds=seconds)
+            job = await backend.waiting.until_wanted(listener, job, seconds=seconds, may_wait=may_wait)
     return job
 
 

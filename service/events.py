@@ -113,16 +113,9 @@ async def everything(request: Request) -> AsyncIterator[Reader]:
 
 async def _watch(request: Request, reader: Reader) -> None:
     """Let a reader go whose key is good no longer."""
-    while await to_thread.run_sync(_stands, request):
+    while await to_thread.run_sync(still_permitted, request):
         await asyncio.sleep(LOOK_SECONDS)
     reader.end()
-
-
-def _stands(request: Request) -> bool:
-    try:
-        return still_permitted(request)
-    except LedgerUnavailable:
-        return True  # nothing is told meanwhile, and readers are let go once it is back
 
 
 @router.get(

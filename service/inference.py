@@ -12,7 +12,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from service import answers, bodies, examples, health, operations, outputs, problems, protocol, tensors
-from service.access import reader, submitter
+from service.access import check_still_permitted, reader, submitter
 from service.backend import Backend, backend_of
 from service.bodies import Received
 from service.outputs import BINARY
@@ -196,7 +196,7 @@ async def infer(request: Request, card: Card, header_length: HeadLength = None) 
     asked, prepared = await answers.checked(request, prepare, *_TYPES)
     job: Job | None = None
     try:
-        job = await answers.run(backend, prepared, seconds=LONGEST_SECONDS)
+        job = await answers.run(request, prepared, seconds=LONGEST_SECONDS)
         if job.status != "succeeded":
             return await to_thread.run_sync(_without_answer, request, backend, job)
         return await to_thread.run_sync(_answer, backend, asked, card, job)
@@ -237,6 +237,7 @@ def _without_answer(request: Request, backend: Backend, job: Job) -> Response:
         return answers.failed(request, job, {})
     with suppress(JobConflict):  # it has just ended
         backend.ledger.cancel(job.id)
+    check_still_permitted(request)
     raise NotReady(
         f"the model did not answer within {LONGEST_SECONDS} seconds: too much waits, or no worker is alive"
     )

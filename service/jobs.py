@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from service import answers, examples, operations, preferences, problems, views
-from service.access import reader, submitter
+from service.access import check_still_permitted, reader, still_permitted, submitter
 from service.answers import is_over, job_response
 from service.backend import Backend, backend_of
 from service.continuing import Continue, continuation
@@ -102,7 +102,9 @@ async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = Non
     with backend.waiting.listen(job, wanted) as listener:
         found = await to_thread.run_sync(backend.ledger.read, job)
         if seconds:
-            found = await backend.waiting.until_wanted(listener, found, seconds=seconds)
+            may_wait = partial(still_permitted, request)
+            found = await backend.waiting.until_wanted(listener, found, seconds=seconds, may_wait=may_wait)
+            await to_thread.run_sync(check_still_permitted, request)
     if preferences.matches(if_none_match, views.etag(found)):
         return Response(status_code=304, headers={"ETag": views.etag(found)})
     ahead = await to_thread.run_sync(_ahead, backend.ledger, found)

@@ -99,19 +99,27 @@ class Waiting:
                 if not self._listeners[job]:
                     del self._listeners[job]
 
-    async def until_wanted(self, listener: Listener, job: Job, *, seconds: float) -> Job:
-        """The job once it is as the listener wanted, or as it was last known after so many seconds."""
+    async def until_wanted(
+        self, listener: Listener, job: Job, *, seconds: float, may_wait: Callable[[], bool]
+    ) -> Job:
+        """The job once it is as the listener wanted, or as it was last known after so many seconds, or when
+        they may wait no longer; that is asked in a thread, each second.
+        """
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
         while not listener.wanted(job) and not self.closing and (left := end - clock()) > 0:
             news = await listener.changed(min(left, RECHECK_SECONDS))
-            job = news if news is not None else await to_thread.run_sync(self._look, job)
+            if news is None:
+                news = await to_thread.run_sync(self._look, job, may_wait)
+            if news is None:
+                break
+            job = news
         return job
 
-    def _look(self, job: Job) -> Job:
-        """The job as it is now; a ledger that is out of reach changes nothing for who waits."""
+    def _look(self, job: Job, may_wait: Callable[[], bool]) -> Job | None:
+        """The job as it is now, None for who may not wait; a ledger that is out of reach changes nothing."""
         try:
-            return self._ledger.read(job.id)
+            return self._ledger.read(job.id) if may_wait() else None
         except LedgerUnavailable:
             return job
 
