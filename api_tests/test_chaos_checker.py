@@ -156,6 +156,7 @@ def test_it_finds_nothing_where_all_is_well(evidence: Evidence) -> None:
         ("untold", lambda e: replace(e, deliveries=[DELIVERY, DELIVERY])),
         ("untold", lambda e: replace(e, heard=[])),
         ("untold", lambda e: sent(e, status="failed")),
+        ("untold", lambda e: sent(e, status="pending")),
         ("mistold", lambda e: sent(e, id="msg_2")),
         ("mistold", lambda e: heard(e, message="msg_2")),
         ("mistold", lambda e: heard(e, genuine=False)),
@@ -177,7 +178,7 @@ def test_progress_may_begin_anew_with_each_attempt(evidence: Evidence) -> None:
 
 
 def test_what_is_still_to_be_told_is_no_breach(evidence: Evidence) -> None:
-    assert check(sent(replace(evidence, heard=[]), status="pending")) == []
+    assert check(sent(replace(evidence, heard=[]), status="pending", due_at=NOW)) == []
 
 
 def test_the_receiver_tells_a_genuine_message_from_another(tmp_path: Path) -> None:

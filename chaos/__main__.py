@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import save
-from chaos import campaign, document, report
+from chaos import campaign, disk, document, report
 from chaos.checker import Breach, check
 from chaos.faults import FAULTS
 
@@ -20,16 +20,19 @@ def main() -> int:
     faults = [fault for fault in FAULTS if asked.only in fault.name]
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"The books and logs of this campaign are in {home}")
-    with campaign.site(home, workers=asked.workers, lease=asked.lease, hang=asked.hang) as site:
+    with (
+        disk.small(home / "blobs") as small,
+        campaign.site(home, workers=asked.workers, lease=asked.lease, hang=asked.hang) as site,
+    ):
         campaign.run(site, faults, scale=asked.scale, say=print)
         evidence, history = campaign.gather(site), campaign.history(home)
-    breaches = check(evidence)
+        breaches = check(evidence)
     rows = report.rows(evidence, history, breaches)
     print(document.campaign(row.record() for row in rows))
     for breach in breaches:
         print(f"{breach.kind}: {breach.of}: {breach.text}")
     if asked.record:
-        save(document.CAMPAIGN, _record(asked, rows, breaches))
+        save(document.CAMPAIGN, {"small_disk": small, **_record(asked, rows, breaches)})
     return 1 if breaches else 0
 
 

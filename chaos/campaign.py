@@ -56,7 +56,7 @@ def run(site: Site, faults: Sequence[Fault], *, scale: float = 1.0, say: Say) ->
             say(f"{fault.name}: {time.monotonic() - begun:.1f} s")
     finally:
         load.stop(CALM_SECONDS)
-        with suppress(TimeoutError):  # the checker will find who was not told
+        with suppress(TimeoutError):  # the table says how many were told
             wait_until(lambda: not site.ledger.outbox.counts()["pending"], CALM_SECONDS)
         blows.close()
         client.close()

@@ -183,6 +183,8 @@ def _messages(job: Job, evidence: Evidence) -> Iterator[Breach]:
     for delivery in deliveries:
         if delivery.status == "failed":
             yield Breach("untold", job.id, f"after {len(delivery.attempts)} attempts nobody will be told")
+        elif delivery.status == "pending" and delivery.due_at is None:
+            yield Breach("untold", job.id, "nobody will try again, though nobody was told")
         elif delivery.status == "delivered" and not heard:
             yield Breach("untold", job.id, "what counts as delivered was never heard")
     names = {delivery.id for delivery in deliveries}

@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Literal
 
-from chaos import traps
+from chaos import disk, traps
 from chaos.proxy import Mode, Proxy
 from chaos.site import Site, wait_until
 from chaos.traps import Trap
@@ -142,7 +142,7 @@ def _limited(pid: int | None, limit: int, soft: int) -> Iterator[None]:
 
 def _fill_disk(site: Site) -> None:
     """No file of any process may grow, logs included. Blobs are refused; Valkey ends, for it cannot promise
-    what it cannot write down.
+    what it cannot write down. Where blobs have a small disk of their own, that is filled besides.
     """
     with ExitStack() as full:
         for process in (site.api, *site.workers):
@@ -151,6 +151,9 @@ def _fill_disk(site: Site) -> None:
         full.enter_context(_limited(process_id(site.valkey.url), resource.RLIMIT_FSIZE, 0))
         wait_until(lambda: not site.valkey.alive())
     site.revive_valkey()
+    if site.blobs.is_mount():
+        with disk.full(site.blobs):
+            time.sleep(1)
 
 
 def _set_clock_ahead(site: Site) -> None:

@@ -51,7 +51,12 @@ class Site:
         self.valkey = embedded.start(home)
         self.api_line, self.worker_line = (Proxy(embedded.socket_path(home)) for _ in range(2))
         self.receiver = Receiver(Book(home / "heard.jsonl"))
-        place = {"home": home, "port": _free_port(), "outgoing_allow": self.receiver.address}
+        place = {
+            "home": home,
+            "port": _free_port(),
+            "outgoing_allow": self.receiver.address,
+            "disk_reserve": 0,  # a disk is to become full, and not only nearly so
+        }
         self._settings = Settings.model_validate({**place, **settings})
         self.ledger = Ledger(self.valkey.url, self._settings)
         self._introduce_receiver()
@@ -74,6 +79,11 @@ class Site:
     def port(self) -> int:
         """Where the API listens."""
         return self._settings.port
+
+    @property
+    def blobs(self) -> Path:
+        """Where uploads and results lie."""
+        return self.home / "blobs"
 
     @property
     def settings(self) -> Settings:

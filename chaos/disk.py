@@ -1,0 +1,42 @@
+"""A small disk that can be filled to the last byte, for whoever may mount one."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+SIZE = 256 * 2**20
+
+
+@contextmanager
+def small(folder: Path) -> Iterator[bool]:
+    """Have the folder on a disk of its own during this block; false where only root may do that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mounted = _run("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder))
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            _run("umount", "--lazy", str(folder))
+
+
+def _run(*command: str) -> bool:
+    try:
+        return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """Leave no room on the folder's disk during this block."""
+    filler = folder / "filler"
+    try:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(2**20))
+        yield
+    finally:
+        filler.unlink()
