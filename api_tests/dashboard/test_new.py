@@ -142,6 +142,11 @@ def test_what_is_default_is_not_sent(page: Page) -> None:
     expect(eps).to_have_value("7/255")
 
 
+def test_a_number_may_be_a_fraction(page: Page) -> None:
+    start(page, kind="attack", method="geoda", model=CLOTHES, low="51/255")
+    expect(page.get_by_label("Low")).to_have_value("0.2")
+
+
 def test_a_problem_is_shown_at_its_field(page: Page, troubles: Troubles) -> None:
     troubles.expect(REFUSED)
     start(page, eps="2")

@@ -1,7 +1,7 @@
 // Fields drawn from JSON Schema alone: a new parameter of a method appears without a line of code here.
 
 import {fill, h} from "../dom.js";
-import {count, norm, words} from "../format.js";
+import {count, norm, number, words} from "../format.js";
 
 const WIDE = 24; // letters that fit side by side
 const WIDEST = 32; // 255ths at a slider's end
@@ -47,7 +47,7 @@ export const isUsual = ({type, default: preset}) => type === "boolean" && preset
 export function field(name, schema, given, about) {
   const shape = shapeOf(schema);
   const id = `field-${name}`;
-  const preset = written(schema.default);
+  const preset = shape.pair ? written(schema.default) : String(schema.default ?? "");
   const {group, control, input, text, fits} = widget(schema, shape)(
     {id, name, "aria-describedby": `${id}-hint ${id}-wrong`, placeholder: about.placeholder[name] ?? (shape.optional && "unset")},
     shape,
@@ -56,7 +56,8 @@ export function field(name, schema, given, about) {
   );
   const wrong = h("span.wrong", {id: `${id}-wrong`});
   const bounds = shape.max < 1e9 && shape.min !== undefined && !shape.pair && ` ${count(shape.min)} to ${count(shape.max)}.`;
-  const label = [words(name), preset && h("small", {}, "default ", norm(preset))];
+  const usual = preset.length > 6 && preset > 0 ? number(Number(preset), 4) : norm(preset);
+  const label = [words(name), preset && h("small", {}, "default ", usual)];
   const element = h(
     `${group ? "fieldset" : "div"}.field`,
     {oninput: () => check()},
@@ -131,7 +132,9 @@ function classIn(text, names) {
 
 function numeric(attributes, {type, min, max, optional}, value) {
   const step = type === "integer" ? 1 : "any";
-  return plain(h("input", {...attributes, type: "number", min, max, step, required: !optional, value}));
+  // An earlier job's value may come as a fraction, which such an input does not take.
+  const given = value.includes("/") ? parsed(value) : value;
+  return plain(h("input", {...attributes, type: "number", min, max, step, required: !optional, value: given}));
 }
 
 /** Words in a form of their own, or a list of them with commas between. */
