@@ -124,6 +124,19 @@ def test_a_slow_reader_who_keeps_the_pace_gets_everything(api: Api) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
+def test_a_reader_is_not_blamed_for_a_service_that_stood_still(api: Api) -> None:
+    loop = api.server._backend.waiting.news._loop
+    with hardly_reading(api, large(api)) as line:
+        size = len(line.recv(1))
+        loop.call_soon_threadsafe(time.sleep, 2)
+        time.sleep(2.2)
+        while size < 3_000_006:
+            piece = line.recv(100_000)
+            assert piece, size
+            size += len(piece)
+
+
+@pytest.mark.usefixtures("hasty")
 def test_an_answer_that_takes_its_time_is_no_fault_of_the_reader(api: Api) -> None:
     with api.worker.resting():
         path = api.submit(wait=None).json()["links"]["self"]

@@ -115,7 +115,8 @@ class Protocol(H11Protocol):
 
     def _note_reading(self) -> None:
         unread, now = self.transport.get_write_buffer_size(), self.loop.time()
-        self._patience.waited(now - self._seen, self._unread - unread)
+        # We look often: if it has been long, it is we who stood still.
+        self._patience.waited(min(now - self._seen, 2 * LOOK_SECONDS), self._unread - unread)
         self._unread, self._seen = unread, now
 
     def _stop_watching(self) -> None:
