@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from own_models import linear_onnx
+from ports import reserved
 from serving import Api, fail
 
 from touchstone import cli
@@ -94,9 +95,8 @@ def test_what_the_service_refuses_is_said_and_exits_with_1(run: Run, api: Api, t
 
 
 def test_a_service_that_is_not_there(run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as line:
-        port = line.getsockname()[1]
-    code, _, err = run("register", "My Net.onnx", "--url", f"http://127.0.0.1:{port}", *FLAGS)
+    with reserved() as port:
+        code, _, err = run("register", "My Net.onnx", "--url", f"http://127.0.0.1:{port}", *FLAGS)
     assert (code, "cannot be reached" in err, "touchstone up" in err) == (1, True, True)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import remote
 from patience import SECONDS, wait_until
+from ports import reserved
 from remote import Model, saying
 from resolving import PUBLIC, finding
 
@@ -168,9 +169,7 @@ def test_broken_answers_are_told(model: Model) -> None:
 
 
 def test_nobody_there() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with pytest.raises(RemoteUnavailable, match="refused"):
+    with reserved() as port, pytest.raises(RemoteUnavailable, match="refused"):
         post(Outgoing("127.0.0.1"), f"http://127.0.0.1:{port}/")
 
 

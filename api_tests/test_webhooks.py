@@ -17,6 +17,7 @@ import pytest
 import redis
 from own_models import SAID, linear_onnx
 from patience import wait_until
+from ports import reserved
 from receiver import Receiver, answering
 from serving import Api, problem, serving
 
@@ -250,14 +251,8 @@ def test_what_is_no_id_is_unknown(api: Api) -> None:
 def test_the_document_s_receiver_takes_what_is_sent(api: Api, tmp_path: Path) -> None:
     document = (Path(__file__).parents[1] / "docs/webhooks.md").read_text()
     [code] = re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     secret = api.client.post("/v1/webhooks/secret").json()["secret"]
-    environment = {**os.environ, "PORT": str(port), "WEBHOOK_SECRET": secret}
-    words = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as receiver:
+    with reserved() as port, started(code, PORT=str(port), WEBHOOK_SECRET=secret) as receiver:
         try:
             wait_until(lambda: _is_listening(port))
             job = api.job(webhook=f"http://127.0.0.1:{port}/")
@@ -267,6 +262,15 @@ def test_the_document_s_receiver_takes_what_is_sent(api: Api, tmp_path: Path) ->
             assert httpx2.post(f"http://127.0.0.1:{port}/", content=b"{}").status_code == 400
         finally:
             receiver.kill()
+
+
+def started(code: str, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def _is_listening(port: int) -> bool:
