@@ -29,14 +29,16 @@ class Counting(nn.Module):
         return self.net(x)
 
 
-def _square_l2(queries: int) -> Rival:
+def _square(norm: str, queries: int) -> Pair:
     def run(net: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
         from pyautoattack import square
 
-        attack = square.SquareAttack(net, norm="L2", eps=eps, seed=0, device="cpu", n_queries=queries)
+        attack = square.SquareAttack(
+            net, norm=norm.capitalize(), eps=eps, seed=0, device="cpu", n_queries=queries
+        )
         return attack.perturb(x, y)
 
-    return run
+    return Pair("square", norm, "pyautoattack", run, images=40)
 
 
 def _foolbox(name: str, **options: Any) -> Rival:
@@ -95,7 +97,8 @@ def _zoo(steps: int) -> Pair:
 
 
 PAIRS = [
-    Pair("square", "l2", "pyautoattack", _square_l2(1_000), images=40),
+    _square("l2", 1_000),
+    _square("l1", 1_000),
     Pair("simba", "l2", "art", _art("SimBA", probabilities=True, attack="px", max_iter=784, epsilon=0.2),
          {"step_size": 0.2}, images=10, minimal=True),
     _zoo(20),
@@ -106,13 +109,15 @@ PAIRS = [
     geoda("l2", queries=2_000, images=20),
     geoda("linf", queries=2_000, images=20),
 ]  # fmt: skip
-RADIUS = {"fashion-mnist-cnn": 0.5, "fashion-mnist-cnn-linf": 1.5}
-"""In L2."""
+RADII = {
+    "fashion-mnist-cnn": {"l2": 0.5, "l1": 4.0},
+    "fashion-mnist-cnn-linf": {"l2": 1.5, "l1": 10.0},
+}
 
 
 def compared(pair: Pair, model: Model, name: str, x: Tensor, y: Tensor) -> dict[str, Any]:
     """The peer's figures, ours with the queries an image that the peer took, and both beside each other."""
-    x, y, eps = x[: pair.images], y[: pair.images], RADIUS[name]
+    x, y, eps = x[: pair.images], y[: pair.images], RADII[name].get(pair.norm, 0.0)
     net = Counting(Fast(model)).eval()
     images, seconds = timed(lambda: pair.rival(net, x.clone(), y.clone(), eps))
     theirs = {**judged(pair, net.net, x, y, images), "queries": round(net.rows / len(x)), "seconds": seconds}

@@ -31,9 +31,9 @@ class AutoAttack(GradientAttack):
     each on the images that withstood those before.
 
     Section 5 of the paper: 100 steps, nine classes and 5,000 queries. In L1 five attempts of APGD and five
-    classes, as Croce & Hein 2021 (2103.01208), but without their version of Square. Images leave as soon as
-    they are misclassified, where the authors' code runs each part to its end. `found_by` tells which part it
-    was; where that was Square, the gradients hide more than they show.
+    classes, as Croce & Hein 2021 (2103.01208). Images leave as soon as they are misclassified, where the
+    authors' code runs each part to its end. `found_by` tells which part it was; where that was Square, the
+    gradients hide more than they show.
     """
 
     info = Info(
@@ -56,12 +56,12 @@ class AutoAttack(GradientAttack):
         sparse = self.norm == "l1"
         ball = {"norm": self.norm, "eps": self.eps, "early_stop": self.early_stop}
         climb = {**ball, "steps": self.steps}
-        white = {
+        return {
             "apgd-ce": _attack("apgd", climb, restarts=5 if sparse else 1),
             "apgd-t": _attack("apgdt", climb, rivals=5 if sparse else 9),
             "fab-t": _attack("fab", {"norm": self.norm, "steps": self.steps}, rivals=9),
+            "square": _attack("square", ball, queries=self.queries),
         }
-        return white if sparse else {**white, "square": _attack("square", ball, queries=self.queries)}
 
     def cost(self) -> Cost:
         """That of all parts, and a look at what each of them found."""

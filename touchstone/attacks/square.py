@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 HALVED_AFTER = (10, 50, 200, 500, 1_000, 2_000, 4_000, 6_000, 8_000)
 """Ten thousandths of the budget after each of which the windows' area halves."""
-DRAWS = 6
+DRAWS = 7
 TINY = 1e-30
+SPILLED, SHARE = 2.0, 0.25
+"""In L1, how many times as much as there is room for a square gets before all is projected, in this share of
+the proposals. In all of them it is too much for networks that sparse changes do not fool.
+"""
+SPILLED_FIRST = 3.0
+"""How many times as long as the radius the first perturbation is before it is projected, in L1."""
 
 
 class Square(FixedBudget):
@@ -28,17 +34,20 @@ class Square(FixedBudget):
 
     L∞ (algorithm 2): starts from vertical stripes; every channel of a square goes to one end of the ball.
     L2 (algorithm 3): starts from tiles of pyramids; a square gets a new pyramid and the budget of another
-    square. The squares shrink on the paper's schedule, scaled to `queries`. What rises is the margin, in
-    targeted attacks the target's log-probability (section 5).
+    square. L1 (Croce & Hein 2021, 2103.01208): as L2, with steeper pyramids; what is longer than the radius
+    is projected exactly on ball and box together, which leaves it sparser. The squares shrink on the paper's
+    schedule, scaled to `queries`. What rises is the margin, in targeted attacks the target's log-probability
+    (section 5).
 
     Departures: every image has windows and pyramids of its own, and windows reach the last row and column,
-    which the authors' code leaves out. With rounding, every question is about a file.
+    which the authors' code leaves out. In L1 a quarter of the proposals is longer than the radius, whatever
+    the number of channels. With rounding, every question is about a file.
     """
 
     info = Info(
         name="square",
         title="Square attack",
-        norms=("linf", "l2"),
+        norms=("linf", "l2", "l1"),
         paper="Andriushchenko et al. 2020: Square Attack: a query-efficient black-box adversarial attack "
         "via random search",
         url="https://arxiv.org/abs/1912.00049",
@@ -90,15 +99,16 @@ class Square(FixedBudget):
         side = min(max(round(self._side(x, step)), 3) // 2 * 2 + 1, *x.shape[2:])
         window = _window(x, side, numbers[:, 0], numbers[:, 1])
         donor = _window(x, side, numbers[:, 2], numbers[:, 3])
-        d = x - threat.x0
+        d, p = x - threat.x0, _power(threat)
         here = d.flatten(2).gather(2, window)
         emptied = _put(_put(d, window, 0 * here), donor, 0 * here)
-        unused = (threat.eps.square() - d.square().flatten(1).sum(1)).clamp_min(0) / x.shape[1]
-        freed = (d.square() - emptied.square()).flatten(2).sum(2)  # (B, C)
-        pyramids = _pyramids(side, numbers[:, 4]).flatten(1)[:, None]  # (B, 1, side²)
-        new = pyramids * _signs(numbers[:, 5], x.shape[1])[..., None] + _unit(here, 2)
-        new = _unit(new, 2) * (unused[:, None] + freed).sqrt()[..., None]
-        return _on_sphere(threat, _put(emptied, window, new))
+        unused = (threat.eps**p - _mass(d, 1, p)).clamp_min(0) / x.shape[1]
+        freed = _mass(d, 2, p) - _mass(emptied, 2, p)  # (B, C)
+        pyramids = _pyramids(side, numbers[:, 4], p).flatten(1)[:, None]  # (B, 1, side²)
+        new = pyramids * _signs(numbers[:, 5], x.shape[1])[..., None] + _unit(here, 2, p)
+        new = _unit(new, 2, p) * (unused[:, None] + freed)[..., None] ** (1 / p)
+        spilled = engine.torch.where((numbers[:, 6] < SHARE) & (p == 1), SPILLED, 1.0)
+        return _held(threat, _put(emptied, window, new * spilled[:, None, None]))
 
 
 def _window(x: Tensor, side: int, down: Tensor, right: Tensor) -> Tensor:
@@ -144,53 +154,68 @@ def _stripes(case: Case) -> Tensor:
     return (x + signs * case.threat.eps.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
-def _pyramids(side: int, turned: Tensor) -> Tensor:
-    """Two pyramids side by side, one upwards, one downwards, of length one (section 3.3); each row's is
+def _power(threat: Threat) -> int:
+    """The p of the norm Lp: 1 or 2."""
+    return 1 if threat.norm.name == "l1" else 2
+
+
+def _mass(d: Tensor, start: int, p: int) -> Tensor:
+    """The p-th power of the length over the dimensions from `start` on."""
+    mass: Tensor = d.flatten(start).abs().pow(p).sum(start)
+    return mass
+
+
+def _unit(d: Tensor, start: int, p: int) -> Tensor:
+    """Of length one in Lp over the dimensions from `start` on; zero stays zero."""
+    flat = d.flatten(start)
+    unit: Tensor = flat / flat.norm(p, dim=start, keepdim=True).clamp_min(TINY)
+    return unit.view_as(d)
+
+
+def _pyramids(side: int, turned: Tensor, p: int) -> Tensor:
+    """Two pyramids side by side, one upwards, one downwards, of length one in Lp (section 3.3); each row's is
     turned where its number in [0,1) is above one half; (B, side, side).
     """
     torch = engine.torch
     if side == 1:
         return torch.ones_like(turned)[:, None, None]
-    upper = _pyramid(side // 2, side, turned)
-    both = torch.cat([upper, -_pyramid(side - side // 2, side, turned)]) / math.sqrt(2)
+    upper = _pyramid(side // 2, side, turned, p)
+    both = torch.cat([upper, -_pyramid(side - side // 2, side, turned, p)]) / 2 ** (1 / p)
     return torch.where((turned > 0.5)[:, None, None], both.T, both)
 
 
-def _pyramid(height: int, width: int, like: Tensor) -> Tensor:
-    """Rings around the middle, each 1/k² higher than the one around it, of length one."""
+def _pyramid(height: int, width: int, like: Tensor, p: int) -> Tensor:
+    """Rings around the middle, each 1/k² higher than the one around it, in L1 1/k⁴; of length one in Lp."""
     torch = engine.torch
     down = (torch.arange(height, device=like.device) - height // 2).abs()
     right = (torch.arange(width, device=like.device) - width // 2).abs()
     ring = down[:, None].maximum(right)
-    rises = 1 / torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype).square()
+    rises = torch.arange(1, max(height, width) // 2 + 2, device=like.device, dtype=like.dtype) ** (-4 / p)
     levels = rises.flip(0).cumsum(0).flip(0)  # (k,) a pixel in ring k is under all rises from the k-th on
-    pyramid: Tensor = levels[ring] / levels[ring].norm()
+    pyramid: Tensor = levels[ring] / levels[ring].norm(p)
     return pyramid
 
 
 def _tiles(case: Case) -> Tensor:
     """A grid of pyramids, five along the shorter side, with a random sign for each tile and channel."""
-    x = case.threat.x0
+    x, p = case.threat.x0, _power(case.threat)
     channels, height, width = x.shape[1:]
     side = max(min(height, width) // 5, 1)
     down, right = height // side, width // side
     signs = 1 - 2 * (case.noise.uniform(x[..., :down, :right]) > 0.5).to(x.dtype)
     turned = case.noise.uniform(x[:, 0, :down, :right]).flatten()
-    tiles = _pyramids(side, turned).view(len(x), 1, down, right, side, side) * signs[..., None, None]
+    tiles = _pyramids(side, turned, p).view(len(x), 1, down, right, side, side) * signs[..., None, None]
     grid = tiles.transpose(3, 4).reshape(len(x), channels, down * side, right * side)
     d = x.new_zeros(x.shape)
     top, left = (height - down * side) // 2, (width - right * side) // 2
     d[..., top : top + down * side, left : left + right * side] = grid
-    return _on_sphere(case.threat, d)
+    return _held(case.threat, SPILLED_FIRST * engine.column(case.threat.eps, d) * _unit(d, 1, p))
 
 
-def _unit(d: Tensor, start: int) -> Tensor:
-    """Of length one over the dimensions from `start` on; zero stays zero."""
-    flat = d.flatten(start)
-    unit: Tensor = flat / flat.norm(dim=start, keepdim=True).clamp_min(TINY)
-    return unit.view_as(d)
-
-
-def _on_sphere(threat: Threat, d: Tensor) -> Tensor:
-    """The images at the radius in these directions, clipped to the box."""
-    return (threat.x0 + _unit(d, 1) * threat.eps.view(-1, 1, 1, 1)).clamp_(0, 1)
+def _held(threat: Threat, d: Tensor) -> Tensor:
+    """The images with what the radius holds of these perturbations: in L2 those at the radius in the same
+    direction, clipped to the box; in L1 the nearest that ball and box hold together.
+    """
+    if _power(threat) == 1:
+        return threat.project(threat.x0 + d)
+    return (threat.x0 + _unit(d, 1, 2) * engine.column(threat.eps, d)).clamp_(0, 1)
