@@ -28,11 +28,12 @@ class DDN(MinimalNorm):
     cosine, and ends on a sphere around the image that is smaller by the factor 1 - γ after a success and
     larger by 1 + γ after a failure (Algorithm 1). The nearest success of all steps is kept.
 
-    Departures: spheres halve until one is too small, since the first may be fifty times too large; in the
-    last quarter the gradient is the logit margin's, which points at one class where cross-entropy mixes
-    several; levels are rounded to 8 bits after the attack, not inside it, where that would hide small
-    distances; the point after the last step is looked at, too; a saturated gradient is replaced by the
-    margin's, and only where that vanishes as well by a random direction.
+    Departures: spheres double until one is large enough, and then halve until one is too small, since the
+    first may be too large or too small by a factor that takes γ most of the steps; in the last quarter the
+    gradient is the logit margin's, which points at one class where cross-entropy mixes several; levels are
+    rounded to 8 bits after the attack, not inside it, where that would hide small distances; the point after
+    the last step is looked at, too; a saturated gradient is replaced by the margin's, and only where that
+    vanishes as well by a random direction.
     """
 
     info = Info(
@@ -63,23 +64,28 @@ class DDN(MinimalNorm):
         """Steps from sphere to sphere, from the image itself."""
         x, radius = case.threat.x0, engine.torch.full_like(case.threat.eps, self.init_norm)
         best = engine.Nearest.none(x)
-        been_outside = ~best.met & False
+        bracketed = best.met
         for step in range(self.steps):
             loss = engine.CrossEntropy if step < REFINED_AFTER * self.steps else engine.Margin
             answer = yield engine.Gradient(x, loss(case.goal))
             best = best.or_else(engine.Nearest.judged(case, x, answer.logits))
             met = case.goal.met(answer.logits)
-            been_outside |= ~met & (step > 0)
-            radius = self._radius(radius, met, been_outside).minimum(case.threat.farthest)
+            bracketed = bracketed | (best.met & ~met)
+            if step:  # the first sphere has the radius that was asked for
+                radius = self._radius(radius, met, known=best.met, bracketed=bracketed)
+            radius = radius.minimum(case.threat.farthest)
             direction = yield from _direction(case, x, answer)
             x = on_sphere(case, x + _length(step / self.steps) * direction, radius)
         answer = yield engine.Logits(x)
         return best.or_else(engine.Nearest.judged(case, x, answer.logits)).found(case)
 
-    def _radius(self, radius: Tensor, met: Tensor, been_outside: Tensor) -> Tensor:
-        """Smaller after a success, larger after a failure; half as large until there was a failure."""
-        shrunk = engine.torch.where(been_outside, radius * (1 - self.gamma), radius / 2)
-        return engine.torch.where(met, shrunk, radius * (1 + self.gamma))
+    def _radius(self, radius: Tensor, met: Tensor, *, known: Tensor, bracketed: Tensor) -> Tensor:
+        """Smaller after a success, larger after a failure: by γ once one sphere was enough and a smaller one
+        was not.
+        """
+        larger = engine.torch.where(known, radius * (1 + self.gamma), 2 * radius)
+        smaller = engine.torch.where(bracketed, radius * (1 - self.gamma), radius / 2)
+        return engine.torch.where(met, smaller, larger)
 
 
 def _length(share: float) -> float:
