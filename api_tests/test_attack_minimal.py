@@ -173,14 +173,19 @@ def no_further(net, x, y, *, ours, theirs, norm):
 
 
 PEERS = [
-    ("ddn", "l2", "ddn", {"levels": None}, {"steps": 50}),
-    ("fmn", "linf", "fmn", {"norm": float("inf")}, {"steps": 50}),
-    ("fmn", "l2", "fmn", {"norm": 2}, {"steps": 50}),
-    ("fmn", "l1", "fmn", {"norm": 1}, {"steps": 50}),
-    ("fmn", "l0", "fmn", {"norm": 0}, {"steps": 50}),
-    ("cw", "l2", "carlini_wagner_l2", {"max_iterations": 40}, {"binary_search_steps": 6}),
-]
-"""Ours, its norm, theirs, what only theirs is told, what both are told."""
+    ("ddn", "l2", "ddn", {"levels": None, "steps": 60}, {"steps": 30}),
+    ("fmn", "linf", "fmn", {"norm": float("inf"), "steps": 60}, {"steps": 30}),
+    ("fmn", "l2", "fmn", {"norm": 2, "steps": 60}, {"steps": 30}),
+    ("fmn", "l1", "fmn", {"norm": 1, "steps": 60}, {"steps": 40}),
+    ("fmn", "l0", "fmn", {"norm": 0, "steps": 60}, {"steps": 30}),
+    (
+        "cw", "l2", "carlini_wagner_l2", {"max_iterations": 40, "binary_search_steps": 6},
+        {"steps": 40, "binary_search_steps": 6},
+    ),
+]  # fmt: skip
+"""Ours, its norm, theirs, what theirs is told, and ours: where each step is one gradient, ours gets by with
+fewer.
+"""
 
 
 @pytest.fixture(scope="module", params=NETS)
@@ -194,11 +199,10 @@ def sampled(request):
 @pytest.mark.peer
 @pytest.mark.parametrize("pair", PEERS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
 def test_no_further_away_than_adv_lib(adv_lib, sampled, pair):
-    name, norm, theirs, options, shared = pair
+    name, norm, theirs, told, asked = pair
     model, net, x, y = sampled
-    images = getattr(adv_lib, theirs)(net, x, y, **options, **shared).detach()
-    steps = options.get("max_iterations", shared.get("steps"))
-    ours = touchstone.attack(model, x, y, name, norm=norm, quantize=False, **{**shared, "steps": steps})
+    images = getattr(adv_lib, theirs)(net, x, y, **told).detach()
+    ours = touchstone.attack(model, x, y, name, norm=norm, quantize=False, **asked)
     assert no_further(net, x, y, ours=ours.images, theirs=images, norm=norm)
 
 

@@ -10,6 +10,7 @@ import types
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -187,32 +188,30 @@ def _ours(pair: Pair, model: Model, x: Tensor, y: Tensor, eps: float, **fields: 
 
 
 def reached(pair: Pair, model: Model, x: Tensor, y: Tensor) -> dict[str, Any]:
-    """The fewest steps, and their seconds, with which each side comes as near as both do at their best."""
+    """The fewest steps with which each side comes as near as both do at their best, and their seconds."""
     shorter, net = pair.shorter, Fast(model).eval()
     if shorter is None:
         raise ValueError("the rival takes a fixed number of steps")
-
-    def rungs(run: Callable[[int], Tensor]) -> list[tuple[int, float, float]]:
-        """Steps, distance and seconds of each rung."""
-        tried = [(steps, *timed(lambda steps=steps: run(steps))) for steps in RUNGS]  # type: ignore[misc]
-        return [
-            (steps, judged(pair, net, x, y, images)["distance"], seconds) for steps, images, seconds in tried
-        ]
-
-    sides = {
-        "ours": rungs(lambda steps: _ours(pair, model, x, y, 0, steps=steps)),
-        "theirs": rungs(lambda steps: shorter(steps)(net, x.clone(), y.clone(), 0)),
+    sides: dict[str, Callable[[int], Tensor]] = {
+        "ours": lambda steps: _ours(pair, model, x, y, 0, steps=steps),
+        "theirs": lambda steps: shorter(steps)(net, x.clone(), y.clone(), 0),
     }
-    distance = max(min(rung[1] for rung in side) for side in sides.values())
+    rungs = {
+        name: {steps: judged(pair, net, x, y, timed(partial(run, steps))[0])["distance"] for steps in RUNGS}
+        for name, run in sides.items()
+    }
+    distance = max(min(rung.values()) for rung in rungs.values())
     fewest = {
-        name: next(
-            {"steps": one[0], "seconds": round(one[2], 3)} for one in side if one[1] <= SLACK * distance
-        )
-        for name, side in sides.items()
+        name: next(steps for steps in RUNGS if rung[steps] <= SLACK * distance)
+        for name, rung in rungs.items()
     }
-    ratio = round(fewest["theirs"]["seconds"] / fewest["ours"]["seconds"], 2)
-    told = {"attack": pair.attack, "norm": pair.norm, "peer": pair.peer, "images": len(x)}
-    return {**told, "distance": distance, **fewest, "speed_ratio": ratio}
+    _, seconds, turns = in_turn({name: partial(run, fewest[name]) for name, run in sides.items()})
+    told = {"attack": pair.attack, "norm": pair.norm, "peer": pair.peer, "images": len(x), "turns": turns}
+    found = {name: {"steps": fewest[name], "seconds": round(seconds[name], 3)} for name in sides}
+    return {
+        **told, "distance": distance, **found,
+        "speed_ratio": round(seconds["theirs"] / seconds["ours"], 2),
+    }  # fmt: skip
 
 
 def in_turn(runs: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, float], int]:

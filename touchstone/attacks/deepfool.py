@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -13,10 +14,12 @@ from touchstone.methods import Cost, Info, MinimalNorm
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Case, Goal, Nearest, Plan
+    from touchstone.engine import Answer, Asking, Case, Goal, Nearest, Plan
 
 DUAL = {"linf": 1.0, "l2": 2.0}
 TINY, HUGE = 1e-30, 1e30
+AHEAD = 2
+"""How many boundaries a step after the first looks at."""
 LEAST = 1e-5
 """The shortest step: leads on from a point that lies on the boundary."""
 NUDGE = {"linf": 1e-5, "l2": 1e-4}
@@ -28,9 +31,10 @@ class DeepFool(MinimalNorm):
 
     Algorithm 2 of the paper in L2, equation 11 in L∞, with the steps' sum lengthened by `overshoot`; points
     are clipped to the box, which the paper leaves out. Boundaries are those between the label and the
-    likeliest classes of the original. As in the authors' code, steps after the first are a little longer than
-    the way that is left. A targeted attack has only one boundary: that between its target and the best other
-    class.
+    likeliest classes of the original. Departure: only the first step looks at all of them, later ones at the
+    two that were nearest at the point before, by their leads there and the last slopes seen of each. As in
+    the authors' code, steps after the first are a little longer than the way that is left. A targeted attack
+    has only one boundary: that between its target and the best other class.
     """
 
     info = Info(
@@ -52,8 +56,8 @@ class DeepFool(MinimalNorm):
     eot: Askings = 1
 
     def cost(self) -> Cost:
-        """Per step a look, and where it is not enough a gradient for each rival; a look at the end."""
-        return Cost(forward=2 * self.steps + 1, backward=self.steps * (self.candidates - 1))
+        """A look before and after; a gradient for each rival in the first step, for the nearest in others."""
+        return cost_of_walk(self.steps, self.candidates)
 
     def run(self, case: Case) -> Plan:
         """Steps from the image itself."""
@@ -63,44 +67,77 @@ class DeepFool(MinimalNorm):
         return best.found(case)
 
 
+@dataclass(frozen=True)
+class Walk(engine.Rows):
+    """The rows still under way, with the classes that they may turn into, nearest first."""
+
+    case: Case
+    start: Tensor
+    moved: Tensor
+    rivals: Tensor  # (B, k)
+    slopes: Tensor  # (B, k) of their leads, when they were last looked at
+    row: Tensor  # (B,) its place in the whole
+
+    @classmethod
+    def begun(cls, case: Case, x: Tensor, rivals: Tensor) -> Walk:
+        """At the points `x`."""
+        nowhere, unknown = engine.torch.zeros_like(x), rivals.to(x.dtype)
+        return cls(case, x, nowhere, rivals, unknown, engine.torch.arange(len(x), device=x.device))
+
+    def question(self, x: Tensor, most: int) -> engine.Gradient | engine.Jacobian:
+        """How the leads of the nearest rivals change, of so many at most; of a target, its own lead."""
+        goal = self.case.goal
+        if bool(goal.targeted.any()):
+            return engine.Gradient(x, engine.Margin(goal))
+        return engine.Jacobian(x, self.rivals[:, :most], goal.label)
+
+    def ranked(self, answer: Answer) -> tuple[Walk, Tensor, Tensor]:
+        """The same with the rivals by their distance at the point that the answer is about; and of those
+        asked about the nearest: how much it is behind (B,), and how its lead changes (B, C, H, W).
+        """
+        if answer.loss is not None:
+            return self, answer.loss, answer.gradient
+        gaps = answer.logits.gather(1, self.rivals) - answer.logits.gather(1, self.case.goal.label[:, None])
+        normals, dual = answer.gradient, DUAL.get(self.case.threat.norm.name, 2.0)
+        seen = engine.torch.linalg.vector_norm(normals.flatten(2), dual, 2)
+        slopes = engine.torch.cat([seen, self.slopes[:, seen.shape[1] :]], 1)
+        far = gaps.abs() / slopes.clamp_min(TINY)
+        nearest, order = far[:, : seen.shape[1]].argmin(1), far.argsort(1)
+        row = engine.torch.arange(len(far), device=far.device)
+        walk = replace(self, rivals=self.rivals.gather(1, order), slopes=slopes.gather(1, order))
+        return walk, gaps[row, nearest], normals[row, nearest]
+
+
+def cost_of_walk(steps: int, candidates: int) -> Cost:
+    """The most that `deepfool` asks."""
+    rivals = candidates - 1
+    return Cost(forward=steps + 2, backward=rivals + (steps - 1) * min(AHEAD, rivals))
+
+
 def deepfool(case: Case, x: Tensor, *, steps: int, candidates: int, overshoot: float) -> Asking[Nearest]:
     """Walk from the points `x`, which need not be the originals; rows leave once they met their goal."""
-    start, moved, best = x, engine.torch.zeros_like(x), engine.Nearest.none(x)
-    rows, answer = engine.torch.arange(len(x), device=x.device), (yield engine.Logits(x))
-    rivals = _rivals(case.goal, answer.logits, candidates - 1)
+    best = engine.Nearest.none(x)
+    walk = Walk.begun(case, x, _rivals(case.goal, (yield engine.Logits(x)).logits, candidates - 1))
     for step in range(steps):
-        gap, normal = yield from _boundary(case, x, rivals)
-        moved = moved + _step(case, gap, normal, nudge=NUDGE.get(case.threat.norm.name, 1e-4) * (step > 0))
-        x = (start + (1 + overshoot) * moved).clamp(0, 1)
-        found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
-        best = best.put(rows, found)
+        answer = yield walk.question(x, AHEAD if step else candidates)
+        found = engine.Nearest.judged(walk.case, x, answer.logits)
+        best = best.put(walk.row, found)
         if bool(found.met.any()):
             keep = (~found.met).nonzero().flatten()
             if not len(keep):
-                break
-            case, start, moved, x = case[keep], start[keep], moved[keep], x[keep]
-            rows, rivals = rows[keep], rivals[keep]
-    return best
+                return best
+            walk, answer = walk[keep], answer[keep]
+        walk, gap, normal = walk.ranked(answer)
+        nudge = NUDGE.get(case.threat.norm.name, 1e-4) * (step > 0)
+        walk = replace(walk, moved=walk.moved + _step(walk.case, gap, normal, nudge=nudge))
+        x = (walk.start + (1 + overshoot) * walk.moved).clamp(0, 1)
+    return best.put(walk.row, engine.Nearest.judged(walk.case, x, (yield engine.Logits(x)).logits))
 
 
 def _rivals(goal: Goal, clean: Tensor, count: int) -> Tensor:
     """The likeliest other classes, (B, k)."""
     others = clean.scatter(1, goal.label[:, None], -HUGE)
     return others.topk(min(count, clean.shape[1] - 1)).indices
-
-
-def _boundary(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tensor]]:
-    """How much the nearest rival is behind (B,), and how its lead changes with `x` (B, C, H, W)."""
-    if bool(case.goal.targeted.any()):
-        answer = yield engine.Gradient(x, engine.Margin(case.goal))
-        return engine.Margin(case.goal)(answer.logits), answer.gradient
-    answer = yield engine.Jacobian(x, rivals, case.goal.label)
-    gaps = answer.logits.gather(1, rivals) - answer.logits.gather(1, case.goal.label[:, None])
-    normals = answer.gradient
-    slopes = engine.torch.linalg.vector_norm(normals.flatten(2), DUAL.get(case.threat.norm.name, 2.0), 2)
-    nearest = (gaps.abs() / slopes.clamp_min(TINY)).argmin(1)
-    row = engine.torch.arange(len(x), device=x.device)
-    return gaps[row, nearest], normals[row, nearest]
 
 
 def _step(case: Case, gap: Tensor, normal: Tensor, *, nudge: float) -> Tensor:

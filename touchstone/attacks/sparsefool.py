@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.deepfool import deepfool
+from touchstone.attacks.deepfool import cost_of_walk, deepfool
 from touchstone.attacks.fab import projection
 from touchstone.fields import Askings, Count, Norm, Ratio, Whole
 from touchstone.methods import Cost, Info, MinimalNorm
@@ -50,10 +50,8 @@ class SparseFool(MinimalNorm):
 
     def cost(self) -> Cost:
         """Per plane all of DeepFool, a gradient and a look."""
-        return Cost(
-            forward=self.steps * (2 * self.inner_steps + 3),
-            backward=self.steps * (self.inner_steps * (self.candidates - 1) + 1),
-        )
+        inner = cost_of_walk(self.inner_steps, self.candidates)
+        return Cost(forward=self.steps * (inner.forward + 2), backward=self.steps * (inner.backward + 1))
 
     def run(self, case: Case) -> Plan:
         """Plane after plane, from where the last one led; fooled rows leave."""
