@@ -22,7 +22,7 @@ ALL = [
 ]  # fmt: skip
 NEAR = [
     ("ddn", "l2", 1.01), ("fmn", "linf", 1.001), ("fmn", "l2", 1.001), ("fmn", "l1", 1.01),
-    ("ead", "l1", 1.06),
+    ("cw-linf", "linf", 1.05), ("ead", "l1", 1.06),
 ]  # fmt: skip
 
 
@@ -121,6 +121,16 @@ def test_weights_that_are_too_small_by_far_take_no_search():
     assert tiny.queries.backward < 4 * 9 * 100 / 2
 
 
+def test_weights_that_are_too_small_by_far_take_no_search_in_linf():
+    model, x = touchstone.wrap(linear_model()), greyish(2)
+    tiny, fair = (
+        touchstone.attack(model, x, None, "cw-linf", initial_const=const, steps=20, quantize=False)
+        for const in (1e-9, 0.01)
+    )
+    assert tiny.success.all()
+    assert tiny.queries.backward < 1.5 * fair.queries.backward
+
+
 def test_ead_by_the_elastic_net_rule_is_not_nearer_in_l1():
     model, x = touchstone.load(NETS[0]), touchstone.samples()[:8]
     options = {"steps": 50, "binary_search_steps": 4, "quantize": False}
@@ -204,6 +214,17 @@ def test_no_further_away_than_adv_lib(adv_lib, sampled, pair):
     images = getattr(adv_lib, theirs)(net, x, y, **told).detach()
     ours = touchstone.attack(model, x, y, name, norm=norm, quantize=False, **asked)
     assert no_further(net, x, y, ours=ours.images, theirs=images, norm=norm)
+
+
+@pytest.mark.peer
+def test_cw_linf_is_no_further_away_than_adv_lib_in_no_more_passes(adv_lib, sampled):
+    model, net, x, y = sampled
+    x, y, seen, shared = x[:5], y[:5], [], {"learning_rate": 0.1}
+    with net.register_forward_hook(lambda _, args, __: seen.append(len(args[0]))):
+        theirs = adv_lib.carlini_wagner_linf(net, x, y, max_iterations=50, **shared).detach()
+    ours = touchstone.attack(model, x, y, "cw-linf", steps=50, smallest=1 / 255, quantize=False, **shared)
+    assert no_further(net, x, y, ours=ours.images, theirs=theirs, norm="linf")
+    assert ours.queries.backward <= sum(seen)
 
 
 @pytest.mark.peer

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.cw import LOOKS, Descent, from_tanh, in_tanh, margin_of, sure, to_tanh
+from touchstone.attacks.cw import (
+    HOPELESS,
+    LOOKS,
+    PATIENCE,
+    TINY,
+    Descent,
+    from_tanh,
+    in_tanh,
+    margin_of,
+    sure,
+    to_tanh,
+)
 from touchstone.engine.rows import Rows
 from touchstone.fields import Count, Norm, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
 SOLVED = 1e-4
 """A loss below this part of c means that both of its terms are as good as zero."""
 FINE = 0.1
-"""Adam's learning rate is at most this part of τ, or single steps would leap over it."""
+"""The part of τ to which failed searches bring the learning rate down."""
 
 
 class CWLinf(MinimalNorm):
@@ -33,11 +44,14 @@ class CWLinf(MinimalNorm):
     penalised (section VI.C). A search that finds a nearer success sets τ to a part of its distance and goes
     on from where it is; one that does not doubles the weight c. It ends when τ falls below `smallest`, or c
     rises above `largest_const`. As in `cw`, points are moved by Adam in tanh space, a search ends early
-    where the loss has stopped falling, and every row searches at its own pace.
+    where the loss has stopped falling, weights that are too small by far count as failed without a search,
+    and every row searches at its own pace.
 
-    Departures from the authors' code: 200 steps to a search instead of 1,000, as it goes on from the last;
-    a learning rate that falls with τ, and an end of τ far below 1/256, for images that smaller changes
-    suffice for.
+    Departures from the authors' code: a learning rate of at most τ, which each failed search halves until it
+    is a tenth of τ, since large steps are quick and then leap over the threshold; τ takes back half of its
+    last fall where a search has failed, so that it closes in on the distance that can be reached; 100 steps
+    to a search instead of 1,000, as it goes on from the last; and an end of τ far below 1/256, for images
+    that smaller changes suffice for.
     """
 
     info = Info(
@@ -50,11 +64,11 @@ class CWLinf(MinimalNorm):
     )
 
     norm: Norm = Field("linf", description="The norm in which the perturbation is measured.")
-    steps: Count = Field(200, le=10_000, description="The most steps of one search.")
+    steps: Count = Field(100, le=10_000, description="The most steps of one search.")
     confidence: Ratio = Field(
         0.0, ge=0, le=1e6, description="κ: the margin, in logits, that a success needs."
     )
-    learning_rate: Ratio = Field(0.01, gt=0, le=10, description="Adam's learning rate in tanh space.")
+    learning_rate: Ratio = Field(0.1, gt=0, le=10, description="Adam's learning rate in tanh space.")
     initial_const: Ratio = Field(1e-5, ge=1e-9, le=1e6, description="The weight c of the first search.")
     largest_const: Ratio = Field(20.0, gt=0, le=1e6, description="No search has a larger weight c.")
     decrease_factor: Ratio = Field(
@@ -64,36 +78,39 @@ class CWLinf(MinimalNorm):
     abort_early: bool = Field(True, description="End a search once its loss has stopped falling.")
 
     def cost(self) -> Cost:
-        """As many searches as τ can fall and c can rise."""
+        """As many searches as τ can fall and c can rise; of every rise, τ may fall once more."""
         falls = ceil(log(self.smallest) / log(self.decrease_factor)) + 1
         rises = max(0, ceil(log(self.largest_const / self.initial_const, 2))) + 1
-        steps = (falls + rises) * self.steps
+        steps = (falls + 2 * rises) * self.steps
         return Cost(forward=steps, backward=steps)
 
     def run(self, case: Case) -> Plan:
         """Searches, each from where the one before came to."""
         whole, best = case, engine.Nearest.none(case.threat.x0)
         descent = Descent.begin(to_tanh(case.threat.x0))
-        level = Level.begin(case.threat.eps, self.initial_const)
         rows = engine.torch.arange(len(case), device=case.device)
-        every = max(1, self.steps // LOOKS) if self.abort_early else self.steps
-        while len(rows):
-            x = from_tanh(descent.w)
-            answer = yield engine.Gradient(x, engine.Margin(case.goal))
+        every = max(PATIENCE, self.steps // LOOKS) if self.abort_early else self.steps
+        x = from_tanh(descent.w)
+        answer = yield engine.Gradient(x, engine.Margin(case.goal))
+        level = Level.begin(case.threat.eps, self.initial_const).raised(answer, self.largest_const)
+        while True:
             found = sure(case, x, answer, self.confidence)
             level = level.seen(found)
             best = best.put(rows, found)
             loss, grad = self._loss(case, x, answer, level)
             ended = descent.ended(loss, self.steps, every)
             ended |= level.nearer & (loss < SOLVED * level.c)
-            rate = (level.tau * FINE).clamp_max(self.learning_rate)
+            rate = (level.tau * level.pace).clamp_max(self.learning_rate)
             descent = descent.moved(in_tanh(x, grad), loss, rate, every, met=found.met)
             if bool(ended.any()):
                 level = level.after(ended, self.decrease_factor)
                 descent = descent.again(ended, descent.w)
                 open_ = (level.tau > self.smallest) & (level.c <= self.largest_const)
+                if not bool(open_.any()):
+                    return best.found(whole)
                 case, rows, descent, level = case[open_], rows[open_], descent[open_], level[open_]
-        return best.found(whole)
+            x = from_tanh(descent.w)
+            answer = yield engine.Gradient(x, engine.Margin(case.goal))
 
     def _loss(self, case: Case, x: Tensor, answer: Answer, level: Level) -> tuple[Tensor, Tensor]:
         """The loss (B,) and its gradient with respect to the image."""
@@ -106,10 +123,13 @@ class CWLinf(MinimalNorm):
 
 @dataclass(frozen=True)
 class Level(Rows):
-    """How far values may move for nothing, what the margin weighs, and how near a success has come."""
+    """How far values may move for nothing, what the margin weighs, how fine the steps are, and how near a
+    success has come.
+    """
 
     tau: Tensor  # (B,)
     c: Tensor  # (B,)
+    pace: Tensor  # (B,) the learning rate is at most this part of τ
     reached: Tensor  # (B,) the distance of the nearest success
     nearer: Tensor  # (B,) whether this search has come nearer
 
@@ -117,16 +137,30 @@ class Level(Rows):
     def begin(cls, like: Tensor, c: float) -> Level:
         """The whole box for nothing, for as many rows as `like` has."""
         zero = engine.torch.zeros_like(like)
-        return cls(zero + 1, zero + c, zero + engine.torch.inf, zero > 0)
+        return cls(zero + 1, zero + c, zero + 1, zero + engine.torch.inf, zero > 0)
+
+    def raised(self, answer: Answer, largest: float) -> Level:
+        """Doubled as often as that is too little by far for any value to earn more beyond τ than it costs.
+        `answer` is that about the originals.
+        """
+        needed = 1 / answer.gradient.flatten(1).abs().amax(1).clamp_min(TINY)
+        times = (needed / (HOPELESS * self.c)).log2().floor().clamp_min(0)
+        return replace(self, c=(self.c * 2**times).clamp_max(largest).maximum(self.c))
 
     def seen(self, found: Nearest) -> Level:
         """After another point."""
         nearer = found.distance < self.reached
-        return Level(self.tau, self.c, self.reached.minimum(found.distance), self.nearer | nearer)
+        return replace(self, reached=self.reached.minimum(found.distance), nearer=self.nearer | nearer)
 
     def after(self, ended: Tensor, factor: float) -> Level:
-        """For the next search of the rows of the mask `ended`: a smaller τ, or else a larger c."""
-        where = engine.torch.where
-        tau = where(ended & self.nearer, self.tau.minimum(self.reached) * factor, self.tau)
-        c = where(ended & ~self.nearer, 2 * self.c, self.c)
-        return Level(tau, c, self.reached, self.nearer & ~ended)
+        """For the next search of the rows of the mask `ended`."""
+        where, failed = engine.torch.where, ended & ~self.nearer
+        fallen = self.tau.minimum(self.reached) * factor
+        back = (self.tau + self.reached.minimum(self.tau / factor)) / 2
+        return Level(
+            where(failed, back, where(ended, fallen, self.tau)),
+            where(failed, 2 * self.c, self.c),
+            where(failed, (self.pace / 2).clamp_min(FINE), self.pace),
+            self.reached,
+            self.nearer & ~ended,
+        )
