@@ -223,7 +223,13 @@ def test_the_process_says_why_it_does_not_start(valkey: str, tmp_path: Path) -> 
 def called(*words: str, **environment: Any) -> subprocess.CompletedProcess[str]:
     whole = {**os.environ, "COLUMNS": "200", **{name: str(value) for name, value in environment.items()}}
     return subprocess.run(
-        [sys.executable, *words], env=whole, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
+        [sys.executable, *words],
+        env=whole,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        cwd=ROOT,
     )
 
 
@@ -266,7 +272,7 @@ def test_the_document_s_commands_run(guarded: Api) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=100,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

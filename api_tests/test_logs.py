@@ -36,7 +36,7 @@ def program(code: str) -> list[str]:
     """The lines that a program logs which ends as this code does."""
     begin = "import logging, threading, warnings; from touchstone import logs; logs.configure('debug');"
     command = [sys.executable, "-c", begin + code]
-    ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    ended = subprocess.run(command, capture_output=True, timeout=100, check=False)
     return ended.stderr.decode().splitlines()
 
 

@@ -256,7 +256,7 @@ def test_a_signal_before_it_is_ready_stops_it(house: House) -> None:
 
 def test_a_worker_that_cannot_start_says_why(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOUCHSTONE_LOG_LEVEL", "nonsense")
-    said, _ = house.start().communicate(timeout=60)
+    said, _ = house.start().communicate(timeout=100)
     assert house.ups[-1].returncode == 1
     assert "did not start" in said
     assert "Unknown level" in said

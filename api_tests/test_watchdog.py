@@ -23,7 +23,11 @@ ctypes.{library}(None).sleep({still})
 
 def run(**how: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(**how)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", PROGRAM.format(**how)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
 
 

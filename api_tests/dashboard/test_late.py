@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from browser import Held, OpenPage, Troubles
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 from serving import Api, serving
 
 from dashboard.crowd import opened
@@ -174,6 +174,27 @@ def test_what_could_not_be_done_can_be_tried_again(page: Page, api: Api, trouble
     page.route("**/artifacts/*", lambda route: route.abort("connectionrefused"), times=1)
     page.get_by_role("link", name="original.png").click()
     expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
+
+
+def test_what_was_asked_before_a_webhook_was_sent_again_does_not_undo_it(page: Page, api: Api) -> None:
+    one = {"id": "d1", "url": "http://there/", "attempts": [], "next_attempt_at": None}
+    looks = Held(page, "**/v1/webhooks/deliveries?*", times=4)
+    page.route("**/replay", lambda route: route.fulfill(json={**one, "status": "delivered"}))
+
+    def answer(look: Route, status: str) -> None:
+        look.fulfill(json={"items": [{**one, "status": status}], "cursor": None})
+
+    page.goto(f"/#/jobs/{api.job()['id']}")
+    answer(looks.take(), "pending")
+    badge = page.locator(".told .badge")
+    expect(badge).to_have_text("pending")
+    late = looks.take()
+    page.get_by_role("button", name="Send again").click()
+    expect(badge).to_have_text("delivered")
+    answer(looks.take(), "delivered")
+    answer(late, "pending")
+    page.wait_for_timeout(MOMENT)
+    assert badge.inner_text() == "delivered"
 
 
 @pytest.fixture

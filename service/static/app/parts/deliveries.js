@@ -21,25 +21,27 @@ export function deliveries(job, signal) {
   const caption = h("caption.unseen", {}, "Who was told of this job's end");
   const heads = h("thead", {}, h("tr", {}, HEADS.map((name) => (name ? h("th", {scope: "col"}, name) : h("td", {})))));
   const card = h("section.card.told", {}, h("h2", {}, "Webhooks"), said, trouble, h("div.scroll", {}, h("table", {}, caption, heads, body)));
-  let asking = 0;
+  let [asking, turn] = [0, 0];
   look();
   return place;
 
   async function look() {
     clearTimeout(asking);
+    const mine = ++turn;
     const items = document.hidden ? null : await ask();
+    if (mine !== turn) return; // another has been asked for since
     for (const one of items ?? []) show(one);
     if (rows.size && !place.firstChild) fill(place, card);
     const waits = items === null || items.some((one) => one.status === "pending");
     if (waits && !signal.aborted) asking = setTimeout(look, 1000 * LOOK_SECONDS);
   }
 
-  /** Null where the service does not answer at the moment; nothing where it will not tell. */
+  /** Null where the service does not answer at the moment; nothing where it will not tell, or the reader gives no key. */
   async function ask() {
     try {
       return (await get(address(PATH, {job: job.id}), {signal})).items;
-    } catch ({status = 0}) {
-      return status && status < 500 ? [] : null;
+    } catch ({name, status = 0}) {
+      return name === "AbortError" || (status && status < 500) ? [] : null;
     }
   }
 
@@ -57,10 +59,10 @@ export function deliveries(job, signal) {
     try {
       show(await post(`${PATH}/${id}/replay`));
       said.textContent = "It is being sent again.";
-      await look();
     } catch (error) {
       fill(trouble, failure(error));
     }
+    await look();
   }
 }
 
