@@ -70,6 +70,7 @@ def test_what_is_not_http(api: Api, sent: bytes) -> None:
 LARGE = {
     "a header of 64 KiB": GET + b"X: " + b"y" * 65536 + b"\r\n\r\n",
     "a header of a megabyte": GET + b"X: " + b"y" * 10**6 + b"\r\n\r\n",
+    "a head without end": GET + b"X: " + b"y" * 200_000,
     "20,000 headers": GET + b"".join(b"X-%d: y\r\n" % i for i in range(20_000)) + b"\r\n",
     "a path of 70 kB": b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
+from patience import wait_until
 from serving import EXAMINED, Api, problem
 from test_bad_http import exchange
 from test_ledger import claim
@@ -139,13 +141,30 @@ def test_a_tenant_whose_jobs_are_refused_fills_no_disk(api: Api) -> None:
     assert files(api) == before
 
 
+UPLOAD = (
+    b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
+    b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+)
+
+
 def test_a_model_over_the_quota_is_refused_before_it_comes(api: Api) -> None:
     api.ledger.allowances.set(LOCAL, Allowance(storage=999_999))
-    head = (
-        b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
-        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
-    )
-    assert exchange(api, head, seconds=1).startswith(b"HTTP/1.1 507 ")
+    assert exchange(api, UPLOAD, seconds=1).startswith(b"HTTP/1.1 507 ")
     api.ledger.allowances.set(LOCAL, Allowance(storage=0))
     problem(register(api, b"\x08\x07" + bytes(1000)), 507, "storage_full")
+    api.ledger.allowances.set(LOCAL, None)
+
+
+def test_models_that_come_at_the_same_time_are_counted_together(api: Api) -> None:
+    arrivals = api.server.config.app.state.backend.arrivals  # type: ignore[union-attr]
+    before = api.ledger.allowances.stored(LOCAL)
+    api.ledger.allowances.set(LOCAL, Allowance(storage=before + 1_999_999))
+    with socket.create_connection(("127.0.0.1", api.port)) as first:
+        first.sendall(UPLOAD)
+        wait_until(lambda: arrivals.all == 1_000_000)
+        assert exchange(api, UPLOAD, seconds=1).startswith(b"HTTP/1.1 507 ")
+        assert arrivals.all == 1_000_000
+    wait_until(lambda: arrivals.all == 0)
+    assert not exchange(api, UPLOAD, seconds=0.3), "it is waited for"
+    wait_until(lambda: arrivals.all == 0)
     api.ledger.allowances.set(LOCAL, None)

@@ -34,6 +34,7 @@ from service import (
     samples,
     webhooks,
 )
+from service.arrivals import Arrivals
 from service.backend import Ring, Whole, at_once
 from service.edge import Edge
 from service.limits import Bounds, Limits, Room
@@ -108,6 +109,7 @@ def _backend(settings: Settings, ring: Ring | None) -> Whole:
         sweeper=Sweeper(ledger, blobs),
         durations=durations,
         checks=CapacityLimiter(at_once()),
+        arrivals=Arrivals(),
         strangers=Strangers(settings.refused_keys),
         decoders=Decoders(at_once()),
     )

@@ -14,6 +14,7 @@ from anyio import CapacityLimiter
 from fastapi import Request
 
 from service.access import caller_of
+from service.arrivals import Arrivals
 from service.ringing import Ringer
 from service.strangers import Strangers
 from service.waiting import Waiting
@@ -50,6 +51,7 @@ class _Backend(Generic[L]):
     sweeper: Sweeper
     durations: Durations
     checks: CapacityLimiter
+    arrivals: Arrivals
     strangers: Strangers
     decoders: Decoders
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -67,8 +68,13 @@ async def register_model(request: Request) -> Response:
     if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
         return await answers.submit(request, partial(_without_file, backend=backend))
     limit = backend.settings.model_limit
-    await to_thread.run_sync(_check_room, backend, int(request.headers.get("content-length", 0)))
-    async with files.taken(request, backend.blobs, name="file", limit=limit) as taken:
+    # Of what says nothing of its size, and of what is too large, no more is written than the limit.
+    size = min(limit, int(request.headers.get("content-length", limit)))
+    async with AsyncExitStack() as stack:
+        with backend.arrivals.expecting(backend.ledger.tenant, size):
+            await to_thread.run_sync(_check_room, backend)
+            coming = files.taken(request, backend.blobs, name="file", limit=limit)
+            taken = await stack.enter_async_context(coming)
         asked = await to_thread.run_sync(_checked, backend, taken, limiter=backend.checks)
         # Whoever sends a key wants the job that the key stands for.
         if asked.known and key is None:
@@ -76,9 +82,10 @@ async def register_model(request: Request) -> Response:
         return await answers.answer(request, asked.prepared, key)
 
 
-def _check_room(backend: Backend, size: int) -> None:
-    check_room(backend, size)
-    backend.ledger.check_storage(size)
+def _check_room(backend: Backend) -> None:
+    """Whether there is room for this file and all others that come at the same time."""
+    check_room(backend, backend.arrivals.all)
+    backend.ledger.check_storage(backend.arrivals.of(backend.ledger.tenant))
 
 
 @dataclass(frozen=True)
