@@ -83,7 +83,7 @@ def geoda(norm: str, *, queries: int, images: int) -> Pair:
     return Pair("geoda", norm, "art", rival, images=images, minimal=True)
 
 
-def _zoo(steps: int) -> Pair:
+def _zoo(steps: int, images: int) -> Pair:
     rival = _art(
         "ZooAttack",
         max_iter=steps,
@@ -93,7 +93,7 @@ def _zoo(steps: int) -> Pair:
         use_importance=False,
         abort_early=False,
     )
-    return Pair("zoo", "l2", "art", rival, images=5, minimal=True)
+    return Pair("zoo", "l2", "art", rival, images=images, minimal=True)
 
 
 PAIRS = [
@@ -101,8 +101,8 @@ PAIRS = [
     _square("l1", 1_000),
     Pair("simba", "l2", "art", _art("SimBA", probabilities=True, attack="px", max_iter=784, epsilon=0.2),
          {"step_size": 0.2}, images=10, minimal=True),
-    _zoo(20),
-    _zoo(80),
+    _zoo(20, 5),
+    _zoo(80, 3),
     _foolbox_pair("boundary", "l2", "BoundaryAttack", steps=1_500),
     _foolbox_pair("hopskipjump", "l2", "HopSkipJumpAttack", constraint="l2", steps=12),
     _foolbox_pair("hopskipjump", "linf", "HopSkipJumpAttack", constraint="linf", steps=12),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -20,9 +22,15 @@ REGIONS = 8
 """Importance is that of the regions of a grid with so many along each side."""
 REFRESHED = 2_000
 """Queries after which importance is looked at anew."""
+COARSEST = 4
+"""The attack space has at least so many values along each side."""
+SWEEPS = 8
+"""Times that all slopes of a finer attack space could have been asked about before it is gone over to."""
+TURN = 3
+"""Steps that it takes at least to move every value."""
 DECAY, DECAY2, TINY = 0.9, 0.999, 1e-8
-ADAPT = 1.1
-"""Factor by which c changes at each step."""
+ADAPT = 1.2
+"""Factor by which c changes at each step, and the learning rate until the goal is met first."""
 
 
 class ZOO(MinimalNorm):
@@ -30,12 +38,18 @@ class ZOO(MinimalNorm):
     few values of the image at a time, by asking on both sides, and move these by Adam.
 
     The loss is ‖x - x0‖² + c·max(margin left, 0), whose first term needs no queries; differences of
-    log-probabilities, as in the paper, are differences of logits. Values are drawn by importance: those in
-    regions that changed much are drawn more often (section 3.4). The nearest success is kept.
+    log-probabilities, as in the paper, are differences of logits. The values are those of a coarse image that
+    is enlarged, then of finer and finer ones (the hierarchical attack), at last of the image itself. They are
+    drawn by importance: those in regions that changed much are drawn more often. Where the goal is met first,
+    Adam starts anew. The nearest success is kept. `batch`, `learning_rate` and Adam's constants
+    are the paper's.
 
     Departures, for budgets that can be paid: c adapts to every look, falling while the goal is met and rising
-    while it is not, instead of a binary search over whole runs; the image keeps its size, and the box is kept
-    by clipping, not by tanh. The points asked about are no files.
+    while it is not, instead of a binary search over whole runs, and starts at 1, not 0.01; steps grow until
+    the goal is met first, since the paper's alone would take tens of thousands of queries to get anywhere on
+    a robust network; coarse images come first at any size, and for as long as eight turns of all values of
+    the next finer one would take. The box is kept by clipping, not by tanh. The points asked about are no
+    files.
     """
 
     info = Info(
@@ -50,14 +64,17 @@ class ZOO(MinimalNorm):
     )
 
     queries: Count = Field(50_000, le=10_000_000, description="Times the model is asked about one image.")
-    batch: Count = Field(128, le=10_000, description="Values whose slope is estimated in one step.")
+    batch: Count = Field(128, le=10_000, description="The most values whose slope is estimated in a step.")
     learning_rate: Ratio = Field(
-        0.01, gt=0, le=1, description="Adam's: about how far a value moves in a step."
+        0.01,
+        gt=0,
+        le=1,
+        description="Adam's: about how far a value moves in a step once the goal was met, and in the first.",
     )
     difference: Ratio = Field(
         1e-3, gt=0, le=1, description="Half the distance between two askings; the paper's h is 1e-4."
     )
-    c: Ratio = Field(0.01, gt=0, le=1e6, description="Weight of the margin at the start.")
+    c: Ratio = Field(1.0, gt=0, le=1e6, description="Weight of the margin at the start.")
 
     def cost(self) -> Cost:
         """The budget of queries."""
@@ -69,30 +86,36 @@ class ZOO(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Look and estimate at once, move, until the budget ends with a look."""
-        best, state = engine.Best.none(case.threat.x0), _Adam.start(case.threat.x0, self.c)
-        left, importance = self.queries, _importance(case, state.x)
+        x0, rows = case.threat.x0, engine.torch.arange(len(case), device=case.device)
+        best, left, grids = engine.Best.none(x0), self.queries, _grids(x0)
+        state, stale = _Adam.start(grids.pop(), x0, self.c, self.learning_rate), REFRESHED
         while left:
-            count = min(self.batch, state.x[0].numel(), max(left - 2, 0) // 2)
-            chosen = _drawn(case, importance, count)
-            seen, slope = yield from self._slopes(case, state.x, chosen)
-            left -= 2 * count + 1
-            best = best.put(engine.torch.arange(len(case), device=case.device), seen)
-            pulled = 2 * (state.x - case.threat.x0).flatten(1).gather(1, chosen)
-            state = state.moved(chosen, pulled - state.c[:, None] * slope, self.learning_rate)
-            state = state.weighed(seen.score > 0)
-            if left // REFRESHED < (left + 2 * count + 1) // REFRESHED:
-                importance = _importance(case, state.x)
+            if grids and self.queries - left >= SWEEPS * 2 * grids[-1].values(x0):
+                state, stale = state.finer(grids.pop()), REFRESHED
+            if stale >= REFRESHED:
+                importance, stale = _importance(case, state.x, state.grid), 0
+            wanted = min(self.batch, -(-state.grid.values(x0) // TURN), max(left - 2, 0) // 2)
+            chosen = _drawn(case, importance, wanted)
+            seen, slope = yield from self._slopes(case, state, chosen)
+            left, stale = left - 2 * wanted - 1, stale + 2 * wanted + 1
+            best = best.put(rows, seen)
+            pulled = 2 * state.grid.gathered(state.x - x0).flatten(1).gather(1, chosen)
+            down = pulled - state.c[:, None] * slope
+            state = state.moved(chosen, down).adapted(seen.score > 0, self.learning_rate)
         return engine.Found(best.x, best.score > 0)
 
-    def _slopes(self, case: Case, x: Tensor, chosen: Tensor) -> Asking[tuple[Best, Tensor]]:
-        """Where `x` stands, and how the margin still missing falls with each of the chosen values, (B, k)."""
-        torch = engine.torch
+    def _slopes(self, case: Case, state: _Adam, chosen: Tensor) -> Asking[tuple[Best, Tensor]]:
+        """Where the points stand, and how the margin still missing falls with each of the chosen values,
+        (B, k).
+        """
+        torch, x = engine.torch, state.x
         rows, count = chosen.shape
-        shift = torch.zeros(rows, count, x[0].numel(), device=x.device)
+        shift = torch.zeros(rows, count, state.mean.shape[1], device=x.device)
         shift.scatter_(2, chosen[..., None], self.difference)
-        base = x.flatten(1)[:, None]
+        shift = state.grid.spread(shift.view(rows, count, *state.grid.shape(x)))
+        base = x[:, None]
         asked = torch.cat([base, base + shift, base - shift], 1)
-        logits = (yield engine.Logits(asked.view(-1, *x.shape[1:]))).logits
+        logits = (yield engine.Logits(asked.flatten(0, 1))).logits
         every = torch.arange(rows, device=x.device).repeat_interleave(2 * count + 1)
         margin = engine.Margin(case.goal[every])(logits).clamp_max(0).view(rows, -1)
         slope = (margin[:, 1 : count + 1] - margin[:, count + 1 :]) / (2 * self.difference)
@@ -103,42 +126,105 @@ class ZOO(MinimalNorm):
 
 
 @dataclass(frozen=True)
+class _Grid:
+    """An attack space: images of fewer pixels, which are enlarged to move an image by."""
+
+    down: Tensor  # (H, h)
+    right: Tensor  # (W, w)
+
+    def shape(self, x: Tensor) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return x.shape[1], self.down.shape[1], self.right.shape[1]
+
+    def values(self, x: Tensor) -> int:
+        """How many values are to be found."""
+        return math.prod(self.shape(x))
+
+    def spread(self, y: Tensor) -> Tensor:
+        """Enlarged: (…, h, w) to (…, H, W)."""
+        return self.down @ y @ self.right.T
+
+    def gathered(self, d: Tensor) -> Tensor:
+        """What a slope in pixels is in here: (…, H, W) to (…, h, w)."""
+        return self.down.T @ d @ self.right
+
+
+def _grids(x: Tensor) -> list[_Grid]:
+    """The image's own pixels, half as many along each side, a quarter, and so on."""
+    height, width = x.shape[2:]
+    scales = takewhile(lambda scale: min(height, width) >= COARSEST * scale, (2**i for i in count(1)))
+    return [
+        _Grid(*(_enlarging(side, -(-side // scale), x) for side in (height, width))) for scale in (1, *scales)
+    ]
+
+
+def _enlarging(side: int, few: int, like: Tensor) -> Tensor:
+    """The matrix (side, few) of linear interpolation."""
+    ones = engine.torch.eye(few, device=like.device, dtype=like.dtype)
+    enlarged: Tensor = engine.torch.nn.functional.interpolate(ones[None], side, mode="linear")[0].T
+    return enlarged
+
+
+@dataclass(frozen=True)
 class _Adam:
     """Adam's state, each value with moments and a count of steps of its own."""
 
+    grid: _Grid
     x: Tensor  # (B, C, H, W)
-    mean: Tensor  # (B, C·H·W)
+    mean: Tensor  # (B, C·h·w)
     square: Tensor
     steps: Tensor
     c: Tensor  # (B,)
+    rate: Tensor  # (B,)
+    met: Tensor  # (B,) whether the goal was met at any step
 
     @classmethod
-    def start(cls, x: Tensor, c: float) -> _Adam:
-        zero = engine.torch.zeros_like(x.flatten(1))
-        return cls(x, zero, zero, zero, x.new_full((len(x),), c))
+    def start(cls, grid: _Grid, x: Tensor, c: float, rate: float) -> _Adam:
+        zero, none = x.new_zeros(len(x), grid.values(x)), x.new_zeros(len(x))
+        return cls(grid, x, zero, zero, zero, none + c, none + rate, none > 0)
 
-    def moved(self, chosen: Tensor, slope: Tensor, rate: float) -> _Adam:
+    def finer(self, grid: _Grid) -> _Adam:
+        """At the same point, with nothing known of the other values' slopes."""
+        zero = self.x.new_zeros(len(self.x), grid.values(self.x))
+        return replace(self, grid=grid, mean=zero, square=zero, steps=zero)
+
+    def moved(self, chosen: Tensor, slope: Tensor) -> _Adam:
         """One step down the slopes (B, k) of the chosen values (B, k), inside the box."""
         steps = self.steps.gather(1, chosen) + 1
         mean = DECAY * self.mean.gather(1, chosen) + (1 - DECAY) * slope
         square = DECAY2 * self.square.gather(1, chosen) + (1 - DECAY2) * slope.square()
         down = (mean / (1 - DECAY**steps)) / ((square / (1 - DECAY2**steps)).sqrt() + TINY)
-        value = (self.x.flatten(1).gather(1, chosen) - rate * down).clamp_(0, 1)
+        step = engine.torch.zeros_like(self.mean).scatter(1, chosen, -self.rate[:, None] * down)
+        step = self.grid.spread(step.view(-1, *self.grid.shape(self.x)))
         return replace(
             self,
-            x=self.x.flatten(1).scatter(1, chosen, value).view_as(self.x),
+            x=(self.x + step).clamp(0, 1),
             mean=self.mean.scatter(1, chosen, mean),
             square=self.square.scatter(1, chosen, square),
             steps=self.steps.scatter(1, chosen, steps),
         )
 
-    def weighed(self, met: Tensor) -> _Adam:
-        """With less weight on the margin where the goal is met, more where not."""
-        return replace(self, c=engine.torch.where(met, self.c / ADAPT, self.c * ADAPT).clamp(1e-4, 1e6))
+    def adapted(self, met: Tensor, rate: float) -> _Adam:
+        """With less weight on the margin where the goal is met, more where not; and faster as long as it
+        never was. Where it is met first, Adam starts anew at `rate`.
+        """
+        torch = engine.torch
+        first = met & ~self.met
+        kept = ~first[:, None]
+        faster = torch.where(self.met, self.rate, (self.rate * ADAPT).clamp_max(1))
+        return replace(
+            self,
+            mean=self.mean * kept,
+            square=self.square * kept,
+            steps=self.steps * kept,
+            c=torch.where(met, self.c / ADAPT, self.c * ADAPT).clamp(1e-4, 1e6),
+            rate=torch.where(first, rate, faster),
+            met=self.met | met,
+        )
 
 
-def _importance(case: Case, x: Tensor) -> Tensor:
-    """How likely each value is to be drawn, (B, C·H·W): the largest change in its region; even where nothing
+def _importance(case: Case, x: Tensor, grid: _Grid) -> Tensor:
+    """How likely each value is to be drawn, (B, C·h·w): the largest change in its region; even where nothing
     changed.
 
     In powers of two, so that the noise of floating point hardly ever changes what is drawn.
@@ -146,7 +232,7 @@ def _importance(case: Case, x: Tensor) -> Tensor:
     torch = engine.torch
     change = (x - case.threat.x0).abs()
     pool = torch.nn.functional.adaptive_max_pool2d(change, [min(REGIONS, side) for side in x.shape[2:]])
-    weight = torch.nn.functional.interpolate(pool, x.shape[2:]).flatten(1)
+    weight = torch.nn.functional.interpolate(pool, grid.shape(x)[1:]).flatten(1)
     mean = weight.mean(1, keepdim=True)
     importance: Tensor = (weight / (mean + TINY) + 0.1).log2().round().exp2()
     return importance
