@@ -38,7 +38,7 @@ def _square(norm: str, queries: int) -> Pair:
         )
         return attack.perturb(x, y)
 
-    return Pair("square", norm, "pyautoattack", run, images=40)
+    return Pair("square", norm, "pyautoattack", run, {"queries": queries}, images=40)
 
 
 def _foolbox(name: str, **options: Any) -> Rival:
