@@ -185,6 +185,36 @@ def said(line: socket.socket) -> bytes:
         return b""
 
 
+def test_who_is_turned_away_is_not_kept(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.3)
+    with small(valkey, tmp_path, connections=2) as api, ExitStack() as stack:
+        opened = [stack.enter_context(line) for line in lines(api, 3)]
+        assert said(opened[2])[:12] == b"HTTP/1.1 503"
+        wait_until(lambda: held(api) == 2)
+
+
+def test_requests_count_whose_connections_are_gone(valkey: str, tmp_path: Path) -> None:
+    with small(valkey, tmp_path, connections=2) as api, api.worker.resting():
+        job = api.submit(wait=None).json()["links"]["self"]
+        asked = f"GET {job} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n\r\n".encode()
+        api.client.close()
+        tasks = api.server.server_state.tasks
+        for count in range(1, 4):
+            with socket.create_connection(("127.0.0.1", api.port)) as line:
+                line.sendall(asked)
+                wait_until(lambda count=count: len(tasks) == count)  # type: ignore[misc]
+        wait_until(lambda: held(api) == 0)
+        assert httpx2.get(f"{api.origin}/healthz").status_code == 503
+
+
+def test_little_is_taken_for_who_does_not_read(api: Api) -> None:
+    assert api.client.get("/healthz").status_code == 200
+    for connection in tuple(api.server.server_state.connections):
+        transport = connection.transport  # type: ignore[union-attr]
+        unsent = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        assert (unsent, transport.get_write_buffer_limits()) == (128 * 2**10, (0, 0))
+
+
 def test_an_idle_connection_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 10 * SECONDS)
     monkeypatch.setattr(api.server.config, "timeout_keep_alive", 0.2)

@@ -88,6 +88,9 @@ def test_refusals_are_the_same_too(decoders: Decoders) -> None:
     assert refused.value.field == "image"
     with pytest.raises(ImageTooLarge, match="4097x8 is too large"):
         decoders.pixels(png(4097, 8))
+    with pytest.raises(InvalidImage, match="7x8 is too small"):
+        decoders.pixels(png(7, 8))
+    assert decoders.deaths == 0
 
 
 def test_the_largest_image_fits(decoders: Decoders) -> None:

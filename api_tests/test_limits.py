@@ -65,9 +65,14 @@ def test_a_client_that_sends_on_is_heard_out_to_a_point() -> None:
 
 def test_one_that_asks_before_it_sends_is_not() -> None:
     pieces = sent(b"never")
-    with pytest.raises(HTTPException) as refused:
-        asyncio.run(take(pieces, Bounds(4), content_length="5", expect="100-continue"))
-    assert refused.value.status_code == 413
+
+    async def rest() -> list[Message]:
+        with pytest.raises(HTTPException) as refused:
+            await take(pieces, Bounds(4), content_length="5", expect="100-continue")
+        assert refused.value.status_code == 413
+        return [message async for message in pieces]
+
+    assert [message["body"] for message in asyncio.run(rest())] == [b"never"]
 
 
 @pytest.mark.parametrize("length", ["", "x", "-5", "9" * 30, "٣"])
