@@ -134,6 +134,18 @@ def test_declared_query_bound_holds(model, name, norm):
         assert found.queries.backward <= cost.backward
 
 
+def test_mean_gradients_of_a_model_that_never_wavers_only_cost_more(model, name, norm):
+    if find(name).info.access != "gradients":
+        assert "eot" not in find(name).model_fields
+        return
+    few = {"steps": 5} if "steps" in find(name).model_fields else {}
+    x, asked = greyish(1), budget(name, norm) | few
+    once = attack(model, x, None, name, **asked)
+    twice = attack(model, x, None, name, eot=2, **asked)
+    assert twice.queries.backward == 2 * once.queries.backward
+    assert torch.equal(twice.images, once.images)
+
+
 def test_a_black_box_method_needs_no_gradient_and_keeps_its_budget(module, name, norm):
     if find(name).info.access == "gradients":
         return

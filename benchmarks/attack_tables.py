@@ -18,7 +18,7 @@ NEAR, MANY = "attacks-equally-near", "attacks-beside-peers-200"
 Row = Callable[[dict[str, Any]], list[str]]
 """What a table says of two attacks that were measured beside each other."""
 
-RUNGS = (10, 15, 20, 30, 40, 50, 60, 75, 100)
+RUNGS = (3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 75, 100)
 """Numbers of steps that are tried."""
 
 ACCESS = ["gradients", "scores", "decisions", "transfer"]
@@ -153,8 +153,8 @@ def _who(network: str, pair: dict[str, Any]) -> list[str]:
 def _reached(record: dict[str, Any]) -> str:
     said = (
         f"Steps and seconds until both are equally near, {_machine(record)}, on our frozen network: the "
-        f"fewest of {', '.join(map(str, RUNGS))} steps with which the median distance is the smallest that "
-        "both reach."
+        f"fewest of {', '.join(map(str, RUNGS))} steps with which each comes to the smallest median distance "
+        "that both come to with any of them, and the median seconds of three turns."
     )
     columns = "images | distance | steps | peer's | seconds | peer's | times as fast"
     return _beside(record, said, columns, _rung)

@@ -238,7 +238,7 @@ class FixedBudget(InNorm):
 class GradientAttack(FixedBudget):
     """An attack of fixed budget that asks for gradients.
 
-    One of another kind says so with the same line: `eot: Askings = 1`.
+    One of another kind says so with the same line, `eot: Askings = 1`; nothing else is to be done for it.
     """
 
     eot: Askings = 1

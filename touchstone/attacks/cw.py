@@ -9,7 +9,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.engine.rows import Rows
-from touchstone.fields import Count, Ratio
+from touchstone.fields import Askings, Count, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class CW(MinimalNorm):
     learning_rate: Ratio = Field(0.01, gt=0, le=10, description="Adam's learning rate in tanh space.")
     initial_const: Ratio = Field(0.001, gt=0, le=1e6, description="The weight c of the first search.")
     abort_early: bool = Field(True, description="End a search once its loss has stopped falling.")
+    eot: Askings = 1
 
     def cost(self) -> Cost:
         """A gradient for every step of every search."""

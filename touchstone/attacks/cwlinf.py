@@ -22,7 +22,7 @@ from touchstone.attacks.cw import (
     to_tanh,
 )
 from touchstone.engine.rows import Rows
-from touchstone.fields import Count, Norm, Ratio
+from touchstone.fields import Askings, Count, Norm, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class CWLinf(MinimalNorm):
     )
     smallest: Ratio = Field(1 / 2048, ge=1e-4, le=1, description="No search has a smaller τ.")
     abort_early: bool = Field(True, description="End a search once its loss has stopped falling.")
+    eot: Askings = 1
 
     def cost(self) -> Cost:
         """As many searches as τ can fall and c can rise; of every rise, τ may fall once more."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Distance, Ratio
+from touchstone.fields import Askings, Count, Distance, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class DDN(MinimalNorm):
         0.05, gt=0, lt=1, description="By what part the sphere shrinks or grows from step to step."
     )
     init_norm: Distance = Field(1.0, gt=0, description="Radius of the first sphere.")
+    eot: Askings = 1
 
     def cost(self) -> Cost:
         """Per step a gradient, at worst a second one where cross-entropy is saturated; a look at the end."""

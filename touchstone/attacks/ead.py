@@ -10,7 +10,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.attacks.cw import LOOKS, STALLED, Weight, margin_of, sure
 from touchstone.engine.rows import Rows
-from touchstone.fields import Count, Norm, Ratio
+from touchstone.fields import Askings, Count, Norm, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class EAD(MinimalNorm):
     )
     initial_const: Ratio = Field(0.001, gt=0, le=1e6, description="The weight c of the first search.")
     abort_early: bool = Field(True, description="End a search once its loss has stopped falling.")
+    eot: Askings = 1
 
     def cost(self) -> Cost:
         """A gradient for every step of every search."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Natural, Ratio
+from touchstone.fields import Askings, Count, Natural, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class FAB(MinimalNorm):
     backward: Ratio = Field(
         0.9, gt=0, le=1, description="β: what remains of a found perturbation when it is drawn back."
     )
+    eot: Askings = 1
 
     def cost(self) -> Cost:
         """A step takes a gradient (or one for each of nine rivals) and a look; then the final search."""

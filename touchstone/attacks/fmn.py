@@ -9,7 +9,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.attacks.ddn import on_sphere
-from touchstone.fields import Count, Ratio
+from touchstone.fields import Askings, Count, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class FMN(MinimalNorm):
         0.05, gt=0, lt=1, description="By what part the ball shrinks or grows in the first step."
     )
     gamma_final: Ratio = Field(0.001, ge=0, lt=1, description="The same in the last step.")
+    eot: Askings = 1
 
     def cost(self) -> Cost:
         """Per step a gradient, and a look at the point after the last."""
