@@ -137,6 +137,8 @@ PAIRS = [
         ("adv-lib", lambda steps: _adv_lib("fmn", norm=2, steps=steps)),
         ("foolbox", lambda steps: _foolbox("L2FMNAttack", steps=steps)),
     ),
+    *_stepwise("fmn", "l1", ("adv-lib", lambda steps: _adv_lib("fmn", norm=1, steps=steps))),
+    *_stepwise("fmn", "l0", ("adv-lib", lambda steps: _adv_lib("fmn", norm=0, steps=steps))),
     *_minimal(
         "deepfool", "l2", {"steps": 50},
         ("adv-lib", _adv_lib("df", norm=2, steps=50)),
