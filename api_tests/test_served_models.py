@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import redis
 import torch
+from patience import wait_until
 from test_ledger import silence_bells
-from test_workers import Yard, wait_until
+from test_workers import Yard
 
 from touchstone.engine import Engine
 from touchstone.jobs import bell
@@ -59,12 +60,12 @@ def test_a_worker_that_serves_one_model_gets_its_jobs_and_no_others(yard: Yard) 
 
 
 def test_when_the_last_worker_of_a_model_is_gone_its_jobs_go_to_the_others(yard: Yard) -> None:
-    special = yard.start_worker(models="digits")
+    special = yard.start_worker(models="digits", lease=2.0)
     yard.start_worker()
     special.kill()
     special.join()
     job = yard.accept()
-    wait_until(lambda: yard.read(job).status == "succeeded", 30)
+    wait_until(lambda: yard.read(job).status == "succeeded")
 
 
 def test_a_worker_tells_what_it_serves(yard: Yard) -> None:
