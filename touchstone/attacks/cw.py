@@ -21,12 +21,16 @@ INSIDE = 1 - 1e-6
 """Black and white lie at infinity in tanh space; originals are drawn in by this factor."""
 STALLED = 0.9999
 """A search whose lowest loss is above this part of the lowest at the look before has stopped falling."""
-LOOKS, PATIENCE = 10, 20
+LOOKS, PATIENCE = 10, 10
 """How often in a search the loss is looked at, and after how many steps at the least: Adam's first steps may
 lead away.
 """
-HOPELESS = 20
-"""How many times too small a weight is, if the margin were linear, where a search is not even begun."""
+SETTLED = 0.98
+"""A search that ends above this part of the distance reached before it is the last."""
+AMPLE, MOST_TIMES = 2, 8
+"""How many times the weight that a linear margin takes the first search has at the least, and how often it is
+raised tenfold at the most.
+"""
 TINY = 1e-30
 
 
@@ -34,12 +38,15 @@ class CW(MinimalNorm):
     """Carlini & Wagner's L2 attack: minimise ‖δ‖² + c·max(κ - margin, 0) over a point that stays in the box.
 
     The point is (tanh w + 1)/2 and moves by Adam (section V.A and VI.A). The weight c of every image is
-    searched for on its own, tenfold until a search succeeds, then by bisection; the nearest success of all
-    steps of all searches is kept. The authors allow up to 10,000 steps to a search; 1,000 are the paper's.
+    searched for on its own, tenfold until a search succeeds; the nearest success of all steps of all searches
+    is kept. The authors allow up to 10,000 steps to a search; 1,000 are the paper's.
 
-    Weights that are too small by far, as the gradient at the image tells, count as failed without a search. A
-    search ends early where its loss has stopped falling, which is looked at ten times, at most every twenty
-    steps; that is decided row by row, and a row begins its next search without waiting for others.
+    Departures: the first c is raised tenfold until a linear margin would give way to it. After a success c is
+    not bisected, but set to where the pulls of both terms, in tanh space, are equally strong at the nearest
+    success: at the nearest point of all they cancel. The next search begins at the best point so far. A
+    search ends early where its loss has stopped falling, which is looked at ten times, at most every ten
+    steps, and the attack ends after a search that came less than 2% nearer. All that is decided row by row,
+    and a row begins its next search without waiting for others.
     """
 
     info = Info(
@@ -58,7 +65,9 @@ class CW(MinimalNorm):
     )
     learning_rate: Ratio = Field(0.01, gt=0, le=10, description="Adam's learning rate in tanh space.")
     initial_const: Ratio = Field(0.001, gt=0, le=1e6, description="The weight c of the first search.")
-    abort_early: bool = Field(True, description="End a search once its loss has stopped falling.")
+    abort_early: bool = Field(
+        True, description="End a search once its loss has stopped falling, and the last once it hardly helps."
+    )
     eot: Askings = 1
 
     def cost(self) -> Cost:
@@ -67,31 +76,34 @@ class CW(MinimalNorm):
         return Cost(forward=steps, backward=steps)
 
     def run(self, case: Case) -> Plan:
-        """Searches, each from the image itself."""
+        """Searches, the first from the image itself."""
         whole, best = case, engine.Nearest.none(case.threat.x0)
-        w0 = to_tanh(case.threat.x0)
-        descent, rows = Descent.begin(w0), engine.torch.arange(len(case), device=case.device)
-        every = max(PATIENCE, self.steps // LOOKS) if self.abort_early else self.steps
-        x = from_tanh(w0)
+        x = case.threat.x0
         answer = yield engine.Gradient(x, engine.Margin(case.goal))
-        weight = Weight.begin(case.threat.eps, self.initial_const).raised(answer, self)
+        descent, weight = Descent.begin(to_tanh(x)), Weight.begin(answer, self)
+        rows = engine.torch.arange(len(case), device=case.device)
+        every = max(PATIENCE, self.steps // LOOKS) if self.abort_early else self.steps
         while True:
             found = sure(case, x, answer, self.confidence)
-            best = best.put(rows, found)
+            best, weight = best.put(rows, found), weight.seen(case, found, answer.gradient)
             loss, grad = self._loss(case, x, answer, weight.c)
             ended = descent.ended(loss, self.steps, every)
             rate = engine.torch.full_like(loss, self.learning_rate)
             descent = descent.moved(in_tanh(x, grad), loss, rate, every, met=found.met)
             if bool(ended.any()):
+                open_ = ~ended | self._goes_on(weight)
                 weight = weight.after(ended, descent.met)
-                descent = descent.again(ended, w0)
-                open_ = weight.searches < self.binary_search_steps
+                descent = descent.again(ended, to_tanh(best.x[rows]))
                 if not bool(open_.any()):
                     return best.found(whole)
-                case, rows, w0 = case[open_], rows[open_], w0[open_]
-                descent, weight = descent[open_], weight[open_]
+                case, rows, descent, weight = case[open_], rows[open_], descent[open_], weight[open_]
             x = from_tanh(descent.w)
             answer = yield engine.Gradient(x, engine.Margin(case.goal))
+
+    def _goes_on(self, weight: Weight) -> Tensor:
+        """Which rows have another search, were this one's over, (B,)."""
+        more = weight.searches + 1 < self.binary_search_steps
+        return more & ~weight.settled() if self.abort_early else more
 
     def _loss(self, case: Case, x: Tensor, answer: Answer, c: Tensor) -> tuple[Tensor, Tensor]:
         """The loss (B,) and its gradient with respect to the image."""
@@ -206,33 +218,44 @@ class Descent(Rows):
 
 @dataclass(frozen=True)
 class Weight(Rows):
-    """The weight of the margin against the distance, and between which two the best one lies."""
+    """The weight of the margin against the distance, and what its next value is told by."""
 
     c: Tensor  # (B,)
-    low: Tensor  # (B,) the largest that was too small
-    high: Tensor  # (B,) the smallest that was enough
+    nearest: Tensor  # (B,) distance of the nearest success
+    balance: Tensor  # (B,) the weight at which both terms pull equally hard there
+    before: Tensor  # (B,) distance of the nearest success when a search ended last
     searches: Tensor  # (B,) searches done
 
     @classmethod
-    def begin(cls, like: Tensor, c: float) -> Weight:
-        """Nothing known yet, for as many rows as `like` has."""
-        zero = engine.torch.zeros_like(like)
-        return cls(zero + c, zero, zero + engine.torch.inf, zero)
-
-    def raised(self, answer: Answer, attack: CW) -> Weight:
-        """Tenfold as often as that is sure to be too little, each time as if a search had failed. `answer` is
-        that about the originals.
+    def begin(cls, answer: Answer, attack: CW) -> Weight:
+        """The first of the tenfold weights that would do, were the margin as linear as the answer about the
+        originals says.
         """
         short = (attack.confidence - margin_of(answer)).clamp_min(0)
-        needed = 2 * short / answer.gradient.flatten(1).square().sum(1).clamp_min(TINY)
-        times = (needed / (HOPELESS * self.c)).log10().floor().clamp(0, attack.binary_search_steps - 1)
-        c = self.c * 10**times
-        return Weight(c, (c / 10).where(times > 0, self.low), self.high, self.searches + times)
+        needed = AMPLE * 2 * short / answer.gradient.flatten(1).square().sum(1).clamp_min(TINY)
+        times = (needed / attack.initial_const).log10().ceil().clamp(0, MOST_TIMES)
+        far = engine.torch.full_like(short, engine.torch.inf)
+        c = attack.initial_const * 10**times
+        return cls(c, far, c, far, engine.torch.zeros_like(short))
+
+    def seen(self, case: Case, found: Nearest, grad: Tensor) -> Weight:
+        """After more points, with the gradient of their margin."""
+        nearer = found.distance < self.nearest
+        if not bool(nearer.any()):
+            return self
+        d = 2 * (found.x - case.threat.x0)
+        pulls = (engine.L2().size(in_tanh(found.x, one)) for one in (d, grad))
+        balance = next(pulls) / next(pulls).clamp_min(TINY)
+        balance = engine.torch.where(nearer, balance, self.balance)
+        return replace(self, nearest=self.nearest.minimum(found.distance), balance=balance)
 
     def after(self, ended: Tensor, met: Tensor) -> Weight:
         """The next weight for rows of the mask `ended`, of whose searches those of `met` succeeded."""
         where = engine.torch.where
-        low = where(ended & ~met, self.low.maximum(self.c), self.low)
-        high = where(ended & met, self.high.minimum(self.c), self.high)
-        following = where(high.isinf(), 10 * self.c, (low + high) / 2)
-        return Weight(where(ended, following, self.c), low, high, self.searches + ended)
+        c = where(ended, where(met, self.balance, 10 * self.c), self.c)
+        before = where(ended, self.nearest, self.before)
+        return Weight(c, self.nearest, self.balance, before, self.searches + ended)
+
+    def settled(self) -> Tensor:
+        """Which rows have succeeded before, and have come hardly nearer in this search, (B,)."""
+        return self.nearest > SETTLED * self.before

@@ -10,9 +10,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.attacks.cw import (
-    HOPELESS,
     LOOKS,
-    PATIENCE,
     TINY,
     Descent,
     from_tanh,
@@ -32,6 +30,10 @@ if TYPE_CHECKING:
 
 SOLVED = 1e-4
 """A loss below this part of c means that both of its terms are as good as zero."""
+PATIENCE = 20
+"""After how many steps of a search the loss is looked at, at the least."""
+HOPELESS = 20
+"""How many times too small a weight is, if the margin were linear, where a search is not even begun."""
 FINE = 0.1
 """The part of τ to which failed searches bring the learning rate down."""
 

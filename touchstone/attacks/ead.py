@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.cw import LOOKS, STALLED, Weight, margin_of, sure
+from touchstone.attacks.cw import LOOKS, STALLED, margin_of, sure
 from touchstone.engine.rows import Rows
 from touchstone.fields import Askings, Count, Norm, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
@@ -27,8 +27,8 @@ class EAD(MinimalNorm):
 
     A gradient step on the smooth terms, then every change is drawn back by β, those smaller than β to none
     (equation 5); momentum k/(k+3) as in FISTA (Algorithm 1), the step falling with the square root of what
-    is left. c is searched for as in `cw`, per image. Of all successes the one of the smallest L1 distance is
-    kept, or by the rule "EN" that of the smallest elastic net.
+    is left. c is searched for per image, tenfold until a search succeeds, then by bisection. Of all successes
+    the one of the smallest L1 distance is kept, or by the rule "EN" that of the smallest elastic net.
 
     Departures: successes are looked for among the points at which the gradient is taken, clipped to the box,
     so that a step takes one forward pass and not two; the L1 rule is the default, the norm being L1.
@@ -150,3 +150,27 @@ class Search(Rows):
             self.before.masked_fill(ended, engine.torch.inf),
             self.met & ~ended,
         )
+
+
+@dataclass(frozen=True)
+class Weight(Rows):
+    """The weight of the margin against the distance, and between which two the best one lies."""
+
+    c: Tensor  # (B,)
+    low: Tensor  # (B,) the largest that was too small
+    high: Tensor  # (B,) the smallest that was enough
+    searches: Tensor  # (B,) searches done
+
+    @classmethod
+    def begin(cls, like: Tensor, c: float) -> Weight:
+        """Nothing known yet, for as many rows as `like` has."""
+        zero = engine.torch.zeros_like(like)
+        return cls(zero + c, zero, zero + engine.torch.inf, zero)
+
+    def after(self, ended: Tensor, met: Tensor) -> Weight:
+        """The next weight for rows of the mask `ended`, of whose searches those of `met` succeeded."""
+        where = engine.torch.where
+        low = where(ended & ~met, self.low.maximum(self.c), self.low)
+        high = where(ended & met, self.high.minimum(self.c), self.high)
+        following = where(high.isinf(), 10 * self.c, (low + high) / 2)
+        return Weight(where(ended, following, self.c), low, high, self.searches + ended)
