@@ -60,8 +60,8 @@ def test_a_worker_that_serves_one_model_gets_its_jobs_and_no_others(yard: Yard) 
 
 
 def test_when_the_last_worker_of_a_model_is_gone_its_jobs_go_to_the_others(yard: Yard) -> None:
-    special = yard.start_worker(models="digits", lease=2.0)
-    yard.start_worker()
+    special = yard.start_worker(models="digits")
+    yard.start_worker(lease=2.0)  # three of these without a sign of life, and it counts as gone
     special.kill()
     special.join()
     job = yard.accept()
