@@ -119,15 +119,15 @@ def test_weights_that_are_too_small_take_no_search():
     assert touchstone.attack(model, x, None, "cw", **fields).success.all()
 
 
-@pytest.mark.parametrize(("net", "distance"), [(NETS[0], 0.345), (NETS[1], 1.62)])
-def test_cw_is_nearer_than_by_bisection_in_half_of_its_steps(net, distance):
-    """Searches from the image each time, their weights by bisection, took 370 and 300."""
+@pytest.mark.parametrize(("net", "distance", "gradients"), [(NETS[0], 0.445, 422), (NETS[1], 2.1, 333)])
+def test_cw_is_nearer_than_adv_lib_by_two_thirds_of_its_gradients(net, distance, gradients):
+    """Its mean distance and gradients an image, told the same; images that are wrong already are at 0."""
     model, x, y = touchstone.load(net), touchstone.samples()[:20], torch.arange(20) % 10
     fields = {"steps": 100, "learning_rate": 0.1, "binary_search_steps": 6, "quantize": False}
     found = touchstone.attack(model, x, y, "cw", **fields)
     assert found.success.all()
-    assert found.distance.median() < distance
-    assert found.queries.backward < 20 * 185
+    assert found.distance.mean() < distance
+    assert found.queries.backward < 2 / 3 * gradients * len(x)
 
 
 def test_weights_that_are_too_small_by_far_take_no_search_in_linf():
