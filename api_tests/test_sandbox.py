@@ -63,7 +63,7 @@ def test_a_model_that_needs_too_much_memory_is_stopped() -> None:
 def test_a_model_that_takes_too_long_is_stopped() -> None:
     began = time.monotonic()
     with pytest.raises(ModelTooCostly, match="longer than 6 s"):
-        tried(slow_onnx(200), seconds=6, input={"height": 64, "width": 64})
+        tried(slow_onnx(200), seconds=6, memory=16 * GIB, input={"height": 64, "width": 64})
     assert time.monotonic() - began < 40
 
 
