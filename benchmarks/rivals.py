@@ -41,7 +41,7 @@ class Pair:
     peer: str
     rival: Rival
     parameters: dict[str, Any] = field(default_factory=dict)
-    images: int = 1_000
+    images: int = 40
     minimal: bool = False
     shorter: Callable[[int], Rival] | None = None
     """The rival with as many steps, where both sides take them one gradient each."""
@@ -99,7 +99,7 @@ def _foolbox(name: str, **options: Any) -> Rival:
 
 
 def _minimal(
-    attack: str, norm: str, ours: dict[str, Any], *rivals: tuple[str, Rival], images: int = 1_000
+    attack: str, norm: str, ours: dict[str, Any], *rivals: tuple[str, Rival], images: int = 40
 ) -> list[Pair]:
     return [Pair(attack, norm, peer, rival, ours, images, minimal=True) for peer, rival in rivals]
 
@@ -121,7 +121,7 @@ PAIRS = [
     Pair("apgd", "linf", "pyautoattack", _authors("apgd", n_iter=100, n_restarts=1), STEPS),
     Pair("apgdt", "linf", "pyautoattack", _authors("apgdt", n_iter=100, n_restarts=1), STEPS),
     Pair("square", "linf", "pyautoattack", _authors("square", n_queries=1_000), {"queries": 1_000}),
-    Pair("autoattack", "linf", "pyautoattack", _autoattack, images=40),
+    Pair("autoattack", "linf", "pyautoattack", _autoattack),
     *_stepwise(
         "ddn", "l2",
         ("adv-lib", lambda steps: _adv_lib("ddn", levels=None, steps=steps)),
@@ -143,6 +143,7 @@ PAIRS = [
         "deepfool", "l2", {"steps": 50},
         ("adv-lib", _adv_lib("df", norm=2, steps=50)),
         ("foolbox", _foolbox("L2DeepFoolAttack", steps=50, candidates=10)),
+        images=80,
     ),
     *_minimal(
         "cw", "l2", FAST,
@@ -153,7 +154,7 @@ PAIRS = [
     *_minimal(
         "cw-linf", "linf", {"steps": 50, "learning_rate": 0.1, "smallest": 1 / 255},
         ("adv-lib", _adv_lib("carlini_wagner_linf", max_iterations=50, learning_rate=0.1)),
-        images=5,
+        images=16,
     ),
 ]  # fmt: skip
 
@@ -191,6 +192,7 @@ def _ours(pair: Pair, model: Model, x: Tensor, y: Tensor, eps: float, **fields: 
 
 def reached(pair: Pair, model: Model, x: Tensor, y: Tensor) -> dict[str, Any]:
     """The fewest steps with which each side comes as near as both do at their best, and their seconds."""
+    x, y = x[: pair.images], y[: pair.images]
     shorter, net = pair.shorter, Fast(model).eval()
     if shorter is None:
         raise ValueError("the rival takes a fixed number of steps")
