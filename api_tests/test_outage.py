@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from serving import Api, serving
+from serving import Api, problem, serving
 
 from touchstone import embedded
+from touchstone.jobs import allowances
+from touchstone.jobs.scripts import ANSWER_SECONDS
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
 
@@ -65,6 +67,19 @@ def test_everyone_hears_of_it_at_once_and_nobody_else_waits(api: Api, outage: Ou
         assert api.client.get("/readyz").json()["missing"] == ["ledger", "worker"]
     assert meanwhile > 1, "only who asks for the ledger waits until it counts as gone"
     assert api.job()["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/models", "/v1/attacks", "/v1/attacks/pgd/cost"])
+def test_nobody_waits_for_the_ledger_twice(
+    api: Api, outage: Outage, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where what a tenant may use must be asked before anything else."""
+    monkeypatch.setattr(allowances, "REMEMBERED_SECONDS", 0)
+    assert api.client.get(path).status_code == 200
+    with outage.frozen():
+        began = time.monotonic()
+        problem(api.client.get(path), 503, "ledger_unavailable")
+        assert time.monotonic() - began < 2 * ANSWER_SECONDS
 
 
 def test_who_waits_for_a_job_that_was_accepted_is_told_of_the_job(api: Api, outage: Outage) -> None:
