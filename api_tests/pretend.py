@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from touchstone import logs
-from touchstone.errors import Canceled, NonFiniteOutput
+from touchstone.errors import Canceled, ModelUnusable, NonFiniteOutput
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.settings import Settings
 from workers.serve import serve
@@ -107,6 +107,8 @@ def end(then: str | None, engine: Engine) -> None:
         raise NonFiniteOutput("The model answered NaN.", field="image", rows=1)
     if then == "starve":
         raise MemoryError
+    if then == "starve as it loads":
+        raise ModelUnusable("digits: the weights do not fit") from MemoryError()
     if then == "break":
         raise RuntimeError("the password is swordfish")
     if then == "hang":

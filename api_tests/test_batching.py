@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -9,7 +10,18 @@ import torch
 from linear import greyish, linear_model
 
 import touchstone
-from touchstone.engine import Answer, Batcher, Counted, CrossEntropy, Engine, Goal, Gradient, Logits, Task
+from touchstone.engine import (
+    Answer,
+    Batcher,
+    Counted,
+    CrossEntropy,
+    Engine,
+    Goal,
+    Gradient,
+    Logits,
+    Task,
+    batching,
+)
 from touchstone.errors import Canceled, DeadlineExceeded, OutOfMemory, WorkerStopping
 
 
@@ -147,6 +159,17 @@ def test_running_out_of_memory_halves_the_batch_and_fails_no_task():
     assert max(map(sum, oracle.passes)) <= 3
 
 
+def test_larger_batches_are_tried_again_once_the_memory_may_be_back(monkeypatch):
+    oracle, batcher = Recorder(rows=16, capacity=3), Batcher()
+    run(batcher, *[Task(asking(1), oracle) for _ in range(16)])
+    oracle.capacity = 16
+    run(batcher, *[Task(asking(1), oracle) for _ in range(16)])
+    assert max(map(sum, oracle.passes)) <= 3
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + batching.SHORT_SECONDS)
+    run(batcher, *[Task(asking(1), oracle) for _ in range(16)])
+    assert sum(oracle.passes[-1]) == 16
+
+
 def test_a_row_that_never_fits_fails_its_own_task_alone():
     [(_, error)] = run(Batcher(), Task(asking(1), Recorder(capacity=0)))
     assert isinstance(error, OutOfMemory)
@@ -234,6 +257,27 @@ def test_stopping_hands_running_tasks_back():
         running.result()
     with pytest.raises(WorkerStopping):
         engine.start(asking(1), Recorder())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["_drop_overdue", "_share", "_answer", "_deliver", "_advance"])
+def test_no_task_waits_for_ever_whatever_has_no_memory(engine, monkeypatch, name):
+    """Where a step goes wrong halfway, its tasks end with what went wrong, and the next ones are served."""
+    whole, calls = getattr(Batcher, name), itertools.count()
+
+    def starved(*args):
+        if next(calls) == 4:
+            raise MemoryError
+        return whole(*args)
+
+    monkeypatch.setattr(Batcher, name, starved)
+    oracle = Recorder(rows=2, wait=0.001)
+    running = [engine.start(asking(5), oracle) for _ in range(3)]
+    ends = [one._future.exception() for one in running]
+    assert any(isinstance(end, MemoryError) for end in ends)
+    assert all(isinstance(end, MemoryError | None) for end in ends)
+    assert engine.start(asking(2), oracle).result() == [1, 1]
+    assert not engine.busy
 
 
 def test_concurrent_one_image_jobs_equal_one_batch():

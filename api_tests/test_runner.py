@@ -128,8 +128,9 @@ def test_a_failure_is_told_as_it_is(bench: Bench) -> None:
     }
 
 
-def test_a_job_is_tried_again_where_a_worker_has_no_memory_left(bench: Bench) -> None:
-    last = bench.tried_three_times(bench.accept(then="starve"))
+@pytest.mark.parametrize("then", ["starve", "starve as it loads"])
+def test_a_job_is_tried_again_where_a_worker_has_no_memory_left(bench: Bench, then: str) -> None:
+    last = bench.tried_three_times(bench.accept(then=then))
     assert last.error is not None
     assert (last.status, last.attempts, last.error.code) == ("failed", 3, "out_of_memory")
 

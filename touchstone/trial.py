@@ -25,7 +25,8 @@ from touchstone.errors import (
     UnsupportedOperator,
 )
 from touchstone.logs import get_logger
-from touchstone.models.examination import OUT_OF_MEMORY, STEPS, Fault, Findings, Request, Word
+from touchstone.memory import tells_of_lack
+from touchstone.models.examination import STEPS, Fault, Findings, Request, Word
 from touchstone.models.manifest import Manifest
 
 MODULE = "touchstone.engine.sandbox"
@@ -179,7 +180,7 @@ class Trial:
     def _crash(self, code: int, errors: str) -> Failure:
         if -code in _COSTLY:
             return ModelTooCostly(f"trying the model took too long{self._where()}")
-        if -code == signal.SIGKILL or any(word in errors for word in OUT_OF_MEMORY):
+        if -code == signal.SIGKILL or tells_of_lack(errors):
             limit = self._request.memory
             return ModelTooCostly(
                 f"trying the model took more memory than there is, or than {limit:,} bytes{self._where()}"

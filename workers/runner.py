@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
 from touchstone.logs import bound, get_logger
+from touchstone.memory import lacks_memory
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Reached
 from touchstone.models.shelf import ZOO, Shelf
@@ -153,11 +153,11 @@ class Runner:
             if ended.canceled and held.reason in ("stopping", "lost"):
                 return None
             return self._succeed(held, ended)
-        except Failure as failure:
-            return self._fail(held, failure)
         except Exception as error:  # noqa: BLE001 - a fault of ours ends the job, its traceback belongs in the log
-            if _is_starved(error):
+            if lacks_memory(error):
                 return self._fail(held, OutOfMemory("the worker's memory does not hold what this job needs"))
+            if isinstance(error, Failure):
+                return self._fail(held, error)
             _log.exception("a job broke")
             return _INTERNAL
 
@@ -307,12 +307,6 @@ def _comparable(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
     late = any(one.get("stopped_by") == DeadlineExceeded.code for one in (before, result))
     chance = late or any(count.get("pooled") for count in counts)
     return not chance or counts[0].get("n_used") == counts[1].get("n_used")
-
-
-def _is_starved(error: Exception) -> bool:
-    """Whether the process has no memory left; a thread that cannot start says so in words alone."""
-    starved = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    return starved or "can't start new thread" in str(error)
 
 
 def _waited(job: Job) -> float:

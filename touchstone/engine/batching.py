@@ -13,10 +13,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from touchstone.engine.device import lacks_memory
 from touchstone.engine.oracle import AnyOracle, Wanted, check_finite
 from touchstone.engine.queries import Answer, Asking, Gradient, Noisy, Query
 from touchstone.errors import Canceled, DeadlineExceeded, Failure, OutOfMemory
+from touchstone.memory import lacks_memory
+
+SHORT_SECONDS = 60.0
+"""For so long memory that ran out counts as short: others may have taken it, and given it back."""
 
 
 @runtime_checkable
@@ -81,24 +84,27 @@ class Batcher:
     Groups take turns. Within a group each owner gets an equal share of the rows, and of it each of their
     tasks; what one does not need goes to the others, so a question of a hundred thousand rows delays a
     question of one row by one slice. It has no thread and no clock of its own but for deadlines;
-    `touchstone.engine.thread` runs one per device.
+    `touchstone.engine.thread` runs one per device. What `step` raises leaves tasks that only `abandon` ends.
     """
 
     def __init__(self) -> None:
+        self._running: dict[Task, None] = {}  # in the order in which they came; each is told of its end once
         self._groups: dict[Hashable, deque[Task]] = {}
-        self._limits: WeakKeyDictionary[AnyOracle, int] = WeakKeyDictionary()  # after running out of memory
+        self._limits: WeakKeyDictionary[AnyOracle, tuple[int, float]] = WeakKeyDictionary()
+        """Rows of a pass after running out of memory, and until when."""
         self.observe: Callable[[Counted, float], None] = lambda _queries, _seconds: None
         self.meanwhile: Callable[[], None] = lambda: None  # called while an oracle takes its time
 
     def __len__(self) -> int:
-        return sum(map(len, self._groups.values()))
+        return len(self._running)
 
     def tasks(self) -> list[Task]:
         """All running tasks."""
-        return [task for group in self._groups.values() for task in group]
+        return list(self._running)
 
     def add(self, task: Task) -> None:
         """Start a task: its plan runs up to its first question."""
+        self._running[task] = None
         self._advance(task, None)
 
     def step(self) -> None:
@@ -106,11 +112,11 @@ class Batcher:
         self._drop_overdue()
         if not self._groups:
             return
-        key = next(iter(self._groups))
-        group = self._groups.pop(key)
+        key, group = next(iter(self._groups.items()))
         chosen = self._share(group)
         served = {task for task, _ in chosen}
         # Last in line now, the group among the groups and these tasks among its tasks.
+        del self._groups[key]
         self._groups[key] = deque(sorted(group, key=served.__contains__))
         self._answer(chosen)
 
@@ -124,7 +130,8 @@ class Batcher:
         oracle = group[0].asked
         fixed = group[0].deterministic or any(isinstance(task.query, Noisy) for task in group)
         rows = oracle.fixed_rows if fixed else oracle.rows
-        room = min(rows, self._limits.get(oracle, rows))
+        limit, until = self._limits.get(oracle, (rows, 0.0))
+        room = min(rows, limit) if time.monotonic() < until else rows
         owners: dict[str, list[Task]] = {}
         for task in group:
             owners.setdefault(task.owner, []).append(task)
@@ -166,10 +173,10 @@ class Batcher:
         return [not task.ended for task, _ in chosen]
 
     def _recover(self, chosen: list[tuple[Task, Query | Noisy]], error: Exception) -> None:
-        """Out of memory: ask for half as much from now on. Anything else: find out whose question it was."""
+        """Out of memory: ask for half as much for a while. Anything else: find out whose question it was."""
         rows = sum(len(query) for _, query in chosen)
         if lacks_memory(error) and rows > 1:
-            self._limits[chosen[0][0].asked] = rows // 2
+            self._limits[chosen[0][0].asked] = (rows // 2, time.monotonic() + SHORT_SECONDS)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         elif len(chosen) > 1:
@@ -203,7 +210,7 @@ class Batcher:
             if task.answered and asked is not None:
                 task.answered(asked, whole, task.queries)
         except Exception as error:  # noqa: BLE001 - a task's failure is reported to its owner
-            task.done(None, error)
+            self._settle(task, None, error)
             return
         self._advance(task, whole)
 
@@ -214,9 +221,9 @@ class Batcher:
                 task.query = next(task.plan) if answer is None else task.plan.send(answer)
         except StopIteration as end:
             task.query = None
-            task.done(end.value, None)
+            self._settle(task, end.value, None)
         except Exception as error:  # noqa: BLE001 - a plan's failure is reported to its owner
-            task.done(None, error)
+            self._settle(task, None, error)
         else:
             self._groups.setdefault(task.group, deque()).append(task)
 
@@ -240,12 +247,16 @@ class Batcher:
         try:
             task.plan.throw(error)
         except StopIteration as end:
-            task.done(end.value, None)
+            self._settle(task, end.value, None)
         except BaseException as raised:  # noqa: BLE001 - reported to the task's owner
-            task.done(None, raised)
+            self._settle(task, None, raised)
         else:
             task.plan.close()
-            task.done(None, error)
+            self._settle(task, None, error)
+
+    def _settle(self, task: Task, result: Any, error: BaseException | None) -> None:
+        del self._running[task]
+        task.done(result, error)
 
     def _leave(self, task: Task) -> None:
         group = self._groups.get(task.group)

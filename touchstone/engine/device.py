@@ -44,10 +44,3 @@ def onto(device: torch.device, tensor: Tensor) -> Tensor:
 def most_rows(device: torch.device) -> int:
     """The largest batch worth trying: few rows keep a CPU busy; a GPU may need many."""
     return 64 if device.type == "cpu" else 1024
-
-
-def lacks_memory(error: Exception) -> bool:
-    """Whether an error of the device or of the host means that there was no memory left."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

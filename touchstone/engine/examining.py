@@ -15,7 +15,8 @@ from touchstone.engine.oracle import Oracle
 from touchstone.engine.probe import LEAST_ROWS, looks_like_softmax, probed
 from touchstone.engine.resize import Sight
 from touchstone.errors import InvalidModel, ModelUnusable
-from touchstone.models.examination import OUT_OF_MEMORY, Findings, Softmax
+from touchstone.memory import lacks_memory
+from touchstone.models.examination import Findings, Softmax
 from touchstone.models.loading import Logarithm, imported, module_of
 from touchstone.models.manifest import ONNX, Manifest
 from touchstone.models.measured import Examined
@@ -114,7 +115,7 @@ def _asked(card: Manifest, oracle: Oracle, x: Tensor) -> Tensor:
         try:
             logits = oracle.module(oracle.sight.see(x))
         except (RuntimeError, ValueError, IndexError) as error:
-            if any(words in str(error) for words in OUT_OF_MEMORY):
+            if lacks_memory(error):
                 raise
             raise InvalidModel(
                 f"the network cannot be asked about images of {card.input.channels}x{card.input.height}x"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -62,7 +63,7 @@ class Lane:
         self._batcher = Batcher()
         self._batcher.observe = self._passes.observe
         self._batcher.meanwhile = self._meanwhile
-        self._arrived: list[Task] = []
+        self._arrived: deque[Task] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -115,6 +116,7 @@ class Lane:
         torch.set_flush_denormal(True)
         while self._admit():
             try:
+                self._take_arrived()
                 self._batcher.step()
             except Exception as error:  # noqa: BLE001 - a fault of the batcher must not leave its tasks waiting
                 self._batcher.abandon(error)
@@ -129,18 +131,15 @@ class Lane:
             if self._stopping or not self.busy:
                 self._thread = None
                 return False
-        self._take_arrived()
         return True
 
     def _hand_back(self) -> None:
-        for task in self._batcher.tasks() + self._arrived:
+        for task in (*self._batcher.tasks(), *self._arrived):
             task.done(None, WorkerStopping("the worker is shutting down"))
 
     def _take_arrived(self) -> None:
-        with self._wake:
-            arrived, self._arrived = self._arrived, []
-        for task in arrived:
-            self._batcher.add(task)
+        while self._arrived:
+            self._batcher.add(self._arrived.popleft())
 
     def _meanwhile(self) -> None:
         """While an oracle takes its time, tasks may arrive, and all must end when the worker does."""

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from touchstone.engine.counting import BATCH_TOLERANCE
-from touchstone.engine.device import keep_blocks, lacks_memory, most_rows
+from touchstone.engine.device import keep_blocks, most_rows
 from touchstone.engine.goals import CrossEntropy, Goal, Margin
 from touchstone.engine.noise import Stream
 from touchstone.engine.oracle import Oracle
 from touchstone.engine.queries import Gradient, Noisy
 from touchstone.engine.resize import Sight
+from touchstone.memory import lacks_memory
 from touchstone.models.loading import load_module
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Probe

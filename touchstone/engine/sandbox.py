@@ -18,7 +18,8 @@ from torch.nn import functional
 from touchstone.confinement import confine
 from touchstone.engine.examining import examine
 from touchstone.errors import Failure, InvalidModel, ModelTooCostly
-from touchstone.models.examination import OUT_OF_MEMORY, STEPS, Begun, Fault, Request, Word
+from touchstone.memory import lacks_memory
+from touchstone.models.examination import STEPS, Begun, Fault, Request, Word
 
 WRITTEN_BYTES = 2**20
 _GRACE_SECONDS = 5
@@ -46,7 +47,7 @@ def _tried(request: Request, source: BinaryIO) -> Word:
 
 
 def _failure(error: Exception, request: Request) -> Failure:
-    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+    if lacks_memory(error):
         return ModelTooCostly(f"trying the model took more than {request.memory:,} bytes of memory")
     if isinstance(error, Failure):
         return error

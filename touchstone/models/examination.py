@@ -12,9 +12,6 @@ from touchstone.models.measured import Examined
 STEPS = ("read", "build", "answer", "differentiate", "measure")
 """What is done in turn."""
 
-OUT_OF_MEMORY = ("bad_alloc", "MemoryError", "allocate memory")
-"""How those say it who cannot raise MemoryError."""
-
 Softmax = Literal["none", "removed", "inverted"]
 
 
