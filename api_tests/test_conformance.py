@@ -48,6 +48,23 @@ def model(module):
     return touchstone.wrap(module, classes=[f"class {i}" for i in range(10)])
 
 
+class Steady(torch.nn.Module):
+    """The same, and what it answers for a row is to the bit the same whatever is beside it."""
+
+    def __init__(self):
+        super().__init__()
+        layer = linear_model(classes=10)[1].double()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x):
+        return ((x.flatten(1).double()[:, None] * self.weight).sum(2) + self.bias).float()
+
+
+@pytest.fixture(scope="module")
+def steady():
+    return touchstone.wrap(Steady())
+
+
 def test_perturbation_stays_in_ball_and_box_after_rounding(model, name, norm):
     x = torch.cat([greyish(8), torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)])
     asked = budget(name, norm)
@@ -77,12 +94,12 @@ def test_same_seed_same_bytes(model, name, norm):
     assert torch.equal(runs[0].images, runs[1].images)
 
 
-def test_a_row_alone_equals_the_row_among_others(model, name, norm):
+def test_a_row_alone_equals_the_row_among_others(steady, name, norm):
     x = greyish(6)
     seeds = list(range(10, 16))
-    together = attack(model, x, None, name, seed=seeds, **budget(name, norm))
+    together = attack(steady, x, None, name, seed=seeds, **budget(name, norm))
     for i in (0, 3, 5):
-        alone = attack(model, x[i : i + 1], None, name, seed=[seeds[i]], **budget(name, norm))
+        alone = attack(steady, x[i : i + 1], None, name, seed=[seeds[i]], **budget(name, norm))
         assert torch.equal(alone.success, together.success[i : i + 1])
         assert torch.allclose(alone.images, together.images[i : i + 1], atol=1.5 / 255)
         assert float((alone.images != together.images[i : i + 1]).float().mean()) < 0.02

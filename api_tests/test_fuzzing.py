@@ -29,6 +29,7 @@ def patient(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield api
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")  # of Schemathesis' own
 @pytest.mark.parametrize("phase", PHASES)
 def test_nothing_drawn_from_the_description_makes_it_stumble(patient: Api, phase: str) -> None:
