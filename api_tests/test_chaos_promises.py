@@ -38,6 +38,7 @@ def test_a_canceled_job_asks_its_model_no_more(site: Site) -> None:
 
 @pytest.mark.parametrize("mode", [Mode.STALL, Mode.ONE_WAY])
 def test_who_asks_hears_soon_that_the_ledger_is_cut_off(site: Site, mode: Mode) -> None:
-    answers, loop, _ = promises.cut_off(site, mode, rounds=1)
+    answers, loop, thread = promises.cut_off(site, mode, rounds=1)
     assert usually(answers), answers
-    assert usually(loop), loop
+    busy = 3 * spread(thread.seconds)[0]  # a thread that waits for nothing is late, too, on a busy machine
+    assert usually(loop) or spread(loop.seconds)[0] < busy, (loop, thread)

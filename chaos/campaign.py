@@ -79,6 +79,12 @@ def gather(site: Site) -> Evidence:
     return Evidence(entries, jobs, events, _Whole(blobs), site.settings.max_attempts, deliveries, heard)
 
 
+def tracebacks(home: Path) -> Iterator[str]:
+    """What API and workers logged of errors that nobody had foreseen."""
+    for log in home.glob("*.log"):
+        yield from (line for line in log.read_text("utf-8", "replace").splitlines() if "Traceback" in line)
+
+
 def history(home: Path) -> History:
     """What was done in a campaign, and who worked on what."""
     return History(

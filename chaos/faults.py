@@ -119,11 +119,19 @@ def _get_stuck(site: Site) -> None:
 
 
 def _run_out_of_memory(site: Site) -> None:
-    """A step that cannot allocate; and a process that may not grow by a byte."""
+    """A step that cannot allocate; and a worker that has just begun and may not grow by a byte."""
     traps.arm(traps.NO_MEMORY, site.home)
     wait_until(lambda: not traps.is_armed(traps.NO_MEMORY, site.home))
-    with _limited(site.any_worker().pid, resource.RLIMIT_AS, 0):
+    with _limited(_renewed(site).pid, resource.RLIMIT_AS, 0):
         time.sleep(0.5)
+
+
+def _renewed(site: Site) -> BaseProcess:
+    """A worker that took another's place just now."""
+    before = {process.pid for process in site.workers}
+    _end(site.any_worker(), signal.SIGTERM)
+    wait_until(lambda: any(process.pid not in before for process in site.workers) and site.all_work())
+    return next(process for process in site.workers if process.pid not in before)
 
 
 @contextmanager
@@ -159,8 +167,7 @@ def _fill_disk(site: Site) -> None:
 def _set_clock_ahead(site: Site) -> None:
     """A worker whose clock is two hours ahead takes part in the work."""
     site.clock = AHEAD_SECONDS
-    _end(site.any_worker(), signal.SIGTERM)
-    wait_until(site.all_work)
+    _renewed(site)
     site.clock = 0.0
     time.sleep(1)
 

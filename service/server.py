@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.backend import Whole
-from service.connections import HEAD_BYTES, Most, Protocol
+from service.connections import HEAD_BYTES, HEAD_SECONDS, Most, Protocol
 from touchstone.settings import Settings
 
 END_SECONDS = 10
@@ -31,6 +31,7 @@ class Server(uvicorn.Server):
             proxy_headers=settings.proxies is not None,
             forwarded_allow_ips=settings.proxies or [],
             server_header=False,
+            timeout_keep_alive=int(HEAD_SECONDS),  # longer than clients do, which is mostly 5 s
             timeout_graceful_shutdown=END_SECONDS,
         )
         super().__init__(config)
