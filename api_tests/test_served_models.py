@@ -50,6 +50,29 @@ def test_a_bell_is_rung_where_the_model_is_served(
     assert ledger.queue_of("no such job") == bell.QUEUE
 
 
+def test_bells_that_nobody_hears_make_up_for_none_that_is_missing(
+    ledger: Ledger, submission: Submission, server: redis.Redis
+) -> None:
+    ledger.beat("special", {}, ["digits"])
+    server.lpush(bell.QUEUE, *["message"] * 5)  # of jobs for which there was no worker, canceled since
+    job, _ = ledger.accept(submission)
+    silence_bells(server)
+    assert ledger.reap().ring == (job.id,)
+
+
+def test_a_bell_that_is_missing_is_found_behind_many_that_are_not(
+    ledger: Ledger, submission: Submission, server: redis.Redis
+) -> None:
+    ledger.beat("special", {}, ["digits"])
+    many = 1100
+    for _ in range(many):
+        ledger.accept(submission.model_copy(update={"model": OTHER}))
+    server.lpush(bell.QUEUE, *["message"] * many)
+    job, _ = ledger.accept(submission)
+    silence_bells(server)
+    assert [ledger.reap().ring for _ in range(2)] == [(), (job.id,)]
+
+
 def test_a_worker_that_serves_one_model_gets_its_jobs_and_no_others(yard: Yard) -> None:
     yard.start_worker(models="digits")
     own, other = yard.accept(), accept_other(yard)

@@ -48,6 +48,15 @@ local function rank(lane, tenant)
   if redis.call('EXISTS', tenants_key(lane)) == 0 then redis.call('DEL', turns_key(lane)) end
 end
 
+-- How many jobs wait in a lane.
+local function standing_in(lane)
+  local all = 0
+  for _, tenant in ipairs(redis.call('ZRANGE', tenants_key(lane), 0, -1)) do
+    all = all + redis.call('ZCARD', line_key(lane, tenant))
+  end
+  return all
+end
+
 local function lane_of(model)
   return redis.call('ZSCORE', SERVED, model) and model or ''
 end

@@ -25,18 +25,31 @@ local function bells_in(queue)
   return redis.call('LLEN', queue)
 end
 
--- A bell is missing only where the broker holds fewer messages than jobs wait. Those whose bell was rung the longest
--- time ago come first; the fraction keeps their order.
-local missing = waiting - bells_in(list)
-for _, model in ipairs(redis.call('ZRANGE', SERVED, 0, -1)) do
-  missing = missing - bells_in(list .. ':' .. model)
+-- A bell is missing where the broker holds fewer messages for a lane than jobs stand there, for those of another lane ring
+-- for nobody here; or where a job stands in a lane that nobody serves any more.
+local missing, strayed, lack = {}, waiting, false
+local function compare(lane, queue)
+  local stand = standing_in(lane)
+  missing[lane], strayed = stand - bells_in(queue), strayed - stand
+  lack = lack or missing[lane] > 0
 end
+compare('', list)
+for _, model in ipairs(redis.call('ZRANGE', SERVED, 0, -1)) do compare(model, list .. ':' .. model) end
+
+-- Those whose bell was rung the longest time ago come first; the fraction keeps their order. Whoever was looked at in vain
+-- makes way for those behind.
+local LOOKS = 1000
 local ring = {}
-if missing > 0 then
-  ring = redis.call('ZRANGEBYSCORE', BELLS, '-inf', at, 'LIMIT', 0, math.min(missing, bells))
-  for place, id in ipairs(ring) do
-    redis.call('ZADD', BELLS, at + pause + place / 1000, id)
-    move(id, lane_of(get(id, 'model')[1]))
+if lack or strayed > 0 then
+  for place, id in ipairs(redis.call('ZRANGEBYSCORE', BELLS, '-inf', at, 'LIMIT', 0, LOOKS)) do
+    if #ring == bells then break end
+    redis.call('ZADD', BELLS, at + pause + place / LOOKS, id)
+    local lane = lane_of(get(id, 'model')[1])
+    if place_of(id) ~= lane or missing[lane] > 0 then
+      move(id, lane)
+      missing[lane] = missing[lane] - 1
+      ring[#ring + 1] = id
+    end
   end
 end
 return {ring, lost}
