@@ -16,7 +16,7 @@ from patience import SECONDS, wait_until
 from serving import Api, Work, serving, succeed
 
 from service import news
-from service.news import Item, Reader
+from service.news import Item, News, Reader
 from service.waiting import Waiting
 from touchstone.jobs.answers import Change
 from touchstone.jobs.record import LOCAL, Progress
@@ -182,6 +182,26 @@ def test_a_stream_ends_where_something_may_have_been_missed(api: Api, valkey_ser
         assert list(events) == []
     with stream(api) as events:
         wait_until(lambda: client.pubsub_numsub("ts:changed")[0][1])
+        api.job()
+        assert until(events, ended)
+
+
+def test_whatever_goes_wrong_with_one_change_the_next_are_heard_of(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, hear = waiting_of(api).news, News.hear
+    faults = [RuntimeError("not foreseen")]
+
+    def stumble(self: News, change: Change) -> bool:
+        if faults:
+            raise faults.pop()
+        return hear(self, change)
+
+    monkeypatch.setattr(News, "hear", stumble)
+    with stream(api):
+        api.submit(wait=None)
+        wait_until(lambda: not room._readers)  # let go, for they have missed something
+    with stream(api) as events:
         api.job()
         assert until(events, ended)
 

@@ -129,8 +129,8 @@ class Waiting:
                 with self._ledger.watch() as self._watch:
                     self.news.interrupt()
                     self._tell_all(self._watch)
-            except LedgerUnavailable as error:
-                self._log.warning("changes are not heard of", reason=error.detail)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next changes must be heard of
+                self._log.warning("changes are not heard of", reason=f"{type(error).__name__}: {error}")
                 self._stop.wait(RECHECK_SECONDS)
 
     def _tell_all(self, watch: Watch) -> None:
