@@ -10,10 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from patience import SECONDS, wait_until
 from serving import Api, problem, serving
 
+from service import app
+from service.ringing import Ringer
+from service.waiting import Waiting
 from touchstone import embedded
 from touchstone.jobs import allowances
+from touchstone.jobs.record import Job
 from touchstone.jobs.scripts import ANSWER_SECONDS
 from touchstone.jobs.server import process_id
 from touchstone.settings import Settings
@@ -110,3 +115,43 @@ def test_waiters_are_woken_again_after_it(api: Api, outage: Outage) -> None:
         began = time.monotonic()
     thread.join()
     assert woken[0] - began < 20
+
+
+def test_who_waits_leaves_the_threads_to_requests(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking: list[str] = []
+    go_on = threading.Event()
+
+    def slowly(_: Waiting, job: Job, _may_wait: object) -> Job:
+        looking.append(job.id)
+        go_on.wait(SECONDS)
+        return job
+
+    monkeypatch.setattr(app, "THREADS", 2)
+    monkeypatch.setattr(Waiting, "_look", slowly)
+    with serving(settings) as api, ThreadPoolExecutor() as pool:
+        with api.worker.resting():
+            waiters = [pool.submit(api.submit, wait=50) for _ in range(3)]
+            try:
+                wait_until(lambda: len(looking) == len(waiters))
+                assert api.client.get("/v1/jobs").status_code == 200
+            finally:
+                go_on.set()
+        assert {waiter.result().json()["status"] for waiter in waiters} == {"succeeded"}
+
+
+def test_a_bell_that_cannot_be_rung_keeps_none_from_being_rung() -> None:
+    rung: list[str] = []
+
+    def ring(job: str) -> None:
+        rung.append(job)
+        if job == "first":
+            raise RuntimeError("not foreseen")
+
+    ringer = Ringer(ring)
+    ringer.start()
+    ringer.ring("first")
+    ringer.ring("second")
+    ringer.stop()
+    assert rung == ["first", "second"]

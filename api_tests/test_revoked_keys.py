@@ -8,10 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from patience import wait_until
 from serving import Api, problem, serving
 from test_keys import asked, bearer
 from test_storage_full import infer
 
+from service import events
+from touchstone.errors import LedgerUnavailable
 from touchstone.jobs.record import LOCAL
 from touchstone.settings import Settings
 
@@ -57,3 +60,30 @@ def test_who_waits_with_a_revoked_key_is_told_so_within_a_second_or_so(
         assert other.result().status_code == 200
     canceled = {one.submission.kind for one in guarded.ledger.of(LOCAL).find(status="canceled").jobs}
     assert canceled == ({"attack", "inference"} if ask is await_inference else {"attack"})
+
+
+def test_while_the_ledger_is_gone_a_waiter_asks_it_once_at_a_time(
+    guarded: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question waits for its answer: for that of a second, the client would, too."""
+
+    def gone(_: str) -> bool:
+        raise LedgerUnavailable("gone")
+
+    text, asked_again = guarded.ledger.keys.create(asked()).text, []
+    monkeypatch.setattr(guarded.ledger.keys, "stands", gone)
+    monkeypatch.setattr(guarded.ledger, "read", asked_again.append)
+    with guarded.worker.resting():
+        assert guarded.submit(wait=2, headers=bearer(text)).status_code == 202
+    assert asked_again == []
+
+
+def test_a_stream_whose_key_cannot_be_asked_after_ends(guarded: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> bool:
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr(events, "still_permitted", broken)
+    headers = bearer(guarded.ledger.keys.create(asked()).text)
+    with guarded.client.stream("GET", "/v1/events", headers=headers) as response:
+        assert response.status_code == 200
+        wait_until(lambda: not guarded.server._backend.waiting.news._readers)

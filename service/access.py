@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -116,17 +117,17 @@ def found_in(scope: Mapping[str, Any]) -> Caller | None:
 
 
 def still_permitted(request: Request) -> bool:
-    """Whether the caller's key is still good: answers that last ask again and again. It asks the ledger, and
-    while that is out of reach nothing has changed: nothing is told meanwhile.
+    """Whether the caller's key is still good: answers that last ask again and again. It asks the ledger;
+    raises LedgerUnavailable.
     """
     caller, whole = caller_of(request), cast("Whole", request.app.state.backend)
-    try:
-        return caller.key_id is None or whole.ledger.keys.stands(caller.key_id)
-    except LedgerUnavailable:
-        return True
+    return caller.key_id is None or whole.ledger.keys.stands(caller.key_id)
 
 
 def check_still_permitted(request: Request) -> None:
-    """Raise `KeyInvalid` where the caller's key was good when the request came, and is so no longer."""
-    if not still_permitted(request):
-        raise KeyInvalid("Authorization: the API key was revoked, or has expired, while you waited")
+    """Raise `KeyInvalid` where the caller's key was good when the request came, and is so no longer; but not
+    while the ledger is out of reach.
+    """
+    with suppress(LedgerUnavailable):
+        if not still_permitted(request):
+            raise KeyInvalid("Authorization: the API key was revoked, or has expired, while you waited")

@@ -88,7 +88,7 @@ async def stream_events(
                 return
             if not events:
                 await listener.changed(RECHECK_SECONDS)
-            events = await to_thread.run_sync(_more, request, job, after)
+            events = await to_thread.run_sync(_more, request, job, after, limiter=backend.waiting.looks)
 
 
 def _more(request: Request, job: str, after: str | None) -> list[Event] | None:
@@ -112,10 +112,21 @@ async def everything(request: Request) -> AsyncIterator[Reader]:
 
 
 async def _watch(request: Request, reader: Reader) -> None:
-    """Let a reader go whose key is good no longer."""
-    while await to_thread.run_sync(still_permitted, request):
-        await asyncio.sleep(LOOK_SECONDS)
-    reader.end()
+    """Let a reader go whose key is good no longer, or cannot be asked after any more."""
+    looks = backend_of(request).waiting.looks
+    try:
+        while await to_thread.run_sync(_may_read_on, request, limiter=looks):
+            await asyncio.sleep(LOOK_SECONDS)
+    finally:
+        reader.end()
+
+
+def _may_read_on(request: Request) -> bool:
+    """While the ledger is out of reach nothing is told, so nobody has to go."""
+    try:
+        return still_permitted(request)
+    except LedgerUnavailable:
+        return True
 
 
 @router.get(

@@ -6,7 +6,11 @@ import queue
 import threading
 from collections.abc import Callable
 
+from touchstone.logs import get_logger
+
 STOP_SECONDS = 2.0
+
+_log = get_logger("ringer")
 
 
 class Ringer:
@@ -32,4 +36,7 @@ class Ringer:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            self._ring(job)
+            try:
+                self._ring(job)
+            except Exception as error:  # noqa: BLE001 - the next bell is to be rung all the same
+                _log.warning("a bell was lost", job=job, reason=f"{type(error).__name__}: {error}")

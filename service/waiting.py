@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from service.news import News
 from touchstone.errors import LedgerUnavailable, UnknownJob
@@ -21,6 +21,9 @@ RECHECK_SECONDS = 1.0
 """How often a waiter looks for itself, in case the message that should wake it was lost."""
 
 LONGEST_SECONDS = 60
+
+LOOKS = 50
+"""Waiters that look at once: where the ledger hangs, no request queues for a thread behind all of them."""
 
 Wanted = Callable[[Job | Change], bool]
 
@@ -61,6 +64,7 @@ class Waiting:
         self._thread = threading.Thread(target=self._hear, name="ledger-watch", daemon=True)
         self._log = get_logger("watch")
         self.news = News(ledger)
+        self.looks = CapacityLimiter(LOOKS)
         self.closing = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -110,14 +114,16 @@ class Waiting:
         while not listener.wanted(job) and not self.closing and (left := end - clock()) > 0:
             news = await listener.changed(min(left, RECHECK_SECONDS))
             if news is None:
-                news = await to_thread.run_sync(self._look, job, may_wait)
+                news = await to_thread.run_sync(self._look, job, may_wait, limiter=self.looks)
             if news is None:
                 break
             job = news
         return job
 
     def _look(self, job: Job, may_wait: Callable[[], bool]) -> Job | None:
-        """The job as it is now, None for who may not wait; a ledger that is out of reach changes nothing."""
+        """The job as it is now, None for who may not wait; a ledger that is out of reach changes nothing, and
+        is waited for once.
+        """
         try:
             return self._ledger.read(job.id) if may_wait() else None
         except LedgerUnavailable:
