@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pytest
 import remote
+from patience import SECONDS, wait_until
 from remote import CLASSES, Model
 from serving import Api, png, problem
 
+from service import examples
+from service.backend import at_once
 from touchstone.check import check
 from touchstone.engine import Engine, Ways
 from touchstone.errors import AddressRefused, InvalidParameter, ModelConflict, UnknownModel
@@ -203,3 +208,25 @@ def test_certificates_of_files_are_refused_at_the_submission(api: Api, model: Mo
             api.client.post(f"/v1/{path}", files=files, data=data), 422, "invalid_parameter", "model"
         )
         assert "8-bit" in told["detail"]
+
+
+def test_a_name_that_resolves_slowly_keeps_no_other_submission_waiting(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    go_on = threading.Event()
+
+    def slowly(_: Outgoing, url: str) -> None:
+        asked.append(url)
+        go_on.wait(2 * SECONDS)
+
+    monkeypatch.setattr(Outgoing, "check", slowly)
+    post = partial(api.client.post, "/v1/models", json=examples.REMOTE)
+    with ThreadPoolExecutor() as pool:
+        registrations = [pool.submit(post) for _ in range(at_once())]
+        try:
+            wait_until(lambda: len(asked) == len(registrations))
+            assert api.job()["status"] == "succeeded"
+        finally:
+            go_on.set()
+        assert {one.result().status_code for one in registrations} == {202}

@@ -35,7 +35,7 @@ from service import (
     webhooks,
 )
 from service.arrivals import Arrivals
-from service.backend import Ring, Whole, at_once
+from service.backend import NAMES, Ring, Whole, at_once
 from service.edge import Edge
 from service.limits import Bounds, Limits, Room
 from service.metrics import Durations, Figures
@@ -109,6 +109,7 @@ def _backend(settings: Settings, ring: Ring | None) -> Whole:
         sweeper=Sweeper(ledger, blobs),
         durations=durations,
         checks=CapacityLimiter(at_once()),
+        names=CapacityLimiter(NAMES),
         arrivals=Arrivals(),
         strangers=Strangers(settings.refused_keys),
         decoders=Decoders(at_once()),

@@ -51,6 +51,7 @@ class _Backend(Generic[L]):
     sweeper: Sweeper
     durations: Durations
     checks: CapacityLimiter
+    names: CapacityLimiter
     arrivals: Arrivals
     strangers: Strangers
     decoders: Decoders
@@ -66,6 +67,10 @@ Backend: TypeAlias = _Backend[Holdings]
 def at_once() -> int:
     """How many bodies are checked and images decoded at once: it bounds the memory that they take."""
     return max(2, os.cpu_count() or 1)
+
+
+NAMES = 16
+"""Names that are resolved at once, for as long as whoever answers for them likes to take."""
 
 
 def whole_of(request: Request) -> Whole:

@@ -6,7 +6,6 @@ import mmap
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from anyio import to_thread
@@ -66,7 +65,10 @@ async def register_model(request: Request) -> Response:
     """
     backend, key = backend_of(request), preferences.idempotency_key(request)
     if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
-        return await answers.submit(request, partial(_without_file, backend=backend))
+        said = await answers.checked(request, _said)
+        # Nobody else waits for a name that resolves slowly.
+        prepared = await to_thread.run_sync(_without_file, backend, *said, limiter=backend.names)
+        return await answers.answer(request, prepared, key)
     limit = backend.settings.model_limit
     # Of what says nothing of its size, and of what is too large, no more is written than the limit.
     size = min(limit, int(request.headers.get("content-length", limit)))
@@ -158,8 +160,8 @@ def _registered(request: Request, card: Manifest) -> Response:
     return models.show(request, card, headers={"Location": where})
 
 
-def _without_file(received: Received, *, backend: Backend) -> Prepared:
-    """A model that answers behind an address."""
+def _said(received: Received) -> tuple[Registration, Any]:
+    """What is said of a model that answers behind an address, and the webhook."""
     fields = bodies.json_fields(received.content)
     webhook = fields.pop("webhook", None)
     registration = Registration.parse(fields)
@@ -167,6 +169,11 @@ def _without_file(received: Received, *, backend: Backend) -> Prepared:
         raise InvalidParameter(
             "file: missing; send multipart/form-data with the parts file and manifest", field="file"
         )
+    return registration, webhook
+
+
+def _without_file(backend: Backend, registration: Registration, webhook: Any) -> Prepared:
+    """A model that answers behind an address, which is resolved here."""
     outgoing = Outgoing(backend.settings.outgoing_allow)
     try:
         submission, told = registering.prepare_remote(registration, outgoing, backend.ledger.tenant)
