@@ -160,6 +160,21 @@ def test_one_that_says_nothing_is_not_waited_for(hostile: Decoders, monkeypatch:
         hostile.canonical(b"sleep")
 
 
+def test_an_answer_that_was_not_heard_is_nobody_elses(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoders.canonical(png())
+
+    def deaf(*_: object) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding._Decoder, "_hear", deaf)
+        with pytest.raises(MemoryError):
+            decoders.canonical(png(30, 20))
+    assert decoders.canonical(png()) == canonical(png())
+
+
 def test_none_that_starts_is_no_fault_of_the_file(
     decoders: Decoders, monkeypatch: pytest.MonkeyPatch
 ) -> None:

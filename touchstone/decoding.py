@@ -118,7 +118,11 @@ class Decoders:
         try:
             decoder = decoder or _Decoder()
             return decoder.ask(form, upload)
-        except _GoneError:
+        except Failure:
+            raise
+        except BaseException:  # whoever asks next would hear the answer that was not heard
+            if decoder:
+                decoder.end()
             decoder = None
             raise
         finally:
