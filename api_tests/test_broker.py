@@ -27,6 +27,7 @@ NEEDED = {
     "worker_enable_remote_control": False,
     "broker_connection_max_retries": None,
     "broker_connection_retry_on_startup": True,
+    "broker_channel_error_retry": True,
 }
 TRANSPORT = {
     "socket_connect_timeout": 3,

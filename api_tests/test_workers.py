@@ -234,3 +234,14 @@ def test_a_bell_without_a_broker_is_refused_quickly(yard: Yard) -> None:
     begun = time.monotonic()
     assert not yard.ring("a-job")
     assert time.monotonic() - begun < 20
+
+
+def test_a_worker_stays_where_the_broker_refuses_to_write_for_a_while(yard: Yard) -> None:
+    worker = yard.start_worker()
+    with connect(yard.url) as server:
+        server.config_set("min-replicas-to-write", 1)
+        wait_until(lambda: "Connection to broker lost" in yard.log())
+        server.config_set("min-replicas-to-write", 0)
+    job = yard.accept()
+    wait_until(lambda: yard.read(job).status == "succeeded")
+    assert worker.is_alive()

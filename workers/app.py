@@ -48,6 +48,7 @@ def celery_app(url: str) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
+        broker_channel_error_retry=True,  # a server that refuses to write is one that is away
         broker_transport_options={
             "socket_connect_timeout": 3,
             "socket_timeout": 10,
