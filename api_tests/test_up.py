@@ -182,6 +182,33 @@ def test_a_child_that_dies_is_started_again(house: House, who: str) -> None:
     wait_until(lambda: house.ledger.read(job).status == "succeeded")
 
 
+def test_a_child_is_started_again_although_nobody_listens_to_us(house: House) -> None:
+    up, url = house.ready()
+    assert up.stdout
+    up.stdout.close()
+    up.stdout = None
+    pid = house.worker_pid()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: house.worker_pid() != pid)
+    assert works(url)
+
+
+def test_who_looks_after_others_stumbles_over_none() -> None:
+    looks: list[str] = []
+
+    class Broken:
+        def look(self) -> None:
+            looks.append("broken")
+            raise RuntimeError("not foreseen")
+
+        def stop(self) -> None:
+            pass
+
+    watcher = children.Watcher([Broken()], lambda _: None)
+    wait_until(lambda: len(looks) > 1)
+    watcher.stop()
+
+
 def test_an_api_that_hangs_is_started_again(house: House) -> None:
     house.checkup = (0.2, 1.0)
     started, url = house.ready()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from touchstone import embedded
-from touchstone.errors import StartError
 from touchstone.jobs.rounds import Rounds
 
 LOG_BYTES = 10 * 2**20
@@ -180,5 +179,5 @@ class Watcher:
     def _look(self, charge: Charge) -> None:
         try:
             charge.look()
-        except (OSError, StartError) as error:
+        except Exception as error:  # noqa: BLE001 - the others are to be looked after all the same
             self._say(f"Not started again: {error}")

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ Wanted = Callable[[], bool]
 
 def serve(settings: Settings, say: Say, *, worker_module: str = "workers") -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; the exit code is 1 where the service could not be started."""
+    say = _to_whoever_listens(say)
     with _listening() as wanted:
         try:
             with running(settings, say, wanted=wanted, worker_module=worker_module) as url:
@@ -49,6 +50,16 @@ def serve(settings: Settings, say: Say, *, worker_module: str = "workers") -> in
         except UnwantedError:
             say("Stopped before it was ready")
     return 0
+
+
+def _to_whoever_listens(say: Say) -> Say:
+    """The same, though the terminal or the pipe may be gone by now."""
+
+    def tell(line: str) -> None:
+        with suppress(OSError):
+            say(line)
+
+    return tell
 
 
 class UnwantedError(Exception):
