@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import redis
@@ -217,3 +218,13 @@ def test_a_name_that_turns_private_after_the_check_is_refused(
     [delivery] = settled(ledger)
     assert {(attempt.status, attempt.error) for attempt in delivery.attempts} == {(None, "address_refused")}
     assert receiver.messages == []
+
+
+def test_a_delivery_for_which_there_was_no_thread_keeps_no_place(
+    ledger: Ledger, receiver: Receiver, submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended(ledger, submission.model_copy(update={"webhook": receiver.url}))
+    deliverer = Deliverer(ledger.outbox, Outgoing("127.0.0.0/8"), lambda _: {})
+    with patch.object(threading.Thread, "start", side_effect=MemoryError), pytest.raises(MemoryError):
+        deliverer._send_due()
+    assert not deliverer._under_way

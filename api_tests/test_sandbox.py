@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import textwrap
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -256,3 +258,15 @@ def test_the_gate_is_left_open(pretend: Callable[[str], Trial]) -> None:
     with pytest.raises(InvalidModel):
         pretend(f"{BEGUN}\nsys.exit(1)").run(bytes, lambda _: None, gate)
     assert gate.acquire(blocking=False)
+
+
+def test_a_child_that_cannot_be_timed_does_not_stay(
+    pretend: Callable[[str], Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, started = pretend("time.sleep(60)"), list[subprocess.Popen[bytes]]()
+    start = one._start
+    monkeypatch.setattr(one, "_start", lambda *files: started.append(start(*files)) or started[0])
+    no_thread = patch.object(threading.Timer, "start", side_effect=RuntimeError("can't start new thread"))
+    with no_thread, pytest.raises(RuntimeError):
+        go(one)
+    assert started[0].returncode is not None

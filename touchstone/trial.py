@@ -129,12 +129,12 @@ class Trial:
         """Keep a process for no longer than its time; neither it nor its offspring outlives the context."""
         timer = threading.Timer(self._request.seconds, self._end, ["late"])
         timer.daemon = True
-        timer.start()
-        with self._lock:
-            self._process = process
-        if self._reason:
-            self._end(self._reason)
         try:
+            timer.start()
+            with self._lock:
+                self._process = process
+            if self._reason:
+                self._end(self._reason)
             yield process
         finally:
             timer.cancel()

@@ -75,7 +75,7 @@ class Deliverer:
         thread = threading.Thread(target=self._deliver, args=[sending], name="delivery", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no more threads are to be had
+        except BaseException:  # no more threads are to be had, or no memory
             del self._under_way[_key(sending)]
             raise
 
