@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from touchstone.run import run
 from touchstone.settings import Settings
 from touchstone.uploads import canonical
 from workers.keeper import Keeper
+from workers.registering import Tried
 from workers.runner import Runner
 
 ZOO_MODEL = "fashion-mnist-cnn"
@@ -223,6 +225,25 @@ def test_a_registration_ends_in_time(
     job = bench.go(bench.register(linear_onnx()))
     assert job.error is not None
     assert (job.status, job.error.code) == ("failed", code)
+
+
+@pytest.mark.parametrize("end", ["canceled", "lost"])
+def test_what_is_found_out_too_late_registers_nothing(bench: Bench, end: str) -> None:
+    data = linear_onnx()
+    job = bench.register(data)
+
+    def try_slowly(*_: Any, **__: Any) -> Tried:
+        bench.keeper.close()  # which hears of nothing any more
+        if end == "canceled":
+            bench.ledger.cancel(job)
+        else:
+            bench.ledger._client.zadd("ts:leases", {job: 1})
+            assert bench.ledger.reap().lost == (job,)
+        return Tried(completed(card_of(data), data), examined(), 1.0)
+
+    replace(bench.runner, trials=try_slowly)(job)
+    assert bench.versions.all() == {}
+    assert bench.ledger.read(job).status == ("canceled" if end == "canceled" else "queued")
 
 
 def test_versions_stay_and_the_newest_is_current(bench: Bench) -> None:

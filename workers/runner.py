@@ -28,7 +28,7 @@ from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission,
 from touchstone.logs import bound, get_logger
 from touchstone.memory import lacks_memory
 from touchstone.models.manifest import Manifest
-from touchstone.models.measured import Reached
+from touchstone.models.measured import Reached, Shown
 from touchstone.models.shelf import ZOO, Shelf
 from touchstone.settings import Settings
 from workers.held import Cancelable, Held
@@ -183,22 +183,20 @@ class Runner:
             return self._remote_registration(held, card)
         read = partial(self.blobs.get, submission.source)
         tried = self.trials(submission, read, self.settings, started=held.started, report=held.report)
-        if held.reason:
-            raise Canceled("the job was canceled")
-        own, size = self.ledger.of(submission.tenant), self.blobs.size(submission.source)
-        self._insist(lambda: own.versions.register(tried.card, tried.examined, size=size))
+        self._register(held, tried.card, tried.examined, size=self.blobs.size(submission.source))
         self._insist(lambda: self.ledger.note_probe(tried.card.digest, tried.examined))
         return tried.finished()
 
     def _remote_registration(self, held: Held, card: Manifest) -> Ended:
         """The same for a model behind an address, which the engine asks."""
         ended = self._run(held, held.job.submission, None)
-        if held.reason:
-            raise Canceled("the job was canceled")
-        reached = Reached.model_validate(ended.result["probe"])
-        own = self.ledger.of(held.job.submission.tenant)
-        self._insist(lambda: own.versions.register(card, reached))
+        self._register(held, card, Reached.model_validate(ended.result["probe"]))
         return ended
+
+    def _register(self, held: Held, card: Manifest, found: Shown, *, size: int = 0) -> None:
+        versions, claim = self.ledger.of(held.job.submission.tenant).versions, (held.job.id, held.job.claims)
+        if held.reason or not self._insist(lambda: versions.register(card, found, size=size, claim=claim)):
+            raise Canceled("the job was canceled")
 
     def _run(self, held: Held, submission: Submission, prior: dict[str, Any] | None) -> Ended:
         return self.run(

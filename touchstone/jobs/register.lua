@@ -1,9 +1,11 @@
--- tenant, id, digest, card as JSON, what was found out about it as JSON, bytes of its file. Makes this version the current
--- one, unless it is known: then nothing changes, and the card that is known is returned.
-local tenant, id, digest, card, examined, size = unpack(ARGV)
+-- tenant, id, digest, card as JSON, what was found out about it as JSON, bytes of its file, the job that tried it and its
+-- claim, or '' twice. Makes this version the current one, unless it is known: then nothing changes, and the card that is
+-- known is returned. False where the claim does not hold any more, or the job was canceled.
+local tenant, id, digest, card, examined, size, job, claim = unpack(ARGV)
 local key = version_key(tenant, id, digest)
 local known = redis.call('HGET', key, 'card')
 if known then return known end
+if job ~= '' and not (holds(job, claim) and get(job, 'cancel')[1] == '0') then return false end
 
 local at = now()
 redis.call('HSET', key, 'card', card, 'examined', examined, 'at', at)

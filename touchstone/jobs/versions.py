@@ -29,15 +29,21 @@ class Versions:
         self._tenant = tenant
         self._registry = f"ts:registry:{tenant}"
 
-    def register(self, card: Manifest, examined: Shown, *, size: int = 0) -> None:
+    def register(
+        self, card: Manifest, examined: Shown, *, size: int = 0, claim: tuple[str, int] | None = None
+    ) -> bool:
         """Keep a version, whose file has `size` bytes, for good, and make it its model's current one.
 
-        One that is known stays as it is; `ModelConflict` where it is known with another manifest.
+        One that is known stays as it is; `ModelConflict` where it is known with another manifest. False, and
+        nothing is kept, where the claim of the job that tried it no longer holds, or that job was canceled.
         """
         told = card.model_dump_json(), examined.model_dump_json()
-        known = self._scripts.run("register", self._tenant, card.id, card.digest, *told, size)
-        if Manifest.model_validate_json(known) != card:
+        known = self._scripts.run(
+            "register", self._tenant, card.id, card.digest, *told, size, *(claim or ("", ""))
+        )
+        if known and Manifest.model_validate_json(known) != card:
             raise other_manifest(card.id)
+        return bool(known)
 
     def all(self) -> dict[str, tuple[VersionRef, ...]]:
         """Every model's versions, the current one first."""
