@@ -309,3 +309,20 @@ def test_a_job_for_whose_files_no_room_comes_fails_as_such_in_the_end(
         last = bench.tried_three_times(bench.accept())
     assert last.error
     assert (last.status, last.attempts, last.error.code) == ("failed", 3, "storage_full")
+
+
+def test_a_job_that_does_not_end_when_it_is_asked_to_is_let_go(
+    settings: Settings, submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretend.Engine, "busy", False)  # whatever it waits for, it is not the engine
+    hasty = settings.model_copy(update={"lease": 2.0, "hang": 0.5})
+    bench = Bench(hasty, submission, str(settings.redis_url))
+    bench.keeper.start()
+    try:
+        job = bench.begin(steps=0, then="hang")
+        bench.ledger.cancel(job)
+        wait_until(lambda: bench.ledger.reap().lost == (job,))
+        assert bench.ledger.read(job).status == "canceled"
+        assert bench.exits == [], "it keeps nobody else from running"
+    finally:
+        bench.finish()

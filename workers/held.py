@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
@@ -28,6 +29,7 @@ class Held:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.reason: Reason | None = None
+        self._told = float("inf")
         self._tasks: list[Cancelable] = []
         self._report: Report | None = None
         self._lock = threading.Lock()
@@ -43,10 +45,15 @@ class Held:
     def end(self, reason: Reason) -> None:
         """Ask the job to end; the first reason stays."""
         with self._lock:
+            self._told = min(self._told, time.monotonic())
             first = self.reason = self.reason or reason
             tasks = tuple(self._tasks)
         for task in tasks:
             _end(task, first)
+
+    def lingers(self, patience: float) -> bool:
+        """Whether it was asked to end longer ago than so many seconds."""
+        return time.monotonic() - self._told > patience
 
     def report(self, progress: Progress, metric: Mapping[str, float]) -> None:
         """Note how far the job is; only the latest note is passed on, so this costs nothing."""

@@ -75,9 +75,11 @@ class Keeper:
         self._give_up = give_up
         self._moved = moved
         self._serves = settings.served
+        self._patience = settings.hang
         self._pulse = Pulse(engine, settings.hang)
         self._noted: dict[str, Probe] = {}
         self._held: set[Held] = set()
+        self._given_up: set[Held] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stopping_since: float | None = None
@@ -150,7 +152,7 @@ class Keeper:
     def renew(self) -> None:
         """Extend all leases once and pass on what the ledger says of each job."""
         held: dict[str, Held] = {}
-        for each in sorted(self._all(), key=lambda each: each.job.claims):
+        for each in sorted(self._not_given_up(), key=lambda each: each.job.claims):
             if each.job.id in held:  # its lease ran out, and we claimed it again ourselves
                 held[each.job.id].end("lost")
             held[each.job.id] = each
@@ -158,6 +160,16 @@ class Keeper:
         for name, verdict in verdicts.items():
             if verdict != "fine":
                 held[name].end(verdict)
+
+    def _not_given_up(self) -> list[Held]:
+        """All but those that have not ended long after they were asked to: what they wait for may never come,
+        so nobody renews their leases.
+        """
+        late = {each for each in self._all() if each.lingers(self._patience)}
+        for each in late - self._given_up:
+            _log.critical("a job does not end and is let go", job=each.job.id, reason=each.reason)
+        self._given_up = late
+        return [each for each in self._all() if each not in late]
 
     def _pass_on_reports(self) -> None:
         reports = [report for each in self._all() if (report := each.take_report())]
