@@ -5,6 +5,7 @@ Run as a program, it serves. `start` starts one by forking from a process that h
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import sys
@@ -109,6 +110,8 @@ def end(then: str | None, engine: Engine) -> None:
         raise MemoryError
     if then == "starve as it loads":
         raise ModelUnusable("digits: the weights do not fit") from MemoryError()
+    if then == "too many files":
+        raise OSError(errno.EMFILE, "Too many open files")
     if then == "break":
         raise RuntimeError("the password is swordfish")
     if then == "hang":

@@ -8,12 +8,14 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from touchstone.errors import StorageFull, UnknownArtifact
 from touchstone.jobs import folder as module
-from touchstone.jobs.blobs import Blobs, FolderBlobs, StoreBlobs, open_blobs
+from touchstone.jobs.blobs import Blobs, FolderBlobs, StoreBlobs, digest_of, open_blobs
 from touchstone.settings import Settings
 
 DATA = bytes(range(256)) * 5
@@ -172,3 +174,17 @@ def test_the_settings_choose(tmp_path: Path) -> None:
     bucket = open_blobs(Settings(home=tmp_path, blobs_url="memory:///prefix"))
     assert isinstance(bucket, StoreBlobs)
     assert bucket.get(bucket.put(DATA)) == DATA
+
+
+@pytest.mark.parametrize("ask", ["get", "size"])
+def test_a_store_that_fails_is_no_blob_that_is_missing(ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise GenericError("503")
+
+    for name in ("put", "get", "head"):
+        monkeypatch.setattr(obstore, name, fail)
+    blobs = StoreBlobs(MemoryStore())
+    with pytest.raises(OSError, match="GenericError"):
+        blobs.put(b"data")
+    with pytest.raises(OSError, match="GenericError"):
+        getattr(blobs, ask)(digest_of(b"data"))

@@ -135,6 +135,12 @@ def test_a_job_is_tried_again_where_a_worker_has_no_memory_left(bench: Bench, th
     assert (last.status, last.attempts, last.error.code) == ("failed", 3, "out_of_memory")
 
 
+def test_a_job_is_tried_again_where_the_workers_files_fail_it(bench: Bench) -> None:
+    last = bench.tried_three_times(bench.accept(then="too many files"))
+    assert last.error is not None
+    assert (last.status, last.attempts, last.error.code) == ("failed", 3, "internal_error")
+
+
 @pytest.mark.parametrize("then", ["break", "nan"])
 def test_a_fault_of_ours_is_told_without_internals(
     bench: Bench, then: str, capfd: pytest.CaptureFixture[str]

@@ -159,7 +159,9 @@ class Runner:
             if isinstance(error, Failure):
                 return self._fail(held, error)
             _log.exception("a job broke")
-            return _INTERNAL
+            # Files and devices fail for reasons that are no job's.
+            passing = isinstance(error, OSError) and not held.reason and self._leaves(held)
+            return None if passing else _INTERNAL
 
     def _pooled_run(self, held: Held) -> Ended:
         """Run the job, going on from what equal questions have counted before it, and keep its counts for
@@ -251,13 +253,20 @@ class Runner:
             failure = DeadlineExceeded("the job ran longer than its deadline allowed")
         elif held.reason == "canceled" or isinstance(failure, Canceled):
             return {"status": "canceled"}
-        elif isinstance(failure, _PASSING) and held.job.attempts < self.settings.max_attempts:
-            # Nobody renews the lease: when it has run out, the job is tried again, perhaps elsewhere.
-            _log.warning("a job is left to another attempt", code=failure.code)
-            held.end("lost")
+        elif isinstance(failure, _PASSING) and self._leaves(held):
             return None
         _log.info("a job failed", code=failure.code)
         return {"status": "failed", "error": _problem(failure)}
+
+    def _leaves(self, held: Held) -> bool:
+        """Leave a job to another attempt, if there may be one: nobody renews the lease, and when it has run
+        out, the job is tried again, perhaps elsewhere.
+        """
+        if held.job.attempts >= self.settings.max_attempts:
+            return False
+        _log.warning("a job is left to another attempt")
+        held.end("lost")
+        return True
 
     def _conclude(self, held: Held, end: Mapping[str, Any] | None) -> None:
         job = held.job

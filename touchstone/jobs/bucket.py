@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import ObjectStore
 
 from touchstone.jobs.places import (
@@ -33,6 +33,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turn whatever else a store fails with into OSError, as files do."""
+    try:
+        yield
+    except (AlreadyExistsError, NotFoundError):
+        raise
+    except BaseError as error:
+        raise OSError(f"the store of the files fails ({type(error).__name__})") from error
+
+
 class StoreBlobs:
     """Blobs as objects in S3 or its like."""
 
@@ -43,7 +54,7 @@ class StoreBlobs:
     def put(self, data: bytes) -> str:
         """See `Blobs.put`."""
         digest = digest_of(data)
-        with suppress(AlreadyExistsError):
+        with suppress(AlreadyExistsError), _answering():
             obstore.put(self._store, place(digest), data, mode="create")
         return digest
 
@@ -57,7 +68,8 @@ class StoreBlobs:
 
     def put_file(self, file: Path, digest: str) -> None:
         """See `Blobs.put_file`; large ones go in several parts."""
-        obstore.put(self._store, place(digest), file)
+        with _answering():
+            obstore.put(self._store, place(digest), file)
 
     def get(self, digest: str) -> bytes:
         """See `Blobs.get`."""
@@ -81,7 +93,7 @@ class StoreBlobs:
     def _reach(self, digest: str, action: Callable[[str], T]) -> T:
         """Do something with a blob's object, wherever it lies at the moment."""
         for where in places(digest, self.aside):
-            with suppress(NotFoundError, FileNotFoundError):
+            with suppress(NotFoundError, FileNotFoundError), _answering():
                 return action(where)
         raise missing(digest)
 
