@@ -124,6 +124,7 @@ def test_an_image_that_cannot_be_used(api: Api, name: str) -> None:
 
 BIG_IMAGES: dict[str, Callable[[], bytes]] = {
     "4097 wide": lambda: png(4097, 8, "L"),
+    "4097x1": lambda: png(4097, 1, "L"),
     "2^31 x 1": lambda: raw_png(2**31 - 1, 1),
     "jpeg of 65,535": lambda: jpeg_frame(5, b"\xff\xff\xff\xff"),
     "webp of 16,777,216": lambda: b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff" * 6 + b"VP8 ",
@@ -155,6 +156,9 @@ GOOD_IMAGES: dict[str, Callable[[], bytes]] = {
     "two bits": lambda: raw_png(9, 8, data=zlib.compress((b"\0" + b"\x1b" * 3) * 8), depth=2),
     "palette and transparency": lambda: encoded(picture(mode="P"), transparency=0),
     "one colour transparent": lambda: encoded(picture(), transparency=(0, 0, 0)),
+    "idat bomb behind a small head": lambda: raw_png(
+        9, 8, data=zlib.compress((b"\0" + bytes(9)) * 8 + bytes(80_000_000), 9)
+    ),
     "missing end": lambda: png().removesuffix(chunk(b"IEND", b"")),
     "giant profile": lambda: encoded(picture(), "JPEG", icc_profile=bytes(3_000_000)),
     "a hundred thousand chunks": lambda: grey(*[chunk(b"tEXt", b"k\0v")] * 100_000),

@@ -57,7 +57,7 @@ def test_a_value_that_cannot_be_used(api: Api, field: str, value: str) -> None:
     ("field", "value"),
     [
         *(("eps", value) for value in (True, [8], {}, None, 10**400, "8/0", "1e309")),
-        *(("steps", value) for value in (True, 1.5, [], None, 10**30, "many")),
+        *(("steps", value) for value in (True, 0, 1.5, 1e9, [], None, 10**30, "many")),
         *(("label", value) for value in (True, 1.5, [1], {"a": 1})),
         *(("target", value) for value in (False, [])),
         *(("seed", value) for value in (-1, 2**64, True, None)),
@@ -207,6 +207,13 @@ def test_what_is_not_a_json_object(api: Api, text: bytes) -> None:
     problem(post(api, text, {"Content-Type": "application/json"}), 400, "invalid_body")
 
 
+@pytest.mark.parametrize("number", ["1e309", "-1e309", "-1", "1" + "0" * 4000])
+def test_a_json_number_that_is_no_radius(api: Api, number: str) -> None:
+    text = f'{{"image": "{data_url(png())}", "model": "{some_model().id}", "eps": {number}}}'
+    kind = {"Content-Type": "application/json"}
+    problem(post(api, text.encode(), kind), 422, "invalid_parameter", "eps")
+
+
 def test_a_doubled_member(api: Api) -> None:
     text = b'{"model": "a", "model": "b"}'
     problem(post(api, text, {"Content-Type": "application/json"}), 422, "invalid_parameter", "model")
@@ -248,7 +255,9 @@ def test_jobs_that_there_are_not(api: Api, job: str) -> None:
         ("DELETE", ""),
         ("POST", "/cancel"),
         ("POST", "/rerun"),
+        ("POST", "/continue"),
         ("GET", "/events"),
+        ("GET", "/artifacts/original.png"),
     ):
         response = api.client.request(method, f"/v1/jobs/{job}{tail}")
         assert response.status_code in (404, 405)
@@ -267,7 +276,13 @@ def test_lists_with_impossible_filters(api: Api, query: str, field: str) -> None
     problem(api.client.get(f"/v1/jobs?{query}"), 422, "invalid_parameter", field)
 
 
-@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/attacks", "/v1/certificates", "/v1/models"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/jobs", "/v1/attacks", "/v1/certificates", "/v1/models"),
+        *("/v1/webhooks", "/v1/webhooks/deliveries", "/v1/keys"),
+    ],
+)
 @pytest.mark.parametrize("cursor", ["x", "é", "AAAA", "%00", "A" * 150, "0-0"])
 def test_forged_cursors(api: Api, path: str, cursor: str) -> None:
     problem(api.client.get(f"{path}?cursor={cursor}"), 422, "invalid_cursor", "cursor")
