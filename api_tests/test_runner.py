@@ -15,6 +15,7 @@ from full_disk import full_disk, large_png
 from patience import wait_until
 
 from touchstone import embedded
+from touchstone.errors import LedgerUnavailable
 from touchstone.jobs.blobs import Blobs, open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job, Submission
@@ -230,6 +231,31 @@ def test_a_job_that_does_not_stop_goes_back_all_the_same(
     wait_until(lambda: bench.exits)
     assert bench.exits[0] == 0
     assert bench.ledger.read(job).status == "queued"
+
+
+def test_a_worker_that_stops_waits_once_for_a_ledger_that_is_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.keeper.GRACE_SECONDS", 0.3)
+    for count in (1, 2):
+        bench.begin(then="hang")
+        wait_until(lambda count=count: bench.engine.running == count)  # type: ignore[misc]
+    asked: list[str] = []
+    exits: list[int] = []
+
+    def gone(job: str, _claim: int) -> bool:
+        asked.append(job)
+        raise LedgerUnavailable("gone")
+
+    def end(code: int) -> None:
+        exits.append(code)
+        bench.keeper._closed.set()
+
+    monkeypatch.setattr(bench.ledger, "release", gone)
+    monkeypatch.setattr(bench.keeper, "_give_up", end)
+    bench.keeper.stopping = True
+    wait_until(lambda: exits == [0])
+    assert len(asked) == 1
 
 
 def test_a_hung_engine_loses_its_jobs_and_the_process(settings: Settings, submission: Submission) -> None:

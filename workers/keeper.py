@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol
 
 from touchstone.errors import LedgerUnavailable
@@ -197,14 +196,15 @@ class Keeper:
         for each in self._all():
             each.end("stopping")
         if now - self._stopping_since > GRACE_SECONDS:
-            self._release_all()
+            self._guarded(self._release_all)
             self._give_up(0)
 
     def _release_all(self) -> None:
+        """Where the ledger is out of reach, it is not waited for once for each job: their leases run out."""
         for each in self._all():
             _log.warning("a job did not end in time and goes back to the queue", job=each.job.id)
             each.end("stopping")
-            self._guarded(partial(self._ledger.release, each.job.id, each.job.claims))
+            self._ledger.release(each.job.id, each.job.claims)
 
     def _let_go(self, now: float) -> None:
         """Leave the jobs of a hung engine to other workers: nobody renews their leases, so they run out."""
