@@ -280,6 +280,26 @@ def test_no_task_waits_for_ever_whatever_has_no_memory(engine, monkeypatch, name
     assert not engine.busy
 
 
+@pytest.mark.timeout(20)
+def test_no_task_waits_for_ever_where_there_is_no_memory_to_abandon_it_either(engine, monkeypatch):
+    faults = ["step", "abandon"]
+
+    def starving(name):
+        whole = getattr(Batcher, name)
+
+        def starved(*args):
+            if name in faults:
+                faults.remove(name)
+                raise MemoryError
+            return whole(*args)
+
+        monkeypatch.setattr(Batcher, name, starved)
+
+    for name in tuple(faults):
+        starving(name)
+    assert engine.start(asking(2), Recorder())._future.result(10) == [1, 1]
+
+
 def test_concurrent_one_image_jobs_equal_one_batch():
     module = linear_model(classes=10)
     x = greyish(12)

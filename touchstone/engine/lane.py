@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -115,13 +116,17 @@ class Lane:
     def _run(self) -> None:
         torch.set_flush_denormal(True)
         while self._admit():
-            try:
-                self._take_arrived()
-                self._batcher.step()
-            except Exception as error:  # noqa: BLE001 - a fault of the batcher must not leave its tasks waiting
-                self._batcher.abandon(error)
+            with suppress(Exception):  # what could not even be abandoned has its turn again
+                self._step()
             self.steps += 1
         self._idle()
+
+    def _step(self) -> None:
+        try:
+            self._take_arrived()
+            self._batcher.step()
+        except Exception as error:  # noqa: BLE001 - a fault of the batcher must not leave its tasks waiting
+            self._batcher.abandon(error)
 
     def _admit(self) -> bool:
         with self._wake:
