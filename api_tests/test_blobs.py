@@ -33,7 +33,9 @@ NOT_DIGESTS = (
 
 @pytest.fixture(params=["folder", "store"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    return FolderBlobs(tmp_path / "blobs") if request.param == "folder" else StoreBlobs(MemoryStore())
+    if request.param == "folder":
+        return FolderBlobs(tmp_path / "blobs")
+    return StoreBlobs(MemoryStore(), tmp_path / "incoming")
 
 
 def test_bytes_come_back_under_their_digest(blobs: Blobs) -> None:
@@ -177,13 +179,15 @@ def test_the_settings_choose(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ask", ["get", "size"])
-def test_a_store_that_fails_is_no_blob_that_is_missing(ask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_is_no_blob_that_is_missing(
+    ask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise GenericError("503")
 
     for name in ("put", "get", "head"):
         monkeypatch.setattr(obstore, name, fail)
-    blobs = StoreBlobs(MemoryStore())
+    blobs = StoreBlobs(MemoryStore(), tmp_path)
     with pytest.raises(OSError, match="GenericError"):
         blobs.put(b"data")
     with pytest.raises(OSError, match="GenericError"):

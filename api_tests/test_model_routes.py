@@ -370,7 +370,7 @@ def test_a_file_goes_to_the_disk_and_not_to_memory(tmp_path: Path) -> None:
 
 
 def test_object_storage_takes_a_file_in_parts(tmp_path: Path) -> None:
-    blobs = StoreBlobs(MemoryStore())
+    blobs = StoreBlobs(MemoryStore(), tmp_path)
     data = bytes(range(256)) * 40_000
     file = tmp_path / "a"
     file.write_bytes(data)

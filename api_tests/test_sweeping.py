@@ -12,19 +12,22 @@ from obstore.store import MemoryStore
 from serving import EXAMINED
 
 from touchstone.errors import StartError, UnknownArtifact, UnknownJob
-from touchstone.jobs.blobs import Aside, Blobs, FolderBlobs, StoreBlobs, digest_of
+from touchstone.jobs.blobs import Aside, Blobs, FolderBlobs, StoreBlobs, digest_of, open_blobs
 from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import LOCAL, Artifact, Job, Submission
 from touchstone.jobs.scripts import connect
 from touchstone.jobs.sweeping import Sweeper
 from touchstone.models.zoo import manifests
+from touchstone.settings import Settings
 
 IMAGE, FILE, RESULT = b"an image", b"a file", b"a result"
 
 
 @pytest.fixture(params=["folder", "store"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    return FolderBlobs(tmp_path / "blobs") if request.param == "folder" else StoreBlobs(MemoryStore())
+    if request.param == "folder":
+        return FolderBlobs(tmp_path / "blobs")
+    return StoreBlobs(MemoryStore(), tmp_path / "incoming")
 
 
 @pytest.fixture
@@ -252,6 +255,14 @@ def test_what_was_half_written_long_ago_is_deleted(ledger: Ledger, tmp_path: Pat
     assert not any(half.exists() for half in halves)
     assert young.exists()
     assert is_there(blobs, IMAGE)
+
+
+def test_what_never_reached_the_store_is_deleted(settings: Settings) -> None:
+    blobs = open_blobs(settings.model_copy(update={"blobs_url": "memory:///prefix"}))
+    half, young = old(blobs.incoming() / "upload-abc"), blobs.incoming() / "upload-def"
+    young.write_bytes(b"half")
+    blobs.tidy()
+    assert (half.exists(), young.exists()) == (False, True)
 
 
 def test_names_that_nobody_gave_are_ignored(blobs: Blobs, tmp_path: Path) -> None:

@@ -78,5 +78,5 @@ class Blobs(Protocol):
 def open_blobs(settings: Settings) -> Blobs:
     """The blobs that the settings name: `home`/blobs, or a bucket."""
     if settings.blobs_url:
-        return StoreBlobs(from_url(settings.blobs_url))
+        return StoreBlobs(from_url(settings.blobs_url), settings.home / "incoming")
     return FolderBlobs(settings.home / "blobs")

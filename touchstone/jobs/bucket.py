@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import ObjectStore
 
+from touchstone.jobs.folder import delete_forgotten, storing
 from touchstone.jobs.places import (
     ASIDE,
     AT_ONCE,
@@ -45,10 +45,11 @@ def _answering() -> Iterator[None]:
 
 
 class StoreBlobs:
-    """Blobs as objects in S3 or its like."""
+    """Blobs as objects in S3 or its like; a file that has yet to become one lies in `incoming`."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, incoming: Path) -> None:
         self._store = store
+        self._incoming = incoming
         self._threads = ThreadPoolExecutor(AT_ONCE, "blobs")
 
     def put(self, data: bytes) -> str:
@@ -64,7 +65,9 @@ class StoreBlobs:
 
     def incoming(self) -> Path:
         """See `Blobs.incoming`."""
-        return Path(tempfile.gettempdir())
+        with storing():
+            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._incoming
 
     def put_file(self, file: Path, digest: str) -> None:
         """See `Blobs.put_file`; large ones go in several parts."""
@@ -130,6 +133,7 @@ class StoreBlobs:
 
     def tidy(self) -> None:
         """See `Blobs.tidy`; an object is there as a whole or not at all."""
+        delete_forgotten(self._incoming, "*")
 
     def owner(self, name: str) -> str:
         """See `Blobs.owner`."""

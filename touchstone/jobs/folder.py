@@ -166,9 +166,8 @@ class FolderBlobs:
 
     def tidy(self) -> None:
         """See `Blobs.tidy`."""
-        for file in (*_files(self._root / "incoming"), *self._root.glob(f"??/{_HALF_WRITTEN}*")):
-            if _is_older(file, _FORGOTTEN_SECONDS):
-                file.unlink(missing_ok=True)
+        delete_forgotten(self._root / "incoming", "*")
+        delete_forgotten(self._root, f"??/{_HALF_WRITTEN}*")
 
     def owner(self, name: str) -> str:
         """See `Blobs.owner`."""
@@ -187,6 +186,13 @@ class FolderBlobs:
 
     def _path(self, digest: str) -> Path:
         return self._root / place(digest)
+
+
+def delete_forgotten(folder: Path, pattern: str) -> None:
+    """Delete files of this pattern on which nobody has worked for long."""
+    for file in folder.glob(pattern):
+        if _is_older(file, _FORGOTTEN_SECONDS):
+            file.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> None:
