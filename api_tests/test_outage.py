@@ -17,7 +17,9 @@ from service import app
 from service.ringing import Ringer
 from service.waiting import Waiting
 from touchstone import embedded
+from touchstone.errors import LedgerUnavailable
 from touchstone.jobs import allowances
+from touchstone.jobs.ledger import Ledger
 from touchstone.jobs.record import Job
 from touchstone.jobs.scripts import ANSWER_SECONDS
 from touchstone.jobs.server import process_id
@@ -115,6 +117,16 @@ def test_waiters_are_woken_again_after_it(api: Api, outage: Outage) -> None:
         began = time.monotonic()
     thread.join()
     assert woken[0] - began < 20
+
+
+def test_a_watch_that_was_not_confirmed_is_none(outage: Outage, tmp_path: Path) -> None:
+    ledger = Ledger(outage.server.url, Settings(home=tmp_path))
+    ledger.ping()  # opens the connection that the watch will use
+    with outage.frozen(), pytest.raises(LedgerUnavailable):
+        ledger.watch().__enter__()
+    with ledger.watch():
+        pass
+    ledger.close()
 
 
 def test_who_waits_leaves_the_threads_to_requests(

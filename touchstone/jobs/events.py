@@ -13,7 +13,7 @@ import redis
 from touchstone.errors import InvalidCursor
 from touchstone.jobs.answers import Change, Event, News
 from touchstone.jobs.record import Status
-from touchstone.jobs.scripts import reachable
+from touchstone.jobs.scripts import ANSWER_SECONDS, reachable
 
 CHANNEL = "ts:changed"
 _PLACE = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
@@ -42,14 +42,16 @@ class Watch:
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        self._pubsub = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        self._pubsub = client.pubsub()  # type: ignore[no-untyped-call]
         self._open = True
 
     def __enter__(self) -> Watch:
         with reachable():
             self._pubsub.subscribe(CHANNEL)
             # The first message confirms the subscription: whatever changes from here on is heard.
-            self._pubsub.get_message(timeout=_LOOK_SECONDS)
+            if self._pubsub.get_message(timeout=ANSWER_SECONDS) is None:
+                self._pubsub.close()
+                raise redis.TimeoutError
         return self
 
     def __exit__(
@@ -65,7 +67,7 @@ class Watch:
         """Changes, and None for each half a second in which there was none."""
         while self._open:
             with reachable():
-                message = self._pubsub.get_message(timeout=_LOOK_SECONDS)
+                message = self._pubsub.get_message(True, timeout=_LOOK_SECONDS)
             yield None if message is None else _change(message["data"])
 
     def close(self) -> None:
