@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -19,7 +20,8 @@ from patience import wait_until
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from touchstone import trial
+from touchstone import confinement, trial
+from touchstone.engine import sandbox
 from touchstone.engine.examining import GRADIENT_TOLERANCE, examine, gradient_error
 from touchstone.engine.oracle import Oracle
 from touchstone.engine.resize import Sight
@@ -184,6 +186,7 @@ def go(one: Trial, begun: Callable[[int], object] = lambda _: None) -> Findings:
         ('print(\'{"begun": {"step": 99}}\')', InvalidModel, "what it never should"),
         ('print(\'{"findings": {"parameters": -1}}\')', InvalidModel, "what it never should"),
         ("print('x' * 2**24)", InvalidModel, "what it never should"),
+        (f"for _ in range({trial.MOST_LINES}): {BEGUN}", InvalidModel, "what it never should"),
         ('print(\'{"fault": {"code": "internal_error", "detail": "d"}}\')', InvalidModel, "^d$"),
     ],
 )
@@ -204,13 +207,15 @@ def test_the_child_inherits_nothing(
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET", "swordfish")
     seen = tmp_path / "seen"
-    code = f"open({str(seen)!r}, 'w').write(repr((sorted(os.environ), sorted(os.listdir('/proc/self/fd')))))"
+    what = "os.getcwd(), sys.flags.safe_path, sorted(os.environ), sorted(os.listdir('/proc/self/fd'))"
+    code = f"open({str(seen)!r}, 'w').write(repr(({what})))"
     one = pretend(code)
     with (tmp_path / "open").open("w") as mine:
         os.set_inheritable(mine.fileno(), True)
         with pytest.raises(ModelUnusable):
             go(one)
-    names, files = eval(seen.read_text())
+    folder, safe_path, names, files = eval(seen.read_text())
+    assert (folder, safe_path) == ("/", True), "nothing is imported from where we stand"
     assert set(names) <= {"PATH", "LANG", "OMP_NUM_THREADS", "PYTHONPATH", "LC_CTYPE"}
     assert len(files) <= 5, "the three of each process, that of the list, and that of what is written"
 
@@ -237,6 +242,33 @@ def test_the_child_and_its_offspring_end_at_once(
         wait_until(lambda pid=pid: not alive(int(pid)))  # type: ignore[misc]
 
 
+CONFINED = """
+import re, resource, signal
+from touchstone.engine import sandbox
+from touchstone.models.examination import Request
+
+most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+sandbox._confine(Request.model_construct(seconds=50.0, memory=2**30))
+for line in open("/proc/self/limits"):
+    name, soft, hard = re.match(r"(.{26}) *([^ ]+) +([^ ]+)", line).groups()
+    if soft == hard:
+        print(name.strip(), soft, sep="=")
+print("Alarm", signal.alarm(0), sep="=")
+"""
+
+
+def test_a_trial_is_confined_for_good() -> None:
+    done = subprocess.run([sys.executable, "-c", CONFINED], capture_output=True, text=True, check=True)
+    limits = dict(line.split("=") for line in done.stdout.splitlines())
+    assert int(limits["Max address space"]) > GIB
+    assert limits["Max open files"] == str(confinement.FILES)
+    assert limits["Max file size"] == str(sandbox.WRITTEN_BYTES)
+    assert limits["Max core file size"] == "0"
+    assert 50 < int(limits["Max cpu time"]) <= 60 * (os.cpu_count() or 1)
+    assert 50 < int(limits["Alarm"]) < 60, "it ends even where nobody is left to end it"
+
+
 def alive(pid: int) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
@@ -251,6 +283,28 @@ def test_one_that_waits_for_its_turn_can_be_canceled(pretend: Callable[[str], Tr
         one.run(lambda: reads.append(b"") or b"", lambda _: None, gate)
     assert not reads, "many large files may wait"
     assert not gate.acquire(blocking=False), "it had no turn to give back"
+
+
+def test_one_that_nobody_wants_any_more_is_not_read(pretend: Callable[[str], Trial]) -> None:
+    one, gate, reads = pretend("sys.exit(1)"), threading.Semaphore(), list[bytes]()
+    one.expire()
+    one.cancel()
+    with pytest.raises(DeadlineExceeded):
+        one.run(lambda: reads.append(b"") or b"", lambda _: None, gate)
+    assert not reads
+    assert gate.acquire(blocking=False)
+
+
+def test_one_that_is_canceled_before_it_starts_ends_at_once(pretend: Callable[[str], Trial]) -> None:
+    one, began = pretend("time.sleep(100)", seconds=1000), time.monotonic()
+
+    def read() -> bytes:
+        one.cancel()
+        return b""
+
+    with pytest.raises(Canceled):
+        one.run(read, lambda _: None, threading.Semaphore())
+    assert time.monotonic() - began < 50
 
 
 def test_the_gate_is_left_open(pretend: Callable[[str], Trial]) -> None:

@@ -40,6 +40,7 @@ Reason = Literal["canceled", "expired", "late"]
 _FAULTS: dict[str, type[Failure]] = {
     kind.code: kind for kind in (InvalidModel, UnsupportedOperator, ModelTooCostly, ModelUnusable)
 }
+_UNHEARD_OF = "the process that tried the model wrote what it never should"
 _COSTLY = (signal.SIGALRM, signal.SIGXCPU)
 
 _log = get_logger("trial")
@@ -158,7 +159,7 @@ class Trial:
             try:
                 word = Word.model_validate_json(line)
             except ValidationError:
-                raise InvalidModel("the process that tried the model wrote what it never should") from None
+                raise InvalidModel(_UNHEARD_OF) from None
             if word.begun:
                 self._step = word.begun.step
                 begun(word.begun.step)
@@ -207,6 +208,7 @@ def _lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
         if not line:
             return
         yield line
+    raise InvalidModel(_UNHEARD_OF)
 
 
 def _failure(fault: Fault) -> Failure:
