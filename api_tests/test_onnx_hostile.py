@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from onnx_networks import file_of, head
 
 from touchstone.errors import Failure, InvalidModel, UnsupportedOperator
 from touchstone.models.onnx import build, read
+from touchstone.models.onnx.reading import MOST_NODES
 
 node = helper.make_node
 
@@ -60,11 +60,14 @@ def test_a_file_cut_short_anywhere_is_refused() -> None:
             build(read(data[:end]))
 
 
-def test_weights_in_other_files_are_refused_and_not_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", ["twice", "by its location", "by its address"])
+def test_weights_in_other_files_are_refused_and_not_opened(told: str) -> None:
     model = valid()
     model.graph.initializer[0].ClearField("raw_data")
-    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-    model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
+    if told != "by its address":
+        model.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    if told != "by its location":
+        model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
     assert "another file" in refused(model).detail
 
 
@@ -79,6 +82,8 @@ def test_weights_in_other_files_are_refused_and_not_opened(tmp_path: Path) -> No
         (lambda w: setattr(w, "data_type", TensorProto.STRING), "STRING"),
         (lambda w: setattr(w, "data_type", TensorProto.DOUBLE), "numbers"),
         (lambda w: setattr(w, "data_type", 99), "99"),
+        (lambda w: w.segment.SetInParent(), "segment"),
+        (lambda w: w.CopyFrom(TensorProto(name="w", dims=[1], data_type=3, int32_data=[128])), "fit int8"),
         (lambda w: setattr(w, "name", ""), "no name"),
     ],
 )
@@ -109,6 +114,7 @@ def test_weights_that_are_not_what_they_say_are_refused(change: Any, says: str) 
         (lambda g: g.node[0].input.__setitem__(0, "flat"), "cycles"),
         (lambda g: g.node.insert(0, g.node.pop()), "in order"),
         (lambda g: g.node[0].output.pop(), "no output"),
+        (lambda g: g.node[0].output.append("more"), "2 outputs; 1 are possible"),
         (lambda g: g.node[0].input.pop(), "cannot be computed"),
         (lambda g: g.node[0].input.extend(["w"] * 5), "cannot be computed"),
         (lambda g: g.node[0].attribute.append(helper.make_attribute("surprise", 1)), "cannot be computed"),
@@ -124,6 +130,12 @@ def test_a_graph_that_does_not_fit_together_is_refused(change: Any, says: str) -
     assert says in refused(model).detail
 
 
+def test_a_network_of_very_many_nodes_is_refused() -> None:
+    model = valid()
+    model.graph.node.extend([node("Relu", ["x"], ["y"])] * MOST_NODES)
+    assert f"at most {MOST_NODES} are" in refused(model).detail
+
+
 def test_an_opset_that_is_not_known_is_refused() -> None:
     model = valid()
     model.opset_import[0].version = 8
@@ -134,8 +146,12 @@ def test_an_opset_that_is_not_known_is_refused() -> None:
     assert "opset" in refused(model).detail
 
 
-def test_a_name_that_is_no_text_is_refused() -> None:
-    data = valid().SerializeToString().replace(b"features", b"feat\xff\xfees")
+@pytest.mark.parametrize("name", [b"features", b"unread", b"strange"])
+def test_a_name_that_is_no_text_is_refused(name: bytes) -> None:
+    model = valid()
+    model.graph.initializer.add(name="unread", data_type=TensorProto.FLOAT, float_data=[1.0])
+    model.graph.node[0].attribute.append(helper.make_attribute("strange", 1))
+    data = model.SerializeToString().replace(name, name[:-2] + b"\xff\xfe")
     assert "not text" in refused(data).detail
 
 
@@ -177,11 +193,20 @@ def test_a_domain_without_nodes_does_not_matter() -> None:
         [node("Constant", [], ["one"], value_float=1.0), node("Expand", ["one", "sides"], ["big"])],
         [node("Constant", [], ["r"], value_ints=[1 << 30]), node("Tile", ["w1", "r"], ["big"])],
         [node("Range", ["zero", "end", "one"], ["big"])],
+        [
+            *(node("Shape", ["x"], ["s"]), node("Mul", ["s", "many"], ["t"])),
+            node("ConstantOfShape", ["t"], ["big"]),
+        ],
+        [
+            *(node("ConstantOfShape", ["most"], ["half"]), node("ConstantOfShape", ["most"], ["rest"])),
+            node("Add", ["half", "rest"], ["big"]),
+        ],
     ],
 )
 def test_a_bomb_is_not_set_off(bomb: list[onnx.NodeProto]) -> None:
     nodes, weights = head("features", 108)
-    weights |= {"sides": np.array([1 << 20, 1 << 20]), "w1": np.ones(1, "f4")}
+    weights |= {"sides": np.array([1 << 20, 1 << 20]), "most": np.array([10 << 20]), "w1": np.ones(1, "f4")}
+    weights["many"] = np.array(1 << 10)
     weights |= {"zero": np.array(0), "one": np.array(1), "end": np.array(1 << 40)}
     if bomb[0].op_type == "Constant":
         weights.pop("one")
@@ -216,6 +241,19 @@ def test_a_network_that_computes_for_hours_is_refused() -> None:
     start = time.monotonic()
     assert "one image costs" in refused(model).detail
     assert time.monotonic() - start < 60
+
+
+def test_a_network_whose_values_fill_gigabytes_is_refused() -> None:
+    nodes, weights = head("features", 108)
+    weights["times"] = np.array([1, 1, 900, 900])
+    model = file_of(
+        node("Tile", ["x", "times"], ["v0"]),
+        *(node("Relu", [f"v{i}"], [f"v{i + 1}"]) for i in range(25)),
+        node("ReduceMax", ["v25"], ["m"], keepdims=1),
+        *(node("Add", ["x", "m"], ["features"]), *nodes),
+        weights=weights,
+    )
+    assert "8 GiB are possible" in refused(model).detail
 
 
 @pytest.mark.parametrize(

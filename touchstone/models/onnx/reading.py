@@ -41,7 +41,7 @@ def _model(data: bytes) -> ModelProto:
         model = onnx.load_model_from_string(data)
     except DecodeError:
         raise InvalidModel("the file is not an ONNX model, or it is cut short or damaged") from None
-    if not data or not model.HasField("graph"):
+    if not model.HasField("graph"):
         raise InvalidModel("the file is not an ONNX model: it has no graph")
     return model
 
@@ -95,7 +95,7 @@ def _input(proto: GraphProto, weights: Mapping[str, Array]) -> Port:
         names = ", ".join(value.name[:40] for value in free[:5])
         raise InvalidModel(f"the network must have one input, the image; it has {len(free)} ({names})")
     port = _port(free[0], "input")
-    if not port.name or len(port.shape) != 4:
+    if len(port.shape) != 4:
         raise InvalidModel(
             f"the input must be images of shape (N, C, H, W); it has {len(port.shape)} dimensions"
         )
@@ -124,7 +124,7 @@ def _port(value: ValueInfoProto, role: str) -> Port:
         raise InvalidModel(f"the {role} {value.name[:80]!r} must be a tensor")
     tensor = value.type.tensor_type
     dtype = dtype_of(tensor.elem_type, f"the {role} {value.name[:80]!r}")
-    shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim[:9])
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
     return Port(text(value.name), dtype, shape)
 
 

@@ -75,7 +75,7 @@ def _typed(proto: TensorProto, dtype: np.dtype[Any], what: str) -> Array:
     numbers = fields.get(dtype.name, proto.int32_data)
     try:
         if dtype == np.float16:  # its bits, as integers
-            return np.array(numbers, np.uint16).view(dtype)
-        return np.array(numbers, dtype)
-    except (OverflowError, ValueError) as error:
+            return np.fromiter(numbers, np.uint16).view(dtype)
+        return np.fromiter(numbers, dtype)  # one by one, since `np.array` wraps what does not fit
+    except OverflowError as error:
         raise InvalidModel(f"{what} has a number that does not fit {dtype}: {error}") from None
