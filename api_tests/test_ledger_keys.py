@@ -147,3 +147,19 @@ def test_bells_that_no_worker_hears_are_bounded(
     ledger.reap()
     assert server.lrange("touchstone", -1, -1) == ["0"], "the first to be heard stays"
     assert server.llen("touchstone") == 1002
+
+
+def test_who_fell_silent_is_forgotten_with_all_that_was_said(ledger: Ledger, server: redis.Redis) -> None:
+    ledger.beat("worker", {"running": 1}, ["mine"])
+    server.zadd("ts:workers", {"worker": 1})
+    server.zadd("ts:served", {"mine": 1})
+    assert ledger.workers() == []
+    assert server.keys("ts:*") == []
+
+
+def test_a_key_of_a_request_is_kept_for_so_long_only(
+    ledger: Ledger, settings: Settings, submission: Submission, server: redis.Redis
+) -> None:
+    ledger.accept(submission, idempotency=("key", "digest"))
+    (key,) = server.keys("ts:key:*")
+    assert 0 < server.ttl(key) <= settings.idempotency_days * 86_400

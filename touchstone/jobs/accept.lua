@@ -13,7 +13,7 @@ if redis.call('EXISTS', job_key(id)) == 1 then
 end
 if key ~= '' then
   local earlier = redis.call('HMGET', 'ts:key:' .. key, 'digest', 'job')
-  if earlier[1] and redis.call('EXISTS', job_key(earlier[2])) == 1 then
+  if earlier[1] then
     if earlier[1] ~= digest then return {'mismatch'} end
     return {'known', fields(earlier[2])}
   end
