@@ -162,6 +162,7 @@ GOOD_IMAGES: dict[str, Callable[[], bytes]] = {
     "missing end": lambda: png().removesuffix(chunk(b"IEND", b"")),
     "giant profile": lambda: encoded(picture(), "JPEG", icc_profile=bytes(3_000_000)),
     "a hundred thousand chunks": lambda: grey(*[chunk(b"tEXt", b"k\0v")] * 100_000),
+    "what looks like many scans": lambda: png() + b"\xff\xda" * 1000,
     "jpeg and zip": lambda: encoded(picture(), "JPEG") + b"PK\x05\x06" + bytes(18),
     "a turn that there is not": lambda: turned(99),
     "palette": lambda: png(mode="P"),

@@ -18,7 +18,7 @@ from PIL import Image
 from serving import Api, encoded, picture, png, problem
 
 from touchstone import decoder, decoding
-from touchstone.confinement import environment
+from touchstone.confinement import FILES, environment
 from touchstone.decoding import Decoders
 from touchstone.errors import ImageTooLarge, InvalidImage, NotReady
 from touchstone.images import decode as decode_here
@@ -26,7 +26,12 @@ from touchstone.uploads import canonical
 
 HOSTILE = """
 import os, signal, time
-from touchstone import decoder
+from json import dumps
+import numpy as np
+from multiprocessing.connection import Connection
+from touchstone import decoder, decoding
+from touchstone.errors import InvalidImage
+from touchstone.images import Decoded
 
 def decode(upload):
     if upload == b"crash":
@@ -35,9 +40,27 @@ def decode(upload):
         pass
     while upload == b"sleep":
         time.sleep(1)
+    if upload == b"timer":
+        left = lambda: str(signal.getitimer(signal.ITIMER_PROF)[0])
+        decoder.json.dumps = lambda _: dumps({"fault": {"code": "", "detail": left()}})
+    if upload == b"pause":
+        send = Connection.send_bytes
+        Connection.send_bytes = lambda line, data: send(line, data) if data else time.sleep(600)
+        raise InvalidImage("none")
+    if upload == b"boast":
+        return Decoded(np.zeros((8, 8, 1), "u1"), ("x" * 2**16,))
+    if upload == b"giant":
+        return Decoded(np.zeros((4097, 8, 1), "u1"), ())
+    if upload == b"short":
+        decoder._FORMS[decoder.RAW] = lambda pixels: bytes(63)
+    if upload == b"flood":
+        decoder._FORMS[decoder.PNG] = lambda pixels: bytes(decoding._LONGEST_CONTENT + 1)
+    if upload in (b"short", b"flood"):
+        return Decoded(np.zeros((8, 8, 1), "u1"), ())
     bytearray(decoder.MEMORY if upload == b"eat" else 1)
     return decode_really(upload)
 
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 decode_really, decoder.decode, decoder.SECONDS = decoder.decode, decode, 1
 decoder.main()
 """
@@ -133,6 +156,9 @@ def test_a_decoder_has_nothing_that_it_does_not_need(
     limits = dict(re.findall(r"^(Max [a-z ]+?) {2,}(\d+|unlimited)", _of(process, "limits").decode(), re.M))
     assert int(limits["Max address space"]) < decoder.MEMORY + 2**30
     assert limits["Max file size"] == limits["Max core file size"] == "0"
+    assert limits["Max open files"] == str(FILES)
+    assert os.readlink(f"/proc/{process}/cwd") == "/"
+    assert os.getsid(process) == process, "what the terminal sends is not for it"
     assert _of(process, "oom_score_adj").strip() == b"1000"
 
 
@@ -145,7 +171,10 @@ def test_one_that_was_killed_is_replaced(decoders: Decoders) -> None:
     assert decoders.deaths == 1
 
 
-@pytest.mark.parametrize(("upload", "deaths"), [(b"crash", 2), (b"eat", 2), (b"spin", 1)])
+@pytest.mark.parametrize(
+    ("upload", "deaths"),
+    [(b"crash", 2), (b"eat", 2), (b"spin", 1), (b"boast", 2), (b"giant", 2), (b"flood", 2)],
+)
 def test_a_file_that_kills_its_decoder_is_refused(hostile: Decoders, upload: bytes, deaths: int) -> None:
     with pytest.raises(InvalidImage):
         hostile.canonical(upload)
@@ -153,11 +182,26 @@ def test_a_file_that_kills_its_decoder_is_refused(hostile: Decoders, upload: byt
     assert hostile.canonical(png()) == canonical(png())
 
 
-def test_one_that_says_nothing_is_not_waited_for(hostile: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_as_many_as_was_said(hostile: Decoders) -> None:
+    with pytest.raises(InvalidImage):
+        hostile.pixels(b"short")
+    assert hostile.deaths == 2
+
+
+def test_the_time_of_one_is_not_that_of_the_next(hostile: Decoders) -> None:
+    with pytest.raises(InvalidImage, match=r"^0\.0$"):
+        hostile.canonical(b"timer")
+
+
+@pytest.mark.parametrize("upload", [b"sleep", b"pause"])
+def test_one_that_says_nothing_is_not_waited_for(
+    hostile: Decoders, monkeypatch: pytest.MonkeyPatch, upload: bytes
+) -> None:
     hostile.canonical(png())
     monkeypatch.setattr(decoding, "PATIENCE", 0.2)
     with pytest.raises(InvalidImage):
-        hostile.canonical(b"sleep")
+        hostile.canonical(upload)
+    assert hostile.deaths == 2
 
 
 def test_an_answer_that_was_not_heard_is_nobody_elses(
@@ -181,6 +225,17 @@ def test_none_that_starts_is_no_fault_of_the_file(
     monkeypatch.setattr(decoding, "MODULE", "no.such.module")
     with pytest.raises(NotReady):
         decoders.canonical(png())
+
+
+def test_one_that_never_is_ready_is_ended(
+    hostile: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hostile.py").write_text("import time\ntime.sleep(600)")
+    monkeypatch.setattr(decoding, "START_SECONDS", 0.2)
+    before = processes()
+    with pytest.raises(NotReady):
+        hostile.canonical(png())
+    assert processes() == before
 
 
 def test_the_service_outlives_its_decoders(api: Api) -> None:

@@ -47,6 +47,10 @@ class _Image(_Part):
     channels: Literal[1, 3]
     conversions: tuple[str, ...]
 
+    @property
+    def values(self) -> int:
+        return self.height * self.width * self.channels
+
 
 class _Fault(_Part):
     code: str
@@ -160,6 +164,8 @@ class _Decoder:
         except (EOFError, OSError, ValidationError):
             raise _GoneError(self.end()) from None
         if answer.image:
+            if form == RAW and len(content) != answer.image.values:
+                raise _GoneError(self.end())
             return answer.image, content
         fault = answer.fault or _Fault(code=InvalidImage.code, detail="image: it cannot be decoded")
         raise _FAULTS.get(fault.code, InvalidImage)(fault.detail, field="image")
