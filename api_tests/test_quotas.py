@@ -101,6 +101,16 @@ def test_what_was_never_begun_is_given_back_and_nothing_else(
     assert spent(server) == 30
 
 
+def test_nothing_is_given_back_for_a_day_that_is_forgotten(
+    ledger: Ledger, theirs: Submission, server: redis.Redis
+) -> None:
+    ledger.allowances.set("them", Allowance(passes=100))
+    job, _ = ledger.accept(theirs, needs=Needs(passes=30))
+    server.delete(*server.keys("ts:passes:*"))
+    ledger.cancel(job.id)
+    assert server.keys("ts:passes:*") == []
+
+
 def take(allowances: Allowances, rate: Rate) -> Standing:
     standing = allowances.take("them", rate)
     assert standing is not None

@@ -270,6 +270,21 @@ def test_a_hung_engine_loses_its_jobs_and_the_process(settings: Settings, submis
     assert bench.ledger.read(job).status == "queued", "what ends too late writes nothing"
 
 
+def test_leases_are_renewed_whatever_else_goes_wrong(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    stumbles: list[int] = []
+
+    def stumble() -> None:
+        stumbles.append(len(stumbles))
+        raise RuntimeError("no figures")
+
+    monkeypatch.setattr(bench.engine, "probes", stumble)
+    job = bench.begin(steps=10_000)
+    due = bench.ledger._client.zscore("ts:leases", job)
+    wait_until(lambda: len(stumbles) > 2)
+    wait_until(lambda: bench.ledger._client.zscore("ts:leases", job) > due)
+    bench.ledger.cancel(job)
+
+
 def test_an_idle_engine_does_not_hang(settings: Settings, submission: Submission) -> None:
     bench = Bench(settings.model_copy(update={"hang": 1.0}), submission, str(settings.redis_url))
     bench.keeper.start()

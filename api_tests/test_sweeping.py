@@ -201,6 +201,15 @@ def test_bytes_that_were_found_stored_and_then_swept_are_there_for_the_job_that_
     assert list(blobs.aside()) == []
 
 
+def test_a_blob_that_is_held_again_is_left_where_it_is(
+    ledger: Ledger, blobs: Blobs, submission: Submission
+) -> None:
+    ledger.delete(accepted(ledger, blobs, on(submission, IMAGE), IMAGE).id)
+    ledger.accept(on(submission, IMAGE))
+    Sweeper(ledger, blobs).sweep()
+    assert list(blobs.aside()) == []
+
+
 def test_bytes_that_are_put_again_are_a_blob_of_their_own(
     ledger: Ledger, blobs: Blobs, sweeper: Sweeper, submission: Submission
 ) -> None:
