@@ -63,7 +63,7 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None) -> Imported:
     )
     module.eval().requires_grad_(False)
     module.one_by_one = graph.batch == 1 or not _takes_two(module, example, classes)
-    _try(module, example, classes)
+    _try(module, example)
     return Imported(module, classes, softmax is not None, 1 if module.one_by_one else None)
 
 
@@ -140,12 +140,10 @@ def _takes_two(module: Network, example: Tensor, classes: int) -> bool:
     return output is not None and output.shape[0] == 2 and output.numel() == 2 * classes
 
 
-def _try(module: Network, example: Tensor, classes: int) -> None:
+def _try(module: Network, example: Tensor) -> None:
     """Run the network and its gradient once, since PyTorch may refuse what it lets pass in a rehearsal."""
     x = example.clone().requires_grad_()
     logits = module(x)
-    if logits.shape != (1, classes):
-        raise InvalidModel(f"the network answers {tuple(logits.shape)}, not {(1, classes)}")
     if not logits.requires_grad:
         raise InvalidModel("the output has no gradient with respect to the image")
     try:
