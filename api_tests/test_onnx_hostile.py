@@ -228,6 +228,18 @@ def test_a_bomb_of_pixels_is_not_set_off_either() -> None:
     assert "larger than" in refused(model).detail
 
 
+def test_a_side_is_not_resized_to_any_length() -> None:
+    nodes, weights = head("features", 108)
+    weights["sides"] = np.array([1, 3, 6, 8193])
+    model = file_of(
+        node("Resize", ["x", "", "", "sides"], ["wide"]),
+        node("ReduceMax", ["wide"], ["m"], keepdims=1),
+        *(node("Add", ["x", "m"], ["features"]), *nodes),
+        weights=weights,
+    )
+    assert "a side of 8193 is too large" in refused(model).detail
+
+
 def test_a_network_that_computes_for_hours_is_refused() -> None:
     nodes, weights = head("features", 108)
     weights["times"] = np.array([1, 1, 500, 500])
