@@ -85,7 +85,7 @@ def hostile(decoders: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def processes() -> list[int]:
     """The decoders that this process has started."""
-    mine = re.compile(rb"-m\0(touchstone\.decoder|hostile)\0")
+    mine = re.compile(rb"-P\0-m\0(touchstone\.decoder|hostile)\0")
     return [process for process in _children() if mine.search(_of(process, "cmdline"))]
 
 

@@ -163,3 +163,13 @@ def test_a_key_of_a_request_is_kept_for_so_long_only(
     ledger.accept(submission, idempotency=("key", "digest"))
     (key,) = server.keys("ts:key:*")
     assert 0 < server.ttl(key) <= settings.idempotency_days * 86_400
+
+
+def test_a_job_takes_no_key_along_that_is_another_s_by_now(
+    ledger: Ledger, submission: Submission, server: redis.Redis
+) -> None:
+    first, _ = ledger.accept(submission, idempotency=("key", "digest"))
+    server.delete(*server.keys("ts:key:*"))  # as if it had expired
+    second, _ = ledger.accept(submission, idempotency=("key", "digest"))
+    ledger.delete(first.id)
+    assert ledger.accept(submission, idempotency=("key", "digest")) == (second, False)

@@ -138,6 +138,7 @@ def test_a_bucket_that_was_emptied_is_filled_again(allowances: Allowances, serve
     assert 0 < empty.seconds <= 1.1
     time.sleep(empty.seconds)
     assert take(allowances, "requests").granted
+    assert 0 < server.ttl("ts:rate:requests:them") <= 60, "one that is full is forgotten"
 
 
 @pytest.fixture

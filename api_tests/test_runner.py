@@ -219,6 +219,8 @@ def test_a_stopping_worker_gives_its_jobs_back(bench: Bench) -> None:
     bench.runner(waiting)
     assert bench.ledger.read(waiting).claims == 0, "a worker that stops takes nothing more"
     wait_until(lambda: bench.ledger.workers() == [])
+    bench.keeper._beat()
+    assert bench.ledger.workers() == [], "a worker that stops gives no sign of life"
     assert bench.exits == []
 
 

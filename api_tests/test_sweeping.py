@@ -156,6 +156,14 @@ def test_a_file_goes_with_the_end_of_its_job(
     ledger.delete(job.id)
 
 
+def test_a_file_goes_with_a_job_that_was_deleted_as_it_waited(
+    ledger: Ledger, blobs: Blobs, sweeper: Sweeper, submission: Submission
+) -> None:
+    ledger.delete(accepted(ledger, blobs, on_file(submission, FILE), FILE).id)
+    sweeper.sweep()
+    assert not is_there(blobs, FILE)
+
+
 def test_a_registered_version_keeps_its_file_until_it_is_deleted(
     ledger: Ledger, blobs: Blobs, sweeper: Sweeper, submission: Submission, server: redis.Redis
 ) -> None:
