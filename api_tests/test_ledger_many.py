@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import redis
 from test_ledger import claim
 
 from touchstone import errors
@@ -70,3 +71,13 @@ def test_a_watch_says_what_is_new(ledger: Ledger, submission: Submission) -> Non
         told = [change for change in (next(changes) for _ in range(5)) if change]
         assert next(changes) is None
     assert [change.news for change in told] == ["status", "progress", "metric", "status", "status"]
+
+
+def test_no_more_are_reaped_at_once_than_a_step_should_take(
+    ledger: Ledger, submission: Submission, server: redis.Redis
+) -> None:
+    for _ in range(101):
+        job = ledger.claim(ledger.accept(submission)[0].id, "w")
+        assert job
+        server.zadd("ts:leases", {job.id: 1})
+    assert [len(ledger.reap().lost) for _ in range(3)] == [100, 1, 0]

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service import connections
-from service.limits import Bounds, Limits, Room, allow
+from service.limits import SMALL, Bounds, Limits, Room, allow
 
 Message = dict[str, Any]
 
@@ -18,7 +18,9 @@ def piece(body: bytes, *, more: bool) -> Message:
     return {"type": "http.request", "body": body, "more_body": more}
 
 
-async def take(pieces: AsyncIterator[Message], bounds: Bounds, **headers: str) -> bytes:
+async def take(
+    pieces: AsyncIterator[Message], bounds: Bounds, room: Room | None = None, **headers: str
+) -> bytes:
     """What an application receives of a body through the limits."""
     received = bytearray()
 
@@ -31,7 +33,7 @@ async def take(pieces: AsyncIterator[Message], bounds: Bounds, **headers: str) -
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "headers": raw}
-    await Limits(app, bounds, Room(10**9))(scope, pieces.__anext__, None)  # type: ignore[arg-type]
+    await Limits(app, bounds, room or Room(10**9))(scope, pieces.__anext__, None)  # type: ignore[arg-type]
     return bytes(received)
 
 
@@ -61,6 +63,19 @@ def test_a_client_that_sends_on_is_heard_out_to_a_point() -> None:
         return len([message async for message in pieces])
 
     assert 75 < asyncio.run(rest()) < 85
+
+
+def test_what_is_small_or_refused_takes_no_room() -> None:
+    room, held = Room(10**9), list[int]()
+
+    async def pieces() -> AsyncIterator[Message]:
+        for place in range(5):
+            held.append(room.held)
+            yield piece(bytes(SMALL), more=place < 4)
+
+    with pytest.raises(HTTPException):
+        asyncio.run(take(pieces(), Bounds(2 * SMALL), room))
+    assert held == [0, 0, 2 * SMALL, 0, 0], "the third is one too many, and heard out"
 
 
 def test_one_that_asks_before_it_sends_is_not() -> None:

@@ -228,16 +228,23 @@ def test_a_bomb_of_pixels_is_not_set_off_either() -> None:
     assert "larger than" in refused(model).detail
 
 
-def test_a_side_is_not_resized_to_any_length() -> None:
+@pytest.mark.parametrize(
+    ("wide", "says"),
+    [
+        (node("Resize", ["x", "", "", "sides"], ["wide"]), "a side of 8193 is too large"),
+        (node("Pad", ["x", "pads"], ["wide"], mode="edge"), "cannot pad a side of 6 by 4097"),
+    ],
+)
+def test_a_side_is_not_made_as_long_as_one_likes(wide: onnx.NodeProto, says: str) -> None:
     nodes, weights = head("features", 108)
-    weights["sides"] = np.array([1, 3, 6, 8193])
+    weights |= {"sides": np.array([1, 3, 6, 8193]), "pads": np.array([0] * 7 + [4097])}
     model = file_of(
-        node("Resize", ["x", "", "", "sides"], ["wide"]),
+        wide,
         node("ReduceMax", ["wide"], ["m"], keepdims=1),
         *(node("Add", ["x", "m"], ["features"]), *nodes),
         weights=weights,
     )
-    assert "a side of 8193 is too large" in refused(model).detail
+    assert says in refused(model).detail
 
 
 def test_a_network_that_computes_for_hours_is_refused() -> None:

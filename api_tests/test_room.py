@@ -53,6 +53,7 @@ def test_a_body_for_which_there_is_no_room(cramped: Api, room: Room) -> None:
         response = cramped.submit(wait=None, image=LARGE)
         problem(response, 503, "overloaded")
         assert response.headers["retry-after"] == "1"
+        assert response.headers["connection"] == "close"
         assert cramped.submit(wait=None).status_code == 202
     wait_until(lambda: cramped.submit(wait=None, image=LARGE).status_code == 202)
     assert room.held == 0

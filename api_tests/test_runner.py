@@ -209,6 +209,23 @@ def test_a_lost_claim_ends_the_run_and_writes_nothing(bench: Bench) -> None:
     assert bench.ledger.read(job) == taken
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_job_that_was_claimed_here_again_is_lost_to_who_had_it_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, turn: int
+) -> None:
+    job = bench.accept()
+    held = []
+    for _ in range(2):
+        claimed = bench.ledger.claim(job, "w1")
+        assert claimed
+        held.append(Held(claimed))
+        if len(held) == 1:
+            bench.expire(job)
+    monkeypatch.setattr(bench.keeper, "_all", lambda: held[::turn])
+    bench.keeper.renew()
+    assert [each.reason for each in held] == ["lost", None]
+
+
 def test_a_stopping_worker_gives_its_jobs_back(bench: Bench) -> None:
     bench.ledger.beat("w1", {})
     job = bench.begin(steps=10_000)
