@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from touchstone import logs
-from touchstone.errors import Canceled, ModelUnusable, NonFiniteOutput
+from touchstone.errors import Canceled, ModelUnusable, NonFiniteOutput, WorkerStopping
 from touchstone.jobs.record import Progress, Submission, Timings
 from touchstone.settings import Settings
 from workers.serve import serve
@@ -112,6 +112,8 @@ def end(then: str | None, engine: Engine) -> None:
         raise ModelUnusable("digits: the weights do not fit") from MemoryError()
     if then == "too many files":
         raise OSError(errno.EMFILE, "Too many open files")
+    if then == "stop":
+        raise WorkerStopping("the engine was stopped")
     if then == "break":
         raise RuntimeError("the password is swordfish")
     if then == "hang":

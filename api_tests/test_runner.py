@@ -241,6 +241,11 @@ def test_a_stopping_worker_gives_its_jobs_back(bench: Bench) -> None:
     assert bench.exits == []
 
 
+def test_a_job_whose_engine_was_stopped_waits_again(bench: Bench) -> None:
+    job = bench.go(then="stop")
+    assert (job.status, job.attempts, job.claims) == ("queued", 0, 1)
+
+
 def test_a_job_that_does_not_stop_goes_back_all_the_same(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
