@@ -12,8 +12,10 @@ import pytest
 from patience import SECONDS
 from PIL import Image
 from serving import Api, Work, data_url, fail, picture, png, some_model, succeed
+from starlette.requests import Request
 
 from service import events, waiting
+from service.preferences import wait_seconds, wants_png
 from touchstone.methods import catalogue
 
 JOB_KEYS = [
@@ -79,6 +81,23 @@ def test_a_wait_that_runs_out_gives_202(api: Api) -> None:
         assert 0.9 < time.monotonic() - began < 20
     assert response.status_code == 202
     assert response.headers["preference-applied"] == "wait"
+
+
+def asking(name: bytes, value: str) -> Request:
+    return Request({"type": "http", "headers": [(name, value.encode("latin-1"))]})
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [("wait=0", 0), ("wait=59", 59), ("wait=61", 60), (f"wait={'9' * 5000}", 60), ("wait=²", None)],
+)
+def test_nobody_waits_for_longer_than_a_minute(prefer: str, seconds: int | None) -> None:
+    assert wait_seconds(asking(b"prefer", prefer)) == seconds
+
+
+@pytest.mark.parametrize("weight", ["high", "", "nan", "-1", "0", "²"])
+def test_a_weight_that_is_none_is_no_wish(weight: str) -> None:
+    assert not wants_png(asking(b"accept", f"image/png;q={weight}"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from touchstone.models.loading import load_plain
 from touchstone.models.onnx import build, final_softmax, read
+from touchstone.models.onnx import network as network_module
 from touchstone.models.onnx.building import Imported
 from touchstone.models.zoo import manifest
 
@@ -131,6 +132,16 @@ def test_common_patterns_are_fused(name: str, opset: int, present: set[str], abs
     found = kinds(build(read(export(network(name), opset=opset))))
     assert present <= found
     assert not absent & found
+
+
+def test_programs_are_kept_for_so_many_shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_module, "MOST_PROGRAMS", 2)
+    nodes, weights = head("x", 108)
+    module = build(read(file_of(*nodes, weights=weights).SerializeToString())).module
+    first, second, third = (torch.zeros(rows, 3, 6, 6) for rows in (1, 2, 3))
+    programs = [module.program(x) for x in (first, second, first, third)]
+    assert len(module._programs) == 2
+    assert module.program(first) is programs[0], "the one that was asked for the longest ago goes"
 
 
 def test_shape_arithmetic_is_done_before_the_network_runs() -> None:
