@@ -11,10 +11,10 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from browser import PHONE, OpenPage, Troubles, axe, drawn
+from browser import PHONE, Held, OpenPage, Troubles, axe, drawn
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import APIResponse, Locator, Page, expect
 from serving import Api, Work, fail
 
 from touchstone.check import check
@@ -42,6 +42,17 @@ def garment() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(fashion_mnist_sample().images[1]).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def clicked_twice(page: Page, name: str, path: str) -> list[APIResponse]:
+    """What the service answers to both clicks; the page hears of neither before both are answered."""
+    held = Held(page, re.compile(f"{path}$"), times=2)
+    page.get_by_role("button", name=name).dblclick()
+    both = [held.take(), held.take()]
+    answers = [route.fetch() for route in both]
+    for route, answer in zip(both, answers, strict=True):
+        route.fulfill(response=answer)
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +264,9 @@ def test_a_certificate_goes_on(live_page: Page, troubles: Troubles, certificate:
     live_page.get_by_role("button", name="Go on").click()
     expect(live_page.get_by_role("alert").filter(has_text=re.compile(".+"))).to_be_visible()
     more.fill("500")
-    live_page.get_by_role("button", name="Go on").click()
+    answers = clicked_twice(live_page, "Go on", "/continue")
+    assert [answer.status for answer in answers] == [202, 202]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
     expect(live_page.get_by_text("Goes on with")).to_be_visible()
     expect(live_page.locator(".sentence")).to_be_visible()
 
@@ -278,6 +291,13 @@ def test_a_rerun_tells_whether_the_bytes_agree(live_page: Page, live: str) -> No
     visit(live_page, submitted(live, "attacks/fgsm", garment(), **fields))
     live_page.get_by_role("button", name="Run again and compare").click()
     expect(live_page.get_by_text("was repeated here: the bytes agree.")).to_be_visible()
+
+
+def test_running_it_again_by_two_clicks_makes_one_job(page: Page, api: Api) -> None:
+    visit(page, api.job())
+    answers = clicked_twice(page, "Run again and compare", "/rerun")
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+    expect(page).to_have_url(re.compile(answers[0].json()["id"]))
 
 
 def test_the_place_in_the_queue_and_then_the_result(page: Page, api: Api) -> None:

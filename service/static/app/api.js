@@ -69,6 +69,9 @@ export async function post(path, body = null, options = {}) {
   return sent.json();
 }
 
+/** An Idempotency-Key that nobody else has: what is sent twice with it is done once. */
+export const freshKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
+
 /** `/v1/jobs` with parameters; those that are null or empty are left out. */
 export function address(path, query = {}) {
   const kept = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");

@@ -1,6 +1,6 @@
 // One job: what it does while it runs, what came of it, and what can be done with it next.
 
-import {forget, get, once, post, send} from "../api.js";
+import {forget, freshKey, get, once, post, send} from "../api.js";
 import {fill, h} from "../dom.js";
 import {ago, between, count, moment, percent, seconds, words} from "../format.js";
 import {go, to} from "../routes.js";
@@ -117,7 +117,7 @@ class Page {
     return [
       !isOver(job) && button("Cancel", ({target}) => this.cancel(target), "danger"),
       job.image && h("a.button", {href: to("new", null, {from: job.id})}, "Run again with changes"),
-      job.image && job.status === "succeeded" && button("Run again and compare", () => this.submit("rerun")),
+      job.image && job.status === "succeeded" && button("Run again and compare", () => this.rerun()),
       job.result && h("a.button", {href: to("compare", null, {jobs: job.id})}, "Compare with…"),
       button("Copy link", ({target}) => this.act(async () => {
         if (!navigator.clipboard) throw new Error("The browser copies only from pages served over https. Copy its address bar.");
@@ -163,8 +163,11 @@ class Page {
     return this.act(async () => (await asked, await this.renew()));
   }
 
-  submit(what) {
-    return this.act(async () => this.go("jobs", (await post(`${this.path}/${what}`)).id));
+  /** However often it is clicked, and after a broken connection: one job for each showing of the page. */
+  rerun() {
+    this.key ??= freshKey();
+    const asked = post(`${this.path}/rerun`, null, {headers: {"Idempotency-Key": this.key}});
+    return this.act(async () => this.go("jobs", (await asked).id));
   }
 
   remove() {
@@ -214,12 +217,14 @@ class Page {
   /** More samples, for a certificate that may be looked at whenever one likes. */
   further() {
     if (this.job.result.sampling?.looks !== "any") return null;
-    const n = h("input", {type: "number", min: 1, value: 10_000, required: true});
+    let key = freshKey();
+    const n = h("input", {type: "number", min: 1, value: 10_000, required: true, oninput: () => (key = freshKey())});
     const wrong = h("p.wrong", {role: "alert"});
     const onsubmit = async (event) => {
       event.preventDefault();
       try {
-        this.go("jobs", (await post(`${this.path}/continue`, {n: Number(n.value)})).id);
+        const headers = {"Idempotency-Key": key};
+        this.go("jobs", (await post(`${this.path}/continue`, {n: Number(n.value)}, {headers})).id);
       } catch (error) {
         wrong.textContent = error.message;
         n.focus();

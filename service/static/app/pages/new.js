@@ -1,6 +1,6 @@
 // A new job: an image, what to do with it, one button.
 
-import {address, forget, get, once, post} from "../api.js";
+import {address, forget, freshKey, get, once, post} from "../api.js";
 import {fill, h} from "../dom.js";
 import {capital, count, norm, percent, seconds} from "../format.js";
 import {choice, field, isClass, isUsual, named, prose, radios, same, written} from "../parts/form.js";
@@ -218,7 +218,7 @@ async function submit(page, event) {
   const wrong = image.blob ? page.fields.find(({check}) => !check()) : picture;
   if (wrong) return focus(page, wrong);
   // Until something changes the key is the same: whoever clicks twice, or after a broken connection, gets one job.
-  const key = (page.key ??= crypto.getRandomValues(new Uint32Array(4)).join("-"));
+  const key = (page.key ??= freshKey());
   const body = new FormData();
   for (const [name, text] of Object.entries({model: model.id, ...told(page)})) body.append(name, text);
   fill(page.cost, "Sending…");
