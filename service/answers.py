@@ -42,7 +42,7 @@ def job_response(
     ahead: int | None = None,
 ) -> Response:
     """The job as JSON."""
-    headers = {"ETag": views.etag(job), "Cache-Control": "no-cache", "Vary": "Accept, Prefer"}
+    headers = _kept_as(job)
     if location:
         headers["Location"] = views.path(job.id)
     if status == 202:
@@ -50,6 +50,15 @@ def job_response(
     if waited:
         headers |= preferences.APPLIED
     return Response(views.show(job, ahead=ahead).model_dump_json(), status, headers, "application/json")
+
+
+def unchanged(job: Job) -> Response:
+    """That the job is as the client knows it, and what a cache keeps of the answer that this stands for."""
+    return Response(status_code=304, headers=_kept_as(job))
+
+
+def _kept_as(job: Job) -> dict[str, str]:
+    return {"ETag": views.etag(job), "Cache-Control": "no-cache", "Vary": "Accept, Prefer"}
 
 
 async def submit(request: Request, prepare: Callable[[Received], Prepared]) -> Response:

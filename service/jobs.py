@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service import answers, examples, operations, preferences, problems, views
 from service.access import check_still_permitted, reader, still_permitted, submitter
-from service.answers import is_over, job_response
+from service.answers import is_over, job_response, unchanged
 from service.backend import Backend, backend_of
 from service.continuing import Continue, continuation
 from service.known import JobId, KnownJob
@@ -106,7 +106,7 @@ async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = Non
             found = await backend.waiting.until_wanted(listener, found, seconds=seconds, may_wait=may_wait)
             await to_thread.run_sync(check_still_permitted, request)
     if preferences.matches(if_none_match, views.etag(found)):
-        return Response(status_code=304, headers={"ETag": views.etag(found)})
+        return unchanged(found)
     ahead = await to_thread.run_sync(_ahead, backend.ledger, found)
     return job_response(found, waited=seconds is not None, ahead=ahead)
 
