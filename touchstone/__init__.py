@@ -17,18 +17,21 @@ __all__ = ["attack", "attacks", "certificates", "certify", "load", "samples", "s
 
 def attacks() -> list[dict[str, Any]]:
     """The cards of all attacks."""
-    return _cards("attack")
+    return _listed("attacks")
 
 
 def certificates() -> list[dict[str, Any]]:
     """The cards of all certificates."""
-    return _cards("certificate")
+    return _listed("certificates")
 
 
-def _cards(kind: str) -> list[dict[str, Any]]:
-    from touchstone.methods import card, catalogue  # noqa: PLC0415 - keeps `import touchstone` light
+def _listed(package: str) -> list[dict[str, Any]]:
+    """What the package says, which stands in the function's place from its import on; see `listing`."""
+    from importlib import import_module  # noqa: PLC0415 - keeps `import touchstone` light
 
-    return [card(method) for method in catalogue().values() if method.kind == kind]
+    listing: Any = import_module(f"touchstone.{package}")
+    cards: list[dict[str, Any]] = listing()
+    return cards
 
 
 def __getattr__(name: str) -> Any:
@@ -40,4 +43,8 @@ def __getattr__(name: str) -> Any:
         from touchstone.measure import success_area  # noqa: PLC0415 - loads numpy
 
         return success_area
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - keeps `import touchstone` light
+
+        return version("touchstone-robustness")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

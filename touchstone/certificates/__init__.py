@@ -1,1 +1,8 @@
 """One file per certificate; a file here is in the catalogue by being here."""
+
+import sys
+
+from touchstone.listing import Listing
+
+kind = "certificate"
+sys.modules[__name__].__class__ = Listing

@@ -1,0 +1,22 @@
+"""A package of methods that lists them when it is called.
+
+`touchstone.attacks` is a function until the package of that name is imported, which then takes its place:
+so the package can be called, too.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+
+class Listing(ModuleType):
+    """A package whose `kind` of methods a call lists, as the function does that it hides."""
+
+    kind: str
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """The cards of its methods."""
+        from touchstone.methods import card, catalogue  # noqa: PLC0415 - imports the packages in turn
+
+        return [card(method) for method in catalogue().values() if method.kind == self.kind]
