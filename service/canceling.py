@@ -12,7 +12,7 @@ from service import bodies, examples, problems
 from service.access import submitter
 from service.backend import backend_of
 from service.bodies import JSON, Received
-from service.submissions import refuse_unknown
+from touchstone.fields import refuse_unknown
 from touchstone.jobs.answers import Cancellation
 from touchstone.jobs.record import Status
 from touchstone.methods import invalid_parameter

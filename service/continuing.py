@@ -10,9 +10,9 @@ from service import bodies
 from service.backend import Backend
 from service.bodies import Received
 from service.receivers import WEBHOOK, Url, check_receiver
-from service.submissions import Prepared, Seconds, check_cost, check_model, refuse_unknown
+from service.submissions import Prepared, Seconds, check_cost, check_model
 from touchstone.errors import JobConflict
-from touchstone.fields import Count, Distance
+from touchstone.fields import Count, Distance, refuse_unknown
 from touchstone.jobs.record import Job, Submission
 from touchstone.methods import Certificate, find, invalid_parameter
 

@@ -13,7 +13,7 @@ from service.access import admin
 from service.backend import whole_of
 from service.bodies import JSON, Received
 from service.pages import Cursor, Limit, Page, cut, link_next
-from service.submissions import refuse_unknown
+from touchstone.fields import refuse_unknown
 from touchstone.jobs.keys import Issued, Key, KeyRequest
 from touchstone.methods import invalid_parameter
 

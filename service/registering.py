@@ -20,9 +20,10 @@ from service.files import Saved, Taken
 from service.forms import Value
 from service.receivers import check_receiver
 from service.storage import check_room
-from service.submissions import Prepared, refuse_unknown
+from service.submissions import Prepared
 from touchstone import registering
 from touchstone.errors import AddressRefused, InvalidParameter, ModelTooLarge, RemoteUnavailable
+from touchstone.fields import refuse_unknown
 from touchstone.jobs.record import Submission
 from touchstone.models.content import Format, format_of
 from touchstone.models.manifest import Manifest

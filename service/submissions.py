@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,7 +15,7 @@ from service.bodies import Received
 from service.receivers import WEBHOOK, Url, check_receiver
 from touchstone.decoding import Decoders
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
-from touchstone.fields import Seed, parse_fraction
+from touchstone.fields import Seed, parse_fraction, refuse_unknown
 from touchstone.fitting import check_fit, with_surrogates
 from touchstone.jobs.allowances import Needs
 from touchstone.jobs.blobs import Blobs
@@ -225,22 +224,6 @@ def _split(
     except ValidationError as error:
         raise invalid_parameter(error) from None
     return asked, {field: value for field, value in fields.items() if field not in shared}
-
-
-def refuse_unknown(fields: Iterable[str], known: Iterable[str], name: str) -> None:
-    """Raise `InvalidParameter` for a field that there is not, with a guess at what was meant."""
-    unknown = [field for field in fields if field not in known]
-    if unknown:
-        raise _unknown_field(unknown[0], known, name)
-
-
-def _unknown_field(field: str, known: Iterable[str], name: str) -> InvalidParameter:
-    shown = field[:60]
-    near = difflib.get_close_matches(shown, list(known), n=1)
-    guess = f'did you mean "{near[0]}"? ' if near else ""
-    return InvalidParameter(
-        f"{shown}: {name} has no such field; {guess}The fields are {', '.join(known)}", field=shown
-    )
 
 
 def _classes(method: type[Method], manifest: Manifest, asked: AskedOfAttack) -> tuple[int | None, int | None]:

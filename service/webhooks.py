@@ -16,8 +16,8 @@ from service.bodies import JSON, Received
 from service.deliveries import Delivery
 from service.pages import Cursor, Limit, Page, cut, link_next
 from service.receivers import Url, check_receiver
-from service.submissions import refuse_unknown
 from touchstone import webhooks
+from touchstone.fields import refuse_unknown
 from touchstone.jobs import endpoints
 from touchstone.jobs.endpoints import JOB_EVENTS, JobEvent
 from touchstone.methods import invalid_parameter

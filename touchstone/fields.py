@@ -4,10 +4,14 @@ JSON Schema.
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+
+from touchstone.errors import InvalidParameter
 
 NormName = Literal["linf", "l2", "l1", "l0"]
 
@@ -94,3 +98,19 @@ Defence = Annotated[
 
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_refuse_bool)]
 """Selects the noise streams of a job; equal seeds give equal noise."""
+
+
+def refuse_unknown(fields: Iterable[str], known: Iterable[str], name: str) -> None:
+    """Raise `InvalidParameter` for a field that there is not, with a guess at what was meant."""
+    unknown = [field for field in fields if field not in known]
+    if unknown:
+        raise _unknown_field(unknown[0], known, name)
+
+
+def _unknown_field(field: str, known: Iterable[str], name: str) -> InvalidParameter:
+    shown = field[:60]
+    near = difflib.get_close_matches(shown, list(known), n=1)
+    guess = f'; did you mean "{near[0]}"?' if near else "."
+    return InvalidParameter(
+        f"{shown}: {name} has no such field{guess} The fields are {', '.join(known)}", field=shown
+    )

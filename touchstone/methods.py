@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 
 from touchstone.errors import InvalidParameter, UnknownMethod
-from touchstone.fields import Askings, Count, Defence, Distance, Norm, NormName
+from touchstone.fields import Askings, Count, Defence, Distance, Norm, NormName, refuse_unknown
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -128,6 +128,7 @@ class Method(BaseModel):
     @classmethod
     def parse(cls, parameters: Mapping[str, Any]) -> Method:
         """Validate parameters; the error names the field at fault and what would be right."""
+        refuse_unknown(parameters, cls.model_fields, cls.info.name)
         try:
             return cls.model_validate(dict(parameters))
         except ValidationError as error:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from touchstone.engine.counting import Subject
 from touchstone.engine.defences import straight_through
 from touchstone.engine.device import choose, keep_blocks
 from touchstone.engine.examining import completed
+from touchstone.engine.given import Images, Labels, aims_of, keys_of, seed_of, stacks_of
 from touchstone.engine.goals import Goal
 from touchstone.engine.lattice import LEVELS, from_pixels
 from touchstone.engine.noise import Noise
@@ -28,19 +29,13 @@ from touchstone.engine.queries import Asking
 from touchstone.engine.resize import Sight, per_channel
 from touchstone.engine.threat import Case, Threat
 from touchstone.engine.verdict import found_by_part, look, search
-from touchstone.errors import InvalidParameter
+from touchstone.errors import InvalidParameter, UnknownLabel, UnknownModel
 from touchstone.methods import Attack, Certificate, find
 from touchstone.models.datasets import fashion_mnist_sample
 from touchstone.models.manifest import Manifest
 from touchstone.models.registration import Registration
 from touchstone.models.shelf import ZOO, OneFile, Shelf
 from touchstone.registering import described
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-Images = Tensor | Sequence["Image"]
-Labels = Tensor | Sequence[int | str] | None
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,11 @@ class Model:
     oracle: Oracle
     classes: tuple[str, ...] = ()
     manifest: Manifest | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence."""
+        return self.manifest.id if self.manifest else "the model"
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,23 @@ def load(
     Raises UnknownModel, or InvalidModel, UnsupportedOperator and InvalidParameter of a file.
     """
     if manifest is None:
-        card, shelf = ZOO.manifest(str(name)), ZOO
+        card, shelf = _in_zoo(name), ZOO
     else:
         card, shelf = _own(Path(name), manifest)
     oracle, _ = load_oracle(card, choose(device), shelf)
     return Model(oracle, card.classes, card)
+
+
+def _in_zoo(name: str | Path) -> Manifest:
+    try:
+        return ZOO.manifest(str(name))
+    except UnknownModel:
+        if Path(name).is_file():
+            raise InvalidParameter(
+                f"manifest: {name} does not say everything; add manifest= as POST /v1/models takes it",
+                field="manifest",
+            ) from None
+        raise
 
 
 def _own(path: Path, said: Mapping[str, Any] | str | Path) -> tuple[Manifest, Shelf]:
@@ -109,6 +121,10 @@ def wrap(
     """Any module that maps normalised images (N, C, H, W) to logits (N, K); a frozen copy in eval mode is
     used.
     """
+    if not isinstance(module, nn.Module):
+        raise InvalidParameter(
+            f"module: expected a torch.nn.Module, not {type(module).__name__}", field="module"
+        )
     where = choose(device)
     frozen = copy.deepcopy(module).to(where).eval().requires_grad_(requires_grad=False)
     if (mean is None) != (std is None):
@@ -144,11 +160,12 @@ def attack(
     """
     keep_blocks()
     oracle = _oracle_for(model, images)
-    stacks = _stacks(images, oracle.device)
+    stacks = stacks_of(images, oracle.device, resized=oracle.sight.spec is not None)
     count = sum(map(len, stacks))
     chosen, eps = _method(method, parameters, count)
-    keys = [(seed, row) for row in range(count)] if isinstance(seed, int) else [(one, 0) for one in seed]
-    aims = _labels(model, labels if targets is None else targets, count)
+    keys = keys_of(seed, count)
+    said, field = (labels, "labels") if targets is None else (targets, "targets")
+    aims = aims_of(said, model.classes, count, model=model.name, field=field)
     plans = []
     for start, x0 in zip(_starts(stacks), stacks, strict=True):
         rows = slice(start, start + len(x0))
@@ -199,9 +216,9 @@ def certify(
     if not isinstance(chosen, Certificate):
         raise InvalidParameter(f"{method} is no certificate", field="method")
     oracle = _oracle_for(model, images)
-    stacks = _stacks(images, oracle.device)
+    stacks = stacks_of(images, oracle.device, resized=oracle.sight.spec is not None)
     placed = [oracle.sight.place_files(x) for stack in stacks for x in stack[:, None]]
-    counts, _ = run_here([chosen.run(Subject(image, seed)) for image in placed], oracle)
+    counts, _ = run_here([chosen.run(Subject(image, seed_of(seed))) for image in placed], oracle)
     results = [chosen.result(one) for one in counts]
     return CertifiedImages(
         torch.tensor([result["radius"] for result in results], dtype=torch.float64),
@@ -250,6 +267,11 @@ def _whole(
 ) -> Asking[tuple[Tensor, Tensor, Tensor, list[str | None]]]:
     """Images, success, distance and the part that found each, of one stack of images."""
     clean = yield from look(threat.x0, saved=quantize)
+    if aim is not None and not 0 <= int(aim.min()) <= int(aim.max()) < clean.shape[1]:
+        field, last = "targets" if targeted else "labels", clean.shape[1] - 1
+        raise UnknownLabel(
+            f"{field}: the model has classes 0 to {last}, not all of {aim.tolist()}", field=field
+        )
     goal = Goal.of(clean.argmax(1) if aim is None else aim, targeted=targeted)
     case = Case(threat, goal, noise, quantize, surrogates)
     sought = yield from search(method, case, clean)
@@ -278,6 +300,11 @@ def _oracle_for(model: Model, images: Images) -> Oracle:
 
     Such a tensor went through the resize and crop already; a file or a PIL image always goes through them.
     """
+    if not isinstance(model, Model):
+        raise InvalidParameter(
+            f"model: expected what touchstone.load or touchstone.wrap returns, not {type(model).__name__}",
+            field="model",
+        )
     spec = model.oracle.sight.spec
     if spec is None or not isinstance(images, Tensor) or images.shape[-2:] != (spec.height, spec.width):
         return model.oracle
@@ -289,44 +316,6 @@ def _number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _stacks(images: Images, device: torch.device) -> list[Tensor]:
-    """The images as tensors (B, C, H, W): one for a tensor, one of a single row for each PIL image."""
-    if isinstance(images, Tensor):
-        if images.dim() != 4 or not len(images):
-            raise InvalidParameter(
-                f"images: expected a tensor (N, C, H, W), not one of shape {tuple(images.shape)}",
-                field="images",
-            )
-        if not 0 <= float(images.min()) <= float(images.max()) <= 1:
-            raise InvalidParameter(
-                "images: values must lie in [0,1]; divide 8-bit values by 255", field="images"
-            )
-        return [images.detach().to(device, torch.float32)]
-    return [_pixels(image).to(device) for image in images]
-
-
-def _pixels(image: Image) -> Tensor:
-    grey = image.mode in ("L", "1", "LA")
-    pixels = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
-    return from_pixels(pixels[None, None] if grey else pixels.permute(2, 0, 1)[None])
-
-
 def _starts(stacks: Sequence[Tensor]) -> list[int]:
     ends = np.cumsum([len(stack) for stack in stacks]).tolist()
     return [0, *ends[:-1]]
-
-
-def _labels(model: Model, labels: Labels, count: int) -> Tensor | None:
-    if labels is None:
-        return None
-    if isinstance(labels, Tensor):
-        indices = labels.long().flatten()
-    else:
-        indices = torch.tensor([_index(model, label) for label in labels])
-    if len(indices) != count:
-        raise InvalidParameter(f"labels: {len(indices)} labels for {count} images", field="labels")
-    return indices
-
-
-def _index(model: Model, label: int | str) -> int:
-    return model.manifest.label(label) if model.manifest and isinstance(label, str) else int(label)

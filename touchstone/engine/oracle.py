@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from touchstone.engine.queries import Answer, Gradient, Jacobian, Noisy, Placed, Query, Saved
 from touchstone.engine.resize import Sight
-from touchstone.errors import Failure, GradientRefused, NonFiniteOutput
+from touchstone.errors import Failure, GradientRefused, InvalidModel, NonFiniteOutput
 
 Knowledge = Literal["white-box", "black-box"]
 SMALL_INPUT = 64 * 64
@@ -133,7 +133,10 @@ class Oracle:
         return way(queries[0])(self.sight, _cat([query.x for query in queries]))
 
     def _ask(self, seen: Tensor) -> Tensor:
-        logits: Tensor = self.module(seen.contiguous(memory_format=torch.channels_last))
+        logits = self.module(seen.contiguous(memory_format=torch.channels_last))
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise InvalidModel(f"the network must answer logits (N, K), one row an image, not {what}")
         return logits
 
     def _in_fixed_passes(self, seen: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -109,26 +110,31 @@ class Manifest(Part):
         """The class index that an index or a name stands for; a name of several classes is refused with
         its candidates.
         """
-        text = str(value).strip()
-        if _INDEX.fullmatch(text):
-            index = int(text[:20])
-            if 0 <= index < len(self.classes):
-                return index
-            raise UnknownLabel(
-                f"{field}: {self.id} has classes 0 to {len(self.classes) - 1}, not {text[:20]}", field=field
-            )
-        found = [i for i, name in enumerate(self.classes) if name.casefold() == text.casefold()]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UnknownLabel(
-                f"{field}: {len(found)} classes of {self.id} are named {text!r}; give the index: "
-                + ", ".join(map(str, found)),
-                field=field,
-                candidates=[{"label": i, "name": self.classes[i]} for i in found],
-            )
-        raise UnknownLabel(f"{field}: {self.id} has no class named {text[:60]!r}", field=field)
+        return class_index(value, self.classes, self.id, field)
 
     def card(self) -> dict[str, Any]:
         """The manifest as `GET /v1/models/{id}` shows it."""
         return self.model_dump(mode="json")
+
+
+def class_index(value: int | str, classes: Sequence[str], model: str, field: str) -> int:
+    """The class index that an index or a name stands for, among `classes` where these are known."""
+    text = str(value).strip()
+    if _INDEX.fullmatch(text):
+        index = int(text[:20])
+        if 0 <= index < len(classes) or not classes:
+            return index
+        raise UnknownLabel(
+            f"{field}: {model} has classes 0 to {len(classes) - 1}, not {text[:20]}", field=field
+        )
+    found = [i for i, name in enumerate(classes) if name.casefold() == text.casefold()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UnknownLabel(
+            f"{field}: {len(found)} classes of {model} are named {text!r}; give the index: "
+            + ", ".join(map(str, found)),
+            field=field,
+            candidates=[{"label": i, "name": classes[i]} for i in found],
+        )
+    raise UnknownLabel(f"{field}: {model} has no class named {text[:60]!r}", field=field)

@@ -73,14 +73,14 @@ def _example(graph: Graph, size: tuple[int, int] | None) -> Tensor:
     if height is None or width is None:
         if size is None:
             raise InvalidModel(
-                "the file leaves the height and width of images open: say which to use", field="size"
+                "the file leaves the height and width of images open: say which to use", field="input"
             )
         height, width = height or size[0], width or size[1]
     if channels not in (1, 3):
         raise InvalidModel(f"the network takes images of {channels} channels; it must be 1 or 3")
     if size is not None and size != (height, width):
         raise InvalidModel(
-            f"the network takes images of {height}x{width}, not {size[0]}x{size[1]}", field="size"
+            f"the network takes images of {height}x{width}, not {size[0]}x{size[1]}", field="input"
         )
     dtype = torch.from_numpy(np.zeros(0, graph.input.dtype)).dtype
     return torch.full((1, channels, height, width), 0.5, dtype=dtype)
