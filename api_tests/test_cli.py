@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,33 @@ def test_methods_are_listed_and_described(run: Run, kind: Any) -> None:
         assert all(f"--{field.replace('_', '-')}" in shown for field in method.model_fields)
 
 
+def test_a_method_is_described_as_one_would_write_it(run: Run) -> None:
+    shown = run("attacks", "pgd").out
+    [eps] = [line for line in shown.splitlines() if "--eps" in line]
+    [size] = [line for line in shown.splitlines() if "--step-size" in line]
+    assert (" 8/255 " in eps, " unset " in size) == (True, True)
+    assert (
+        "restarts only the images that still resist. In L1 a step goes to the steepest coordinates" in shown
+    )
+
+
+def test_where_a_result_goes_is_looked_at_before_it_is_computed(
+    run: Run, photo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_run", lambda *_, **__: pytest.fail("it was computed"))
+    for words in (("attack", photo, "-o", "no/a.png"), ("certify", photo, "--json", "no/c.json")):
+        said = run(*words)
+        assert (said.code, "cannot be written" in said.err) == (2, True)
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version").out == f"touchstone {version('touchstone-robustness')}\n"
+
+
+def test_nothing_but_the_result_is_said_where_nobody_watches(run: Run, photo: str) -> None:
+    assert not run("attack", photo, "--model", MODEL, "--attack", "fgsm").err
+
+
 def test_models_are_listed(run: Run) -> None:
     said = run("models")
     assert said.code == 0
@@ -159,6 +187,11 @@ def test_models_are_listed(run: Run) -> None:
         (("attack", "trousers.png", "--model", "hope"), "there is no model named 'hope'"),
         (("attack", "trousers.png", "--model", MODEL, "--label", "hope"), "hope"),
         (("attack", "trousers.png", "--epsilon", "1"), "epsilon"),
+        (("attack", "trousers.png", "--stepz", "1"), 'did you mean "steps"?'),
+        (("attack", "trousers.png", "--model", MODEL, "--seed=-1"), "seed"),
+        (("attack", "trousers.png", "--model", MODEL, "--seed", str(2**63)), "seed"),
+        (("attack", "trousers.png", "-o", "."), ". cannot be written: it is a folder"),
+        (("certify", "trousers.png", "--model", MODEL, "--seed=-1"), "seed"),
         (("attack", "trousers.png", "stray"), "'stray' is not a flag"),
         (("attack", "text.png"), "image"),
         (("attack", "trousers.png", "--model", MODEL, "-o", "no/a.png"), "no/a.png cannot be written"),

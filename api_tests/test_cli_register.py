@@ -80,7 +80,9 @@ def test_what_the_service_refuses_is_said_and_exits_with_1(run: Run, api: Api, t
         (("no.onnx", *url, *FLAGS), "gzip"),
         (("My Net.onnx", *url, "--size", "8"), "name the classes"),
         (("My Net.onnx", *url, *FLAGS, "--id", "fashion-mnist-cnn"), "comes with Touchstone"),
-        (("My Net.onnx", *url, *FLAGS, "--mean", "a"), "'a' is no number"),
+        (("My Net.onnx", *url, *FLAGS, "--mean", "a"), "--mean: 'a' is no number"),
+        (("My Net.onnx", *url, *FLAGS, "--size", "wide"), "--size: 'wide' is no number"),
+        (("My Net.onnx", *url, "--classes", "labels.txt"), "add --size"),
         (("My Net.onnx", *url, *FLAGS, "--manifest", "m.json"), "m.json is not JSON"),
         (("My Net.onnx", *url, "--classes", "none.txt"), "none.txt cannot be read"),
         (("none.onnx", *url, *FLAGS), "none.onnx is no file"),
@@ -105,7 +107,7 @@ def test_flags_stand_above_the_manifest_s_file(tmp_path: Path) -> None:
     written.write_text(
         json.dumps({"id": "a", "input": {"height": 4, "width": 4, "channels": 1}, "licence": "MIT"})
     )
-    flags = {"id": None, "size": "6x8", "resize": 9, "licence": "BSD", "range": numbers("-1,0.5")}
+    flags = {"id": None, "size": "6x8", "resize": 9, "licence": "BSD", "range": numbers("-1,0.5", "--range")}
     assert manifest_of(tmp_path / "X y.onnx", written, flags) == {
         "id": "a",
         "input": {"height": 6, "width": 8, "channels": 1, "resize": 9},

@@ -52,7 +52,8 @@ def register(  # noqa: PLR0917 - each is an option of the command line
         flags = {
             **{"id": model, "size": size, "resize": resize, "interpolation": interpolation},
             **{"channels": channels, "layout": layout, "architecture": architecture},
-            **{"mean": numbers(mean), "std": numbers(std), "range": numbers(span)},
+            **{"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")},
+            **{"range": numbers(span, "--range")},
             **{"licence": licence, "provenance": provenance},
         }
         said = manifest_of(file, manifest, flags)
@@ -75,7 +76,11 @@ def _upload(file: Path, said: Mapping[str, Any], classes: Path | None) -> Upload
     if not file.is_file():
         raise RefusedError(f"{file} is no file that can be read")
     fields = {"manifest": json.dumps(said).encode()}
-    return Upload.of(file, fields if classes is None else {**fields, "labels": read(classes)})
+    if classes is not None:
+        fields["labels"] = read(classes)
+    if "input" not in said:
+        raise RefusedError("the size of the network's input is missing: add --size 224, or HEIGHTxWIDTH")
+    return Upload.of(file, fields)
 
 
 def _show(answer: Mapping[str, Any], out: Console) -> None:
@@ -99,23 +104,23 @@ def manifest_of(file: Path, written: Path | None, flags: Mapping[str, Any]) -> d
     }
     if size := given.pop("size", None):
         height, _, width = str(size).partition("x")
-        spec |= {"height": number(height), "width": number(width or height)}
+        spec |= {"height": number(height, "--size"), "width": number(width or height, "--size")}
     if spec:
         said["input"] = {**said.get("input", {}), **spec}
     return said | given
 
 
-def numbers(text: str | None) -> list[float] | None:
+def numbers(text: str | None, flag: str) -> list[float] | None:
     """0.485,0.456,0.406 as numbers."""
-    return None if text is None else [number(part) for part in text.split(",")]
+    return None if text is None else [number(part, flag) for part in text.split(",")]
 
 
-def number(text: str) -> float:
+def number(text: str, flag: str) -> float:
     """A number, whole where it is written so."""
     try:
         return int(text) if text.strip().lstrip("-").isdigit() else float(text)
     except ValueError:
-        raise RefusedError(f"{text[:40]!r} is no number") from None
+        raise RefusedError(f"{flag}: {text[:40]!r} is no number") from None
 
 
 def read(path: Path) -> bytes:

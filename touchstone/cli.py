@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 from rich.table import Table
 
+import touchstone
 from touchstone import allowing, keyring
 from touchstone.bringing import refusals, register
 from touchstone.certifying import rounded_down
@@ -44,6 +47,23 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"touchstone {touchstone.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Test how robust an image classifier is."""
+
+
 @app.command(context_settings=OWN_FLAGS)
 def attack(  # noqa: PLR0917 - each is an option of the command line
     context: typer.Context,
@@ -66,6 +86,7 @@ def attack(  # noqa: PLR0917 - each is an option of the command line
     attacks NAME` lists them.
     """
     flags = own_flags(context.args)
+    _check_place(output)
     classes = {"label": label, "target": target}
     finished = _run(photo, "attack", model=model, method=method, parameters=flags, seed=seed, **classes)
     _save(output, finished.artifacts["adversarial.png"][0])
@@ -93,6 +114,8 @@ def certify(  # noqa: PLR0917 - each is an option of the command line
     certificates NAME` lists them.
     """
     flags = own_flags(context.args)
+    if file is not None:
+        _check_place(file)
     finished = _run(photo, "certificate", model=model, method=method, parameters=flags, seed=seed)
     show_certificate(finished.result)
     if file is not None:
@@ -231,7 +254,7 @@ def _run(photo: Path, kind: Kind, *, model: str, method: str, **asked: Any) -> F
     """Run one job in this process, with a bar that shows how far it is."""
     from touchstone.local import run_file  # noqa: PLC0415 - loads torch, which the other commands do without
 
-    with Bar(console=err, transient=True) as bar:
+    with Bar(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(f"{method} on {model}", total=None)
 
         def report(done: Progress, _metric: dict[str, float]) -> None:
@@ -245,6 +268,14 @@ def _load(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidParameter(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a file that cannot be written before hours are spent on what it is to hold."""
+    if path.is_dir():
+        raise InvalidParameter(f"{path} cannot be written: it is a folder")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InvalidParameter(f"{path} cannot be written: no files can be made in {path.parent}")
 
 
 def _save(path: Path, data: bytes) -> None:
@@ -336,12 +367,20 @@ def _listing(kind: Kind) -> Table:
     return table
 
 
+def _preset(value: Any, field: dict[str, Any]) -> str:
+    """A default as one would write it: a distance that is a number of 8-bit levels as their fraction."""
+    if value is None:
+        return "unset"
+    levels = value * 255 if isinstance(value, float) and "/" in str(field.get("examples")) else 0.5
+    return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-9 else str(value)
+
+
 def _describe(shown: dict[str, Any]) -> None:
-    out.print(
-        f"[bold]{shown['title']}[/] ({shown['name']}, {shown['knowledge']})\n\n{shown['description']}\n"
-    )
+    text = re.sub(r"(?<!\n)\n(?!\n)", " ", shown["description"])
+    out.print(f"[bold]{shown['title']}[/] ({shown['name']}, {shown['knowledge']})\n\n{text}\n")
     table = Table("flag", "default", "meaning")
     for name, field in shown["schema"]["properties"].items():
-        table.add_row(f"--{name.replace('_', '-')}", str(shown["example"][name]), field["description"])
+        preset = _preset(shown["example"][name], field)
+        table.add_row(f"--{name.replace('_', '-')}", preset, field["description"])
     out.print(table)
     out.print(f"{shown['paper']['title']}, {shown['paper']['url']}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from touchstone.engine import Engine
 from touchstone.fitting import with_surrogates
 from touchstone.jobs.record import ModelRef, Submission
-from touchstone.methods import Kind, find
+from touchstone.methods import Kind, find, invalid_parameter
 from touchstone.models.shelf import ZOO
 from touchstone.models.zoo import manifest
 from touchstone.run import Finished, Report, run
@@ -32,16 +34,19 @@ def run_file(
     card = manifest(model)
     chosen = with_surrogates(find(method, kind).parse(parameters), card, ZOO)
     png, image = canonical(upload)
-    submission = Submission(
-        kind=kind,
-        method=method,
-        model=ModelRef(id=card.id, digest=card.digest),
-        image=image,
-        parameters=chosen.model_dump(mode="json"),
-        seed=seed,
-        label=None if label is None else card.label(label),
-        target=None if target is None else card.label(target, field="target"),
-    )
+    try:
+        submission = Submission(
+            kind=kind,
+            method=method,
+            model=ModelRef(id=card.id, digest=card.digest),
+            image=image,
+            parameters=chosen.model_dump(mode="json"),
+            seed=seed,
+            label=None if label is None else card.label(label),
+            target=None if target is None else card.label(target, field="target"),
+        )
+    except ValidationError as error:
+        raise invalid_parameter(error) from None
     engine = Engine(settings().device, settings().memory_budget)
     try:
         return run(submission, png, engine, report=report)
