@@ -12,6 +12,11 @@ from own_models import SAID, linear_onnx
 from playwright.sync_api import Page, expect
 from serving import Api, fail
 
+BELOW_THE_HEAD = """(field) => {
+  const head = document.querySelector("header").getBoundingClientRect();
+  return field.getBoundingClientRect().top >= head.bottom;
+}"""
+
 
 @pytest.fixture
 def page(open_page: OpenPage, api: Api, troubles: Troubles) -> Page:
@@ -55,6 +60,19 @@ def test_a_model_is_registered_by_hand(page: Page, api: Api, tmp_path: Path, tro
     page.get_by_role("link", name="by-hand").first.click()
     expect(page.get_by_role("heading", level=1)).to_have_text("by-hand")
     expect(page.locator("dt", has_text="Versions").locator("+ dd")).to_contain_text(card["digest"][7:19])
+
+
+def test_what_is_wrong_is_not_hidden_below_the_head(page: Page, tmp_path: Path) -> None:
+    page.set_viewport_size({"width": 1280, "height": 500})
+    page.goto("/#/models?new")
+    (tmp_path / "net.onnx").write_bytes(linear_onnx())
+    page.get_by_label("File").set_input_files(tmp_path / "net.onnx")
+    fill_in(page, Name="With Capitals", Classes="cat\ndog", Size_of_the_input="8")
+    page.mouse.wheel(0, 10_000)
+    page.get_by_role("button", name="Register").click()
+    name = page.get_by_label("Name", exact=True)
+    expect(name).to_be_focused()
+    page.wait_for_function(BELOW_THE_HEAD, arg=name.element_handle())
 
 
 def test_the_job_shows_what_was_found_out(page: Page, api: Api) -> None:
