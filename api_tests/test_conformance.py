@@ -151,6 +151,19 @@ def test_declared_query_bound_holds(model, name, norm):
         assert found.queries.backward <= cost.backward
 
 
+def test_declared_query_bound_holds_for_an_image_that_resists_to_the_last_step(name, norm):
+    module, few = linear_model(classes=10), {"steps": 3, "inner_steps": 2, "queries": 30}
+    with torch.no_grad():
+        module[1].bias[0] += 1e5
+    asked = budget(name, norm)
+    asked |= {field: value for field, value in few.items() if field in find(name).model_fields}
+    found = attack(touchstone.wrap(module), greyish(1), None, name, **asked)
+    cost = cost_of(find(name).parse(asked))
+    assert not found.success.any()
+    assert found.queries.forward <= cost.forward + 2  # the clean look and the verdict
+    assert found.queries.backward <= cost.backward
+
+
 def test_mean_gradients_of_a_model_that_never_wavers_only_cost_more(model, name, norm):
     if find(name).info.access != "gradients":
         assert "eot" not in find(name).model_fields

@@ -66,16 +66,17 @@ class JSMA(MinimalNorm):
         target = _targets(case.goal, (yield engine.Logits(x)).logits)
         rows, best = engine.torch.arange(len(x), device=x.device), engine.Nearest.none(x)
         for _ in range(min(self.steps, floor(x[0].numel() * self.gamma / 2))):
-            ours = (yield engine.Gradient(x, engine.Scored(_own, target))).gradient
-            all_ = (yield engine.Gradient(x, engine.Scored(_sum, target))).gradient
-            x, moved = self._changed(x, ours, all_ - ours)
-            found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
+            ours = yield engine.Gradient(x, engine.Scored(_own, target))
+            all_ = yield engine.Gradient(x, engine.Scored(_sum, target))
+            found = engine.Nearest.judged(case, x, ours.logits)
             best = best.put(rows, found)
+            x, moved = self._changed(x, ours.gradient, all_.gradient - ours.gradient)
             keep = (moved & ~found.met).nonzero().flatten()
             if not len(keep):
-                break
+                return best.found(whole)
             case, x, rows, target = case[keep], x[keep], rows[keep], target[keep]
-        return best.found(whole)
+        answer = yield engine.Logits(x)
+        return best.put(rows, engine.Nearest.judged(case, x, answer.logits)).found(whole)
 
     def _changed(self, x: Tensor, ours: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """The points with their best pairs changed, and which rows had one, (B,)."""
