@@ -38,6 +38,12 @@ def budget(name, norm):
     return {field: value for field, value in asked.items() if field in fields}
 
 
+def few(name):
+    """Few steps and queries, where a method counts them."""
+    asked = {"steps": 3, "inner_steps": 2, "queries": 60}
+    return {field: value for field, value in asked.items() if field in find(name).model_fields}
+
+
 @pytest.fixture(scope="module")
 def module():
     return torch.nn.Sequential(linear_model(classes=10), torch.nn.Dropout(0.5)).train()
@@ -130,6 +136,20 @@ def test_success_is_what_the_model_says_of_the_returned_images(model, module, na
     module.train()
 
 
+def test_no_image_outside_the_box_is_asked_about(name, norm):
+    linear, ends = linear_model(classes=10), []
+
+    class Watched(torch.nn.Module):
+        def forward(self, x):
+            ends.extend(map(float, x.detach().aminmax()))
+            return linear(x)
+
+    x = torch.cat([torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), greyish(1).round()])
+    attack(touchstone.wrap(Watched()), x, None, name, **{**budget(name, norm), **few(name)})
+    assert ends
+    assert all(0 <= end <= 1 for end in ends)
+
+
 def test_already_misclassified_images_are_left_alone(model, module, name, norm):
     x = greyish(4)
     wrong = (module.eval()(x).argmax(1) + 1) % 10
@@ -152,11 +172,9 @@ def test_declared_query_bound_holds(model, name, norm):
 
 
 def test_declared_query_bound_holds_for_an_image_that_resists_to_the_last_step(name, norm):
-    module, few = linear_model(classes=10), {"steps": 3, "inner_steps": 2, "queries": 30}
+    module, asked = linear_model(classes=10), {**budget(name, norm), **few(name)}
     with torch.no_grad():
         module[1].bias[0] += 1e5
-    asked = budget(name, norm)
-    asked |= {field: value for field, value in few.items() if field in find(name).model_fields}
     found = attack(touchstone.wrap(module), greyish(1), None, name, **asked)
     cost = cost_of(find(name).parse(asked))
     assert not found.success.any()

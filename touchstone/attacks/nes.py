@@ -21,8 +21,8 @@ class NES(FixedBudget):
     of their directions weighted by their scores (algorithm 1), projected into the ball.
 
     Every step asks about `samples` neighbours and about the file at its end. The neighbours are no files:
-    σ is far below what eight bits can hold. An image that resists is asked about exactly `queries` times: the
-    last estimate takes fewer pairs.
+    σ is far below what eight bits can hold; the box cuts them off. An image that resists is asked about
+    exactly `queries` times: the last estimate takes fewer pairs.
 
     Departures: untargeted attacks raise the margin, since the probability of a label that the model is sure
     of is one in floating point; steps have one size, without the authors' momentum and annealing.
@@ -82,7 +82,7 @@ class NES(FixedBudget):
         """The gradient of the progress at `x` from `pairs` opposite pairs of neighbours."""
         u = case.noise.normal(x[:, None].expand(-1, pairs, *x.shape[1:]))
         there = engine.torch.stack([u, -u], 1).mul_(self.sigma).add_(x[:, None, None])  # (B, 2, pairs, …)
-        answer = yield engine.Logits(there.flatten(0, 2))
+        answer = yield engine.Logits(there.clamp_(0, 1).flatten(0, 2))
         every = engine.torch.arange(len(x), device=x.device).repeat_interleave(2 * pairs)
         score = engine.rising(case.goal[every], answer.logits).view(len(x), 2, pairs)
         weight = (score[:, 0] - score[:, 1]) / (2 * self.sigma * pairs)

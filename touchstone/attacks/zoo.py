@@ -48,8 +48,8 @@ class ZOO(MinimalNorm):
     while it is not, instead of a binary search over whole runs, and starts at 1, not 0.01; steps grow until
     the goal is met first, since the paper's alone would take tens of thousands of queries to get anywhere on
     a robust network; coarse images come first at any size, and for as long as eight turns of all values of
-    the next finer one would take. The box is kept by clipping, not by tanh. The points asked about are no
-    files.
+    the next finer one would take. The box is kept by clipping, not by tanh, and where it cuts one side off
+    a slope counts half. The points asked about are no files.
     """
 
     info = Info(
@@ -114,7 +114,7 @@ class ZOO(MinimalNorm):
         shift.scatter_(2, chosen[..., None], self.difference)
         shift = state.grid.spread(shift.view(rows, count, *state.grid.shape(x)))
         base = x[:, None]
-        asked = torch.cat([base, base + shift, base - shift], 1)
+        asked = torch.cat([base, base + shift, base - shift], 1).clamp_(0, 1)
         logits = (yield engine.Logits(asked.flatten(0, 1))).logits
         every = torch.arange(rows, device=x.device).repeat_interleave(2 * count + 1)
         margin = engine.Margin(case.goal[every])(logits).clamp_max(0).view(rows, -1)
