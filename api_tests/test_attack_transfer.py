@@ -11,9 +11,11 @@ from linear import greyish, linear_model
 import touchstone
 from touchstone import engine
 from touchstone.attacks.transfer import Transfer, _blurred, _moved
+from touchstone.engine.lattice import to_pixels
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import NORMS
 from touchstone.engine.threat import Case, Threat
+from touchstone.engine.verdict import attack_image
 from touchstone.errors import InvalidParameter, UnknownModel
 from touchstone.fitting import with_surrogates
 from touchstone.models import zoo
@@ -45,6 +47,42 @@ def test_a_model_like_the_target_is_as_good_as_the_target() -> None:
     across = touchstone.attack(target, x, None, "transfer", surrogates=twin, **asked, **PLAIN)
     assert torch.equal(own.success, across.success)
     assert float(across.success.float().mean()) > 0
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_a_surrogate_that_is_sure_of_all_its_answers_is_followed_by_its_margin(*, targeted: bool) -> None:
+    x, module, sure = greyish(6), linear_model(classes=5), linear_model(classes=5)
+    with torch.no_grad():
+        sure[1].weight.mul_(1e4)
+        sure[1].bias.mul_(1e4)
+    label = module(x).argmax(1)
+    goal = {"targets": (label + 1) % 5} if targeted else {}
+    found = touchstone.attack(
+        touchstone.wrap(module), x, label, "transfer", eps=0.1, surrogates=[touchstone.wrap(sure)], **goal
+    )
+    assert found.success.all()
+    assert found.queries.surrogate <= 6 * Transfer().cost().backward
+
+
+def test_a_surrogate_without_gradients_says_nothing_of_the_model_under_attack() -> None:
+    class Deaf(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[1.0, 0, 0, 0, 0]]) + 0 * x.flatten(1)[:, :1]
+
+    target = touchstone.wrap(linear_model(classes=5)).oracle
+    pixels = to_pixels(greyish(1)[0]).permute(1, 2, 0).numpy()
+    plan = attack_image(
+        Transfer(),
+        pixels,
+        target,
+        label=None,
+        target=None,
+        seed=0,
+        surrogates=[touchstone.wrap(Deaf()).oracle],
+    )
+    (verdict,), _ = engine.run_here([plan], target)
+    assert not verdict.met
+    assert verdict.diagnostics == []
 
 
 def test_it_gets_across_between_networks_that_were_trained_apart(images: Any) -> None:
@@ -102,4 +140,4 @@ def test_left_open_surrogates_are_the_others_of_the_same_classes() -> None:
 def test_several_surrogates_are_named_with_commas() -> None:
     asked = Transfer.model_validate({"surrogate": "a, b"})
     assert asked.surrogate == ("a", "b")
-    assert asked.cost().backward == 2 * asked.steps
+    assert asked.cost().backward == 2 * 2 * asked.steps  # at worst two gradients of each

@@ -56,8 +56,10 @@ class Transfer(FixedBudget):
     blur: Ratio = Field(0.0, ge=0, le=10, description="TI: σ of the Gaussian in pixels; 0 does not blur.")
 
     def cost(self) -> Cost:
-        """A gradient of each surrogate a step, and one look at what was made."""
-        asked = self.steps * max(1, len(self.surrogate))
+        """A gradient of each surrogate a step, at worst a second one where cross-entropy is saturated, and
+        one look at what was made.
+        """
+        asked = 2 * self.rounds()
         return Cost(forward=asked + 1, backward=asked)
 
     def rounds(self) -> int:
@@ -82,7 +84,7 @@ class Transfer(FixedBudget):
         total = torch.zeros_like(x)
         for surrogate in case.surrogates:
             answer = yield engine.Gradient(seen, engine.CrossEntropy(case.goal), of=surrogate)
-            grad = back(answer.gradient)
+            grad = back((yield from engine.unsaturated(case, seen, answer, of=surrogate)))
             scale = grad.flatten(1).abs().mean(1).clamp_min(1e-30)
             total = total + grad / engine.column(scale, grad)
         return _blurred(total, self.blur) if self.blur else total

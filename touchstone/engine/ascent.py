@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -147,16 +147,16 @@ def judge(case: Case, x: Tensor, answer: Answer, score: Tensor) -> Asking[Best]:
     return Best(x, judged.score.masked_fill(held, HELD))
 
 
-def unsaturated(case: Case, x: Tensor, answer: Answer) -> Asking[Tensor]:
+def unsaturated(case: Case, x: Tensor, answer: Answer, *, of: Any = None) -> Asking[Tensor]:
     """The answer's gradient; rows whose cross-entropy is so saturated that it is zero get the margin's
-    instead.
+    instead. The answer was that of the model under attack, or of the oracle `of` a surrogate.
     """
     grad = answer.gradient
     alive = grad.flatten(1).any(1)
     if bool(alive.all()):
         return grad
     flat = ~alive
-    instead = (yield Gradient(x[flat], Margin(case.goal[flat]))).gradient
+    instead = (yield Gradient(x[flat], Margin(case.goal[flat]), of=of)).gradient
     return grad.index_copy(0, flat.nonzero().flatten(), instead)
 
 

@@ -112,13 +112,13 @@ class Diagnosis:
 
 
 def diagnosed(plan: Asking[T], diagnosis: Diagnosis) -> Asking[T]:
-    """A plan whose answers are looked at on the way."""
+    """A plan whose answers are looked at on the way, those of the model under attack."""
     return through(plan, partial(_noted, diagnosis))
 
 
 def _noted(diagnosis: Diagnosis, question: Question) -> Asking[Answer]:
     answer = yield question
-    if answer.grad is not None:
+    if answer.grad is not None and question.of is None:
         diagnosis.gradients += len(answer.grad)
         diagnosis.empty += int((~answer.grad.flatten(1).any(1)).sum())
     return answer
