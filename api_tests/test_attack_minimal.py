@@ -103,6 +103,17 @@ def test_confidence_is_the_margin_of_what_is_found(name):
     assert torch.all(others - logits.gather(1, label[:, None])[:, 0] >= 2 - 1e-3)
 
 
+@pytest.mark.parametrize("name", ["cw", "cw-linf", "ead"])
+def test_what_fools_the_model_counts_though_its_margin_cannot_be_had(name):
+    module, x = nn.Sequential(*linear_model(classes=3), nn.Tanh()), greyish(4)  # no margin exceeds 2
+    label = module(x).argmax(1)
+    found = touchstone.attack(
+        touchstone.wrap(module), x, label, name, confidence=3.0, quantize=False, **SHORT[name]
+    )
+    assert torch.equal(module(found.images).argmax(1) != label, found.success)
+    assert found.success.any()
+
+
 def test_a_search_that_has_stalled_ends_for_its_row_alone():
     model, x = touchstone.wrap(linear_model()), greyish(4)
     fields = {"steps": 200, "initial_const": 0.1, "binary_search_steps": 2, "quantize": False}

@@ -65,6 +65,8 @@ class Nearest(Rows):
         )
 
     def found(self, case: Case) -> Found:
-        """As the result of a plan: within the case's radius, where it has one."""
-        met = self.met & (self.distance <= case.threat.eps)
+        """As the result of a plan: within the case's radius, where it has one. What met the goal, but not by
+        the margin that was asked for, meets it.
+        """
+        met = (self.met | (self.margin > 0)) & (self.distance <= case.threat.eps)
         return Found(torch.where(column(met, self.x), self.x, case.threat.project(self.x)), met)
