@@ -88,6 +88,24 @@ Askings = Annotated[
 ]
 """How often to ask for one gradient."""
 
+Queries = Annotated[
+    int,
+    Field(ge=1, le=10_000_000, description="The most times that the model is asked about one image."),
+    BeforeValidator(_refuse_bool),
+]
+"""What an attack without gradients may spend."""
+
+Starts = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=100_000,
+        description="The most random images that are tried for one that meets the goal.",
+    ),
+    BeforeValidator(_refuse_bool),
+]
+"""Where an attack that sees decisions alone may begin."""
+
 Ratio = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_finite)]
 """A finite real number."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Ratio
+from touchstone.fields import Queries, Ratio, Starts
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ class Boundary(MinimalNorm):
         budget="minimal",
     )
 
-    queries: Count = Field(
-        25_000, le=10_000_000, description="The most times that the model is asked about one image."
-    )
+    queries: Queries = 25_000
     spherical_step: Ratio = Field(
         0.01, gt=0, le=1, description="Size of the first step on the sphere, as part of the distance."
     )
@@ -69,9 +67,7 @@ class Boundary(MinimalNorm):
         le=0.5,
         description="Size of the first step towards the original, as part of the distance.",
     )
-    starts: Count = Field(
-        100, le=100_000, description="The most random images that are tried for one that meets the goal."
-    )
+    starts: Starts = 100
 
     def cost(self) -> Cost:
         """The budget of queries."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Ratio
+from touchstone.fields import Count, Queries, Ratio, Starts
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ class GeoDA(MinimalNorm):
         budget="minimal",
     )
 
-    queries: Count = Field(
-        5_000, le=10_000_000, description="The most times that the model is asked about one image."
-    )
+    queries: Queries = 5_000
     steps: Count = Field(20, le=1_000, description="The most rounds: normals that are estimated.")
     growth: Ratio = Field(
         1.4, ge=1, le=10, description="How many times the queries of a round each next one takes."
@@ -65,9 +63,7 @@ class GeoDA(MinimalNorm):
     low: Ratio = Field(
         1 / 3, gt=0, le=1, description="Share of the frequencies, along each side, that neighbours have."
     )
-    starts: Count = Field(
-        100, le=100_000, description="The most random images that are tried for one that meets the goal."
-    )
+    starts: Starts = 100
 
     def cost(self) -> Cost:
         """The budget of queries."""

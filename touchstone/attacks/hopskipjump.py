@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Ratio
+from touchstone.fields import Count, Queries, Ratio, Starts
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ class HopSkipJump(MinimalNorm):
         budget="minimal",
     )
 
-    queries: Count = Field(
-        5_000, le=10_000_000, description="The most times that the model is asked about one image."
-    )
+    queries: Queries = 5_000
     steps: Count = Field(64, le=10_000, description="The most rounds of estimate, step and bisection.")
     evaluations: Count = Field(
         100, le=100_000, description="Neighbours in the first round; the t-th takes √t times as many."
@@ -57,9 +55,7 @@ class HopSkipJump(MinimalNorm):
     gamma: Ratio = Field(
         1.0, gt=0, le=1e6, description="Bisection ends at γ/(d·√d) of the way, in L∞ at γ/d²."
     )
-    starts: Count = Field(
-        100, le=100_000, description="The most random images that are tried for one that meets the goal."
-    )
+    starts: Starts = 100
 
     def cost(self) -> Cost:
         """The budget of queries."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Distance, Ratio
+from touchstone.fields import Count, Distance, Queries, Ratio
 from touchstone.methods import Cost, FixedBudget, Info
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class NES(FixedBudget):
         access="scores",
     )
 
-    queries: Count = Field(10_000, le=10_000_000, description="Times the model is asked about one image.")
+    queries: Queries = 10_000
     samples: Count = Field(50, le=10_000, multiple_of=2, description="Neighbours that an estimate takes.")
     sigma: Ratio = Field(0.001, gt=0, le=1, description="Standard deviation of the neighbours' distance.")
     step_size: Distance | None = Field(

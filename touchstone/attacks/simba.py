@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Distance, Ratio
+from touchstone.fields import Distance, Queries, Ratio
 from touchstone.methods import Attack, Cost, Info
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class SimBA(Attack):
         budget="minimal",
     )
 
-    queries: Count = Field(10_000, le=10_000_000, description="Times the model is asked about one image.")
+    queries: Queries = 10_000
     step_size: Distance = Field(0.2, gt=0, description="Length of every step: the paper's ε.")
     basis: Literal["pixel", "dct"] = Field(
         "pixel", description="Directions: single values, or waves of the cosine transform."

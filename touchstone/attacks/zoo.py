@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Ratio
+from touchstone.fields import Count, Queries, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ZOO(MinimalNorm):
         budget="minimal",
     )
 
-    queries: Count = Field(50_000, le=10_000_000, description="Times the model is asked about one image.")
+    queries: Queries = 50_000
     batch: Count = Field(128, le=10_000, description="The most values whose slope is estimated in a step.")
     learning_rate: Ratio = Field(
         0.01,
