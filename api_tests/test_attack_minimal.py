@@ -114,6 +114,22 @@ def test_what_fools_the_model_counts_though_its_margin_cannot_be_had(name):
     assert found.success.any()
 
 
+@pytest.mark.parametrize(
+    ("name", "scale", "fields"),
+    [("cw", 1, {"binary_search_steps": 20}), ("cw-linf", 1e13, {"initial_const": 1e6, "largest_const": 1e6})],
+)
+def test_weights_beyond_all_measure_are_not_taken_for_a_broken_model(name, scale, fields):
+    module, x = linear_model(classes=3), greyish(2)
+    with torch.no_grad():
+        module[1].weight.mul_(scale)
+        module[1].bias.mul_(scale)
+    found = touchstone.attack(
+        touchstone.wrap(module), x, None, name, steps=5, confidence=1e6, quantize=False, abort_early=False,
+        **fields,
+    )  # fmt: skip
+    assert found.success.all()
+
+
 def test_a_search_that_has_stalled_ends_for_its_row_alone():
     model, x = touchstone.wrap(linear_model()), greyish(4)
     fields = {"steps": 200, "initial_const": 0.1, "binary_search_steps": 2, "quantize": False}

@@ -31,6 +31,8 @@ AMPLE, MOST_TIMES = 2, 8
 """How many times the weight that a linear margin takes the first search has at the least, and how often it is
 raised tenfold at the most.
 """
+STEEPEST = 1e18
+"""Of anything steeper Adam could not hold the square."""
 TINY = 1e-30
 
 
@@ -108,9 +110,8 @@ class CW(MinimalNorm):
     def _loss(self, case: Case, x: Tensor, answer: Answer, c: Tensor) -> tuple[Tensor, Tensor]:
         """The loss (B,) and its gradient with respect to the image."""
         d = x - case.threat.x0
-        short = (self.confidence - margin_of(answer)).clamp_min(0)
-        pull = engine.column(c * (short > 0), x) * answer.gradient
-        return d.flatten(1).square().sum(1) + c * short, 2 * d - pull
+        short, slope = shortfall(answer, self.confidence, c)
+        return d.flatten(1).square().sum(1) + short, 2 * d + slope
 
 
 def margin_of(answer: Answer) -> Tensor:
@@ -118,6 +119,13 @@ def margin_of(answer: Answer) -> Tensor:
     if answer.loss is None:
         raise TypeError("only an answer to a Gradient query has a loss")
     return answer.loss
+
+
+def shortfall(answer: Answer, confidence: float, c: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much the margin falls short of κ, times c (B,), and its gradient with respect to the image."""
+    short = (confidence - margin_of(answer)).clamp_min(0)
+    slope = engine.column(-c * (short > 0), answer.gradient) * answer.gradient
+    return c * short, slope.clamp_(-STEEPEST, STEEPEST)
 
 
 def sure(case: Case, x: Tensor, answer: Answer, confidence: float) -> Nearest:

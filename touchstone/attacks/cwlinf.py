@@ -15,7 +15,7 @@ from touchstone.attacks.cw import (
     Descent,
     from_tanh,
     in_tanh,
-    margin_of,
+    shortfall,
     sure,
     to_tanh,
 )
@@ -119,9 +119,8 @@ class CWLinf(MinimalNorm):
         """The loss (B,) and its gradient with respect to the image."""
         d = x - case.threat.x0
         excess = (d.abs() - engine.column(level.tau, d)).clamp_min_(0)
-        short = (self.confidence - margin_of(answer)).clamp_min(0)
-        pull = engine.column(level.c * (short > 0), x) * answer.gradient
-        return excess.flatten(1).sum(1) + level.c * short, d.sign() * (excess > 0) - pull
+        short, slope = shortfall(answer, self.confidence, level.c)
+        return excess.flatten(1).sum(1) + short, d.sign() * (excess > 0) + slope
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.cw import LOOKS, STALLED, margin_of, sure
+from touchstone.attacks.cw import LOOKS, STALLED, shortfall, sure
 from touchstone.engine.rows import Rows
 from touchstone.fields import Askings, Count, Norm, Ratio
 from touchstone.methods import Cost, Info, MinimalNorm
@@ -95,9 +95,8 @@ class EAD(MinimalNorm):
     def _loss(self, case: Case, y: Tensor, answer: Answer, c: Tensor) -> tuple[Tensor, Tensor]:
         """The smooth terms (B,) and their gradient."""
         d = y - case.threat.x0
-        short = (self.confidence - margin_of(answer)).clamp_min(0)
-        pull = engine.column(c * (short > 0), y) * answer.gradient
-        return d.flatten(1).square().sum(1) + c * short, 2 * d - pull
+        short, slope = shortfall(answer, self.confidence, c)
+        return d.flatten(1).square().sum(1) + short, 2 * d + slope
 
     def _looked_at(self, search: Search) -> Tensor:
         return search.count % max(PATIENCE, self.steps // LOOKS) == 0
