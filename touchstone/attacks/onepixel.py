@@ -32,8 +32,9 @@ class OnePixel(Attack):
 
     The L0 distance reported counts values: a pixel of a colour image is up to three of them.
 
-    Departures: fifty members compete at a time, not the whole generation, and an image leaves after those in
-    which its goal was met; what has to rise is the margin in untargeted attacks.
+    Departures: best1bin is the default, which other implementations have, and not the paper's rand1bin; fifty
+    members compete at a time, not the whole generation, and an image leaves after those in which its goal was
+    met; what has to rise is the margin in untargeted attacks.
     """
 
     info = Info(
@@ -51,7 +52,7 @@ class OnePixel(Attack):
     pixels: Count = Field(1, le=100, description="Pixels that may change, in all their channels.")
     population: Whole = Field(400, ge=4, le=10_000, description="Members of the population.")
     strategy: Literal["rand1bin", "best1bin"] = Field(
-        "rand1bin", description="Whether children start from a random member, or from the best."
+        "best1bin", description="Whether children start from a random member, or from the best."
     )
     scale: Ratio = Field(0.5, gt=0, le=2, description="F: the weight of the difference of two members.")
     crossover: Ratio = Field(
