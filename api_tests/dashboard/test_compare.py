@@ -26,6 +26,8 @@ def test_parameters_that_differ_are_marked_and_the_rest_can_be_hidden(page: Page
     expect(line(page, "Eps").get_by_role("cell")).to_have_text(["4/255", "8/255"])
     expect(line(page, "Eps")).to_have_class("differs")
     expect(line(page, "Norm")).to_have_class("same")
+    expect(line(page, "Norm").get_by_role("cell")).to_have_text(["L∞", "L∞"])
+    expect(line(page, "Early stop").get_by_role("cell")).to_have_text(["yes", "yes"])
     page.get_by_label("Only differences").check()
     expect(line(page, "Norm")).to_be_hidden()
     expect(line(page, "Eps")).to_be_visible()

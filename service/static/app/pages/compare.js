@@ -4,7 +4,7 @@ import {file, get, once} from "../api.js";
 import {fill, h} from "../dom.js";
 import {count, in255, norm, number, percent, seconds, words} from "../format.js";
 import {isOver, outcome, outcomeBadge, status} from "../parts/badges.js";
-import {given} from "../parts/facts.js";
+import {given, written} from "../parts/facts.js";
 import {bar, short} from "../parts/rows.js";
 import {empty} from "../parts/states.js";
 import {go, to} from "../routes.js";
@@ -172,7 +172,7 @@ function lines(jobs, {attacks, certificates}) {
     "Asked for": [
       {name: "Model", of: (job) => job.model.id},
       {name: "Image", of: ({image}) => image && `${image.width} × ${image.height}, ${image.digest.slice(7, 15)}`},
-      ...all((job) => Object.fromEntries(given(job)), (value, key, job) => asked(value, job, schema(job, key))),
+      ...all((job) => Object.fromEntries(given(job)), (value, key, job) => written(value, job.parameters, schema(job, key))),
       ...all(({label, target, seed, execution}) => ({label, target, seed, execution}), String),
     ],
     Distance: all((job) => job.result?.perturbation, (x, key) => (key === "linf" ? in255(x) : number(x, 4)), (key) => (key === "ssim" ? 1 : -1)),
@@ -182,12 +182,5 @@ function lines(jobs, {attacks, certificates}) {
 }
 
 const NAMES = {tv: "Total variation", ssim: "Similarity (SSIM)"};
-
-/** A parameter; a distance in L∞ is a number of grey levels. */
-function asked(value, {parameters}, schema) {
-  if (typeof value !== "number") return norm(String(value));
-  const distance = schema?.anyOf?.some((one) => one.pattern?.includes("/"));
-  return distance && parameters.norm === "linf" ? in255(value) : number(value, 6);
-}
 
 const gauge = (share, text, name = "") => h("div.gauge", {class: name}, h("div", {style: {width: `${100 * (share || 0)}%`}}), h("span", {}, text));

@@ -48,7 +48,7 @@ function asked(job, method, model) {
 }
 
 /** A parameter as people write it: a distance in L∞ is a number of grey levels. */
-function written(value, {norm: name}, schema) {
+export function written(value, {norm: name}, schema) {
   if (value === null) return "not set";
   if (typeof value === "boolean") return value ? "yes" : "no";
   const distance = schema?.anyOf?.some((one) => one.pattern?.includes("/"));
