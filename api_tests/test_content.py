@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import pickle
+import pickletools
 import struct
 import tarfile
 import zipfile
@@ -23,8 +24,9 @@ from safetensors.torch import save
 
 from touchstone.errors import InvalidModel, ModelTooLarge
 from touchstone.models.content import format_of
+from touchstone.models.tensors import MOST_HEADER
 
-LIMIT = 2**20
+LIMIT = 2**25
 
 
 class Payload:
@@ -50,6 +52,11 @@ def archive(**files: bytes) -> bytes:
         for name, data in files.items():
             target.writestr(name, data)
     return buffer.getvalue()
+
+
+def pickled(*others: str) -> bytes:
+    """A pickle in an archive, and what else is there."""
+    return archive(**dict.fromkeys([*others, "m/data.pkl"], b""))
 
 
 def torch_file(value: Any, **options: Any) -> bytes:
@@ -90,6 +97,9 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "npz": (lambda: archive(**{"a.npy": npy()}), "NumPy"),
     "zip": (lambda: archive(**{"model.onnx": onnx_file()}), "zip archive"),
     "broken zip": (lambda: b"PK\x03\x04" + b"\x00" * 99, "zip archive"),
+    "zip of the future": (lambda: pickled().replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\x99"), "zip archive"),
+    "zip of no names": (lambda: pickled("é").replace("é".encode(), b"\xff\xff"), "zip archive"),
+    "zip of very many": (lambda: pickled(*map(str, range(30_000))), "zip archive"),
     "saved model in zip": (lambda: archive(**{"m/saved_model.pb": b""}), "SavedModel"),
     "gzip": (lambda: gzip.compress(onnx_file()), "gzip"),
     "bzip2": (lambda: bz2.compress(onnx_file()), "bzip2"),
@@ -107,6 +117,12 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "json": (lambda: b'{"a": 1}', "neither ONNX nor safetensors"),
     "half an ONNX": (lambda: onnx_file()[:-5], "neither ONNX nor safetensors"),
     "ONNX and more": (lambda: onnx_file() + b"\xff", "neither ONNX nor safetensors"),
+    "ONNX and fields of another": (lambda: onnx_file() + b"\x78\x01", "neither ONNX nor safetensors"),
+    "ONNX of very many fields": (lambda: b"\x08\x01" * 100_000 + onnx_file(), "neither ONNX nor safetensors"),
+    "ONNX of an endless number": (
+        lambda: b"\x08" + b"\x80" * 10 + b"\x01" + onnx_file(),
+        "neither ONNX nor safetensors",
+    ),
     "ONNX without graph": (lambda: b"\x08\x07", "neither ONNX nor safetensors"),
 }
 
@@ -118,6 +134,14 @@ def test_a_foreign_file_is_told_by_its_content(kind: str) -> None:
         format_of(make(), limit=LIMIT)
     assert "torch.onnx.export" in refused.value.detail, "what to do instead"
     assert refused.value.field == "file"
+
+
+def test_no_more_of_a_pickle_is_read_than_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(pickletools, "genops", lambda data: read.append(len(data)) or [])
+    with pytest.raises(InvalidModel):
+        format_of(b"(" * 2**20, limit=LIMIT)
+    assert read == [2**16]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -163,6 +187,7 @@ def one(**changes: Any) -> dict[str, Any]:
     return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
 
 
+EMPTY = one(shape=[0], data_offsets=[0, 0])["a"]
 DAMAGED: dict[str, tuple[bytes, str]] = {
     "header beyond the file": (tensors(one(), length=10_000), "claims"),
     "header of 2^63": (tensors(one(), length=2**55), "claims"),
@@ -182,6 +207,8 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "bytes left over": (tensors(one(), b"\x00" * 9), "overlap, leave gaps"),
     "overlap": (tensors({**one(), "b": one()["a"]}), "overlap, leave gaps"),
     "nothing": (tensors({}, b""), "0 tensors"),
+    "very many": (tensors(dict.fromkeys(map(str, range(100_001)), EMPTY), b""), "100,001 tensors"),
+    "a large header": (tensors(b"{" + b" " * MOST_HEADER + b"}"), "claims"),
     "metadata alone": (tensors({"__metadata__": {"a": "b"}}, b""), "0 tensors"),
 }
 

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import IO, Literal, cast
+from typing import Literal
 
 from touchstone.errors import InvalidModel, ModelTooLarge
 from touchstone.models import protobuf, tensors
@@ -56,7 +56,8 @@ _ARCHIVES = (
     ((".npy",), "NumPy arrays, which say nothing of the network around them"),
 )
 _LOOKED_AT = 2**16
-_ENTRIES = 10_000
+_TABLE = 2**20
+"""So many bytes at an archive's end may be its table of contents, which is taken apart whole."""
 _CHANCE = 16
 """So many instructions in a row are no accident, even where the file was cut short."""
 
@@ -110,14 +111,10 @@ def _archive(data: Data) -> str:
 def _entries(data: Data) -> list[str]:
     """Names in an archive, read from its table of contents."""
     try:
-        with zipfile.ZipFile(_opened(data)) as archive:
-            return archive.namelist()[:_ENTRIES]
+        with zipfile.ZipFile(io.BytesIO(data[-_TABLE:])) as archive:
+            return archive.namelist()
     except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, EOFError):
         return []
-
-
-def _opened(data: Data) -> IO[bytes]:
-    return io.BytesIO(data) if isinstance(data, bytes) else cast("IO[bytes]", data)
 
 
 def _unknown(data: Data) -> str:

@@ -51,8 +51,6 @@ def _fields(data: bytes | mmap) -> Iterator[tuple[int, int]]:
         tag, at = _varint(data, at)
         number, wire = tag >> 3, tag & 7
         at = _after(data, at, wire)
-        if not number or at > len(data):
-            raise ValueError("no such field")
         yield number, wire
     raise ValueError("too many fields")
 
