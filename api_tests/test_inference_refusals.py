@@ -9,8 +9,13 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from serving import Api, data_url, encoded, picture, png, problem
+from serving import Api, data_url, encoded, picture, png, problem, some_model
 from test_inference import FLOATS, PATH, PIXELS, ask, ask_bytes, elements, files, tensor
+
+from service import tensors
+from service.bodies import Received
+from touchstone.decoding import Decoders
+from touchstone.errors import CostTooHigh
 
 
 def changed(**changes: Any) -> Callable[[Api], httpx2.Response]:
@@ -137,6 +142,10 @@ UNREADABLE = {
     "header beyond the end": bits([1], "BYTES", b"", length=10_000),
     "header of nothing": bits([1], "BYTES", b"", length=0),
     "negative header": bits([1], "BYTES", b"", length=-1),
+    "header of very many digits": bits([1], "BYTES", b"", length="9" * 5000),
+    "header of another digit": lambda api: api.client.post(
+        f"{PATH}/infer", content=b"{}", headers={tensors.HEADER_LENGTH.encode(): b"\xb2"}
+    ),
     "header cuts": bits([1], "BYTES", b"", length=20),
 }
 
@@ -164,6 +173,13 @@ def test_more_images_than_one_request_may_have(api: Api) -> None:
         told = problem(response, 422, "cost_too_high")
         assert told["limit"] == api.settings.inference_rows
     assert ask_bytes(api, [rows - 1, 8, 8, 1], "UINT8", bytes((rows - 1) * 64)).status_code == 200
+
+
+def test_no_more_images_than_a_job_may_cost(api: Api) -> None:
+    settings = api.settings.model_copy(update={"cost_limit": 1})
+    received = Received("", json.dumps({"inputs": [ONE]}).encode())
+    with pytest.raises(CostTooHigh):
+        tensors.read(received, None, some_model().input, settings, Decoders(0))
 
 
 def test_a_body_that_is_too_large(api: Api) -> None:

@@ -118,7 +118,7 @@ def _floats(tensor: InputTensor, data: bytes | None, spec: InputSpec) -> NDArray
 
 def _pixels(tensor: InputTensor, data: bytes | None) -> Pixels:
     sides, channels = tensor.shape[1:3], tensor.shape[3:]
-    if len(sides) < 2 or channels not in ([1], [3]):
+    if channels not in ([1], [3]):
         raise _wrong(_SHAPE, f"UINT8 images are [N, height, width, 1 or 3], not {tensor.shape}")
     if not MIN_SIDE <= min(sides) <= max(sides) <= MAX_SIDE:
         raise _wrong(_SHAPE, f"sides of {MIN_SIDE} to {MAX_SIDE} px, not {sides[0]} and {sides[1]}")
