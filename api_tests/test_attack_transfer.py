@@ -17,7 +17,7 @@ from touchstone.engine.norms import NORMS
 from touchstone.engine.threat import Case, Threat
 from touchstone.engine.verdict import attack_image
 from touchstone.errors import InvalidParameter, UnknownModel
-from touchstone.fitting import with_surrogates
+from touchstone.fitting import resolved
 from touchstone.models import zoo
 from touchstone.models.shelf import ZOO
 
@@ -126,15 +126,15 @@ def test_the_blur_keeps_sums_and_spreads_a_point_as_a_gaussian() -> None:
 def test_surrogates_that_cannot_serve_are_refused(surrogate: str, error: type[Exception]) -> None:
     asked = Transfer.parse({"surrogate": surrogate})
     with pytest.raises(error):
-        with_surrogates(asked, zoo.manifest("fashion-mnist-cnn"), ZOO)
+        resolved(asked, zoo.manifest("fashion-mnist-cnn"), ZOO)
 
 
 def test_left_open_surrogates_are_the_others_of_the_same_classes() -> None:
-    chosen = with_surrogates(Transfer(), zoo.manifest("fashion-mnist-cnn"), ZOO)
+    chosen = resolved(Transfer(), zoo.manifest("fashion-mnist-cnn"), ZOO)
     clothes = {name for name in zoo.manifests() if name.startswith("fashion-mnist-cnn-")}
     assert set(chosen.surrogate) == clothes
     with pytest.raises(InvalidParameter, match="no other model"):
-        with_surrogates(Transfer(), zoo.manifest("imagenet-efficientnet-lite0"), ZOO)
+        resolved(Transfer(), zoo.manifest("imagenet-efficientnet-lite0"), ZOO)
 
 
 def test_several_surrogates_are_named_with_commas() -> None:

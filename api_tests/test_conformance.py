@@ -111,6 +111,18 @@ def test_a_row_alone_equals_the_row_among_others(steady, name, norm):
         assert float((alone.images != together.images[i : i + 1]).float().mean()) < 0.02
 
 
+def test_what_is_left_open_is_decided_as_it_would_be_told(steady, name, norm):
+    asked = find(name).parse(budget(name, norm))
+    decided = asked.decided(10)
+    told = asked.model_copy(update=decided).model_dump(mode="json")
+    assert None not in told.values()
+    assert find(name).parse(told).model_dump(mode="json") == told
+    if decided:
+        open_, closed = (attack(steady, greyish(4), None, name, **one) for one in (budget(name, norm), told))
+        assert torch.equal(open_.success, closed.success)
+        assert torch.allclose(open_.images, closed.images, atol=1.5 / 255)
+
+
 def test_targeted_reaches_its_target(model, module, name, norm):
     if not find(name).info.targeted:
         return

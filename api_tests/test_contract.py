@@ -59,6 +59,7 @@ def test_waiting_gives_the_finished_job(api: Api) -> None:
     assert job["parameters"]["eps"] == 8 / 255
     assert job["parameters"]["norm"] == "linf"
     assert set(job["parameters"]) == set(catalogue()["pgd"].model_fields)
+    assert job["parameters"]["step_size"] == 2.5 * (8 / 255) / job["parameters"]["steps"]
     assert job["model"] == {"id": some_model().id, "digest": some_model().digest}
     assert (job["image"]["width"], job["image"]["height"]) == (9, 8)
     assert job["progress"] == {"done": 1, "total": 2}

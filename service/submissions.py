@@ -16,7 +16,7 @@ from service.receivers import WEBHOOK, Url, check_receiver
 from touchstone.decoding import Decoders
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction, refuse_unknown
-from touchstone.fitting import check_fit, with_surrogates
+from touchstone.fitting import check_fit, resolved
 from touchstone.jobs.allowances import Needs
 from touchstone.jobs.blobs import Blobs
 from touchstone.jobs.record import ImageRef, JobKind, ModelRef, Submission, leaves_of
@@ -143,7 +143,7 @@ def method_submission(
     manifest = find(shelf, asked.model)
     check_fit(chosen, manifest)
     check_receiver(asked.webhook, settings)
-    chosen = with_surrogates(chosen, manifest, shelf)
+    chosen = resolved(chosen, manifest, shelf)
     label, target = _classes(method, manifest, asked) if isinstance(asked, AskedOfAttack) else (None, None)
     passes = check_cost(chosen, settings.cost_limit)
     return _prepared(

@@ -32,11 +32,12 @@ def check_fit(asked: Method | Predict, card: Manifest) -> None:
         )
 
 
-def with_surrogates(asked: M, card: Manifest, shelf: Shelf) -> M:
-    """The same method, with the models named that it is to be crafted on where it left that open.
+def resolved(asked: M, card: Manifest, shelf: Shelf) -> M:
+    """The same method with what it left open decided, the models that it is to be crafted on among it.
 
     Raises InvalidParameter or UnknownModel where it cannot be crafted on what it names.
     """
+    asked = asked.model_copy(update=asked.decided(len(card.classes)))
     named = getattr(asked, "surrogate", None)
     if named is None:
         return asked

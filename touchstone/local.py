@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from touchstone.engine import Engine
-from touchstone.fitting import with_surrogates
+from touchstone.fitting import resolved
 from touchstone.jobs.record import ModelRef, Submission
 from touchstone.methods import Kind, find, invalid_parameter
 from touchstone.models.shelf import ZOO
@@ -32,7 +32,7 @@ def run_file(
 ) -> Finished:
     """Attack or certify the image in `upload`; raises the failures of bad input and of the method."""
     card = manifest(model)
-    chosen = with_surrogates(find(method, kind).parse(parameters), card, ZOO)
+    chosen = resolved(find(method, kind).parse(parameters), card, ZOO)
     png, image = canonical(upload)
     try:
         submission = Submission(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -31,6 +31,7 @@ from touchstone.fields import Askings, Count, Defence, Distance, Norm, NormName,
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
+    from torch import Tensor
 
     from touchstone.engine import Asking, Case, Counts, Plan, Subject
 
@@ -120,6 +121,12 @@ class Method(BaseModel):
     def rounds(self) -> int:
         """How many rounds of questions a full run takes: what progress is counted in."""
         return self.cost().backward or self.cost().forward
+
+    def decided(self, classes: int) -> dict[str, Any]:  # noqa: ARG002
+        """Parameters that may be left open, as they follow from the others and from how many classes a model
+        has.
+        """
+        return {}
 
     def done(self, forward: int, backward: int) -> int:
         """How many of the rounds these queries are."""
@@ -234,6 +241,31 @@ class FixedBudget(InNorm):
                 f"eps: {self.eps:g} is larger than the whole box [0,1]: did you mean {self.eps:g}/255?"
             )
         return self
+
+
+E = TypeVar("E", float, "Tensor")
+
+
+class Stepping:
+    """An attack of fixed budget whose steps have a length: its `step_size`, or a usual one that follows from
+    the radius.
+    """
+
+    if TYPE_CHECKING:
+        eps: float
+        step_size: float | None
+
+    def usual_step(self, eps: E) -> E:
+        """The length of a step at this radius where none is given."""
+        raise NotImplementedError
+
+    def step(self, eps: E) -> E:
+        """The length of a step at this radius."""
+        return self.usual_step(eps) if self.step_size is None else 0 * eps + self.step_size
+
+    def decided(self, classes: int) -> dict[str, Any]:  # noqa: ARG002
+        """The length of its steps."""
+        return {"step_size": self.step(self.eps)}
 
 
 class GradientAttack(FixedBudget):

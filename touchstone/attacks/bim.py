@@ -8,13 +8,13 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Distance
-from touchstone.methods import Cost, GradientAttack, Info
+from touchstone.methods import Cost, E, GradientAttack, Info, Stepping
 
 if TYPE_CHECKING:
     from touchstone.engine import Case, Plan
 
 
-class BIM(GradientAttack):
+class BIM(Stepping, GradientAttack):
     """The basic iterative method: small steps from the image itself, each projected into ball and box.
 
     Section 2.2 of the paper, which works in L∞; other norms take steps in their own steepest direction. Steps
@@ -43,11 +43,13 @@ class BIM(GradientAttack):
         """One per step."""
         return self.steps
 
+    def usual_step(self, eps: E) -> E:
+        """A fifth of the radius."""
+        return eps / 5
+
     def run(self, case: Case) -> Plan:
         """One climb from the image."""
-        eps = case.threat.eps
-        size = eps / 5 if self.step_size is None else eps.new_full(eps.shape, self.step_size)
-        rule = engine.Steepest(size)
+        rule = engine.Steepest(self.step(case.threat.eps))
         best = yield from engine.climb(
             case, case.threat.x0, rule, steps=self.steps, early_stop=self.early_stop
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -77,6 +77,14 @@ class FAB(MinimalNorm):
         ahead = attempts * (RIVALS if self.rivals is None else max(1, self.rivals))
         return Cost(forward=2 * ahead + 1 + POLISHING, backward=attempts * (self.rivals or RIVALS))
 
+    def decided(self, classes: int) -> dict[str, Any]:
+        """The number of its rivals."""
+        return {"rivals": self._count(classes - 1)}
+
+    def _count(self, others: int) -> int:
+        """How many of so many other classes it heads for."""
+        return (0 if others <= RIVALS else RIVALS) if self.rivals is None else self.rivals
+
     def run(self, case: Case) -> Plan:
         """Attempts for all boundaries at once, then the final search. Where the case has a radius, an image
         leaves with all its attempts as soon as one of them found a point within it.
@@ -102,7 +110,7 @@ class FAB(MinimalNorm):
         if bool(goal.targeted.any()):
             return _margin, goal.label[:, None, None]
         others = clean.shape[1] - 1
-        count = (0 if others <= RIVALS else RIVALS) if self.rivals is None else self.rivals
+        count = self._count(others)
         ranked = clean.scatter(1, goal.label[:, None], -HUGE).topk(min(count or RIVALS, others)).indices
         return (_against, ranked[:, :, None]) if count else (_nearest, ranked[:, None])
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.engine.rows import Rows
 from touchstone.fields import Count, Distance, Ratio
-from touchstone.methods import Cost, GradientAttack, Info
+from touchstone.methods import Cost, E, GradientAttack, Info, Stepping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TINY = 1e-30
 
 
-class MIFGSM(GradientAttack):
+class MIFGSM(Stepping, GradientAttack):
     """The momentum iterative method: gradients, each divided by the mean of its absolute values, add up in a
     momentum, and steps follow that.
 
@@ -50,11 +50,14 @@ class MIFGSM(GradientAttack):
         """One per step."""
         return self.steps
 
+    def usual_step(self, eps: E) -> E:
+        """So that all steps together are as long as the radius."""
+        return eps / self.steps
+
     def run(self, case: Case) -> Plan:
         """One climb from the image."""
-        eps, x = case.threat.eps, case.threat.x0
-        size = eps / self.steps if self.step_size is None else eps.new_full(eps.shape, self.step_size)
-        rule = self.rule(x, Momentum(size, x.new_zeros(x.shape), self.decay))
+        x = case.threat.x0
+        rule = self.rule(x, Momentum(self.step(case.threat.eps), x.new_zeros(x.shape), self.decay))
         best = yield from engine.climb(case, x, rule, steps=self.steps, early_stop=self.early_stop)
         return best.found()
 

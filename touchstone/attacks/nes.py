@@ -8,7 +8,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Distance, Queries, Ratio
-from touchstone.methods import Cost, FixedBudget, Info
+from touchstone.methods import Cost, E, FixedBudget, Info, Stepping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from touchstone.engine import Asking, Case, Plan
 
 
-class NES(FixedBudget):
+class NES(Stepping, FixedBudget):
     """Natural evolution strategies: ask about Gaussian neighbours in opposite pairs, and step along the mean
     of their directions weighted by their scores (algorithm 1), projected into the ball.
 
@@ -52,6 +52,10 @@ class NES(FixedBudget):
         """Two per step: the estimate and the look."""
         return 2 * -(-self.queries // (self.samples + 1))
 
+    def usual_step(self, eps: E) -> E:
+        """A fifth of the radius."""
+        return eps / 5
+
     def run(self, case: Case) -> Plan:
         """Estimate, step, look; an image leaves once its goal is met."""
         torch = engine.torch
@@ -64,7 +68,7 @@ class NES(FixedBudget):
             if pairs:  # a single query that is left goes into one more step along the last estimate
                 grad = yield from self._estimate(case, x, pairs)
             left -= 2 * pairs + 1
-            x = case.threat.step(x, grad, self._size(case))
+            x = case.threat.step(x, grad, self.step(case.threat.eps))
             score = yield from engine.asked(case, x)
             best = best.put(rows, engine.Best(x, score))
             if self.early_stop and bool((score > 0).any()):
@@ -73,10 +77,6 @@ class NES(FixedBudget):
                     break
                 case, x, rows, grad = case[keep], x[keep], rows[keep], grad[keep]
         return engine.Found(whole.file(best.x), best.score > 0)
-
-    def _size(self, case: Case) -> Tensor:
-        eps = case.threat.eps
-        return eps / 5 if self.step_size is None else eps.new_full(eps.shape, self.step_size)
 
     def _estimate(self, case: Case, x: Tensor, pairs: int) -> Asking[Tensor]:
         """The gradient of the progress at `x` from `pairs` opposite pairs of neighbours."""

@@ -8,13 +8,13 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Distance
-from touchstone.methods import Cost, Info, RestartedAttack
+from touchstone.methods import Cost, E, Info, RestartedAttack, Stepping
 
 if TYPE_CHECKING:
     from touchstone.engine import Case, Plan
 
 
-class PGD(RestartedAttack):
+class PGD(Stepping, RestartedAttack):
     """Projected gradient descent: steps of fixed size uphill on the loss, projected into the ball after each.
 
     Starts at a point drawn uniformly from the ball (section 2.1), keeps the first success of every image,
@@ -44,11 +44,13 @@ class PGD(RestartedAttack):
         """One per step."""
         return self.steps
 
+    def usual_step(self, eps: E) -> E:
+        """So that all steps together cross the ball."""
+        return 2.5 * eps / self.steps
+
     def run(self, case: Case) -> Plan:
         """One climb."""
-        eps = case.threat.eps
-        size = 2.5 * eps / self.steps if self.step_size is None else eps.new_full(eps.shape, self.step_size)
         x = case.threat.random_start(case.noise) if self.random_start else case.threat.x0
-        rule = engine.Steepest(size)
+        rule = engine.Steepest(self.step(case.threat.eps))
         best = yield from engine.climb(case, x, rule, steps=self.steps, early_stop=self.early_stop)
         return best.found()

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from touchstone import engine
 from touchstone.attacks.mifgsm import Momentum
 from touchstone.fields import Count, Distance, Ratio
-from touchstone.methods import Cost, FixedBudget, Info
+from touchstone.methods import Cost, E, FixedBudget, Info, Stepping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ def _ids(value: Any) -> Any:
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
-class Transfer(FixedBudget):
+class Transfer(Stepping, FixedBudget):
     """Follows the mean gradient of surrogates, and hands what comes of it to the model under attack, once.
 
     Momentum adds up gradients (MI, 1710.06081); with probability `diversity` an image is shrunk and laid at
@@ -66,11 +66,14 @@ class Transfer(FixedBudget):
         """One per step and surrogate."""
         return self.steps * max(1, len(self.surrogate))
 
+    def usual_step(self, eps: E) -> E:
+        """So that all steps together are as long as the radius."""
+        return eps / self.steps
+
     def run(self, case: Case) -> Plan:
         """Climb on the surrogates; the verdict is the only question to the model itself."""
         eps, x = case.threat.eps, case.threat.x0
-        size = eps / self.steps if self.step_size is None else eps.new_full(eps.shape, self.step_size)
-        rule = Momentum(size, x.new_zeros(x.shape), self.decay)
+        rule = Momentum(self.step(eps), x.new_zeros(x.shape), self.decay)
         for _ in range(self.steps):
             grad = yield from self._gradient(case, x)
             x, rule = rule.advance(case.threat, x, grad, eps)
