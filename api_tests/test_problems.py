@@ -161,9 +161,11 @@ def test_an_unreachable_ledger_is_a_503_at_once(tmp_path: Path) -> None:
     with TestClient(app, base_url="http://localhost") as client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["missing"]) == (503, ["ledger", "worker"])
-        for path in ("/v1/jobs", f"/v1/jobs/{'0' * 32}", "/v1/jobs/malformed", "/v1/attacks"):
+        for path in ("/v1/jobs", f"/v1/jobs/{'0' * 32}"):
             response = client.get(path)
             assert (response.status_code, response.json()["code"]) == (503, "ledger_unavailable")
             assert response.headers["retry-after"]
+        assert client.get("/v1/jobs/malformed").json()["code"] == "unknown_job"
         assert client.get("/healthz").status_code == 200
         assert "touchstone_ledger_up 0.0" in client.get("/metrics").text
+        assert client.get("/v1/attacks").status_code == 200

@@ -176,6 +176,14 @@ def test_a_full_share_and_a_spent_budget_are_told_with_when_to_come_back(own: Ap
     problem(own.submit(), 429, "tenant_queue_full")
 
 
+def test_without_a_ledger_nothing_is_counted(own: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise errors.LedgerUnavailable("gone")
+
+    monkeypatch.setattr(Allowances, "take", unreachable)
+    assert own.client.get("/v1/attacks").status_code == 200
+
+
 Run = Callable[..., str]
 
 

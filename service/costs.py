@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from service import bodies, examples, operations, problems
 from service.access import reader
 from service.backend import Backend, backend_of
+from service.models import probe_of
 from service.submissions import AskedOfCost, Costly, costly_method, costly_prediction
 from touchstone.methods import Kind, Method, catalogue, cost_of, find
 from touchstone.models.manifest import Manifest
@@ -85,7 +86,7 @@ def _get(check: Check) -> Callable[[Request], Cost]:
 
 def _cost(backend: Backend, chosen: Method | Predict, manifest: Manifest | None) -> Cost:
     cost = cost_of(chosen)
-    probe = backend.ledger.probes([manifest.digest]).get(manifest.digest) if manifest else None
+    probe = probe_of(backend.ledger, manifest) if manifest else None
     return Cost(
         forward=cost.forward,
         backward=cost.backward,

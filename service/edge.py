@@ -1,4 +1,6 @@
-"""What every request gets: an id, a log line, a duration, headers for safety, and 500 as the last resort."""
+"""What every request gets: an id, a log line, a duration, headers for safety, one wait for the ledger, and
+500 as the last resort.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import access, problems, rates
 from service.metrics import Durations
+from touchstone.jobs.scripts import waiting_once
 from touchstone.logs import bound, get_logger
 
 _SAFETY = {
@@ -40,7 +43,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(scope, send)
-        with bound(request_id=exchange.id):
+        with bound(request_id=exchange.id), waiting_once():
             await self._serve(scope, receive, exchange)
 
     async def _serve(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -17,11 +17,12 @@ from service.access import reader, submitter
 from service.backend import backend_of
 from service.pages import Cursor, Limit, Page, cut, link_next
 from service.preferences import IfNoneMatch
-from touchstone.errors import ModelConflict
+from touchstone.errors import LedgerUnavailable, ModelConflict
 from touchstone.jobs.answers import VersionRef, Worker
+from touchstone.jobs.holdings import Holdings
 from touchstone.models.manifest import Manifest
 from touchstone.models.measured import Probe, Shown
-from touchstone.models.shelf import ZOO, find
+from touchstone.models.shelf import ZOO, Shelf, find
 
 router = APIRouter(tags=["models"])
 
@@ -65,10 +66,10 @@ _CARD = {
 class Seen:
     """What workers have shown of the models: probes by digest, and who is alive."""
 
-    probes: Mapping[str, Probe]
-    examined: Mapping[str, Shown]
-    workers: Sequence[Worker]
-    versions: Mapping[str, Sequence[VersionRef]]
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    examined: Mapping[str, Shown] = field(default_factory=dict)
+    workers: Sequence[Worker] = ()
+    versions: Mapping[str, Sequence[VersionRef]] = field(default_factory=dict)
 
     def card(self, manifest: Manifest) -> Card:
         """A model as answers show it: its manifest, its probe, the workers that keep it loaded, and its
@@ -104,13 +105,32 @@ def _moment(version: VersionRef) -> str:
     return version.registered_at.isoformat().replace("+00:00", "Z")
 
 
+def probe_of(ledger: Holdings, manifest: Manifest) -> Probe | None:
+    """What is known of a model's speed; nothing while the ledger is out of reach."""
+    try:
+        return ledger.probes([manifest.digest]).get(manifest.digest)
+    except LedgerUnavailable:
+        return None
+
+
 def _seen(request: Request, manifests: Sequence[Manifest]) -> Seen:
+    """The zoo's cards are told without the ledger, too."""
     ledger, shelf = backend_of(request).ledger, backend_of(request).models
-    versions = ledger.versions.all()
-    found = {one.id: shelf.examined(one) for one in manifests if one.id in versions}
-    examined = {name: one for name, one in found.items() if one}
-    probes = ledger.probes([manifest.digest for manifest in manifests])
-    return Seen(probes, examined, ledger.workers(), versions)
+    try:
+        versions = ledger.versions.all()
+        found = {one.id: shelf.examined(one) for one in manifests if one.id in versions}
+        examined = {name: one for name, one in found.items() if one}
+        probes = ledger.probes([manifest.digest for manifest in manifests])
+        return Seen(probes, examined, ledger.workers(), versions)
+    except LedgerUnavailable:
+        return Seen()
+
+
+def _all(shelf: Shelf) -> Mapping[str, Manifest]:
+    try:
+        return shelf.manifests()
+    except LedgerUnavailable:
+        return ZOO.manifests()
 
 
 def show(
@@ -151,7 +171,7 @@ def list_models(
     measured (null before the first), `resident` names the workers that keep it loaded, `versions` lists what
     `id@digest` may name, the current one first.
     """
-    page = cut(backend_of(request).models.manifests(), limit, cursor)
+    page = cut(_all(backend_of(request).models), limit, cursor)
     seen = _seen(request, page.items)
     cards = [seen.card(manifest) for manifest in page.items]
     response = _tagged({"items": cards, "cursor": page.cursor}, if_none_match, {})

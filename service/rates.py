@@ -13,7 +13,7 @@ from anyio import to_thread
 from fastapi import Request
 from starlette.types import Scope
 
-from touchstone.errors import RateLimited
+from touchstone.errors import LedgerUnavailable, RateLimited
 from touchstone.jobs.allowances import Allowances, Rate, Standing
 
 WINDOW = 60
@@ -21,11 +21,15 @@ _STANDING = "touchstone.standing"
 
 
 async def take(request: Request, tenant: str, rate: Rate) -> None:
-    """Count a request against its tenant's rate. Raises RateLimited, and LedgerUnavailable: none waits for it
-    twice.
+    """Count a request against its tenant's rate. Raises RateLimited.
+
+    While the ledger is out of reach nothing is counted: whatever needs it fails anyway.
     """
     allowances: Allowances = request.app.state.backend.ledger.allowances  # which tenant's is asked here first
-    standing = await to_thread.run_sync(allowances.take, tenant, rate)
+    try:
+        standing = await to_thread.run_sync(allowances.take, tenant, rate)
+    except LedgerUnavailable:
+        return
     if standing is not None:
         request.scope[_STANDING] = standing
         _check(standing)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -46,12 +48,39 @@ def connect(url: str) -> redis.Redis:
     )
 
 
+class _Wait:
+    """What those share who wait once: until when they have waited enough, on time.monotonic's clock."""
+
+    enough = 0.0
+
+
+_wait: ContextVar[_Wait | None] = ContextVar("wait", default=None)
+
+
+@contextmanager
+def waiting_once() -> Iterator[None]:
+    """Within this block, and in threads that it starts with its context, whoever has waited for the server in
+    vain does not wait again: for as long as that took, calls fail at once.
+    """
+    token = _wait.set(_Wait())
+    try:
+        yield
+    finally:
+        _wait.reset(token)
+
+
 @contextmanager
 def reachable() -> Iterator[None]:
     """Turn every way in which the server can be out of reach into `LedgerUnavailable`."""
+    wait, began = _wait.get(), time.monotonic()
+    if wait and began < wait.enough:
+        raise _unavailable(redis.TimeoutError())
     try:
         yield
     except _OUT_OF_REACH as error:
+        if wait:
+            now = time.monotonic()
+            wait.enough = now + (now - began)
         raise _unavailable(error) from error
     except redis.ResponseError as error:
         if str(error).startswith(_PASSING):
