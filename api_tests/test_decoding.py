@@ -57,7 +57,7 @@ def decode(upload):
         decoder._FORMS[decoder.PNG] = lambda pixels: bytes(decoding._LONGEST_CONTENT + 1)
     if upload in (b"short", b"flood"):
         return Decoded(np.zeros((8, 8, 1), "u1"), ())
-    bytearray(decoder.MEMORY if upload == b"eat" else 1)
+    bytearray(2 * decoder.MEMORY if upload == b"eat" else 1)
     return decode_really(upload)
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
