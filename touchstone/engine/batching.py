@@ -84,7 +84,7 @@ class Batcher:
     Groups take turns. Within a group each owner gets an equal share of the rows, and of it each of their
     tasks; what one does not need goes to the others, so a question of a hundred thousand rows delays a
     question of one row by one slice. It has no thread and no clock of its own but for deadlines;
-    `touchstone.engine.thread` runs one per device. What `step` raises leaves tasks that only `abandon` ends.
+    `touchstone.engine.lane` runs one per device. What `step` raises leaves tasks that only `abandon` ends.
     """
 
     def __init__(self) -> None:
