@@ -23,11 +23,11 @@ test: .venv/.tested $(AXE) ## Run all tests (those in a browser only where there
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: .venv/.tested ## Ask API and ledger what they do not expect, for MINUTES (10) and a while, differently each time
-	$(ONE_THREAD) $(BIN)/python api_tests/fuzzing.py $(or $(MINUTES),10)
-	TOUCHSTONE_FUZZ=1 $(BIN)/python -m pytest --timeout 0 api_tests/test_ledger_machine.py
+	$(ONE_THREAD) $(BIN)/python -m api_tests.support.fuzz_api $(or $(MINUTES),10)
+	TOUCHSTONE_FUZZ=1 $(BIN)/python -m pytest --timeout 0 api_tests/ledger/test_state_machine.py
 
 fuzz-images: .venv/.tested ## Feed damaged images to the decoders for MINUTES (10), differently each time
-	$(BIN)/python api_tests/fuzz_images.py $(or $(MINUTES),10)
+	$(BIN)/python -m api_tests.support.fuzz_images $(or $(MINUTES),10)
 
 lint: .venv/.tested ## Check style and types
 	$(BIN)/ruff check .

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 import redis
-from receiver import Receiver, receiving
-from serving import Api, serving
-from telling import listening
 
-from service import views
-from touchstone import embedded, webhooks
-from touchstone.jobs import delivering
-from touchstone.jobs.delivering import Deliverer
-from touchstone.jobs.endpoints import Endpoint
-from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import ImageRef, ModelRef, Submission
-from touchstone.jobs.scripts import connect
-from touchstone.outgoing import Outgoing
+from api_tests.support.fake_service import Api, serving
+from api_tests.support.webhook_jobs import listening
+from api_tests.support.webhook_receiver import Receiver, receiving
+from service import schemas
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import ImageRef, ModelRef, Submission
+from touchstone.ledger.scripts import connect
+from touchstone.ledger.webhooks import dispatcher, signatures
+from touchstone.ledger.webhooks.dispatcher import Deliverer
+from touchstone.ledger.webhooks.endpoints import Endpoint
+from touchstone.net.outbound import Outgoing
 from touchstone.settings import Settings
+from touchstone.supervisor import valkey as embedded
 
 
 @pytest.hookimpl(wrapper=True)
@@ -104,8 +104,8 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look soon, try again at once."""
-    monkeypatch.setattr(delivering, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(webhooks, "PAUSES", (0,) * len(webhooks.PAUSES))
+    monkeypatch.setattr(dispatcher, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(signatures, "PAUSES", (0,) * len(signatures.PAUSES))
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def deliver(ledger: Ledger) -> Iterator[Callable[..., Deliverer]]:
     started: list[Deliverer] = []
 
     def start(outgoing: Outgoing | None = None) -> Deliverer:
-        show = lambda job: views.show(job).model_dump(mode="json")  # noqa: E731
+        show = lambda job: schemas.show(job).model_dump(mode="json")  # noqa: E731
         one = Deliverer(ledger.outbox, outgoing or Outgoing("127.0.0.0/8"), show)
         started.append(one)
         one.start()

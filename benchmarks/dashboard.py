@@ -18,10 +18,10 @@ from typing import Any
 import httpx2
 from playwright.sync_api import Browser, Page
 
-from api_tests.browser import Troubles, chromium, watched
+from api_tests.support.browser import Troubles, chromium, watched
 from benchmarks.record import save
 from touchstone.settings import Settings
-from touchstone.up import running
+from touchstone.supervisor.up import running
 
 PHOTOS = Path("touchstone/photos")
 JOBS = 20

@@ -15,14 +15,14 @@ from typing import Any
 from benchmarks.networks import CNN
 from benchmarks.record import save
 from benchmarks.service import served
-from service.queue import open_bell
-from touchstone.embedded import ledger_url
-from touchstone.jobs.blobs import open_blobs
-from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import TERMINAL, ImageRef, Job, ModelRef, Submission
+from service.state.dispatch import open_bell
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import TERMINAL, ImageRef, Job, ModelRef, Submission
 from touchstone.methods import find
 from touchstone.models import zoo
 from touchstone.settings import Settings
+from touchstone.storage.blobs import open_blobs
+from touchstone.supervisor.valkey import ledger_url
 
 FLOOD = 10_000
 IN_FLIGHT = 96

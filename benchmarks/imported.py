@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from benchmarks.networks import LITE0
 from benchmarks.record import interleaved, save
-from touchstone.models.loading import load_plain
+from touchstone.models.loader import load_plain
 from touchstone.models.onnx import build, read
 from touchstone.models.zoo import manifest
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from touchstone.models.datasets import fashion_mnist_sample
-from touchstone.models.loading import load_plain
+from touchstone.models.loader import load_plain
 from touchstone.models.zoo import manifest
+from touchstone.training.datasets import fashion_mnist_sample
 
 PHOTOS = Path(__file__).parents[1] / "examples/photos"
 LITE0 = "imagenet-efficientnet-lite0"

@@ -11,10 +11,10 @@ from typing import Any
 import httpx2
 from playwright.sync_api import Browser, Page
 
-from api_tests.browser import PHONE, Troubles, chromium, take_picture, watched
+from api_tests.support.browser import PHONE, Troubles, chromium, take_picture, watched
 from benchmarks.dashboard import submit
 from touchstone.settings import Settings
-from touchstone.up import running
+from touchstone.supervisor.up import running
 
 LITE0, NOISE, PLAIN, LINF = (
     "imagenet-efficientnet-lite0",

@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.networks import LITE0
 from benchmarks.record import save
-from touchstone.models.loading import load_plain
+from touchstone.models.loader import load_plain
 from touchstone.models.zoo import manifest
 from touchstone.settings import Settings
-from touchstone.up import running
+from touchstone.supervisor.up import running
 
 PHOTO = Path("touchstone/photos/coffee.png")
 ROUNDS = 3

@@ -23,7 +23,7 @@ from benchmarks.networks import CNN, clothes
 from benchmarks.record import interleaved, save
 from touchstone.images import encode
 from touchstone.settings import Settings
-from touchstone.up import running
+from touchstone.supervisor.up import running
 
 PGD = {"model": CNN, "steps": "40", "eps": "0.03", "early_stop": "false"}
 FGSM = {"model": CNN, "eps": "0.03"}

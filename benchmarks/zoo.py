@@ -18,11 +18,11 @@ import touchstone
 from benchmarks import certified
 from benchmarks.record import RESULTS, machine
 from touchstone.models import zoo
-from touchstone.models.datasets import Split, fashion_mnist
-from touchstone.models.loading import load_plain
+from touchstone.models.loader import load_plain
 from touchstone.models.manifest import Accuracy
-from touchstone.models.training import MEAN, STD, OnPixels, measure
 from touchstone.settings import Settings
+from touchstone.training.datasets import Split, fashion_mnist
+from touchstone.training.train import MEAN, STD, OnPixels, measure
 
 SIGMAS = {
     "fashion-mnist-cnn": 0.25,

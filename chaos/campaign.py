@@ -15,9 +15,9 @@ from chaos.faults import Fault
 from chaos.report import History
 from chaos.site import Site, wait_until
 from touchstone.errors import UnknownArtifact
-from touchstone.jobs.blobs import Blobs, open_blobs
-from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import LOCAL, Job
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import LOCAL, Job
+from touchstone.storage.blobs import Blobs, open_blobs
 
 CLIENTS = 16
 CALM_SECONDS = 60.0

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from chaos.book import Entry, Heard
 from chaos.processes import CLAIM
 from touchstone.errors import Failure, WorkerLost
-from touchstone.jobs.answers import Event
-from touchstone.jobs.deliveries import Delivery
-from touchstone.jobs.record import TERMINAL, Job
+from touchstone.ledger.records import TERMINAL, Job
+from touchstone.ledger.replies import Event
+from touchstone.ledger.webhooks.deliveries import Delivery
 
 Kind = Literal[
     "lost",

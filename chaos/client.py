@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from chaos.book import Book, Entry
-from touchstone.jobs.record import TERMINAL
+from touchstone.ledger.records import TERMINAL
 
 MODEL = "fashion-mnist-cnn"
 ANSWER_SECONDS = 6.0

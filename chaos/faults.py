@@ -19,11 +19,11 @@ from chaos import disk, traps
 from chaos.proxy import Mode, Proxy
 from chaos.site import Site, wait_until
 from chaos.traps import Trap
-from service.queue import open_bell
-from touchstone.jobs.bell import QUEUE
-from touchstone.jobs.record import LOCAL
-from touchstone.jobs.scripts import connect
-from touchstone.jobs.server import process_id
+from service.state.dispatch import open_bell
+from touchstone.ledger.broker import QUEUE
+from touchstone.ledger.records import LOCAL
+from touchstone.ledger.scripts import connect
+from touchstone.ledger.server import process_id
 
 Strike = Callable[[Site], None]
 AHEAD_SECONDS = 7200.0

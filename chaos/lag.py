@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from service.server import Server
+from service.http.server import Server
 
 EVERY_SECONDS = 0.005
 NOTE_SECONDS = 0.25

@@ -22,16 +22,15 @@ import service.__main__
 import workers.__main__
 from chaos import lag, queries, traps
 from chaos.book import Book, Claim
-from touchstone import webhooks
-from touchstone.engine import probe
-from touchstone.jobs import delivering, outbox
-from touchstone.jobs.ledger import Ledger, Report
-from touchstone.jobs.record import Job
+from touchstone.engine.oracles import probe
+from touchstone.ledger.ledger import Ledger, Report
+from touchstone.ledger.records import Job
+from touchstone.ledger.webhooks import dispatcher, outbox, signatures
 from touchstone.settings import Settings
 
 PATIENCE = {
-    (webhooks, "PAUSES"): (1,) * 9,
-    (delivering, "ANSWER_SECONDS"): 2.0,
+    (signatures, "PAUSES"): (1,) * 9,
+    (dispatcher, "ANSWER_SECONDS"): 2.0,
     (outbox, "LEASE_SECONDS"): 5.0,
 }
 """How long deliveries of webhooks wait, for a campaign has not three days."""

@@ -27,7 +27,7 @@ from chaos.proxy import Mode
 from chaos.report import spread
 from chaos.site import Site, wait_until
 from chaos.traps import Trap
-from touchstone.jobs.record import TERMINAL
+from touchstone.ledger.records import TERMINAL
 
 AT_ONCE = 16
 LONG = 10_000

@@ -10,9 +10,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from chaos.book import Asked, Book
-from touchstone.engine.batching import Batcher, Task
-from touchstone.engine.lane import Running
-from workers.held import Cancelable, Held
+from touchstone.engine.scheduler.batcher import Batcher, Task
+from touchstone.engine.scheduler.device_thread import Running
+from workers.claimed_job import Cancelable, Held
 
 
 def watch(home: Path) -> None:

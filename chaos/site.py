@@ -19,13 +19,14 @@ from chaos.client import ask
 from chaos.processes import API, WORKER, Program
 from chaos.proxy import Proxy
 from chaos.receiver import OTHERS, Receiver
-from touchstone import embedded, webhooks
 from touchstone.errors import LedgerUnavailable
-from touchstone.jobs.endpoints import JOB_EVENTS
-from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import LOCAL
-from touchstone.jobs.server import process_id
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import LOCAL
+from touchstone.ledger.server import process_id
+from touchstone.ledger.webhooks import signatures
+from touchstone.ledger.webhooks.endpoints import JOB_EVENTS
 from touchstone.settings import Settings
+from touchstone.supervisor import valkey
 
 LOOK_SECONDS = 0.01
 STRANGER = "stranger"
@@ -48,8 +49,8 @@ class Site:
     def __init__(self, home: Path, *, workers: int, **settings: float) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
-        self.valkey = embedded.start(home)
-        self.api_line, self.worker_line = (Proxy(embedded.socket_path(home)) for _ in range(2))
+        self.valkey = valkey.start(home)
+        self.api_line, self.worker_line = (Proxy(valkey.socket_path(home)) for _ in range(2))
         self.receiver = Receiver(Book(home / "heard.jsonl"))
         place = {
             "home": home,
@@ -72,7 +73,7 @@ class Site:
 
     def _introduce_receiver(self) -> None:
         self.receiver.secret, _ = self.ledger.of(LOCAL).endpoints.rotate()
-        secret, url = webhooks.new_secret(), self.receiver.url(OTHERS)
+        secret, url = signatures.new_secret(), self.receiver.url(OTHERS)
         self.ledger.of(STRANGER).endpoints.add(url, JOB_EVENTS, description="", secret=secret)
 
     @property
@@ -156,7 +157,7 @@ class Site:
     def revive_valkey(self) -> None:
         """Start it again once it is dead."""
         wait_until(lambda: not self.valkey.alive())
-        self.valkey = embedded.start(self.home)
+        self.valkey = valkey.start(self.home)
 
     def close(self) -> None:
         """End everything."""

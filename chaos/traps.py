@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import workers.__main__
-from touchstone.engine.batching import Batcher
-from touchstone.engine.oracle import Oracle
-from touchstone.jobs.blobs import FolderBlobs
-from touchstone.jobs.ledger import Ledger
+from touchstone.engine.oracles.oracle import Oracle
+from touchstone.engine.scheduler.batcher import Batcher
+from touchstone.ledger.ledger import Ledger
+from touchstone.storage.blobs import FolderBlobs
 
 FOREVER = 3600
 

@@ -23,5 +23,5 @@ ENV PATH=/opt/touchstone/bin:$PATH \
 USER 10001
 WORKDIR /data
 VOLUME /data
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-m", "workers.alive"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "-m", "workers.healthcheck"]
 CMD ["python", "-m", "workers"]

@@ -6,11 +6,11 @@ import resource
 import sys
 
 from service.app import create_app
-from service.server import Server
+from service.http.server import Server
 from touchstone import logs
 from touchstone.errors import LedgerUnavailable, StartError
-from touchstone.jobs.keys import check_address
-from touchstone.jobs.ledger import Ledger
+from touchstone.ledger.api_keys import check_address
+from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
 from touchstone.settings import settings
 

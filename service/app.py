@@ -11,10 +11,16 @@ from typing import Any
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 
-from service import (
+from service import problems
+from service.http.body_limits import Bounds, Limits, Room
+from service.http.origins import Origins
+from service.http.request_context import Edge
+from service.inference import router as inference
+from service.openapi import operations
+from service.ringing import Ringer
+from service.routers import (
     artifacts,
-    bodies,
-    canceling,
+    cancellations,
     catalogue,
     costs,
     dashboard,
@@ -22,38 +28,32 @@ from service import (
     docs,
     events,
     health,
-    inference,
     jobs,
     keys,
     metrics,
     models,
-    operations,
-    overview,
-    problems,
-    registering,
+    registration,
     samples,
     webhooks,
 )
-from service.arrivals import Arrivals
-from service.backend import NAMES, Ring, Whole, at_once
-from service.edge import Edge
-from service.limits import Bounds, Limits, Room
-from service.metrics import Durations, Figures
-from service.origins import Origins
-from service.queue import open_bell
-from service.ringing import Ringer
-from service.strangers import Strangers
-from service.waiting import Waiting
-from touchstone.decoding import Decoders
-from touchstone.embedded import ledger_url
-from touchstone.jobs.blobs import open_blobs
-from touchstone.jobs.delivering import Deliverer
-from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.reaping import Reaper
-from touchstone.jobs.registry import Registry
-from touchstone.jobs.sweeping import Sweeper
-from touchstone.outgoing import Outgoing
+from service.routers import operations as overview
+from service.routers.metrics import Durations, Figures
+from service.state.backend import NAMES, Ring, Whole, at_once
+from service.state.dispatch import open_bell
+from service.state.failed_keys import Strangers
+from service.state.job_waiters import Waiting
+from service.state.pending_uploads import Arrivals
+from service.submissions import bodies
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.reaper import Reaper
+from touchstone.ledger.webhooks.dispatcher import Deliverer
+from touchstone.net.outbound import Outgoing
+from touchstone.sandbox.decoder_pool import Decoders
 from touchstone.settings import Settings
+from touchstone.storage.blobs import open_blobs
+from touchstone.storage.garbage_collector import Sweeper
+from touchstone.storage.model_store import Registry
+from touchstone.supervisor.valkey import ledger_url
 
 THREADS = 200
 """Calls to the ledger and the blobs that may be under way at once: each spends its time waiting."""
@@ -145,7 +145,7 @@ def _stop(backend: Whole) -> None:
 def _add_routes(app: FastAPI) -> None:
     for router in (
         jobs.router,
-        canceling.router,
+        cancellations.router,
         artifacts.router,
         events.router,
         catalogue.predictions,
@@ -158,7 +158,7 @@ def _add_routes(app: FastAPI) -> None:
         deliveries.router,
         webhooks.router,
         inference.router,
-        registering.router,
+        registration.router,
         health.router,
         metrics.router,
         keys.router,

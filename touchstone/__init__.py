@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from touchstone.engine import attack, certify, load, samples, wrap
-    from touchstone.measure import success_area
+    from touchstone.evaluation.perturbation import success_area
 
 __all__ = ["attack", "attacks", "certificates", "certify", "load", "samples", "success_area", "wrap"]
 
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(engine, name)
     if name == "success_area":
-        from touchstone.measure import success_area  # noqa: PLC0415 - loads numpy
+        from touchstone.evaluation.perturbation import success_area  # noqa: PLC0415 - loads numpy
 
         return success_area
     if name == "__version__":

@@ -1,5 +1,5 @@
 """`python -m touchstone` is the command line, too."""
 
-from touchstone.cli import main
+from touchstone.cli.app import main
 
 main()

@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from touchstone.addresses import Permits
 from touchstone.errors import ModelUnusable
+from touchstone.net.addresses import Permits
 
 MIB = 2**20
 SECRETS = "TOUCHSTONE_SECRET_"

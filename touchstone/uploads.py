@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from touchstone.images import decode, encode
-from touchstone.jobs.blobs import digest_of
-from touchstone.jobs.record import ImageRef
+from touchstone.ledger.records import ImageRef
+from touchstone.storage.blobs import digest_of
 
 
 def canonical(upload: bytes) -> tuple[bytes, ImageRef]:

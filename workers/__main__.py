@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from functools import partial
 
 from touchstone import logs
-from touchstone.embedded import ledger_url
 from touchstone.engine import Engine, Ways
 from touchstone.errors import Failure
-from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.registry import open_registry
+from touchstone.evaluation.run import run
+from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
-from touchstone.outgoing import Outgoing
-from touchstone.run import run
+from touchstone.net.outbound import Outgoing
 from touchstone.settings import Settings, secret
+from touchstone.storage.model_store import open_registry
+from touchstone.supervisor.valkey import ledger_url
 from workers.serve import serve
 
 _log = get_logger("worker")

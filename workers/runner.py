@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
-from touchstone.certifying import pool_of
 from touchstone.errors import (
     Canceled,
     Crowded,
@@ -22,19 +21,20 @@ from touchstone.errors import (
     UnknownJob,
     WorkerStopping,
 )
-from touchstone.jobs.blobs import Blobs
-from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.record import Artifact, Job, Problem, Progress, Submission, Timings
+from touchstone.evaluation.certificate_result import pool_of
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import Artifact, Job, Problem, Progress, Submission, Timings
 from touchstone.logs import bound, get_logger
 from touchstone.memory import lacks_memory
 from touchstone.models.manifest import Manifest
-from touchstone.models.measured import Reached, Shown
-from touchstone.models.shelf import ZOO, Shelf
+from touchstone.models.measurements import Reached, Shown
+from touchstone.models.store import ZOO, Shelf
 from touchstone.settings import Settings
-from workers.held import Cancelable, Held
-from workers.keeper import Keeper
-from workers.places import Places
-from workers.registering import Trials
+from touchstone.storage.blobs import Blobs
+from workers.claimed_job import Cancelable, Held
+from workers.lease_keeper import Keeper
+from workers.slots import Places
+from workers.trials import Trials
 
 CLAIM_SECONDS = 10.0
 RETRY_SECONDS = 0.2
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 class Ended(Protocol):
-    """What a job leaves behind; `touchstone.run.Finished` is one."""
+    """What a job leaves behind; `touchstone.evaluation.run.Finished` is one."""
 
     @property
     def result(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Ended(Protocol):
 
 
 class Run(Protocol):
-    """Runs one job to its end; `touchstone.run.run` bound to an engine is one."""
+    """Runs one job to its end; `touchstone.evaluation.run.run` bound to an engine is one."""
 
     def __call__(
         self,

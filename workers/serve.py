@@ -11,16 +11,16 @@ from typing import Any, Protocol
 
 from celery import Celery, signals
 
-from touchstone.embedded import ledger_url
-from touchstone.jobs import bell
-from touchstone.jobs.blobs import open_blobs
-from touchstone.jobs.ledger import Ledger
-from touchstone.jobs.reaping import Reaper
+from touchstone.ledger import broker
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.reaper import Reaper
 from touchstone.logs import get_logger
-from touchstone.models.shelf import ZOO, Shelf
+from touchstone.models.store import ZOO, Shelf
 from touchstone.settings import Settings
-from workers.app import celery_app
-from workers.keeper import Keeper, Machine
+from touchstone.storage.blobs import open_blobs
+from touchstone.supervisor.valkey import ledger_url
+from workers.celery_app import celery_app
+from workers.lease_keeper import Keeper, Machine
 from workers.runner import Run, Runner
 from workers.tasks import register
 from workers.watchdog import Watchdog
@@ -45,7 +45,7 @@ def serve(settings: Settings, engine: Stoppable, run: Run, shelf: Shelf = ZOO) -
     app = celery_app(url)
     watchdog = Watchdog(settings.hang)
     keeper = Keeper(_own_name(), ledger, engine, settings, give_up=os._exit, moved=watchdog.feed)
-    reaper = Reaper(ledger, lambda job: bell.ring(app, job, ledger.queue_of(job)))
+    reaper = Reaper(ledger, lambda job: broker.ring(app, job, ledger.queue_of(job)))
     runner = Runner(ledger, open_blobs(settings), keeper, run, settings, shelf)
     register(app, runner.__call__)
     _listen(keeper, reaper)
@@ -94,7 +94,7 @@ def _consume(app: Celery, settings: Settings, places: int) -> int:
         without_mingle=True,
         without_gossip=True,
         without_heartbeat=True,
-        queues=[bell.queue_of(model) for model in settings.served] or None,
+        queues=[broker.queue_of(model) for model in settings.served] or None,
         quiet=True,
     )
     worker.start()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from celery import Celery
 
-from touchstone.jobs.bell import TASK
+from touchstone.ledger.broker import TASK
 
 
 def register(app: Celery, run: Callable[[str], None]) -> None:

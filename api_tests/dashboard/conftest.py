@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, NO_CHROMIUM, OpenPage, Troubles, chromium, watched
 from playwright.sync_api import Browser, Page
-from serving import Api
 
+from api_tests.support.browser import CHROMIUM, NO_CHROMIUM, OpenPage, Troubles, chromium, watched
+from api_tests.support.fake_service import Api
 from touchstone.settings import Settings
-from touchstone.up import running
+from touchstone.supervisor.up import running
 
 HERE = Path(__file__).parent
 

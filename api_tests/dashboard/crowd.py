@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image, ImageOps
 from playwright.sync_api import Page, Request, expect
-from serving import Work, encoded
 
-from touchstone.jobs.record import Problem, Timings
+from api_tests.support.fake_service import Work, encoded
+from touchstone.ledger.records import Problem, Timings
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 

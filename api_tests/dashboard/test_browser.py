@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser import PHONE, OpenPage, Troubles, axe, settle, take_picture
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
-from serving import Api
+
+from api_tests.support.browser import PHONE, OpenPage, Troubles, axe, settle, take_picture
+from api_tests.support.fake_service import Api
 
 STRICT = {"Content-Security-Policy": "default-src 'self'"}
 GONE_WRONG = {

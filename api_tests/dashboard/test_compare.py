@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from browser import Troubles
 from playwright.sync_api import Locator, Page, Route, expect
-from serving import Api
 
-from dashboard.crowd import attacked, certified
+from api_tests.dashboard.crowd import attacked, certified
+from api_tests.support.browser import Troubles
+from api_tests.support.fake_service import Api
 
 
 @pytest.fixture(autouse=True)

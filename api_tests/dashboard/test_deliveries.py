@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from browser import PHONE, OpenPage, Troubles, axe
 from playwright.sync_api import Page, expect
-from receiver import Receiver, answering
-from serving import Api, serving
-from telling import listening
 
+from api_tests.support.browser import PHONE, OpenPage, Troubles, axe
+from api_tests.support.fake_service import Api, serving
+from api_tests.support.webhook_jobs import listening
+from api_tests.support.webhook_receiver import Receiver, answering
 from touchstone.settings import Settings
 
 

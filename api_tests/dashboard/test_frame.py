@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from browser import DESKTOP, PHONE, OpenPage, Troubles, axe
 from playwright.sync_api import Page, expect
-from serving import Api
+
+from api_tests.support.browser import DESKTOP, PHONE, OpenPage, Troubles, axe
+from api_tests.support.fake_service import Api
 
 PAGES = {
     "new": "Can this classifier be fooled?",

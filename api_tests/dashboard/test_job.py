@@ -11,17 +11,17 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from browser import PHONE, Held, OpenPage, Troubles, axe, drawn
 from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import APIResponse, Locator, Page, expect
-from serving import Api, Work, fail
 
+from api_tests.support.browser import PHONE, Held, OpenPage, Troubles, axe, drawn
+from api_tests.support.fake_service import Api, Work, fail
 from touchstone.check import check
-from touchstone.demo import PHOTO
+from touchstone.cli.demo import PHOTO
 from touchstone.engine import RULES, radius_of
 from touchstone.images import difference
-from touchstone.models.datasets import fashion_mnist_sample
+from touchstone.training.datasets import fashion_mnist_sample
 
 SMALL = "fashion-mnist-cnn"
 READOUT = re.compile(r"x (\d+), y (\d+)R (\d+) → (\d+) .*?G (\d+) → (\d+) .*?B (\d+) → (\d+) ")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import redis
-from browser import Troubles
 from playwright.sync_api import Page, expect
-from serving import Api, serving
 
-from dashboard.crowd import anything, expect_rows, opened
+from api_tests.dashboard.crowd import anything, expect_rows, opened
+from api_tests.support.browser import Troubles
+from api_tests.support.fake_service import Api, serving
 from touchstone.models import zoo
 from touchstone.settings import Settings
 

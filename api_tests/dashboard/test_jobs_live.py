@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import redis
-from browser import PHONE, OpenPage, Troubles, axe
 from playwright.sync_api import Locator, Page, expect
-from serving import Api
 
-from dashboard.crowd import EVIL, attacked, expect_rows, failed, opened, shown
-from touchstone.jobs.record import Progress
+from api_tests.dashboard.crowd import EVIL, attacked, expect_rows, failed, opened, shown
+from api_tests.support.browser import PHONE, OpenPage, Troubles, axe
+from api_tests.support.fake_service import Api
+from touchstone.ledger.records import Progress
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from browser import Held, OpenPage, Troubles
 from playwright.sync_api import Page, Route, expect
-from serving import Api, serving
 
-from dashboard.crowd import opened
+from api_tests.dashboard.crowd import opened
+from api_tests.support.browser import Held, OpenPage, Troubles
+from api_tests.support.fake_service import Api, serving
 from touchstone.settings import Settings
 
 TIMERS = """

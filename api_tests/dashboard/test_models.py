@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from browser import PHONE, OpenPage, axe
 from playwright.sync_api import Locator, Page, expect
-from serving import Api, fail, succeed
 
+from api_tests.support.browser import PHONE, OpenPage, axe
+from api_tests.support.fake_service import Api, fail, succeed
 from touchstone.models import zoo
-from touchstone.models.measured import Probe
+from touchstone.models.measurements import Probe
 
 IMAGENET = "imagenet-efficientnet-lite0"
 LOADED = "fashion-mnist-cnn-noise-0.50"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import PHONE, OpenPage, Troubles, axe
 from playwright.sync_api import FilePayload, Page, expect
-from serving import Api, png
 
+from api_tests.support.browser import PHONE, OpenPage, Troubles, axe
+from api_tests.support.fake_service import Api, png
 from touchstone.methods import catalogue
 from touchstone.models import zoo
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import PHONE, Held, OpenPage, Troubles, axe
 from playwright.sync_api import Locator, Page, Route, expect
-from serving import Api, fail
 
+from api_tests.support.browser import PHONE, Held, OpenPage, Troubles, axe
+from api_tests.support.fake_service import Api, fail
 from touchstone.models import zoo
 
 CNN = zoo.manifest("fashion-mnist-cnn")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import PHONE, OpenPage, Troubles, axe
-from own_models import SAID, linear_onnx
 from playwright.sync_api import Page, expect
-from serving import Api, fail
+
+from api_tests.support.browser import PHONE, OpenPage, Troubles, axe
+from api_tests.support.fake_service import Api, fail
+from api_tests.support.own_models import SAID, linear_onnx
 
 BELOW_THE_HEAD = """(field) => {
   const head = document.querySelector("header").getBoundingClientRect();

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from browser import OpenPage, Troubles
 from playwright.sync_api import Page, Route, expect
-from serving import Api, serving
 
-from touchstone.jobs.keys import KeyRequest
+from api_tests.support.browser import OpenPage, Troubles
+from api_tests.support.fake_service import Api, serving
+from touchstone.ledger.api_keys import KeyRequest
 from touchstone.settings import Settings
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import remote
-from remote import Model
 
-from remote_models.asking import Shelf
+from api_tests.remote_models.queries import Shelf
+from api_tests.support import remote_models
+from api_tests.support.remote_models import Model
 from touchstone.engine import Engine, Ways
-from touchstone.jobs.ledger import Ledger
-from touchstone.outgoing import Outgoing
+from touchstone.ledger.ledger import Ledger
+from touchstone.net.outbound import Outgoing
 from touchstone.settings import secret
 
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
@@ -19,7 +19,7 @@ PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer"
 
 @pytest.fixture
 def model() -> Iterator[Model]:
-    with remote.serving() as model:
+    with remote_models.serving() as model:
         yield model
 
 

@@ -8,14 +8,13 @@ import time
 from typing import Any
 
 import pytest
-import remote
 import torch
-from linear import greyish
-from remote import Model, saying
 
 import touchstone
-from remote_models.asking import asked
-from touchstone import up
+from api_tests.remote_models.queries import asked
+from api_tests.support import remote_models
+from api_tests.support.linear_models import greyish
+from api_tests.support.remote_models import Model, saying
 from touchstone.engine import CrossEntropy, Engine, Goal, Gradient, Ways
 from touchstone.errors import (
     AddressRefused,
@@ -25,9 +24,10 @@ from touchstone.errors import (
     RemoteAnswer,
     RemoteUnavailable,
 )
-from touchstone.jobs.ledger import Ledger
-from touchstone.outgoing import Outgoing, resolve
+from touchstone.ledger.ledger import Ledger
+from touchstone.net.outbound import Outgoing, resolve
 from touchstone.settings import Settings, secret
+from touchstone.supervisor import up
 
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
 
@@ -108,10 +108,10 @@ def test_but_not_for_ever(model: Model, ways: Ways) -> None:
 
 
 def test_a_broken_connection_is_tried_again_and_a_slow_answer_is_not(model: Model, ways: Ways) -> None:
-    model.plan = [remote.hang_up]
+    model.plan = [remote_models.hang_up]
     asked(ways.to(model.card(retries=1)), greyish(1))
     assert model.requests == 2
-    model.plan = [remote.drip]
+    model.plan = [remote_models.drip]
     with pytest.raises(RemoteUnavailable, match="within"):
         asked(ways.to(model.card(retries=3, timeout=0.2)), greyish(1))
     assert model.requests == 3

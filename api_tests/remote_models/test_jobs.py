@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import remote
 import torch
-from linear import greyish, linear_model
-from patience import SECONDS, wait_until
-from remote import Model
 
 import touchstone
-from remote_models.asking import Shelf, job
+from api_tests.remote_models.queries import Shelf, job
+from api_tests.support import remote_models
+from api_tests.support.linear_models import greyish, linear_model
+from api_tests.support.remote_models import Model
+from api_tests.support.wait import SECONDS, wait_until
 from touchstone.engine import Batcher, Engine, RemoteOracle, Task, Ways
-from touchstone.engine.reaching import QUERIES, reached
 from touchstone.errors import (
     Canceled,
     DeadlineExceeded,
@@ -29,8 +28,9 @@ from touchstone.errors import (
     RemoteAnswer,
     WorkerStopping,
 )
-from touchstone.jobs.ledger import Ledger
+from touchstone.ledger.ledger import Ledger
 from touchstone.models.manifest import Manifest
+from touchstone.registration.remote_probe import QUERIES, reached
 
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
 
@@ -137,7 +137,7 @@ SOON = 20
 
 
 def test_a_cancel_is_heard_while_the_model_hangs(engine: Engine, model: Model) -> None:
-    model.act = remote.hang
+    model.act = remote_models.hang
     started = [Started(), Started(), Started()]
     threads = []
     for one in started:
@@ -173,7 +173,7 @@ def test_a_cancel_is_heard_while_a_rate_is_waited_for(engine: Engine, model: Mod
 
 
 def test_a_deadline_is_kept_while_the_model_hangs(engine: Engine, model: Model) -> None:
-    model.act = remote.hang
+    model.act = remote_models.hang
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         job(engine, model.card(), greyish(1)[0], kind="prediction", deadline=0.3)
@@ -181,7 +181,7 @@ def test_a_deadline_is_kept_while_the_model_hangs(engine: Engine, model: Model) 
 
 
 def test_others_go_on_and_the_engine_does_not_seem_to_hang(engine: Engine, model: Model) -> None:
-    model.act = remote.hang
+    model.act = remote_models.hang
     started = Started()
     thread, ended = in_background(
         lambda: job(engine, model.card(), greyish(1)[0], kind="prediction", started=started)
@@ -194,7 +194,7 @@ def test_others_go_on_and_the_engine_does_not_seem_to_hang(engine: Engine, model
         engine.start(touchstone.engine.look_at(pixels, local), local).result()
     wait_until(lambda: engine.steps == 20)
     assert engine.figures()["queries"]["forward"] == 20
-    with remote.serving() as other:
+    with remote_models.serving() as other:
         job(engine, other.card(), greyish(1)[0], kind="prediction")
     assert not ended
     started.tasks[0].cancel()
@@ -205,7 +205,7 @@ def test_others_go_on_and_the_engine_does_not_seem_to_hang(engine: Engine, model
 
 def test_a_stop_is_heard_while_the_model_hangs(ways: Ways, model: Model) -> None:
     engine = Engine("cpu", shelf=Shelf(), ways=ways)  # type: ignore[arg-type]
-    model.act = remote.hang
+    model.act = remote_models.hang
     thread, ended = in_background(lambda: job(engine, model.card(), greyish(1)[0], kind="prediction"))
     wait_until(lambda: model.requests)
     began = time.monotonic()
@@ -225,7 +225,7 @@ def test_jobs_share_requests_and_one_fault_is_one_jobs(ways: Ways, model: Model)
     assert faults(oracle, dark) == [True, False, False]
     assert model.requests == 1
 
-    def choke(handler: remote.Handler) -> None:
+    def choke(handler: remote_models.Handler) -> None:
         x = np.array(json.loads(model.bodies[-1])["instances"])
         spoiled = any(not one.any() for one in x)
         handler.reply(400 if spoiled else 200, {"predictions": model.logits(x).tolist()})
@@ -250,7 +250,7 @@ def faults(oracle: RemoteOracle, dark: torch.Tensor) -> list[bool]:
 def test_an_idle_lane_ends_its_thread_and_starts_again(
     engine: Engine, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(touchstone.engine.thread, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(touchstone.engine.scheduler.engine, "IDLE_SECONDS", 0.1)
 
     before = threading.enumerate()
 

@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-import remote
 import torch
-from linear import greyish, linear_model
 from PIL import Image
 from pydantic import ValidationError
-from remote import CLASSES, Model, saying
 
-from remote_models.asking import asked
+from api_tests.remote_models.queries import asked
+from api_tests.support import remote_models
+from api_tests.support.linear_models import greyish, linear_model
+from api_tests.support.remote_models import CLASSES, Model, saying
 from touchstone.engine import Logits, Ways
 from touchstone.errors import (
     RemoteAnswer,
 )
 from touchstone.images import encode
-from touchstone.jobs.ledger import Ledger
+from touchstone.ledger.ledger import Ledger
+from touchstone.models.json_path import RowPath
 from touchstone.models.manifest import Manifest
-from touchstone.models.paths import RowPath
-from touchstone.models.remote import Remote
+from touchstone.models.remote_manifest import Remote
 from touchstone.settings import Settings
 
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
@@ -248,7 +248,7 @@ def test_paths_lead_to_rows() -> None:
     ],
 )
 def test_what_does_not_fit_together_is_refused(fields: dict[str, Any]) -> None:
-    said = {"url": "https://a.example", "protocol": "json", "answers": "logits", **remote.BATCH}
+    said = {"url": "https://a.example", "protocol": "json", "answers": "logits", **remote_models.BATCH}
     Remote(**said)
     with pytest.raises(ValidationError):
         Remote(**{**said, **fields})

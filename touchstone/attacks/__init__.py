@@ -2,7 +2,7 @@
 
 import sys
 
-from touchstone.listing import Listing
+from touchstone.methods.cards import Listing
 
 kind = "attack"
 sys.modules[__name__].__class__ = Listing

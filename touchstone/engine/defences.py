@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from touchstone.engine.asking import Question, through
 from touchstone.engine.device import onto
-from touchstone.engine.lattice import from_pixels, to_pixels
+from touchstone.engine.plans import Question, through
+from touchstone.engine.quantization import from_pixels, to_pixels
 from touchstone.engine.queries import Answer, Asking, Noisy
 
 T = TypeVar("T")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from touchstone.engine.goals import Goal
-from touchstone.engine.lattice import snap
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import Norm
+from touchstone.engine.quantization import snap
 from touchstone.engine.queries import Logits, Saved
 from touchstone.engine.rows import Rows, column
 

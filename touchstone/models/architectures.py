@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from touchstone.errors import ModelUnusable
-from touchstone.models.frozen import RELU, RELU6, FrozenConv, Stage, fold
+from touchstone.models.fused.convolution import RELU, RELU6, FrozenConv, Stage, fold
+from touchstone.models.fused.trunk import Trunk
 from touchstone.models.manifest import InputSpec
-from touchstone.models.trunk import Trunk
 
 TIMM = "timm/"
 _TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # no "hf-hub:…", which would fetch something

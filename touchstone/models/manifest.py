@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from touchstone.errors import UnknownLabel
-from touchstone.models.remote import Remote
+from touchstone.models.remote_manifest import Remote
 
 _INDEX = re.compile(r"-?[0-9]+")
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from touchstone.models.onnx.graph import Graph, final_softmax
-from touchstone.models.onnx.reading import read
+from touchstone.models.onnx.reader import read
 
 if TYPE_CHECKING:
-    from touchstone.models.onnx.building import Imported
+    from touchstone.models.onnx.builder import Imported
 
 __all__ = ["Graph", "build", "final_softmax", "read"]
 
 
 def build(graph: Graph, *, size: tuple[int, int] | None = None) -> Imported:
-    """The module of a graph: see `touchstone.models.onnx.building.build`."""
-    from touchstone.models.onnx import building  # noqa: PLC0415 - so that reading needs no PyTorch
+    """The module of a graph: see `touchstone.models.onnx.builder.build`."""
+    from touchstone.models.onnx import builder  # noqa: PLC0415 - so that reading needs no PyTorch
 
-    return building.build(graph, size=size)
+    return builder.build(graph, size=size)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from touchstone.models.frozen import FrozenConv, Stage
+from touchstone.models.fused.convolution import FrozenConv, Stage
+from touchstone.models.fused.trunk import Trunk
 from touchstone.models.onnx.draft import Draft
 from touchstone.models.onnx.graph import Node
-from touchstone.models.trunk import Trunk
 
 
 @dataclass

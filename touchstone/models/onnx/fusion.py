@@ -9,7 +9,7 @@ import torch
 from touchstone.models.onnx.chains import ceiling_of, chain
 from touchstone.models.onnx.draft import Draft
 from touchstone.models.onnx.graph import Node
-from touchstone.models.onnx.matching import Call, Hole, LastMean, Number, OneOf, match
+from touchstone.models.onnx.patterns import Call, Hole, LastMean, Number, OneOf, match
 
 X = Hole("x")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from touchstone.models.fused.trunk import Trunk
 from touchstone.models.onnx.registry import elementwise, operator
-from touchstone.models.trunk import Trunk
 
 elementwise("fused.Silu", functional.silu)
 elementwise("fused.Gelu", functional.gelu)

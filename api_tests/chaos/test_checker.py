@@ -1,0 +1,238 @@
+"""The checker of the fault campaign finds what is planted, and nothing where all is well."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from chaos import document
+from chaos.book import Blow, Book, Claim, Entry, Heard, Loss, read
+from chaos.checker import Evidence, check
+from chaos.faults import Fault
+from chaos.receiver import OTHERS, OWN, Receiver
+from chaos.report import History, most_likely_lost, rows, spread
+from touchstone.ledger.records import Artifact, Job, Problem, Submission
+from touchstone.ledger.replies import Event
+from touchstone.ledger.webhooks import signatures
+from touchstone.ledger.webhooks.deliveries import Delivery
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
+WHOLE = "sha256:" + "a" * 64
+LOST = Problem(code="worker_lost", detail="all 3 workers that tried the job died or hung")
+
+
+def events(*told: dict[str, Any]) -> list[Event]:
+    kinds = {"done": "progress", "claim": "metric", "completed": "completed"}
+    return [
+        Event(f"{place}-0", next((kind for word, kind in kinds.items() if word in one), "status"), one)  # type: ignore[arg-type]
+        for place, one in enumerate(told)
+    ]
+
+
+def running(attempts: int) -> dict[str, Any]:
+    return {"status": "running", "attempts": attempts, "cancel_requested": False}
+
+
+STORY = (running(1), {"done": 1}, {"claim": 1}, running(2), {"done": 1}, {"claim": 2}, {"done": 2})
+URL = f"http://127.0.0.1:9000{OWN}"
+DELIVERY = Delivery(
+    id="msg_1",
+    type="job.succeeded",
+    status="delivered",
+    tenant="local",
+    endpoint=None,
+    url=URL,
+    job="job-1",
+    created_at=NOW,
+    due_at=None,
+    attempts=(),
+)
+HEARD = Heard("msg_1", OWN, "job.succeeded", "job-1", at=NOW.timestamp() + 1)
+END = ({"status": "succeeded"}, {"completed": True})
+
+
+@pytest.fixture
+def evidence(submission: Submission) -> Evidence:
+    """Of one job that was tried twice and succeeded."""
+    job = Job(
+        id="job-1",
+        version=9,
+        status="succeeded",
+        submission=submission.model_copy(update={"seed": 1, "webhook": URL}),
+        created_at=NOW,
+        finished_at=NOW,
+        attempts=2,
+        claims=2,
+        result={"claim": 2},
+        artifacts={"adversarial.png": Artifact(digest=WHOLE, media_type="image/png", size=3)},
+    )
+    entries = [
+        Entry("attempted", "key-1", "fire"),
+        Entry("answered", "key-1", "fire", ""),
+        Entry("answered", "key-1", "fire", "503"),
+        Entry("answered", "key-1", "fire", "202", "job-1"),
+        Entry("ended", "key-1", "fire", "succeeded", "job-1"),
+    ]
+    return Evidence(
+        entries,
+        {"job-1": job},
+        {"job-1": events(*STORY, *END)},
+        WHOLE.__eq__,
+        deliveries=[DELIVERY],
+        heard=[HEARD, replace(HEARD, at=HEARD.at + 1)],
+    )
+
+
+def changed(evidence: Evidence, **fields: Any) -> Evidence:
+    return replace(evidence, jobs={"job-1": evidence.jobs["job-1"].model_copy(update=fields)})
+
+
+def told(evidence: Evidence, *story: dict[str, Any]) -> Evidence:
+    return replace(evidence, events={"job-1": events(*story)})
+
+
+def seen(evidence: Evidence, *more: Entry) -> Evidence:
+    return replace(evidence, entries=[*evidence.entries, *more])
+
+
+def sent(evidence: Evidence, **fields: Any) -> Evidence:
+    return replace(evidence, deliveries=[DELIVERY.model_copy(update=fields)])
+
+
+def heard(evidence: Evidence, **fields: Any) -> Evidence:
+    return replace(evidence, heard=[*evidence.heard, replace(HEARD, **fields)])
+
+
+def twin(evidence: Evidence) -> Evidence:
+    """The same request became two jobs, of which the client knows one."""
+    other = evidence.jobs["job-1"].model_copy(update={"id": "job-2"})
+    return replace(
+        evidence,
+        jobs={**evidence.jobs, "job-2": other},
+        events=dict.fromkeys(("job-1", "job-2"), evidence.events["job-1"]),
+        deliveries=[DELIVERY, DELIVERY.model_copy(update={"job": "job-2"})],
+    )
+
+
+def without_webhook(evidence: Evidence) -> Evidence:
+    submission = evidence.jobs["job-1"].submission.model_copy(update={"webhook": None})
+    return changed(replace(evidence, deliveries=[]), submission=submission)
+
+
+def test_it_finds_nothing_where_all_is_well(evidence: Evidence) -> None:
+    assert check(evidence) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "plant"),
+    [
+        ("lost", lambda e: replace(e, jobs={})),
+        ("lost", lambda e: seen(e, Entry("answered", "key-2", "fire", "202", "job-2"))),
+        ("duplicated", twin),
+        ("duplicated", lambda e: seen(e, Entry("answered", "key-1", "fire", "202", "job-2"))),
+        ("unfinished", lambda e: changed(e, status="running")),
+        ("ended twice", lambda e: seen(e, Entry("ended", "key-1", "fire", "failed", "job-1"))),
+        ("ended twice", lambda e: told(e, *STORY, *END, *END)),
+        ("ended twice", lambda e: told(e, *STORY, *END, running(3))),
+        ("ended twice", lambda e: told(e, *STORY)),
+        ("attempts", lambda e: changed(e, attempts=4)),
+        ("attempts", lambda e: changed(e, status="failed", error=LOST)),
+        ("backwards", lambda e: told(e, running(1), {"done": 2}, {"done": 1}, *END)),
+        ("artifact", lambda e: replace(e, is_whole=lambda _: False)),
+        ("artifact", lambda e: changed(e, artifacts={})),
+        ("stale", lambda e: changed(e, result={"claim": 1})),
+        ("stale", lambda e: told(e, running(2), {"claim": 2}, {"claim": 1}, *END)),
+        ("broken", lambda e: seen(e, Entry("answered", "key-2", "fire", "500"))),
+        ("broken", lambda e: changed(e, status="failed", error=Problem(code="internal_error", detail="?"))),
+        ("untold", lambda e: replace(e, deliveries=[])),
+        ("untold", lambda e: replace(e, deliveries=[DELIVERY, DELIVERY])),
+        ("untold", lambda e: replace(e, heard=[])),
+        ("untold", lambda e: sent(e, status="failed")),
+        ("untold", lambda e: sent(e, status="pending")),
+        ("mistold", lambda e: sent(e, id="msg_2")),
+        ("mistold", lambda e: heard(e, message="msg_2")),
+        ("mistold", lambda e: heard(e, genuine=False)),
+        ("mistold", lambda e: heard(e, job="job-2")),
+        ("mistold", lambda e: heard(e, path=OTHERS)),
+        ("mistold", lambda e: heard(e, kind="job.failed")),
+        ("mistold", lambda e: heard(e, at=NOW.timestamp() - 0.01)),
+        ("mistold", without_webhook),
+    ],
+)
+def test_it_finds_what_is_planted(
+    evidence: Evidence, kind: str, plant: Callable[[Evidence], Evidence]
+) -> None:
+    assert kind in {breach.kind for breach in check(plant(evidence))}
+
+
+def test_progress_may_begin_anew_with_each_attempt(evidence: Evidence) -> None:
+    assert check(told(evidence, running(1), {"done": 9}, running(2), {"done": 1}, *END)) == []
+
+
+def test_what_is_still_to_be_told_is_no_breach(evidence: Evidence) -> None:
+    assert check(sent(replace(evidence, heard=[]), status="pending", due_at=NOW)) == []
+
+
+def test_the_receiver_tells_a_genuine_message_from_another(tmp_path: Path) -> None:
+    receiver = Receiver(Book(tmp_path / "heard.jsonl"))
+    receiver.secret = signatures.new_secret()
+    body = json.dumps({"type": "job.failed", "data": {"id": "job-1"}}).encode()
+    for secret in (receiver.secret, signatures.new_secret()):
+        headers = signatures.headers("msg_1", round(time.time()), body, [secret])
+        assert httpx2.post(receiver.url(), content=body, headers=headers).status_code in (204, 500)
+    receiver.close()
+    good, bad = read(tmp_path / "heard.jsonl", Heard)
+    assert (good.message, good.path, good.kind, good.job, good.genuine) == (
+        "msg_1",
+        OWN,
+        "job.failed",
+        "job-1",
+        True,
+    )
+    assert (bad.genuine, bad.job) == (False, "")
+
+
+def test_the_report_counts_and_times(evidence: Evidence) -> None:
+    again = Fault("fire", 1, lambda _: None, "claimed again")
+    history = History(
+        [Blow("fire", 10, 11)],
+        [Loss(pid=7, at=10.5)],
+        [Claim("job-1", 1, 7, 10.0), Claim("job-1", 2, 8, 12.0), Claim("job-3", 1, 9, 11.25)],
+    )
+    one, total = rows(evidence, history, [], [again])
+    assert (one.strikes, one.attempted, one.accepted, one.succeeded, one.lost) == (1, 1, 1, 1, 0)
+    assert (one.to_tell, one.told) == (1, 1)
+    assert one.recoveries == (1.5,)
+    assert (total.fault, total.recoveries) == ("all", one.recoveries)
+    assert rows(evidence, history, [], [replace(again, recovery="next claim")])[0].recoveries == (0.25,)
+    line = "| fire | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 95.00 % | 0 | 1 | 1 | 1 | 1.500 | 1.500 | 1.500 |"
+    assert line in document.campaign([one.record()])
+
+
+def test_a_loss_stands_in_the_report(evidence: Evidence) -> None:
+    evidence = replace(evidence, jobs={}, events={})
+    fire = Fault("fire", 1, lambda _: None)
+    [row, _] = rows(evidence, History([Blow("fire", 1, 2)], [], []), check(evidence), [fire])
+    assert (row.accepted, row.succeeded, row.lost) == (1, 0, 1)
+
+
+def test_the_bound_beside_nothing_lost_is_near_the_rule_of_three() -> None:
+    assert most_likely_lost(0, 1000) == pytest.approx(3 / 1000, rel=0.01)
+    assert most_likely_lost(0, 0) == 1
+    assert most_likely_lost(10, 10) == 1
+    assert spread([]) == ()
+    assert spread([2.0]) == (2.0, 2.0, 2.0)
+
+
+def test_the_document_holds_what_was_recorded() -> None:
+    text = document.DOCUMENT.read_text()
+    assert document.written(text) == text, "run `python -m chaos.document`"
+    assert "python -m chaos.promises" in text

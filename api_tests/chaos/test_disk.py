@@ -1,0 +1,31 @@
+"""The small disk of the fault campaign, where this machine lets one be mounted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from chaos import disk
+from touchstone.errors import StorageFull
+from touchstone.storage.local import FolderBlobs
+
+
+def test_a_small_disk_that_is_full_takes_no_blob(tmp_path: Path) -> None:
+    blobs = FolderBlobs(tmp_path / "blobs")
+    with disk.small(tmp_path / "blobs") as small:
+        kept = blobs.put(b"before")
+        if small:
+            with disk.full(tmp_path / "blobs"), pytest.raises(StorageFull):
+                blobs.put(os.urandom(5000))
+        blobs.put(os.urandom(5000))
+        assert blobs.get(kept) == b"before"
+    assert (tmp_path / "blobs").is_mount() is False
+
+
+def test_no_small_disk_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with disk.small(tmp_path / "blobs") as small:
+        assert small is False
+        (tmp_path / "blobs" / "one").write_bytes(b"1")

@@ -1,0 +1,160 @@
+"""`touchstone register`: from a file to a model in one command, and what it says where that fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api_tests.support.fake_service import Api, fail
+from api_tests.support.own_models import linear_onnx
+from api_tests.support.ports import reserved
+from touchstone.cli import app
+from touchstone.cli.register import manifest_of, numbers
+from touchstone.client import Client, RefusedError, Upload
+from touchstone.storage.blobs import digest_of
+
+ONNX = linear_onnx()
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a command in a folder that holds a network and its labels: its exit code and what it says."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "My Net.onnx").write_bytes(ONNX)
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+
+    def command(*words: str) -> tuple[int, str, str]:
+        out, err = (app.Console(file=io.StringIO(), width=300) for _ in range(2))
+        monkeypatch.setattr(app, "out", out)
+        monkeypatch.setattr(app, "err", err)
+        monkeypatch.setattr(sys, "argv", ["touchstone", *words])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        return int(ended.value.code or 0), out.file.getvalue(), err.file.getvalue()  # type: ignore[attr-defined]
+
+    return command
+
+
+FLAGS = ("--classes", "labels.txt", "--size", "8")
+
+
+def test_from_a_file_to_a_registered_model(run: Run, api: Api) -> None:
+    words = (
+        "register",
+        "My Net.onnx",
+        "--url",
+        api.origin,
+        *FLAGS,
+        "--mean",
+        "0.5,0.5,0.5",
+        "--std",
+        "1,1,1",
+    )
+    code, out, _ = run(*words)
+    assert code == 0
+    assert f"Registered my-net as {digest_of(ONNX)}" in out
+    for shown in ("8x8x3", "2: cat, dog", "onnx, 386 numbers", "agrees", "0.10 ms, 0.20 ms"):
+        assert shown in out
+    card = api.client.get("/v1/models/my-net").json()
+    assert (card["classes"], card["mean"]) == (["cat", "dog"], [0.5, 0.5, 0.5])
+    code, out, _ = run(*words)
+    assert (code, "was registered before" in out) == (0, True)
+    assert "my-net" in run("models", "--url", api.origin)[1]
+    assert "my-net" not in run("models")[1]
+
+
+def test_what_the_service_refuses_is_said_and_exits_with_1(run: Run, api: Api, tmp_path: Path) -> None:
+    url = ("--url", api.origin)
+    (tmp_path / "no.onnx").write_bytes(b"\x1f\x8b" + bytes(100))
+    (tmp_path / "m.json").write_text("{")
+    for words, said in (
+        (("no.onnx", *url, *FLAGS), "gzip"),
+        (("My Net.onnx", *url, "--size", "8"), "name the classes"),
+        (("My Net.onnx", *url, *FLAGS, "--id", "fashion-mnist-cnn"), "comes with Touchstone"),
+        (("My Net.onnx", *url, *FLAGS, "--mean", "a"), "--mean: 'a' is no number"),
+        (("My Net.onnx", *url, *FLAGS, "--size", "wide"), "--size: 'wide' is no number"),
+        (("My Net.onnx", *url, "--classes", "labels.txt"), "add --size"),
+        (("My Net.onnx", *url, *FLAGS, "--manifest", "m.json"), "m.json is not JSON"),
+        (("My Net.onnx", *url, "--classes", "none.txt"), "none.txt cannot be read"),
+        (("none.onnx", *url, *FLAGS), "none.onnx is no file"),
+        (("My Net.onnx", "--url", "ftp://x", *FLAGS), "no address"),
+        (("My Net.onnx", "--url", "http://x:y", *FLAGS), "no address"),
+    ):
+        code, out, err = run("register", *words)
+        assert (code, out, said in err) == (1, "", True), err
+    with api.worker.doing(fail):
+        code, _, err = run("register", "My Net.onnx", *url, *FLAGS, "--id", "unfit")
+    assert (code, "the model answered NaN" in err) == (1, True)
+
+
+def test_a_service_that_is_not_there(run: Run) -> None:
+    with reserved() as port:
+        code, _, err = run("register", "My Net.onnx", "--url", f"http://127.0.0.1:{port}", *FLAGS)
+    assert (code, "cannot be reached" in err, "touchstone up" in err) == (1, True, True)
+
+
+def test_flags_stand_above_the_manifest_s_file(tmp_path: Path) -> None:
+    written = tmp_path / "m.json"
+    written.write_text(
+        json.dumps({"id": "a", "input": {"height": 4, "width": 4, "channels": 1}, "licence": "MIT"})
+    )
+    flags = {"id": None, "size": "6x8", "resize": 9, "licence": "BSD", "range": numbers("-1,0.5", "--range")}
+    assert manifest_of(tmp_path / "X y.onnx", written, flags) == {
+        "id": "a",
+        "input": {"height": 6, "width": 8, "channels": 1, "resize": 9},
+        "licence": "BSD",
+        "range": [-1, 0.5],
+    }
+    assert manifest_of(tmp_path / "X y.v2.onnx", None, {}) == {"id": "x-y.v2"}
+
+
+@pytest.fixture
+def curt() -> Iterator[str]:
+    """The address of a service that refuses at once and hangs up."""
+    body = b'{"detail": "too large for me"}'
+    answer = b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (
+        len(body),
+        body,
+    )
+
+    def serve() -> None:
+        caller, _ = line.accept()
+        with caller:
+            caller.recv(100)
+            caller.sendall(answer)
+            caller.shutdown(socket.SHUT_WR)
+            while caller.recv(2**16):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as line:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{line.getsockname()[1]}"
+        thread.join()
+
+
+def test_a_refusal_on_the_way_is_read(curt: str, tmp_path: Path) -> None:
+    file = tmp_path / "large"
+    file.write_bytes(bytes(2**24))
+    told: list[int] = []
+    with pytest.raises(RefusedError, match="too large for me"):
+        Client(curt).register(Upload.of(file, {}), told.append)
+    assert sum(told) == 2**24
+
+
+def test_a_page_of_models_is_followed_by_the_next(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: Any = {
+        "/v1/models": {"items": [{"id": "a"}], "cursor": "a"},
+        "/v1/models?cursor=a": {"items": [{"id": "b"}], "cursor": None},
+    }
+    monkeypatch.setattr(Client, "get", lambda _self, path: pages[path])
+    assert [one["id"] for one in Client(api.origin).models()] == ["a", "b"]

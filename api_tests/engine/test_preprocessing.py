@@ -1,0 +1,166 @@
+"""The differentiable resize and the 8-bit lattice against Pillow, SSIM against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from touchstone.engine.norms import NORMS
+from touchstone.engine.oracles.preprocessing import Sight
+from touchstone.engine.quantization import snap
+from touchstone.evaluation import perturbation
+from touchstone.models.manifest import InputSpec
+
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+SIZES = [(300, 451), (451, 300), (64, 90), (1000, 37), (256, 256), (224, 224)]
+
+
+def through_pillow(pixels, spec):
+    """The pipeline of published models: an 8-bit image resized and cropped, and only then made floats."""
+    image = Image.fromarray(pixels)
+    height, width = image.height, image.width
+    if spec.resize is None:
+        size = (spec.width, spec.height)
+    else:
+        scale = spec.resize / min(height, width)
+        size = tuple(
+            spec.resize if side == min(height, width) else int(side * scale) for side in (width, height)
+        )
+    image = image.resize(size, FILTERS[spec.interpolation])
+    left, upper = round((size[0] - spec.width) / 2), round((size[1] - spec.height) / 2)
+    return np.asarray(image.crop((left, upper, left + spec.width, upper + spec.height)))
+
+
+def smooth_picture(height, width):
+    """Random, but with neighbours alike, as in photos, and without what a filter would overshoot at."""
+    coarse = np.random.default_rng(0).integers(50, 206, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def batch_of(pixels):
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+@pytest.mark.parametrize("interpolation", sorted(FILTERS))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resize", [256, None])
+def test_the_differentiable_resize_is_within_rounding_of_pillows(size, resize, interpolation):
+    spec = InputSpec(height=224, width=224, resize=resize, interpolation=interpolation)
+    pixels = smooth_picture(*size)
+    ours = Sight(spec, None, None).see(batch_of(pixels))[0].permute(1, 2, 0) * 255
+    # Pillow rounds to 8 bits after each of its two passes.
+    assert np.abs(ours.numpy() - through_pillow(pixels, spec)).max() < 1.6
+
+
+def test_what_a_filter_overshoots_is_cut_off_as_in_pillow():
+    spec = InputSpec(height=224, width=224, resize=256)
+    stripes = np.zeros((300, 451, 3), dtype=np.uint8)
+    stripes[::20, :] = stripes[:, ::30] = 255
+    ours = Sight(spec, None, None).see(batch_of(stripes))[0].permute(1, 2, 0) * 255
+    assert np.abs(ours.numpy() - through_pillow(stripes, spec)).max() < 1.6
+
+
+@pytest.mark.parametrize("interpolation", sorted(FILTERS))
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resize", [256, None])
+def test_files_are_seen_bit_for_bit_as_through_pillow(size, resize, interpolation):
+    spec = InputSpec(height=224, width=224, resize=resize, interpolation=interpolation)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    seen = Sight(spec, None, None).see_files(batch_of(pixels))[0].permute(1, 2, 0)
+    assert torch.equal(seen, torch.from_numpy(through_pillow(pixels, spec).copy()).float() / 255)
+
+
+def test_off_the_lattice_there_is_no_file_and_images_are_seen_as_they_are():
+    spec = InputSpec(height=8, width=8, resize=9)
+    x = torch.rand(1, 3, 20, 30)
+    sight = Sight(spec, None, None)
+    assert torch.equal(sight.see_files(x), sight.see(x))
+
+
+def test_the_resize_is_differentiable_and_its_gradient_is_the_transpose():
+    spec = InputSpec(channels=3, height=8, width=8, resize=9, interpolation="bilinear")  # never overshoots
+    sight = Sight(spec, None, None)
+    x = torch.rand(1, 3, 20, 30, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    (sight.see(x) * weight).sum().backward()
+    other = torch.rand_like(x)
+    assert float((sight.see(other) * weight).sum()) == pytest.approx(float((x.grad * other).sum()), rel=1e-9)
+
+
+def test_grey_and_colour_images_meet_networks_of_either_kind():
+    grey = Sight(InputSpec(channels=1, height=8, width=8), None, None)
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    seen = grey.see(torch.tensor(rgb).permute(2, 0, 1)[None].float())[0, 0].numpy()
+    assert np.abs(seen - np.asarray(Image.fromarray(rgb).convert("L"), dtype=float)).max() <= 0.51
+    colour = Sight(InputSpec(channels=3, height=8, width=8), None, None)
+    assert colour.see(torch.rand(2, 1, 8, 8)).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("norm", sorted(NORMS))
+def test_snapping_keeps_every_norm_within_its_radius(norm):
+    draw = torch.Generator().manual_seed(0)
+    x0 = torch.randint(0, 256, (40, 3, 12, 12), generator=draw) / 255
+    eps = {"linf": 7.7 / 255, "l2": 0.4, "l1": 3.0, "l0": 40.0}[norm]
+    d = NORMS[norm].project(torch.randn(x0.shape, generator=draw), torch.full((40,), eps), -x0, 1 - x0)
+    snapped = snap(x0 + d, x0, torch.full((40,), eps), NORMS[norm])
+    steps = ((snapped - x0) * 255).double().round()
+    assert torch.equal((snapped * 255).round() / 255, snapped)
+    assert torch.all(NORMS[norm].size(steps / 255) <= eps * (1 + 1e-9))
+    # It loses little: most of the radius is still used.
+    assert torch.all(NORMS[norm].size(steps / 255) >= 0.85 * eps)
+
+
+def test_snapping_uses_the_whole_of_a_radius_of_whole_steps():
+    x0 = torch.full((1, 1, 8, 8), 100 / 255)
+    snapped = snap(x0 + 2 / 255 - 1e-8, x0, torch.tensor([2 / 255]), NORMS["linf"])
+    assert torch.equal(snapped, torch.full_like(x0, 102 / 255))
+
+
+def test_off_lattice_originals_move_by_whole_steps_inside_the_box():
+    x0 = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = (x0 + 0.02).clamp(0, 1)
+    snapped = snap(x, x0, torch.full((8,), 0.02), NORMS["linf"])
+    steps = (snapped - x0).double() * 255
+    assert float((steps - steps.round()).abs().max()) < 2e-3
+    assert snapped.max() <= 1
+
+
+def test_perturbation_measures():
+    a = np.full((16, 16, 3), 100, np.uint8)
+    b = a.copy()
+    b[3, 4, 1] += 51
+    b[9, 9, 0] -= 51
+    measured = perturbation.perturbation(a, b)
+    assert measured["linf"] == pytest.approx(0.2)
+    assert measured["l2"] == pytest.approx(0.2 * 2**0.5)
+    assert measured["l1"] == pytest.approx(0.4)
+    assert measured["l0"] == 2
+    assert perturbation.perturbation(a, a) == {
+        "linf": 0,
+        "l2": 0,
+        "l1": 0,
+        "l0": 0,
+        "tv": 0,
+        "ssim": pytest.approx(1),
+    }
+
+
+def test_ssim_of_constant_images_is_the_luminance_term():
+    a, b = np.full((32, 32, 1), 0.4), np.full((32, 32, 1), 0.6)
+    assert perturbation.ssim(a, b) == pytest.approx((2 * 0.24 + 1e-4) / (0.16 + 0.36 + 1e-4), rel=1e-9)
+
+
+def test_ssim_of_one_window_is_its_definition():
+    # One 11 x 11 window: the definition evaluated directly.
+    rng = np.random.default_rng(0)
+    a, b = rng.random((11, 11)), rng.random((11, 11))
+    line = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    w = np.outer(line, line) / np.outer(line, line).sum()
+    ma, mb = (w * a).sum(), (w * b).sum()
+    va, vb, c = (w * a * a).sum() - ma**2, (w * b * b).sum() - mb**2, (w * a * b).sum() - ma * mb
+    expected = (2 * ma * mb + 1e-4) * (2 * c + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+    assert perturbation.ssim(a[..., None], b[..., None]) == pytest.approx(expected, rel=1e-9)

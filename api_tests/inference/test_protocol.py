@@ -1,0 +1,280 @@
+"""The Open Inference Protocol with a pretended worker: metadata, each way of sending images, each form of an
+answer, and what is told of requests that make no sense.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import httpx2
+import numpy as np
+import pytest
+
+from api_tests.support.fake_service import Api, Work, data_url, encoded, fail, picture, png, problem, succeed
+from service.inference import router
+from touchstone.errors import LedgerUnavailable, UnknownArtifact
+from touchstone.methods.inference import unpack
+from touchstone.models import zoo
+from touchstone.storage.blobs import open_blobs
+
+CARD = zoo.manifest("fashion-mnist-cnn")
+PATH = f"/v2/models/{CARD.id}"
+HEAD = "Inference-Header-Content-Length"
+FLOATS = np.linspace(0, 1, 2 * 28 * 28, dtype=np.float32).reshape(2, 1, 28, 28)
+PIXELS = np.arange(2 * 9 * 8 * 3, dtype=np.uint8).reshape(2, 9, 8, 3)
+
+
+def tensor(values: np.ndarray, datatype: str = "FP32", **changes: Any) -> dict[str, Any]:
+    """An input with its numbers in JSON."""
+    shown = {"name": "image", "shape": list(values.shape), "datatype": datatype}
+    return {**shown, "data": values.ravel().tolist(), **changes}
+
+
+def files(*data: Any, **changes: Any) -> dict[str, Any]:
+    return {"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": list(data), **changes}
+
+
+def ask(api: Api, *inputs: Any, path: str = PATH, **members: Any) -> httpx2.Response:
+    return api.client.post(f"{path}/infer", json={"inputs": list(inputs), **members})
+
+
+def ask_bytes(
+    api: Api,
+    shape: list[int],
+    datatype: str,
+    data: bytes,
+    *,
+    length: int | str | None = None,
+    size: int | None = None,
+    **members: Any,
+) -> httpx2.Response:
+    """A question whose input is bytes behind the JSON; without a media type, as Triton's client sends it."""
+    parameters = {"binary_data_size": len(data) if size is None else size}
+    one = {"name": "image", "shape": shape, "datatype": datatype, "parameters": parameters}
+    head = json.dumps({"inputs": [one], **members}).encode()
+    headers = {HEAD: str(len(head) if length is None else length)}
+    return api.client.post(f"{PATH}/infer", content=head + data, headers=headers)
+
+
+def elements(*data: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(one)) + one for one in data)
+
+
+def outputs(response: httpx2.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    return {one["name"]: one for one in response.json()["outputs"]}
+
+
+class Seen:
+    """What the worker was given."""
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+        self.stacks: list[np.ndarray] = []
+
+    def __call__(self, work: Work) -> None:
+        self.works.append(work)
+        self.stacks = unpack(work.blobs.get(work.job.submission.source))
+        succeed(work)
+
+    def equals(self, *expected: np.ndarray) -> bool:
+        return [one.dtype for one in self.stacks] == [one.dtype for one in expected] and all(
+            np.array_equal(one, other) for one, other in zip(self.stacks, expected, strict=True)
+        )
+
+
+@pytest.fixture
+def seen(api: Api) -> Iterator[Seen]:
+    seen = Seen()
+    with api.worker.doing(seen):
+        yield seen
+
+
+def test_the_server_tells_what_it_is(api: Api) -> None:
+    told = api.client.get("/v2").json()
+    assert told["name"] == "touchstone"
+    assert told["extensions"] == ["binary_tensor_data", "classification"]
+    assert api.client.get("/v2/health/live").json() == {"live": True}
+
+
+def test_it_is_ready_once_a_worker_is_alive(api: Api) -> None:
+    for worker in api.ledger.workers():
+        api.ledger.leave(worker.id)
+    for path in ("/v2/health/ready", f"{PATH}/ready", f"{PATH}/versions/{CARD.digest}/ready"):
+        told = problem(api.client.get(path), 503, "not_ready")
+        assert told["error"] == told["detail"]
+    api.ledger.beat("pretender", {"running": 0})
+    assert api.client.get("/v2/health/ready").json() == {"ready": True}
+    assert api.client.get(f"{PATH}/ready").json() == {"name": CARD.id, "ready": True}
+    api.ledger.leave("pretender")
+
+
+@pytest.mark.parametrize("card", zoo.manifests().values(), ids=lambda card: card.id)
+def test_every_model_tells_its_tensors(api: Api, card: Any) -> None:
+    told = api.client.get(f"/v2/models/{card.id}").json()
+    assert (told["name"], told["versions"]) == (card.id, [card.digest])
+    (image,) = told["inputs"]
+    size = [-1, card.input.channels, card.input.height, card.input.width]
+    assert (image["name"], image["datatype"], image["shape"]) == ("image", "FP32", size)
+    assert [(one["name"], one["datatype"], one["shape"]) for one in told["outputs"]] == [
+        (name, "FP32", [-1, len(card.classes)]) for name in ("logits", "probabilities")
+    ]
+
+
+@pytest.mark.parametrize("version", [CARD.digest, CARD.digest.removeprefix("sha256:")[:12]])
+def test_a_version_is_named_by_its_digest(api: Api, version: str) -> None:
+    path = f"{PATH}/versions/{version}"
+    assert api.client.get(path).json() == api.client.get(PATH).json()
+    assert ask(api, tensor(FLOATS), path=path).json()["model_version"] == CARD.digest
+
+
+@pytest.mark.parametrize("path", ["/v2/models/nothing", f"{PATH}/versions/1", f"{PATH}/versions/{'0' * 64}"])
+def test_what_is_not_there(api: Api, path: str) -> None:
+    for response in (
+        api.client.get(path),
+        api.client.get(f"{path}/ready"),
+        ask(api, tensor(FLOATS), path=path),
+    ):
+        told = problem(response, 404, "unknown_model", "model")
+        assert told["error"] == told["detail"]
+
+
+def test_problems_elsewhere_have_no_error_member(api: Api) -> None:
+    assert "error" not in api.client.get("/v1/models/nothing").json()
+    assert "error" not in api.client.get("/v20").json()
+    assert "error" in api.client.get("/v2/nothing").json()
+
+
+def test_numbers_in_a_row_or_nested_as_the_shape_is(api: Api, seen: Seen) -> None:
+    assert set(outputs(ask(api, tensor(FLOATS)))) == {"logits", "probabilities"}
+    assert seen.equals(FLOATS)
+    ask(api, tensor(FLOATS, data=FLOATS.tolist()))
+    assert seen.equals(FLOATS)
+    ask(api, tensor(np.zeros((1, 1, 28, 28), int)))
+    assert seen.equals(np.zeros((1, 1, 28, 28), np.float32))
+    ask(api, tensor(PIXELS, "UINT8"))
+    assert seen.equals(PIXELS)
+    ask(api, tensor(PIXELS[..., :1], "UINT8", data=PIXELS[..., :1].tolist()))
+    assert seen.equals(PIXELS[..., :1])
+
+
+def test_numbers_as_bytes(api: Api, seen: Seen) -> None:
+    outputs(ask_bytes(api, [2, 1, 28, 28], "FP32", FLOATS.tobytes()))
+    assert seen.equals(FLOATS)
+    outputs(ask_bytes(api, [2, 9, 8, 3], "UINT8", PIXELS.tobytes()))
+    assert seen.equals(PIXELS)
+
+
+def test_files_of_any_size(api: Api, seen: Seen) -> None:
+    one, two = np.asarray(picture()), np.asarray(picture(12, 10, "L"))[..., None]
+    outputs(ask(api, files(data_url(png()), base64.b64encode(png()).decode(), data_url(png(12, 10, "L")))))
+    assert seen.equals(np.stack([one, one]), two[None])
+    webp = encoded(picture(), "WEBP", lossless=True)
+    outputs(ask_bytes(api, [2], "BYTES", elements(webp, png())))
+    assert seen.equals(np.stack([one, one]))
+    outputs(ask_bytes(api, [1, 1], "BYTES", elements(png())))
+    assert seen.equals(one[None])
+
+
+def test_the_answer_names_the_model_and_the_question(api: Api) -> None:
+    told = ask(api, tensor(FLOATS), id="7", parameters={"priority": 1}).json()
+    assert (told["model_name"], told["model_version"], told["id"]) == (CARD.id, CARD.digest, "7")
+    assert "id" not in ask(api, tensor(FLOATS)).json()
+
+
+def test_outputs_as_they_are_wanted(api: Api) -> None:
+    told = ask(api, tensor(FLOATS), outputs=[{"name": "probabilities"}, {"name": "logits"}]).json()["outputs"]
+    assert [(one["name"], one["datatype"], one["shape"]) for one in told] == [
+        ("probabilities", "FP32", [2, 10]),
+        ("logits", "FP32", [2, 10]),
+    ]
+    logits = np.array(told[1]["data"]).reshape(2, 10)
+    assert np.array_equal(logits, np.add.outer([0, 1], np.arange(10)))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert np.array(told[0]["data"]).reshape(2, 10) == pytest.approx(shares, abs=1e-6)
+    assert list(outputs(ask(api, tensor(FLOATS), outputs=[{"name": "logits"}]))) == ["logits"]
+    assert list(outputs(ask(api, tensor(FLOATS), outputs=[]))) == ["logits", "probabilities"]
+
+
+def test_outputs_as_bytes(api: Api) -> None:
+    wanted = [{"name": "logits", "parameters": {"binary_data": True}}, {"name": "probabilities"}]
+    response = ask(api, tensor(FLOATS), outputs=wanted)
+    length = int(response.headers[HEAD])
+    assert response.headers["content-type"] == "application/octet-stream"
+    first, second = json.loads(response.content[:length])["outputs"]
+    assert first["parameters"] == {"binary_data_size": 80}
+    assert "data" not in first
+    assert len(second["data"]) == 20
+    logits = np.frombuffer(response.content[length:], "<f4").reshape(2, 10)
+    assert np.array_equal(logits, np.add.outer([0, 1], np.arange(10)))
+
+
+def test_all_outputs_as_bytes_but_those_that_say_otherwise(api: Api) -> None:
+    wanted = [{"name": "logits", "parameters": {"binary_data": False}}, {"name": "probabilities"}]
+    response = ask(api, tensor(FLOATS), outputs=wanted, parameters={"binary_data_output": True})
+    first, second = json.loads(response.content[: int(response.headers[HEAD])])["outputs"]
+    assert len(first["data"]) == 20
+    assert second["parameters"] == {"binary_data_size": 80}
+
+
+def test_the_best_classes_by_name(api: Api) -> None:
+    wanted = [{"name": "logits", "parameters": {"classification": 2}}]
+    told = outputs(ask(api, tensor(FLOATS), outputs=wanted))["logits"]
+    last, before = CARD.classes[9], CARD.classes[8]
+    assert (told["datatype"], told["shape"]) == ("BYTES", [2, 2])
+    best = [f"9.000000:9:{last}", f"8.000000:8:{before}", f"10.000000:9:{last}", f"9.000000:8:{before}"]
+    assert told["data"] == best
+    wanted[0]["parameters"]["binary_data"] = True
+    response = ask(api, tensor(FLOATS), outputs=wanted)
+    tail = response.content[int(response.headers[HEAD]) :]
+    assert tail == elements(*map(str.encode, told["data"]))
+
+
+def test_it_is_a_job_while_it_runs_and_leaves_nothing(api: Api, seen: Seen) -> None:
+    response = ask(api, tensor(FLOATS), parameters={"execution": "deterministic"})
+    assert response.status_code == 200
+    (work,) = seen.works
+    asked = work.job.submission
+    assert (asked.kind, asked.method, asked.execution) == ("inference", "infer", "deterministic")
+    assert asked.parameters == {"datatype": "FP32", "rows": 2}
+    assert api.client.get(f"/v1/jobs/{work.job.id}").status_code == 404
+    assert api.client.get("/v1/jobs", params={"kind": "inference"}).json()["items"] == []
+    with pytest.raises(UnknownArtifact):
+        open_blobs(api.settings).get(asked.source)
+
+
+def test_equal_questions_have_files_of_their_own(api: Api, seen: Seen) -> None:
+    for _ in range(2):
+        ask(api, tensor(FLOATS))
+    first, second = (work.job.submission.source for work in seen.works)
+    assert first != second
+
+
+def test_a_failure_is_told_and_stays_listed(api: Api) -> None:
+    with api.worker.doing(fail):
+        told = problem(ask(api, tensor(FLOATS)), 422, "non_finite_output")
+    assert told["error"] == told["detail"]
+    shown = api.client.get(told["job"]).json()
+    assert (shown["kind"], shown["status"], shown["image"]) == ("inference", "failed", None)
+    assert api.client.post(f"{told['job']}/rerun").status_code == 409
+    assert api.client.delete(told["job"]).status_code == 204
+
+
+def test_nobody_waits_for_ever(api: Api) -> None:
+    with api.worker.resting(), patch.object(router, "LONGEST_SECONDS", 1):
+        told = problem(ask(api, tensor(FLOATS)), 503, "not_ready")
+        (left,) = api.client.get("/v1/jobs", params={"kind": "inference"}).json()["items"]
+    assert "1 seconds" in told["detail"]
+    assert left["status"] == "canceled"
+    api.client.delete(left["links"]["self"])
+
+
+def test_a_ledger_out_of_reach_is_told(api: Api) -> None:
+    with patch.object(type(api.ledger), "accept", side_effect=LedgerUnavailable("out of reach")):
+        told = problem(ask(api, tensor(FLOATS)), 503, "ledger_unavailable")
+    assert told["error"] == "out of reach"

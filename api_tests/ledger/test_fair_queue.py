@@ -1,0 +1,266 @@
+"""Fair shares: whose job is next when several tenants wait."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from api_tests.ledger.test_ledger import expire_leases
+from touchstone.errors import Crowded
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import Job, ModelRef, Submission
+from touchstone.ledger.scripts import connect
+from touchstone.settings import Settings
+
+
+class Crowd:
+    """Tenants that submit, and a worker that takes what it is given."""
+
+    def __init__(self, ledger: Ledger, submission: Submission) -> None:
+        self.ledger, self.submission = ledger, submission
+        self.bells: list[str] = []
+        self.running: list[Job] = []
+
+    def submit(self, tenant: str, jobs: int = 1, model: str = "digits") -> list[str]:
+        changes = {"tenant": tenant, "model": ModelRef(id=model, digest="sha256:" + "0" * 64)}
+        submission = self.submission.model_copy(update=changes)
+        accepted = [self.ledger.accept(submission)[0].id for _ in range(jobs)]
+        self.bells += accepted
+        return accepted
+
+    def start(self) -> Job:
+        """Answer the oldest bell."""
+        job = self.ledger.claim(self.bells.pop(0), "w1")
+        assert job is not None
+        self.running.append(job)
+        return job
+
+    def end(self, job: Job) -> None:
+        self.running.remove(job)
+        assert self.ledger.finish(job.id, job.claims, status="succeeded")
+
+    def turns(self, jobs: int) -> str:
+        """The tenants of so many jobs, of which one runs at a time."""
+        tenants = []
+        for _ in range(jobs):
+            job = self.start()
+            tenants.append(job.submission.tenant)
+            self.end(job)
+        return "".join(tenants)
+
+
+@pytest.fixture
+def crowd(ledger: Ledger, submission: Submission) -> Crowd:
+    return Crowd(ledger, submission)
+
+
+def test_tenants_take_turns_whatever_the_order_of_their_bells(crowd: Crowd) -> None:
+    crowd.submit("a", 8)
+    crowd.submit("b", 3)
+    crowd.submit("c", 2)
+    assert crowd.turns(13) == "abcabcabaaaaa"
+
+
+def test_within_a_tenant_the_oldest_goes_first(crowd: Crowd) -> None:
+    first, second = crowd.submit("a", 3), crowd.submit("b", 3)
+    started = [crowd.start().id for _ in range(6)]
+    assert [name for name in started if name in first] == first
+    assert [name for name in started if name in second] == second
+
+
+def test_a_free_place_goes_to_whoever_runs_the_fewest(crowd: Crowd) -> None:
+    crowd.submit("a", 40)
+    for _ in range(10):
+        crowd.start()
+    crowd.submit("b", 40)
+    assert [crowd.start().submission.tenant for _ in range(10)] == ["b"] * 10
+    crowd.end(crowd.running[0])
+    assert crowd.start().submission.tenant == "a", "nine against ten"
+    assert {crowd.start().submission.tenant for _ in range(2)} == {"a", "b"}
+
+
+def test_a_flood_costs_another_tenant_one_turn(crowd: Crowd) -> None:
+    crowd.submit("a", 300)
+    for _ in range(5):
+        crowd.turns(7)
+        [job] = crowd.submit("b")
+        assert crowd.ledger.ahead(job) <= 1
+        assert "b" in crowd.turns(2)
+
+
+def test_whoever_submits_anew_at_each_start_gets_no_more_than_its_turn(crowd: Crowd) -> None:
+    crowd.submit("a", 20)
+    crowd.submit("b")
+    tenants = ""
+    for _ in range(10):
+        tenants += crowd.turns(1)
+        if tenants[-1] == "b":
+            crowd.submit("b")
+    assert tenants == "ab" * 5
+
+
+def test_a_claim_repeated_with_its_token_is_the_same_although_the_bell_was_another_jobs(
+    crowd: Crowd,
+) -> None:
+    crowd.submit("a", 2)
+    crowd.start()
+    crowd.submit("b")
+    bell = crowd.bells[0]
+    first = crowd.ledger.claim(bell, "w1", token="t")
+    assert first is not None
+    assert first.submission.tenant == "b"
+    assert crowd.ledger.claim(bell, "w1", token="t") == first
+    crowd.ledger.finish(first.id, first.claims, status="succeeded")
+    again = crowd.ledger.claim(bell, "w1", token="t")
+    assert again is not None
+    assert again.id == bell, "a claim is remembered as long as it holds"
+
+
+def test_a_bell_of_a_job_that_is_gone_serves_those_that_wait(crowd: Crowd) -> None:
+    crowd.submit("a", 2)
+    gone = crowd.start()
+    crowd.end(gone)
+    crowd.ledger.delete(gone.id)
+    assert crowd.ledger.claim(gone.id, "w1") is not None
+    assert crowd.ledger.claim(gone.id, "w1") is None
+
+
+def test_tenants_in_the_crowd_are_passed_over(crowd: Crowd) -> None:
+    [first] = crowd.submit("a")
+    with pytest.raises(Crowded):
+        crowd.ledger.claim(first, "w1", crowd=["a", "b"])
+    crowd.submit("b")
+    crowd.submit("c")
+    taken = crowd.ledger.claim(first, "w1", crowd=["a", "b"])
+    assert taken is not None
+    assert taken.submission.tenant == "c"
+    assert crowd.ledger.claim(first, "w1") is not None
+    assert crowd.ledger.claim(first, "w1") is not None
+    assert crowd.ledger.claim(first, "w1", crowd=["a", "b"]) is None, "nobody waits"
+
+
+def test_a_worker_takes_only_jobs_of_models_that_it_serves(
+    settings: Settings, crowd: Crowd, server: redis.Redis
+) -> None:
+    special = Ledger(str(settings.redis_url), settings.model_copy(update={"models": "digits,letters"}))
+    [early] = crowd.submit("a")
+    [other] = crowd.submit("a", model="faces")
+    special.beat("special", {}, ["digits", "letters"])
+    [own] = crowd.submit("a", model="letters")
+    taken = [special.claim(bell, "special") for bell in (own, other, early, other)]
+    assert [job and job.id for job in taken] == [own, None, early, None]
+    server.delete("ts:served")
+    [late] = crowd.submit("a")
+    found = special.claim(late, "special")
+    assert found is not None, "its bell came here, and it serves the model"
+    assert found.id == late
+    special.close()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_how_many_go_ahead_is_what_happens(crowd: Crowd, seed: int) -> None:
+    chance = random.Random(seed)
+    for _ in range(chance.randrange(6)):
+        crowd.submit(chance.choice("abc"))
+        crowd.start()
+    for _ in range(15):
+        crowd.submit(chance.choice("aaabc"))
+    foreseen = {job: crowd.ledger.ahead(job) for job in crowd.bells}
+    started = [crowd.start().id for _ in range(15)]
+    assert [foreseen[job] for job in started] == list(range(15))
+
+
+class Lines(RuleBasedStateMachine):
+    """Whatever becomes of jobs of several tenants, the lines hold those that wait, and turns are fair."""
+
+    def __init__(self, settings: Settings, submission: Submission) -> None:
+        super().__init__()
+        self.ledger = Ledger(str(settings.redis_url), settings)
+        self.server = connect(str(settings.redis_url))
+        self.crowd = Crowd(self.ledger, submission)
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.server.close()
+
+    def jobs(self, *statuses: str) -> list[Job]:
+        """Oldest first."""
+        known: Any = self.server.zrange("ts:all", 0, -1)
+        return [job for job in map(self.ledger.read, known) if job.status in statuses]
+
+    def tenants(self, status: str) -> Counter[str]:
+        return Counter(job.submission.tenant for job in self.jobs(status))
+
+    @rule(tenant=st.sampled_from("abc"))
+    def accept(self, tenant: str) -> None:
+        self.crowd.submit(tenant)
+
+    @rule()
+    def claim(self) -> None:
+        waiting, running = self.jobs("queued"), self.tenants("running")
+        claimed = self.ledger.claim("any", "w1")
+        assert (claimed is None) == (not waiting)
+        if claimed is not None:
+            tenant = claimed.submission.tenant
+            assert running[tenant] == min(running[job.submission.tenant] for job in waiting)
+            oldest = next(job for job in waiting if job.submission.tenant == tenant)
+            assert claimed.id == oldest.id
+
+    @rule(data=st.data(), way=st.sampled_from(["finish", "release", "cancel", "lose"]))
+    def leave(self, data: st.DataObject, way: str) -> None:
+        running = self.jobs("running")
+        if not running:
+            return
+        job = data.draw(st.sampled_from(running))
+        if way == "finish":
+            self.ledger.finish(job.id, job.claims, status="succeeded")
+        elif way == "release":
+            self.ledger.release(job.id, job.claims)
+        elif way == "cancel":
+            self.ledger.cancel(job.id)
+        else:
+            expire_leases(self.server)
+            self.ledger.reap()
+
+    @rule(data=st.data(), way=st.sampled_from(["cancel", "delete"]))
+    def give_up(self, data: st.DataObject, way: str) -> None:
+        if waiting := self.jobs("queued"):
+            getattr(self.ledger, way)(data.draw(st.sampled_from(waiting)).id)
+
+    @invariant()
+    def the_lines_agree(self) -> None:
+        waiting, running = self.tenants("queued"), self.tenants("running")
+        assert _counts(self.server, "ts:running:") == running
+        assert set(self.server.zrange("ts:tenants:", 0, -1)) == set(waiting)
+        for tenant in "abc":
+            line = [job.id for job in self.jobs("queued") if job.submission.tenant == tenant]
+            assert self.server.zrange(f"ts:line: {tenant}", 0, -1) == line
+        assert self.server.hlen("ts:claims") == running.total()
+        assert waiting or not self.server.exists("ts:turns:")
+
+
+def _all(ledger: Ledger) -> list[Job]:
+    """Every tenant's jobs, the oldest first."""
+    jobs = [job for tenant in "abc" for job in ledger.of(tenant).find().jobs]
+    return sorted(jobs, key=lambda job: job.created_at)
+
+
+def _counts(server: redis.Redis, key: str) -> dict[str, int]:
+    return {name: int(count) for name, count in server.hgetall(key).items()}  # type: ignore[union-attr]
+
+
+def test_lines_hold_those_that_wait(settings: Settings, submission: Submission) -> None:
+    def lines() -> Lines:
+        connect(str(settings.redis_url)).flushall()
+        return Lines(settings, submission)
+
+    run_state_machine_as_test(
+        lines, settings=profile(max_examples=20, stateful_step_count=25, deadline=None, database=None)
+    )

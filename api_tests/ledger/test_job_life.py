@@ -1,0 +1,148 @@
+"""The life of a job as a state machine: whatever is called in whatever order, a small model agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from touchstone.errors import JobConflict
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import TERMINAL, ImageRef, ModelRef, Progress, Status, Submission
+from touchstone.ledger.scripts import connect
+from touchstone.settings import Settings
+
+SUBMISSION = Submission(
+    kind="attack",
+    method="pgd",
+    model=ModelRef(id="digits", digest="d"),
+    image=ImageRef(digest="d", width=8, height=8, channels=1),
+    parameters={},
+)
+
+
+@contextmanager
+def refused(when: bool) -> Iterator[None]:
+    if not when:
+        yield
+        return
+    with pytest.raises(JobConflict):
+        yield
+
+
+class Life(RuleBasedStateMachine):
+    """One job, several workers, and what should have become of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.ledger = Ledger(str(settings.redis_url), settings)
+        self.server = connect(str(settings.redis_url))
+        self.job = self.ledger.accept(SUBMISSION)[0].id
+        self.status: Status = "queued"
+        self.attempts = self.claims = self.done = 0
+        self.canceling = False
+        self.version = 0
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.server.close()
+
+    def holds(self, claim: int) -> bool:
+        return self.status == "running" and claim == self.claims
+
+    @rule(worker=st.sampled_from(["w1", "w2"]))
+    def claim(self, worker: str) -> None:
+        claimed = self.ledger.claim(self.job, worker)
+        assert (claimed is not None) == (self.status == "queued")
+        if claimed is not None:
+            self.status, self.done = "running", 0
+            self.attempts += 1
+            self.claims += 1
+
+    @rule(claim=st.integers(0, 4), done=st.integers(0, 9))
+    def report(self, claim: int, done: int) -> None:
+        assert self.ledger.report(self.job, claim, Progress(done=done, total=9)) == self.holds(claim)
+        if self.holds(claim):
+            self.done = max(self.done, done)
+
+    @rule(claim=st.integers(1, 4), status=st.sampled_from(["succeeded", "failed", "canceled"]))
+    @precondition(lambda self: self.status not in TERMINAL)
+    def finish(self, claim: int, status: Status) -> None:
+        assert self.ledger.finish(self.job, claim, status=status) == self.holds(claim)
+        if self.holds(claim):
+            self.status = "canceled" if self.canceling else status
+
+    @rule(claim=st.integers(1, 4))
+    def finish_too_late(self, claim: int) -> None:
+        if self.status in TERMINAL:
+            self.ledger.finish(self.job, claim, status="succeeded", result={"late": True})
+
+    @rule()
+    def release(self) -> None:
+        held = self.status == "running"
+        self.ledger.release(self.job, self.claims)
+        if held:
+            self.status = "canceled" if self.canceling else "queued"
+            self.attempts -= 1
+
+    @rule()
+    def cancel(self) -> None:
+        with refused(self.status in ("succeeded", "failed")):
+            self.ledger.cancel(self.job)
+        self.canceling = self.canceling or self.status in ("queued", "running")
+        if self.status == "queued":
+            self.status = "canceled"
+
+    @rule(silent=st.booleans())
+    def reap(self, silent: bool) -> None:
+        if silent and self.status == "running":
+            self.server.zadd("ts:leases", {self.job: 1})
+        lost = self.ledger.reap().lost
+        assert bool(lost) == (silent and self.status == "running")
+        if lost:
+            spent = self.attempts >= self.settings.max_attempts
+            self.status = "canceled" if self.canceling else "failed" if spent else "queued"
+
+    @invariant()
+    def the_ledger_agrees(self) -> None:
+        job = self.ledger.read(self.job)
+        assert (job.status, job.attempts, job.claims) == (self.status, self.attempts, self.claims)
+        assert job.progress.done == self.done
+        assert job.attempts <= self.settings.max_attempts
+        assert job.version >= self.version
+        assert (job.finished_at is not None) == (job.status in TERMINAL)
+        assert job.result is None, "nothing was ever finished with a result by one who held the job"
+        self.version = job.version
+
+    @invariant()
+    def the_indexes_agree(self) -> None:
+        assert self.ledger.counts()[self.status] == 1
+        assert sum(self.ledger.counts().values()) == 1
+        assert self.server.zcard("ts:leases") == (self.status == "running")
+        assert self.server.zcard("ts:bells") == (self.status == "queued")
+
+    @invariant()
+    def the_end_is_told_once(self) -> None:
+        ends = [event for event in self.ledger.events(self.job) if event.type == "completed"]
+        assert len(ends) == (self.status in TERMINAL)
+
+
+def test_the_life_of_a_job(settings: Settings) -> None:
+    def life() -> Life:
+        connect(str(settings.redis_url)).flushall()
+        return Life(settings)
+
+    run_state_machine_as_test(
+        life, settings=profile(max_examples=40, stateful_step_count=25, deadline=None, database=None)
+    )

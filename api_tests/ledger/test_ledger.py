@@ -1,0 +1,394 @@
+"""The ledger: every transition of a job's life, and who may cause it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import pytest
+import redis
+
+from touchstone import errors
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import Artifact, Job, Problem, Progress, Submission, Timings
+from touchstone.ledger.replies import Change
+from touchstone.ledger.scripts import Scripts, connect
+from touchstone.settings import Settings
+
+
+@pytest.fixture
+def job(ledger: Ledger, submission: Submission) -> Job:
+    return ledger.accept(submission)[0]
+
+
+def claim(ledger: Ledger, job: Job, worker: str = "w1") -> Job:
+    claimed = ledger.claim(job.id, worker)
+    assert claimed is not None
+    assert claimed.id == job.id
+    return claimed
+
+
+def expire_leases(server: redis.Redis) -> None:
+    """As if every worker had been silent for long."""
+    for name in server.zrange("ts:leases", 0, -1):
+        server.zadd("ts:leases", {name: 1})
+
+
+def silence_bells(server: redis.Redis) -> None:
+    """As if every waiting job's bell had been rung long ago."""
+    for place, name in enumerate(server.zrange("ts:status:queued", 0, -1)):
+        server.zadd("ts:bells", {name: place + 1})
+
+
+def types(ledger: Ledger, job: Job) -> list[str]:
+    return [event.type for event in ledger.events(job.id)]
+
+
+def test_an_accepted_job_is_queued_with_what_was_asked_for(ledger: Ledger, submission: Submission) -> None:
+    before = datetime.now(UTC)
+    job, created = ledger.accept(submission)
+    assert created
+    assert job == ledger.read(job.id)
+    assert job.status == "queued"
+    assert job.submission == submission
+    assert job.attempts == job.claims == 0
+    assert job.started_at is job.finished_at is None
+    assert abs((job.created_at - before).total_seconds()) < 5
+    assert 26 <= len(job.id) <= 32
+
+
+def test_the_same_key_and_digest_get_the_same_job(ledger: Ledger, submission: Submission) -> None:
+    first, created = ledger.accept(submission, idempotency=("key", "digest"))
+    again, created_again = ledger.accept(submission, idempotency=("key", "digest"))
+    assert (created, created_again) == (True, False)
+    assert again.id == first.id
+    with pytest.raises(errors.IdempotencyMismatch):
+        ledger.accept(submission, idempotency=("key", "another digest"))
+    other, _ = ledger.accept(submission, idempotency=("another key", "digest"))
+    assert other.id != first.id
+
+
+def test_a_key_is_free_again_after_its_job_was_deleted(ledger: Ledger, submission: Submission) -> None:
+    first, _ = ledger.accept(submission, idempotency=("key", "digest"))
+    ledger.delete(first.id)
+    second, created = ledger.accept(submission, idempotency=("key", "digest"))
+    assert created
+    assert second.id != first.id
+
+
+def test_fifty_concurrent_accepts_with_one_key_make_one_job(ledger: Ledger, submission: Submission) -> None:
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(
+            pool.map(lambda _: ledger.accept(submission, idempotency=("key", "digest")), range(50))
+        )
+    assert len({job.id for job, _ in answers}) == 1
+    assert sum(created for _, created in answers) == 1
+    assert ledger.counts()["queued"] == 1
+
+
+def test_an_accept_sent_twice_makes_one_job(valkey: str) -> None:
+    scripts = Scripts(connect(valkey))
+    asked = '{"image": null, "file": "d"}'
+    arguments = ("an-id", asked, "attack", "pgd", "m", 1000, 10, 1000, "", "", 1000, "local", "", 9, "", "")
+    arguments = (*arguments, 5, 7, "")
+    first = scripts.run("jobs/accept", *arguments)
+    assert scripts.run("jobs/accept", *arguments) == first
+    assert connect(valkey).zcard("ts:all") == 1
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(settings: Settings, submission: Submission) -> None:
+    small = Ledger(str(settings.redis_url), settings.model_copy(update={"queue_limit": 2}))
+    known, _ = small.accept(submission, idempotency=("key", "digest"))
+    small.accept(submission)
+    with pytest.raises(errors.QueueFull) as refused:
+        small.accept(submission)
+    assert refused.value.extra["retry_after"] >= 1
+    assert small.accept(submission, idempotency=("key", "digest"))[0].id == known.id
+    claim(small, known)
+    assert small.accept(submission)[1]
+    small.close()
+
+
+def test_a_job_that_does_not_exist(ledger: Ledger) -> None:
+    for ask in (ledger.read, ledger.cancel, ledger.delete, ledger.events):
+        with pytest.raises(errors.UnknownJob):
+            ask("../nothing")
+    assert ledger.claim("nothing", "w1") is None
+    assert not ledger.finish("nothing", 1, status="succeeded")
+    assert not ledger.report("nothing", 1, Progress())
+    assert not ledger.release("nothing", 1)
+    assert ledger.renew("w1", {"nothing": 1}) == {"nothing": "lost"}
+
+
+def test_a_claim_starts_the_job_once(ledger: Ledger, job: Job) -> None:
+    running = claim(ledger, job)
+    assert (running.status, running.attempts, running.claims) == ("running", 1, 1)
+    assert running.started_at is not None
+    assert running.version > job.version
+    assert ledger.claim(job.id, "w1") is None
+    assert ledger.claim(job.id, "w2") is None
+
+
+def test_a_claim_repeated_with_its_token_is_the_same_claim(ledger: Ledger, job: Job) -> None:
+    first = ledger.claim(job.id, "w1", token="t")
+    assert first is not None
+    assert ledger.claim(job.id, "w1", token="t") == first
+    assert ledger.claim(job.id, "w1", token="u") is None
+
+
+def test_fifty_concurrent_claims_find_one_job(ledger: Ledger, job: Job) -> None:
+    with ThreadPoolExecutor(50) as pool:
+        claims = list(pool.map(lambda n: ledger.claim(job.id, f"w{n}"), range(50)))
+    assert sum(claimed is not None for claimed in claims) == 1
+
+
+def test_a_finished_job_has_its_result_and_never_changes(ledger: Ledger, job: Job) -> None:
+    claim(ledger, job)
+    image = Artifact(digest="sha256:" + "2" * 64, media_type="image/png", size=7)
+    parts = {
+        "result": {"outcome": "success", "queries": {"forward": 8}},
+        "timings": Timings(queued=0.1, compute=0.5),
+        "artifacts": {"adversarial.png": image},
+    }
+    assert ledger.finish(job.id, 1, status="succeeded", **parts)  # type: ignore[arg-type]
+    done = ledger.read(job.id)
+    assert done.status == "succeeded"
+    assert {name: getattr(done, name) for name in parts} == parts
+    assert done.finished_at is not None
+    assert ledger.finish(job.id, 1, status="failed"), "a repeated finish is told that it holds"
+    assert not ledger.finish(job.id, 2, status="failed")
+    assert not ledger.report(job.id, 1, Progress(done=9, total=9))
+    assert not ledger.release(job.id, 1)
+    with pytest.raises(errors.JobConflict):
+        ledger.cancel(job.id)
+    assert ledger.read(job.id) == done
+
+
+def test_a_failed_job_says_why(ledger: Ledger, job: Job) -> None:
+    claim(ledger, job)
+    problem = Problem(code="out_of_memory", detail="Not even one row fits.", extra={"rows": 1})
+    assert ledger.finish(job.id, 1, status="failed", error=problem)
+    assert ledger.read(job.id).error == problem
+
+
+def test_progress_is_told_and_never_goes_back(ledger: Ledger, job: Job) -> None:
+    claim(ledger, job)
+    for done in (1, 5, 3):
+        assert ledger.report(job.id, 1, Progress(done=done, total=10))
+    assert ledger.report(job.id, 1, Progress(done=6, total=10), {"loss": 0.5, "bad": float("nan")})
+    assert ledger.read(job.id).progress == Progress(done=6, total=10)
+    told = [event.data for event in ledger.events(job.id) if event.type == "progress"]
+    assert [progress["done"] for progress in told] == [1, 5, 6]
+    assert [event.data for event in ledger.events(job.id) if event.type == "metric"] == [{"loss": 0.5}]
+
+
+def test_a_stale_claim_writes_nothing(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+    claim(ledger, job, "w1")
+    expire_leases(server)
+    assert ledger.reap().lost == (job.id,)
+    assert claim(ledger, job, "w2").attempts == 2
+    before = ledger.read(job.id)
+    assert ledger.renew("w1", {job.id: 1}) == {job.id: "lost"}
+    assert not ledger.report(job.id, 1, Progress(done=9, total=9))
+    assert not ledger.finish(job.id, 1, status="succeeded", result={})
+    assert not ledger.release(job.id, 1)
+    assert ledger.read(job.id) == before
+    assert ledger.renew("w2", {job.id: 2}) == {job.id: "fine"}
+
+
+def test_another_worker_cannot_renew_the_lease(ledger: Ledger, job: Job) -> None:
+    claim(ledger, job, "w1")
+    assert ledger.renew("w2", {job.id: 1}) == {job.id: "lost"}
+
+
+def test_a_renewed_lease_keeps_the_job(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+    claim(ledger, job)
+    expire_leases(server)
+    assert ledger.renew("w1", {job.id: 1}) == {job.id: "fine"}
+    assert ledger.reap().lost == ()
+
+
+def test_a_job_past_its_deadline_is_overdue(ledger: Ledger, submission: Submission) -> None:
+    job, _ = ledger.accept(submission.model_copy(update={"deadline": 1e-3}))
+    claim(ledger, job)
+    verdicts = {ledger.renew("w1", {job.id: 1})[job.id] for _ in range(50)}
+    assert "overdue" in verdicts
+
+
+def test_a_released_job_waits_again_and_its_attempt_does_not_count(ledger: Ledger, job: Job) -> None:
+    claim(ledger, job, "w1")
+    assert ledger.release(job.id, 1)
+    assert ledger.release(job.id, 1), "a repeated release is told that it was done"
+    assert (ledger.read(job.id).status, ledger.read(job.id).attempts) == ("queued", 0)
+    again = claim(ledger, job, "w2")
+    assert (again.attempts, again.claims) == (1, 2)
+    assert not ledger.finish(job.id, 1, status="succeeded"), "the one who released it holds it no more"
+    assert ledger.finish(job.id, again.claims, status="succeeded")
+
+
+def test_a_waiting_job_is_canceled_at_once(ledger: Ledger, job: Job) -> None:
+    assert ledger.cancel(job.id).status == "canceled"
+    assert ledger.cancel(job.id).status == "canceled"
+    assert ledger.claim(job.id, "w1") is None
+    assert ledger.queue().depth == 0
+
+
+def test_a_running_job_hears_of_its_cancellation(ledger: Ledger, job: Job) -> None:
+    claim(ledger, job)
+    asked = ledger.cancel(job.id)
+    assert (asked.status, asked.cancel_requested) == ("running", True)
+    assert ledger.cancel(job.id).version == asked.version
+    assert ledger.renew("w1", {job.id: 1}) == {job.id: "canceled"}
+    assert ledger.finish(job.id, 1, status="canceled")
+    assert ledger.cancel(job.id).status == "canceled"
+
+
+def test_a_granted_cancellation_outlives_a_late_success(ledger: Ledger, job: Job) -> None:
+    claim(ledger, job)
+    ledger.cancel(job.id)
+    assert ledger.finish(job.id, 1, status="succeeded", result={"outcome": "success"})
+    assert (ledger.read(job.id).status, ledger.read(job.id).result) == ("canceled", None)
+
+
+@pytest.mark.parametrize("way_out", ["release", "reap"])
+def test_a_canceled_job_does_not_go_back_to_the_queue(
+    ledger: Ledger, job: Job, server: redis.Redis, way_out: str
+) -> None:
+    claim(ledger, job)
+    ledger.cancel(job.id)
+    if way_out == "release":
+        ledger.release(job.id, 1)
+    expire_leases(server)
+    ledger.reap()
+    assert ledger.read(job.id).status == "canceled"
+
+
+def test_a_deleted_job_is_gone_from_everywhere(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+    claim(ledger, job)
+    with pytest.raises(errors.JobConflict):
+        ledger.delete(job.id)
+    ledger.finish(job.id, 1, status="succeeded")
+    ledger.delete(job.id)
+    with pytest.raises(errors.UnknownJob):
+        ledger.read(job.id)
+    assert set(server.keys()) == {"ts:seq", "ts:loose"}  # its image is the sweeper's
+
+
+def test_a_waiting_job_may_be_deleted(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+    ledger.delete(job.id)
+    assert set(server.keys()) == {"ts:seq", "ts:loose"}  # its image is the sweeper's
+
+
+def test_lost_workers_cost_attempts_until_the_job_fails(
+    ledger: Ledger, settings: Settings, job: Job, server: redis.Redis
+) -> None:
+    for attempt in range(1, settings.max_attempts + 1):
+        assert claim(ledger, job).attempts == attempt
+        expire_leases(server)
+        assert ledger.reap().lost == (job.id,)
+    failed = ledger.read(job.id)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error.code == "worker_lost"
+    assert ledger.reap().lost == ()
+
+
+def test_a_lost_bell_is_rung_again_once(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+    assert ledger.reap().ring == (), "its first bell may still be on the way"
+    silence_bells(server)
+    assert ledger.reap().ring == (job.id,)
+    assert ledger.reap().ring == ()
+
+
+@pytest.mark.parametrize(("messages", "rung"), [(0, 3), (1, 2), (2, 1), (3, 0), (5, 0)])
+def test_as_many_bells_are_rung_as_the_broker_lacks(
+    ledger: Ledger, submission: Submission, server: redis.Redis, messages: int, rung: int
+) -> None:
+    jobs = [ledger.accept(submission)[0].id for _ in range(3)]
+    silence_bells(server)
+    for _ in range(messages):
+        server.lpush("touchstone", "message")
+    assert ledger.reap().ring == tuple(jobs[:rung])
+
+
+def test_lost_bells_are_rung_in_order_and_a_few_at_a_time(
+    ledger: Ledger, submission: Submission, server: redis.Redis
+) -> None:
+    jobs = [ledger.accept(submission)[0].id for _ in range(250)]
+    silence_bells(server)
+    server.lpush("touchstone", *["message"] * 10)
+    rung = [ledger.reap().ring for _ in range(4)]
+    assert [len(ring) for ring in rung] == [100, 100, 50, 0]
+    assert [name for ring in rung for name in ring] == jobs
+
+
+def test_a_claimed_job_is_not_rung(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+    silence_bells(server)
+    claim(ledger, job)
+    assert ledger.reap().ring == ()
+    ledger.release(job.id, 1)
+    assert ledger.reap().ring == (job.id,), "a released job is rung without delay"
+
+
+def test_events_tell_the_life_of_a_job_and_resume(ledger: Ledger, job: Job) -> None:
+    claim(ledger, job)
+    ledger.report(job.id, 1, Progress(done=1, total=2), {"loss": 1.0})
+    ledger.finish(job.id, 1, status="succeeded")
+    assert types(ledger, job) == ["status", "status", "progress", "metric", "status", "completed"]
+    events = ledger.events(job.id)
+    assert [event.data["status"] for event in events if event.type == "status"] == [
+        "queued",
+        "running",
+        "succeeded",
+    ]
+    assert ledger.events(job.id, after=events[2].id) == events[3:]
+    assert ledger.events(job.id, after=events[-1].id) == []
+    assert ledger.events(job.id, limit=2) == events[:2]
+
+
+@pytest.mark.parametrize("after", ["", "x", "1-2-3", "-", "+", "9" * 30, "1-" + "9" * 30, "1\n"])
+def test_a_forged_event_id_is_refused(ledger: Ledger, job: Job, after: str) -> None:
+    with pytest.raises(errors.InvalidCursor):
+        ledger.events(job.id, after=after)
+
+
+def test_a_watch_hears_of_changes(ledger: Ledger, submission: Submission) -> None:
+    with ledger.watch() as watch:
+        job, _ = ledger.accept(submission)
+        assert next(iter(watch)) == Change(job.id, "queued", 1)
+        ledger.cancel(job.id)
+        assert next(iter(watch)) == Change(job.id, "canceled", 2)
+        ledger.delete(job.id)
+        assert next(iter(watch)) == Change(job.id, "deleted", 0)
+        watch.close()
+        assert list(watch) == []
+
+
+def test_workers_are_listed_while_they_give_signs_of_life(settings: Settings) -> None:
+    brief = Ledger(str(settings.redis_url), settings.model_copy(update={"lease": 0.01}))
+    lasting = Ledger(str(settings.redis_url), settings)
+    lasting.beat("w1", {"running": 3})
+    lasting.beat("w2", {})
+    assert [(worker.id, worker.info) for worker in lasting.workers()] == [("w1", {"running": 3}), ("w2", {})]
+    lasting.leave("w2")
+    assert [worker.id for worker in lasting.workers()] == ["w1"]
+    while brief.workers():
+        pass
+    brief.close()
+    lasting.close()
+
+
+def test_a_report_is_one_change_and_an_end_with_its_last_report_another(
+    ledger: Ledger, submission: Submission
+) -> None:
+    job = claim(ledger, ledger.accept(submission)[0])
+    last = (job.id, 1, Progress(done=2, total=2), {"loss": 0.5})
+    with ledger.watch() as watch:
+        ledger.report(job.id, 1, Progress(done=1, total=2), {"loss": 1.0})
+        assert next(iter(watch)) == Change(job.id, "running", job.version + 1, "progress")
+        assert ledger.finish(job.id, 1, status="succeeded", last=last)
+        assert next(iter(watch)) == Change(job.id, "succeeded", job.version + 2)
+    told = [(event.type, event.data) for event in ledger.events(job.id)][-4:-1]
+    assert told[:2] == [("progress", {"done": 2, "total": 2}), ("metric", {"loss": 0.5})]
+    assert told[2][0] == "status"
+    assert ledger.read(job.id).progress == last[2]

@@ -1,0 +1,315 @@
+"""Whatever is asked of the ledger, in whatever order, it stands as a model without a server says.
+
+What the model promises: a job that was accepted is there until it is deleted, ends once and never changes
+then, is tried three times at most, and is written to by the claim that holds it alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from api_tests.support.job_state_model import MOST_ATTEMPTS, Life, Turns
+from touchstone.errors import Crowded, IdempotencyMismatch, JobConflict, QueueFull, UnknownJob
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.quotas import Needs
+from touchstone.ledger.records import Job, JobKind, Progress, Status, Submission
+from touchstone.ledger.scripts import connect
+from touchstone.settings import Settings
+
+WORKERS = st.sampled_from(["ann", "bob"])
+TENANTS = st.sampled_from(["north", "south"])
+STALE = st.sampled_from([0, 0, 0, 0, -1, 1])
+"""How far a claim's number is off."""
+Which = tuple[int, bool]
+FIT = st.tuples(st.integers(0, 99), st.sampled_from([False, False, False, True]))
+"""Which job: its place, among those that a step is meant for or now and then among all there ever were."""
+MOST_QUEUED = 4
+NEEDS = Needs(brings=1000, leaves=1)
+
+
+class Lives(RuleBasedStateMachine):
+    """A ledger and a model of it, which are told the same."""
+
+    def __init__(self, ledger: Ledger, server: redis.Redis, submission: Submission) -> None:
+        super().__init__()
+        self.ledger, self.server, self.submission = ledger, server, submission
+        self.lives: dict[str, Life] = {}
+        self.keys: dict[tuple[str, str | None], tuple[str, str]] = {}
+        self.turns = Turns()
+        self.tokens = map(str, itertools.count())
+        self.seen: dict[str, Job] = {}
+        self.touched: set[str] = set()
+        self.names = ["no-such-job"]
+        server.flushall()
+
+    def pick(self, which: Which, status: Status) -> tuple[str, Life | None]:
+        """A job for a step, by name and in the model."""
+        place, any_will_do = which
+        fitting = [] if any_will_do else [life.id for life in self.having(status)]
+        names = fitting or self.names
+        job = names[place % len(names)]
+        return job, self.lives.get(job)
+
+    def compare(self, job: str, done: object, expected: object) -> None:
+        """Both did it, or both did not: then nothing has changed."""
+        assert bool(done) == bool(expected)
+        if done:
+            self.touched.add(job)
+
+    def having(self, status: Status) -> list[Life]:
+        """All jobs of a status."""
+        return [life for life in self.lives.values() if life.status == status]
+
+    @initialize(workers=st.lists(WORKERS, min_size=2, max_size=4), crashed=st.booleans())
+    def begin(self, workers: list[str], crashed: bool) -> None:
+        """Some jobs run already, some were lost before: steps drawn by chance would hardly get there."""
+        for worker in workers:
+            self.accept("attack", "north", None, "")
+            self.claim((0, False), worker, [], False)
+        for worker in set(workers) if crashed else ():
+            self.crash(worker, noticed=True)
+        for worker in workers if crashed else ():
+            self.claim((0, False), worker, [], False)
+
+    @rule(
+        kind=st.sampled_from(["attack", "certificate"]),
+        tenant=TENANTS,
+        key=st.sampled_from([None, "a", "b"]),
+        digest=st.sampled_from(["x", "y"]),
+    )
+    def accept(self, kind: JobKind, tenant: str, key: str | None, digest: str) -> None:
+        known, first = self.keys.get((tenant, key), ("", ""))
+        idempotency = (key, digest) if key else None
+        submission = self.submission.model_copy(update={"kind": kind})
+        try:
+            job, created = self.ledger.of(tenant).accept(submission, idempotency=idempotency, needs=NEEDS)
+        except IdempotencyMismatch:
+            assert known in self.lives
+            assert digest != first
+            return
+        except QueueFull:
+            assert known not in self.lives
+            assert len(self.having("queued")) >= MOST_QUEUED
+            return
+        assert created == (known not in self.lives)
+        if created:
+            self.lives[job.id] = Life(job.id, kind, tenant)
+            if key:
+                self.keys[tenant, key] = (job.id, digest)
+            self.names.append(job.id)
+        assert created or (job.id, digest) == (known, first)
+
+    @rule(which=FIT, worker=WORKERS, crowd=st.lists(TENANTS, max_size=2), again=st.booleans())
+    def claim(self, which: Which, worker: str, crowd: list[str], again: bool) -> None:
+        bell, life = self.pick(which, "running" if again else "queued")
+        token = life.token if again and life and life.token else next(self.tokens)
+        known = next((life for life in self.having("running") if life.token == token), None)
+        taken = known or self.turns.next(self.lives.values(), crowd)
+        try:
+            claimed = self.ledger.claim(bell, worker, token=token, crowd=crowd)
+        except Crowded:
+            assert not taken
+            assert self.having("queued")
+            return
+        if taken and not known:
+            taken.claim(worker, token)
+            self.turns.taken(taken.tenant)
+            self.touched.add(taken.id)
+            self.forget_turns()
+        assert (taken and taken.id) == (claimed and claimed.id)
+
+    def forget_turns(self) -> None:
+        """Nobody waits: whoever comes next begins anew."""
+        if not self.having("queued"):
+            self.turns = Turns()
+
+    @rule(which=FIT, off=STALE, steps=st.lists(st.integers(0, 3), max_size=3))
+    def report(self, which: Which, off: int, steps: list[int]) -> None:
+        job, life = self.pick(which, "running")
+        claim = life.claims + off if life else 1
+        heard = self.ledger.report_all(
+            [(job, claim, Progress(done=done, total=3), {"loss": 1.0}) for done in steps]
+        )
+        for done, written in zip(steps, heard, strict=True):
+            self.compare(job, written, life and life.report(claim, done, 3))
+
+    @rule(chosen=st.lists(FIT, max_size=3), worker=WORKERS, off=STALE)
+    def renew(self, chosen: list[Which], worker: str, off: int) -> None:
+        lives = dict(self.pick(which, "running") for which in chosen)
+        claims = {job: life.claims + off if life else 1 for job, life in lives.items()}
+        told = {job: life.renew(worker, claims[job]) if life else "lost" for job, life in lives.items()}
+        assert self.ledger.renew(worker, claims) == told
+
+    @rule(which=FIT, off=STALE, status=st.sampled_from(["succeeded", "failed", "canceled"]))
+    def finish(self, which: Which, off: int, status: Status) -> None:
+        job, life = self.pick(which, "running")
+        claim, result = (life.claims if life else 1) + off, {"by": off}
+        ended = self.ledger.finish(job, claim, status=status, result=result)
+        self.compare(job, ended, life and life.finish(claim, status, result))
+
+    @rule(which=FIT, off=STALE)
+    def release(self, which: Which, off: int) -> None:
+        job, life = self.pick(which, "running")
+        claim = life.claims + off if life else 1
+        self.compare(job, self.ledger.release(job, claim), life and life.release(claim))
+
+    @rule(which=FIT)
+    def cancel(self, which: Which) -> None:
+        job, life = self.pick(which, "running")
+        try:
+            self.ledger.cancel(job)
+        except UnknownJob:
+            assert life is None
+        except JobConflict:
+            self.compare(job, False, life is None or life.ask_to_end())
+        else:
+            self.compare(job, True, life and life.ask_to_end())
+
+    @rule(which=FIT)
+    def delete(self, which: Which) -> None:
+        job, life = self.pick(which, "succeeded")
+        try:
+            self.ledger.delete(job)
+        except UnknownJob:
+            assert life is None
+        except JobConflict:
+            assert life is not None
+            assert life.status == "running"
+        else:
+            assert life is not None
+            assert life.status != "running"
+            del self.lives[job]
+
+    @rule(which=FIT)
+    def expire(self, which: Which) -> None:
+        """As if it had ended long ago."""
+        job, life = self.pick(which, "succeeded")
+        if life is not None and life.over:
+            self.server.zadd("ts:ended", {job: 1})
+            assert self.ledger.keeping.expire() == 1
+            del self.lives[job]
+
+    @rule()
+    def reap(self) -> None:
+        for place, life in enumerate(self.having("queued")):  # as if their bells had been rung long ago
+            self.server.zadd("ts:bells", {life.id: place + 1})
+        reaped = self.ledger.reap()
+        lost = {life.id for life in self.lives.values() if life.reap()}
+        self.touched |= lost
+        assert set(reaped.lost) == lost
+        assert set(reaped.ring) == {life.id for life in self.having("queued")}
+
+    @rule(worker=WORKERS, noticed=st.booleans())
+    def crash(self, worker: str, noticed: bool) -> None:
+        """As if the worker had died and its leases had run out."""
+        for life in self.having("running"):
+            if life.worker == worker:
+                life.silent = True
+                self.server.zadd("ts:leases", {life.id: 1})
+        if noticed:
+            self.reap()
+
+    @rule(which=FIT)
+    def take_long(self, which: Which) -> None:
+        job, life = self.pick(which, "running")
+        """As if its deadline were over."""
+        if life is not None and life.status == "running":
+            life.overdue = True
+            self.server.hset(f"ts:job:{job}", "due", 1)
+
+    @invariant()
+    def every_job_is_as_the_model_says(self) -> None:
+        for job, life in self.lives.items():
+            found = self.ledger.read(job)
+            before = self.seen.get(job)
+            assert life.shows(found)
+            assert found.attempts <= MOST_ATTEMPTS
+            if before is not None and (job not in self.touched or before.finished_at):
+                assert found == before
+            self.seen[job] = found
+        self.touched.clear()
+        self.forget_turns()
+
+    @invariant()
+    def every_list_is_as_the_model_says(self) -> None:
+        of = {status: {one.id for one in self.having(status)} for status in STATUSES}
+        assert self.ledger.counts() == {status: len(jobs) for status, jobs in of.items()}
+        assert set(self.server.zrange("ts:leases", 0, -1)) == of["running"]
+        assert set(self.server.zrange("ts:bells", 0, -1)) == of["queued"]
+        held = self.server.hget("ts:references", self.submission.source)
+        assert int(held or 0) == len({life.tenant for life in self.lives.values()})
+
+    @invariant()
+    def every_tenant_has_its_own(self) -> None:
+        for tenant, other in (("north", "south"), ("south", "north")):
+            own = [job for job, life in self.lives.items() if life.tenant == tenant]
+            assert [job.id for job in self.ledger.of(tenant).find(limit=200).jobs] == own[::-1]
+            under_way = sum(not self.lives[job].over for job in own)
+            assert self.ledger.of(tenant).storage()[0] == bool(own) * NEEDS.brings + under_way * NEEDS.leaves
+            for job in own[-1:]:
+                with pytest.raises(UnknownJob):
+                    self.ledger.of(other).cancel(job)
+
+    def teardown(self) -> None:
+        for job, life in self.lives.items():
+            check_events(self.ledger, job, life)
+        for job in self.seen.keys() - self.lives.keys():
+            with pytest.raises(UnknownJob):
+                self.ledger.read(job)
+
+
+STATUSES: tuple[Status, ...] = ("queued", "running", "succeeded", "failed", "canceled")
+
+
+def check_events(ledger: Ledger, job: str, life: Life) -> None:
+    """A job's events tell its life once and in order; progress goes back only where an attempt begins."""
+    events = ledger.events(job)
+    versions = [event.data["version"] for event in events if event.type == "status"]
+    assert versions == sorted(set(versions))
+    assert [event.type for event in events].count("completed") == life.over
+    assert not life.over or events[-1].type == "completed"
+    done = 0
+    for event in events:
+        if (
+            event.type == "status"
+            and event.data["status"] == "running"
+            and not event.data["cancel_requested"]
+        ):
+            done = 0
+        if event.type == "progress":
+            assert event.data["done"] >= done
+            done = event.data["done"]
+
+
+def live(url: str, home_settings: Settings, submission: Submission, how: settings) -> None:
+    """Let as many ledgers live as the settings say, each as long as they say."""
+    ledger = Ledger(url, home_settings.model_copy(update={"queue_limit": MOST_QUEUED}))
+    server = connect(url)
+    try:
+        run_state_machine_as_test(lambda: Lives(ledger, server, submission), settings=how)
+    finally:
+        server.close()
+        ledger.close()
+
+
+def test_the_ledger_stands_as_the_model_says(valkey: str, submission: Submission, settings: Settings) -> None:
+    live(valkey, settings, submission, HOW)
+
+
+BY_HAND = "TOUCHSTONE_FUZZ" in os.environ
+HOW = settings(
+    max_examples=1_000 if BY_HAND else 40,
+    phases=[Phase.generate],  # to make the steps fewer takes minutes
+    stateful_step_count=60,
+    derandomize=not BY_HAND,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

@@ -1,0 +1,232 @@
+"""What a model's file is, told without loading it: each foreign kind by its name, and nothing of it runs."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import pickletools
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper
+from safetensors.torch import save
+
+from touchstone.errors import InvalidModel, ModelTooLarge
+from touchstone.models.file_format import format_of
+from touchstone.models.safetensors_header import MOST_HEADER
+
+LIMIT = 2**25
+
+
+class Payload:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, leaves: Path) -> None:
+        self.leaves = leaves
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.leaves,)
+
+
+def onnx_file() -> bytes:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 192])
+    graph = helper.make_graph([helper.make_node("Flatten", ["x"], ["y"])], "g", [x], [y])
+    return bytes(helper.make_model(graph).SerializeToString())
+
+
+def archive(**files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as target:
+        for name, data in files.items():
+            target.writestr(name, data)
+    return buffer.getvalue()
+
+
+def pickled(*others: str) -> bytes:
+    """A pickle in an archive, and what else is there."""
+    return archive(**dict.fromkeys([*others, "m/data.pkl"], b""))
+
+
+def torch_file(value: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+def npy() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+def tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as target:
+        target.addfile(tarfile.TarInfo("model.onnx"))
+    return buffer.getvalue()
+
+
+def saved_model() -> bytes:
+    return b"\x08\x01" + b"\x12\x03abc" * 2
+
+
+def graph_def() -> bytes:
+    return b"\x0a\x03abc" * 3 + b"\x22\x02\x08\x01"
+
+
+FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
+    "torch, old": (lambda: torch_file({"w": torch.ones(1)}, _use_new_zipfile_serialization=False), "pickle"),
+    "torch, new": (lambda: torch_file({"w": torch.ones(1)}), "pickle in an archive"),
+    "torchscript": (lambda: archive(**{"m/constants.pkl": b"", "m/data.pkl": b""}), "TorchScript"),
+    "torchscript code": (lambda: archive(**{"m/code/__torch__.py": b"", "m/data.pkl": b""}), "TorchScript"),
+    "export": (lambda: archive(**{"m/archive_format": b"pt2", "m/data/c.pkl": b""}), "torch.export"),
+    "old export": (lambda: archive(**{"serialized_exported_program.json": b"{}"}), "torch.export"),
+    "keras": (lambda: archive(**{"config.json": b"{}", "model.weights.h5": b""}), "Keras"),
+    "npz": (lambda: archive(**{"a.npy": npy()}), "NumPy"),
+    "zip": (lambda: archive(**{"model.onnx": onnx_file()}), "zip archive"),
+    "broken zip": (lambda: b"PK\x03\x04" + b"\x00" * 99, "zip archive"),
+    "zip of the future": (lambda: pickled().replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\x99"), "zip archive"),
+    "zip of no names": (lambda: pickled("é").replace("é".encode(), b"\xff\xff"), "zip archive"),
+    "zip of very many": (lambda: pickled(*map(str, range(30_000))), "zip archive"),
+    "saved model in zip": (lambda: archive(**{"m/saved_model.pb": b""}), "SavedModel"),
+    "gzip": (lambda: gzip.compress(onnx_file()), "gzip"),
+    "bzip2": (lambda: bz2.compress(onnx_file()), "bzip2"),
+    "xz": (lambda: lzma.compress(onnx_file()), "xz"),
+    "tar": (tar, "tar archive"),
+    "hdf5": (lambda: b"\x89HDF\r\n\x1a\n" + b"\x00" * 99, "HDF5"),
+    "saved model": (saved_model, "SavedModel"),
+    "graph def": (graph_def, "frozen TensorFlow graph"),
+    "tflite": (lambda: b"\x1c\x00\x00\x00TFL3" + b"\x00" * 99, "TensorFlow Lite"),
+    "npy": (npy, "NumPy"),
+    "png": (lambda: b"\x89PNG\r\n\x1a\n" + b"\x00" * 99, "an image"),
+    "html": (lambda: b"<html></html>", "text"),
+    "noise": (lambda: bytes(range(255, 0, -1)), "neither ONNX nor safetensors"),
+    "nul": (lambda: b"\x00" * 100, "neither ONNX nor safetensors"),
+    "json": (lambda: b'{"a": 1}', "neither ONNX nor safetensors"),
+    "half an ONNX": (lambda: onnx_file()[:-5], "neither ONNX nor safetensors"),
+    "ONNX and more": (lambda: onnx_file() + b"\xff", "neither ONNX nor safetensors"),
+    "ONNX and fields of another": (lambda: onnx_file() + b"\x78\x01", "neither ONNX nor safetensors"),
+    "ONNX of very many fields": (lambda: b"\x08\x01" * 100_000 + onnx_file(), "neither ONNX nor safetensors"),
+    "ONNX of an endless number": (
+        lambda: b"\x08" + b"\x80" * 10 + b"\x01" + onnx_file(),
+        "neither ONNX nor safetensors",
+    ),
+    "ONNX without graph": (lambda: b"\x08\x07", "neither ONNX nor safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_file_is_told_by_its_content(kind: str) -> None:
+    make, name = FOREIGN[kind]
+    with pytest.raises(InvalidModel, match=name) as refused:
+        format_of(make(), limit=LIMIT)
+    assert "torch.onnx.export" in refused.value.detail, "what to do instead"
+    assert refused.value.field == "file"
+
+
+def test_no_more_of_a_pickle_is_read_than_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(pickletools, "genops", lambda data: read.append(len(data)) or [])
+    with pytest.raises(InvalidModel):
+        format_of(b"(" * 2**20, limit=LIMIT)
+    assert read == [2**16]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_refused_and_not_loaded(protocol: int, tmp_path: Path) -> None:
+    leaves = tmp_path / "ran"
+    data = pickle.dumps(Payload(leaves), protocol)
+    for file in (data, data[:-1] + b"." + b"\x00" * 50, archive(**{"m/data.pkl": data})):
+        with pytest.raises(InvalidModel, match=r"pickle.*would run whatever code"):
+            format_of(file, limit=LIMIT)
+    assert not leaves.exists()
+    pickle.loads(data)
+    assert leaves.exists(), "the payload would have worked"
+
+
+def test_onnx_and_safetensors_pass() -> None:
+    assert format_of(onnx_file(), limit=LIMIT) == "onnx"
+    for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
+        tensors = {"a": torch.ones(2, 3).to(dtype), "b": torch.zeros(0), "c": torch.ones(())}
+        assert format_of(save(tensors, {"format": "pt"}), limit=LIMIT) == "safetensors"
+
+
+@pytest.mark.parametrize("length", [0x80, 0x0280, 0x4B50, 0x8B1F, 0x5A4D, 0x3C])
+def test_a_header_as_long_as_another_kinds_mark_misleads_nobody(length: int) -> None:
+    text = json.dumps(one()).encode().ljust(length)
+    assert format_of(tensors(text), limit=LIMIT) == "safetensors"
+
+
+def test_size_is_bounded() -> None:
+    with pytest.raises(InvalidModel, match="empty"):
+        format_of(b"", limit=LIMIT)
+    data = onnx_file()
+    assert format_of(data, limit=len(data)) == "onnx"
+    with pytest.raises(ModelTooLarge, match="at most"):
+        format_of(data, limit=len(data) - 1)
+
+
+def tensors(header: Any, body: bytes = b"\x00" * 8, *, length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + body
+
+
+def one(**changes: Any) -> dict[str, Any]:
+    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
+
+
+EMPTY = one(shape=[0], data_offsets=[0, 0])["a"]
+DAMAGED: dict[str, tuple[bytes, str]] = {
+    "header beyond the file": (tensors(one(), length=10_000), "claims"),
+    "header of 2^63": (tensors(one(), length=2**55), "claims"),
+    "no JSON": (tensors(b"{nonsense}"), "no JSON"),
+    "deep JSON": (tensors(b'{"a":' + b"[" * 90_000), "no JSON"),
+    "not UTF-8": (tensors(b'{"\xff": 1}'), "no JSON"),
+    "a list": (tensors({"a": []}), "malformed"),
+    "unknown key": (tensors(one(code="x")), "malformed"),
+    "unknown type": (tensors(one(dtype="F31")), "not known"),
+    "negative side": (tensors(one(shape=[-2])), "malformed"),
+    "float side": (tensors(one(shape=[2.0])), "malformed"),
+    "huge shape": (tensors(one(shape=[2**40, 2**40])), "bytes that its shape needs"),
+    "too few bytes": (tensors(one(data_offsets=[0, 4])), "bytes that its shape needs"),
+    "backwards": (tensors(one(data_offsets=[8, 0])), "bytes that its shape needs"),
+    "beyond the end": (tensors(one(data_offsets=[8, 16])), "overlap, leave gaps"),
+    "a gap before": (tensors(one(data_offsets=[8, 16]), b"\x00" * 16), "overlap, leave gaps"),
+    "bytes left over": (tensors(one(), b"\x00" * 9), "overlap, leave gaps"),
+    "overlap": (tensors({**one(), "b": one()["a"]}), "overlap, leave gaps"),
+    "nothing": (tensors({}, b""), "0 tensors"),
+    "very many": (tensors(dict.fromkeys(map(str, range(100_001)), EMPTY), b""), "100,001 tensors"),
+    "a large header": (tensors(b"{" + b" " * MOST_HEADER + b"}"), "claims"),
+    "metadata alone": (tensors({"__metadata__": {"a": "b"}}, b""), "0 tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_safetensors_header_is_refused(kind: str) -> None:
+    data, why = DAMAGED[kind]
+    with pytest.raises(InvalidModel, match=why):
+        format_of(data, limit=LIMIT)
+
+
+def test_no_short_or_mangled_file_breaks_the_reader() -> None:
+    draw = np.random.default_rng(0)
+    for whole in (onnx_file(), save({"a": torch.ones(5)}), pickle.dumps([1, 2], 0)):
+        for _ in range(300):
+            data = bytearray(whole[: draw.integers(1, len(whole) + 1)])
+            data[draw.integers(len(data))] = draw.integers(256)
+            try:
+                assert format_of(bytes(data), limit=LIMIT) in ("onnx", "safetensors")
+            except InvalidModel:
+                continue

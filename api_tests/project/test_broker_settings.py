@@ -1,0 +1,94 @@
+"""Versions and settings that reliability hangs on, each held against the list of what is known to matter."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from touchstone.settings import Settings
+from workers import serve
+from workers.celery_app import celery_app
+
+ROOT = Path(__file__).parents[2]
+NEEDED = {
+    "task_serializer": "json",
+    "accept_content": ["json"],
+    "result_backend": None,
+    "task_ignore_result": True,
+    "worker_prefetch_multiplier": 1,
+    "worker_disable_prefetch": True,
+    "worker_enable_remote_control": False,
+    "broker_connection_max_retries": None,
+    "broker_connection_retry_on_startup": True,
+    "broker_channel_error_retry": True,
+}
+TRANSPORT = {
+    "socket_connect_timeout": 3,
+    "socket_timeout": 10,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+}
+SOUND = {
+    "celery": "5.7",
+    "kombu": "5.7",
+    "onnx": "1.22",
+    "pillow": "12.3",
+    "python-multipart": "0.0.31",
+    "redis": "8",
+    "torch": "2.10",
+}
+
+
+def test_celery_does_what_the_ledger_needs() -> None:
+    found = celery_app("redis://localhost/0").conf
+    assert {name: found[name] for name in NEEDED} == NEEDED
+    assert found["broker_transport_options"].items() >= TRANSPORT.items()
+
+
+def test_the_worker_is_started_as_the_ledger_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    app = celery_app("redis://localhost/0")
+    asked: dict[str, Any] = {}
+
+    class Started:
+        exitcode = 0
+
+        def __init__(self, **options: Any) -> None:
+            asked.update(options)
+
+        def start(self) -> None:
+            pass
+
+    with patch.object(type(app), "Worker", Started):
+        assert serve._consume(app, Settings(home=tmp_path), 7) == 0
+    needed = {"pool": "threads", "concurrency": 7, "without_mingle": True, "without_gossip": True}
+    assert asked.items() >= needed.items()
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_nothing_older_is_installed_than_is_known_to_be_sound(name: str) -> None:
+    pins = dict(
+        re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text().lower(), re.MULTILINE)
+    )
+    assert Version(pins[name]) >= Version(SOUND[name])
+    assert Version(version(name).partition("+")[0]) >= Version(SOUND[name])
+
+
+@pytest.mark.parametrize("name", sorted(set(SOUND) - {"kombu"}))  # Celery asks for its own
+def test_what_is_older_is_not_asked_for_either(name: str) -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    asked = [Requirement(line) for line in re.findall(r'^    "([a-z][^"]+)"', text, re.MULTILINE)]
+    [mine] = [one for one in asked if one.name == name]
+    assert not mine.specifier.contains(_before(SOUND[name]))
+
+
+def _before(text: str) -> str:
+    """A version just below this one."""
+    *head, last = map(int, text.split("."))
+    return ".".join(map(str, [*head, last - 1, 999]))

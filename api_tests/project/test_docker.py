@@ -1,0 +1,182 @@
+"""The images and the composition: linted, and their every name checked against the code they start."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from touchstone.settings import Settings
+from touchstone.supervisor import processes, up
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+OWN = ("api", "worker", "worker-gpu")
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    composition = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    found: dict[str, Any] = composition["services"]
+    for service in found.values():
+        for volume in service.get("volumes", ()):
+            assert volume.split(":")[0] in composition["volumes"]
+    return found
+
+
+def dockerfile(service: dict[str, Any]) -> str:
+    return (ROOT / service["build"]["dockerfile"]).read_text()
+
+
+def modules_started(text: str) -> list[str]:
+    return re.findall(r'"-m", "([\w.]+)"', text)
+
+
+def setting_names(text: str) -> set[str]:
+    return set(re.findall(r"TOUCHSTONE_([A-Z_]+)", text))
+
+
+def exists(module: str) -> bool:
+    """Whether `python -m module` finds something to run."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and (
+        not spec.submodule_search_locations or importlib.util.find_spec(f"{module}.__main__") is not None
+    )
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_pass_the_linter(path: Path) -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    linted = subprocess.run([hadolint, "--no-color", path], capture_output=True, text=True, check=False)
+    assert (linted.returncode, linted.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_start_what_exists_with_settings_that_exist(path: Path) -> None:
+    text = path.read_text()
+    modules = modules_started(text)
+    assert modules
+    assert all(exists(module) for module in modules), modules
+    assert {name.lower() for name in setting_names(text)} <= set(Settings.model_fields)
+    assert "HEALTHCHECK" in text
+    assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE), "runs as somebody without rights"
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_dockerfiles_copy_what_the_build_is_sent(path: Path) -> None:
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")]
+    for line in re.findall(r"^COPY (?!--from)(.+)$", path.read_text(), re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert source in sent
+            assert (ROOT / source).exists()
+
+
+def test_the_composition_starts_the_same_commands(services: dict[str, Any]) -> None:
+    assert set(services) == {*OWN, "valkey"}
+    for name in OWN:
+        command = services[name]["command"]
+        module = "service" if name == "api" else "workers"
+        assert command == ["python", "-m", module]
+        assert f'CMD ["python", "-m", "{module}"]' in dockerfile(services[name])
+
+
+def test_every_setting_in_the_composition_exists(services: dict[str, Any]) -> None:
+    for name in OWN:
+        environment = services[name]["environment"]
+        settings = {key.removeprefix("TOUCHSTONE_").lower(): value for key, value in environment.items()}
+        assert set(settings) <= set(Settings.model_fields)
+        parsed = Settings.model_validate(settings)
+        assert parsed.redis_url == "redis://valkey:6379/0"
+        assert f"data:{parsed.home}" in services[name]["volumes"], "all share the blobs"
+
+
+def test_everything_is_watched_and_waits_for_the_ledger(services: dict[str, Any]) -> None:
+    assert "healthcheck" in services["valkey"]
+    for name in OWN:
+        assert "HEALTHCHECK" in dockerfile(services[name])
+        assert services[name]["depends_on"] == {"valkey": {"condition": "service_healthy"}}
+        assert services[name]["restart"] == "unless-stopped"
+
+
+def test_the_api_is_given_up_where_touchstone_up_would(services: dict[str, Any]) -> None:
+    """Docker's own patience with it must be that of `touchstone up`, unless an operator wants another."""
+    asked = re.search(r"HEALTHCHECK (.+) \\", dockerfile(services["api"]))
+    assert asked
+    options = dict(option.removeprefix("--").split("=") for option in asked[1].split())
+    assert float(options["interval"].removesuffix("s")) == processes.ASK_SECONDS
+    assert float(options["timeout"].removesuffix("s")) == up.ANSWER_SECONDS
+    assert int(options["retries"]) == processes.SILENCES
+    assert "healthcheck" not in services["api"], "the image's own holds"
+
+
+def test_the_api_is_published_on_the_loopback_only_and_nothing_else_is(services: dict[str, Any]) -> None:
+    port = services["api"]["environment"]["TOUCHSTONE_PORT"]
+    assert services["api"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert not any("ports" in service for name, service in services.items() if name != "api")
+
+
+def test_one_worker_holds_a_gpu(services: dict[str, Any]) -> None:
+    (device,) = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"], len(device["device_ids"])) == ("nvidia", ["gpu"], 1)
+    assert services["worker-gpu"]["profiles"] == ["gpu"]
+    arguments = set(services["worker-gpu"]["build"]["args"])
+    assert arguments <= set(re.findall(r"^ARG (\w+)", dockerfile(services["worker-gpu"]), re.MULTILINE))
+
+
+def test_the_ledger_writes_before_it_answers(services: dict[str, Any]) -> None:
+    command = services["valkey"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options == {
+        "--appendonly": "yes",
+        "--appendfsync": "always",
+        "--save": "",
+        "--maxmemory-policy": "noeviction",
+    }
+    assert "ledger:/data" in services["valkey"]["volumes"]
+
+
+def test_the_api_needs_nothing_that_its_image_lacks() -> None:
+    """The modules of the packages that the API's image leaves out must not be imported by it."""
+    with (ROOT / "pyproject.toml").open("rb") as project:
+        printed = subprocess.run(
+            [sys.executable, ROOT / "docker" / "requirements.py"],
+            stdin=project,
+            capture_output=True,
+            check=True,
+        ).stdout.decode()
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    left_out = [line for line in required if line not in printed.splitlines()]
+    assert [re.split(r"\W", line)[0] for line in left_out] == [
+        "efficientnet",
+        "efficientnet",
+        "safetensors",
+        "torch",
+    ]
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'safetensors', 'efficientnet_lite_pytorch'): sys.modules[name] = None\n"
+        "import service.__main__, service.app\n"
+        "from touchstone.models.zoo import manifests\n"
+        "assert manifests()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_installed_package_has_its_files() -> None:
+    """An image holds the package as it is installed, and only what `package-data` names comes with it."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for package in ("touchstone", "service", "workers"):
+        files = {
+            path
+            for path in (ROOT / package).rglob("*")
+            if path.is_file() and path.suffix not in (".py", ".pyc") and "__pycache__" not in path.parts
+        }
+        named = {path for pattern in patterns.get(package, ()) for path in (ROOT / package).glob(pattern)}
+        assert files <= named

@@ -1,0 +1,186 @@
+"""Logs: one line of JSON an event, whoever writes it and whatever was sent; no secrets and no uploads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import PngImagePlugin
+
+from api_tests.service.test_service_process import Process
+from api_tests.support.fake_service import data_url, encoded, picture, png, some_model
+from api_tests.workers.test_workers import Yard, wait_until
+from touchstone.ledger.records import Submission
+
+CANARY = "swordfish"
+LINES = f'{CANARY}\r\n\x1b[31m{{"level": "forged"}}\u2028\x00'
+"""What would break a line, colour a terminal or look like another event, if it came through."""
+
+WAYS = (
+    "logs.get_logger('x').error(text);"
+    "logs.get_logger('x').error('it', field=text);"
+    "logs.get_logger('x').error('it', field=[ValueError(text), text]);"
+    "logging.getLogger('x').error('%s', text);"
+    "logging.getLogger('x').error('it', exc_info=ValueError(text))"
+)
+"""All the ways in which a text may come into a log."""
+
+
+def program(code: str) -> list[str]:
+    """The lines that a program logs which ends as this code does."""
+    begin = "import logging, threading, warnings; from touchstone import logs; logs.configure('debug');"
+    command = [sys.executable, "-c", begin + code]
+    ended = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    return ended.stderr.decode().splitlines()
+
+
+def test_whoever_writes_writes_a_line_of_json() -> None:
+    lines = program(
+        "logs.get_logger('ours').info('one', n=1);"
+        "logging.getLogger('theirs').error('two %s', 2);"
+        "warnings.warn('three', UserWarning);"
+        "thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join();"
+        "Odd = type('Odd', (), {'__del__': lambda self: 1 / 0}); Odd();"
+        "raise ValueError('six')"
+    )
+    events: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    assert [event["logger"] for event in events] == ["ours", "theirs", "py.warnings", *["uncaught"] * 3]
+    assert [event["level"] for event in events] == ["info", "error", "warning", *["critical"] * 3]
+    assert all("ZeroDivisionError" in event["exception"] for event in events[3:5])
+    assert "six" in events[5]["exception"]
+
+
+def test_nothing_breaks_a_line() -> None:
+    lines = program(f"text = {LINES!r}; {WAYS}")
+    assert [json.loads(line)["level"] for line in lines] == ["error"] * 5
+    assert all(CANARY in line and line.isascii() and line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Authorization: Bearer {CANARY}",
+        f"{{'authorization': 'basic {CANARY}'}}",
+        f"redis://user:{CANARY}@host/0",
+        f"https://{CANARY}@host/path",
+        f"GET https://host/path?key={CANARY}",
+        f"whsec_{CANARY * 4}",
+        f"ts_{CANARY * 4}",
+    ],
+)
+def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
+    lines = program(f"text = {text!r}; {WAYS}")
+    assert len(lines) == 5
+    assert CANARY not in "".join(lines)
+
+
+def test_a_line_has_a_bounded_length() -> None:
+    [line] = program("logging.getLogger('x').error('x' * 10**6 + 'end')")
+    assert len(line) < 20_000
+    assert json.loads(line)["event"].endswith("end")
+
+
+SECRETIVE = {
+    "Authorization": f"Bearer {CANARY}",
+    "Idempotency-Key": CANARY,
+    "Cookie": f"session={CANARY}",
+    "User-Agent": CANARY,
+    "Referer": f"https://x.example/?key={CANARY}",
+    "X-Request-Id": f"{CANARY} with spaces",
+    "X-Api-Key": CANARY,
+}
+URL = f"https://u:{CANARY}@x.invalid/{CANARY}?{CANARY}"
+
+
+def marked_png() -> bytes:
+    told = PngImagePlugin.PngInfo()
+    told.add_text("comment", LINES.replace("\x00", ""))
+    return encoded(picture(), pnginfo=told)
+
+
+def send_canaries(client: httpx2.Client) -> None:
+    """Put the canary wherever a client can put anything."""
+    send_submissions(client)
+    send_models(client)
+    client.post("/v1/webhooks", json={"url": URL, "secret": CANARY})
+    for path in ("/", "/v1/jobs", f"/v1/jobs/{CANARY}", f"/{CANARY}/%0d%0a%1b[31m", "/v1/models"):
+        client.get(path, params={"status": CANARY, "cursor": LINES, CANARY: CANARY})
+        client.request(CANARY.upper(), path)
+
+
+def send_submissions(client: httpx2.Client) -> None:
+    model, files = {"model": some_model().id}, {"image": (LINES, marked_png())}
+    for path in ("/v1/attacks/pgd", "/v1/predictions", f"/v1/attacks/{CANARY}"):
+        for said in ({}, {"seed": LINES}, {"model": LINES}, {LINES: LINES}, {"webhook": URL}):
+            client.post(path, data={**model, **said}, files=files)
+    said = {**model, "image": data_url(png()), CANARY: {CANARY: [LINES]}}
+    client.post("/v1/attacks/pgd", json=said)
+    client.post("/v1/attacks/pgd", content=LINES.encode(), headers={"Content-Type": "application/json"})
+
+
+def send_models(client: httpx2.Client) -> None:
+    size = {"height": 8, "width": 8}
+    manifest = {"id": "own", "classes": ["a", LINES], "provenance": CANARY, "input": size}
+    for file, said in ((b"\x80\x04", CANARY), (b"", json.dumps(manifest))):
+        files = {"file": (LINES, file + LINES.encode())}
+        client.post("/v1/models", files=files, data={"manifest": said})
+    how = {"protocol": "json", "request": "$tensor", "answer": "x[*]", "answers": "logits"}
+    client.post("/v1/models", json={**manifest, "remote": {"url": URL, **how}})
+
+
+@pytest.fixture
+def service(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("TOUCHSTONE_LOG_LEVEL", "debug")
+    monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", CANARY)
+    process = Process(valkey, tmp_path)
+    yield process
+    process.stop()
+
+
+def test_no_canary_comes_out_of_the_service(service: Process) -> None:
+    with httpx2.Client(base_url=service.client.base_url, headers=SECRETIVE) as client:
+        send_canaries(client)
+        with suppress(httpx2.TransportError):
+            client.get("/", headers={"X": "y" * 100_000 + CANARY})
+    ok = service.client.get("/healthz", headers={"X-Request-Id": "last"})
+    assert ok.status_code == 200
+    wait_until(lambda: service.lines[-1].get("request_id") == "last")
+    assert len(service.lines) > 30
+    assert CANARY not in json.dumps(service.lines).lower()
+    assert {"level", "event", "logger", "timestamp"} <= set.intersection(*map(set, service.lines))
+
+
+def test_a_job_is_found_by_its_request(service: Process) -> None:
+    asked = {"data": {"model": some_model().id}, "files": {"image": ("a.png", png())}}
+    ok = service.client.post("/v1/predictions", headers={"X-Request-Id": "mine"}, **asked)
+    assert ok.status_code == 202, ok.text
+    wait_until(lambda: service.lines[-1].get("event") == "request")
+    mine = [line for line in service.lines if line.get("request_id") == "mine"]
+    assert [line["event"] for line in mine] == ["accepted", "request"]
+    assert (mine[0]["job"], mine[0]["tenant"], mine[1]["tenant"]) == (ok.json()["id"], "local", "local")
+
+
+def test_no_canary_comes_out_of_a_worker(
+    tmp_path: Path, submission: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", CANARY)
+    yard = Yard(tmp_path, submission)
+    try:
+        yard.start_worker()
+        ended = [yard.accept(note=LINES, then=then) for then in ("", "fail", "nan")]
+        wait_until(lambda: all(yard.read(job).finished_at for job in ended))
+        wait_until(lambda: yard.log().count("a job ended") == 3)
+    finally:
+        yard.close()
+    events = [json.loads(line) for line in (tmp_path / "workers.log").read_text().splitlines()]
+    assert CANARY not in json.dumps(events)
+    for job in ended:
+        about = [event for event in events if event.get("job") == job]
+        assert "a job ended" in [event["event"] for event in about]
+        assert all(event["tenant"] == "local" and event["attempt"] == 1 for event in about)

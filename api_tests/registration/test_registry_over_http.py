@@ -1,0 +1,87 @@
+"""What the service and the library see of registered models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api_tests.support.fake_service import EXAMINED, Api, png
+from api_tests.support.own_models import SAID, card_of, linear_onnx
+from touchstone.errors import (
+    LedgerUnavailable,
+)
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import LOCAL, Submission
+from touchstone.models.store import ZOO, Shelf
+from touchstone.registration.examination import completed
+from touchstone.registration.request import Registration
+from touchstone.registration.submission import prepare
+from touchstone.settings import Settings
+from touchstone.storage.blobs import open_blobs
+from touchstone.storage.model_store import Registry
+
+ZOO_MODEL = "fashion-mnist-cnn"
+
+
+def test_the_zoo_needs_no_ledger(settings: Settings, tmp_path: Path) -> None:
+    nowhere = Ledger(f"unix://{tmp_path}/none.sock", settings)
+    shelf: Shelf = Registry(nowhere, open_blobs(settings))
+    card = shelf.manifest(ZOO_MODEL)
+    assert shelf.versions(ZOO_MODEL) == (card,)
+    assert shelf.weights(card) == ZOO.weights(card)
+    assert shelf.examined(card) is None
+    with pytest.raises(LedgerUnavailable):
+        shelf.manifest("lin")
+
+
+def test_the_service_finds_registered_models(api: Api) -> None:
+    ledger, blobs = Ledger(str(api.settings.redis_url), api.settings), open_blobs(api.settings)
+    cards = []
+    for seed in (0, 1):
+        data = linear_onnx(seed=seed)
+        cards.append(completed(card_of(data), data))
+        blobs.put(data)
+        ledger.of(LOCAL).versions.register(cards[-1], EXAMINED)
+    listed = api.client.get("/v1/models").json()["items"]
+    assert [one["id"] for one in listed] == [*ZOO.manifests(), "lin"]
+    shown = api.client.get("/v1/models/lin").json()
+    assert (shown["digest"], shown["softmax"]) == (cards[1].digest, "none")
+    assert shown["probe"]["gradient_agrees"] is True
+    old = f"lin@{cards[0].digest[7:19]}"
+    assert api.client.get(f"/v1/models/{old}").json()["digest"] == cards[0].digest
+    assert api.client.get("/v1/models/lin@000000000000").status_code == 404
+    for name, card in (("lin", cards[1]), (old, cards[0])):
+        form = {"model": name, "eps": "8/255", "label": "dog"}
+        job = api.client.post("/v1/attacks/pgd", data=form, files={"image": png()}).json()
+        assert job["model"] == {"id": "lin", "digest": card.digest}
+        assert job["label"] == 1
+
+
+def test_a_job_without_an_image_is_shown_as_such(api: Api) -> None:
+    ledger = Ledger(str(api.settings.redis_url), api.settings)
+    submission = prepare(Registration.parse(SAID), linear_onnx(), limit=2**20)
+    job = ledger.accept(submission)[0].id
+    shown = api.client.get(f"/v1/jobs/{job}").json()
+    assert (shown["kind"], shown["method"], shown["image"]) == ("registration", "probe", None)
+    assert shown["parameters"]["classes"] == ["cat", "dog"]
+    assert shown["links"]["artifacts"] == {}
+    assert api.client.get(f"/v1/jobs/{job}/artifacts/original.png").status_code == 404
+    assert api.client.post(f"/v1/jobs/{job}/rerun").json()["code"] == "job_conflict"
+    assert api.client.post(f"/v1/jobs/{job}/continue", json={"n": 100}).json()["code"] == "job_conflict"
+    assert [one["id"] for one in api.client.get("/v1/jobs?kind=registration").json()["items"]] == [job]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "registration"},
+        {"kind": "inference"},
+        {"file": "sha256:" + "0" * 64},
+        {"image": None},
+    ],
+)
+def test_a_job_works_on_an_image_or_on_a_file(submission: Submission, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="works on one"):
+        Submission.model_validate({**submission.model_dump(), **changes})

@@ -1,0 +1,179 @@
+"""The ledger stops answering, as a machine does that is cut off: the service says so, and is back with it."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from api_tests.support.fake_service import Api, serving
+from api_tests.support.wait import SECONDS, wait_until
+from service import app
+from service.ringing import Ringer
+from service.state.job_waiters import Waiting
+from touchstone.errors import LedgerUnavailable
+from touchstone.ledger import quotas
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import Job
+from touchstone.ledger.scripts import ANSWER_SECONDS
+from touchstone.ledger.server import process_id
+from touchstone.settings import Settings
+from touchstone.supervisor import valkey
+
+
+class Outage:
+    """A Valkey that can be frozen."""
+
+    def __init__(self, home: Path) -> None:
+        self.server = valkey.start(home)
+        pid = process_id(self.server.url)
+        assert pid is not None
+        self._pid = pid
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        os.kill(self._pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
+    outage = Outage(tmp_path_factory.mktemp("outage"))
+    yield outage
+    outage.server.stop()
+
+
+@pytest.fixture
+def api(outage: Outage, tmp_path: Path) -> Iterator[Api]:  # instead of the one that all modules share
+    with serving(Settings(home=tmp_path, redis_url=outage.server.url)) as api:
+        yield api
+
+
+def tried(api: Api) -> tuple[int, str]:
+    response = api.submit(wait=None)
+    return response.status_code, response.json().get("code", "")
+
+
+def test_everyone_hears_of_it_at_once_and_nobody_else_waits(api: Api, outage: Outage) -> None:
+    api.job()
+    meanwhile = 0
+    with outage.frozen(), ThreadPoolExecutor(16) as pool:
+        answers = [pool.submit(tried, api) for _ in range(16)]
+        while not any(answer.done() for answer in answers):
+            assert api.client.get("/healthz").status_code == 200
+            meanwhile += 1
+        assert {answer.result(20) for answer in answers} == {(503, "ledger_unavailable")}
+        assert api.client.get("/readyz").json()["missing"] == ["ledger", "worker"]
+    assert meanwhile > 1, "only who asks for the ledger waits until it counts as gone"
+    assert api.job()["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v1/jobs", 503),
+        ("/v1/models", 200),
+        ("/v1/attacks", 200),
+        ("/v1/attacks/pgd/cost", 200),
+        ("/metrics", 200),
+    ],
+)
+def test_nobody_waits_for_the_ledger_twice(
+    api: Api, outage: Outage, path: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where what a tenant may use must be asked before anything else."""
+    monkeypatch.setattr(quotas, "REMEMBERED_SECONDS", 0)
+    assert api.client.get(path).status_code == 200
+    with outage.frozen():
+        began = time.monotonic()
+        assert api.client.get(path).status_code == status
+        assert time.monotonic() - began < 2 * ANSWER_SECONDS
+    assert api.client.get(path).status_code == 200
+
+
+def test_who_waits_for_a_job_that_was_accepted_is_told_of_the_job(api: Api, outage: Outage) -> None:
+    with api.worker.resting(), ThreadPoolExecutor() as pool:
+        waiting = pool.submit(api.submit, wait=3)
+        while not api.worker.rung:  # before that, the service may not have heard what the ledger wrote
+            time.sleep(0.01)
+        with outage.frozen():
+            response = waiting.result()
+    assert response.status_code == 202
+    assert response.json()["status"] == "queued"
+
+
+def test_waiters_are_woken_again_after_it(api: Api, outage: Outage) -> None:
+    with api.worker.resting():
+        path = api.submit(wait=None).json()["links"]
+        woken: list[float] = []
+
+        def follow() -> None:
+            assert api.client.get(path["self"], headers={"Prefer": "wait=50"}).json()["status"] == "succeeded"
+            woken.append(time.monotonic())
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        time.sleep(0.3)  # until it waits
+        with outage.frozen():
+            time.sleep(2)
+        began = time.monotonic()
+    thread.join()
+    assert woken[0] - began < 20
+
+
+def test_a_watch_that_was_not_confirmed_is_none(outage: Outage, tmp_path: Path) -> None:
+    ledger = Ledger(outage.server.url, Settings(home=tmp_path))
+    ledger.ping()  # opens the connection that the watch will use
+    with outage.frozen(), pytest.raises(LedgerUnavailable):
+        ledger.watch().__enter__()
+    with ledger.watch():
+        pass
+    ledger.close()
+
+
+def test_who_waits_leaves_the_threads_to_requests(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking: list[str] = []
+    go_on = threading.Event()
+
+    def slowly(_: Waiting, job: Job, _may_wait: object) -> Job:
+        looking.append(job.id)
+        go_on.wait(SECONDS)
+        return job
+
+    monkeypatch.setattr(app, "THREADS", 2)
+    monkeypatch.setattr(Waiting, "_look", slowly)
+    with serving(settings) as api, ThreadPoolExecutor() as pool:
+        with api.worker.resting():
+            waiters = [pool.submit(api.submit, wait=50) for _ in range(3)]
+            try:
+                wait_until(lambda: len(looking) == len(waiters))
+                assert api.client.get("/v1/jobs").status_code == 200
+            finally:
+                go_on.set()
+        assert {waiter.result().json()["status"] for waiter in waiters} == {"succeeded"}
+
+
+def test_a_bell_that_cannot_be_rung_keeps_none_from_being_rung() -> None:
+    rung: list[str] = []
+
+    def ring(job: str) -> None:
+        rung.append(job)
+        if job == "first":
+            raise RuntimeError("not foreseen")
+
+    ringer = Ringer(ring)
+    ringer.start()
+    ringer.ring("first")
+    ringer.ring("second")
+    ringer.stop()
+    assert rung == ["first", "second"]

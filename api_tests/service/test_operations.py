@@ -1,0 +1,214 @@
+"""What the dashboard asks besides jobs: how the service does, what a job would cost, images to try."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from api_tests.support.fake_service import EXAMINED, Api, problem, some_model
+from touchstone.methods import Method, catalogue, cost_of
+from touchstone.models import zoo
+from touchstone.models.measurements import Probe
+from touchstone.settings import Settings
+from touchstone.training.datasets import fashion_mnist_sample
+
+ROOT = Path(__file__).parents[2]
+HISTOGRAM = {"buckets": {"1": 3, "+Inf": 7}, "sum": 60.5, "count": 7}
+INFO = {
+    "host": "gpu1",
+    "pid": 47,
+    "device": "cuda:0",
+    "running": 2,
+    "batch_rows": HISTOGRAM,
+    "step_seconds": HISTOGRAM,
+    "queries": {"forward": 60, "backward": 40},
+    "resident_models": [
+        {"id": some_model().id, "digest": some_model().digest, "bytes": 1_000},
+        {"id": some_model().id, "digest": "sha256:0", "bytes": 7},
+    ],
+}
+PROBE = Probe.model_validate(
+    EXAMINED.model_dump(include=set(Probe.model_fields))
+    | {"bytes": 1_000, "gradient_rate": 3_000, "single_rate": 100, "forward_rate": 5_000}
+)
+PRICED = [
+    *((f"/v1/{method.kind}s/{name}", method) for name, method in catalogue().items()),
+    ("/v1/predictions", None),
+]
+
+
+@contextmanager
+def worker(api: Api, info: dict[str, Any]) -> Iterator[None]:
+    api.ledger.beat("w1", info)
+    yield
+    api.ledger.leave("w1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def measured(api: Api) -> None:
+    api.ledger.note_probe(some_model().digest, PROBE)
+
+
+def test_operations_show_queue_jobs_and_workers(api: Api) -> None:
+    api.job()
+    with worker(api, INFO), api.worker.resting():
+        waiting = api.submit(wait=None).json()["id"]
+        found = api.client.get("/v1/operations").json()
+    api.client.get(f"/v1/jobs/{waiting}", headers={"Prefer": "wait=10"})
+    [shown] = found["workers"]
+    assert found["queue"]["depth"] == found["jobs"]["queued"] == 1
+    assert 0 <= found["queue"]["age"] < 10
+    assert found["jobs"]["succeeded"] >= 1
+    assert set(found["jobs"]) == {"queued", "running", "succeeded", "failed", "canceled"}
+    assert datetime.fromisoformat(shown.pop("seen_at")).tzinfo is not None
+    models = [{"id": some_model().id, "bytes": 1_000}]  # that of another tenant is not shown
+    told = {name: value for name, value in INFO.items() if name != "resident_models"}
+    assert shown == {"id": "w1", **told, "models": models, "serves": None}
+
+
+def test_a_worker_that_tells_nothing_is_shown_too(api: Api) -> None:
+    with worker(api, {}):
+        [shown] = api.client.get("/v1/operations").json()["workers"]
+    assert (shown["device"], shown["running"], shown["models"]) == (None, 0, [])
+    assert shown["batch_rows"] == {"buckets": {}, "sum": 0, "count": 0}
+
+
+def test_models_tell_what_was_measured_and_who_holds_them(api: Api) -> None:
+    with worker(api, INFO):
+        models = api.client.get("/v1/models").json()["items"]
+        assert models == [api.client.get(f"/v1/models/{model['id']}").json() for model in models]
+    assert [model["resident"] for model in models if model["id"] != some_model().id] == [[]] * 4
+    [known] = [model for model in models if model["probe"]]
+    assert (known["id"], known["resident"]) == (some_model().id, ["w1"])
+    assert known["probe"] == PROBE.model_dump(mode="json")
+    assert api.client.get(f"/v1/models/{some_model().id}").json()["resident"] == []
+
+
+def expected(method: type[Method] | None) -> int:
+    return cost_of(method()).total if method else 1
+
+
+@pytest.mark.parametrize(("path", "method"), PRICED)
+def test_a_cost_is_told_before_it_is_paid(api: Api, path: str, method: type[Method] | None) -> None:
+    found = api.client.get(f"{path}/cost").json()
+    assert found["total"] == found["forward"] + found["backward"] == expected(method)
+    assert (found["limit"], found["seconds"]) == (Settings().cost_limit, None)
+    timed = api.client.get(f"{path}/cost", params={"model": some_model().id}).json()
+    assert timed["seconds"] > 0
+
+
+def test_an_attack_asks_row_by_row_and_a_certificate_in_full_passes(api: Api) -> None:
+    model = some_model().id
+    attack = api.client.get("/v1/attacks/pgd/cost", params={"steps": 10, "model": model}).json()
+    assert (attack["forward"], attack["backward"]) == (32, 20)
+    assert attack["seconds"] == pytest.approx((20 + 12 / 3) / 100)
+    asked = {"n": 9_860, "n0": 100, "model": model}
+    certificate = api.client.get("/v1/certificates/smoothing/cost", params=asked).json()
+    assert certificate["seconds"] == pytest.approx(2)
+    vote = api.client.get("/v1/predictions/cost", params={"defence": "smoothing", "n": 460, "model": model})
+    assert (vote.json()["total"], vote.json()["seconds"]) == (500, pytest.approx(0.1))
+    unmeasured = list(zoo.manifests())[-1]
+    assert api.client.get("/v1/attacks/pgd/cost", params={"model": unmeasured}).json()["seconds"] is None
+
+
+def test_what_would_be_refused_is_priced_all_the_same(api: Api) -> None:
+    found = api.client.get("/v1/attacks/pgd/cost?steps=10000&restarts=1000").json()
+    assert found["total"] > found["limit"]
+
+
+@pytest.mark.parametrize(("path", "method"), PRICED)
+def test_a_cost_is_refused_as_the_submission_is(api: Api, path: str, method: type[Method] | None) -> None:
+    kind = method.kind if method else "prediction"
+    bad = {"attack": {"defence": "prayer"}, "certificate": {"sigma": "-1"}, "prediction": {"top": "0"}}[kind]
+    fields = {"model": some_model().id, **bad}
+    asked, submitted = api.client.get(f"{path}/cost", params=fields), api.submit(path, **fields)
+    told, refused = (problem(one, 422, "invalid_parameter", next(iter(bad))) for one in (asked, submitted))
+    assert (told["detail"], told.get("errors")) == (refused["detail"], refused.get("errors"))
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code", "field"),
+    [
+        ("/v1/attacks/pgd/cost?stepps=3", 422, "invalid_parameter", "stepps"),
+        ("/v1/attacks/pgd/cost?steps=3&steps=4", 422, "invalid_parameter", "steps"),
+        ("/v1/attacks/pgd/cost?model=", 422, "invalid_parameter", "model"),
+        ("/v1/attacks/pgd/cost?model=nothing", 404, "unknown_model", "model"),
+        ("/v1/attacks/nothing/cost", 404, "unknown_method", "method"),
+        ("/v1/attacks/smoothing/cost", 404, "unknown_method", "method"),
+        ("/v1/predictions/cost?top=11&model=fashion-mnist-cnn", 422, "invalid_parameter", "top"),
+        ("/v1/predictions/cost?n=5", 422, "invalid_parameter", "n"),
+    ],
+)
+def test_a_cost_needs_sense(api: Api, path: str, status: int, code: str, field: str) -> None:
+    told = problem(api.client.get(path), status, code, field)
+    if field == "stepps":
+        assert 'did you mean "steps"?' in told["detail"]
+
+
+def test_samples_are_what_the_list_says(api: Api) -> None:
+    samples = api.client.get("/samples").json()["items"]
+    assert len({sample["name"] for sample in samples}) == len(samples) == 10
+    for sample in samples:
+        response = api.client.get(sample["href"])
+        with Image.open(io.BytesIO(response.content)) as image:
+            assert image.size == (sample["width"], sample["height"])
+            assert response.headers["content-type"] == Image.MIME[image.format or ""]
+            assert (image.mode == "L") == (sample["channels"] == 1)
+        assert "max-age" in response.headers["cache-control"]
+        assert sample["licence"].startswith(("CC0", "public domain", "MIT"))
+        etag = {"If-None-Match": response.headers["etag"]}
+        assert api.client.get(sample["href"], headers=etag).status_code == 304
+        small = api.client.get(sample["thumbnail"])
+        assert small.headers["content-type"] == "image/webp"
+        assert max(Image.open(io.BytesIO(small.content)).size) <= 96
+        assert len(small.content) < 5_000
+    assert api.client.get("/samples/nothing.png").json()["code"] == "not_found"
+    assert api.client.get("/samples/README.md").status_code == 404
+
+
+def test_samples_of_clothes_show_their_labels(api: Api) -> None:
+    clothes = [one for one in api.client.get("/samples").json()["items"] if one["label"] is not None]
+    classes = zoo.manifest("fashion-mnist-cnn").classes
+    assert len(clothes) == 5
+    for sample in clothes:
+        with Image.open(io.BytesIO(api.client.get(sample["href"]).content)) as image:
+            assert image.tobytes() == fashion_mnist_sample().images[sample["label"]].tobytes()
+        assert classes[sample["label"]] == sample["title"]
+
+
+def test_photos_are_in_the_package_with_their_licences() -> None:
+    folder = ROOT / "touchstone/photos"
+    assert (ROOT / "examples/photos").resolve() == folder
+    assert "CC0" in (folder / "README.md").read_text()
+
+
+def test_a_submission_may_be_one_of_the_samples(api: Api) -> None:
+    image = api.client.get("/samples/horse.png").content
+    assert api.job(image=image)["image"]["conversions"]
+
+
+@pytest.mark.parametrize(
+    ("query", "fits"),
+    [
+        ({"knowledge": "black-box"}, lambda card: card["access"] != "gradients"),
+        ({"access": "gradients"}, lambda card: card["knowledge"] == "white-box"),
+        ({"norm": "Linf"}, lambda card: "linf" in card["norms"]),
+        ({"targeted": "false"}, lambda card: not card["targeted"]),
+        ({"budget": "fixed", "norm": "l1"}, lambda card: card["budget"] == "fixed" and "l1" in card["norms"]),
+    ],
+)
+def test_attacks_are_listed_by_what_they_need_and_do(api: Api, query: dict[str, str], fits: Any) -> None:
+    every = api.client.get("/v1/attacks").json()["items"]
+    listed = api.client.get("/v1/attacks", params=query).json()["items"]
+    assert [card["name"] for card in listed] == [card["name"] for card in every if fits(card)]
+
+
+def test_a_filter_that_makes_no_sense_is_refused(api: Api) -> None:
+    problem(api.client.get("/v1/attacks", params={"norm": "l7"}), 422, "invalid_parameter", "norm")

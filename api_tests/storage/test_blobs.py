@@ -1,0 +1,194 @@
+"""Blobs: the same promises from a folder and from object storage."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import obstore
+import pytest
+from obstore.exceptions import GenericError
+from obstore.store import MemoryStore
+
+from touchstone.errors import StorageFull, UnknownArtifact
+from touchstone.settings import Settings
+from touchstone.storage import local as module
+from touchstone.storage.blobs import Blobs, FolderBlobs, StoreBlobs, digest_of, open_blobs
+
+DATA = bytes(range(256)) * 5
+DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
+NOT_DIGESTS = (
+    "",
+    "sha256:",
+    "sha256:" + "f" * 64,
+    "sha256:" + "F" * 64,
+    "../../etc/passwd",
+    DIGEST + "\n",
+    DIGEST[7:],
+)
+
+
+@pytest.fixture(params=["folder", "store"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    if request.param == "folder":
+        return FolderBlobs(tmp_path / "blobs")
+    return StoreBlobs(MemoryStore(), tmp_path / "incoming")
+
+
+def test_bytes_come_back_under_their_digest(blobs: Blobs) -> None:
+    assert blobs.put(DATA) == DIGEST
+    assert blobs.put(DATA) == DIGEST
+    assert blobs.get(DIGEST) == DATA
+    assert blobs.size(DIGEST) == len(DATA)
+
+
+@pytest.mark.parametrize(
+    ("start", "length"), [(0, 10), (250, 20), (0, len(DATA)), (1270, 99), (5000, 10), (3, 0)]
+)
+def test_a_part_is_the_slice(blobs: Blobs, start: int, length: int) -> None:
+    blobs.put(DATA)
+    assert blobs.read(DIGEST, start, length) == DATA[start : start + length]
+
+
+@pytest.mark.parametrize("digest", NOT_DIGESTS)
+def test_what_is_not_there_is_unknown(blobs: Blobs, digest: str) -> None:
+    for ask in (blobs.get, blobs.size, lambda name: blobs.read(name, 0, 1)):
+        with pytest.raises(UnknownArtifact):
+            ask(digest)
+
+
+def test_what_is_forgotten_is_gone_and_may_come_again(blobs: Blobs) -> None:
+    blobs.put(DATA)
+    for _ in range(2):
+        blobs.forget(DIGEST)
+    with pytest.raises(UnknownArtifact):
+        blobs.get(DIGEST)
+    assert blobs.put(DATA) == DIGEST
+    assert blobs.get(DIGEST) == DATA
+
+
+def test_many_are_put_like_one(blobs: Blobs) -> None:
+    files = [DATA, b"", DATA, *(bytes([i]) * i for i in range(1, 40))]
+    assert blobs.put_many(files) == [blobs.put(data) for data in files]
+    assert [blobs.get(digest) for digest in blobs.put_many(files)] == files
+    assert blobs.put_many([]) == []
+
+
+def test_nothing_is_a_blob_too(blobs: Blobs) -> None:
+    digest = blobs.put(b"")
+    assert blobs.get(digest) == b""
+    assert blobs.size(digest) == 0
+
+
+def test_many_may_put_the_same_bytes_at_once(blobs: Blobs) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: blobs.put(DATA), range(64))) == {DIGEST}
+    assert blobs.get(DIGEST) == DATA
+
+
+def stored(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file()]
+
+
+def test_a_file_has_its_place_and_nothing_else_stays(tmp_path: Path) -> None:
+    FolderBlobs(tmp_path).put(DATA)
+    name = DIGEST[7:]
+    assert stored(tmp_path) == [tmp_path / name[:2] / name]
+
+
+def test_a_damaged_file_is_noticed_and_a_short_one_is_replaced(tmp_path: Path) -> None:
+    blobs = FolderBlobs(tmp_path)
+    blobs.put(DATA)
+    (path,) = stored(tmp_path)
+    path.write_bytes(DATA[::-1])
+    with pytest.raises(UnknownArtifact, match="damaged"):
+        blobs.get(DIGEST)
+    path.write_bytes(DATA[:-1])
+    blobs.put(DATA)
+    assert blobs.get(DIGEST) == DATA
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    blobs = FolderBlobs(tmp_path)
+    monkeypatch.setattr("touchstone.storage.local._sync", lambda _: None)
+    monkeypatch.setattr("touchstone.storage.local.os.fsync", full)
+    with pytest.raises(StorageFull):
+        blobs.put(DATA)
+    assert stored(tmp_path) == []
+    with pytest.raises(UnknownArtifact):
+        blobs.size(DIGEST)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done to the disk from here on: a file or a folder brought to it, a name given."""
+    steps: list[str] = []
+    sync, replace = module.os.fsync, module.os.replace
+
+    def note_sync(handle: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def note_name(*paths: str) -> None:
+        steps.append("name")
+        replace(*paths)
+
+    monkeypatch.setattr(module.os, "fsync", note_sync)
+    monkeypatch.setattr(module.os, "replace", note_name)
+    return steps
+
+
+def test_bytes_are_on_the_disk_before_they_have_their_name(tmp_path: Path, steps: list[str]) -> None:
+    FolderBlobs(tmp_path).put(DATA)
+    assert steps[-3:] == ["file", "name", "folder"]
+
+
+def test_names_are_on_the_disk_before_many_are_stored(tmp_path: Path, steps: list[str]) -> None:
+    blobs = FolderBlobs(tmp_path)
+    blobs.put(b"the first makes the folders")
+    steps.clear()
+    digests = blobs.put_many([b"a", b"b", b"c"])
+    folders = len({digest[:9] for digest in digests})
+    assert steps.count("file") == steps.count("name") == 3
+    assert steps[6:] == ["folder"] * folders
+
+
+def test_known_bytes_are_not_written_again_but_their_name_is_made_sure(
+    tmp_path: Path, steps: list[str]
+) -> None:
+    blobs = FolderBlobs(tmp_path)
+    blobs.put(DATA)
+    steps.clear()
+    blobs.put(DATA)
+    assert steps == ["folder"]
+
+
+def test_the_settings_choose(tmp_path: Path) -> None:
+    folder = open_blobs(Settings(home=tmp_path))
+    folder.put(DATA)
+    assert len(stored(tmp_path / "blobs")) == 1
+    bucket = open_blobs(Settings(home=tmp_path, blobs_url="memory:///prefix"))
+    assert isinstance(bucket, StoreBlobs)
+    assert bucket.get(bucket.put(DATA)) == DATA
+
+
+@pytest.mark.parametrize("ask", ["get", "size"])
+def test_a_store_that_fails_is_no_blob_that_is_missing(
+    ask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise GenericError("503")
+
+    for name in ("put", "get", "head"):
+        monkeypatch.setattr(obstore, name, fail)
+    blobs = StoreBlobs(MemoryStore(), tmp_path)
+    with pytest.raises(OSError, match="GenericError"):
+        blobs.put(b"data")
+    with pytest.raises(OSError, match="GenericError"):
+        getattr(blobs, ask)(digest_of(b"data"))

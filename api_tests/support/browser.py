@@ -1,0 +1,206 @@
+"""Chromium for tests: it tells of everything that goes wrong in a page, and of what bars people from it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    Response,
+    Route,
+    expect,
+    sync_playwright,
+)
+
+ROOT = Path(__file__).parents[2]
+AXE = ROOT / "build/npm/node_modules/axe-core/axe.min.js"
+PICTURES = ROOT / "docs/pictures"
+
+OpenPage = Callable[..., Page]
+
+PATIENCE = 30_000  # milliseconds that an action or an expectation may take: the machine may be busy
+QUIET = (
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+DESKTOP: dict[str, Any] = {"viewport": {"width": 1440, "height": 900}, "device_scale_factor": 1}
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 390, "height": 844},
+    "device_scale_factor": 2,
+    "is_mobile": True,
+    "has_touch": True,
+}
+
+# The browser tells pages of what their policy forbade; its own line in the console does not name the place.
+_TELL_VIOLATIONS = """
+addEventListener("securitypolicyviolation", (violation) => console.error(
+  `CSP violation: ${violation.effectiveDirective} forbids ${violation.blockedURI}`
+  + ` in ${violation.sourceFile}:${violation.lineNumber} ${violation.sample}`,
+), true);
+"""
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NO_CHROMIUM = "no Chromium, so nothing is tested in a browser: apt-get install chromium"
+NO_AXE = "no axe-core, so accessibility is not tested: install npm, and `make test` fetches it"
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Chromium with a profile of its own.
+
+    While it runs, this thread counts as running an event loop: `asyncio.run` fails in it.
+    """
+    if not CHROMIUM:
+        pytest.skip(NO_CHROMIUM)
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=True, chromium_sandbox=False, args=QUIET
+        )
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Troubles:
+    """What went wrong in the pages of a test, and what of it the test foresaw."""
+
+    seen: list[str] = field(default_factory=list)
+    _expected: list[str] = field(default_factory=list)
+    _allowed: list[str] = field(default_factory=list)
+
+    def expect(self, pattern: str) -> None:
+        """Foresee a trouble that must come."""
+        self._expected.append(pattern)
+
+    def allow(self, pattern: str) -> None:
+        """Foresee a trouble that may come."""
+        self._allowed.append(pattern)
+
+    def watch(self, context: BrowserContext, origin: str) -> None:
+        """Note each trouble of this context's pages; to ask any other origin is one."""
+        context.add_init_script(_TELL_VIOLATIONS)
+        context.on("console", self._hear)
+        context.on("weberror", lambda thrown: self.seen.append(f"uncaught: {thrown.error}"))
+        context.on("page", lambda page: page.on("crash", self._mourn))
+        context.on("request", lambda request: self._judge_address(request, origin))
+        context.on("requestfailed", self._judge_failure)
+        context.on("response", self._judge_status)
+
+    def unforeseen(self) -> list[str]:
+        """What the test did not foresee, and what it foresaw in vain."""
+        foreseen = [*self._expected, *self._allowed]
+        came = [told for told in self.seen if not any(re.search(pattern, told) for pattern in foreseen)]
+        vain = [
+            pattern for pattern in self._expected if not any(re.search(pattern, told) for told in self.seen)
+        ]
+        return came + [f"expected, but did not come: {pattern}" for pattern in vain]
+
+    def _hear(self, said: ConsoleMessage) -> None:
+        if said.type == "error":
+            place = said.location
+            self.seen.append(f"console: {said.text} ({place['url']}:{place['lineNumber']})")
+
+    def _mourn(self, page: Page) -> None:
+        self.seen.append(f"crash: {page.url}")
+
+    def _judge_address(self, request: Request, origin: str) -> None:
+        if not request.url.startswith((f"{origin}/", "data:", "blob:")):
+            self.seen.append(f"another origin: {request.url}")
+
+    def _judge_failure(self, request: Request) -> None:
+        # Aborted is what the page itself gave up: a closed stream, a download, a page left.
+        if request.failure != "net::ERR_ABORTED":
+            self.seen.append(f"request failed: {request.failure} {request.url}")
+
+    def _judge_status(self, answer: Response) -> None:
+        if answer.status >= 500:
+            self.seen.append(f"{answer.status}: {answer.url}")
+
+
+@contextmanager
+def watched(browser: Browser, origin: str, troubles: Troubles, **options: Any) -> Iterator[Page]:
+    """A page in a fresh context, with addresses relative to the origin; options as of `new_context`."""
+    usual = {**DESKTOP, "locale": "en-US", "timezone_id": "UTC", "base_url": origin}
+    context = browser.new_context(**{**usual, **options})
+    context.set_default_timeout(PATIENCE)
+    troubles.watch(context, origin)
+    try:
+        yield context.new_page()
+        for page in context.pages:
+            settle(page)
+    finally:
+        context.close()
+
+
+def settle(page: Page) -> None:
+    """Let the page tell what it has to tell by now."""
+    page.evaluate("() => new Promise((done) => setTimeout(done))")
+
+
+def drawn(page: Page) -> None:
+    """Let the page draw what has changed by now."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+class Held:
+    """The first requests to an address, kept until the test answers them; later ones go on."""
+
+    def __init__(self, page: Page, address: str | re.Pattern[str], times: int = 1) -> None:
+        self._page = page
+        self._routes: list[Route] = []
+        page.route(address, self._hold, times=times)
+
+    def take(self) -> Route:
+        """The next one, once it is there."""
+        while not self._routes:
+            self._page.wait_for_timeout(10)
+        return self._routes.pop(0)
+
+    def _hold(self, route: Route) -> None:
+        self._routes.append(route)
+
+
+def axe(page: Page, within: str | None = None) -> list[str]:
+    """What axe-core finds to be a serious or critical barrier, one line for each rule.
+
+    The debugger evaluates its source, and asks no policy: the page keeps the one it is served with.
+    """
+    if not AXE.exists():
+        pytest.skip(NO_AXE)
+    page.evaluate(AXE.read_text())
+    found: list[dict[str, Any]] = page.evaluate(
+        "async (within) => (await axe.run(within ?? document, {resultTypes: ['violations']})).violations",
+        within,
+    )
+    return [_barrier(rule) for rule in found if rule["impact"] in ("serious", "critical")]
+
+
+def _barrier(rule: dict[str, Any]) -> str:
+    places = "; ".join(f"{node['target']} {node['failureSummary']}" for node in rule["nodes"])
+    return f"{rule['impact']} {rule['id']}: {rule['help']}: {places}"
+
+
+def take_picture(page: Page, name: str, folder: Path = PICTURES, *, full_page: bool = False) -> Path:
+    """Save what the page shows, at rest, as `name`.png."""
+    page.evaluate("() => document.fonts.ready")
+    path = folder / f"{name}.png"
+    page.screenshot(path=path, animations="disabled", caret="hide", full_page=full_page)
+    return path

@@ -1,0 +1,266 @@
+"""The API on a real socket, over a real ledger, with a worker that only pretends to compute."""
+
+from __future__ import annotations
+
+import base64
+import io
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx2
+import numpy as np
+from PIL import Image, ImageOps
+
+from api_tests.support.wait import SECONDS
+from service.app import create_app
+from service.http.server import Server
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import Artifact, Job, Problem, Progress, Timings
+from touchstone.methods.inference import to_npy
+from touchstone.models import zoo
+from touchstone.models.manifest import Manifest
+from touchstone.models.measurements import Examined
+from touchstone.settings import Settings
+from touchstone.storage.blobs import Blobs, open_blobs
+
+
+def some_model() -> Manifest:
+    """Any model of the zoo, the same each time."""
+    return next(iter(zoo.manifests().values()))
+
+
+def picture(width: int = 9, height: int = 8, mode: str = "RGB") -> Image.Image:
+    """A small gradient, which is no single colour and needs no file."""
+    values = np.linspace(0, 255, width * height, dtype=np.uint8).reshape(height, width)
+    return Image.fromarray(values).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of a file with this image."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png(width: int = 9, height: int = 8, mode: str = "RGB") -> bytes:
+    """The bytes of a small PNG."""
+    return encoded(picture(width, height, mode))
+
+
+def data_url(data: bytes) -> str:
+    """The bytes as JSON carries them."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pretended job has in its hands."""
+
+    job: Job
+    ledger: Ledger
+    blobs: Blobs
+
+    def report(self, done: int, total: int, **metric: float) -> None:
+        """Tell how far the job is."""
+        self.ledger.report(self.job.id, self.job.claims, Progress(done=done, total=total), metric or None)
+
+    def finish(self, **outcome: Any) -> None:
+        """End the job."""
+        self.ledger.finish(self.job.id, self.job.claims, **outcome)
+
+    def store(self, data: bytes, media_type: str = "image/png") -> Artifact:
+        """Keep a file of the job."""
+        return Artifact(digest=self.blobs.put(data), media_type=media_type, size=len(data))
+
+
+def infer(work: Work) -> None:
+    """Answer every image with logits that count up, one more for each image."""
+    rows = work.job.submission.parameters["rows"]
+    classes = len(zoo.manifest(work.job.submission.model.id).classes)
+    logits = np.add.outer(np.arange(rows), np.arange(classes)).astype(np.float32)
+    file = work.store(to_npy([logits]), "application/octet-stream")
+    work.finish(status="succeeded", result={"rows": rows}, artifacts={"outputs.npy": file})
+
+
+EXAMINED = Examined(
+    measured_at=datetime(2026, 11, 22, 9, 30, tzinfo=UTC),
+    device="cpu",
+    torch="2.13.0",
+    load_seconds=0.1,
+    bytes=1544,
+    frozen=True,
+    rows=64,
+    gradient_rate=4000.0,
+    single_rate=2000.0,
+    forward_rate=9000.0,
+    batch_invariant=True,
+    logits_difference=0.0,
+    gradient_difference=0.0,
+    softmax=False,
+    deterministic=True,
+    forward_ms=0.1,
+    gradient_ms=0.2,
+    row_bytes=4096,
+    gradient_error=1e-4,
+    gradient_tolerance=0.05,
+    gradient_agrees=True,
+)
+"""What trying a pretended model finds."""
+
+
+def register(work: Work) -> None:
+    """Find that a model can be used."""
+    card = Manifest.model_validate(work.job.submission.parameters).model_copy(update={"parameters": 386})
+    work.ledger.of(work.job.submission.tenant).versions.register(card, EXAMINED)
+    probe = EXAMINED.model_dump(mode="json")
+    work.finish(status="succeeded", result={"model": card.card(), "probe": probe})
+
+
+def succeed(work: Work) -> None:
+    """Invert the image and call it adversarial; of a model, find that it can be used."""
+    if work.job.submission.kind == "registration":
+        register(work)
+        return
+    if work.job.submission.kind == "inference":
+        infer(work)
+        return
+    original = Image.open(io.BytesIO(work.blobs.get(work.job.submission.source)))
+    work.report(1, 2, loss=0.5)
+    work.finish(
+        status="succeeded",
+        result={"outcome": "success", "success": True},
+        timings=Timings(compute=0.01),
+        artifacts={
+            "adversarial.png": work.store(encoded(ImageOps.invert(original))),
+            "adversarial.npy": work.store(b"\x93NUMPY" + bytes(3_000_000), "application/octet-stream"),
+        },
+    )
+
+
+def fail(work: Work) -> None:
+    """Find the model's answers to be no numbers."""
+    problem = Problem(code="non_finite_output", detail="the model answered NaN", extra={"row": 0})
+    work.finish(status="failed", error=problem)
+
+
+class FakeWorker:
+    """A thread that takes jobs as a worker does, and does with each what it is told at the moment."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self._ledger, self._blobs = Ledger(url, settings), open_blobs(settings)
+        self._bells: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.rung: list[str] = []
+        self._behaviour: Callable[[Work], None] = succeed
+        self._free = threading.Event()
+        self._free.set()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def ring(self, job: str) -> None:
+        """Take a job soon."""
+        self.rung.append(job)
+        self._bells.put(job)
+
+    @contextmanager
+    def doing(self, behaviour: Callable[[Work], None]) -> Iterator[None]:
+        """Do this with the jobs that come."""
+        self._behaviour = behaviour
+        try:
+            yield
+        finally:
+            self._behaviour = succeed
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Take no jobs: they stay queued."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._bells.put(None)
+        self._thread.join()
+        self._ledger.close()
+
+    def _run(self) -> None:
+        while (job := self._bells.get()) is not None:
+            self._free.wait()
+            claimed = self._ledger.claim(job, "pretender")
+            if claimed is not None:
+                self._behaviour(Work(claimed, self._ledger, self._blobs))
+
+
+@dataclass(frozen=True)
+class Api:
+    """A service that runs, a client of it, and what stands behind it."""
+
+    client: httpx2.Client
+    worker: FakeWorker
+    ledger: Ledger
+    settings: Settings
+    port: int
+    server: Server
+
+    @property
+    def origin(self) -> str:
+        """Where the service is, for a browser."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def submit(
+        self, path: str = "/v1/attacks/pgd", *, wait: int | None = 30, **fields: Any
+    ) -> httpx2.Response:
+        """Submit a small image as a form; headers go into `headers`, other words are fields."""
+        headers = fields.pop("headers", {})
+        image = fields.pop("image", png())
+        if wait is not None:
+            headers = {"Prefer": f"wait={wait}", **headers}
+        data = {"model": some_model().id, **fields}
+        return self.client.post(path, files={"image": ("a.png", image)}, data=data, headers=headers)
+
+    def job(self, **fields: Any) -> dict[str, Any]:
+        """A job that has ended."""
+        response = self.submit(**fields)
+        assert response.status_code == 200, response.text
+        job: dict[str, Any] = response.json()
+        return job
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[Api]:
+    """Serve until the block ends."""
+    assert settings.redis_url
+    worker = FakeWorker(settings.redis_url, settings)
+    app = create_app(settings, ring=worker.ring)
+    server = Server(app, settings)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
+            yield Api(client, worker, app.state.backend.ledger, settings, port, server)
+    finally:
+        server.should_exit = True
+        thread.join()
+        worker.stop()
+
+
+def problem(response: httpx2.Response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
+    """The problem, once it is the one expected."""
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
+        response.text[:500]
+    )
+    body: dict[str, Any] = response.json()
+    assert (body["status"], body["code"], body.get("field")) == (status, code, field)
+    assert body["detail"]
+    assert len(response.content) < 20_000
+    return body

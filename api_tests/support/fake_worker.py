@@ -1,0 +1,159 @@
+"""A worker whose jobs only pretend: what each does stands in its parameters.
+
+Run as a program, it serves. `start` starts one by forking from a process that has everything imported.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from touchstone import logs
+from touchstone.errors import Canceled, ModelUnusable, NonFiniteOutput, WorkerStopping
+from touchstone.ledger.records import Progress, Submission, Timings
+from touchstone.settings import Settings
+from workers.serve import serve
+
+STEP_SECONDS = 0.02
+
+
+class Engine:
+    """Counts the steps of all pretended jobs."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.running = 0
+        self.go_on = threading.Event()  # ends what hangs
+
+    @property
+    def busy(self) -> bool:
+        return self.running > 0
+
+    def figures(self) -> dict[str, Any]:
+        return {"device": "pretended"}
+
+    def probes(self) -> dict[str, Any]:
+        return {}
+
+    def stop(self) -> None:
+        pass
+
+
+class Task:
+    def __init__(self) -> None:
+        self.canceled = threading.Event()
+        self.expired = False
+
+    def cancel(self) -> None:
+        self.canceled.set()
+
+    def expire(self) -> None:
+        self.expired = True
+        self.canceled.set()
+
+
+class Ended:
+    def __init__(self, result: dict[str, Any], artifacts: dict[str, tuple[bytes, str]]) -> None:
+        self.result = result
+        self.artifacts = artifacts
+        self.timings = Timings(compute=1.0)
+        self.counts = None
+        self.canceled = False
+
+
+def run(
+    submission: Submission,
+    png: bytes,
+    *,
+    engine: Engine,
+    deadline: float | None,
+    started: Any,
+    report: Any,
+    prior: Any,
+) -> Ended:
+    """Do what `parameters` say: `steps` of 20 ms each, a note in the file `diary`, and `then` how to end."""
+    parameters = submission.parameters
+    note(parameters, "begin")
+    task = Task()
+    started(task)
+    engine.running += 1
+    try:
+        for step in range(parameters.get("steps", 1)):
+            if task.canceled.wait(STEP_SECONDS):
+                note(parameters, "canceled")
+                raise Canceled("the job was canceled")
+            engine.steps += 1
+            report(Progress(done=step + 1, total=parameters["steps"]), {"step": float(step)})
+        end(parameters.get("then"), engine)
+    finally:
+        engine.running -= 1
+    note(parameters, "end")
+    result = (
+        {"read": len(png), "bad": float("nan")} if parameters.get("then") == "nan" else {"read": len(png)}
+    )
+    return Ended(result, {"adversarial.png": (b"an image of " + png, "image/png")})
+
+
+def end(then: str | None, engine: Engine) -> None:
+    if then == "fail":
+        raise NonFiniteOutput("The model answered NaN.", field="image", rows=1)
+    if then == "starve":
+        raise MemoryError
+    if then == "starve as it loads":
+        raise ModelUnusable("digits: the weights do not fit") from MemoryError()
+    if then == "too many files":
+        raise OSError(errno.EMFILE, "Too many open files")
+    if then == "stop":
+        raise WorkerStopping("the engine was stopped")
+    if then == "break":
+        raise RuntimeError("the password is swordfish")
+    if then == "hang":
+        engine.go_on.wait()
+
+
+def note(parameters: dict[str, Any], line: str) -> None:
+    if "diary" in parameters:
+        with Path(parameters["diary"]).open("a") as diary:
+            diary.write(line + "\n")
+
+
+def main(settings: Settings | None = None) -> int:
+    logs.configure("info")
+    engine = Engine()
+    return serve(settings or Settings(), engine, partial(run, engine=engine))
+
+
+def _unprepared(_: Settings) -> None:
+    """Nothing to prepare."""
+
+
+def start(settings: Settings, *, prepare: Callable[[Settings], None] = _unprepared) -> BaseProcess:
+    """A worker in a process of its own, which calls `prepare` first and writes to workers.log."""
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload([__name__])
+    process = forking.Process(target=_work, args=[settings, prepare])
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path)):
+        process.start()
+    return process
+
+
+def _work(settings: Settings, prepare: Callable[[Settings], None]) -> None:
+    log = os.open(settings.home / "workers.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    prepare(settings)
+    sys.exit(main(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

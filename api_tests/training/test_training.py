@@ -1,0 +1,390 @@
+"""Training: the same weights whether interrupted or not, and a card that tells the truth about them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from touchstone.cli import app
+from touchstone.errors import DataUnavailable, InvalidParameter
+from touchstone.ledger.records import Progress
+from touchstone.models.loader import load_module
+from touchstone.models.manifest import Manifest
+from touchstone.models.store import Zoo
+from touchstone.training import datasets
+from touchstone.training.datasets import Split, draw_sample, fashion_mnist_sample
+from touchstone.training.recipes import RECIPES, Fast, Gaussian, Madry, Recipe, Standard, recipe
+from touchstone.training.train import Plan, jitter, one_cycle, train
+
+TINY = Plan(epochs=2, batch=16, rate=3e-3)
+
+
+class GaveUpError(Exception):
+    pass
+
+
+def halves() -> tuple[Split, Split]:
+    sample = fashion_mnist_sample()
+    return Split(sample.images[:128], sample.labels[:128]), Split(sample.images[128:], sample.labels[128:])
+
+
+@pytest.mark.parametrize("recipe", [Standard(), Fast(eps=0.02)], ids=["unguarded", "guarded"])
+def test_a_resumed_training_ends_in_the_weights_of_an_uninterrupted_one(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    plan = replace(TINY, recipe=recipe)
+    whole = train(plan, halves(), tmp_path / "whole")
+
+    def give_up(progress: Progress, _metric: dict[str, float]) -> None:
+        if progress.done == 12:
+            raise GaveUpError
+
+    with pytest.raises(GaveUpError):
+        train(plan, halves(), tmp_path / "parts", report=give_up)
+    steps: list[int] = []
+    resumed = train(
+        plan, halves(), tmp_path / "parts", report=lambda progress, _: steps.append(progress.done)
+    )
+    assert steps[0] == 9, "the first epoch's 8 steps are not run again"
+    assert resumed.digest == whole.digest
+    assert not list((tmp_path / "parts").glob("*checkpoint*"))
+
+
+class Recorder(Recipe):
+    """Notes what a recipe is given."""
+
+    name = "recorder"
+    batches: list[Any] = Field(default_factory=list, exclude=True)
+
+    @property
+    def text(self) -> str:
+        return "clean images"
+
+    def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: torch.Generator) -> Tensor:
+        assert net.training
+        assert net(x).shape == (len(y), 10)
+        self.batches.append(x)
+        return x
+
+
+def batches(folder: Path, seed: int) -> list[Tensor]:
+    recorder = Recorder()
+    train(Plan(recorder, epochs=2, batch=64, seed=seed), halves(), folder)
+    return recorder.batches
+
+
+def test_a_recipe_is_given_pixels_in_an_order_that_follows_from_seed_and_epoch(tmp_path: Path) -> None:
+    first, again, other = (batches(tmp_path, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    drawn = [*first, *other]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+    assert all(batch.min() == 0 and batch.max() == 1 for batch in drawn)
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    one = Plan(epochs=1, batch=64)
+    digests = {
+        train(plan, halves(), tmp_path).digest for plan in (one, one, Plan(epochs=1, batch=64, seed=1))
+    }
+    assert len(digests) == 2
+
+
+def test_training_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    train(Plan(epochs=1, batch=64), halves(), tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+GENTLE = (Standard(), Gaussian(sigma=0.1), Madry(eps=0.02, steps=3, step_size=0.02), Fast(eps=0.02))
+
+
+def test_there_is_a_gentle_one_of_every_recipe() -> None:
+    assert {one.name for one in GENTLE} == set(RECIPES)
+
+
+@pytest.mark.parametrize("gentle", GENTLE, ids=lambda one: one.name)
+def test_every_recipe_learns_and_leaves_a_card_that_loads(gentle: Recipe, tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+    plan = Plan(gentle, epochs=12, batch=16, rate=3e-3)
+    card = train(plan, halves(), tmp_path, model="mine", report=lambda _, metric: seen.append(metric))
+    assert Manifest.model_validate_json((tmp_path / "mine.json").read_bytes()) == card
+    assert load_module(card, Zoo(tmp_path))(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    assert f"--recipe {gentle.name}" in card.provenance
+    assert all(f" {value}" in card.provenance for value in gentle.model_dump().values())
+    assert halves()[0].digest() in card.provenance
+    assert seen[-1] == {"accuracy": card.accuracy[0].value}
+    assert card.accuracy[0].value > 0.4, "chance is 0.1"
+
+
+@pytest.mark.parametrize(
+    ("made", "name"),
+    [
+        (Standard(), "fashion-mnist-cnn"),
+        (Madry(), "fashion-mnist-cnn-linf"),
+        (Gaussian(sigma=0.5), "fashion-mnist-cnn-noise-0.50"),
+    ],
+)
+def test_a_model_is_named_after_its_recipe(made: Recipe, name: str, tmp_path: Path) -> None:
+    few = Split(halves()[0].images[:2], halves()[0].labels[:2])
+    assert train(Plan(made, epochs=1), (few, few), tmp_path).id == name
+
+
+class Picky(nn.Module):
+    """A linear network that must be asked in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.randn(10, 784, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        return x.flatten(1) @ self.weight.T
+
+
+def pixels(rows: int = 64) -> tuple[Tensor, Tensor]:
+    sample = fashion_mnist_sample()
+    x = torch.from_numpy(sample.images[:rows].copy())[:, None] / 255
+    return x, torch.from_numpy(sample.labels[:rows].astype(np.int64))
+
+
+@pytest.mark.parametrize("harsh", [Madry(eps=0.1, steps=7, step_size=0.04), Fast(eps=0.1)])
+def test_adversarial_recipes_climb_within_ball_and_box_in_eval_mode(harsh: Recipe) -> None:
+    (x, y), net = pixels(), Picky().train()
+    moved = harsh.batch(net, x, y, torch.Generator().manual_seed(0))
+    assert net.training
+    assert not moved.requires_grad
+    assert float((moved - x).abs().max()) == pytest.approx(0.1, abs=1e-6)
+    assert 0 <= float(moved.min()) <= float(moved.max()) <= 1
+    net.eval()
+    before, after = (functional.cross_entropy(net(images), y, reduction="none") for images in (x, moved))
+    assert bool((after > before).all()), "each row climbs"
+    assert torch.equal(moved, harsh.batch(net, x, y, torch.Generator().manual_seed(0)))
+    assert not torch.equal(moved, harsh.batch(net, x, y, torch.Generator().manual_seed(1)))
+
+
+def test_more_steps_climb_higher_and_each_starts_at_random() -> None:
+    (x, y), net = pixels(), Picky().eval()
+    noise = torch.Generator().manual_seed(0)
+    one = Madry(eps=0.1, steps=1, step_size=0.1).batch(net, x, y, noise)
+    ten = Madry(eps=0.1, steps=10, step_size=0.025).batch(net, x, y, noise)
+    assert functional.cross_entropy(net(ten), y) > functional.cross_entropy(net(one), y)
+    inside = (one - x).abs() < 0.0999
+    assert inside.float().mean() > 0.1, "a step as long as the radius does not undo the random start"
+
+
+def test_noise_is_gaussian_in_pixels_and_not_clipped() -> None:
+    x, y = pixels()
+    noise = torch.Generator().manual_seed(0)
+    first, second = (Gaussian(sigma=0.5).batch(Picky(), x, y, noise) - x for _ in range(2))
+    assert float(first.std()) == pytest.approx(0.5, rel=0.02)
+    assert float(first.mean()) == pytest.approx(0, abs=0.01)
+    assert float((x + first).min()) < -0.5
+    assert not torch.equal(first, second)
+
+
+class Spoilt(Fast):
+    """From a certain batch on, the images are negatives: what was learned is lost within an epoch."""
+
+    name = "spoilt"
+    after: int
+    seen: list[int] = Field(default_factory=list, exclude=True)
+
+    def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: torch.Generator) -> Tensor:
+        self.seen.append(len(x))
+        return x if len(self.seen) <= self.after else 1 - x
+
+
+def test_the_guard_undoes_the_epoch_in_which_robustness_collapses_and_stops(tmp_path: Path) -> None:
+    sample = fashion_mnist_sample()
+    spoilt = Spoilt(eps=0.01, after=8 * 15)  # 231 images, 25 held out: 15 steps an epoch
+    plan = Plan(spoilt, epochs=12, batch=16, rate=3e-3)
+    epochs: list[float] = []
+
+    def interrupt(progress: Progress, _metric: dict[str, float]) -> None:
+        if progress.done == 8 * 15 + 5:
+            raise GaveUpError
+
+    with pytest.raises(GaveUpError):
+        train(plan, (sample, sample), tmp_path, report=interrupt)
+    card = train(
+        plan, (sample, sample), tmp_path, report=lambda progress, _: epochs.append(progress.done / 15)
+    )
+    stopped = re.search(
+        r"Stopped after epoch (\d+), .* 25 held-out images .* from (0\.\d+) to (0\.\d+)\.$", card.provenance
+    )
+    assert stopped is not None
+    epoch, best, now = int(stopped[1]), float(stopped[2]), float(stopped[3])
+    assert epoch >= 8
+    assert max(epochs[:-1]) == epoch + 1, "the rest is not run"
+    assert now < best - 0.2
+    assert card.accuracy[0].value > 0.6, "the weights are those of before the collapse"
+
+
+def test_a_fine_training_is_not_stopped_by_the_guard(tmp_path: Path) -> None:
+    sample = fashion_mnist_sample()
+    card = train(
+        Plan(Spoilt(eps=0.01, after=1000), epochs=6, batch=16, rate=3e-3), (sample, sample), tmp_path
+    )
+    assert "Stopped" not in card.provenance
+
+
+def test_a_checkpoint_of_another_plan_is_not_overwritten(tmp_path: Path) -> None:
+    def give_up(progress: Progress, _metric: dict[str, float]) -> None:
+        if progress.done > 8:
+            raise GaveUpError
+
+    with pytest.raises(GaveUpError):
+        train(TINY, halves(), tmp_path, report=give_up)
+    with pytest.raises(InvalidParameter, match="belongs to another training"):
+        train(Plan(epochs=3, batch=16), halves(), tmp_path)
+    with pytest.raises(InvalidParameter, match="belongs to another training"):
+        train(replace(TINY, recipe=Gaussian()), halves(), tmp_path, model="fashion-mnist-cnn")
+
+
+def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InvalidParameter, match=r"'magic'; there are: .*standard"):
+        recipe("magic")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("noise", {"sigma": "-1"}, "sigma: .*greater than 0"),
+        ("madry", {"eps": "much"}, "eps: "),
+        ("madry", {"steps": "7"}, r"step_size: 7 steps of 0\.01 do not reach eps 0\.1; usual .* 0\.0357"),
+        ("fast", {"sigma": "1"}, "sigma: Extra inputs"),
+    ],
+)
+def test_parameters_out_of_bounds_are_refused(name: str, parameters: dict[str, str], said: str) -> None:
+    with pytest.raises(InvalidParameter, match=said):
+        recipe(name, parameters)
+
+
+def test_parameters_are_read_as_they_are_written() -> None:
+    assert recipe("madry", {"eps": "8/255", "steps": "10"}) == Madry(eps=8 / 255, steps=10)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.setattr("sys.argv", ["touchstone", "train", *words])
+    app.main()
+
+
+def test_the_command_line_trains(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--recipe", "noise", "--sigma", "1/2", "--epochs", "2", "--data", str(files.parent))
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, *flags, "--out", str(tmp_path / "made"))
+    assert ended.value.code == 0
+    made = Manifest.model_validate_json((tmp_path / "made/fashion-mnist-cnn-noise-0.50.json").read_bytes())
+    assert "--sigma 0.5:" in made.provenance
+    assert "2 epochs of 3 Fashion-MNIST images" in made.provenance
+    assert "fashion-mnist-cnn-noise-0.50: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--recipe", "magic"), "'magic'; there are: standard"),
+        (("--recipe", "noise", "--sigma", "0"), "sigma"),
+        (("--recipe", "noise", "--eps", "0.1"), "eps"),
+        (("--model", "../mine"), "'../mine'"),
+        (("--out", __file__), "cannot be made a folder"),
+    ],
+)
+def test_the_command_line_refuses_in_a_sentence(
+    words: tuple[str, ...],
+    said: str,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, "--data", str(files.parent), *words)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "invalid_parameter: " in told
+    assert said in " ".join(told.split())
+    assert not list(files.parent.glob("*checkpoint*"))
+
+
+def test_the_rate_rises_and_falls() -> None:
+    rates = [one_cycle(step, 100, 1.0) for step in range(100)]
+    assert max(rates) == rates[30] == 1.0
+    assert rates[0] < 0.1
+    assert rates[99] < 0.01
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+
+
+def test_jitter_shifts_and_mirrors_whole_images() -> None:
+    x = torch.zeros(200, 2, 7, 9)
+    x[:, 0, 3, 3] = 1
+    x[:, 1, 3, 3] = 2
+    y = jitter(x, torch.Generator().manual_seed(0))
+    assert y.shape == x.shape
+    assert torch.equal(y[:, 1], 2 * y[:, 0])
+    assert torch.equal(y[:, 0].sum((1, 2)), torch.ones(200))
+    row, column = np.nonzero(y[:, 0].sum(0).numpy())
+    assert set(row) == set(range(1, 6))
+    assert set(column) == set(range(1, 8)), "3 ± 2, and its mirror image 5 ± 2"
+
+
+def test_the_sample_is_balanced_and_drawn_from_the_test_images_in_order() -> None:
+    sample = fashion_mnist_sample()
+    assert np.bincount(sample.labels).tolist() == [26] * 6 + [25] * 4
+    shuffled = np.argsort(sample.labels, kind="stable")
+    again = draw_sample(Split(sample.images[shuffled], sample.labels[shuffled]))
+    assert np.array_equal(np.asarray(again)[:28, 28:56], sample.images[1])
+    assert np.array_equal(np.asarray(again)[28:56, :28], sample.images[16])
+
+
+def idx(values: np.ndarray) -> bytes:
+    head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+    return gzip.compress(head + values.tobytes())
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny Fashion-MNIST, whose digests are taken for the real ones."""
+    folder = tmp_path / "fashion-mnist"
+    folder.mkdir()
+    digests = {}
+    for name in datasets.DIGESTS:
+        shape = (3, 2, 4) if "images" in name else (3,)
+        data = idx(np.arange(np.prod(shape), dtype=np.uint8).reshape(shape))
+        (folder / name).write_bytes(data)
+        digests[name] = hashlib.sha256(data).hexdigest()
+    monkeypatch.setattr(datasets, "DIGESTS", digests)
+    return folder
+
+
+def test_idx_files_are_read_from_the_cache(files: Path) -> None:
+    train_split, test_split = datasets.fashion_mnist(files.parent)
+    assert np.array_equal(train_split.images, np.arange(24).reshape(3, 2, 4))
+    assert test_split.labels.tolist() == [0, 1, 2]
+
+
+def test_an_altered_data_file_is_refused(files: Path) -> None:
+    (files / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(np.zeros(3, np.uint8)))
+    with pytest.raises(DataUnavailable, match=r"t10k-labels.*is not the file that was published"):
+        datasets.fashion_mnist(files.parent)
+
+
+def test_without_apt_it_is_said_how_to_get_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(datasets, "INSTALLED", Path("nowhere"))
+    with pytest.raises(DataUnavailable, match=r"apt-get update.*train-images-idx3-ubyte\.gz"):
+        datasets.fashion_mnist(tmp_path)

@@ -1,0 +1,247 @@
+"""Real Celery workers over a real Valkey: whatever is killed or rung twice, each job ends exactly once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from api_tests.support import fake_worker
+from api_tests.support.wait import SECONDS, wait_until
+from service.state.dispatch import open_bell
+from touchstone.ledger import broker
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import LOCAL, TERMINAL, Job, Submission
+from touchstone.ledger.scripts import connect
+from touchstone.ledger.server import process_id
+from touchstone.settings import Settings
+from touchstone.storage.blobs import open_blobs
+from touchstone.supervisor import valkey as embedded
+from workers import healthcheck
+
+LEASE = 20.0
+"""Seconds for which a worker may stand still and keep its jobs; the one that a test kills has fewer."""
+
+
+LONG = 10_000
+"""Steps of 20 ms: a job that outlasts its test."""
+
+
+class Yard:
+    """A home with a Valkey and as many workers as a test likes, all of them stopped in the end."""
+
+    def __init__(self, home: Path, submission: Submission) -> None:
+        self.home = home
+        self.valkeys = [embedded.start(home)]
+        self.url = self.valkeys[0].url
+        self.settings = Settings(home=home, lease=LEASE)
+        self.ledger = Ledger(self.url, self.settings)
+        self.ring = open_bell(self.url, self.ledger.queue_of)
+        digest = open_blobs(self.settings).put(b"PNG")
+        self.submission = submission.model_copy(
+            update={"image": submission.image.model_copy(update={"digest": digest})}
+        )
+        self.workers: list[BaseProcess] = []
+        self.diary = home / "diary"
+
+    def start_worker(self, *, concurrency: int = 8, **settings: Any) -> BaseProcess:
+        worker = fake_worker.start(self.settings.model_copy(update={"concurrency": concurrency, **settings}))
+        self.workers.append(worker)
+        wait_until(lambda: worker.pid in self.pids() or worker.exitcode is not None)
+        assert worker.is_alive(), self.log()
+        return worker
+
+    def pids(self) -> set[int]:
+        return {worker.info["pid"] for worker in self.ledger.workers()}
+
+    def restart_valkey(self) -> None:
+        pid = process_id(self.url)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not self.valkeys[-1].alive())
+        self.valkeys.append(embedded.start(self.home))
+
+    def accept(self, *, ring: int = 1, tenant: str = LOCAL, **parameters: Any) -> str:
+        changes = {"tenant": tenant, "parameters": {"steps": 1, "diary": str(self.diary), **parameters}}
+        job, _ = self.ledger.accept(self.submission.model_copy(update=changes))
+        assert all(self.ring(job.id) for _ in range(ring))
+        return job.id
+
+    def read(self, job: str) -> Job:
+        return self.ledger.read(job)
+
+    def notes(self) -> Counter[str]:
+        return Counter(self.diary.read_text().split()) if self.diary.exists() else Counter()
+
+    def bells(self) -> int:
+        """Messages that wait in the broker."""
+        return int(connect(self.url).llen(broker.QUEUE))  # type: ignore[arg-type]
+
+    def log(self) -> str:
+        return (self.home / "workers.log").read_text()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.join()
+        self.ledger.close()
+        for valkey in self.valkeys:
+            valkey.stop()
+
+
+def told(worker: BaseProcess, signum: signal.Signals) -> int | None:
+    """The exit code of a worker that is told to stop."""
+    assert worker.pid is not None
+    os.kill(worker.pid, signum)
+    worker.join(SECONDS)
+    return worker.exitcode
+
+
+@pytest.fixture
+def yard(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[Yard]:
+    yard = Yard(tmp_path_factory.mktemp("y"), submission)
+    yield yard
+    yard.close()
+
+
+def test_jobs_run_and_a_second_bell_finds_nothing(yard: Yard) -> None:
+    yard.start_worker()
+    jobs = [yard.accept(ring=2) for _ in range(20)]
+    wait_until(lambda: yard.ledger.counts()["succeeded"] == 20)
+    wait_until(lambda: yard.bells() == 0)
+    assert all(yard.read(job).attempts == 1 for job in jobs)
+    assert yard.notes() == {"begin": 20, "end": 20}
+
+
+def test_a_full_worker_leaves_the_rest_in_the_queue(yard: Yard) -> None:
+    yard.start_worker(concurrency=2)
+    for _ in range(8):
+        yard.accept(steps=LONG)
+    wait_until(lambda: yard.ledger.counts()["running"] == 2)
+    wait_until(lambda: yard.bells() < 6)
+    assert yard.bells() == 5, "one bell is at hand, and nothing is fetched ahead"
+
+
+def test_whoever_fills_a_worker_keeps_nobody_else_waiting(yard: Yard) -> None:
+    yard.start_worker(concurrency=2)
+    for _ in range(4):
+        yard.accept(steps=LONG)
+    wait_until(lambda: yard.ledger.counts()["running"] == 2)
+    job = yard.accept(tenant="another")
+    wait_until(lambda: yard.read(job).status == "succeeded")
+    assert yard.ledger.counts()["running"] == 2, "the spare place is for tenants that have none"
+
+
+def test_a_full_worker_goes_on_at_once(yard: Yard) -> None:
+    yard.start_worker(concurrency=2)
+    jobs = [yard.accept(steps=5) for _ in range(20)]
+    wait_until(lambda: yard.ledger.counts()["succeeded"] == len(jobs))
+    ran = [yard.read(job) for job in jobs]
+    begun, ended = sorted(job.started_at for job in ran), sorted(job.finished_at for job in ran)
+    idle = [(later - earlier).total_seconds() for earlier, later in zip(ended, begun[2:], strict=False)]
+    assert median(idle) < 0.5, "a consumer that sleeps where there is no room does so for 0.8 s"
+
+
+def test_a_job_whose_worker_is_killed_ends_on_another(yard: Yard) -> None:
+    doomed = yard.start_worker(lease=2.0)
+    job = yard.accept(steps=50)
+    wait_until(lambda: yard.notes()["begin"] == 1)
+    doomed.kill()
+    yard.start_worker()
+    wait_until(lambda: yard.notes()["begin"] == 2)
+    wait_until(lambda: yard.read(job).status in TERMINAL)
+    assert (yard.read(job).status, yard.read(job).attempts) == ("succeeded", 2)
+    assert yard.notes() == {"begin": 2, "end": 1}
+
+
+def test_running_and_waiting_jobs_survive_a_kill_of_the_broker(yard: Yard) -> None:
+    yard.start_worker()
+    jobs = [yard.accept(steps=40) for _ in range(12)]
+    wait_until(lambda: yard.notes()["begin"] >= 8)
+    yard.restart_valkey()
+    wait_until(lambda: yard.ledger.counts()["succeeded"] == len(jobs))
+    assert all(yard.read(job).attempts == 1 for job in jobs)
+    assert yard.notes() == {"begin": 12, "end": 12}
+
+
+def test_the_next_job_starts_within_seconds_of_a_broker_restart(yard: Yard) -> None:
+    yard.start_worker()
+    yard.restart_valkey()
+    job = yard.accept()
+    wait_until(lambda: yard.read(job).status == "succeeded", seconds=20)
+
+
+def test_a_lost_bell_is_rung_again(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("touchstone.ledger.ledger.RING_SECONDS", 0.5)
+    yard.start_worker()
+    job = yard.accept(ring=0)
+    wait_until(lambda: yard.read(job).status == "succeeded")
+
+
+def test_a_canceled_job_ends_soon(yard: Yard) -> None:
+    yard.start_worker()
+    job = yard.accept(steps=LONG)
+    wait_until(lambda: yard.notes()["begin"] == 1)
+    yard.ledger.cancel(job)
+    wait_until(lambda: yard.read(job).status == "canceled", seconds=20)
+    assert yard.notes() == {"begin": 1, "canceled": 1}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_told_to_stop_gives_its_job_back_and_leaves(yard: Yard, signum: signal.Signals) -> None:
+    leaving = yard.start_worker()
+    job = yard.accept(steps=LONG)
+    wait_until(lambda: yard.notes()["begin"] == 1)
+    assert told(leaving, signum) == 0
+    assert (yard.read(job).status, yard.read(job).attempts) == ("queued", 0)
+    assert yard.ledger.workers() == []
+    yard.start_worker()
+    wait_until(lambda: yard.read(job).status == "running")
+    assert yard.read(job).attempts == 1
+
+
+def test_a_worker_stops_although_the_broker_is_gone(yard: Yard) -> None:
+    worker = yard.start_worker()
+    yard.accept(steps=LONG)
+    wait_until(lambda: yard.notes()["begin"] == 1)
+    yard.valkeys[-1].stop()
+    assert told(worker, signal.SIGTERM) == 0
+
+
+def test_the_health_check_tells_whether_this_host_has_a_worker(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOUCHSTONE_HOME", str(yard.home))
+    assert healthcheck.main() == 1
+    yard.ledger.beat("a worker elsewhere", {"host": "elsewhere", "pid": 0})
+    assert healthcheck.main() == 1
+    yard.start_worker()
+    assert healthcheck.main() == 0
+    yard.valkeys[-1].stop()
+    assert healthcheck.main() == 1
+
+
+def test_a_bell_without_a_broker_is_refused_quickly(yard: Yard) -> None:
+    yard.valkeys[-1].stop()
+    begun = time.monotonic()
+    assert not yard.ring("a-job")
+    assert time.monotonic() - begun < 20
+
+
+def test_a_worker_stays_where_the_broker_refuses_to_write_for_a_while(yard: Yard) -> None:
+    worker = yard.start_worker()
+    with connect(yard.url) as server:
+        server.config_set("min-replicas-to-write", 1)
+        wait_until(lambda: "Connection to broker lost" in yard.log())
+        server.config_set("min-replicas-to-write", 0)
+    job = yard.accept()
+    wait_until(lambda: yard.read(job).status == "succeeded")
+    assert worker.is_alive()

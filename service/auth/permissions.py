@@ -1,0 +1,133 @@
+"""Who asks, and what they may: every route that shows or changes something names the scope that it needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from anyio import to_thread
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+
+from service.auth import rate_limits
+from touchstone.errors import (
+    InsufficientScope,
+    KeyExpired,
+    KeyInvalid,
+    KeyMissing,
+    LedgerUnavailable,
+    RateLimited,
+)
+from touchstone.ledger.api_keys import INCLUDED, Scope
+from touchstone.ledger.records import LOCAL
+
+if TYPE_CHECKING:
+    from service.state.backend import Whole
+
+_CALLER = "touchstone.caller"
+
+_BEARER = HTTPBearer(
+    scheme_name="key",
+    bearerFormat="ts_ and 81 characters",
+    auto_error=False,
+    description="An API key. On the loopback none is needed unless the operator wants it; one that is sent "
+    "is checked in any case. Of its scopes `read` shows, `submit` starts and ends things too, `admin` also "
+    "makes and revokes keys; each includes those before it.",
+)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever sent a request: whose jobs and models it is about, and what may be done with them."""
+
+    tenant: str
+    scopes: frozenset[Scope]
+    key_id: str | None = None
+
+
+EVERYBODY = Caller(LOCAL, INCLUDED["admin"])
+"""Whoever sends no key where none is needed."""
+
+
+async def identify(
+    request: Request,
+    needed: SecurityScopes,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+) -> Caller:
+    """The caller, once it is known that they may do this."""
+    caller = await _caller(request, credentials)
+    request.scope[_CALLER] = caller
+    missing = [scope for scope in needed.scopes if scope not in caller.scopes]
+    if missing:
+        raise InsufficientScope(
+            f"Authorization: this needs a key with the scope {missing[0]}", scope=missing[0]
+        )
+    await rate_limits.take(request, caller.tenant, "requests" if "read" in needed.scopes else "submissions")
+    return caller
+
+
+async def _caller(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
+    whole: Whole = request.app.state.backend
+    if credentials is not None:
+        try:
+            key = await to_thread.run_sync(whole.ledger.keys.check, credentials.credentials)
+        except (KeyInvalid, KeyExpired):
+            _slow_down(request, whole)
+            raise
+        return Caller(key.tenant, INCLUDED[key.scope], key.id)
+    if whole.settings.needs_keys:
+        raise KeyMissing("Authorization: an API key is needed; send it as Authorization: Bearer ts_…")
+    return EVERYBODY
+
+
+def _slow_down(request: Request, whole: Whole) -> None:
+    """Raise `RateLimited` where too many refused keys came from the request's address."""
+    after = math.ceil(whole.strangers.refuse(request.client.host if request.client else ""))
+    if after:
+        most = whole.settings.refused_keys
+        raise RateLimited(
+            f"Authorization: more than {most:,} refused API keys a minute came from your address, and this "
+            f"was another; try again in {after} s, with a good one",
+            retry_after=after,
+            limit=most,
+        ) from None
+
+
+reader = Security(identify, scopes=["read"])
+"""For routes that show something."""
+
+submitter = Security(identify, scopes=["submit"])
+"""For routes that start or end something."""
+
+admin = Security(identify, scopes=["admin"])
+"""For routes of the operator."""
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent this request; a route without a scope has no caller, and an answer of 500."""
+    return cast(Caller, request.scope[_CALLER])
+
+
+def found_in(scope: Mapping[str, Any]) -> Caller | None:
+    """Who sent the request of this ASGI scope, where that was asked for already."""
+    return cast(Caller | None, scope.get(_CALLER))
+
+
+def still_permitted(request: Request) -> bool:
+    """Whether the caller's key is still good: answers that last ask again and again. It asks the ledger;
+    raises LedgerUnavailable.
+    """
+    caller, whole = caller_of(request), cast("Whole", request.app.state.backend)
+    return caller.key_id is None or whole.ledger.keys.stands(caller.key_id)
+
+
+def check_still_permitted(request: Request) -> None:
+    """Raise `KeyInvalid` where the caller's key was good when the request came, and is so no longer; but not
+    while the ledger is out of reach.
+    """
+    with suppress(LedgerUnavailable):
+        if not still_permitted(request):
+            raise KeyInvalid("Authorization: the API key was revoked, or has expired, while you waited")

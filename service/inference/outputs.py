@@ -1,0 +1,97 @@
+"""From logits to an answer of the Open Inference Protocol, in JSON or with bytes behind it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import Response
+from numpy.typing import NDArray
+
+from service.inference.inputs import HEADER_LENGTH
+from service.inference.schemas import InferenceRequest, WantedOutput
+from service.submissions.bodies import JSON
+from touchstone.errors import InvalidParameter
+from touchstone.models.manifest import Manifest
+
+BINARY = "application/octet-stream"
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """An output: numbers (N, K), or texts (N, n)."""
+
+    datatype: str
+    values: NDArray[Any]
+
+    def in_json(self) -> dict[str, Any]:
+        return {"data": self.values.ravel().tolist()}
+
+    def as_bytes(self) -> bytes:
+        if self.datatype != "BYTES":
+            return self.values.astype("<f4").tobytes()
+        return b"".join(struct.pack("<I", len(text)) + text for text in map(str.encode, self.values.flat))
+
+
+def check(request: InferenceRequest, classes: int) -> None:
+    """Raise `InvalidParameter` where more classes are wanted than there are."""
+    for output in request.wanted():
+        if output.parameters.classification > classes:
+            raise InvalidParameter(
+                f"classification: {output.parameters.classification} classes, but the model has {classes}",
+                field="outputs",
+            )
+
+
+def answer(request: InferenceRequest, card: Manifest, logits: Logits) -> Response:
+    """The outputs that were asked for, in the order and form that was asked for."""
+    shown, tail = [], []
+    for wanted in request.wanted():
+        tensor = _tensor(wanted, card.classes, logits)
+        described = {"name": wanted.name, "datatype": tensor.datatype, "shape": list(tensor.values.shape)}
+        if request.as_bytes(wanted):
+            tail.append(tensor.as_bytes())
+            shown.append({**described, "parameters": {"binary_data_size": len(tail[-1])}})
+        else:
+            shown.append({**described, **tensor.in_json()})
+    named = {"id": request.id} if request.id is not None else {}
+    head = {"model_name": card.id, "model_version": card.digest, **named, "outputs": shown}
+    return _response(head, tail)
+
+
+def _response(head: Mapping[str, Any], tail: Sequence[bytes]) -> Response:
+    text = json.dumps(head).encode()
+    if not tail:
+        return Response(text, media_type=JSON)
+    headers = {HEADER_LENGTH: str(len(text))}
+    return Response(text + b"".join(tail), headers=headers, media_type=BINARY)
+
+
+def _tensor(wanted: WantedOutput, names: Sequence[str], logits: Logits) -> _Tensor:
+    values = logits if wanted.name == "logits" else _probabilities(logits)
+    if wanted.parameters.classification:
+        return _Tensor("BYTES", _best(values, names, wanted.parameters.classification))
+    return _Tensor("FP32", values)
+
+
+def _probabilities(logits: Logits) -> Logits:
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    powers = np.exp(shifted)
+    shares: Logits = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+    return shares
+
+
+def _best(values: Logits, names: Sequence[str], count: int) -> NDArray[Any]:
+    """The best classes as Triton writes them, the best first."""
+    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    texts = [
+        [f"{row[label]:f}:{label}:{names[label]}" for label in best]
+        for row, best in zip(values, order, strict=True)
+    ]
+    return np.array(texts, dtype=object)

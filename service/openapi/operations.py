@@ -1,0 +1,180 @@
+"""How OpenAPI describes a submission: one set of fields, shown as a form and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from service import problems
+from service import schemas as views
+from service.openapi import examples
+from service.submissions.bodies import JSON, MULTIPART
+from service.submissions.webhook_urls import WEBHOOK
+
+_Own = Mapping[str, tuple[dict[str, Any], Any]]
+"""Schema and example of the fields that differ between a form and JSON."""
+
+REF = "#/components/schemas/{model}"
+
+_FILE = {
+    "type": "string",
+    "format": "binary",
+    "description": "A PNG, JPEG or WebP file, told by its content.",
+}
+_TEXT = {
+    "type": "string",
+    "minLength": 1,
+    "description": "A PNG, JPEG or WebP file as a data URL or as base64.",
+}
+
+PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "`wait=N` waits up to N seconds (at most 60) for the job to end.",
+    "schema": {"type": "string"},
+    "example": "wait=10",
+}
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same key with the same request gives the same job.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "example": "4f7c1d1e-6a0b-4f57-9d70-2f1a3f0f6f11",
+}
+HEADERS = [PREFER, _KEY]
+_WEBHOOK = {"type": "string", "minLength": 1, "description": WEBHOOK.description}
+
+
+def submission(*models: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of an operation that FastAPI cannot tell from a signature: its body and its headers."""
+    form, text = {"image": (_FILE, "(the file)")}, {"image": (_TEXT, examples.IMAGE)}
+    return _described(models, example, form, text)
+
+
+def fields(model: type[BaseModel], *, example: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a body without an image."""
+    return _described((model,), example, {}, {})
+
+
+def registration(model: type[BaseModel]) -> dict[str, Any]:
+    """The same for a model's file with what its manifest says of it."""
+    schema = model.model_json_schema(ref_template=REF)
+    definitions = schema.pop("$defs", {})
+    properties = {
+        "file": {
+            "type": "string",
+            "format": "binary",
+            "description": "ONNX or safetensors, told by its content.",
+        },
+        "manifest": {**schema, "description": "What the file does not tell, as JSON."},
+        "labels": {"type": "string", "description": "The classes' names, one a line, instead of `classes`."},
+        "webhook": _WEBHOOK,
+    }
+    form = {
+        "schema": {
+            "type": "object",
+            "required": ["file", "manifest"],
+            "additionalProperties": False,
+            "properties": properties,
+        },
+        "encoding": {"manifest": {"contentType": JSON}, "labels": {"contentType": "text/plain"}},
+        "example": {"file": "(the file)", "manifest": examples.MANIFEST},
+    }
+    schema = {**schema, "properties": {**schema["properties"], "webhook": _WEBHOOK}}
+    remote = {"schema": schema, "example": examples.REMOTE}
+    return {
+        "requestBody": {"required": True, "content": {MULTIPART: form, JSON: remote}},
+        "parameters": HEADERS,
+        "x-definitions": definitions,
+    }
+
+
+def query(*models: type[BaseModel]) -> dict[str, Any]:
+    """The parameters of an operation that takes a method's own fields in its query."""
+    properties, _, definitions = _members(models)
+    parameters = [
+        {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
+        for name, schema in properties.items()
+    ]
+    return {"parameters": parameters, "x-definitions": definitions}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A query has no null: a field is there or not."""
+    choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    if "anyOf" not in schema or len(choices) == len(schema["anyOf"]):
+        return schema
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    return {**rest, **(choices[0] if len(choices) == 1 else {"anyOf": choices})}
+
+
+def _described(
+    models: tuple[type[BaseModel], ...], example: Mapping[str, Any], form: _Own, text: _Own
+) -> dict[str, Any]:
+    properties, required, definitions = _members(models)
+
+    def media(own: _Own) -> dict[str, Any]:
+        schemas = {name: schema for name, (schema, _) in own.items()} | properties
+        shown = {name: value for name, (_, value) in own.items()} | dict(example)
+        schema = {"type": "object", "required": [*own, *required], "additionalProperties": False}
+        return {"schema": {**schema, "properties": schemas}, "example": shown}
+
+    return {
+        "requestBody": {"required": True, "content": {MULTIPART: media(form), JSON: media(text)}},
+        "parameters": HEADERS,
+        "x-definitions": definitions,
+    }
+
+
+def _members(
+    models: tuple[type[BaseModel], ...],
+) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    properties: dict[str, Any] = {}
+    required: list[str] = []
+    definitions: dict[str, Any] = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template=REF)
+        properties |= schema.get("properties", {})
+        required += schema.get("required", [])
+        definitions |= schema.get("$defs", {})
+    return properties, required, definitions
+
+
+def shown(model: type[BaseModel]) -> dict[str, Any]:
+    """A method's parameters for an example: the example of a field where it has one, else its default."""
+    fields = model.model_json_schema()["properties"]
+    return {
+        name: field.get("examples", [field.get("default")])[0]
+        for name, field in fields.items()
+        if field.get("examples", [field.get("default")])[0] is not None
+    }
+
+
+def responses(*, png: bool, example: Mapping[str, Any] = examples.JOB) -> dict[int | str, dict[str, Any]]:
+    """What a submission may be answered with."""
+    job = examples.content(example)
+    done = {"model": views.Job, "description": "The job has ended.", **job}
+    if png:
+        file = {"schema": {"type": "string", "contentMediaType": "image/png"}}
+        done["content"] = {**job["content"], "image/png": file}
+    accepted = {"description": "The job is accepted, and will not be lost.", **job}
+    return {200: done, 202: accepted, **problems.responses(400, 404, 408, 409, 413, 415, 422, 429, 507)}
+
+
+def hoist(schema: dict[str, Any]) -> dict[str, Any]:
+    """Move what the submissions' schemas refer to, and the problem, to where OpenAPI looks for it."""
+    schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+    for path in schema["paths"].values():
+        for operation in path.values():
+            schemas |= operation.pop("x-definitions", {})
+            if "security" in operation:
+                refusals = problems.responses(401, 403, 429)
+                operation["responses"] |= {str(status): about for status, about in refusals.items()}
+            for response in operation["responses"].values():
+                for media in response.get("content", {}).values():
+                    examples.unfold(media)
+    problem = problems.Problem.model_json_schema(mode="serialization")
+    schemas["Problem"] = {**problem, "examples": [examples.PROBLEM]}
+    return schema

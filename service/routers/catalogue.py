@@ -1,0 +1,175 @@
+"""Attacks and certificates: their cards, and one operation to submit each, made from its own declaration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import cache, partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import BaseModel, BeforeValidator, Field
+
+from service import problems, schemas
+from service.auth.permissions import reader, submitter
+from service.openapi import examples, operations
+from service.pagination import Cursor, Limit, Page, cut, link_next
+from service.state.backend import backend_of
+from service.submissions import responses
+from service.submissions.validation import Asked, asked_of, method_submission, prediction
+from touchstone.fields import NormName, parse_norm
+from touchstone.methods import Access, Kind, Method, card, catalogue, find
+from touchstone.methods.prediction import Predict
+from touchstone.models import zoo
+
+Name = Annotated[
+    str,
+    Path(
+        description="A method's name.",
+        examples=["pgd"],
+        json_schema_extra={"pattern": "^[a-z0-9_-]{1,40}$"},
+    ),
+]
+Card = dict[str, Any]
+
+_EXAMPLES = {"attack": examples.JOB, "certificate": examples.CERTIFICATE}
+_MODEL = {"model": next(iter(zoo.manifests()), "my-net")}
+
+
+class Wanted(BaseModel):
+    """What a method of a list must be."""
+
+    knowledge: Literal["white-box", "black-box"] | None = Field(
+        None, description="Whether it looks into the model."
+    )
+    access: Access | None = Field(None, description="What it needs of the model.")
+    norm: Annotated[NormName, BeforeValidator(parse_norm)] | None = Field(
+        None, description="A norm that it works in."
+    )
+    targeted: bool | None = Field(None, description="Whether it can be given a class to reach.")
+    budget: Literal["fixed", "minimal"] | None = Field(
+        None, description="Whether it stays within a radius, or looks for the smallest."
+    )
+
+    def fits(self, card: Card) -> bool:
+        """Whether a card is as wanted."""
+        asked = self.model_dump(exclude_none=True, exclude={"norm"})
+        alike = all(card[name] == value for name, value in asked.items())
+        return alike and (self.norm is None or self.norm in card["norms"])
+
+
+def router_of(kind: Kind) -> APIRouter:
+    """All that there is below /v1/attacks, or /v1/certificates."""
+    router = APIRouter(tags=[f"{kind}s"])
+    for method in catalogue(kind).values():
+        _add_submission(router, method)
+    _add_cards(router, kind)
+    return router
+
+
+@cache
+def _cards(kind: Kind) -> dict[str, Card]:
+    return {name: card(method) for name, method in catalogue(kind).items()}
+
+
+def _add_submission(router: APIRouter, method: type[Method]) -> None:
+    name = method.info.name
+    router.add_api_route(
+        f"/v1/{method.kind}s/{name}",
+        _submit(method),
+        methods=["POST"],
+        dependencies=[submitter],
+        operation_id=f"run_{name}",
+        summary=method.info.title,
+        description=inspect.cleandoc(method.__doc__ or ""),
+        status_code=202,
+        response_model=schemas.Job,
+        responses=operations.responses(png=method.kind == "attack", example=_EXAMPLES[method.kind]),
+        openapi_extra=operations.submission(
+            asked_of(method), method, example={**_MODEL, **operations.shown(method)}
+        ),
+    )
+
+
+def _submit(method: type[Method]) -> Callable[[Request], Awaitable[Response]]:
+    async def submit(request: Request) -> Response:
+        backend = backend_of(request)
+        check = partial(
+            method_submission,
+            method,
+            settings=backend.settings,
+            shelf=backend.models,
+            decoders=backend.decoders,
+        )
+        return await responses.submit(request, check)
+
+    return submit
+
+
+def _add_cards(router: APIRouter, kind: Kind) -> None:
+    here = f"/v1/{kind}s"
+
+    def list_cards(
+        request: Request,
+        response: Response,
+        wanted: Annotated[Wanted, Query()],
+        limit: Limit = 200,
+        cursor: Cursor = None,
+    ) -> Page[Card]:
+        page = cut({name: one for name, one in _cards(kind).items() if wanted.fits(one)}, limit, cursor)
+        link_next(request, response, page.cursor)
+        return page
+
+    def get_card(name: Name) -> Card:
+        return _cards(kind)[find(name, kind).info.name]
+
+    def unknown(name: str) -> None:
+        find(name, kind)
+
+    shown = next(iter(_cards(kind).values()), {"name": "…"})
+    router.add_api_route(
+        here,
+        list_cards,
+        methods=["GET"],
+        dependencies=[reader],
+        operation_id=f"list_{kind}s",
+        summary=f"All {kind}s",
+        description="Their cards: text, taxonomy, paper, JSON Schema of the parameters, example.",
+        responses={200: examples.page(shown), **problems.responses(422)},
+    )
+    router.add_api_route(
+        here + "/{name}",
+        get_card,
+        methods=["GET"],
+        dependencies=[reader],
+        operation_id=f"get_{kind}",
+        summary=f"The card of one {kind}",
+        description="Text, taxonomy, paper, JSON Schema of the parameters, example.",
+        responses={200: examples.content(shown), **problems.responses(404)},
+    )
+    router.add_api_route(
+        here + "/{name}", unknown, methods=["POST"], dependencies=[submitter], include_in_schema=False
+    )
+
+
+predictions = APIRouter(tags=["predictions"], dependencies=[submitter])
+
+
+@predictions.post(
+    "/v1/predictions",
+    operation_id="predict",
+    summary="What a model says of an image",
+    status_code=202,
+    response_model=schemas.Job,
+    responses=operations.responses(png=False),
+    openapi_extra=operations.submission(Asked, Predict, example={**_MODEL, "top": 3}),
+)
+async def predict(request: Request) -> Response:
+    """The likeliest classes with their confidences; a prediction is a job too.
+
+    With `defence=smoothing`, `smoothed` in the result is the class that most of `n` noisy copies vote for, or
+    an abstention where chance may have decided between the first two.
+    """
+    backend = backend_of(request)
+    check = partial(prediction, settings=backend.settings, shelf=backend.models, decoders=backend.decoders)
+    return await responses.submit(request, check)

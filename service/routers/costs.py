@@ -1,0 +1,98 @@
+"""What a job would cost, before it is submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from service import problems
+from service.auth.permissions import reader
+from service.openapi import examples, operations
+from service.routers.models import probe_of
+from service.state.backend import Backend, backend_of
+from service.submissions import bodies
+from service.submissions.validation import AskedOfCost, Costly, costly_method, costly_prediction
+from touchstone.methods import Kind, Method, catalogue, cost_of, find
+from touchstone.methods.prediction import Predict
+from touchstone.models.manifest import Manifest
+from touchstone.models.store import Shelf
+
+_EXAMPLE = {"forward": 122, "backward": 80, "total": 202, "limit": 200_000, "seconds": 0.08}
+
+Check = Callable[[dict[str, str], Shelf], Costly]
+
+
+class Cost(BaseModel):
+    """The most queries that a job may ask for, and how long they take."""
+
+    forward: int = Field(description="Rows that the model answers, at most.")
+    backward: int = Field(description="Rows of gradients, at most.")
+    total: int
+    limit: int = Field(description="The most that `total` may be at a submission.")
+    seconds: float | None = Field(
+        description="Time of so many queries on a worker with nothing else to do, as the model's last load "
+        "measured it; null without `model`, and for one that was never loaded."
+    )
+
+
+def router_of(kind: Kind) -> APIRouter:
+    """The costs of all attacks, or of all certificates."""
+    router = APIRouter(tags=[f"{kind}s"], dependencies=[reader])
+    for method in catalogue(kind).values():
+        _add(
+            router,
+            f"/v1/{kind}s/{method.info.name}/cost",
+            partial(costly_method, method),
+            method,
+            name=method.info.name,
+        )
+
+    def unknown(name: str) -> None:
+        find(name, kind)
+
+    router.add_api_route(f"/v1/{kind}s/{{name}}/cost", unknown, methods=["GET"], include_in_schema=False)
+    return router
+
+
+def prediction_router() -> APIRouter:
+    """The cost of predictions."""
+    router = APIRouter(tags=["predictions"], dependencies=[reader])
+    _add(router, "/v1/predictions/cost", costly_prediction, Predict, name="predict")
+    return router
+
+
+def _add(router: APIRouter, path: str, check: Check, own: type[Method | Predict], *, name: str) -> None:
+    router.add_api_route(
+        path,
+        _get(check),
+        methods=["GET"],
+        operation_id=f"cost_of_{name}",
+        summary=f"What {name} would cost",
+        description="The most queries that a job with these parameters may ask for, and an estimate of their "
+        "time. A cost beyond the limit is told, too; a submission of it would be refused.",
+        responses={200: examples.content(_EXAMPLE), **problems.responses(404, 422)},
+        openapi_extra=operations.query(AskedOfCost, own),
+    )
+
+
+def _get(check: Check) -> Callable[[Request], Cost]:
+    def get_cost(request: Request) -> Cost:
+        backend = backend_of(request)
+        return _cost(backend, *check(bodies.once(request.query_params.multi_items()), backend.models))
+
+    return get_cost
+
+
+def _cost(backend: Backend, chosen: Method | Predict, manifest: Manifest | None) -> Cost:
+    cost = cost_of(chosen)
+    probe = probe_of(backend.ledger, manifest) if manifest else None
+    return Cost(
+        forward=cost.forward,
+        backward=cost.backward,
+        total=cost.total,
+        limit=backend.settings.cost_limit,
+        seconds=probe.seconds(cost.forward, cost.backward) if probe else None,
+    )

@@ -1,0 +1,160 @@
+"""What happens to a job, or to all of them, as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from service import problems
+from service.auth.permissions import caller_of, reader, still_permitted
+from service.dependencies import JobId
+from service.openapi import examples
+from service.state.backend import backend_of
+from service.state.broadcaster import Reader
+from service.state.job_waiters import RECHECK_SECONDS
+from service.submissions.responses import is_over
+from touchstone.errors import LedgerUnavailable, UnknownJob
+from touchstone.ledger.replies import Event
+
+router = APIRouter(tags=["jobs"], dependencies=[reader])
+
+LOOK_SECONDS = 0.5
+"""How often it is asked whether the key of somebody who reads on is still good."""
+
+LastEventId = Annotated[
+    str | None,
+    Header(description="The id of the last event that was received; the stream goes on after it."),
+]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a stream begins: the events so far after the client's last one, and whether more can come."""
+
+    after: str | None
+    events: list[Event]
+    over: bool
+
+
+def start(request: Request, response: Response, job: JobId, last_event_id: LastEventId = None) -> Start:
+    """The events so far; 204 where none will ever come, which tells an EventSource to stay away."""
+    ledger = backend_of(request).ledger
+    over = is_over(ledger.read(job))
+    events = ledger.events(job, after=last_event_id)
+    if over and not events:
+        response.status_code = 204
+    return Start(last_event_id, events, over)
+
+
+@router.get(
+    "/v1/jobs/{job}/events",
+    operation_id="stream_events",
+    summary="What happens to a job, as it happens",
+    response_class=EventSourceResponse,
+    responses={
+        200: {
+            "content": {
+                "text/event-stream": {
+                    "example": 'event: progress\ndata: {"done": 7, "total": 40}\nid: 1700000000000-0\n\n'
+                }
+            }
+        },
+        204: {"description": "The job has ended, and the client has all its events."},
+        **problems.responses(404, 422),
+    },
+)
+async def stream_events(
+    request: Request, job: JobId, first: Annotated[Start, Depends(start)]
+) -> AsyncIterator[ServerSentEvent]:
+    """`status`, `progress` and `metric` as they come, and `completed` as the last.
+
+    Each event's id resumes the stream after it, as `Last-Event-ID`. Comments keep an idle connection alive.
+    """
+    backend = backend_of(request)
+    with backend.waiting.listen(job) as listener:
+        events: list[Event] | None = first.events
+        after = first.after
+        while events is not None and not backend.waiting.closing:
+            for event in events:
+                yield ServerSentEvent(event=event.type, id=event.id, raw_data=json.dumps(event.data))
+                after = event.id
+            if first.over or any(event.type == "completed" for event in events):
+                return
+            if not events:
+                await listener.changed(RECHECK_SECONDS)
+            events = await to_thread.run_sync(_more, request, job, after, limiter=backend.waiting.looks)
+
+
+def _more(request: Request, job: str, after: str | None) -> list[Event] | None:
+    """The events since; None ends the stream, and a client that wants more comes back with its last id."""
+    try:
+        return backend_of(request).ledger.events(job, after=after) if still_permitted(request) else None
+    except (UnknownJob, LedgerUnavailable):
+        return None
+
+
+async def everything(request: Request) -> AsyncIterator[Reader]:
+    """Hear of all jobs of the tenant from before the answer begins: a list read after that leaves no gap."""
+    caller = caller_of(request)
+    with backend_of(request).waiting.news.reader(caller.tenant) as reader:
+        watch = asyncio.create_task(_watch(request, reader)) if caller.key_id else None
+        try:
+            yield reader
+        finally:
+            if watch:
+                watch.cancel()
+
+
+async def _watch(request: Request, reader: Reader) -> None:
+    """Let a reader go whose key is good no longer, or cannot be asked after any more."""
+    looks = backend_of(request).waiting.looks
+    try:
+        while await to_thread.run_sync(_may_read_on, request, limiter=looks):
+            await asyncio.sleep(LOOK_SECONDS)
+    finally:
+        reader.end()
+
+
+def _may_read_on(request: Request) -> bool:
+    """While the ledger is out of reach nothing is told, so nobody has to go."""
+    try:
+        return still_permitted(request)
+    except LedgerUnavailable:
+        return True
+
+
+@router.get(
+    "/v1/events",
+    operation_id="stream_all_events",
+    summary="What happens to all jobs, as it happens",
+    response_class=EventSourceResponse,
+    responses={
+        200: {
+            "content": {
+                "text/event-stream": {
+                    "example": f'event: deleted\ndata: {{"id": "{examples.JOB["id"]}"}}\n\n'
+                    'event: progress\ndata: {"items": [{"id": "…", "done": 7, "total": 40}]}\n\n'
+                }
+            }
+        },
+        **problems.responses(),
+    },
+)
+async def stream_all_events(
+    reader: Annotated[Reader, Depends(everything)],
+) -> AsyncIterator[ServerSentEvent]:
+    """`job` with the job where it is new or its status changes, `progress` with those that moved, at most
+    once a second, and `deleted` with the id.
+
+    Who reads slowly gets only the latest of each job. There is no resuming: open the stream, then read the
+    list, and do so again whenever the stream has ended. Comments keep an idle connection alive.
+    """
+    while (item := await reader.next()) is not None:
+        yield ServerSentEvent(event=item.event, raw_data=item.data)

@@ -1,0 +1,42 @@
+"""Whether the process is alive, and whether it can get jobs done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from service import problems
+from service.openapi import examples
+from service.state.backend import whole_of
+from touchstone.errors import LedgerUnavailable, NotReady
+
+router = APIRouter(tags=["service"])
+
+
+@router.get(
+    "/healthz",
+    operation_id="get_health",
+    summary="Whether the process is alive",
+    responses={200: examples.content({"status": "alive"})},
+)
+async def get_health() -> dict[str, str]:
+    """It answers, so it is."""
+    return {"status": "alive"}
+
+
+@router.get(
+    "/readyz",
+    operation_id="get_readiness",
+    summary="Whether jobs can be done",
+    responses={200: examples.content({"status": "ready", "workers": 1}), **problems.responses()},
+)
+def get_readiness(request: Request) -> dict[str, Any]:
+    """The ledger answers and a worker is alive; otherwise 503 names in `missing` what is not there."""
+    try:
+        workers = whole_of(request).ledger.workers()
+    except LedgerUnavailable as failure:
+        raise NotReady("the ledger does not answer", missing=["ledger", "worker"]) from failure
+    if not workers:
+        raise NotReady("no worker is alive; jobs are accepted, and wait", missing=["worker"])
+    return {"status": "ready", "workers": len(workers)}

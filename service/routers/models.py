@@ -1,0 +1,243 @@
+"""The models that can be tried: what their manifests tell of them, what was measured of them, which versions
+there are; and deleting those that users registered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from service import headers as preferences
+from service import problems
+from service.auth.permissions import reader, submitter
+from service.headers import IfNoneMatch
+from service.openapi import examples
+from service.pagination import Cursor, Limit, Page, cut, link_next
+from service.state.backend import backend_of
+from touchstone.errors import LedgerUnavailable, ModelConflict
+from touchstone.ledger.replies import VersionRef, Worker
+from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.models.manifest import Manifest
+from touchstone.models.measurements import Probe, Shown
+from touchstone.models.store import ZOO, Shelf, find
+
+router = APIRouter(tags=["models"])
+
+Card = dict[str, Any]
+
+_CARD = {
+    "kind": "local",
+    "id": "fashion-mnist-cnn",
+    "digest": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "architecture": "small-cnn",
+    "input": {"channels": 1, "height": 28, "width": 28, "resize": None, "interpolation": "bilinear"},
+    "classes": ["T-shirt/top", "Trouser"],
+    "licence": "MIT",
+    "probe": {
+        "measured_at": "2026-11-22T09:29:00.120000Z",
+        "device": "cpu",
+        "torch": "2.13.0+cpu",
+        "load_seconds": 0.004,
+        "bytes": 1543656,
+        "frozen": True,
+        "rows": 64,
+        "gradient_rate": 2997.7,
+        "single_rate": 1128.0,
+        "forward_rate": 6411.2,
+        "batch_invariant": True,
+        "logits_difference": 4.8e-7,
+        "gradient_difference": 8.9e-8,
+        "softmax": False,
+    },
+    "resident": ["gpu1-4711-9f86d081"],
+    "versions": [
+        {
+            "digest": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "registered_at": None,
+        }
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What workers have shown of the models: probes by digest, and who is alive."""
+
+    probes: Mapping[str, Probe] = field(default_factory=dict)
+    examined: Mapping[str, Shown] = field(default_factory=dict)
+    workers: Sequence[Worker] = ()
+    versions: Mapping[str, Sequence[VersionRef]] = field(default_factory=dict)
+
+    def card(self, manifest: Manifest) -> Card:
+        """A model as answers show it: its manifest, its probe, the workers that keep it loaded, and its
+        versions.
+        """
+        return {
+            **manifest.card(),
+            "probe": self._probe(manifest),
+            "resident": [one.id for one in self.workers if self._keeps(one, manifest)],
+            "versions": self._versions(manifest),
+        }
+
+    def _keeps(self, worker: Worker, manifest: Manifest) -> bool:
+        """Whether a worker keeps any version of the model loaded; another tenant's of this id is none."""
+        digests = {manifest.digest, *(one.digest for one in self.versions.get(manifest.id, ()))}
+        loaded = worker.info.get("resident_models", ())
+        return any(one["id"] == manifest.id and one["digest"] in digests for one in loaded)
+
+    def _versions(self, manifest: Manifest) -> list[dict[str, Any]]:
+        known = self.versions.get(manifest.id, ())
+        if not known:
+            return [{"digest": manifest.digest, "registered_at": None}]
+        return [{"digest": one.digest, "registered_at": _moment(one)} for one in known]
+
+    def _probe(self, manifest: Manifest) -> dict[str, Any] | None:
+        """What the last load measured, beside what was found out at the registration."""
+        found = (self.examined.get(manifest.id), self.probes.get(manifest.digest))
+        known = [one.model_dump(mode="json") for one in found if one]
+        return {name: value for part in known for name, value in part.items()} or None
+
+
+def _moment(version: VersionRef) -> str:
+    return version.registered_at.isoformat().replace("+00:00", "Z")
+
+
+def probe_of(ledger: Holdings, manifest: Manifest) -> Probe | None:
+    """What is known of a model's speed; nothing while the ledger is out of reach."""
+    try:
+        return ledger.probes([manifest.digest]).get(manifest.digest)
+    except LedgerUnavailable:
+        return None
+
+
+def _seen(request: Request, manifests: Sequence[Manifest]) -> Seen:
+    """The zoo's cards are told without the ledger, too."""
+    ledger, shelf = backend_of(request).ledger, backend_of(request).models
+    try:
+        versions = ledger.versions.all()
+        found = {one.id: shelf.examined(one) for one in manifests if one.id in versions}
+        examined = {name: one for name, one in found.items() if one}
+        probes = ledger.probes([manifest.digest for manifest in manifests])
+        return Seen(probes, examined, ledger.workers(), versions)
+    except LedgerUnavailable:
+        return Seen()
+
+
+def _all(shelf: Shelf) -> Mapping[str, Manifest]:
+    try:
+        return shelf.manifests()
+    except LedgerUnavailable:
+        return ZOO.manifests()
+
+
+def show(
+    request: Request,
+    manifest: Manifest,
+    condition: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """A version as JSON, or 304 where the client's condition names what it would be."""
+    return _tagged(_seen(request, [manifest]).card(manifest), condition, headers or {})
+
+
+def _tagged(content: Any, condition: str | None, headers: Mapping[str, str]) -> Response:
+    body = json.dumps(content).encode()
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    said = {"ETag": tag, "Cache-Control": "no-cache", **headers}
+    if preferences.matches(condition, tag):
+        return Response(status_code=304, headers=said)
+    return Response(body, headers=said, media_type="application/json")
+
+
+_UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "It is as the client knows it."}}
+
+
+@router.get(
+    "/v1/models",
+    dependencies=[reader],
+    operation_id="list_models",
+    summary="All models",
+    response_model=Page[Card],
+    responses={200: examples.page(_CARD), **_UNCHANGED, **problems.responses(422)},
+)
+def list_models(
+    request: Request, limit: Limit = 200, cursor: Cursor = None, if_none_match: IfNoneMatch = None
+) -> Response:
+    """Those that come along first, then those that were registered, in their current version: identity,
+    input, classes, accuracy, origin and licence of each; `probe` is what its registration and its last load
+    measured (null before the first), `resident` names the workers that keep it loaded, `versions` lists what
+    `id@digest` may name, the current one first.
+    """
+    page = cut(_all(backend_of(request).models), limit, cursor)
+    seen = _seen(request, page.items)
+    cards = [seen.card(manifest) for manifest in page.items]
+    response = _tagged({"items": cards, "cursor": page.cursor}, if_none_match, {})
+    link_next(request, response, page.cursor)
+    return response
+
+
+Id = Annotated[
+    str,
+    Path(
+        alias="id",
+        description="A model's id.",
+        examples=["fashion-mnist-cnn"],
+        json_schema_extra={"pattern": "^[a-z0-9][a-z0-9._-]{0,63}(@(sha256:)?[0-9a-f]{12,64})?$"},
+    ),
+]
+Version = Annotated[
+    str | None,
+    Query(
+        pattern="^(sha256:)?[0-9a-f]{12,64}$",
+        description="The digest of a version, or at least twelve of its digits; left out, the current one.",
+        examples=["9f86d081884c"],
+    ),
+]
+
+
+@router.get(
+    "/v1/models/{id}",
+    dependencies=[reader],
+    operation_id="get_model",
+    summary="One model",
+    response_model=Card,
+    responses={200: examples.content(_CARD), **_UNCHANGED, **problems.responses(404, 422)},
+)
+def get_model(
+    request: Request, id_: Id, version: Version = None, if_none_match: IfNoneMatch = None
+) -> Response:
+    """Identity, input, classes, accuracy, origin and licence; `probe` is what its registration and its last
+    load measured (null before the first), `resident` names the workers that keep it loaded, `versions` lists
+    what there is of it, the current one first.
+    """
+    return show(request, find(backend_of(request).models, _named(id_, version)), if_none_match)
+
+
+@router.delete(
+    "/v1/models/{id}",
+    dependencies=[submitter],
+    operation_id="delete_model",
+    summary="Delete a registered model",
+    status_code=204,
+    responses={204: {"description": "It is gone."}, **problems.responses(404, 409, 422)},
+)
+def delete_model(request: Request, id_: Id, version: Version = None) -> Response:
+    """All its versions, or only the one named: then the one before it becomes current. While a job that waits
+    or runs names it, it stays; what ended jobs show of it stays in any case. Models that come along cannot be
+    deleted.
+    """
+    backend, name = backend_of(request), _named(id_, version)
+    if id_.partition("@")[0] in ZOO.manifests():
+        raise ModelConflict(f"id: {id_[:64]} comes with Touchstone and cannot be deleted", field="id")
+    card = find(backend.models, name)
+    backend.ledger.versions.forget(card.id, card.digest if "@" in name else None)
+    return Response(status_code=204)
+
+
+def _named(model: str, version: str | None) -> str:
+    return f"{model}@{version}" if version else model

@@ -1,0 +1,148 @@
+"""How the service does at the moment: its queue, its jobs, its workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from service import problems
+from service.auth.permissions import reader
+from service.openapi import examples
+from service.state.backend import Backend, backend_of
+from touchstone.ledger import replies
+from touchstone.ledger.records import Status
+from touchstone.models import zoo
+
+router = APIRouter(tags=["service"], dependencies=[reader])
+
+
+class Queue(BaseModel):
+    """The jobs that wait."""
+
+    depth: int
+    age: float = Field(description="Seconds that the oldest of them has waited.")
+
+
+class Histogram(BaseModel):
+    """Values since the worker started, counted up to each bound, as Prometheus has them."""
+
+    buckets: dict[str, int] = {}
+    sum: float = 0
+    count: int = 0
+
+
+class Queries(BaseModel):
+    """Rows that the models of a worker answered since it started."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Loaded(BaseModel):
+    """A model that a worker keeps loaded, all versions of it together."""
+
+    id: str
+    bytes: int
+
+
+class Worker(BaseModel):
+    """A worker's last sign of life."""
+
+    id: str
+    seen_at: datetime
+    host: str | None = None
+    pid: int | None = None
+    device: str | None = None
+    running: int = Field(0, description="Jobs that it runs.")
+    batch_rows: Histogram = Field(Histogram(), description="Rows of its passes.")
+    step_seconds: Histogram = Field(Histogram(), description="Seconds that its passes took.")
+    queries: Queries = Queries()
+    models: list[Loaded] = []
+    serves: list[str] | None = Field(None, description="The only models that it serves; null: all.")
+
+
+class Storage(BaseModel):
+    """The disk that images and files lie on."""
+
+    free: int | None = Field(description="Bytes; null in a bucket, which has no bound.")
+    reserve: int = Field(description="Bytes that stay free: with fewer, nothing new is taken.")
+    held: int = Field(
+        description="Bytes that the caller's jobs and models hold, with what jobs may yet leave."
+    )
+    limit: int | None = Field(description="Bytes that they may hold; null: no bound.")
+
+
+class Operations(BaseModel):
+    """The state of the service: the caller's jobs, and the workers, who work for everybody."""
+
+    queue: Queue
+    storage: Storage
+    jobs: dict[Status, int] = Field(description="How many there are in each status.")
+    workers: list[Worker] = Field(description="Those that are alive.")
+
+
+_HISTOGRAM = {"buckets": {"1": 3, "8": 5, "+Inf": 7}, "sum": 60, "count": 7}
+_EXAMPLE = {
+    "queue": {"depth": 2, "age": 0.4},
+    "storage": {"free": 48318382080, "reserve": 1073741824, "held": 73400320, "limit": 34359738368},
+    "jobs": {"queued": 2, "running": 1, "succeeded": 12, "failed": 0, "canceled": 1},
+    "workers": [
+        {
+            "id": "gpu1-4711-9f86d081",
+            "seen_at": "2026-11-22T09:30:00.120000Z",
+            "host": "gpu1",
+            "pid": 4711,
+            "device": "cuda:0",
+            "running": 1,
+            "batch_rows": _HISTOGRAM,
+            "step_seconds": {"buckets": {"0.01": 6, "+Inf": 7}, "sum": 0.05, "count": 7},
+            "queries": {"forward": 60, "backward": 40},
+            "models": [{"id": "fashion-mnist-cnn", "bytes": 1543656}],
+            "serves": None,
+        }
+    ],
+}
+
+
+@router.get(
+    "/v1/operations",
+    operation_id="get_operations",
+    summary="The queue, the jobs and the workers",
+    responses={200: examples.content(_EXAMPLE), **problems.responses()},
+)
+def get_operations(request: Request) -> Operations:
+    """The jobs that wait, how many there are in each status, and the last sign of life of each worker."""
+    backend = backend_of(request)
+    ledger, queue, known = backend.ledger, backend.ledger.queue(), _known(backend)
+    held, limit = ledger.storage()
+    return Operations(
+        queue=Queue(depth=queue.depth, age=queue.age),
+        storage=Storage(
+            free=backend.blobs.free(), reserve=backend.settings.disk_reserve, held=held, limit=limit
+        ),
+        jobs=ledger.counts(),
+        workers=[_shown(worker, known) for worker in ledger.workers()],
+    )
+
+
+def _known(backend: Backend) -> set[tuple[str, str]]:
+    """Versions that the tenant knows of: those of the zoo, and its own."""
+    own = backend.ledger.versions.all().values()
+    return {(one.id, one.digest) for refs in own for one in refs} | {
+        (card.id, card.digest) for card in zoo.manifests().values()
+    }
+
+
+def _shown(worker: replies.Worker, known: Collection[tuple[str, str]]) -> Worker:
+    told: dict[str, Any] = {name: worker.info[name] for name in Worker.model_fields if name in worker.info}
+    loaded: Counter[str] = Counter()
+    for one in worker.info.get("resident_models", ()):
+        if (one["id"], one["digest"]) in known:
+            loaded[one["id"]] += one["bytes"]
+    models = [Loaded(id=name, bytes=size) for name, size in loaded.items()]
+    return Worker.model_validate({**told, "id": worker.id, "seen_at": worker.seen_at, "models": models})

@@ -1,0 +1,194 @@
+"""Registering a model: its file to the disk, what its bytes rule out refused, and a job to try it."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from service import headers, problems, schemas
+from service.auth.permissions import submitter
+from service.openapi import examples, operations
+from service.routers import models
+from service.state.backend import Backend, backend_of
+from service.submissions import bodies, file_uploads, responses
+from service.submissions.bodies import Received
+from service.submissions.disk_space import check_room
+from service.submissions.file_uploads import Saved, Taken
+from service.submissions.multipart import Value
+from service.submissions.validation import Prepared
+from service.submissions.webhook_urls import check_receiver
+from touchstone.errors import AddressRefused, InvalidParameter, ModelTooLarge, RemoteUnavailable
+from touchstone.fields import refuse_unknown
+from touchstone.ledger.records import Submission
+from touchstone.models.file_format import Format, format_of
+from touchstone.models.manifest import Manifest
+from touchstone.net.outbound import Outgoing
+from touchstone.registration import submission as registering
+from touchstone.registration.request import Registration
+
+router = APIRouter(tags=["models"], dependencies=[submitter])
+
+_PARTS = ("file", "manifest", "labels", "webhook")
+
+
+@router.post(
+    "/v1/models",
+    operation_id="register_model",
+    summary="Register a model of one's own",
+    status_code=202,
+    response_model=schemas.Job,
+    responses={
+        200: {
+            "description": "The job has ended, or this very version was registered before: then its card, "
+            "with `Location: /v1/models/…`.",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+        202: {
+            "description": "The job that tries the model is accepted.",
+            **examples.content(examples.REGISTRATION),
+        },
+        **problems.responses(400, 408, 409, 413, 415, 422, 429, 507),
+    },
+    openapi_extra=operations.registration(Registration),
+)
+async def register_model(request: Request) -> Response:
+    """An ONNX file, or safetensors with a named architecture; or as JSON the manifest of a `remote` model.
+
+    What the bytes show to be anything else is refused at once; then a job tries the model in a process of its
+    own: shapes, finite answers, gradient, speed. Once that has succeeded, other jobs can name it.
+
+    A version is its bytes: the same id with another file becomes the model's current version, the one before
+    stays and is named `id@digest`. The same file and manifest again are no new version.
+    """
+    backend, key = backend_of(request), headers.idempotency_key(request)
+    if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
+        said = await responses.checked(request, _said)
+        # Nobody else waits for a name that resolves slowly.
+        prepared = await to_thread.run_sync(_without_file, backend, *said, limiter=backend.names)
+        return await responses.answer(request, prepared, key)
+    limit = backend.settings.model_limit
+    # Of what says nothing of its size, and of what is too large, no more is written than the limit.
+    size = min(limit, int(request.headers.get("content-length", limit)))
+    async with AsyncExitStack() as stack:
+        with backend.arrivals.expecting(backend.ledger.tenant, size):
+            await to_thread.run_sync(_check_room, backend)
+            coming = file_uploads.taken(request, backend.blobs, name="file", limit=limit)
+            taken = await stack.enter_async_context(coming)
+        asked = await to_thread.run_sync(_checked, backend, taken, limiter=backend.checks)
+        # Whoever sends a key wants the job that the key stands for.
+        if asked.known and key is None:
+            return await to_thread.run_sync(_registered, request, asked.known)
+        return await responses.answer(request, asked.prepared, key)
+
+
+def _check_room(backend: Backend) -> None:
+    """Whether there is room for this file and all others that come at the same time."""
+    check_room(backend, backend.arrivals.all)
+    backend.ledger.check_storage(backend.arrivals.of(backend.ledger.tenant))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A registration that may be tried, and the version that it is where that is known already."""
+
+    prepared: Prepared
+    known: Manifest | None
+
+
+def _checked(backend: Backend, taken: Taken) -> _Asked:
+    """Everything that can be said of a registration without trying the model."""
+    fields = bodies.once(taken.parts)
+    refuse_unknown(fields, _PARTS, "a registration")
+    registration, file = _registration(fields), taken.file
+    if not isinstance(fields.get("file"), bytes):
+        raise InvalidParameter("file: missing; an ONNX or safetensors file is needed", field="file")
+    if file.size > file.limit:
+        raise ModelTooLarge(
+            f"the file has {file.size:,} bytes; at most {file.limit:,} are allowed", field="file"
+        )
+    submission = registering.prepare_known(registration, file.digest, _format(file))
+    submission = _told(
+        submission, _text(fields["webhook"], "webhook") if "webhook" in fields else None, backend
+    )
+    known = registering.known(Manifest.model_validate(submission.parameters), backend.models)
+    return _Asked(Prepared(submission, file.path), known)
+
+
+def _registration(fields: Mapping[str, Value]) -> Registration:
+    """What the manifest says, with the classes from a file of labels where there is one."""
+    if "manifest" not in fields:
+        raise InvalidParameter(
+            'manifest: missing; JSON is needed, such as {"id": "my-net", "classes": ["cat", "dog"], '
+            '"input": {"height": 224, "width": 224}}',
+            field="manifest",
+        )
+    try:
+        said = bodies.json_fields(_bytes(fields["manifest"]))
+    except HTTPException as error:
+        raise InvalidParameter(f"manifest: {error.detail}", field="manifest") from None
+    if "labels" in fields:
+        if "labels" in said:
+            raise InvalidParameter("labels: given more than once", field="labels")
+        said["labels"] = _text(fields["labels"], "labels")
+    return Registration.parse(said)
+
+
+def _bytes(value: Value) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _text(value: Value, field: str) -> str:
+    try:
+        return _bytes(value).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidParameter(f"{field}: expected UTF-8 text", field=field) from None
+
+
+def _format(file: Saved) -> Format:
+    """Which format the file is in; it is looked at where it lies."""
+    if file.size == 0:
+        return format_of(b"", limit=file.limit)
+    with file.path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return format_of(data, limit=file.limit)
+
+
+def _registered(request: Request, card: Manifest) -> Response:
+    where = f"/v1/models/{card.id}?version={card.digest}"
+    return models.show(request, card, headers={"Location": where})
+
+
+def _said(received: Received) -> tuple[Registration, Any]:
+    """What is said of a model that answers behind an address, and the webhook."""
+    fields = bodies.json_fields(received.content)
+    webhook = fields.pop("webhook", None)
+    registration = Registration.parse(fields)
+    if registration.remote is None:
+        raise InvalidParameter(
+            "file: missing; send multipart/form-data with the parts file and manifest", field="file"
+        )
+    return registration, webhook
+
+
+def _without_file(backend: Backend, registration: Registration, webhook: Any) -> Prepared:
+    """A model that answers behind an address, which is resolved here."""
+    outgoing = Outgoing(backend.settings.outgoing_allow)
+    try:
+        submission, told = registering.prepare_remote(registration, outgoing, backend.ledger.tenant)
+    except RemoteUnavailable as error:  # here it is the address that is at fault, not a model that is known
+        raise AddressRefused(f"url: {error.detail}", field="url") from None
+    return Prepared(_told(submission, webhook, backend), told)
+
+
+def _told(submission: Submission, webhook: Any, backend: Backend) -> Submission:
+    """The submission with the URL that is told of its end, if there is one."""
+    if webhook is not None and not isinstance(webhook, str):
+        raise InvalidParameter("webhook: expected a URL as text", field="webhook")
+    check_receiver(webhook, backend.settings)
+    return submission.model_copy(update={"webhook": webhook})

@@ -1,0 +1,156 @@
+"""Images to try things on, for the dashboard: a few photos, and a few of Fashion-MNIST's test images."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from types import MappingProxyType
+
+from fastapi import APIRouter, Response
+from PIL import Image
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from service import headers as preferences
+from touchstone.images import decode, encode
+from touchstone.training.datasets import CLASSES, fashion_mnist_sample
+
+router = APIRouter(include_in_schema=False)
+
+_CC0, _PUBLIC = "CC0", "public domain"
+_PHOTOS = {
+    "chelsea.png": ("Cat", f"{_CC0}, Stefan van der Walt"),
+    "coffee.png": ("Coffee", f"{_CC0}, Rachel Michetti, courtesy of Pikolo Espresso Bar"),
+    "rocket.jpg": ("Rocket", f"{_PUBLIC}, SpaceX"),
+    "camera.png": ("Camera on a tripod, grey", f"{_CC0}, Lav Varshney"),
+    "horse.png": ("Horse, a silhouette", f"{_CC0}, Andreas Preuss"),
+}
+_CLOTHES = (1, 2, 3, 8, 9)
+_THUMBNAIL = 96
+_HEADERS = {"Cache-Control": "public, max-age=3600"}
+
+
+class Sample(BaseModel):
+    """An image, as it is shown in a list."""
+
+    name: str
+    title: str
+    href: str
+    thumbnail: str
+    width: int
+    height: int
+    channels: int
+    licence: str
+    label: int | None
+
+
+class Samples(BaseModel):
+    """All of them."""
+
+    items: list[Sample]
+
+
+@dataclass(frozen=True)
+class File:
+    """An image and what it is called."""
+
+    title: str
+    licence: str
+    content: bytes
+    label: int | None = None  # of Fashion-MNIST's classes
+
+    @property
+    def etag(self) -> str:
+        """Its entity tag."""
+        return f'"{hashlib.sha256(self.content).hexdigest()}"'
+
+    @property
+    def media_type(self) -> str:
+        """What its bytes are."""
+        return {b"\x89PNG": "image/png", b"RIFF": "image/webp"}.get(self.content[:4], "image/jpeg")
+
+    def shown(self, name: str) -> Sample:
+        """Its entry in the list; size and channels are those that a job would work on."""
+        height, width, channels = decode(self.content).pixels.shape
+        return Sample(
+            name=name,
+            title=self.title,
+            href=f"/samples/{name}",
+            thumbnail=f"/samples/thumbnails/{name}",
+            width=width,
+            height=height,
+            channels=channels,
+            licence=self.licence,
+            label=self.label,
+        )
+
+
+@cache
+def _files() -> Mapping[str, File]:
+    photos = {name: File(*about, _photo(name)) for name, about in _PHOTOS.items()}
+    clothes = {f"{CLASSES[index].lower().replace(' ', '-')}.png": _cloth(index) for index in _CLOTHES}
+    return MappingProxyType(photos | clothes)
+
+
+def _photo(name: str) -> bytes:
+    return files("touchstone").joinpath("photos", name).read_bytes()
+
+
+def _cloth(index: int) -> File:
+    """The tile of this index, whose label it is too, for the first ten."""
+    sample = fashion_mnist_sample()
+    label = int(sample.labels[index])
+    return File(CLASSES[label], "MIT, Zalando SE", encode(sample.images[index][:, :, None]), label)
+
+
+@cache
+def _list() -> Samples:
+    return Samples(items=[file.shown(name) for name, file in _files().items()])
+
+
+@router.get("/samples")
+def list_samples(response: Response) -> Samples:
+    """All samples."""
+    response.headers.update(_HEADERS)
+    return _list()
+
+
+@router.get("/samples/{name}")
+def get_sample(name: str, if_none_match: preferences.IfNoneMatch = None) -> Response:
+    """One of them, as a file."""
+    return _sent(_files(), name, if_none_match)
+
+
+@router.get("/samples/thumbnails/{name}")
+def get_thumbnail(name: str, if_none_match: preferences.IfNoneMatch = None) -> Response:
+    """One of them, small."""
+    return _sent(_thumbnails(), name, if_none_match)
+
+
+@cache
+def _thumbnails() -> Mapping[str, File]:
+    return MappingProxyType(
+        {name: replace(file, content=_small(file.content)) for name, file in _files().items()}
+    )
+
+
+def _small(content: bytes) -> bytes:
+    image = Image.fromarray(decode(content).pixels.squeeze())
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small = io.BytesIO()
+    image.save(small, "WEBP", quality=80)
+    return small.getvalue()
+
+
+def _sent(files: Mapping[str, File], name: str, if_none_match: str | None) -> Response:
+    file = files.get(name)
+    if file is None:
+        raise HTTPException(404)
+    headers = {**_HEADERS, "ETag": file.etag}
+    if preferences.matches(if_none_match, file.etag):
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, headers=headers, media_type=file.media_type)

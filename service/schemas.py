@@ -1,0 +1,146 @@
+"""A job as every answer shows it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from touchstone.ledger import records
+from touchstone.ledger.records import ImageRef, JobKind, ModelRef, Progress, Status, Timings
+from touchstone.ledger.replies import Change
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class JobError(BaseModel):
+    """Why a job failed: the code and sentence of a problem."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    detail: str
+
+
+class Image(BaseModel):
+    """The image that a job works on, and what was done to the upload on the way."""
+
+    digest: str = Field(description="Of the PNG without metadata that the upload became.")
+    width: int
+    height: int
+    conversions: tuple[str, ...] = ()
+
+
+class Links(BaseModel):
+    """Paths from the root."""
+
+    self: str
+    events: str
+    cancel: str
+    artifacts: dict[str, str]
+
+
+class Job(BaseModel):
+    """A job."""
+
+    id: str
+    kind: JobKind
+    method: str
+    status: Status
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    attempts: int
+    model: ModelRef
+    image: Image | None = Field(description="Null for a job that works on no image.")
+    label: int | None = Field(None, exclude_if=_absent, description="The true class, where it was given.")
+    target: int | None = Field(
+        None, exclude_if=_absent, description="The class to reach, where one was given."
+    )
+    parameters: dict[str, Any]
+    seed: int
+    execution: Literal["batched", "deterministic"]
+    deadline: float | None = Field(None, exclude_if=_absent, description="Seconds that the job may run.")
+    rerun_of: str | None = Field(None, exclude_if=_absent, description="The job that this one repeats.")
+    continues: str | None = Field(
+        None, exclude_if=_absent, description="The certificate that this one goes on with."
+    )
+    ahead: int | None = Field(
+        None,
+        ge=0,
+        exclude_if=_absent,
+        description="How many jobs wait before it; only where a job that waits is asked for by its id.",
+    )
+    progress: Progress
+    result: dict[str, Any] | None
+    error: JobError | None
+    timings: Timings | None
+    links: Links
+
+
+ORIGINAL = "original.png"
+
+
+def artifacts(job: records.Job) -> dict[str, str]:
+    """The digests of a job's files by name; the image itself is there from the start."""
+    files = {name: artifact.digest for name, artifact in job.artifacts.items()}
+    image = job.submission.image
+    return {ORIGINAL: image.digest, **files} if image else files
+
+
+def path(job_id: str) -> str:
+    """Where a job is."""
+    return f"/v1/jobs/{job_id}"
+
+
+def etag(job: records.Job | Change) -> str:
+    """The entity tag of a job as it stands."""
+    return f'"{job.id}.{job.version}"'
+
+
+def show(job: records.Job, *, ahead: int | None = None) -> Job:
+    """The job as answers show it."""
+    asked = job.submission
+    return Job(
+        id=job.id,
+        kind=asked.kind,
+        method=asked.method,
+        status=job.status,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        attempts=job.attempts,
+        model=asked.model,
+        image=_image(asked.image),
+        label=asked.label,
+        target=asked.target,
+        parameters=asked.parameters,
+        seed=asked.seed,
+        execution=asked.execution,
+        deadline=asked.deadline,
+        rerun_of=asked.rerun_of,
+        continues=asked.continues,
+        ahead=ahead,
+        progress=job.progress,
+        result=job.result,
+        error=JobError(code=job.error.code, detail=job.error.detail, **job.error.extra)
+        if job.error
+        else None,
+        timings=job.timings,
+        links=_links(job),
+    )
+
+
+def _image(image: ImageRef | None) -> Image | None:
+    if image is None:
+        return None
+    return Image(digest=image.digest, width=image.width, height=image.height, conversions=image.conversions)
+
+
+def _links(job: records.Job) -> Links:
+    here = path(job.id)
+    files = {name: f"{here}/artifacts/{name}" for name in artifacts(job)}
+    return Links(self=here, events=f"{here}/events", cancel=f"{here}/cancel", artifacts=files)

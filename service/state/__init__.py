@@ -1,0 +1,1 @@
+"""What lives as long as the service: its backend, waiting requests, events, metrics."""

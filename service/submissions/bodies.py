@@ -1,0 +1,160 @@
+"""Reading a submission's body: multipart or JSON, one way into fields and the bytes of an image."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from service.submissions import multipart
+from touchstone.errors import ImageTooLarge, InvalidImage, InvalidParameter
+
+MULTIPART = "multipart/form-data"
+JSON = "application/json"
+
+_ENVELOPE = 128 * 2**10
+_DATA_URL = re.compile(r"data:[\w.+/;=-]{0,100}?;base64,", re.ASCII)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+@dataclass(frozen=True)
+class Received:
+    """A body as it came, not yet parsed: that may take long, and is not done on the event loop."""
+
+    content_type: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Body:
+    """A submission as it came: fields still unchecked, and the image's bytes."""
+
+    fields: dict[str, Any]
+    image: bytes
+
+
+def most_bytes(upload_limit: int) -> int:
+    """The most bytes that a body with an image of the allowed size has; base64 takes four for three."""
+    return upload_limit * 4 // 3 + _ENVELOPE
+
+
+async def receive(request: Request, *types: str) -> Received:
+    """Take the body in; 415 where its type is none of those given, or none of the two that there are. An
+    empty type stands for none at all.
+    """
+    check_type(request, *(types or (MULTIPART, JSON)))
+    # `request.body()` would hold it for as long as the request lasts, which may be a minute of waiting.
+    content = b"".join([piece async for piece in request.stream()])
+    return Received(request.headers.get("content-type", ""), content)
+
+
+def check_type(request: Request, *possible: str) -> str:
+    """The body's media type; 415 where that is none of these, or where the body is compressed."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise HTTPException(
+            415,
+            "Content-Encoding: send the body as it is, not compressed",
+            {"Accept-Encoding": "identity"},
+        )
+    found = _media(request.headers.get("content-type", ""))
+    if found not in possible:
+        named = [name for name in possible if name]
+        raise HTTPException(415, f"Content-Type: expected {' or '.join(named)}", {"Accept": ", ".join(named)})
+    return found
+
+
+def _media(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def parse(received: Received, upload_limit: int) -> Body:
+    """Fields and image of a body that was taken in."""
+    fields = fields_of(received)
+    image = fields.pop("image", None)
+    if image is None:
+        raise InvalidParameter("image: missing; a PNG, JPEG or WebP file is needed", field="image")
+    files = [name[:60] for name, value in fields.items() if isinstance(value, bytes)]
+    if files:
+        raise InvalidParameter(f"{files[0]}: expected a value; only image is a file", field=files[0])
+    return Body(fields, image_bytes(image, upload_limit))
+
+
+def fields_of(received: Received) -> dict[str, Any]:
+    """Every field of a body that was taken in, unchecked."""
+    if _media(received.content_type) == MULTIPART:
+        return _form_fields(received)
+    return json_fields(received.content)
+
+
+def _form_fields(received: Received) -> dict[str, Any]:
+    try:
+        return once(multipart.read(received.content, received.content_type))
+    except multipart.FormError as error:
+        invalid(str(error)[:200])
+
+
+def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields by name; raises `InvalidParameter` where one is given twice."""
+    doubled = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if doubled:
+        raise InvalidParameter(f"{doubled[0][:60]}: given more than once", field=doubled[0][:60])
+    return dict(pairs)
+
+
+def json_fields(text: bytes) -> dict[str, Any]:
+    """The members of a JSON object, unchecked; 400 where it is none."""
+    if not text.strip():
+        invalid("the body is empty; expected a JSON object")
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=once, parse_constant=_refuse_constant)
+        if _SURROGATE.search(text):
+            # Half a surrogate pair can be written in JSON, but not in anything after it.
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        invalid("the JSON is nested too deeply")
+    except ValueError as error:
+        invalid(f"not JSON: {str(error)[:200]}")
+    if not isinstance(value, Mapping):
+        invalid("expected a JSON object whose members are the fields")
+    return dict(value)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def invalid(detail: str) -> NoReturn:
+    """The body cannot be read: 400."""
+    raise HTTPException(400, detail)
+
+
+def image_bytes(value: Any, limit: int) -> bytes:
+    """The bytes of an image that came as a file, a data URL or base64."""
+    if isinstance(value, bytes):
+        data = value
+    elif isinstance(value, str):
+        data = _from_text(value)
+    else:
+        raise InvalidParameter("image: expected a file, a data URL or base64", field="image")
+    if len(data) > limit:
+        raise ImageTooLarge(f"image: {len(data):,} bytes; at most {limit:,} are allowed", field="image")
+    return data
+
+
+def _from_text(text: str) -> bytes:
+    start = _DATA_URL.match(text)
+    try:
+        return base64.b64decode("".join(text[start.end() if start else 0 :].split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidImage(
+            "image: neither a file, nor a data URL (data:image/png;base64,…), nor base64", field="image"
+        ) from None

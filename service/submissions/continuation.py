@@ -1,0 +1,88 @@
+"""Going on with a certificate that has ended: more samples on top of those that are counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.state.backend import Backend
+from service.submissions import bodies
+from service.submissions.bodies import Received
+from service.submissions.validation import Prepared, Seconds, check_cost, check_model
+from service.submissions.webhook_urls import WEBHOOK, Url, check_receiver
+from touchstone.errors import JobConflict
+from touchstone.fields import Count, Distance, refuse_unknown
+from touchstone.ledger.records import Job, Submission
+from touchstone.methods import Certificate, find, invalid_parameter
+
+
+class Continue(BaseModel):
+    """How a certificate goes on; what is left out stays as it was."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: Count = Field(
+        description="Samples to count besides those counted already, at most.", examples=[10_000]
+    )
+    target_radius: Distance | None = Field(
+        None, description="Ask whether this L2 radius holds, instead of what was asked before."
+    )
+    deadline: Seconds | None = Field(None, description="Seconds the job may run, at most an hour.")
+    webhook: Url | None = WEBHOOK
+
+
+def continuation(job: Job, received: Received, *, backend: Backend) -> Prepared:
+    """A new job that goes on where a certificate under the e-process ended; `JobConflict` for any other."""
+    method = _continuable(job)
+    check_model(job.submission, backend.models)
+    asked = _asked(received)
+    check_receiver(asked.webhook, backend.settings)
+    passes = check_cost(method.model_copy(update={"n": asked.n}), backend.settings.cost_limit)
+    before, sampling = job.submission, (job.result or {})["sampling"]
+    changes: dict[str, Any] = {"n": sampling["n_used"] + asked.n}
+    changes |= asked.model_dump(include={"target_radius"} & asked.model_fields_set)
+    chosen = method.parse({**before.parameters, **changes})
+    submission = before.model_copy(
+        update={
+            "parameters": chosen.model_dump(mode="json"),
+            "seed": sampling["seed"],
+            "deadline": asked.deadline or before.deadline,
+            "webhook": asked.webhook or before.webhook,
+            "continues": job.id,
+            "rerun_of": None,
+        }
+    )
+    return Prepared(submission, backend.blobs.get(before.source), passes)
+
+
+def _asked(received: Received) -> Continue:
+    fields = bodies.fields_of(received)
+    refuse_unknown(fields, list(Continue.model_fields), "continue")
+    try:
+        return Continue.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_parameter(error) from None
+
+
+def _continuable(job: Job) -> Certificate:
+    asked = job.submission
+    method = find(asked.method).parse(asked.parameters) if asked.kind == "certificate" else None
+    if not isinstance(method, Certificate):
+        raise JobConflict(f"the job is of kind {asked.kind}; only a certificate has samples to add to")
+    if method.pool() is None:
+        raise JobConflict(_fixed(asked))
+    if job.status not in ("succeeded", "canceled") or job.result is None:
+        raise JobConflict(
+            f"the job is {job.status} and has no counts to go on from; only a certificate that has ended "
+            "with a result can be continued"
+        )
+    return method
+
+
+def _fixed(asked: Submission) -> str:
+    rule = asked.parameters.get("rule", "fixed")
+    return (
+        f"{asked.method} under the rule {rule} plans its samples before it starts, and more of them would "
+        "void what it proves; submit a new job of smoothing with rule=e_process, which may go on at any time"
+    )

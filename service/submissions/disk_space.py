@@ -1,0 +1,18 @@
+"""Whether there is room for what a request brings: asked before anything of it is written."""
+
+from __future__ import annotations
+
+from service.state.backend import Backend
+from touchstone.errors import StorageFull
+
+RETRY_SECONDS = 60
+
+
+def check_room(backend: Backend, size: int = 0) -> None:
+    """Raise `StorageFull` where fewer bytes than the reserve would be left after `size` more."""
+    free = backend.blobs.free()
+    if free is not None and free - size < backend.settings.disk_reserve:
+        raise StorageFull(
+            "the disk is nearly full, so nothing new is taken; try again later, or delete jobs",
+            retry_after=RETRY_SECONDS,
+        )

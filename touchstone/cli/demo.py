@@ -1,0 +1,114 @@
+"""`touchstone demo`: the main job, as a client would do it, on a service of its own."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from touchstone.errors import Failure
+from touchstone.settings import Settings
+from touchstone.supervisor.up import running
+
+PHOTO = Path(__file__).parents[1] / "photos" / "chelsea.png"
+MODEL = "imagenet-efficientnet-lite0"
+PARAMETERS = {"eps": "2/255", "steps": 10}
+CAPTION = 34
+
+
+def run(folder: Path, out: Console) -> None:
+    """Start the service, attack the photo over HTTP, save the pictures in `folder`, and stop the service."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = Settings(home=folder.resolve() / "home", port=0)
+    with running(settings, lambda line: out.print(line, highlight=False)) as url:
+        out.print(f"POST {url}/v1/attacks/pgd  with {PHOTO.name}", highlight=False)
+        job = _finished(url, _submit(url), out)
+        files = {
+            name: _get(url, job["links"]["artifacts"][name])
+            for name in ("original.png", "adversarial.png", "difference.png")
+        }
+        _show(job, out)
+        (folder / "adversarial.png").write_bytes(files["adversarial.png"])
+        side_by_side(job["result"], files).save(folder / "side-by-side.png")
+        out.print(f"Saved {folder}/adversarial.png and {folder}/side-by-side.png", highlight=False)
+    out.print("\nThe same by hand, while `make up` serves:\n")
+    out.print(curl("http://127.0.0.1:8000"), highlight=False, soft_wrap=True)
+
+
+def curl(url: str) -> str:
+    """The demo's request as a line for the shell."""
+    fields = {"image": f"@{_shown(PHOTO)}", "model": MODEL, **PARAMETERS}
+    flags = " ".join(f"-F {shlex.quote(f'{name}={value}')}" for name, value in fields.items())
+    return f"curl -H 'Prefer: wait=30' {flags} {url}/v1/attacks/pgd"
+
+
+def side_by_side(result: dict[str, Any], files: dict[str, bytes]) -> Image.Image:
+    """Original, adversarial and difference in one row, each with its caption."""
+    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in files.values()]
+    captions = [
+        *(
+            f"{result[when]['name']}  {result[when]['confidence']:.0%}"
+            for when in ("original", "adversarial")
+        ),
+        f"difference x {result['difference_factor']}",
+    ]
+    width, height = images[0].size
+    sheet = Image.new("RGB", (3 * width + 2 * 8, height + CAPTION), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=18)
+    for column, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left = column * (width + 8)
+        sheet.paste(image, (left, CAPTION))
+        draw.text((left + width / 2, CAPTION / 2), caption, fill="black", font=font, anchor="mm")
+    return sheet
+
+
+def _submit(url: str) -> dict[str, Any]:
+    image = "data:image/png;base64," + base64.b64encode(PHOTO.read_bytes()).decode()
+    body = json.dumps({"image": image, "model": MODEL, **PARAMETERS}).encode()
+    request = urllib.request.Request(  # noqa: S310 - the address is our own service's
+        f"{url}/v1/attacks/pgd", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        job: dict[str, Any] = json.load(answer)
+    return job
+
+
+def _finished(url: str, job: dict[str, Any], out: Console) -> dict[str, Any]:
+    with Bar(console=out, transient=True) as bar:
+        task = bar.add_task("attacking", total=None)
+        while job["status"] in ("queued", "running"):
+            time.sleep(0.1)
+            job = json.loads(_get(url, job["links"]["self"]))
+            bar.update(task, completed=job["progress"]["done"], total=job["progress"]["total"] or None)
+    if job["status"] != "succeeded":
+        raise Failure(f"the demo's job {job['status']}: {job['error']}")
+    return job
+
+
+def _show(job: dict[str, Any], out: Console) -> None:
+    from touchstone.cli.app import show  # noqa: PLC0415 - the command line imports this module in turn
+
+    show(job["result"])
+    seconds = job["timings"]["compute"] + job["timings"]["prepare"]
+    out.print(f"Attack and verdict took {seconds:.1f} s on the worker.", highlight=False)
+
+
+def _get(url: str, path: str) -> bytes:
+    with urllib.request.urlopen(url + path, timeout=30) as answer:  # noqa: S310 - our own service
+        data: bytes = answer.read()
+    return data
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,0 +1,74 @@
+"""`touchstone keys`: API keys, made and revoked where the service runs, be it running or not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from touchstone.cli.operator import Home, opened
+from touchstone.ledger.records import LOCAL
+
+app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+out = Console()
+err = Console(stderr=True)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    scope: Annotated[
+        str, typer.Option(help="read, submit or admin; each includes those before it.")
+    ] = "submit",
+    tenant: Annotated[str, typer.Option(help="Whose jobs and models it is for.")] = LOCAL,
+    days: Annotated[float | None, typer.Option(min=0, help="How long it is good; default: for ever.")] = None,
+    home: Home = None,
+) -> None:
+    """Make a key and print it, this once."""
+    from pydantic import ValidationError  # noqa: PLC0415 - loaded where it is needed, as is the ledger
+
+    from touchstone.ledger.api_keys import KeyRequest  # noqa: PLC0415
+    from touchstone.methods import invalid_parameter  # noqa: PLC0415
+
+    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    try:
+        asked = KeyRequest.model_validate(
+            {"name": name, "scope": scope, "tenant": tenant, "expires_at": expires_at}
+        )
+    except ValidationError as error:
+        raise invalid_parameter(error) from None
+    with opened(home) as ledger:
+        issued = ledger.keys.create(asked)
+    err.print(
+        f"{issued.key.scope} for {issued.key.tenant}; keep it well, it is not shown again:", highlight=False
+    )
+    typer.echo(issued.text)
+
+
+@app.command(name="list")
+def list_keys(home: Home = None) -> None:
+    """List the keys; none of them is shown whole."""
+    with opened(home) as ledger:
+        known = ledger.keys.all()
+    table = Table("id", "name", "tenant", "scope", "expires", "last used")
+    for key in known:
+        table.add_row(
+            key.id, escape(key.name), key.tenant, key.scope, _day(key.expires_at), _day(key.used_at)
+        )
+    out.print(table)
+
+
+@app.command()
+def revoke(key: Annotated[str, typer.Argument(help="The id of a key.")], home: Home = None) -> None:
+    """Make an end of a key, at once and for good."""
+    with opened(home) as ledger:
+        ledger.keys.revoke(key)
+    err.print(f"Revoked {key}", highlight=False)
+
+
+def _day(moment: datetime | None) -> str:
+    return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}"

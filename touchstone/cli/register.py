@@ -1,0 +1,182 @@
+"""`touchstone register`: from a file to a model that can be named, in one command."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from touchstone.client import Client, RefusedError, Upload, api_key
+
+SHOWN = 4
+STEPS = ("reading it", "building it", "asking it", "checking its gradient", "measuring it", "keeping it")
+
+
+def register(  # noqa: PLR0917 - each is an option of the command line
+    file: Annotated[Path, typer.Argument(help="ONNX or safetensors.")],
+    url: Annotated[str, typer.Option(help="The service's address.")] = "http://127.0.0.1:8000",
+    manifest: Annotated[Path | None, typer.Option(help="JSON with what the flags below say.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--id", help="The model's id; default: the file's name.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="The classes' names, one a line.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of the input: 224, or HEIGHTxWIDTH.")] = None,
+    resize: Annotated[
+        int | None, typer.Option(help="Scale the shorter side to this before the centre is cut out.")
+    ] = None,
+    interpolation: Annotated[str | None, typer.Option(help="bilinear or bicubic.")] = None,
+    channels: Annotated[int | None, typer.Option(help="3 or 1.")] = None,
+    layout: Annotated[str | None, typer.Option(help="nchw or nhwc.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Of pixels in [0,1]: 0.485,0.456,0.406")] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise: 0.229,0.224,0.225")] = None,
+    span: Annotated[
+        str | None, typer.Option("--range", help="Instead: what stands for black and white: -1,1")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="For safetensors: one, or timm/NAME.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights.")] = None,
+    provenance: Annotated[str | None, typer.Option(help="Where the model comes from.")] = None,
+) -> None:
+    """Register a model with a service: send it, wait until it was tried, show what was found."""
+    from touchstone.cli.app import err, out  # noqa: PLC0415 - the command line imports this module in turn
+
+    with refusals(err):
+        flags = {
+            **{"id": model, "size": size, "resize": resize, "interpolation": interpolation},
+            **{"channels": channels, "layout": layout, "architecture": architecture},
+            **{"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")},
+            **{"range": numbers(span, "--range")},
+            **{"licence": licence, "provenance": provenance},
+        }
+        said = manifest_of(file, manifest, flags)
+        with Bar(console=err, transient=True) as bar:
+            answer = _registered(Client(url, api_key()), _upload(file, said, classes), bar)
+        _show(answer, out)
+
+
+@contextmanager
+def refusals(err: Console) -> Iterator[None]:
+    """What a service refuses is a sentence on stderr and exit code 1."""
+    try:
+        yield
+    except RefusedError as error:
+        err.print(f"[red]refused[/]: {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from None
+
+
+def _upload(file: Path, said: Mapping[str, Any], classes: Path | None) -> Upload:
+    if not file.is_file():
+        raise RefusedError(f"{file} is no file that can be read")
+    fields = {"manifest": json.dumps(said).encode()}
+    if classes is not None:
+        fields["labels"] = read(classes)
+    if "input" not in said:
+        raise RefusedError("the size of the network's input is missing: add --size 224, or HEIGHTxWIDTH")
+    return Upload.of(file, fields)
+
+
+def _show(answer: Mapping[str, Any], out: Console) -> None:
+    """What came of it: a job that has succeeded, or the card of a version that was known."""
+    if answer.get("kind") == "registration":
+        card, probe = answer["result"]["model"], answer["result"]["probe"]
+        out.print(f"Registered {card['id']} as {card['digest']}", highlight=False)
+    else:
+        card, probe = answer, answer["probe"]
+        out.print(f"{card['id']} was registered before, as {card['digest']}", highlight=False)
+    out.print(_points(card, probe))
+
+
+def manifest_of(file: Path, written: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What a JSON file says, and flags above it; the model is named after its file if by nothing else."""
+    said: dict[str, Any] = {"id": re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")}
+    said |= _object(written) if written else {}
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    spec: dict[str, Any] = {
+        name: given.pop(name) for name in ("resize", "interpolation", "channels", "layout") if name in given
+    }
+    if size := given.pop("size", None):
+        height, _, width = str(size).partition("x")
+        spec |= {"height": number(height, "--size"), "width": number(width or height, "--size")}
+    if spec:
+        said["input"] = {**said.get("input", {}), **spec}
+    return said | given
+
+
+def numbers(text: str | None, flag: str) -> list[float] | None:
+    """0.485,0.456,0.406 as numbers."""
+    return None if text is None else [number(part, flag) for part in text.split(",")]
+
+
+def number(text: str, flag: str) -> float:
+    """A number, whole where it is written so."""
+    try:
+        return int(text) if text.strip().lstrip("-").isdigit() else float(text)
+    except ValueError:
+        raise RefusedError(f"{flag}: {text[:40]!r} is no number") from None
+
+
+def read(path: Path) -> bytes:
+    """A small file's bytes."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RefusedError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(read(path))
+    except ValueError as error:
+        raise RefusedError(f"{path} is not JSON: {error}") from None
+    if not isinstance(said, dict):
+        raise RefusedError(f"{path} holds no JSON object")
+    return said
+
+
+def _registered(client: Client, upload: Upload, bar: Bar) -> dict[str, Any]:
+    """The job once it has succeeded, or the card of a version that was known."""
+    task = bar.add_task("sending it", total=upload.file.stat().st_size)
+    answer = client.register(upload, lambda size: bar.update(task, advance=size))
+    if answer.get("kind") != "registration":
+        return answer
+
+    def told(job: dict[str, Any]) -> None:
+        done, total = job["progress"]["done"], job["progress"]["total"]
+        doing = "waiting for a worker" if job["status"] == "queued" else STEPS[min(done, len(STEPS) - 1)]
+        bar.update(task, description=doing, completed=done, total=total or len(STEPS))
+
+    return client.finished(answer, told)
+
+
+def _points(card: Mapping[str, Any], probe: Mapping[str, Any] | None) -> Table:
+    """What matters most of a model."""
+    spec, names = card["input"], card["classes"]
+    more = " …" if len(names) > SHOWN else ""
+    table = Table(show_header=False)
+    rows = {
+        "input": f"{spec['height']}x{spec['width']}x{spec['channels']}, {spec['interpolation']}",
+        "classes": escape(f"{len(names):,}: {', '.join(names[:SHOWN])}{more}"),
+        "architecture": escape(f"{card['architecture']}, {card['parameters']:,} numbers"),
+        "softmax at its end": card["softmax"],
+        **(_measured(probe) if probe else {}),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _measured(probe: Mapping[str, Any]) -> dict[str, str]:
+    agrees, alone = probe["gradient_agrees"], not probe["batch_invariant"]
+    return {
+        "gradient": "agrees with differences of the answers" if agrees else "[red]does not agree[/]",
+        "a row": f"{probe['forward_ms']:.2f} ms, {probe['gradient_ms']:.2f} ms with its gradient",
+        "same in any batch": "[red]no[/]: no two jobs share a pass" if alone else "yes",
+    }

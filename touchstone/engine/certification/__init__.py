@@ -1,0 +1,1 @@
+"""Votes of noisy copies, and the rules by which counting may stop."""

@@ -1,0 +1,142 @@
+"""What stands between an image and the network: channels, resize, crop and normalisation, differentiable
+at any size; and the same for files, bit for bit as Pillow does it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from touchstone.engine.device import onto
+from touchstone.engine.quantization import from_pixels, on_lattice, to_pixels
+from touchstone.images import Pixels
+from touchstone.models.manifest import InputSpec, Manifest
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R 601-2), as in Pillow's mode L."""
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How a network sees an image: the map from pixels in [0,1] to its input.
+
+    Resizing is separable and linear but for overshoot, which is cut off, so it is done as two small matrices,
+    crop included: one from the right for the columns of the image and one from the left for its rows. Their
+    transposes are the gradient. Pillow rounds to 8 bits in between, which no gradient survives: `see` is
+    within about one level of it, and `see_files` is it.
+    """
+
+    spec: InputSpec | None  # None: images come at the size the network takes
+    mean: Tensor | None  # (1, C, 1, 1)
+    std: Tensor | None
+
+    @classmethod
+    def of(cls, manifest: Manifest, device: torch.device) -> Sight:
+        """The sight that a manifest describes."""
+        return cls(manifest.input, per_channel(manifest.mean, device), per_channel(manifest.std, device))
+
+    def place(self, x: Tensor) -> Tensor:
+        """Images (B, 1 or 3, H, W) in [0,1] at the network's size, still in [0,1]."""
+        return x if self.spec is None else self._resize(_recolour(x, self.spec.channels), self.spec)
+
+    def place_files(self, x: Tensor) -> Tensor:
+        """The same for images as 8-bit files hold them, by Pillow: what a model's own pipeline would see.
+
+        Images that no such file holds, because they are off its lattice, are placed as they are.
+        """
+        if self.spec is None or _fits(x, self.spec) or not on_lattice(x):
+            return self.place(x)
+        pixels = to_pixels(x).permute(0, 2, 3, 1).cpu().numpy()
+        placed = np.stack([_through_pillow(one, self.spec) for one in pixels])
+        return from_pixels(onto(x.device, torch.from_numpy(placed)).permute(0, 3, 1, 2))
+
+    def see(self, x: Tensor) -> Tensor:
+        """Images (B, 1 or 3, H, W) in [0,1] as the network's input (B, C, h, w)."""
+        return self._normalise(self.place(x))
+
+    def see_files(self, x: Tensor) -> Tensor:
+        """The same for images as 8-bit files hold them."""
+        return self._normalise(self.place_files(x))
+
+    def see_placed(self, x: Tensor) -> Tensor:
+        """The same for images (B, C, h, w) that are placed already: nothing resizes or crops them again."""
+        return self._normalise(x)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return x if self.mean is None or self.std is None else (x - self.mean) / self.std
+
+    @staticmethod
+    def _resize(x: Tensor, spec: InputSpec) -> Tensor:
+        if _fits(x, spec):
+            return x
+        height, width = x.shape[-2:]
+        whole_height, whole_width = resized_size(height, width, spec)
+        rows = resampling(height, whole_height, spec.height, spec.interpolation).to(x)
+        columns = resampling(width, whole_width, spec.width, spec.interpolation).to(x)
+        return (rows @ (x @ columns.T).clamp(0, 1)).clamp(0, 1)
+
+
+def per_channel(values: tuple[float, ...] | None, device: torch.device) -> Tensor | None:
+    """Numbers, one a channel, shaped to be broadcast over images."""
+    return None if values is None else torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
+def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
+    """The size before cropping: the shorter side becomes `spec.resize`, the longer one is rounded down."""
+    if spec.resize is None:
+        return spec.height, spec.width
+    if height <= width:
+        return spec.resize, max(spec.resize, int(spec.resize * width / height))
+    return max(spec.resize, int(spec.resize * height / width)), spec.resize
+
+
+@lru_cache(maxsize=64)
+def resampling(size: int, resized: int, kept: int, interpolation: str) -> Tensor:
+    """The (kept, size) matrix that resizes a line of `size` values to `resized`, antialiased, and keeps its
+    centre.
+
+    It is what resizing does to the columns of the identity. A centre that would need padding is zero there.
+    """
+    unit = torch.eye(size, dtype=torch.float64)[None, None]
+    lines = functional.interpolate(unit, size=(resized, size), mode=interpolation, antialias=True)[
+        0, 0
+    ].float()
+    start = round((resized - kept) / 2)
+    if start < 0:
+        return functional.pad(lines, (0, 0, -start, kept - resized + start))
+    return lines[start : start + kept].contiguous()
+
+
+def _fits(x: Tensor, spec: InputSpec) -> bool:
+    """Whether images (B, C, H, W) need neither other channels nor a resize nor a crop."""
+    height, width = x.shape[-2:]
+    size = (spec.height, spec.width)
+    return x.shape[1] == spec.channels and resized_size(height, width, spec) == size == (height, width)
+
+
+def _recolour(x: Tensor, channels: int) -> Tensor:
+    if x.shape[1] == channels:
+        return x
+    if channels == 3:
+        return x.expand(-1, 3, -1, -1)
+    luma = torch.tensor(LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+    return (x * luma).sum(1, keepdim=True)
+
+
+def _through_pillow(pixels: Pixels, spec: InputSpec) -> Pixels:
+    """One 8-bit image (H, W, C) as the network's pipeline would prepare it, (height, width, channels)."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    image = image.convert("L" if spec.channels == 1 else "RGB")
+    height, width = resized_size(image.height, image.width, spec)
+    image = image.resize((width, height), _FILTERS[spec.interpolation])
+    left, top = round((width - spec.width) / 2), round((height - spec.height) / 2)
+    image = image.crop((left, top, left + spec.width, top + spec.height))
+    return np.asarray(image).reshape(spec.height, spec.width, spec.channels)

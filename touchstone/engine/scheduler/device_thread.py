@@ -1,0 +1,153 @@
+"""One thread with a batcher: what is asked of one device, or of one remote model, goes along it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from touchstone.engine.scheduler.batcher import Batcher, Counted, Task
+from touchstone.engine.scheduler.metrics import Figures
+from touchstone.errors import WorkerStopping
+
+
+class Running:
+    """A task on the engine, as its owner sees it."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._future: Future[Any] = Future()
+        task.done = self._settle
+
+    @property
+    def queries(self) -> Counted:
+        """Queries answered so far."""
+        return self._task.queries
+
+    def cancel(self) -> None:
+        """Ask for the task to end before the next step; `result` then raises Canceled."""
+        self._task.canceled = True
+
+    def expire(self) -> None:
+        """Let the deadline have passed: the task ends before the next step, as it does when late."""
+        self._task.deadline = float("-inf")
+
+    def result(self) -> Any:
+        """Wait for what the plan returns; raises what ended it."""
+        return self._future.result()
+
+    def _settle(self, result: Any, error: BaseException | None) -> None:
+        if error is None:
+            self._future.set_result(result)
+        else:
+            self._future.set_exception(error)
+
+
+class Lane:
+    """A thread that runs a `Batcher`; `steps` counts its finished slices.
+
+    With `patience`, the thread ends when there was nothing to do for so many seconds, after a call of `idle`;
+    the next task starts another.
+    """
+
+    def __init__(
+        self, name: str, *, patience: float | None = None, idle: Callable[[], None] = lambda: None
+    ) -> None:
+        self.steps = 0
+        self._name, self._patience, self._idle = name, patience, idle
+        self._passes = Figures()
+        self._batcher = Batcher()
+        self._batcher.observe = self._passes.observe
+        self._batcher.meanwhile = self._meanwhile
+        self._arrived: deque[Task] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether any task is running or waits to."""
+        return bool(self._arrived or len(self._batcher))
+
+    @property
+    def awake(self) -> bool:
+        """Whether it has a thread at the moment."""
+        return self._thread is not None
+
+    def figures(self) -> dict[str, Any]:
+        """What it has done so far, as JSON."""
+        return self._passes.snapshot()
+
+    def wake(self) -> None:
+        """Start the thread, if it is not there."""
+        with self._wake:
+            self._start_thread()
+
+    def start(self, task: Task) -> Running:
+        """Run a task among the others. Raises WorkerStopping after `stop`."""
+        running = Running(task)
+        with self._wake:
+            if self._stopping:
+                raise WorkerStopping("the worker is shutting down")
+            self._arrived.append(task)
+            self._start_thread()
+            self._wake.notify()
+        return running
+
+    def stop(self) -> None:
+        """End the thread; tasks still running fail with WorkerStopping."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        torch.set_flush_denormal(True)
+        while self._admit():
+            with suppress(Exception):  # what could not even be abandoned has its turn again
+                self._step()
+            self.steps += 1
+        self._idle()
+
+    def _step(self) -> None:
+        try:
+            self._take_arrived()
+            self._batcher.step()
+        except Exception as error:  # noqa: BLE001 - a fault of the batcher must not leave its tasks waiting
+            self._batcher.abandon(error)
+
+    def _admit(self) -> bool:
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopping or self.busy, self._patience)
+            if self._stopping:
+                self._hand_back()
+            if self._stopping or not self.busy:
+                self._thread = None
+                return False
+        return True
+
+    def _hand_back(self) -> None:
+        for task in (*self._batcher.tasks(), *self._arrived):
+            task.done(None, WorkerStopping("the worker is shutting down"))
+
+    def _take_arrived(self) -> None:
+        while self._arrived:
+            self._batcher.add(self._arrived.popleft())
+
+    def _meanwhile(self) -> None:
+        """While an oracle takes its time, tasks may arrive, and all must end when the worker does."""
+        self._take_arrived()
+        if self._stopping:
+            self._batcher.abandon(WorkerStopping("the worker is shutting down"))

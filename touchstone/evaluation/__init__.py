@@ -1,0 +1,1 @@
+"""One job or one library call: predict, run the method, judge the file."""

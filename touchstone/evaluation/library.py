@@ -1,0 +1,321 @@
+"""The methods without a server: for notebooks, scripts and tests."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from touchstone.engine.certification.sampling import Subject
+from touchstone.engine.defences import straight_through
+from touchstone.engine.device import choose, keep_blocks
+from touchstone.engine.goals import Goal
+from touchstone.engine.noise import Noise
+from touchstone.engine.norms import NORMS
+from touchstone.engine.oracles.oracle import Knowledge, Oracle
+from touchstone.engine.oracles.preprocessing import Sight, per_channel
+from touchstone.engine.oracles.probe import load_oracle
+from touchstone.engine.quantization import LEVELS, from_pixels
+from touchstone.engine.queries import Asking
+from touchstone.engine.scheduler.batcher import Batcher, Counted, Task
+from touchstone.engine.threat import Case, Threat
+from touchstone.errors import InvalidParameter, UnknownLabel, UnknownModel
+from touchstone.evaluation.library_inputs import Images, Labels, aims_of, keys_of, seed_of, stacks_of
+from touchstone.evaluation.verdict import found_by_part, look, search
+from touchstone.methods import Attack, Certificate, find
+from touchstone.models.manifest import Manifest
+from touchstone.models.store import ZOO, OneFile, Shelf
+from touchstone.registration.examination import completed
+from touchstone.registration.request import Registration
+from touchstone.registration.submission import described
+from touchstone.training.datasets import fashion_mnist_sample
+
+
+@dataclass(frozen=True)
+class Model:
+    """An oracle with the names of its classes."""
+
+    oracle: Oracle
+    classes: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence."""
+        return self.manifest.id if self.manifest else "the model"
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What `attack` returns, one entry per image."""
+
+    images: Tensor | list[Tensor]  # (N, C, H, W), or a list of (C, H, W) where the sizes differ
+    success: Tensor  # (N,) bool: the goal is met by `images`
+    distance: Tensor  # (N,) float64, in the attack's norm
+    queries: Counted
+    found_by: tuple[str | None, ...]  # which of the attack's parts met the goal, where it has parts
+
+
+def load(
+    name: str | Path, *, manifest: Mapping[str, Any] | str | Path | None = None, device: str = "auto"
+) -> Model:
+    """A model of the zoo by its id, or an ONNX or safetensors file of one's own with its `manifest`: what
+    `POST /v1/models` takes, as a mapping or as the path of a JSON file.
+
+    Raises UnknownModel, or InvalidModel, UnsupportedOperator and InvalidParameter of a file.
+    """
+    if manifest is None:
+        card, shelf = _in_zoo(name), ZOO
+    else:
+        card, shelf = _own(Path(name), manifest)
+    oracle, _ = load_oracle(card, choose(device), shelf)
+    return Model(oracle, card.classes, card)
+
+
+def _in_zoo(name: str | Path) -> Manifest:
+    try:
+        return ZOO.manifest(str(name))
+    except UnknownModel:
+        if Path(name).is_file():
+            raise InvalidParameter(
+                f"manifest: {name} does not say everything; add manifest= as POST /v1/models takes it",
+                field="manifest",
+            ) from None
+        raise
+
+
+def _own(path: Path, said: Mapping[str, Any] | str | Path) -> tuple[Manifest, Shelf]:
+    """The completed card of a file, and a shelf where it stands alone."""
+    text = said if isinstance(said, Mapping) else Path(said).read_bytes()
+    data = path.read_bytes()
+    card = completed(described(Registration.parse(text), data, limit=sys.maxsize), data)
+    return card, OneFile(card, data)
+
+
+def samples(name: str = "fashion-mnist") -> Tensor:
+    """Images that come with the package, to try things on: 256 of Fashion-MNIST's test set.
+
+    (256, 1, 28, 28) in [0,1]; the n-th shows class n % 10.
+    """
+    if name != "fashion-mnist":
+        raise InvalidParameter(f"there are samples of fashion-mnist, not of {name!r}", field="name")
+    return from_pixels(torch.from_numpy(np.array(fashion_mnist_sample().images))[:, None])
+
+
+def wrap(
+    module: nn.Module,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] = (),
+    device: str = "auto",
+    knowledge: Knowledge = "white-box",
+) -> Model:
+    """Any module that maps normalised images (N, C, H, W) to logits (N, K); a frozen copy in eval mode is
+    used.
+    """
+    if not isinstance(module, nn.Module):
+        raise InvalidParameter(
+            f"module: expected a torch.nn.Module, not {type(module).__name__}", field="module"
+        )
+    where = choose(device)
+    frozen = copy.deepcopy(module).to(where).eval().requires_grad_(requires_grad=False)
+    if (mean is None) != (std is None):
+        raise InvalidParameter("mean and std come together, or not at all", field="std")
+    sight = Sight(
+        None,
+        per_channel(None if mean is None else tuple(mean), where),
+        per_channel(None if std is None else tuple(std), where),
+    )
+    return Model(Oracle(frozen, sight, where, knowledge), tuple(classes))
+
+
+def attack(
+    model: Model,
+    images: Images,
+    labels: Labels = None,
+    method: str = "pgd",
+    *,
+    targets: Labels = None,
+    seed: int | Sequence[int] = 0,
+    quantize: bool = True,
+    surrogates: Sequence[Model] = (),
+    **parameters: Any,
+) -> Attacked:
+    """Attack N images in [0,1] and return the best found of each.
+
+    A tensor at the network's own size is taken as it is; other images are resized and cropped as the model
+    says. `labels` (indices or names) default to the model's own predictions; `targets` make the attack
+    targeted. `seed` is one number, or one per image; an image's result depends on its seed, not on its
+    neighbours. `quantize=False` works on real numbers instead of 8-bit levels. `eps` may be one number per
+    image. `surrogates` are the models that a transfer attack crafts on. Raises InvalidParameter,
+    UnknownLabel, NonFiniteOutput.
+    """
+    keep_blocks()
+    oracle = _oracle_for(model, images)
+    stacks = stacks_of(images, oracle.device, resized=oracle.sight.spec is not None)
+    count = sum(map(len, stacks))
+    chosen, eps = _method(method, parameters, count)
+    keys = keys_of(seed, count)
+    said, field = (labels, "labels") if targets is None else (targets, "targets")
+    aims = aims_of(said, model.classes, count, model=model.name, field=field)
+    plans = []
+    for start, x0 in zip(_starts(stacks), stacks, strict=True):
+        rows = slice(start, start + len(x0))
+        threat = Threat(x0, eps[rows].to(x0.device), NORMS[getattr(chosen, "norm", chosen.info.norms[0])])
+        noise = Noise.of(keys[rows], method)
+        aim = None if aims is None else aims[rows].to(x0.device)
+        others = tuple(_oracle_for(one, images) for one in surrogates)
+        whole = _whole(
+            chosen, threat, noise, aim, targeted=targets is not None, quantize=quantize, surrogates=others
+        )
+        plans.append(straight_through(whole, chosen.defence))
+    ended, queries = run_here(plans, oracle)
+    found = [x for x, *_ in ended]
+    return Attacked(
+        torch.cat(found) if len({x.shape[1:] for x in found}) == 1 else [x[0] for x in found],
+        torch.cat([success for _, success, *_ in ended]),
+        torch.cat([distance for _, _, distance, _ in ended]),
+        queries,
+        tuple(part for *_, parts in ended for part in parts),
+    )
+
+
+@dataclass(frozen=True)
+class CertifiedImages:
+    """What `certify` returns, one entry per image; `results` holds the methods' own fields."""
+
+    radius: Tensor  # (N,) float64; 0 where it abstained
+    label: Tensor  # (N,) the class that the pilot chose
+    abstained: Tensor  # (N,) bool
+    n_used: Tensor  # (N,) samples counted
+    results: list[dict[str, Any]]
+
+
+def certify(
+    model: Model,
+    images: Images,
+    method: str = "smoothing",
+    *,
+    seed: int = 0,
+    **parameters: Any,
+) -> CertifiedImages:
+    """Certify N images in [0,1]: how far each can move without the (smoothed) answer changing.
+
+    Noise is added at the size the network takes. Raises InvalidParameter, BatchDependent, NonFiniteOutput.
+    """
+    keep_blocks()
+    chosen = find(method, "certificate").parse(parameters)
+    if not isinstance(chosen, Certificate):
+        raise InvalidParameter(f"{method} is no certificate", field="method")
+    oracle = _oracle_for(model, images)
+    stacks = stacks_of(images, oracle.device, resized=oracle.sight.spec is not None)
+    placed = [oracle.sight.place_files(x) for stack in stacks for x in stack[:, None]]
+    counts, _ = run_here([chosen.run(Subject(image, seed_of(seed))) for image in placed], oracle)
+    results = [chosen.result(one) for one in counts]
+    return CertifiedImages(
+        torch.tensor([result["radius"] for result in results], dtype=torch.float64),
+        torch.tensor([one.label for one in counts]),
+        torch.tensor([result["abstained"] for result in results]),
+        torch.tensor([one.n for one in counts]),
+        results,
+    )
+
+
+def run_here(plans: Sequence[Asking[Any]], oracle: Oracle) -> tuple[list[Any], Counted]:
+    """Run plans to their ends in this thread, sharing passes; the first failure is raised."""
+    batcher = Batcher()
+    ended: dict[int, Any] = {}
+    failed: list[BaseException] = []
+    tasks = [Task(plan, oracle) for plan in plans]
+    for position, task in enumerate(tasks):
+
+        def settle(result: Any, error: BaseException | None, position: int = position) -> None:
+            ended[position] = result
+            failed.extend([] if error is None else [error])
+
+        task.done = settle
+        batcher.add(task)
+    while len(batcher) and not failed:
+        batcher.step()
+    if failed:
+        raise failed[0]
+    queries = Counted(
+        sum(task.queries.forward for task in tasks),
+        sum(task.queries.backward for task in tasks),
+        sum(task.queries.surrogate for task in tasks),
+    )
+    return [ended[position] for position in range(len(tasks))], queries
+
+
+def _whole(
+    method: Attack,
+    threat: Threat,
+    noise: Noise,
+    aim: Tensor | None,
+    *,
+    targeted: bool,
+    quantize: bool,
+    surrogates: tuple[Oracle, ...],
+) -> Asking[tuple[Tensor, Tensor, Tensor, list[str | None]]]:
+    """Images, success, distance and the part that found each, of one stack of images."""
+    clean = yield from look(threat.x0, saved=quantize)
+    if aim is not None and not 0 <= int(aim.min()) <= int(aim.max()) < clean.shape[1]:
+        field, last = "targets" if targeted else "labels", clean.shape[1] - 1
+        raise UnknownLabel(
+            f"{field}: the model has classes 0 to {last}, not all of {aim.tolist()}", field=field
+        )
+    goal = Goal.of(clean.argmax(1) if aim is None else aim, targeted=targeted)
+    case = Case(threat, goal, noise, quantize, surrogates)
+    sought = yield from search(method, case, clean)
+    success = goal.met((yield from look(sought.rounded, saved=True))) if quantize else sought.met
+    moved = sought.rounded.double() - threat.x0.double()
+    distance = threat.norm.size((moved * LEVELS).round() / LEVELS if quantize else moved)
+    return sought.rounded.cpu(), success.cpu(), distance.cpu(), found_by_part(method, sought.part)
+
+
+def _method(name: str, parameters: dict[str, Any], count: int) -> tuple[Attack, Tensor]:
+    """The parsed attack and each row's radius; without a radius of its own, an attack may go anywhere."""
+    eps = parameters.get("eps")
+    if eps is None or isinstance(eps, str | int | float):
+        method = find(name, "attack").parse(parameters)
+        radii = [getattr(method, "eps", float("inf"))] * count
+    else:
+        parsed = [find(name, "attack").parse({**parameters, "eps": _number(one)}) for one in eps]
+        method, radii = parsed[0], [getattr(one, "eps", float("inf")) for one in parsed]
+    if not isinstance(method, Attack) or len(radii) != count:
+        raise InvalidParameter(f"eps: {len(radii)} radii for {count} images", field="eps")
+    return method, torch.tensor(radii)
+
+
+def _oracle_for(model: Model, images: Images) -> Oracle:
+    """The model's oracle; for a tensor at the network's own size one that takes it as it is.
+
+    Such a tensor went through the resize and crop already; a file or a PIL image always goes through them.
+    """
+    if not isinstance(model, Model):
+        raise InvalidParameter(
+            f"model: expected what touchstone.load or touchstone.wrap returns, not {type(model).__name__}",
+            field="model",
+        )
+    spec = model.oracle.sight.spec
+    if spec is None or not isinstance(images, Tensor) or images.shape[-2:] != (spec.height, spec.width):
+        return model.oracle
+    as_it_is = spec.model_copy(update={"resize": None})
+    return replace(model.oracle, sight=replace(model.oracle.sight, spec=as_it_is))
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _starts(stacks: Sequence[Tensor]) -> list[int]:
+    ends = np.cumsum([len(stack) for stack in stacks]).tolist()
+    return [0, *ends[:-1]]

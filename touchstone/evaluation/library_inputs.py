@@ -1,0 +1,104 @@
+"""What a caller of the library gives: images, labels and seeds, each refused with a sentence where it is
+of no use.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from touchstone.engine.quantization import from_pixels
+from touchstone.errors import InvalidParameter
+from touchstone.models.manifest import class_index
+
+Images = Tensor | Sequence[Image]
+Labels = Tensor | Sequence[int | str] | None
+
+
+def stacks_of(images: Images, device: torch.device, *, resized: bool) -> list[Tensor]:
+    """The images as tensors (B, C, H, W): one for a tensor, one of a single row for each PIL image.
+
+    Those that are to be `resized` have the channels of a file.
+    """
+    if isinstance(images, Tensor):
+        _check(images, resized=resized)
+        return [images.detach().to(device, torch.float32)]
+    if not isinstance(images, Iterable) or isinstance(images, str | bytes | np.ndarray | Image):
+        raise InvalidParameter(
+            f"images: expected a tensor (N, C, H, W) or a list of PIL images, not {type(images).__name__}",
+            field="images",
+        )
+    given = list(images)
+    for image in given:
+        if not isinstance(image, Image):
+            raise InvalidParameter(
+                f"images: expected a list of PIL images, not one with {type(image).__name__}; open files "
+                "with PIL.Image.open, and stack tensors",
+                field="images",
+            )
+    if not given:
+        raise InvalidParameter("images: there are none", field="images")
+    return [_pixels(image).to(device) for image in given]
+
+
+def _check(images: Tensor, *, resized: bool) -> None:
+    shape = tuple(images.shape)
+    if images.dim() != 4 or not len(images):
+        raise InvalidParameter(
+            f"images: expected a tensor (N, C, H, W), not one of shape {shape}", field="images"
+        )
+    if resized and shape[1] not in (1, 3):
+        raise InvalidParameter(
+            f"images: expected 1 or 3 channels, (N, C, H, W), not a tensor of shape {shape}", field="images"
+        )
+    if not 0 <= float(images.min()) <= float(images.max()) <= 1:
+        raise InvalidParameter("images: values must lie in [0,1]; divide 8-bit values by 255", field="images")
+
+
+def _pixels(image: Image) -> Tensor:
+    grey = image.mode in ("L", "1", "LA")
+    pixels = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
+    return from_pixels(pixels[None, None] if grey else pixels.permute(2, 0, 1)[None])
+
+
+def aims_of(
+    labels: Labels, classes: Sequence[str], count: int, *, model: str = "the model", field: str = "labels"
+) -> Tensor | None:
+    """Each row's class, an index; None where nothing was said."""
+    if labels is None:
+        return None
+    if isinstance(labels, Tensor):
+        labels = labels.long().flatten().tolist()
+    if isinstance(labels, str | bytes) or not isinstance(labels, Iterable):
+        raise InvalidParameter(
+            f"{field}: expected a list with one for each image, not {type(labels).__name__}", field=field
+        )
+    indices = torch.tensor([class_index(label, classes, model, field) for label in labels])
+    if len(indices) != count:
+        raise InvalidParameter(f"{field}: {len(indices)} {field} for {count} images", field=field)
+    return indices
+
+
+def keys_of(seed: int | Sequence[int], count: int) -> list[tuple[int, int]]:
+    """The key of each row's noise: of one seed with the row's place, or of its own seed."""
+    try:
+        keys = [(seed_of(seed), row) for row in range(count)]
+    except TypeError:
+        keys = [(seed_of(one), 0) for one in seed]  # type: ignore[union-attr]
+    if len(keys) != count:
+        raise InvalidParameter(f"seed: {len(keys)} seeds for {count} images", field="seed")
+    return keys
+
+
+def seed_of(seed: Any) -> int:
+    """A seed as a number from 0 on; raises TypeError for what is none."""
+    number = operator.index(seed)
+    if number < 0:
+        raise InvalidParameter("seed: it must not be negative", field="seed")
+    return number

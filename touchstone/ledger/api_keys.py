@@ -1,0 +1,179 @@
+"""API keys: whose they are, what they permit, and for how long; of the key itself only a hash is kept.
+
+A key has 256 random bits, so a plain hash of it tells nothing, and nobody can guess one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args
+
+import redis
+from pydantic import AfterValidator, AwareDatetime, Field
+
+from touchstone.errors import (
+    InvalidParameter,
+    KeyExpired,
+    KeyInvalid,
+    LedgerUnavailable,
+    StartError,
+    UnknownKey,
+)
+from touchstone.ledger import codec
+from touchstone.ledger.records import LOCAL, Record
+from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.settings import Settings, on_loopback
+
+Scope = Literal["read", "submit", "admin"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+INCLUDED: Mapping[Scope, frozenset[Scope]] = MappingProxyType(
+    {scope: frozenset(SCOPES[: place + 1]) for place, scope in enumerate(SCOPES)}
+)
+"""What a scope permits: itself and those before it."""
+
+USED_EVERY_MS = 60_000
+"""How exact `used_at` is; noting each use would make every request a write."""
+
+_KEY = re.compile(r"ts_([0-9a-f]{16})_[0-9a-f]{64}")
+
+
+def _within_calendars(moment: datetime) -> datetime:
+    if moment.year > 9000:
+        raise ValueError("that is too far away; leave it out for a key that never expires")
+    return moment
+
+
+class KeyRequest(Record):
+    """What a new key shall be."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=100,
+        pattern=r"^[^\x00-\x1f\x7f]+$",
+        description="What it is for, in your words.",
+    )
+    tenant: str = Field(
+        LOCAL,
+        pattern=r"^[a-z0-9][a-z0-9-]{0,31}$",
+        description="Whose jobs and models it is for. They are shown to nobody else.",
+    )
+    scope: Scope = Field(
+        "submit",
+        description="`read` shows, `submit` starts and ends things too, `admin` also makes and revokes the "
+        "keys of all tenants.",
+    )
+    expires_at: Annotated[AwareDatetime, AfterValidator(_within_calendars)] | None = Field(
+        None, description="When it stops to be good; null: never."
+    )
+
+
+class Key(Record):
+    """A key as it may be shown."""
+
+    id: str
+    name: str
+    tenant: str
+    scope: Scope
+    created_at: datetime
+    expires_at: datetime | None = None
+    used_at: datetime | None = Field(None, description="To the minute.")
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A new key, and its text, which is known at this moment only."""
+
+    key: Key
+    text: str
+
+
+class Keys:
+    """All keys there are. One that was revoked is gone at once, for every process."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+        self._client = client
+        self._scripts = scripts
+
+    def create(self, asked: KeyRequest) -> Issued:
+        """Make a key; `InvalidParameter` where it would have expired already."""
+        name = secrets.token_hex(8)
+        text = f"ts_{name}_{secrets.token_hex(32)}"
+        expires = "" if asked.expires_at is None else codec.ticks(asked.expires_at)
+        stored = self._scripts.run(
+            "tenants/key_create", name, _hash(text), asked.name, asked.tenant, asked.scope, expires
+        )
+        if not stored:
+            raise InvalidParameter("expires_at: it lies in the past", field="expires_at")
+        return Issued(_key(codec.mapping(stored)), text)
+
+    def check(self, text: str) -> Key:
+        """The key with this text. Raises `KeyInvalid` and `KeyExpired`."""
+        match = _KEY.fullmatch(text)
+        now, stored = self._look(match[1]) if match else (0, {})
+        if not hmac.compare_digest(stored.get("hash", ""), _hash(text)):
+            raise KeyInvalid("Authorization: there is no such API key; it was mistyped, or revoked")
+        if _is_over(stored, now):
+            raise KeyExpired(f"Authorization: the API key {stored['id']} has expired; ask for a new one")
+        if now - int(stored.get("used_at", 0)) > USED_EVERY_MS:
+            with suppress(LedgerUnavailable):
+                self._scripts.run("tenants/key_use", stored["id"])
+        return _key(stored)
+
+    def stands(self, name: str) -> bool:
+        """Whether the key of this id is still good."""
+        now, stored = self._look(name)
+        return bool(stored) and not _is_over(stored, now)
+
+    def all(self) -> list[Key]:
+        """Every key, the oldest first; those that have expired are among them until they are revoked."""
+        with reachable():
+            names: Any = self._client.zrange("ts:access", 0, -1)
+        found = [self._look(name)[1] for name in names]
+        return [_key(stored) for stored in found if stored]
+
+    def revoke(self, name: str) -> None:
+        """Make an end of a key; `UnknownKey` where there is none of this id."""
+        if not self._scripts.run("tenants/key_revoke", name):
+            raise UnknownKey(f"there is no API key {name[:40]!r}")
+
+    def any(self) -> bool:
+        """Whether there is a key at all."""
+        with reachable():
+            return bool(self._client.zcard("ts:access"))
+
+    def _look(self, name: str) -> tuple[int, dict[str, str]]:
+        now, pairs = self._scripts.run("tenants/key_look", name)
+        return now, codec.mapping(pairs)
+
+
+def check_address(settings: Settings, keys: Keys) -> None:
+    """Raise `StartError` where others than this machine could reach a service to which nobody has a key."""
+    if on_loopback(settings.host) or settings.require_keys or keys.any():
+        return
+    raise StartError(
+        f"others can reach {settings.host!r}, and there is no API key yet: make one with `touchstone keys "
+        "create NAME --scope admin`, or set TOUCHSTONE_REQUIRE_KEYS=true to start without any"
+    )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_over(stored: Mapping[str, str], now: int) -> bool:
+    return "expires_at" in stored and now >= int(stored["expires_at"])
+
+
+def _key(stored: Mapping[str, str]) -> Key:
+    times = ("created_at", "expires_at", "used_at")
+    told = {name: stored[name] for name in ("id", "name", "tenant", "scope")}
+    return Key.model_validate(told | {name: codec.moment(stored[name]) for name in times if name in stored})

@@ -1,0 +1,98 @@
+"""How jobs stand in the ledger: a hash of strings, JSON where there is structure, times as milliseconds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+
+from touchstone.ledger.records import Artifact, Job, Problem, Progress, Submission, Timings
+from touchstone.models.measurements import Probe
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def moment(milliseconds: str) -> datetime:
+    """The time that the ledger's clock showed."""
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+
+
+def ticks(moment: datetime) -> int:
+    """The first tick of the ledger's clock that is not before this time."""
+    return -((_EPOCH - moment) // timedelta(milliseconds=1))
+
+
+def mapping(pairs: Sequence[str]) -> dict[str, str]:
+    """Names and values in turn, as a dictionary."""
+    return dict(zip(pairs[::2], pairs[1::2], strict=True))
+
+
+def job(pairs: Sequence[str]) -> Job:
+    """Read a job from the names and values of its hash."""
+    stored = mapping(pairs)
+    return Job(
+        id=stored["id"],
+        version=int(stored["version"]),
+        status=stored["status"],
+        submission=Submission.model_validate_json(stored["submission"]),
+        created_at=moment(stored["created_at"]),
+        started_at=_moment_or_none(stored.get("started_at")),
+        finished_at=_moment_or_none(stored.get("finished_at")),
+        attempts=int(stored["attempts"]),
+        claims=int(stored["claims"]),
+        cancel_requested=stored["cancel"] == "1",
+        progress=Progress(done=int(stored["done"]), total=int(stored["total"])),
+        **_outcome(stored),
+    )
+
+
+def _moment_or_none(milliseconds: str | None) -> datetime | None:
+    return None if milliseconds is None else moment(milliseconds)
+
+
+def _outcome(stored: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name: json.loads(stored[name])
+        for name in ("result", "error", "timings", "artifacts")
+        if name in stored
+    }
+
+
+def metric(values: Mapping[str, float] | None) -> str:
+    """Figures as JSON, without those that JSON cannot hold; empty where none is left."""
+    finite = {name: value for name, value in (values or {}).items() if math.isfinite(value)}
+    return json.dumps(finite) if finite else ""
+
+
+def report(progress: Progress, values: Mapping[str, float] | None) -> tuple[int, int, str]:
+    """How far a job is and its figures, as scripts take them."""
+    return progress.done, progress.total, metric(values)
+
+
+def probe(stored: str | None) -> Probe | None:
+    """Read a probe; none where a worker of another version wrote it differently."""
+    try:
+        return Probe.model_validate_json(stored) if stored else None
+    except ValidationError:
+        return None
+
+
+def outcome(
+    result: Mapping[str, Any] | None,
+    error: Problem | None,
+    timings: Timings | None,
+    artifacts: Mapping[str, Artifact],
+) -> list[str]:
+    """Field and JSON in turn, for what is there: what a finished job gains."""
+    files = {name: artifact.model_dump(mode="json") for name, artifact in artifacts.items()}
+    parts = {
+        "result": None if result is None else json.dumps(result, allow_nan=False),
+        "error": None if error is None else error.model_dump_json(),
+        "timings": None if timings is None else timings.model_dump_json(),
+        "artifacts": json.dumps(files) if files else None,
+    }
+    return [text for name, value in parts.items() if value is not None for text in (name, value)]

@@ -1,0 +1,32 @@
+"""Ringing again for jobs whose bell was lost, and taking jobs from workers that fell silent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from touchstone.ledger.ledger import Ledger
+from touchstone.logs import get_logger
+from touchstone.periodic import Rounds
+
+PAUSE_SECONDS = 1.0
+
+_log = get_logger("reaper")
+
+
+class Reaper(Rounds):
+    """Reaps once a second; as many processes as like may run one.
+
+    It has a thread of its own because ringing may block for as long as a broker is out of reach.
+    """
+
+    def __init__(self, ledger: Ledger, ring: Callable[[str], object]) -> None:
+        super().__init__("reaper", self._reap, PAUSE_SECONDS)
+        self._ledger = ledger
+        self._ring = ring
+
+    def _reap(self) -> None:
+        reaped = self._ledger.reap()
+        if reaped.lost:
+            _log.warning("jobs taken from silent workers", jobs=reaped.lost)
+        for job in reaped.ring:
+            self._ring(job)

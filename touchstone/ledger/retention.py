@@ -1,0 +1,70 @@
+"""How long the ledger keeps what it holds, and which blobs it needs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import redis
+
+from touchstone.errors import StartError
+from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.settings import Settings
+
+EXPIRED_AT_ONCE = 100
+_DAY_MS = 86_400_000
+
+
+class Keeping:
+    """Jobs that ended long ago, and blobs that nobody holds; all times are those of the ledger's clock."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts, settings: Settings) -> None:
+        self._client = client
+        self._scripts = scripts
+        self._life = round(settings.retention_days * _DAY_MS)
+
+    def expire(self) -> int:
+        """Forget some of the jobs that ended too long ago; fewer than `EXPIRED_AT_ONCE` were all."""
+        return int(self._scripts.run("jobs/expire", self._life, EXPIRED_AT_ONCE))
+
+    def now(self) -> int:
+        """The ledger's time in milliseconds."""
+        with reachable():
+            seconds, microseconds = self._client.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
+    def take_loose(self, most: int) -> list[str]:
+        """Some blobs that nobody holds any more, each told once."""
+        with reachable():
+            taken: Any = self._client.spop("ts:loose", most)
+        return list(taken)
+
+    def held(self, digests: Sequence[str]) -> set[str]:
+        """Those of these blobs that a job or a registered model holds."""
+        if not digests:
+            return set()
+        with reachable():
+            counts: Any = self._client.hmget("ts:references", list(digests))
+        return {digest for digest, count in zip(digests, counts, strict=True) if count}
+
+    def take_turn(self, seconds: float) -> bool:
+        """Whether it is this caller's turn to do what one of all processes does once in so many seconds."""
+        with reachable():
+            return bool(self._client.set("ts:turn", 1, nx=True, px=round(seconds * 1000)))
+
+    def check_age(self) -> None:
+        """Raise `StartError` where jobs or models were written here before their blobs were counted: nobody
+        would be known to hold those.
+        """
+        if self._scripts.run("jobs/unreadable"):
+            raise StartError(
+                "the ledger holds jobs or models of a version before 0.1.0, whose files this one would take "
+                "for nobody's; finish them with that version, or start with another TOUCHSTONE_HOME"
+            )
+
+    def name(self) -> str:
+        """Tells this ledger from any other: whichever process came first chose it."""
+        with reachable():
+            self._client.set("ts:name", secrets.token_hex(16), nx=True)
+            return str(self._client.get("ts:name"))

@@ -1,0 +1,131 @@
+"""The ledger as one tenant sees it: what is another's is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from touchstone.errors import UnknownJob
+from touchstone.ledger.model_versions import Versions
+from touchstone.ledger.quotas import NOTHING, Needs
+from touchstone.ledger.records import Job, JobKind, Status, Submission
+from touchstone.ledger.replies import Cancellation, Event, Page, Queue, Worker
+from touchstone.ledger.search import Filters, Finder
+from touchstone.ledger.webhooks.deliveries import Deliveries
+from touchstone.ledger.webhooks.endpoints import Endpoints
+from touchstone.models.measurements import Probe
+
+if TYPE_CHECKING:
+    from touchstone.ledger.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Jobs and registered models of one tenant; `Ledger.of` makes it. A job of another raises `UnknownJob`.
+
+    A job is one tenant's for good, so whose it is may be asked before anything is done with it.
+    """
+
+    tenant: str
+    versions: Versions
+    endpoints: Endpoints
+    deliveries: Deliveries
+    _ledger: Ledger
+    _finder: Finder
+
+    def accept(
+        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
+    ) -> tuple[Job, bool]:
+        """See `Ledger.accept`; the job becomes this tenant's."""
+        return self._ledger.accept(self._owned(submission), idempotency=idempotency, needs=needs)
+
+    def check(
+        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
+    ) -> None:
+        """See `Ledger.check`."""
+        self._ledger.check(self._owned(submission), idempotency=idempotency, needs=needs)
+
+    def check_storage(self, size: int) -> None:
+        """See `Allowances.check_storage`."""
+        self._ledger.allowances.check_storage(self.tenant, size)
+
+    def storage(self) -> tuple[int, int | None]:
+        """Bytes that jobs and models hold, and how many may."""
+        allowances = self._ledger.allowances
+        return allowances.stored(self.tenant), allowances.of(self.tenant).storage
+
+    def _owned(self, submission: Submission) -> Submission:
+        return submission.model_copy(update={"tenant": self.tenant})
+
+    def read(self, job: str) -> Job:
+        """The job as it stands."""
+        found = self._ledger.read(job)
+        if found.submission.tenant != self.tenant:
+            raise UnknownJob.named(job)
+        return found
+
+    def find(
+        self,
+        *,
+        status: Status | None = None,
+        kind: JobKind | None = None,
+        method: str | None = None,
+        model: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """Jobs that fit every filter, newest first; those accepted at `since` are among them, at `until` not.
+
+        A filter that hardly anything fits may end a page early, with a cursor to go on from: no call looks at
+        more than ten thousand jobs.
+        """
+        filters = Filters(self.tenant, status, kind, method, model, since, until)
+        return self._finder.find(filters, limit, cursor)
+
+    def cancel(self, job: str) -> Job:
+        """See `Ledger.cancel`."""
+        return self._ledger.cancel(self._own(job))
+
+    def cancel_all(self, jobs: Sequence[str]) -> list[Cancellation]:
+        """See `Ledger.cancel_all`."""
+        tenants = self._ledger.tenants(jobs)
+        own = [job for job in jobs if tenants.get(job) == self.tenant]
+        answers = {answer.id: answer for answer in self._ledger.cancel_all(own)}
+        return [answers.get(job) or Cancellation(job, None, UnknownJob.named(job)) for job in jobs]
+
+    def delete(self, job: str) -> None:
+        """See `Ledger.delete`."""
+        self._ledger.delete(self._own(job))
+
+    def events(self, job: str, *, after: str | None = None, limit: int = 1000) -> list[Event]:
+        """See `Ledger.events`."""
+        return self._ledger.events(self._own(job), after=after, limit=limit)
+
+    def ahead(self, job: str) -> int:
+        """See `Ledger.ahead`."""
+        return self._ledger.ahead(self._own(job))
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs there are in each status."""
+        return self._ledger.counts(self.tenant)
+
+    def queue(self) -> Queue:
+        """How many jobs wait, and for how long."""
+        return self._ledger.queue(self.tenant)
+
+    def workers(self) -> list[Worker]:
+        """See `Ledger.workers`: they work for everybody."""
+        return self._ledger.workers()
+
+    def probes(self, digests: Sequence[str]) -> dict[str, Probe]:
+        """See `Ledger.probes`: equal bytes are equally fast."""
+        return self._ledger.probes(digests)
+
+    def _own(self, job: str) -> str:
+        if self._ledger.tenants([job]).get(job) != self.tenant:
+            raise UnknownJob.named(job)
+        return job

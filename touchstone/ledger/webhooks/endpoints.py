@@ -1,0 +1,105 @@
+"""Who wants to hear of a tenant's jobs: endpoints, and the secrets that sign what is sent there."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+import redis
+from pydantic import Field
+
+from touchstone.errors import UnknownWebhook, WebhookConflict
+from touchstone.ledger import codec
+from touchstone.ledger.records import Record
+from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.webhooks import signatures
+from touchstone.ledger.webhooks.deliveries import Delivery
+
+MOST_ENDPOINTS = 20
+MOST_SECRETS = 3
+ROTATION_HOURS = 24
+
+JobEvent = Literal["job.succeeded", "job.failed", "job.canceled"]
+JOB_EVENTS: tuple[JobEvent, ...] = get_args(JobEvent)
+
+
+class Endpoint(Record):
+    """A URL that is told of the ends of a tenant's jobs."""
+
+    id: str
+    url: str
+    events: tuple[JobEvent, ...] = JOB_EVENTS
+    description: str = ""
+    created_at: datetime
+    disabled_at: datetime | None = Field(None, description="Since when nothing is sent there, if that is so.")
+
+
+class Endpoints:
+    """A tenant's endpoints; those of another are not there."""
+
+    def __init__(self, client: redis.Redis, scripts: Scripts, tenant: str) -> None:
+        self._client = client
+        self._scripts = scripts
+        self._tenant = tenant
+        self._key = f"ts:webhooks:{tenant}"
+
+    def add(self, url: str, events: Sequence[JobEvent], *, description: str, secret: str) -> Endpoint:
+        """Keep a new endpoint; `WebhookConflict` where the tenant has as many as may be."""
+        name = f"wh_{secrets.token_hex(12)}"
+        told = json.dumps({"id": name, "url": url, "events": list(events), "description": description})
+        kept = self._scripts.run("webhooks/endpoint", self._tenant, name, told, secret, MOST_ENDPOINTS)
+        if kept is None:
+            raise WebhookConflict(
+                f"{MOST_ENDPOINTS} endpoints are registered, as many as may be; delete one first"
+            )
+        return _endpoint(kept)
+
+    def all(self) -> list[Endpoint]:
+        """All of them, the newest first."""
+        with reachable():
+            stored: Any = self._client.hvals(self._key)
+        return sorted(map(_endpoint, stored), key=lambda one: (one.created_at, one.id), reverse=True)
+
+    def read(self, endpoint: str) -> Endpoint:
+        """One of them; `UnknownWebhook` where there is none."""
+        with reachable():
+            stored: Any = self._client.hget(self._key, endpoint)
+        if stored is None:
+            raise _unknown(endpoint)
+        return _endpoint(stored)
+
+    def forget(self, endpoint: str) -> None:
+        """Delete one; what was still to be sent to it fails."""
+        if not self._scripts.run("webhooks/withdraw", self._tenant, endpoint):
+            raise _unknown(endpoint)
+
+    def rotate(self, endpoint: str = "") -> tuple[str, datetime]:
+        """A new secret of an endpoint, or for the webhooks of submissions; the one before stays good beside
+        it until the time given.
+        """
+        secret = signatures.new_secret()
+        overlap = ROTATION_HOURS * 3_600_000
+        until = self._scripts.run("webhooks/rotate", self._tenant, endpoint, secret, overlap, MOST_SECRETS)
+        if until is None:
+            raise _unknown(endpoint)
+        return secret, codec.moment(str(until))
+
+    def ping(self, endpoint: str) -> Delivery:
+        """Send something to an endpoint, even to one that is switched off: where it arrives, that is over."""
+        pairs = self._scripts.run("webhooks/ping", self._tenant, endpoint, f"msg_{secrets.token_hex(20)}")
+        if pairs is None:
+            raise _unknown(endpoint)
+        return Delivery.of(pairs)
+
+
+def _endpoint(stored: str) -> Endpoint:
+    told = json.loads(stored)
+    times = {name: codec.moment(told[name]) for name in ("created_at", "disabled_at") if name in told}
+    return Endpoint(**(told | times))
+
+
+def _unknown(endpoint: str) -> UnknownWebhook:
+    return UnknownWebhook(f"there is no webhook {endpoint[:64]!r}")

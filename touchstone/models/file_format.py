@@ -1,0 +1,141 @@
+"""What a model's file is, told from its bytes alone: nothing in it is loaded, unpacked or run."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickletools
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Literal
+
+from touchstone.errors import InvalidModel, ModelTooLarge
+from touchstone.models import protobuf, safetensors_header
+
+Format = Literal["onnx", "safetensors"]
+Data = bytes | mmap.mmap
+"""A file's bytes, in memory or where the disk has them."""
+
+EXPORT = (
+    "Export the network to ONNX, with torch.onnx.export(model, (example,), 'model.onnx', dynamo=True, "
+    "external_data=False) or tf2onnx; or save its weights alone with safetensors.torch.save_file and name "
+    "the architecture"
+)
+RUNS_CODE = "loading it would run whatever code is in it"
+
+_MAGIC: Mapping[bytes, str] = MappingProxyType(
+    {
+        b"\x1f\x8b": "gzip: unpack it first",
+        b"BZh": "bzip2: unpack it first",
+        b"\xfd7zXZ\x00": "xz: unpack it first",
+        b"\x28\xb5\x2f\xfd": "Zstandard: unpack it first",
+        b"7z\xbc\xaf\x27\x1c": "7-Zip: unpack it first",
+        b"\x89HDF\r\n\x1a\n": "HDF5, as Keras writes it, whose layers may hold code",
+        b"\x93NUMPY": "a NumPy array, which says nothing of the network around it",
+        b"GGUF": "GGUF, made for language models",
+        b"\x7fELF": "a program",
+        b"MZ": "a program",
+        b"\x89PNG": "an image",
+        b"\xff\xd8\xff": "an image",
+        b"<": "text (XML or HTML)",
+        b"%PDF": "a PDF",
+    }
+)
+# What archives hold tells what they are; the first that fits.
+_ARCHIVES = (
+    (("/constants.pkl", "/code/__torch__.py"), f"a TorchScript archive: {RUNS_CODE}"),
+    (
+        ("/archive_format", "/serialized_exported_program.json"),
+        f"an archive of torch.export: {RUNS_CODE}",
+    ),
+    ((".pkl",), f"a pickle in an archive, as torch.save writes it: {RUNS_CODE}"),
+    (("/model.weights.h5",), "a Keras model, whose layers may hold code"),
+    (("/saved_model.pb",), "an archive with a TensorFlow SavedModel"),
+    ((".npy",), "NumPy arrays, which say nothing of the network around them"),
+)
+_LOOKED_AT = 2**16
+_TABLE = 2**20
+"""So many bytes at an archive's end may be its table of contents, which is taken apart whole."""
+_CHANCE = 16
+"""So many instructions in a row are no accident, even where the file was cut short."""
+
+
+def format_of(data: Data, *, limit: int) -> Format:
+    """Which of the two formats the bytes are in, as far as their structure tells.
+
+    ModelTooLarge beyond `limit` bytes; InvalidModel says what anything else is, and what to do instead.
+    """
+    if len(data) > limit:
+        raise ModelTooLarge(f"the file has {len(data):,} bytes; at most {limit:,} are allowed", field="file")
+    if not data:
+        raise InvalidModel("the file is empty", field="file")
+    if safetensors_header.looks_like_safetensors(
+        data
+    ):  # first, since the length that it begins with may look like anything
+        safetensors_header.check(data)
+        return "safetensors"
+    foreign = _foreign(data)
+    if foreign is None and protobuf.is_onnx(data):
+        return "onnx"
+    raise InvalidModel(
+        f"the file is {foreign or _unknown(data)}. It must be ONNX or safetensors. {EXPORT}.", field="file"
+    )
+
+
+def _foreign(data: Data) -> str | None:
+    """What the file is, where its first bytes tell that it is neither of the two."""
+    for magic, name in _MAGIC.items():
+        if data[: len(magic)] == magic:
+            return name
+    if data[:2] == b"PK":
+        return _archive(data)
+    if data[4:8] == b"TFL3":
+        return "a TensorFlow Lite model, which has no gradients"
+    if data[257:262] == b"ustar":
+        return "a tar archive: unpack it first"
+    if data[:1] == b"\x80" and len(data) > 1 and data[1] <= 5:
+        return f"a Python pickle, as torch.save wrote it before PyTorch 1.6: {RUNS_CODE}"
+    return None
+
+
+def _archive(data: Data) -> str:
+    names = _entries(data)
+    for ends, kind in _ARCHIVES:
+        if any(f"/{name}".endswith(ends) for name in names):
+            return kind
+    return "a zip archive: unpack it first"
+
+
+def _entries(data: Data) -> list[str]:
+    """Names in an archive, read from its table of contents."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data[-_TABLE:])) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, EOFError):
+        return []
+
+
+def _unknown(data: Data) -> str:
+    """What it may be, where it has no mark of its own."""
+    if safetensors_header.claims_a_header(data):
+        return "neither ONNX nor safetensors, or it was cut short: a header is announced that is not there"
+    if protobuf.is_saved_model(data):
+        return "a TensorFlow SavedModel; tf2onnx converts it"
+    if protobuf.is_graph_def(data):
+        return "a frozen TensorFlow graph; tf2onnx converts it"
+    if _is_pickle(data):
+        return f"a Python pickle: {RUNS_CODE}"
+    return "neither ONNX nor safetensors, or it is damaged"
+
+
+def _is_pickle(data: Data) -> bool:
+    """Whether it reads as a pickle of the protocols without a mark; reading its instructions runs none."""
+    seen = 0
+    with suppress(Exception):  # a reader that was never made for hostile bytes
+        for instruction, _, _ in pickletools.genops(data[:_LOOKED_AT]):
+            seen += 1
+            if instruction.name == "STOP":
+                return True
+    return seen > _CHANCE

@@ -1,0 +1,1 @@
+"""Networks prepared for inference: folded normalization, packed convolutions."""

@@ -1,0 +1,215 @@
+"""Frozen convolutions straight through oneDNN: clamps fused, weights laid out once, gradients by convolution.
+
+PyTorch's own layers hand 1x1 convolutions of small batches to a slower library and clamp in a second pass
+over memory. With constant weights the gradient of a convolution with respect to its input is a convolution,
+too, whose kernel is the same one turned around; so forward and backward are one chain of fused calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from touchstone.models.fused.convolution import FrozenConv, Stage
+
+Shape = tuple[int, int, int]
+"""Channels, height and width."""
+
+
+def serves(x: Tensor) -> bool:
+    """Whether features like these can be computed here."""
+    switched_on = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    fitting = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) > 0
+    return bool(fitting and switched_on and hasattr(torch.ops.mkldnn, "_convolution_pointwise"))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedConv:
+    """A frozen convolution, laid out for inputs of one size."""
+
+    conv: FrozenConv
+    seen: Shape
+    weight: Tensor  # in oneDNN's own layout, as is `turned`
+    turned: Tensor | None  # the kernel of the gradient; None where a stride makes it a transposed convolution
+
+    @classmethod
+    def of(cls, conv: FrozenConv, seen: Shape) -> PackedConv:
+        """Lay out the weights of a convolution."""
+        weight = _pack(conv.weight, conv, conv.padding, seen)
+        unpadded = cls(conv, seen, weight, None)
+        if conv.stride > 1:
+            return unpadded
+        turned = _pack(_turn(conv), conv, _turned_padding(conv), unpadded.shown)
+        return cls(conv, seen, weight, turned)
+
+    @property
+    def shown(self) -> Shape:
+        """The size of the output."""
+        height, width = (
+            (side + 2 * self.conv.padding - self.conv.weight.shape[-1]) // self.conv.stride + 1
+            for side in self.seen[1:]
+        )
+        return len(self.conv.bias), height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features to features."""
+        conv = self.conv
+        return _convolve(
+            x,
+            self.weight,
+            conv.bias,
+            padding=conv.padding,
+            stride=conv.stride,
+            groups=conv.groups,
+            ceiling=conv.ceiling,
+        )
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """The gradient with respect to the input, from the one before the clamp."""
+        conv = self.conv
+        if self.seen[0] == 1:
+            return self._spread(grad)
+        if self.turned is not None:
+            return _convolve(grad, self.turned, None, padding=_turned_padding(conv), groups=conv.groups)
+        reached = [
+            (side - 1) * conv.stride - 2 * conv.padding + conv.weight.shape[-1] for side in self.shown[1:]
+        ]
+        rest = [side - last for side, last in zip(self.seen[1:], reached, strict=True)]
+        return functional.conv_transpose2d(
+            grad, conv.weight, None, conv.stride, conv.padding, rest, conv.groups
+        )
+
+    def _spread(self, grad: Tensor) -> Tensor:
+        """The same for images of one channel, which leave most of a vectorised convolution idle: what every
+        tap of the kernel gets, then the sum of it all in its place.
+        """
+        conv, k = self.conv, self.conv.weight.shape[-1]
+        pixels = grad.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H'·W', O)
+        taps = conv.weight.view(-1, k * k).T @ pixels.transpose(1, 2)  # (B, k², H'·W')
+        return functional.fold(taps, self.seen[1:], k, padding=conv.padding, stride=conv.stride)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedStage:
+    """A stage, laid out for inputs of one size."""
+
+    convs: tuple[PackedConv, ...]
+    skip: bool
+
+    @classmethod
+    def of(cls, stage: Stage, seen: Shape) -> PackedStage:
+        """Lay out the weights of a stage."""
+        convs = []
+        for conv in stage:
+            convs.append(PackedConv.of(conv, seen))
+            seen = convs[-1].shown
+        return cls(tuple(convs), stage.skip)
+
+    def forward(self, x: Tensor, clamped: list[Tensor] | None) -> Tensor:
+        """Features to features; what was clamped is appended to `clamped`, for the way back."""
+        y = x
+        for one in self.convs:
+            y = one.forward(y)
+            if clamped is not None and one.conv.ceiling is not None:
+                clamped.append(y)
+        return y.add_(x) if self.skip else y
+
+    def backward(self, grad: Tensor, clamped: list[Tensor]) -> Tensor:
+        """The gradient with respect to the stage's input; takes its own from the end of `clamped`."""
+        g = grad
+        for one in reversed(self.convs):
+            if one.conv.ceiling is not None:
+                g = _unclamp(g, clamped.pop(), one.conv.ceiling, out=None if g is grad else g)
+            g = one.backward(g)
+        return g.add_(grad) if self.skip else g
+
+
+def pack(stages: Sequence[Stage], seen: Shape) -> tuple[PackedStage, ...]:
+    """Lay out the weights of stages in a row, the first of which takes inputs of the size `seen`."""
+    packed = []
+    for stage in stages:
+        packed.append(PackedStage.of(stage, seen))
+        seen = packed[-1].convs[-1].shown
+    return tuple(packed)
+
+
+def run(x: Tensor, stages: Sequence[PackedStage]) -> Tensor:
+    """Features (B, C, H, W) through the stages; can be differentiated once, with respect to `x`."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        result: Tensor = _Run.apply(x, stages)  # type: ignore[no-untyped-call]
+        return result
+    for stage in stages:
+        x = stage.forward(x, None)
+    return x
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stages: Sequence[PackedStage]) -> Tensor:
+        clamped: list[Tensor] = []
+        for stage in stages:
+            x = stage.forward(x, clamped)
+        ctx.save_for_backward(*clamped)
+        ctx.stages = stages
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        clamped = list(ctx.saved_tensors)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        for stage in reversed(ctx.stages):
+            grad = stage.backward(grad, clamped)
+        return grad, None
+
+
+def _turn(conv: FrozenConv) -> Tensor:
+    """The kernel with inputs and outputs exchanged within each group, and every filter rotated by 180°."""
+    outputs, inputs, k, _ = conv.weight.shape
+    grouped = conv.weight.reshape(conv.groups, outputs // conv.groups, inputs, k, k).transpose(1, 2)
+    return grouped.reshape(conv.groups * inputs, outputs // conv.groups, k, k).flip(2, 3)
+
+
+def _turned_padding(conv: FrozenConv) -> int:
+    return conv.weight.shape[-1] - 1 - conv.padding
+
+
+def _pack(weight: Tensor, conv: FrozenConv, padding: int, seen: Shape) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        weight.contiguous(memory_format=torch.channels_last),
+        *([padding] * 2, [conv.stride] * 2, [1, 1], conv.groups),
+        [1, *seen],
+    )
+    return packed
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    padding: int,
+    groups: int,
+    stride: int = 1,
+    ceiling: float | None = None,
+) -> Tensor:
+    clamp = ("none", []) if ceiling is None else ("hardtanh", [0.0, ceiling])
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, [padding] * 2, [stride] * 2, [1, 1], groups, *clamp, ""
+    )
+    return y
+
+
+def _unclamp(grad: Tensor, clamped: Tensor, ceiling: float, *, out: Tensor | None) -> Tensor:
+    """The gradient before a clamp; written over `out`, which may be `grad`, where it is given."""
+    if out is None:
+        before: Tensor = torch.ops.aten.hardtanh_backward(grad, clamped, 0.0, ceiling)
+    else:
+        before = torch.ops.aten.hardtanh_backward.grad_input(grad, clamped, 0.0, ceiling, grad_input=out)
+    return before

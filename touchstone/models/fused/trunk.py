@@ -1,0 +1,48 @@
+"""Stages of frozen convolutions as one module that picks its fastest way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from touchstone.models.fused import onednn
+from touchstone.models.fused.convolution import Stage
+
+
+class Trunk(nn.Module):
+    """Stages in a row: through oneDNN where that serves, through PyTorch's own layers elsewhere."""
+
+    def __init__(self, *stages: Stage) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self._packed: dict[onednn.Shape, tuple[onednn.PackedStage, ...]] = {}
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, H, W) to features (B, C', H', W')."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        if onednn.serves(x):
+            return onednn.run(x, self._pack(x))
+        for stage in self:
+            x = stage(x)
+        return x
+
+    def _pack(self, x: Tensor) -> tuple[onednn.PackedStage, ...]:
+        _, channels, height, width = x.shape
+        size = (channels, height, width)
+        if size not in self._packed:
+            self._packed[size] = onednn.pack(list(self), size)
+        return self._packed[size]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Trunk:
+        self._packed = {}  # the weights are about to move or to change their type
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": {}}  # oneDNN's layouts can be neither copied nor pickled

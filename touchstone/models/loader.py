@@ -1,0 +1,111 @@
+"""From a card to a network that can be asked: verified, frozen, and in the form that answers fastest."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from touchstone.errors import InvalidModel, ModelUnusable
+from touchstone.models import onnx, zoo
+from touchstone.models.architectures import architecture
+from touchstone.models.manifest import ONNX, Manifest
+from touchstone.models.onnx.builder import Imported
+from touchstone.models.store import ZOO, Shelf
+
+
+def load_module(card: Manifest, shelf: Shelf = ZOO) -> nn.Module:
+    """The network of a card, frozen and in eval mode: normalised images (B, C, H, W) in, logits (B, K) out.
+
+    Its logits and input gradients are those of `load_plain` up to rounding. Raises ModelUnusable where the
+    file is missing, is not the one that the card's digest names, or does not fit the architecture; of a
+    registered file InvalidModel and UnsupportedOperator, too.
+    """
+    return module_of(card, shelf.weights(card))
+
+
+def module_of(card: Manifest, data: bytes) -> nn.Module:
+    """The same from the bytes of its file."""
+    net: nn.Module
+    if card.architecture == ONNX:
+        net = imported(card, data).module
+    else:
+        plain = _filled(card, data)
+        with torch.no_grad():
+            net = architecture(card.architecture).freeze(plain)
+        net = nn.Sequential(ChannelsLast(), net) if card.input.layout == "nhwc" else net
+    net = nn.Sequential(net, Logarithm()) if card.softmax == "inverted" else net
+    return net.eval().requires_grad_(False)
+
+
+def load_plain(card: Manifest, shelf: Shelf = ZOO) -> nn.Module:
+    """The network as it was trained: the reference for `load_module`, and what training goes on from."""
+    return _filled(card, shelf.weights(card))
+
+
+def _filled(card: Manifest, data: bytes) -> nn.Module:
+    with torch.device("meta"):  # no weights are drawn only to be replaced
+        net = architecture(card.architecture).build(card.input, len(card.classes))
+    try:
+        net.load_state_dict(_tensors(card, data), assign=True)
+    except RuntimeError as error:
+        raise ModelUnusable(f"{card.id}: the weights do not fit {card.architecture}: {error}"[:500]) from None
+    return net.eval().requires_grad_(False)
+
+
+def imported(card: Manifest, data: bytes) -> Imported:
+    """The network in an ONNX file, once it is known to take and to answer what the card says."""
+    graph, spec = onnx.read(data), card.input
+    found = "nhwc" if graph.channels_last else "nchw"
+    if found != spec.layout:
+        raise InvalidModel(
+            f"input.layout: the file takes images of shape {graph.input.shape}: its layout is {found}",
+            field="input.layout",
+        )
+    if graph.image[0] not in (None, spec.channels):
+        raise InvalidModel(
+            f"input.channels: the file takes {graph.image[0]} channels, not {spec.channels}",
+            field="input.channels",
+        )
+    net = onnx.build(graph, size=(spec.height, spec.width))
+    if net.classes != len(card.classes):
+        raise InvalidModel(
+            f"classes: the network answers {net.classes} numbers, but {len(card.classes)} classes are named",
+            field="classes",
+        )
+    return net
+
+
+def _tensors(card: Manifest, data: bytes) -> dict[str, Tensor]:
+    if card.weights.file.endswith(".safetensors"):
+        try:
+            tensors = safetensors.torch.load(data)
+        except SafetensorError as error:
+            raise ModelUnusable(f"{card.id}: {card.weights.file} is damaged: {error}") from None
+        return {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
+    # Pickles only from packages that our own cards name by digest, and even those without their code.
+    if card.weights.package is None or card not in zoo.manifests().values():
+        raise ModelUnusable(
+            f"{card.id}: weights must be safetensors, not {Path(card.weights.file).suffix or 'this'}"
+        )
+    return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+
+
+class ChannelsLast(nn.Module):
+    """What stands before a network that takes channels after the pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) as (B, H, W, C)."""
+        return x.permute(0, 2, 3, 1)
+
+
+class Logarithm(nn.Module):
+    """What makes logits of probabilities, where the layer that made those cannot be told from the others."""
+
+    def forward(self, shares: Tensor) -> Tensor:
+        """Logarithms (B, K); a share too small for its type counts as the smallest that there is."""
+        return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()

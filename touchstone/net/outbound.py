@@ -1,0 +1,354 @@
+"""The one way by which anything leaves the service: to addresses that were checked, and no farther.
+
+A name is resolved once for each connection. Every address that it has is checked, and the connection is made
+to one of those, so that nobody can answer the check with one address and the connection with another.
+Redirects are not followed, proxies of the environment are not used, and nothing is decompressed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import re
+import select
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from touchstone.errors import AddressRefused, RemoteAnswer, RemoteUnavailable
+from touchstone.logs import get_logger
+from touchstone.net.addresses import Address, Permits, as_address, is_closed
+
+CONNECT_SECONDS = 5.0
+LONGEST_URL = 2_000
+_PRINTABLE = re.compile(r"[\x21-\x7e]+")
+_HOST = re.compile(r"[a-z0-9._-]{1,253}")
+_PORTS = {"http": 80, "https": 443}
+_HTTPS_ALONE = "only https is allowed, but for hosts that the operator names"
+
+_log = get_logger("outgoing")
+
+Found = tuple[int, Any, str]
+"""Family, address for the socket, address as text."""
+
+Resolve = Callable[[str, int], Sequence[Found]]
+
+
+def resolve(host: str, port: int) -> Sequence[Found]:
+    """All addresses of a host, by the system's own means."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    return [(family, address, str(address[0])) for family, _, _, _, address in found]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a URL leads."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str) -> Target:
+        """Raises AddressRefused for anything but a plain http or https URL."""
+        if len(url) > LONGEST_URL or not _PRINTABLE.fullmatch(url):
+            raise _refused("expected an https URL in printable ASCII of at most 2,000 characters")
+        try:
+            parts = urlsplit(url)
+            host, port = (parts.hostname or "").rstrip("."), parts.port
+        except ValueError as error:
+            raise _refused(str(error)) from None
+        if parts.scheme not in _PORTS:
+            raise _refused("the URL must begin with https://")
+        if parts.username is not None or parts.password is not None or parts.fragment:
+            raise _refused("a URL must hold neither a user, nor a password, nor a fragment")
+        if (as_address(host) is None and not _HOST.fullmatch(host)) or port == 0:
+            raise _refused("the URL names no host that could be asked")
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return cls(parts.scheme, host, port or _PORTS[parts.scheme], path)
+
+
+def _refused(why: str) -> AddressRefused:
+    return AddressRefused(f"url: {why}", field="url")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back. Redirects and errors are replies, too: whoever asked decides."""
+
+    status: int
+    body: bytes = field(repr=False)
+    retry_after: float | None = None
+
+
+class Outgoing:
+    """Knows where requests may go, and opens channels to there.
+
+    `allow` are the operator's exceptions: hosts, host:port and networks that may be reached although they are
+    private, and by plain http. Raises ValueError where they cannot be read.
+    """
+
+    def __init__(
+        self, allow: str | None = None, *, find: Resolve = resolve, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._permits = Permits.parse(allow)
+        self._find = find
+        self._given_tls = tls
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext:
+        """Certificates are verified against those that the system trusts."""
+        return self._given_tls or ssl.create_default_context()
+
+    def channel(self, url: str) -> Channel:
+        """A connection to be opened at its first request. Raises AddressRefused for a URL that cannot be."""
+        return Channel(self, Target.parse(url))
+
+    def check(self, url: str) -> None:
+        """Raise AddressRefused or RemoteUnavailable where a request to this URL would not leave; resolves."""
+        self.addresses(Target.parse(url))
+
+    def check_written(self, url: str) -> None:
+        """Raise AddressRefused for a URL that no request could ever go to, as far as that is told without
+        resolving a name.
+        """
+        target = Target.parse(url)
+        for text in _written(target):
+            self._check(target, as_address(text))
+        if target.scheme != "https" and not self._permits.each:
+            raise _refused(_HTTPS_ALONE)
+
+    def addresses(self, target: Target) -> Sequence[Found]:
+        """All addresses of the target, each of which may be reached."""
+        try:
+            found = self._find(target.host, target.port)
+        except (OSError, UnicodeError):
+            raise RemoteUnavailable(f"the host {target.host} cannot be resolved") from None
+        if not found:
+            raise RemoteUnavailable(f"the host {target.host} has no address")
+        for _, _, text in found:
+            self._check(target, as_address(text))
+        return found
+
+    def _check(self, target: Target, address: Address | None) -> None:
+        if address is not None and self._permits.cover(target.host, target.port, address):
+            return
+        if address is None or is_closed(address):
+            raise _refused(
+                f"{target.host} leads to a private or reserved address, which only the operator may allow "
+                "(TOUCHSTONE_OUTGOING_ALLOW)"
+            )
+        if target.scheme != "https":
+            raise _refused(_HTTPS_ALONE)
+
+
+def _written(target: Target) -> list[str]:
+    """The addresses that a host is another spelling of, such as 127.1; none for a name to be resolved."""
+    if target.host == "localhost" or target.host.endswith(".localhost"):
+        return ["127.0.0.1"]
+    try:
+        found = socket.getaddrinfo(target.host, None, flags=socket.AI_NUMERICHOST, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    return [str(address[0]) for *_, address in found]
+
+
+class Channel:
+    """One connection, kept alive between requests. One thread asks; any other may abort."""
+
+    def __init__(self, outgoing: Outgoing, target: Target) -> None:
+        self.target = target
+        self._outgoing = outgoing
+        self._connection: _Connection | None = None
+        self._socket: socket.socket | None = None
+        self._aborted = False
+        self._sending = False
+
+    def post(
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        seconds: float,
+        most: int | None,
+        connect: float = CONNECT_SECONDS,
+    ) -> Reply:
+        """Send one request and read at most `most` bytes of answer, all within `seconds`.
+
+        Where `most` is None the answer's head tells enough, and the connection ends with it.
+        Nothing is ever sent twice. Raises AddressRefused, RemoteUnavailable, RemoteAnswer.
+        """
+        began = time.monotonic()
+        try:
+            self._sending = False
+            connection = self._ready(began + seconds, connect)
+            self._sending = True
+            connection.request("POST", self.target.path, body, {**headers, "Accept-Encoding": "identity"})
+            reply = self._read(connection.getresponse(), most)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise self._unavailable(error, time.monotonic() - began) from None
+        except BaseException:
+            self.close()
+            raise
+        took = round(time.monotonic() - began, 3)
+        _log.debug("asked", host=self.target.host, status=reply.status, seconds=took)
+        return reply
+
+    def abort(self) -> None:
+        """End what is under way, from any thread: the one that asks gets RemoteUnavailable."""
+        self._aborted = True
+        if (sock := self._socket) is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._socket is not None:
+            self._socket.close()
+        self._connection = self._socket = None
+
+    def _ready(self, until: float, connect: float) -> _Connection:
+        if self._socket is not None and _is_stale(self._socket):
+            self.close()
+        if self._connection is None or self._socket is None:
+            self._socket = self._connected(until, connect)
+            self._connection = _Connection(self.target)
+        self._connection.sock = _Timed(self._socket, until)
+        return self._connection
+
+    def _connected(self, until: float, connect: float) -> socket.socket:
+        """A socket to the first address that takes it, encrypted where the URL says so."""
+        failure: OSError = OSError("no address")
+        for family, address, _ in self._outgoing.addresses(self.target):
+            try:
+                return self._secured(self._open(family, address, _left(until, connect)), until)
+            except OSError as error:
+                failure = error
+        raise failure
+
+    def _open(self, family: int, address: Any, seconds: float) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(seconds)
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _secured(self, sock: socket.socket, until: float) -> socket.socket:
+        self._socket = sock  # so that `abort` finds it
+        if self._aborted:
+            sock.close()
+            raise OSError("aborted")
+        if self.target.scheme == "http":
+            return sock
+        tls = self._outgoing.tls.wrap_socket(
+            sock, server_hostname=self.target.host, do_handshake_on_connect=False
+        )
+        self._socket = tls
+        try:
+            tls.settimeout(_left(until))
+            tls.do_handshake()
+        except BaseException:
+            tls.close()
+            raise
+        return tls
+
+    def _read(self, response: http.client.HTTPResponse, most: int | None) -> Reply:
+        pause = _retry_after(response.headers.get("Retry-After"))
+        if most is None:
+            self.close()
+            return Reply(response.status, b"", pause)
+        coding = response.headers.get("Content-Encoding", "identity")
+        if coding.strip().lower() != "identity":
+            raise RemoteAnswer(f"{self.target.host} sent a compressed answer, which it was not asked for")
+        body = response.read(most + 1)
+        if len(body) > most:
+            raise RemoteAnswer(f"{self.target.host} sent an answer of more than {most:,} bytes")
+        if response.length:
+            raise http.client.IncompleteRead(body)
+        if response.will_close or self._aborted:
+            self.close()
+        return Reply(response.status, body, pause)
+
+    def _unavailable(self, error: Exception, seconds: float) -> RemoteUnavailable:
+        host = self.target.host
+        if isinstance(error, TimeoutError):
+            why = f"{host} did not answer within {seconds:.3g} s"
+            return RemoteUnavailable(why, timed_out=True) if self._sending else RemoteUnavailable(why)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return RemoteUnavailable(f"{host} has no certificate to be trusted: {error.verify_message}")
+        why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        return RemoteUnavailable(f"{host} cannot be asked: {why}")
+
+
+class _Connection(http.client.HTTPConnection):
+    """Speaks HTTP over a socket that it is given, and never opens one."""
+
+    def __init__(self, target: Target) -> None:
+        self.default_port = _PORTS[target.scheme]
+        super().__init__(target.host, target.port)
+        self.auto_open = 0
+
+
+class _Timed(io.RawIOBase):
+    """A socket of which every read and write ends at one time, however slowly the other side goes."""
+
+    def __init__(self, sock: socket.socket, until: float) -> None:
+        self._sock = sock
+        self._until = until
+
+    def sendall(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            self._sock.settimeout(_left(self._until))
+            rest = rest[self._sock.send(rest) :]
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Timed(self._sock, self._until))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(_left(self._until))
+        return self._sock.recv_into(buffer)
+
+
+def _left(until: float, most: float = float("inf")) -> float:
+    left = min(until - time.monotonic(), most)
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _is_stale(sock: socket.socket) -> bool:
+    """Whether the other side closed a connection that waited, or spoke without being asked."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds, from seconds or from a date; None where there is neither."""
+    if text is None:
+        return None
+    if text.strip().isdigit():
+        return float(text.strip()[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None

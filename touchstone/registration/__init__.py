@@ -1,0 +1,1 @@
+"""A user's model, from request to trial to version."""

@@ -1,0 +1,198 @@
+"""How a user describes a model of their own: the few things that its file does not tell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from touchstone.errors import InvalidParameter
+from touchstone.methods import invalid_parameter
+from touchstone.models.file_format import Format
+from touchstone.models.manifest import ID, ONNX, InputSpec, Manifest, Weights
+from touchstone.models.remote_manifest import Remote
+
+MOST_CLASSES = 100_000
+LONGEST_CLASS = 200
+_NO_DIGEST = "sha256:" + "0" * 64
+MOST_LETTERS = 2_000_000
+"""Of all classes' names together: a card is read often."""
+
+
+def _named(name: str) -> str:
+    if not name.strip() or not name.isprintable():
+        raise ValueError(f"expected a name to print, not {name[:40]!r}")
+    return name.strip()
+
+
+ClassName = Annotated[str, Field(min_length=1, max_length=LONGEST_CLASS), AfterValidator(_named)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, le=1e6)]
+
+
+def _check_lines(names: tuple[str, ...]) -> None:
+    if not 2 <= len(names) <= MOST_CLASSES:
+        raise ValueError(f"labels: {len(names)} lines; 2 to {MOST_CLASSES:,} classes are possible")
+    for number, name in enumerate(names, 1):
+        if not name or not name.isprintable() or len(name) > LONGEST_CLASS:
+            raise ValueError(
+                f"labels: line {number} is no name of 1 to {LONGEST_CLASS} letters to print: {name[:40]!r}"
+            )
+
+
+class Registration(BaseModel):
+    """What a client says of a model; the file says the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=ID, description="What the model is to be called.", examples=["my-net"])
+    classes: tuple[ClassName, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=MOST_CLASSES,
+        description="The classes' names, in the order of the network's outputs. Names may come twice.",
+        examples=[["cat", "dog"]],
+    )
+    labels: str | None = Field(
+        None,
+        max_length=2 * MOST_LETTERS,
+        description="The same as a text with one name a line; instead of `classes`.",
+        examples=["cat\ndog\n"],
+    )
+    input: InputSpec = Field(description="What the network takes, and how an image gets there.")
+    mean: tuple[Number, ...] | None = Field(
+        None,
+        description="Subtracted from pixels in [0,1], a number for each channel; comes with `std`.",
+        examples=[[0.485, 0.456, 0.406]],
+    )
+    std: tuple[Positive, ...] | None = Field(
+        None, description="What they are divided by then.", examples=[[0.229, 0.224, 0.225]]
+    )
+    range: tuple[Number, Number] | None = Field(
+        None,
+        description="Instead of `mean` and `std`: the numbers that stand for black and white. Without any of "
+        "these the network takes [0, 1].",
+        examples=[[-1, 1]],
+    )
+    architecture: str | None = Field(
+        None,
+        max_length=120,
+        description="For safetensors: an architecture of the zoo, or `timm/NAME`. An ONNX file needs none.",
+        examples=["timm/resnet18"],
+    )
+    remote: Remote | None = Field(
+        None, description="Instead of a file: where the model answers, and how it is asked."
+    )
+    licence: str = Field("not stated", max_length=2000, description="Of the weights.")
+    provenance: str = Field("not stated", max_length=5000, description="Where the model comes from.")
+
+    @classmethod
+    def parse(cls, said: Mapping[str, Any] | str | bytes) -> Registration:
+        """A registration from JSON, parsed or not. Raises InvalidParameter, which names the field."""
+        try:
+            if isinstance(said, str | bytes):
+                return cls.model_validate_json(said)
+            return cls.model_validate(said)
+        except ValidationError as error:
+            raise invalid_parameter(error) from None
+
+    @model_validator(mode="after")
+    def _names_classes_once(self) -> Registration:
+        if (self.classes is None) == (self.labels is None):
+            raise ValueError("classes: name the classes, either here or in labels, one a line")
+        if sum(map(len, self.names)) > MOST_LETTERS:
+            raise ValueError(f"classes: the names have more than {MOST_LETTERS:,} letters together")
+        if self.labels is not None:
+            _check_lines(self.names)
+        return self
+
+    @model_validator(mode="after")
+    def _normalises_one_way(self) -> Registration:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("std: mean and std come together, or not at all")
+        if self.range is not None and self.mean is not None:
+            raise ValueError("range: give either range, or mean and std")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError("range: the number for black must be below that for white")
+        for field, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.input.channels:
+                raise ValueError(
+                    f"{field}: {len(values)} numbers for {self.input.channels} channels; give one for each"
+                )
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes' names."""
+        if self.classes is not None:
+            return self.classes
+        return tuple(line.strip() for line in (self.labels or "").rstrip().splitlines())
+
+    def manifest(self, digest: str, file: Format) -> Manifest:
+        """The card of these bytes, with every default filled in. Raises InvalidParameter."""
+        if self.remote is not None:
+            raise InvalidParameter("remote: a model is either a file or behind an address", field="remote")
+        return self._card(digest, self._architecture(file), f"model.{file}")
+
+    def remote_manifest(self, tenant: str) -> tuple[Manifest, bytes]:
+        """The card of a model behind an address, and the bytes whose digest is the version's.
+
+        These name the tenant, so that no two share what is counted by digest, such as a budget. Raises
+        InvalidParameter.
+        """
+        if self.remote is None or self.architecture is not None:
+            raise InvalidParameter(
+                "remote: without a file, tell where the model answers, and no architecture", field="remote"
+            )
+        card = self._card(_NO_DIGEST, "remote", "remote")
+        said = {**card.model_dump(mode="json", exclude={"digest"}), "tenant": tenant}
+        told = json.dumps(said, sort_keys=True).encode()
+        return card.model_copy(update={"digest": f"sha256:{hashlib.sha256(told).hexdigest()}"}), told
+
+    def _card(self, digest: str, architecture: str, file: str) -> Manifest:
+        mean, std = self._normalisation()
+        try:
+            return Manifest(
+                kind="local" if self.remote is None else "remote",
+                id=self.id,
+                digest=digest,
+                architecture=architecture,
+                weights=Weights(file=file),
+                remote=self.remote,
+                input=self.input,
+                mean=mean,
+                std=std,
+                classes=self.names,
+                parameters=0,
+                licence=self.licence,
+                provenance=self.provenance,
+                accuracy=(),
+            )
+        except ValidationError as error:
+            raise invalid_parameter(error) from None
+
+    def _architecture(self, file: Format) -> str:
+        if file == "onnx" and self.architecture in (None, ONNX):
+            return ONNX
+        if file == "onnx":
+            raise InvalidParameter(
+                "architecture: an ONNX file describes its network whole; leave this out", field="architecture"
+            )
+        if self.architecture in (None, ONNX):
+            raise InvalidParameter(
+                "architecture: a safetensors file holds weights alone; name an architecture of the zoo, or "
+                "timm/NAME, or export the network to ONNX",
+                field="architecture",
+            )
+        return str(self.architecture)
+
+    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        channels = self.input.channels
+        if self.mean is not None and self.std is not None:
+            return self.mean, self.std
+        low, high = self.range or (0.0, 1.0)
+        width = high - low  # pixels x become low + x * width, which is (x + low / width) / (1 / width)
+        return (-low / width if low else 0.0,) * channels, (1 / width,) * channels

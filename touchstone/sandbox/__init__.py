@@ -1,0 +1,1 @@
+"""Uploads decoded in child processes that may die of them."""

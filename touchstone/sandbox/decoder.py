@@ -1,0 +1,64 @@
+"""`python -m touchstone.sandbox.decoder`: decode uploads in a process that may die of them.
+
+Standard input is one end of a `multiprocessing.Pipe`. Each message on it is a letter for the form that is
+wanted and an upload; two come back, JSON of what the image is or why there is none, and its bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from PIL import Image, WebPImagePlugin  # noqa: F401 - `preinit` leaves WebP out
+
+from touchstone.errors import Failure
+from touchstone.images import Pixels, decode, encode
+from touchstone.sandbox.confinement import confine
+
+SECONDS = 10
+"""The processor's time that one upload may take."""
+
+MEMORY = 768 * 2**20
+"""An image of the largest size is held up to six times over while it is converted."""
+
+PNG, RAW = b"p", b"r"
+
+READY = b"ready"
+
+_FORMS: dict[bytes, Callable[[Pixels], bytes]] = {PNG: encode, RAW: lambda pixels: pixels.tobytes()}
+
+
+def main() -> None:
+    """Decode until nobody asks any more."""
+    line = Connection(os.dup(0))
+    Image.preinit()
+    confine(memory=MEMORY, written=0)
+    line.send_bytes(READY)
+    while True:
+        try:
+            asked = line.recv_bytes()
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        head, content = _decoded(asked[:1], asked[1:])
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        line.send_bytes(json.dumps(head).encode())
+        line.send_bytes(content)
+
+
+def _decoded(form: bytes, upload: bytes) -> tuple[dict[str, Any], bytes]:
+    try:
+        decoded = decode(upload)
+    except Failure as failure:
+        return {"fault": {"code": failure.code, "detail": failure.detail}}, b""
+    height, width, channels = decoded.pixels.shape
+    image = {"height": height, "width": width, "channels": channels, "conversions": decoded.conversions}
+    return {"image": image}, _FORMS[form](decoded.pixels)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Decoding uploads in processes of their own: a file that crashes or exhausts a decoder harms nobody else."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from multiprocessing import Pipe
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from touchstone.errors import Failure, ImageTooLarge, InvalidImage, NotReady
+from touchstone.images import MAX_PIXELS, MAX_SIDE, MIN_SIDE, Pixels
+from touchstone.ledger.records import ImageRef
+from touchstone.logs import get_logger
+from touchstone.sandbox.confinement import environment
+from touchstone.sandbox.decoder import PNG, RAW, READY, SECONDS
+from touchstone.storage.blobs import digest_of
+
+MODULE = "touchstone.sandbox.decoder"
+START_SECONDS = 60.0
+PATIENCE = 6.0 * SECONDS
+"""Seconds for one upload by the clock: the process itself counts those of the processor."""
+
+TRIES = 2
+_LONGEST_HEAD = 2**16
+_LONGEST_CONTENT = 4 * MAX_PIXELS
+
+_FAULTS: dict[str, type[Failure]] = {kind.code: kind for kind in (InvalidImage, ImageTooLarge)}
+
+_log = get_logger("decoding")
+
+
+class _Part(BaseModel):
+    """Strict about its fields: what a decoder writes is checked as if a stranger had written it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Image(_Part):
+    height: int = Field(ge=MIN_SIDE, le=MAX_SIDE)
+    width: int = Field(ge=MIN_SIDE, le=MAX_SIDE)
+    channels: Literal[1, 3]
+    conversions: tuple[str, ...]
+
+    @property
+    def values(self) -> int:
+        return self.height * self.width * self.channels
+
+
+class _Fault(_Part):
+    code: str
+    detail: str
+
+
+class _Answer(_Part):
+    image: _Image | None = None
+    fault: _Fault | None = None
+
+
+class _GoneError(Exception):
+    """A decoder is of no use any more."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"a decoder ended with code {code}")
+        self.code = code
+
+
+class Decoders:
+    """So many processes at most, started when they are needed; any thread may ask, and waits for its turn.
+
+    `deaths` counts those that a file, or anything else, has ended.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.deaths = 0
+        self._count = count
+        self._free: queue.LifoQueue[_Decoder | None] = queue.LifoQueue()
+        for _ in range(count):
+            self._free.put(None)
+
+    def canonical(self, upload: bytes) -> tuple[bytes, ImageRef]:
+        """As `uploads.canonical`."""
+        image, png = self._ask(PNG, upload)
+        return png, ImageRef(digest=digest_of(png), **image.model_dump())
+
+    def pixels(self, upload: bytes) -> Pixels:
+        """As `images.decode` gives them."""
+        image, content = self._ask(RAW, upload)
+        return np.frombuffer(content, np.uint8).reshape(image.height, image.width, image.channels)
+
+    def stop(self) -> None:
+        """End those that are free; the others end when this process does."""
+        free: list[_Decoder | None] = []
+        with suppress(queue.Empty):
+            while len(free) < self._count:
+                free.append(self._free.get(timeout=1))
+        for decoder in free:
+            if decoder:
+                decoder.end()
+            self._free.put(None)
+
+    def _ask(self, form: bytes, upload: bytes) -> tuple[_Image, bytes]:
+        for _ in range(TRIES):  # whatever ends a decoder may have nothing to do with the file
+            try:
+                return self._tried(form, upload)
+            except _GoneError as death:
+                self.deaths += 1
+                _log.warning("a decoder died", code=death.code)
+                if -death.code == signal.SIGPROF:
+                    raise InvalidImage(
+                        f"image: decoding it takes more than {SECONDS} s", field="image"
+                    ) from None
+        raise InvalidImage("image: no PNG, JPEG or WebP file that can be decoded", field="image")
+
+    def _tried(self, form: bytes, upload: bytes) -> tuple[_Image, bytes]:
+        decoder = self._free.get()
+        try:
+            decoder = decoder or _Decoder()
+            return decoder.ask(form, upload)
+        except Failure:
+            raise
+        except BaseException:  # whoever asks next would hear the answer that was not heard
+            if decoder:
+                decoder.end()
+            decoder = None
+            raise
+        finally:
+            self._free.put(decoder)
+
+
+class _Decoder:
+    """One process."""
+
+    def __init__(self) -> None:
+        self._line, theirs = Pipe()
+        with theirs:
+            # -P: nothing is imported from the folder that it starts in.
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-P", "-m", MODULE],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment(),
+                cwd="/",
+                start_new_session=True,
+            )
+        try:
+            self._hear(len(READY), START_SECONDS)
+        except (EOFError, OSError):
+            self.end()
+            raise NotReady("no image can be decoded now: the process for it does not start") from None
+
+    def ask(self, form: bytes, upload: bytes) -> tuple[_Image, bytes]:
+        """Have an upload decoded; raises InvalidImage, ImageTooLarge and _GoneError."""
+        try:
+            self._line.send_bytes(form + upload)
+            answer = _Answer.model_validate_json(self._hear(_LONGEST_HEAD, PATIENCE))
+            content = self._hear(_LONGEST_CONTENT, PATIENCE)
+        except (EOFError, OSError, ValidationError):
+            raise _GoneError(self.end()) from None
+        if answer.image:
+            if form == RAW and len(content) != answer.image.values:
+                raise _GoneError(self.end())
+            return answer.image, content
+        fault = answer.fault or _Fault(code=InvalidImage.code, detail="image: it cannot be decoded")
+        raise _FAULTS.get(fault.code, InvalidImage)(fault.detail, field="image")
+
+    def _hear(self, most: int, seconds: float) -> bytes:
+        if not self._line.poll(seconds):
+            raise TimeoutError
+        return self._line.recv_bytes(most)
+
+    def end(self) -> int:
+        """Kill it, unless it is dead; how it ended."""
+        self._process.kill()
+        self._line.close()
+        return self._process.wait()

@@ -1,0 +1,1 @@
+"""`touchstone up`: a Valkey, a worker and the API under one command."""

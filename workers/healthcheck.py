@@ -1,0 +1,25 @@
+"""`python -m workers.healthcheck`: whether this host's worker gave a sign of life lately."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from touchstone.errors import LedgerUnavailable
+from touchstone.ledger.ledger import Ledger
+from touchstone.settings import Settings
+from touchstone.supervisor.valkey import ledger_url
+
+
+def main() -> int:
+    """The exit code: 0 where it is alive."""
+    settings = Settings()
+    try:
+        workers = Ledger(ledger_url(settings), settings).workers()
+    except LedgerUnavailable:
+        return 1
+    return 0 if any(worker.info.get("host") == socket.gethostname() for worker in workers) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

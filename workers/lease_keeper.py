@@ -1,0 +1,238 @@
+"""The one thread that speaks to the ledger for all running jobs, so that neither they nor the engine wait
+for it.
+
+It renews their leases, tells them to end, passes on their reports, and shows that the worker is alive. It
+also watches the engine: a device that hangs gives no sign, so its jobs must be let go.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from touchstone.errors import LedgerUnavailable
+from touchstone.ledger.ledger import Ledger
+from touchstone.logs import get_logger
+from touchstone.models.measurements import Probe
+from touchstone.settings import Settings
+from workers.claimed_job import Held
+
+TICK_SECONDS = 0.2
+RENEW_SECONDS = 0.4
+BEAT_SECONDS = 1.0
+NOTE_SECONDS = 86_400.0
+GRACE_SECONDS = 3.5
+
+_log = get_logger("keeper")
+
+
+class Machine(Protocol):
+    """An engine, as far as its keeper watches it."""
+
+    @property
+    def steps(self) -> int:
+        """How many passes it has finished."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has something to do."""
+
+    def figures(self) -> dict[str, Any]:
+        """What it has done so far."""
+
+    def probes(self) -> Mapping[str, Probe]:
+        """What the last load of each model measured, by the model's digest."""
+
+
+class Keeper:
+    """Holds the leases of a worker's jobs for as long as its engine moves.
+
+    `give_up` is called with an exit code where the process should end although jobs still run: 1 after the
+    engine hung, 0 where a shutdown took too long. `moved` is called again and again while this thread runs.
+    """
+
+    def __init__(
+        self,
+        worker: str,
+        ledger: Ledger,
+        engine: Machine,
+        settings: Settings,
+        *,
+        give_up: Callable[[int], object],
+        moved: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.worker = worker
+        self.stopping = False
+        """Set it to stop: jobs are told to end, and no more are taken. A plain flag, for signal handlers."""
+        self._ledger = ledger
+        self._engine = engine
+        self._give_up = give_up
+        self._moved = moved
+        self._serves = settings.served
+        self._patience = settings.hang
+        self._pulse = Pulse(engine, settings.hang)
+        self._noted: dict[str, Probe] = {}
+        self._held: set[Held] = set()
+        self._given_up: set[Held] = set()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._stopping_since: float | None = None
+        self._next = {"renew": 0.0, "beat": 0.0, "note": 0.0}
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the worker counts as alive from its first beat on."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and say farewell to the ledger."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._guarded(lambda: self._ledger.leave(self.worker))
+
+    @contextmanager
+    def keep(self, held: Held) -> Iterator[None]:
+        """Speak for a job while the block lasts."""
+        with self._lock:
+            self._held.add(held)
+        if self.stopping:
+            held.end("stopping")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.remove(held)
+
+    def _all(self) -> list[Held]:
+        with self._lock:
+            return list(self._held)
+
+    def _run(self) -> None:
+        while True:
+            self._guarded(self._moved)
+            self._guarded(self._tick)
+            if self._closed.wait(TICK_SECONDS):
+                return
+
+    def _guarded(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except LedgerUnavailable as error:
+            _log.warning("the ledger is out of reach", reason=error.detail)
+        except Exception:  # noqa: BLE001 - whatever goes wrong, the leases must be renewed the next time
+            _log.exception("the keeper stumbled")
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if self._pulse.lost(now):
+            self._let_go(now)
+            return
+        if self.stopping:
+            self._stop(now)
+        if self._due("renew", now, RENEW_SECONDS):
+            self.renew()
+        self._pass_on_reports()
+        self._note_probes(now)
+        if self._due("beat", now, BEAT_SECONDS):
+            self._beat()
+
+    def _due(self, what: str, now: float, pause: float) -> bool:
+        due = now >= self._next[what]
+        if due:
+            self._next[what] = now + pause
+        return due
+
+    def renew(self) -> None:
+        """Extend all leases once and pass on what the ledger says of each job."""
+        held: dict[str, Held] = {}
+        for each in sorted(self._not_given_up(), key=lambda each: each.job.claims):
+            if each.job.id in held:  # its lease ran out, and we claimed it again ourselves
+                held[each.job.id].end("lost")
+            held[each.job.id] = each
+        verdicts = self._ledger.renew(self.worker, {name: each.job.claims for name, each in held.items()})
+        for name, verdict in verdicts.items():
+            if verdict != "fine":
+                held[name].end(verdict)
+
+    def _not_given_up(self) -> list[Held]:
+        """All but those that have not ended long after they were asked to: what they wait for may never come,
+        so nobody renews their leases.
+        """
+        late = {each for each in self._all() if each.lingers(self._patience)}
+        for each in late - self._given_up:
+            _log.critical("a job does not end and is let go", job=each.job.id, reason=each.reason)
+        self._given_up = late
+        return [each for each in self._all() if each not in late]
+
+    def _pass_on_reports(self) -> None:
+        reports = [report for each in self._all() if (report := each.take_report())]
+        self._ledger.report_all(reports)
+
+    def _note_probes(self, now: float) -> None:
+        """Tell of each probe when it is new, and once a day, because the ledger forgets old ones."""
+        if self._due("note", now, NOTE_SECONDS):
+            self._noted.clear()
+        for digest, probe in self._engine.probes().items():
+            if self._noted.get(digest) is not probe:
+                self._ledger.note_probe(digest, probe)
+                self._noted[digest] = probe
+
+    def _beat(self) -> None:
+        if not self.stopping:
+            process = {"host": socket.gethostname(), "pid": os.getpid(), "running": len(self._held)}
+            figures = {**self._engine.figures(), **process, "serves": self._serves or None}
+            self._ledger.beat(self.worker, figures, self._serves)
+
+    def _stop(self, now: float) -> None:
+        if self._stopping_since is None:
+            self._stopping_since = now
+            self._guarded(lambda: self._ledger.leave(self.worker))
+        for each in self._all():
+            each.end("stopping")
+        if now - self._stopping_since > GRACE_SECONDS:
+            self._guarded(self._release_all)
+            self._give_up(0)
+
+    def _release_all(self) -> None:
+        """Where the ledger is out of reach, it is not waited for once for each job: their leases run out."""
+        for each in self._all():
+            _log.warning("a job did not end in time and goes back to the queue", job=each.job.id)
+            each.end("stopping")
+            self._ledger.release(each.job.id, each.job.claims)
+
+    def _let_go(self, now: float) -> None:
+        """Leave the jobs of a hung engine to other workers: nobody renews their leases, so they run out."""
+        if not self._closed.is_set():
+            _log.critical(
+                "the engine hangs", seconds=round(self._pulse.still_for(now), 1), jobs=len(self._held)
+            )
+            self._closed.set()
+            self._guarded(lambda: self._ledger.leave(self.worker))
+            self._give_up(1)
+
+
+class Pulse:
+    """Tells from an engine's step counter whether it still moves."""
+
+    def __init__(self, engine: Machine, patience: float) -> None:
+        self._engine = engine
+        self._patience = patience
+        self._steps = -1
+        self._moved = time.monotonic()
+
+    def still_for(self, now: float) -> float:
+        """Seconds since the engine last moved or was idle."""
+        steps = self._engine.steps
+        if steps != self._steps or not self._engine.busy:
+            self._steps, self._moved = steps, now
+        return now - self._moved
+
+    def lost(self, now: float) -> bool:
+        """Whether the engine has been still for longer than one step may take."""
+        return self.still_for(now) > self._patience
