@@ -13,9 +13,9 @@ from api_tests.support.fake_service import Api, serving
 from api_tests.support.webhook_jobs import listening
 from api_tests.support.webhook_receiver import Receiver, receiving
 from service import schemas
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import ImageRef, ModelRef, Submission
-from touchstone.ledger.scripts import connect
 from touchstone.ledger.webhooks import dispatcher, signatures
 from touchstone.ledger.webhooks.dispatcher import Deliverer
 from touchstone.ledger.webhooks.endpoints import Endpoint

@@ -17,7 +17,8 @@ from torch import Tensor
 import touchstone
 from benchmarks import attack_tables, rivals, rivals_black_box
 from benchmarks.record import kept, save
-from touchstone.engine import Logits, Model
+from touchstone.engine import Logits
+from touchstone.evaluation import Model
 from touchstone.methods import catalogue, find
 
 NETWORKS = {"fashion-mnist-cnn": 0.03, "fashion-mnist-cnn-linf": 0.1}

@@ -16,13 +16,13 @@ from benchmarks.networks import CNN
 from benchmarks.record import save
 from benchmarks.service import served
 from service.state.dispatch import open_bell
+from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import TERMINAL, ImageRef, Job, ModelRef, Submission
 from touchstone.methods import find
 from touchstone.models import zoo
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
-from touchstone.supervisor.valkey import ledger_url
 
 FLOOD = 10_000
 IN_FLIGHT = 96

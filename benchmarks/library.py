@@ -18,7 +18,7 @@ import touchstone
 from benchmarks.networks import CNN, LITE0, Normalized, clothes, photos
 from benchmarks.peers import PEERS, bare
 from benchmarks.record import interleaved, save
-from touchstone.engine import Model
+from touchstone.evaluation import Model
 
 STEPS = 10
 

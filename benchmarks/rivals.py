@@ -20,7 +20,8 @@ import touchstone
 from benchmarks.attack_tables import RUNGS
 from benchmarks.library import Fast
 from benchmarks.networks import Normalized
-from touchstone.engine import NORMS, Model
+from touchstone.engine import NORMS
+from touchstone.evaluation import Model
 
 T = TypeVar("T")
 Rival = Callable[[nn.Module, Tensor, Tensor, float], Tensor]

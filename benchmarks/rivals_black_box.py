@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import touchstone
 from benchmarks.library import Fast
 from benchmarks.rivals import Pair, Rival, judged, timed
-from touchstone.engine import Model
+from touchstone.evaluation import Model
 from touchstone.methods import find
 
 

@@ -17,6 +17,7 @@ from chaos.site import Site, wait_until
 from touchstone.errors import UnknownArtifact
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Job
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.storage.blobs import Blobs, open_blobs
 
 CLIENTS = 16
@@ -75,7 +76,7 @@ def gather(site: Site) -> Evidence:
     blobs = open_blobs(site.settings)
     entries = read(site.home / "client.jsonl", Entry)
     heard = read(site.home / "heard.jsonl", Heard)
-    deliveries = _all(site.ledger.of(LOCAL).deliveries.find)
+    deliveries = _all(Holdings.of(site.ledger, LOCAL).deliveries.find)
     return Evidence(entries, jobs, events, _Whole(blobs), site.settings.max_attempts, deliveries, heard)
 
 
@@ -96,7 +97,7 @@ def history(home: Path) -> History:
 
 def _page_of_jobs(ledger: Ledger) -> Turn[Job]:
     def turn(**place: Any) -> tuple[Sequence[Job], str | None]:
-        page = ledger.of(LOCAL).find(**place)
+        page = Holdings.of(ledger, LOCAL).find(**place)
         return page.jobs, page.cursor
 
     return turn

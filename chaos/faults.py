@@ -21,9 +21,10 @@ from chaos.site import Site, wait_until
 from chaos.traps import Trap
 from service.state.dispatch import open_bell
 from touchstone.ledger.broker import QUEUE
+from touchstone.ledger.connection import connect
 from touchstone.ledger.records import LOCAL
-from touchstone.ledger.scripts import connect
 from touchstone.ledger.server import process_id
+from touchstone.ledger.tenant_ledger import Holdings
 
 Strike = Callable[[Site], None]
 AHEAD_SECONDS = 7200.0
@@ -174,7 +175,7 @@ def _set_clock_ahead(site: Site) -> None:
 
 def _ring_too_often(site: Site) -> None:
     ring = open_bell(site.valkey.url, site.ledger.queue_of)
-    for job in site.ledger.of(LOCAL).find(limit=20).jobs:
+    for job in Holdings.of(site.ledger, LOCAL).find(limit=20).jobs:
         for _ in range(TOO_OFTEN):
             ring(job.id)
 

@@ -20,9 +20,11 @@ from chaos.processes import API, WORKER, Program
 from chaos.proxy import Proxy
 from chaos.receiver import OTHERS, Receiver
 from touchstone.errors import LedgerUnavailable
+from touchstone.ledger import address
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL
 from touchstone.ledger.server import process_id
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.endpoints import JOB_EVENTS
 from touchstone.settings import Settings
@@ -50,7 +52,7 @@ class Site:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self.valkey = valkey.start(home)
-        self.api_line, self.worker_line = (Proxy(valkey.socket_path(home)) for _ in range(2))
+        self.api_line, self.worker_line = (Proxy(address.socket_path(home)) for _ in range(2))
         self.receiver = Receiver(Book(home / "heard.jsonl"))
         place = {
             "home": home,
@@ -72,9 +74,9 @@ class Site:
         wait_until(self.is_whole)
 
     def _introduce_receiver(self) -> None:
-        self.receiver.secret, _ = self.ledger.of(LOCAL).endpoints.rotate()
+        self.receiver.secret, _ = Holdings.of(self.ledger, LOCAL).endpoints.rotate()
         secret, url = signatures.new_secret(), self.receiver.url(OTHERS)
-        self.ledger.of(STRANGER).endpoints.add(url, JOB_EVENTS, description="", secret=secret)
+        Holdings.of(self.ledger, STRANGER).endpoints.add(url, JOB_EVENTS, description="", secret=secret)
 
     @property
     def port(self) -> int:

@@ -17,7 +17,6 @@ from service.http.origins import Origins
 from service.http.request_context import Edge
 from service.inference import router as inference
 from service.openapi import operations
-from service.ringing import Ringer
 from service.routers import (
     artifacts,
     cancellations,
@@ -37,13 +36,14 @@ from service.routers import (
     webhooks,
 )
 from service.routers import operations as overview
-from service.routers.metrics import Durations, Figures
 from service.state.backend import NAMES, Ring, Whole, at_once
-from service.state.dispatch import open_bell
+from service.state.dispatch import Ringer, open_bell
 from service.state.failed_keys import Strangers
 from service.state.job_waiters import Waiting
+from service.state.metrics import Durations, Figures
 from service.state.pending_uploads import Arrivals
 from service.submissions import bodies
+from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.reaper import Reaper
 from touchstone.ledger.webhooks.dispatcher import Deliverer
@@ -53,7 +53,6 @@ from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from touchstone.storage.garbage_collector import Sweeper
 from touchstone.storage.model_store import Registry
-from touchstone.supervisor.valkey import ledger_url
 
 THREADS = 200
 """Calls to the ledger and the blobs that may be under way at once: each spends its time waiting."""

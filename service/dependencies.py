@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Path, Request
 
-from service.state.backend import backend_of
+from service.auth.caller import caller_of
+from service.state.backend import Backend, Whole
 from touchstone.errors import UnknownJob
 from touchstone.ledger.records import Job
+from touchstone.ledger.tenant_ledger import Holdings
 
 _ID = re.compile(r"[0-9a-z_-]{26,32}")
+
+
+def whole_of(request: Request) -> Whole:
+    """The backend for all tenants, for routes that show nothing of any."""
+    return cast(Whole, request.app.state.backend)
+
+
+def backend_of(request: Request) -> Backend:
+    """The backend for the tenant whose caller sent this request."""
+    whole, tenant = whole_of(request), caller_of(request).tenant
+    parts: dict[str, Any] = {"ledger": Holdings.of(whole.ledger, tenant), "models": whole.models.of(tenant)}
+    return cast(Backend, replace(whole, **parts))
 
 
 def job_id(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from touchstone.engine import attack, certify, load, samples, wrap
+    from touchstone.evaluation import attack, certify, load, samples, wrap
     from touchstone.evaluation.perturbation import success_area
 
 __all__ = ["attack", "attacks", "certificates", "certify", "load", "samples", "success_area", "wrap"]
@@ -36,9 +36,9 @@ def _listed(package: str) -> list[dict[str, Any]]:
 
 def __getattr__(name: str) -> Any:
     if name in ("attack", "certify", "load", "samples", "wrap"):
-        from touchstone import engine  # noqa: PLC0415 - loads torch
+        from touchstone import evaluation  # noqa: PLC0415 - loads torch
 
-        return getattr(engine, name)
+        return getattr(evaluation, name)
     if name == "success_area":
         from touchstone.evaluation.perturbation import success_area  # noqa: PLC0415 - loads numpy
 

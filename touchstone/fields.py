@@ -9,7 +9,13 @@ import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from touchstone.errors import InvalidParameter
 
@@ -132,3 +138,23 @@ def _unknown_field(field: str, known: Iterable[str], name: str) -> InvalidParame
     return InvalidParameter(
         f"{shown}: {name} has no such field{guess} The fields are {', '.join(known)}", field=shown
     )
+
+
+Access = Literal["gradients", "scores", "decisions", "transfer"]
+"""What a method needs of the model it is judged on: its gradients, its logits, its answers alone, or no more
+than the verdict.
+"""
+
+
+def invalid_parameter(error: ValidationError) -> InvalidParameter:
+    """Turn pydantic's report into one failure that names the first field at fault and lists them all."""
+    faults = []
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        field = ".".join(str(part) for part in fault["loc"])
+        text = fault["msg"].removeprefix("Value error, ")
+        if not field and ": " in text:
+            field, text = text.split(": ", 1)
+        faults.append({"field": field, "message": text})
+    first = faults[0]
+    detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
+    return InvalidParameter(detail, field=first["field"] or None, errors=faults)

@@ -11,12 +11,12 @@ from touchstone import logs
 from touchstone.engine import Engine, Ways
 from touchstone.errors import Failure
 from touchstone.evaluation.run import run
+from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
 from touchstone.net.outbound import Outgoing
 from touchstone.settings import Settings, secret
 from touchstone.storage.model_store import open_registry
-from touchstone.supervisor.valkey import ledger_url
 from workers.serve import serve
 
 _log = get_logger("worker")

@@ -6,9 +6,9 @@ import socket
 import sys
 
 from touchstone.errors import LedgerUnavailable
+from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.settings import Settings
-from touchstone.supervisor.valkey import ledger_url
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from touchstone.errors import (
 from touchstone.evaluation.certificate_result import pool_of
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Artifact, Job, Problem, Progress, Submission, Timings
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.logs import bound, get_logger
 from touchstone.memory import lacks_memory
 from touchstone.models.manifest import Manifest
@@ -196,7 +197,10 @@ class Runner:
         return ended
 
     def _register(self, held: Held, card: Manifest, found: Shown, *, size: int = 0) -> None:
-        versions, claim = self.ledger.of(held.job.submission.tenant).versions, (held.job.id, held.job.claims)
+        versions, claim = (
+            Holdings.of(self.ledger, held.job.submission.tenant).versions,
+            (held.job.id, held.job.claims),
+        )
         if held.reason or not self._insist(lambda: versions.register(card, found, size=size, claim=claim)):
             raise Canceled("the job was canceled")
 

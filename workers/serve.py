@@ -12,13 +12,13 @@ from typing import Any, Protocol
 from celery import Celery, signals
 
 from touchstone.ledger import broker
+from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.reaper import Reaper
 from touchstone.logs import get_logger
 from touchstone.models.store import ZOO, Shelf
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
-from touchstone.supervisor.valkey import ledger_url
 from workers.celery_app import celery_app
 from workers.lease_keeper import Keeper, Machine
 from workers.runner import Run, Runner

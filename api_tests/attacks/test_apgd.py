@@ -11,7 +11,8 @@ import touchstone
 from api_tests.attacks.test_attacks import peer
 from api_tests.support.linear_models import distances, greyish, linear_model
 from touchstone.attacks import apgd
-from touchstone.engine import NORMS, Goal, Threat, attack_image
+from touchstone.engine import NORMS, Goal, Threat
+from touchstone.evaluation import attack_image
 from touchstone.methods import find
 
 EXACT = [
@@ -142,7 +143,7 @@ def test_autoattack_says_which_part_it_was_and_that_square_should_not_be_needed(
     model = touchstone.wrap(Hidden())
     pixels = (greyish(1)[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     attack = find("autoattack").parse({"eps": 0.3, "steps": 5, "queries": 500})
-    (verdict,), _ = touchstone.engine.run_here(
+    (verdict,), _ = touchstone.evaluation.run_here(
         [attack_image(attack, pixels, model.oracle, label=None, target=None, seed=0)], model.oracle
     )
     assert verdict.met

@@ -9,7 +9,8 @@ import touchstone
 from api_tests.support.linear_models import distances, greyish, linear_model
 from touchstone.attacks.nes import NES
 from touchstone.attacks.simba import SimBA
-from touchstone.engine import NORMS, Case, Goal, Noise, Threat, progress, run_here
+from touchstone.engine import NORMS, Case, Goal, Noise, Threat, progress
+from touchstone.evaluation import run_here
 
 
 def case_of(x, label, norm="l2", *, targeted=False):

@@ -12,7 +12,8 @@ from scipy.optimize import LinearConstraint, linprog, minimize
 import touchstone
 from api_tests.support.linear_models import distances, greyish, linear_model
 from touchstone.attacks.fab import FAB, projection
-from touchstone.engine import NORMS, Case, Goal, Noise, Threat, run_here
+from touchstone.engine import NORMS, Case, Goal, Noise, Threat
+from touchstone.evaluation import run_here
 
 INFINITE = float("inf")
 ORDER = {"linf": INFINITE, "l2": 2, "l1": 1}

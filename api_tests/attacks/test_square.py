@@ -10,7 +10,8 @@ import torch
 import touchstone
 from api_tests.support.linear_models import distances, greyish, linear_model
 from touchstone.attacks.square import DRAWS, HALVED_AFTER, SHARE, Square, _pyramids, _signs, _tiles, _window
-from touchstone.engine import NORMS, Case, Goal, Noise, Threat, look, run_here
+from touchstone.engine import NORMS, Case, Goal, Noise, Threat
+from touchstone.evaluation import look, run_here
 
 
 def fields(count=4, norm="linf", eps=0.05, shape=(3, 10, 10)):

@@ -9,7 +9,7 @@ import torch
 
 import touchstone
 from api_tests.support.linear_models import greyish, linear_model
-from touchstone import engine
+from touchstone import engine, evaluation
 from touchstone.attacks.transfer import Transfer, _blurred, _moved
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import NORMS
@@ -80,7 +80,7 @@ def test_a_surrogate_without_gradients_says_nothing_of_the_model_under_attack() 
         seed=0,
         surrogates=[touchstone.wrap(Deaf()).oracle],
     )
-    (verdict,), _ = engine.run_here([plan], target)
+    (verdict,), _ = evaluation.run_here([plan], target)
     assert not verdict.met
     assert verdict.diagnostics == []
 

@@ -8,7 +8,8 @@ import torch
 import touchstone
 from api_tests.support.linear_models import distances, greyish, linear_model
 from touchstone.attacks.zoo import ZOO, _Adam, _drawn, _grids, _importance
-from touchstone.engine import NORMS, Case, Goal, Noise, Threat, run_here
+from touchstone.engine import NORMS, Case, Goal, Noise, Threat
+from touchstone.evaluation import run_here
 
 
 def test_zoo_comes_near_the_exact_distance():

@@ -13,12 +13,12 @@ from scipy import stats
 
 from touchstone.engine import Engine
 from touchstone.evaluation import run as running
+from touchstone.evaluation.local import canonical
 from touchstone.evaluation.run import Finished, run
 from touchstone.ledger.records import ModelRef, Progress, Submission
 from touchstone.methods import find
 from touchstone.models.zoo import manifest
 from touchstone.training.datasets import fashion_mnist_sample
-from touchstone.uploads import canonical
 
 Told = list[tuple[Progress, dict[str, float]]]
 CARD = manifest("fashion-mnist-cnn")

@@ -12,19 +12,9 @@ from scipy.stats import norm as normal
 
 import touchstone
 from api_tests.support.linear_models import greyish, linear_model
-from touchstone.engine import (
-    RULES,
-    Batcher,
-    Counts,
-    Noisy,
-    Stopping,
-    Stream,
-    Subject,
-    Task,
-    counted,
-    run_here,
-)
+from touchstone.engine import RULES, Batcher, Counts, Noisy, Stopping, Stream, Subject, Task, counted
 from touchstone.errors import BatchDependent, Canceled, DeadlineExceeded, InvalidParameter
+from touchstone.evaluation import run_here
 
 
 class Constant(torch.nn.Module):

@@ -92,7 +92,7 @@ class Bench:
         """A job whose deadline passes once so many samples were drawn."""
         job, thread = self.begin(n=n, **how)
         wait_until(lambda: self.ledger.read(job).progress.done > after)
-        self.ledger._client.hset(f"ts:job:{job}", "due", 1)
+        self.ledger.client.hset(f"ts:job:{job}", "due", 1)
         thread.join()
         return self.ledger.read(job)
 
@@ -122,7 +122,7 @@ def test_a_pool_keeps_the_furthest_count_of_one_seed(ledger: Ledger) -> None:
 
 def test_a_pool_is_forgotten_in_the_end(ledger: Ledger) -> None:
     ledger.pool("p", counted(1, 100))
-    days = float(ledger._client.pttl("ts:counts:p")) / 86_400_000  # type: ignore[arg-type]
+    days = float(ledger.client.pttl("ts:counts:p")) / 86_400_000  # type: ignore[arg-type]
     assert 29.9 < days <= 30
 
 

@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from chaos.proxy import LATENCY_SECONDS, Mode, Proxy
 from touchstone.errors import LedgerUnavailable
+from touchstone.ledger import address
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Submission
 from touchstone.settings import Settings
@@ -29,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def proxy(home: Path) -> Iterator[Proxy]:
-    proxy = Proxy(embedded.socket_path(home))
+    proxy = Proxy(address.socket_path(home))
     yield proxy
     proxy.close()
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from api_tests.support.command_line import CommandResult, run_command
 from touchstone.check import check
-from touchstone.cli import app
+from touchstone.cli import methods
 from touchstone.methods import catalogue
 from touchstone.models.zoo import manifests
 from touchstone.training.datasets import fashion_mnist_sample
@@ -23,33 +23,15 @@ from touchstone.training.datasets import fashion_mnist_sample
 MODEL = "fashion-mnist-cnn"
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Said]
+Run = Callable[..., CommandResult]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run a command in this process, in a folder of its own, with lines as wide as they need to be."""
+    """Run a command in this process, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*words: str) -> Said:
-        out, err = (app.Console(file=io.StringIO(), width=300) for _ in range(2))
-        monkeypatch.setattr(app, "out", out)
-        monkeypatch.setattr(app, "err", err)
-        monkeypatch.setattr(sys, "argv", ["touchstone", *words])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        return Said(int(ended.value.code or 0), out.file.getvalue(), err.file.getvalue())  # type: ignore[attr-defined]
-
-    return command
+    return partial(run_command, monkeypatch)
 
 
 @pytest.fixture
@@ -156,7 +138,7 @@ def test_a_method_is_described_as_one_would_write_it(run: Run) -> None:
 def test_where_a_result_goes_is_looked_at_before_it_is_computed(
     run: Run, photo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "_run", lambda *_, **__: pytest.fail("it was computed"))
+    monkeypatch.setattr(methods, "_run", lambda *_, **__: pytest.fail("it was computed"))
     for words in (("attack", photo, "-o", "no/a.png"), ("certify", photo, "--json", "no/c.json")):
         said = run(*words)
         assert (said.code, "cannot be written" in said.err) == (2, True)

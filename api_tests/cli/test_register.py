@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from api_tests.support.command_line import run_command
 from api_tests.support.fake_service import Api, fail
 from api_tests.support.own_models import linear_onnx
 from api_tests.support.ports import reserved
-from touchstone.cli import app
 from touchstone.cli.register import manifest_of, numbers
 from touchstone.client import Client, RefusedError, Upload
 from touchstone.storage.blobs import digest_of
@@ -33,13 +31,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
 
     def command(*words: str) -> tuple[int, str, str]:
-        out, err = (app.Console(file=io.StringIO(), width=300) for _ in range(2))
-        monkeypatch.setattr(app, "out", out)
-        monkeypatch.setattr(app, "err", err)
-        monkeypatch.setattr(sys, "argv", ["touchstone", *words])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        return int(ended.value.code or 0), out.file.getvalue(), err.file.getvalue()  # type: ignore[attr-defined]
+        result = run_command(monkeypatch, *words)
+        return result.code, result.out, result.err
 
     return command
 

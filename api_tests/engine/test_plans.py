@@ -18,7 +18,6 @@ from touchstone.engine import (
     Scored,
     averaged,
     restricted,
-    run_here,
 )
 from touchstone.engine.noise import Noise
 from touchstone.engine.plans import Diagnosis, diagnosed, through
@@ -26,6 +25,7 @@ from touchstone.engine.queries import Found
 from touchstone.engine.search.rounding import settled
 from touchstone.engine.threat import Case, Threat
 from touchstone.errors import Canceled, GradientRefused
+from touchstone.evaluation import run_here
 from touchstone.evaluation.verdict import look
 
 

@@ -129,7 +129,7 @@ def test_the_keeper_notes_what_was_measured_and_the_figures(
     keeper.start()
     try:
         with engine.models.hold(manifest(MODEL)) as oracle:
-            engine.start(touchstone.engine.look_at(pixels(), oracle), oracle).result()
+            engine.start(touchstone.evaluation.look_at(pixels(), oracle), oracle).result()
         found = wait_until(lambda: ledger.probes([digest, "sha256:0"]))
         info = wait_until(
             lambda: next((one.info for one in ledger.workers() if has_answered(one.info)), None)

@@ -17,9 +17,10 @@ from PIL import Image
 
 import touchstone
 from api_tests.support.fake_service import Api, Work, data_url, encoded
-from touchstone.engine import Engine, Logits, Model, Noisy, Query
+from touchstone.engine import Engine, Logits, Noisy, Query
 from touchstone.engine.noise import Stream
 from touchstone.engine.queries import Placed, Saved
+from touchstone.evaluation import Model
 from touchstone.evaluation.run import Finished, run
 from touchstone.ledger.records import ModelRef, Submission
 from touchstone.methods.inference import Infer, from_npy, pack, unpack

@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from api_tests.ledger.test_ledger import expire_leases
 from touchstone.errors import Crowded
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Job, ModelRef, Submission
-from touchstone.ledger.scripts import connect
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.settings import Settings
 
 
@@ -248,7 +249,7 @@ class Lines(RuleBasedStateMachine):
 
 def _all(ledger: Ledger) -> list[Job]:
     """Every tenant's jobs, the oldest first."""
-    jobs = [job for tenant in "abc" for job in ledger.of(tenant).find().jobs]
+    jobs = [job for tenant in "abc" for job in Holdings.of(ledger, tenant).find().jobs]
     return sorted(jobs, key=lambda job: job.created_at)
 
 

@@ -17,9 +17,9 @@ from hypothesis.stateful import (
 )
 
 from touchstone.errors import JobConflict
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import TERMINAL, ImageRef, ModelRef, Progress, Status, Submission
-from touchstone.ledger.scripts import connect
 from touchstone.settings import Settings
 
 SUBMISSION = Submission(

@@ -9,10 +9,11 @@ import pytest
 import redis
 
 from touchstone import errors
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Artifact, Job, Problem, Progress, Submission, Timings
 from touchstone.ledger.replies import Change
-from touchstone.ledger.scripts import Scripts, connect
+from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
 
 

@@ -12,9 +12,10 @@ import redis
 
 from api_tests.support.fake_service import EXAMINED
 from service.state.dispatch import open_bell
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Artifact, Progress, Submission
-from touchstone.ledger.scripts import connect
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.models.zoo import manifests
 from touchstone.settings import Settings
 from touchstone.storage.blobs import FolderBlobs, digest_of
@@ -77,11 +78,11 @@ class Site:
         card = next(iter(manifests().values())).model_copy(
             update={"id": "mine", "digest": digest_of(b"model")}
         )
-        self.ledger.of(LOCAL).versions.register(card, EXAMINED)
+        Holdings.of(self.ledger, LOCAL).versions.register(card, EXAMINED)
         self.ledger.note_probe(card.digest, EXAMINED)
         self.ledger.spending(card.digest, 1, budget=None, rate=5.0, token="t")
         self.ledger.beat("worker", {"running": 1}, ["mine"])
-        self.ledger.of("tenant0").find(limit=1)
+        Holdings.of(self.ledger, "tenant0").find(limit=1)
         self.ledger.outbox.claim({})
         self.ledger.reap()
         self.ledger.pool("pool", {"seed": self.ledger.pooled("pool", 1).seed, "n": 1, "counts": {}})
@@ -90,7 +91,7 @@ class Site:
         """Let time pass, and delete what only its owner deletes."""
         for key in server.zrange("ts:ended", 0, -1):
             server.zadd("ts:ended", {key: 1})
-        self.ledger.of(LOCAL).versions.forget("mine")
+        Holdings.of(self.ledger, LOCAL).versions.forget("mine")
         self.ledger.leave("worker")
         server.zadd("ts:served", {"mine": 1})
         self.ledger.reap()

@@ -13,6 +13,7 @@ from touchstone.errors import InvalidCursor
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, ModelRef, Submission
 from touchstone.ledger.replies import Page
+from touchstone.ledger.tenant_ledger import Holdings
 
 METHODS = ("pgd", "fgsm", "square")
 MODELS = ("digits", "fashion")
@@ -32,9 +33,9 @@ def fill(ledger: Ledger, submission: Submission, count: int) -> list[str]:
 
 
 def every_page(ledger: Ledger, **filters: Any) -> list[Page]:
-    pages = [ledger.of(LOCAL).find(**filters)]
+    pages = [Holdings.of(ledger, LOCAL).find(**filters)]
     while pages[-1].cursor:
-        pages.append(ledger.of(LOCAL).find(**filters, cursor=pages[-1].cursor))
+        pages.append(Holdings.of(ledger, LOCAL).find(**filters, cursor=pages[-1].cursor))
     return pages
 
 
@@ -51,13 +52,13 @@ def test_pages_hold_every_job_once_newest_first(ledger: Ledger, submission: Subm
 
 def test_a_full_last_page_has_no_cursor(ledger: Ledger, submission: Submission) -> None:
     fill(ledger, submission, 10)
-    assert ledger.of(LOCAL).find(limit=10).cursor is None
-    assert ledger.of(LOCAL).find(limit=9).cursor is not None
+    assert Holdings.of(ledger, LOCAL).find(limit=10).cursor is None
+    assert Holdings.of(ledger, LOCAL).find(limit=9).cursor is not None
 
 
 def test_an_empty_ledger_has_an_empty_page(ledger: Ledger) -> None:
-    assert ledger.of(LOCAL).find() == Page((), None)
-    assert ledger.of(LOCAL).find(status="failed", method="pgd") == Page((), None)
+    assert Holdings.of(ledger, LOCAL).find() == Page((), None)
+    assert Holdings.of(ledger, LOCAL).find(status="failed", method="pgd") == Page((), None)
 
 
 def test_filters_combine(ledger: Ledger, submission: Submission) -> None:
@@ -71,42 +72,42 @@ def test_filters_combine(ledger: Ledger, submission: Submission) -> None:
     ]
     assert len(found) == 5
     assert all(job.submission.method == "pgd" and job.status == "canceled" for job in found)
-    assert ledger.of(LOCAL).find(method="unheard-of").jobs == ()
-    assert ledger.of(LOCAL).find(kind="prediction").jobs == ()
+    assert Holdings.of(ledger, LOCAL).find(method="unheard-of").jobs == ()
+    assert Holdings.of(ledger, LOCAL).find(kind="prediction").jobs == ()
 
 
 def test_new_jobs_do_not_shift_later_pages(ledger: Ledger, submission: Submission) -> None:
     jobs = fill(ledger, submission, 20)
-    first = ledger.of(LOCAL).find(limit=10)
+    first = Holdings.of(ledger, LOCAL).find(limit=10)
     fill(ledger, submission, 5)
-    assert ids(first, ledger.of(LOCAL).find(limit=10, cursor=first.cursor)) == jobs
+    assert ids(first, Holdings.of(ledger, LOCAL).find(limit=10, cursor=first.cursor)) == jobs
 
 
 def test_deleting_the_job_at_the_cursor_does_not_break_it(ledger: Ledger, submission: Submission) -> None:
     jobs = fill(ledger, submission, 20)
-    first = ledger.of(LOCAL).find(limit=10)
+    first = Holdings.of(ledger, LOCAL).find(limit=10)
     ledger.cancel(jobs[9])
     ledger.delete(jobs[9])
-    assert ids(ledger.of(LOCAL).find(limit=10, cursor=first.cursor)) == jobs[10:]
+    assert ids(Holdings.of(ledger, LOCAL).find(limit=10, cursor=first.cursor)) == jobs[10:]
 
 
 def test_a_forged_or_foreign_cursor_is_refused(ledger: Ledger, submission: Submission) -> None:
     fill(ledger, submission, 20)
-    cursor = ledger.of(LOCAL).find(limit=5).cursor
+    cursor = Holdings.of(ledger, LOCAL).find(limit=5).cursor
     assert cursor is not None
     flipped = ("B" if cursor[0] == "A" else "A") + cursor[1:]
     for forged in (flipped, cursor[:-1], cursor + "A", "x", "ü", "%00", "A" * 10_000):
         with pytest.raises(InvalidCursor):
-            ledger.of(LOCAL).find(limit=5, cursor=forged)
+            Holdings.of(ledger, LOCAL).find(limit=5, cursor=forged)
     with pytest.raises(InvalidCursor):
-        ledger.of(LOCAL).find(method="pgd", limit=5, cursor=cursor)
+        Holdings.of(ledger, LOCAL).find(method="pgd", limit=5, cursor=cursor)
 
 
 def test_another_process_reads_the_cursor(ledger: Ledger, settings: Any, submission: Submission) -> None:
     jobs = fill(ledger, submission, 10)
-    cursor = ledger.of(LOCAL).find(limit=5).cursor
+    cursor = Holdings.of(ledger, LOCAL).find(limit=5).cursor
     other = Ledger(settings.redis_url, settings)
-    assert ids(other.of(LOCAL).find(limit=5, cursor=cursor)) == jobs[5:]
+    assert ids(Holdings.of(other, LOCAL).find(limit=5, cursor=cursor)) == jobs[5:]
     other.close()
 
 
@@ -121,7 +122,7 @@ def test_a_rare_job_among_thousands_is_found_quickly(
     ledger.cancel_all(jobs[1::2])
     with redis.Redis.from_url(settings.redis_url) as client:
         before = calls(client)
-        assert ids(ledger.of(LOCAL).find(status="canceled", method="pgd", limit=1)) == [rare.id]
+        assert ids(Holdings.of(ledger, LOCAL).find(status="canceled", method="pgd", limit=1)) == [rare.id]
         assert calls(client) - before < 1500, "a look at each of 1100 jobs"
 
 
@@ -131,7 +132,7 @@ def test_a_page_costs_the_same_anywhere(ledger: Ledger, settings: Any, submissio
     with redis.Redis.from_url(settings.redis_url) as client:
         for _ in range(11):
             before = calls(client)
-            cursor = ledger.of(LOCAL).find(limit=50, cursor=cursor).cursor
+            cursor = Holdings.of(ledger, LOCAL).find(limit=50, cursor=cursor).cursor
             costs.append(calls(client) - before)
     assert max(costs) < 1.2 * min(costs), costs
 
@@ -203,12 +204,12 @@ def test_jobs_are_found_by_when_they_were_accepted(
 def test_bounds_are_exact_to_the_microsecond_and_in_any_zone(ledger: Ledger, dated: list[str]) -> None:
     second = HOUR + timedelta(minutes=1)
     just_after = second + timedelta(microseconds=1)
-    assert ids(ledger.of(LOCAL).find(since=second, until=just_after)) == [dated[1]]
-    assert ids(ledger.of(LOCAL).find(since=just_after, until=second + TICK)) == []
+    assert ids(Holdings.of(ledger, LOCAL).find(since=second, until=just_after)) == [dated[1]]
+    assert ids(Holdings.of(ledger, LOCAL).find(since=just_after, until=second + TICK)) == []
     elsewhere = second.astimezone(datetime.fromisoformat("2026-01-01T00:00:00+05:30").tzinfo)
-    assert ids(ledger.of(LOCAL).find(since=elsewhere, until=elsewhere + TICK)) == [dated[1]]
+    assert ids(Holdings.of(ledger, LOCAL).find(since=elsewhere, until=elsewhere + TICK)) == [dated[1]]
     ends = {"since": datetime.min.replace(tzinfo=UTC), "until": datetime.max.replace(tzinfo=UTC)}
-    assert len(ids(ledger.of(LOCAL).find(**ends))) == 30
+    assert len(ids(Holdings.of(ledger, LOCAL).find(**ends))) == 30
 
 
 def test_times_combine_with_other_filters_and_survive_deletions(ledger: Ledger, dated: list[str]) -> None:
@@ -221,10 +222,10 @@ def test_times_combine_with_other_filters_and_survive_deletions(ledger: Ledger, 
     assert len(fitting) == 3
     found = every_page(ledger, method="fgsm", model="digits", limit=1, **bounds)
     assert ids(*found) == fitting
-    first = ledger.of(LOCAL).find(limit=5, **bounds)
+    first = Holdings.of(ledger, LOCAL).find(limit=5, **bounds)
     for job in (dated[6], dated[23], dated[18], dated[15]):
         ledger.delete(job)
-    assert ids(ledger.of(LOCAL).find(limit=3, cursor=first.cursor, **bounds)) == [
+    assert ids(Holdings.of(ledger, LOCAL).find(limit=3, cursor=first.cursor, **bounds)) == [
         dated[17],
         dated[16],
         dated[14],
@@ -233,11 +234,11 @@ def test_times_combine_with_other_filters_and_survive_deletions(ledger: Ledger, 
 
 def test_a_cursor_is_good_for_its_times_only(ledger: Ledger, dated: list[str]) -> None:
     bounds = {"since": HOUR, "until": HOUR + timedelta(minutes=20)}
-    cursor = ledger.of(LOCAL).find(limit=5, **bounds).cursor
-    assert ids(ledger.of(LOCAL).find(limit=5, cursor=cursor, **bounds)) == dated[10:15][::-1]
+    cursor = Holdings.of(ledger, LOCAL).find(limit=5, **bounds).cursor
+    assert ids(Holdings.of(ledger, LOCAL).find(limit=5, cursor=cursor, **bounds)) == dated[10:15][::-1]
     for other in ({}, {"since": HOUR}, {**bounds, "since": HOUR + TICK}, {**bounds, "until": HOUR}):
         with pytest.raises(InvalidCursor):
-            ledger.of(LOCAL).find(limit=5, cursor=cursor, **other)
+            Holdings.of(ledger, LOCAL).find(limit=5, cursor=cursor, **other)
 
 
 def test_times_are_found_without_looking_at_all_jobs(
@@ -250,7 +251,7 @@ def test_times_are_found_without_looking_at_all_jobs(
     fitting = set(ids(*every_page(ledger, status="queued", method="pgd", model="digits", limit=200)))
     with redis.Redis.from_url(settings.redis_url) as client:
         before = calls(client)
-        found = ids(ledger.of(LOCAL).find(status="queued", method="pgd", model="digits", **bounds))
+        found = ids(Holdings.of(ledger, LOCAL).find(status="queued", method="pgd", model="digits", **bounds))
         assert calls(client) - before < 150
     assert found == [job for job in jobs[590:600] if job in fitting]
     assert found

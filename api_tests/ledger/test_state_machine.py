@@ -17,10 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from api_tests.support.job_state_model import MOST_ATTEMPTS, Life, Turns
 from touchstone.errors import Crowded, IdempotencyMismatch, JobConflict, QueueFull, UnknownJob
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.quotas import Needs
 from touchstone.ledger.records import Job, JobKind, Progress, Status, Submission
-from touchstone.ledger.scripts import connect
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.settings import Settings
 
 WORKERS = st.sampled_from(["ann", "bob"])
@@ -89,7 +90,9 @@ class Lives(RuleBasedStateMachine):
         idempotency = (key, digest) if key else None
         submission = self.submission.model_copy(update={"kind": kind})
         try:
-            job, created = self.ledger.of(tenant).accept(submission, idempotency=idempotency, needs=NEEDS)
+            job, created = Holdings.of(self.ledger, tenant).accept(
+                submission, idempotency=idempotency, needs=NEEDS
+            )
         except IdempotencyMismatch:
             assert known in self.lives
             assert digest != first
@@ -250,12 +253,15 @@ class Lives(RuleBasedStateMachine):
     def every_tenant_has_its_own(self) -> None:
         for tenant, other in (("north", "south"), ("south", "north")):
             own = [job for job, life in self.lives.items() if life.tenant == tenant]
-            assert [job.id for job in self.ledger.of(tenant).find(limit=200).jobs] == own[::-1]
+            assert [job.id for job in Holdings.of(self.ledger, tenant).find(limit=200).jobs] == own[::-1]
             under_way = sum(not self.lives[job].over for job in own)
-            assert self.ledger.of(tenant).storage()[0] == bool(own) * NEEDS.brings + under_way * NEEDS.leaves
+            assert (
+                Holdings.of(self.ledger, tenant).storage()[0]
+                == bool(own) * NEEDS.brings + under_way * NEEDS.leaves
+            )
             for job in own[-1:]:
                 with pytest.raises(UnknownJob):
-                    self.ledger.of(other).cancel(job)
+                    Holdings.of(self.ledger, other).cancel(job)
 
     def teardown(self) -> None:
         for job, life in self.lives.items():

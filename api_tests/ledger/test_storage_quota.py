@@ -20,6 +20,7 @@ from touchstone.images import encode
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.quotas import Allowance, Needs
 from touchstone.ledger.records import LOCAL, Artifact, ImageRef, Job, Submission, leaves_of
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.methods.inference import to_npy
 from touchstone.models.zoo import manifests
 from touchstone.storage.blobs import FolderBlobs, digest_of
@@ -29,11 +30,11 @@ NEEDS = Needs(brings=100, leaves=1000)
 
 
 def held(ledger: Ledger, tenant: str = "them") -> int:
-    return ledger.of(tenant).storage()[0]
+    return Holdings.of(ledger, tenant).storage()[0]
 
 
 def accept(ledger: Ledger, submission: Submission, tenant: str = "them") -> Job:
-    return ledger.of(tenant).accept(submission, needs=NEEDS)[0]
+    return Holdings.of(ledger, tenant).accept(submission, needs=NEEDS)[0]
 
 
 def end(ledger: Ledger, job: Job, *sizes: int) -> None:
@@ -74,14 +75,14 @@ def test_whoever_shares_a_blob_pays_for_it(ledger: Ledger, submission: Submissio
 def test_a_model_holds_its_file_until_it_is_deleted(ledger: Ledger, submission: Submission) -> None:
     asked = on_file(submission, b"a file")
     card = next(iter(manifests().values())).model_copy(update={"id": "mine", "digest": asked.source})
-    job = ledger.of("them").accept(asked, needs=Needs(brings=500))[0]
-    ledger.of("them").versions.register(card, EXAMINED, size=500)
+    job = Holdings.of(ledger, "them").accept(asked, needs=Needs(brings=500))[0]
+    Holdings.of(ledger, "them").versions.register(card, EXAMINED, size=500)
     assert held(ledger) == 500
     end(ledger, job)
     ledger.delete(job.id)
-    ledger.of("them").versions.register(card, EXAMINED, size=500)
+    Holdings.of(ledger, "them").versions.register(card, EXAMINED, size=500)
     assert held(ledger) == 500
-    ledger.of("them").versions.forget("mine")
+    Holdings.of(ledger, "them").versions.forget("mine")
     assert held(ledger) == 0
 
 
@@ -89,11 +90,11 @@ def test_more_bytes_than_a_tenant_may_hold_are_refused_and_no_others(
     ledger: Ledger, submission: Submission
 ) -> None:
     ledger.allowances.set("them", Allowance(storage=2199))
-    first, _ = ledger.of("them").accept(submission, idempotency=("key", "digest"), needs=NEEDS)
+    first, _ = Holdings.of(ledger, "them").accept(submission, idempotency=("key", "digest"), needs=NEEDS)
     with pytest.raises(StorageFull) as refused:
         accept(ledger, on(submission, b"another"))
     assert refused.value.extra == {"retry_after": 60, "stored": 1100, "limit": 2199}
-    again, new = ledger.of("them").accept(submission, idempotency=("key", "digest"), needs=NEEDS)
+    again, new = Holdings.of(ledger, "them").accept(submission, idempotency=("key", "digest"), needs=NEEDS)
     assert (again.id, new) == (first.id, False)
     assert accept(ledger, on(submission, b"another"), "us")
     second = accept(ledger, submission)  # brings nothing that is not held already

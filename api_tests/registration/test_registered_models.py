@@ -22,10 +22,12 @@ from touchstone.errors import (
     ModelUnusable,
     UnknownModel,
 )
+from touchstone.evaluation.local import canonical
 from touchstone.evaluation.run import run
 from touchstone.images import encode
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Job, ModelRef, Submission
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.models.loader import module_of
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import Examined
@@ -37,7 +39,6 @@ from touchstone.registration.submission import prepare
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from touchstone.storage.model_store import Registry
-from touchstone.uploads import canonical
 from workers.lease_keeper import Keeper
 from workers.runner import Runner
 from workers.trials import Tried
@@ -57,7 +58,7 @@ class Bench:
 
     def __init__(self, settings: Settings) -> None:
         self.ledger = Ledger(str(settings.redis_url), settings)
-        self.versions = self.ledger.of(LOCAL).versions
+        self.versions = Holdings.of(self.ledger, LOCAL).versions
         self.blobs = open_blobs(settings)
         self.registry = Registry(self.ledger, self.blobs)
         self.engine = Engine("cpu", shelf=self.registry)
@@ -237,7 +238,7 @@ def test_what_is_found_out_too_late_registers_nothing(bench: Bench, end: str) ->
         if end == "canceled":
             bench.ledger.cancel(job)
         else:
-            bench.ledger._client.zadd("ts:leases", {job: 1})
+            bench.ledger.client.zadd("ts:leases", {job: 1})
             assert bench.ledger.reap().lost == (job,)
         return Tried(completed(card_of(data), data), examined(), 1.0)
 
@@ -327,7 +328,7 @@ def test_a_model_is_not_deleted_under_a_job(bench: Bench) -> None:
         with pytest.raises(UnknownModel):
             bench.versions.forget(card.id)
     assert bench.ledger.read(job).submission.model.digest == first.digest, "its jobs tell what they ran on"
-    assert not list(bench.ledger._client.keys("ts:version:*"))  # type: ignore[union-attr]
+    assert not list(bench.ledger.client.keys("ts:version:*"))  # type: ignore[union-attr]
 
 
 def test_a_job_whose_model_was_deleted_says_so(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from touchstone.errors import (
 )
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Submission
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.models.store import ZOO, Shelf
 from touchstone.registration.examination import completed
 from touchstone.registration.request import Registration
@@ -43,7 +44,7 @@ def test_the_service_finds_registered_models(api: Api) -> None:
         data = linear_onnx(seed=seed)
         cards.append(completed(card_of(data), data))
         blobs.put(data)
-        ledger.of(LOCAL).versions.register(cards[-1], EXAMINED)
+        Holdings.of(ledger, LOCAL).versions.register(cards[-1], EXAMINED)
     listed = api.client.get("/v1/models").json()["items"]
     assert [one["id"] for one in listed] == [*ZOO.manifests(), "lin"]
     shown = api.client.get("/v1/models/lin").json()

@@ -191,7 +191,7 @@ def test_others_go_on_and_the_engine_does_not_seem_to_hang(engine: Engine, model
     local = touchstone.wrap(linear_model(classes=4)).oracle
     pixels = (greyish(1)[0] * 255).byte().permute(1, 2, 0).numpy()
     for _ in range(20):
-        engine.start(touchstone.engine.look_at(pixels, local), local).result()
+        engine.start(touchstone.evaluation.look_at(pixels, local), local).result()
     wait_until(lambda: engine.steps == 20)
     assert engine.figures()["queries"]["forward"] == 20
     with remote_models.serving() as other:
@@ -240,7 +240,7 @@ def faults(oracle: RemoteOracle, dark: torch.Tensor) -> list[bool]:
     ended: dict[int, Any] = {}
     batcher = Batcher()
     for number, x in enumerate([dark, greyish(1), greyish(2)]):
-        task = Task(touchstone.engine.look(x, saved=False), oracle)
+        task = Task(touchstone.evaluation.look(x, saved=False), oracle)
         task.done = lambda result, error, number=number: ended.update({number: error})  # type: ignore[misc]
         batcher.add(task)
     batcher.step()

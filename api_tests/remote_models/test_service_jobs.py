@@ -21,9 +21,11 @@ from service.state.backend import at_once
 from touchstone.check import check
 from touchstone.engine import Engine, Ways
 from touchstone.errors import AddressRefused, InvalidParameter, ModelConflict, UnknownModel
+from touchstone.evaluation.local import canonical
 from touchstone.evaluation.run import run
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Job, ModelRef, Submission
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.models.measurements import Reached
 from touchstone.net.outbound import Outgoing
 from touchstone.registration.request import Registration
@@ -31,7 +33,6 @@ from touchstone.registration.submission import prepare_remote
 from touchstone.settings import Settings, secret
 from touchstone.storage.blobs import digest_of, open_blobs
 from touchstone.storage.model_store import Registry
-from touchstone.uploads import canonical
 from workers.lease_keeper import Keeper
 from workers.runner import Runner
 
@@ -176,9 +177,9 @@ def test_descriptions_that_contradict_themselves(model: Model) -> None:
 @pytest.fixture
 def registered(api: Api, model: Model) -> Iterator[Api]:
     card, _ = described(model, secret="ACME").remote_manifest(LOCAL)
-    api.ledger.of(LOCAL).versions.register(card, REACHED)
+    Holdings.of(api.ledger, LOCAL).versions.register(card, REACHED)
     yield api
-    api.ledger.of(LOCAL).versions.forget("far-away")
+    Holdings.of(api.ledger, LOCAL).versions.forget("far-away")
 
 
 def test_gradients_are_refused_at_the_submission(registered: Api) -> None:
@@ -201,7 +202,7 @@ def test_a_card_tells_how_it_is_asked(registered: Api, monkeypatch: pytest.Monke
 def test_certificates_of_files_are_refused_at_the_submission(api: Api, model: Model) -> None:
     request = {"x": "$image_png_base64"}
     card, _ = described(model, request=request, answer="scores", batch=1).remote_manifest(LOCAL)
-    api.ledger.of(LOCAL).versions.register(card, REACHED)
+    Holdings.of(api.ledger, LOCAL).versions.register(card, REACHED)
     for path, fields in (("certificates/smoothing", {}), ("predictions", {"defence": "smoothing"})):
         files, data = {"image": ("a.png", png())}, {"model": "far-away", **fields}
         told = problem(

@@ -18,11 +18,11 @@ from PIL import Image
 from api_tests.support.fake_service import Api, encoded, picture, png, problem
 from api_tests.support.fuzz_images import decode, mutants
 from touchstone.errors import ImageTooLarge, InvalidImage, NotReady
+from touchstone.evaluation.local import canonical
 from touchstone.images import decode as decode_here
 from touchstone.sandbox import decoder, decoder_pool
 from touchstone.sandbox.confinement import FILES, environment
 from touchstone.sandbox.decoder_pool import Decoders
-from touchstone.uploads import canonical
 
 HOSTILE = """
 import os, signal, time
@@ -85,7 +85,7 @@ def hostile(decoders: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def processes() -> list[int]:
     """The decoders that this process has started."""
-    mine = re.compile(rb"-P\0-m\0(touchstone\.decoder|hostile)\0")
+    mine = re.compile(rb"-P\0-m\0(touchstone\.sandbox\.decoder|hostile)\0")
     return [process for process in _children() if mine.search(_of(process, "cmdline"))]
 
 

@@ -11,7 +11,8 @@ from fastapi import Request, params
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from service.app import create_app
-from service.auth.permissions import caller_of, identify
+from service.auth.caller import caller_of
+from service.auth.permissions import identify
 from touchstone.settings import Settings
 
 APP = create_app(Settings(home=Path("nowhere")), ring=lambda _: None)

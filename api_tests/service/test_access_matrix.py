@@ -17,6 +17,7 @@ from api_tests.service.test_access import APP, OPEN
 from api_tests.support.fake_service import EXAMINED, Api, data_url, png, serving
 from api_tests.support.own_models import card_of, linear_onnx
 from touchstone.ledger.api_keys import INCLUDED, KeyRequest, Scope
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.registration.examination import completed
 from touchstone.settings import Settings
 
@@ -134,7 +135,7 @@ def own_things(api: Api, text: str) -> dict[str, str]:
     assert job.status_code == 200, job.text
     data = linear_onnx()
     card = completed(card_of(data), data).model_copy(update={"id": "acme-net"})
-    acme = api.ledger.of("acme")
+    acme = Holdings.of(api.ledger, "acme")
     acme.versions.register(card, EXAMINED)
     endpoint = acme.endpoints.add("https://ci.example/", ["job.failed"], description="", secret="whsec_")
     delivery = acme.endpoints.ping(endpoint.id)

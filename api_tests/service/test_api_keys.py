@@ -25,9 +25,11 @@ from touchstone.errors import (
     StartError,
     UnknownKey,
 )
+from touchstone.ledger import address
 from touchstone.ledger.api_keys import KeyRequest, check_address
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
-from touchstone.ledger.scripts import Scripts, connect
+from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
 from touchstone.supervisor import valkey as embedded
 
@@ -237,7 +239,7 @@ def test_the_command_line_makes_the_first_key_before_the_service_runs(tmp_path: 
     home = tmp_path / "home"
     made = called("-m", "touchstone", "keys", "create", "first", "--scope", "admin", "--home", str(home))
     assert made.returncode == 0, made.stderr
-    assert embedded.process_id(embedded.socket_url(home)) is None, "it left its Valkey running"
+    assert embedded.process_id(address.socket_url(home)) is None, "it left its Valkey running"
     valkey = embedded.start(home)
     try:
         chosen = Settings(home=home, host="0.0.0.0")

@@ -14,13 +14,13 @@ import pytest
 from api_tests.support.fake_service import Api, serving
 from api_tests.support.wait import SECONDS, wait_until
 from service import app
-from service.ringing import Ringer
+from service.state.dispatch import Ringer
 from service.state.job_waiters import Waiting
 from touchstone.errors import LedgerUnavailable
 from touchstone.ledger import quotas
+from touchstone.ledger.connection import ANSWER_SECONDS
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Job
-from touchstone.ledger.scripts import ANSWER_SECONDS
 from touchstone.ledger.server import process_id
 from touchstone.settings import Settings
 from touchstone.supervisor import valkey

@@ -13,7 +13,7 @@ from api_tests.support.fake_service import Api, serving
 from service import problems
 from service.app import create_app
 from service.http.request_context import Edge
-from service.routers.metrics import Durations
+from service.state.metrics import Durations
 from touchstone import errors
 from touchstone.errors import CostTooHigh, Failure, QueueFull
 from touchstone.settings import Settings

@@ -16,6 +16,7 @@ from api_tests.support.wait import wait_until
 from service.routers import events
 from touchstone.errors import LedgerUnavailable
 from touchstone.ledger.records import LOCAL
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.settings import Settings
 
 
@@ -55,10 +56,12 @@ def test_who_waits_with_a_revoked_key_is_told_so_within_a_second_or_so(
         problem(answer.result(), 401, "key_invalid")
         assert time.monotonic() - began < 2.5
         assert not other.done(), "of another key"
-        job = guarded.ledger.of(LOCAL).find(status="queued").jobs
+        job = Holdings.of(guarded.ledger, LOCAL).find(status="queued").jobs
         guarded.ledger.cancel_all([one.id for one in job])
         assert other.result().status_code == 200
-    canceled = {one.submission.kind for one in guarded.ledger.of(LOCAL).find(status="canceled").jobs}
+    canceled = {
+        one.submission.kind for one in Holdings.of(guarded.ledger, LOCAL).find(status="canceled").jobs
+    }
     assert canceled == ({"attack", "inference"} if ask is await_inference else {"attack"})
 
 

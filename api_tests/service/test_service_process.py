@@ -17,9 +17,9 @@ import pytest
 
 from api_tests.support.fake_service import data_url, png, some_model
 from api_tests.support.wait import SECONDS, wait_until
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Submission
-from touchstone.ledger.scripts import connect
 
 
 class Process:

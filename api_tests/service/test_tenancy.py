@@ -29,12 +29,12 @@ from touchstone.storage.model_store import Registry
 
 @pytest.fixture
 def acme(ledger: Ledger) -> Holdings:
-    return ledger.of("acme")
+    return Holdings.of(ledger, "acme")
 
 
 @pytest.fixture
 def other(ledger: Ledger) -> Holdings:
-    return ledger.of("other")
+    return Holdings.of(ledger, "other")
 
 
 @pytest.fixture
@@ -202,10 +202,10 @@ def test_news_are_told_to_their_tenant_alone(ledger: Ledger, submission: Submiss
         news.start(asyncio.get_running_loop())
         with news.reader("acme") as acme, news.reader("other") as other:
             with ledger.watch() as changes:
-                jobs = [ledger.of(name).accept(submission)[0] for name in ("acme", "other")]
+                jobs = [Holdings.of(ledger, name).accept(submission)[0] for name in ("acme", "other")]
                 ledger.claim(jobs[0].id, "w1")
                 ledger.report(jobs[0].id, 1, Progress(done=1, total=2))
-                ledger.of("other").delete(jobs[1].id)
+                Holdings.of(ledger, "other").delete(jobs[1].id)
                 heard = itertools.islice(changes, 5)
                 for change in heard:
                     if news.hear(change):

@@ -12,9 +12,10 @@ from obstore.store import MemoryStore
 
 from api_tests.support.fake_service import EXAMINED
 from touchstone.errors import StartError, UnknownArtifact, UnknownJob
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Artifact, Job, Submission
-from touchstone.ledger.scripts import connect
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.models.zoo import manifests
 from touchstone.settings import Settings
 from touchstone.storage.blobs import Aside, Blobs, FolderBlobs, StoreBlobs, digest_of, open_blobs
@@ -118,13 +119,13 @@ def test_one_round_forgets_all_that_expired(
     server: redis.Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in ("keeping", "sweeping"):
-        monkeypatch.setattr(f"touchstone.ledger.{module}.EXPIRED_AT_ONCE", 2)
+    for module in ("ledger.retention", "storage.garbage_collector"):
+        monkeypatch.setattr(f"touchstone.{module}.EXPIRED_AT_ONCE", 2)
     for _ in range(5):
         ledger.cancel(ledger.accept(submission)[0].id)
     long_ago(server)
     Sweeper(ledger, FolderBlobs(tmp_path)).sweep()
-    assert ledger.of(LOCAL).find().jobs == ()
+    assert Holdings.of(ledger, LOCAL).find().jobs == ()
 
 
 def test_a_shared_blob_goes_with_the_last_who_holds_it(
@@ -170,14 +171,14 @@ def test_a_registered_version_keeps_its_file_until_it_is_deleted(
     job = accepted(ledger, blobs, on_file(submission, FILE), FILE)
     card = next(iter(manifests().values())).model_copy(update={"id": "mine", "digest": digest_of(FILE)})
     for _ in range(2):
-        ledger.of(LOCAL).versions.register(card, EXAMINED)
+        Holdings.of(ledger, LOCAL).versions.register(card, EXAMINED)
     ledger.note_probe(card.digest, EXAMINED)
     ledger.spending(card.digest, 5, budget=None, rate=None, token="t")
     ended(ledger, blobs, job)
     ledger.delete(job.id)
     sweeper.sweep()
     assert is_there(blobs, FILE)
-    ledger.of(LOCAL).versions.forget("mine")
+    Holdings.of(ledger, LOCAL).versions.forget("mine")
     sweeper.sweep()
     assert not is_there(blobs, FILE)
     assert not server.keys(f"ts:*{card.digest}")

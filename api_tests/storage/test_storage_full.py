@@ -18,9 +18,10 @@ from api_tests.support.fake_service import Api, problem, serving, some_model
 from api_tests.support.full_disk import full_disk, large_png
 from api_tests.support.own_models import SAID, linear_onnx
 from touchstone.errors import LedgerUnavailable, StorageFull
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Submission
-from touchstone.ledger.scripts import connect
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.storage.blobs import FolderBlobs
 from touchstone.storage.garbage_collector import Sweeper
 
@@ -155,7 +156,7 @@ def test_a_ledger_without_memory_takes_nothing_and_forgets_what_it_should(
         Sweeper(ledger, FolderBlobs(tmp_path)).expire()
         for job in (second, third):
             ledger.delete(job)
-    assert ledger.of(LOCAL).find().jobs == ()
+    assert Holdings.of(ledger, LOCAL).find().jobs == ()
     ledger.delete(ledger.accept(submission)[0].id)  # its image is nowhere, and a service listens
 
 

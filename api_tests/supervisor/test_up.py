@@ -22,6 +22,7 @@ from PIL import Image
 
 from api_tests.support.wait import SECONDS, wait_until
 from touchstone.errors import StartError
+from touchstone.ledger import address
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Submission
 from touchstone.ledger.server import process_id
@@ -33,11 +34,12 @@ from touchstone.supervisor.up import ANSWER_SECONDS, _free_port
 
 PROGRAM = """
 import sys
-from touchstone import children, up
 from touchstone.settings import Settings
-children.ASK_SECONDS, up.ANSWER_SECONDS = map(float, sys.argv[3:])
+from touchstone.supervisor import processes, up
+processes.ASK_SECONDS, up.ANSWER_SECONDS = map(float, sys.argv[3:])
 settings = Settings(home=sys.argv[1], port=int(sys.argv[2]))
-sys.exit(up.serve(settings, lambda line: print(line, flush=True), worker_module="pretend"))
+worker = "api_tests.support.fake_worker"
+sys.exit(up.serve(settings, lambda line: print(line, flush=True), worker_module=worker))
 """
 
 
@@ -54,7 +56,7 @@ class House:
     def __init__(self, home: Path, submission: Submission) -> None:
         self.home = home
         self.settings = Settings(home=home)
-        self.ledger = Ledger(embedded.ledger_url(self.settings), self.settings)
+        self.ledger = Ledger(address.ledger_url(self.settings), self.settings)
         self.submission = submission
         self.ups: list[subprocess.Popen[str]] = []
         self.checkup = (processes.ASK_SECONDS, ANSWER_SECONDS)
@@ -99,7 +101,7 @@ class House:
 
     def api_pid(self) -> int:
         """The child of the last `up` that is not its worker, nor Valkey."""
-        known = {self.worker_pid(), process_id(embedded.socket_url(self.home))}
+        known = {self.worker_pid(), process_id(address.socket_url(self.home))}
         processes = Path(f"/proc/{self.ups[-1].pid}/task/{self.ups[-1].pid}/children").read_text().split()
         threads = Path(f"/proc/{self.ups[-1].pid}/task").glob("*/children")
         processes = [pid for thread in threads for pid in thread.read_text().split()]
@@ -142,7 +144,7 @@ def test_it_serves_and_stops_in_order(house: House, signum: signal.Signals) -> N
     wait_until(lambda: house.ledger.read(job).status == "succeeded")
     left_over = house.accept(steps=3000)
     wait_until(lambda: house.ledger.read(left_over).status == "running")
-    pids = [house.worker_pid(), house.api_pid(), process_id(embedded.socket_url(house.home))]
+    pids = [house.worker_pid(), house.api_pid(), process_id(address.socket_url(house.home))]
     up.send_signal(signum)
     begun = time.monotonic()
     assert up.wait(SECONDS) == 0
@@ -159,14 +161,14 @@ def test_after_a_kill_nothing_half_dead_stops_the_next_start(house: House) -> No
     job = house.accept(steps=3000)
     wait_until(lambda: house.ledger.read(job).status == "running")
     worker, api = house.worker_pid(), house.api_pid()
-    valkey = process_id(embedded.socket_url(house.home))
+    valkey = process_id(address.socket_url(house.home))
     up.kill()
     up.wait()
     port = int(url.rpartition(":")[2])
     house.ready(port)
     assert not running(api)
     wait_until(lambda: not running(worker))
-    assert process_id(embedded.socket_url(house.home)) == valkey, "the living Valkey is adopted"
+    assert process_id(address.socket_url(house.home)) == valkey, "the living Valkey is adopted"
     wait_until(lambda: house.ledger.read(job).status == "running")
 
 
@@ -174,7 +176,7 @@ def test_after_a_kill_nothing_half_dead_stops_the_next_start(house: House) -> No
 def test_a_child_that_dies_is_started_again(house: House, who: str) -> None:
     _, url = house.ready()
     pid = {"worker": house.worker_pid, "api": house.api_pid}.get(
-        who, lambda: process_id(embedded.socket_url(house.home))
+        who, lambda: process_id(address.socket_url(house.home))
     )()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -261,7 +263,7 @@ def test_a_port_in_use_gives_a_clear_error(house: House) -> None:
         said, _ = house.start(port).communicate(timeout=SECONDS)
     assert f"port {port}" in said
     assert "choose another --port" in said
-    assert process_id(embedded.socket_url(house.home)) is None, "nothing stays behind"
+    assert process_id(address.socket_url(house.home)) is None, "nothing stays behind"
 
 
 def test_a_port_that_becomes_free_is_waited_for(tmp_path: Path) -> None:
@@ -278,10 +280,10 @@ def test_a_signal_before_it_is_ready_stops_it(house: House) -> None:
     up = house.start()
     assert up.stdout is not None
     up.stdout.readline()
-    wait_until(lambda: process_id(embedded.socket_url(house.home)))
+    wait_until(lambda: process_id(address.socket_url(house.home)))
     up.terminate()
     assert up.wait(SECONDS) == 0
-    assert process_id(embedded.socket_url(house.home)) is None
+    assert process_id(address.socket_url(house.home)) is None
 
 
 def test_a_worker_that_cannot_start_says_why(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

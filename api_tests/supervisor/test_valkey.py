@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from touchstone import errors
+from touchstone.ledger import address
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Submission
-from touchstone.ledger.scripts import connect
 from touchstone.ledger.server import process_id
 from touchstone.settings import Settings
 from touchstone.supervisor import valkey as embedded
@@ -127,9 +128,9 @@ def test_a_dead_server_and_its_return_are_noticed(home: Path, start: Start, subm
 
 def test_a_long_home_gets_a_short_private_socket(tmp_path: Path, start: Start, short_tempdir: Path) -> None:
     home = tmp_path / ("long" * 30)
-    path = embedded.socket_path(home)
+    path = address.socket_path(home)
     assert len(os.fsencode(path)) < 100
-    assert path != embedded.socket_path(tmp_path / ("long" * 31))
+    assert path != address.socket_path(tmp_path / ("long" * 31))
     valkey = start(home)
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     valkey.stop()
@@ -138,7 +139,7 @@ def test_a_long_home_gets_a_short_private_socket(tmp_path: Path, start: Start, s
 def test_a_folder_laid_by_someone_else_is_refused(tmp_path: Path, start: Start, short_tempdir: Path) -> None:
     home = tmp_path / ("long" * 30)
     (tmp_path / "elsewhere").mkdir()
-    embedded.socket_path(home).parent.symlink_to(tmp_path / "elsewhere")
+    address.socket_path(home).parent.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(errors.StartError, match="belongs to someone else"):
         start(home)
 
@@ -167,5 +168,5 @@ def test_a_home_has_one_user(home: Path) -> None:
 
 
 def test_the_address_follows_the_settings(tmp_path: Path) -> None:
-    assert embedded.ledger_url(Settings(home=tmp_path, redis_url="redis://there:1/2")) == "redis://there:1/2"
-    assert embedded.ledger_url(Settings(home=tmp_path)) == f"unix://{tmp_path}/valkey/valkey.sock"
+    assert address.ledger_url(Settings(home=tmp_path, redis_url="redis://there:1/2")) == "redis://there:1/2"
+    assert address.ledger_url(Settings(home=tmp_path)) == f"unix://{tmp_path}/valkey/valkey.sock"

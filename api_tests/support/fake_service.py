@@ -22,6 +22,7 @@ from service.app import create_app
 from service.http.server import Server
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Artifact, Job, Problem, Progress, Timings
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.methods.inference import to_npy
 from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
@@ -117,7 +118,7 @@ EXAMINED = Examined(
 def register(work: Work) -> None:
     """Find that a model can be used."""
     card = Manifest.model_validate(work.job.submission.parameters).model_copy(update={"parameters": 386})
-    work.ledger.of(work.job.submission.tenant).versions.register(card, EXAMINED)
+    Holdings.of(work.ledger, work.job.submission.tenant).versions.register(card, EXAMINED)
     probe = EXAMINED.model_dump(mode="json")
     work.finish(status="succeeded", result={"model": card.card(), "probe": probe})
 

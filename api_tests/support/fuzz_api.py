@@ -29,6 +29,7 @@ from api_tests.support.fake_service import Api, data_url, png, serving, some_mod
 from api_tests.support.own_models import linear_onnx
 from touchstone import logs
 from touchstone.ledger.records import LOCAL
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.ledger.webhooks.signatures import new_secret
 from touchstone.settings import Settings
 from touchstone.supervisor import valkey as embedded
@@ -151,7 +152,7 @@ class Reality:
 def _webhooks(api: Api) -> tuple[Iterator[str], Iterator[str]]:
     """Endpoints that are told of little, and deliveries to them, over and over."""
     url, secret = "https://192.0.2.1/", new_secret()  # an address for documents, to which nothing is sent
-    endpoints = api.ledger.of(LOCAL).endpoints
+    endpoints = Holdings.of(api.ledger, LOCAL).endpoints
     for one in endpoints.all():
         endpoints.forget(one.id)
     made = [endpoints.add(url, ["job.failed"], description="", secret=secret) for _ in range(10)]

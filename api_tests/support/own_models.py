@@ -12,8 +12,7 @@ from torch import nn
 
 from api_tests.support.linear_models import linear_model
 from touchstone.models.manifest import Manifest
-from touchstone.registration.request import Registration
-from touchstone.registration.submission import described
+from touchstone.registration.request import Registration, described
 
 SIDE = 8
 PIXELS = 3 * SIDE * SIDE

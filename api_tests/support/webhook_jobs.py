@@ -8,6 +8,7 @@ from api_tests.support.wait import wait_until
 from api_tests.support.webhook_receiver import Receiver
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Job, Problem, Submission
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.deliveries import Delivery
 from touchstone.ledger.webhooks.endpoints import JOB_EVENTS, Endpoint
@@ -16,7 +17,9 @@ SECRET = signatures.new_secret()
 
 
 def listening(ledger: Ledger, receiver: Receiver, *events: Any, tenant: str = LOCAL) -> Endpoint:
-    return ledger.of(tenant).endpoints.add(receiver.url, events or JOB_EVENTS, description="", secret=SECRET)
+    return Holdings.of(ledger, tenant).endpoints.add(
+        receiver.url, events or JOB_EVENTS, description="", secret=SECRET
+    )
 
 
 def ended(ledger: Ledger, submission: Submission, status: Any = "succeeded") -> Job:
@@ -32,7 +35,7 @@ def settled(ledger: Ledger, job: str | None = None, count: int = 1) -> list[Deli
     """All deliveries, once so many are no longer pending."""
 
     def look() -> list[Delivery]:
-        found, _ = ledger.of(LOCAL).deliveries.find(job=job)
+        found, _ = Holdings.of(ledger, LOCAL).deliveries.find(job=job)
         return found if sum(one.status != "pending" for one in found) >= count else []
 
     return wait_until(look)

@@ -14,6 +14,7 @@ from service import schemas
 from touchstone.errors import UnknownDelivery
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Submission
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.endpoints import Endpoint
 
@@ -77,7 +78,7 @@ def fail(ledger: Ledger, submission: Submission) -> str:
 
 def lose_workers(ledger: Ledger, submission: Submission) -> str:
     job = ledger.accept(submission)[0]
-    server = ledger._client
+    server = ledger.client
     for _ in range(3):
         assert ledger.claim(job.id, "w1")
         server.zadd("ts:leases", {job.id: 1})
@@ -121,15 +122,15 @@ def test_only_what_an_endpoint_asked_for_is_told_and_only_of_its_tenant(
     failures = listening(ledger, receiver, "job.failed")
     listening(ledger, receiver, tenant="other")
     ended(ledger, submission)
-    assert ledger.of(LOCAL).deliveries.find() == ([], None)
+    assert Holdings.of(ledger, LOCAL).deliveries.find() == ([], None)
     ended(ledger, submission, "failed")
-    [delivery] = ledger.of(LOCAL).deliveries.find()[0]
-    assert (delivery.endpoint, ledger.of("other").deliveries.find()[0]) == (failures.id, [])
+    [delivery] = Holdings.of(ledger, LOCAL).deliveries.find()[0]
+    assert (delivery.endpoint, Holdings.of(ledger, "other").deliveries.find()[0]) == (failures.id, [])
     theirs = ended(ledger, submission.model_copy(update={"tenant": "other"}))
-    [other] = ledger.of("other").deliveries.find()[0]
+    [other] = Holdings.of(ledger, "other").deliveries.find()[0]
     assert other.job == theirs.id
-    assert ledger.of(LOCAL).deliveries.find(job=theirs.id)[0] == []
-    for ask in (ledger.of(LOCAL).deliveries.read, ledger.of(LOCAL).deliveries.replay):
+    assert Holdings.of(ledger, LOCAL).deliveries.find(job=theirs.id)[0] == []
+    for ask in (Holdings.of(ledger, LOCAL).deliveries.read, Holdings.of(ledger, LOCAL).deliveries.replay):
         with pytest.raises(UnknownDelivery):
             ask(other.id)
 
@@ -139,7 +140,7 @@ def test_inference_is_answered_where_it_was_asked(
 ) -> None:
     asked = {"kind": "inference", "image": None, "file": "sha256:" + "1" * 64}
     ended(ledger, submission.model_copy(update=asked))
-    assert ledger.of(LOCAL).deliveries.find()[0] == []
+    assert Holdings.of(ledger, LOCAL).deliveries.find()[0] == []
 
 
 def test_a_webhook_without_a_secret_is_signed_by_one_that_can_be_drawn(
@@ -149,7 +150,7 @@ def test_a_webhook_without_a_secret_is_signed_by_one_that_can_be_drawn(
     hooked = submission.model_copy(update={"webhook": receiver.url})
     ended(ledger, hooked)
     receiver.wait()
-    secret, _ = ledger.of(LOCAL).endpoints.rotate()
+    secret, _ = Holdings.of(ledger, LOCAL).endpoints.rotate()
     ended(ledger, hooked)
     assert receiver.wait(2)[1].verified(secret)["type"] == "job.succeeded"
 
@@ -162,8 +163,8 @@ def test_a_rotated_secret_stays_good_for_a_day(
     submission: Submission,
 ) -> None:
     deliver()
-    server = ledger._client
-    fresh, until = ledger.of(LOCAL).endpoints.rotate(endpoint.id)
+    server = ledger.client
+    fresh, until = Holdings.of(ledger, LOCAL).endpoints.rotate(endpoint.id)
     assert 86_300 < until.timestamp() - time.time() < 86_500
     ended(ledger, submission)
     [message] = receiver.wait()
@@ -183,15 +184,15 @@ def test_deliveries_go_with_their_job_and_when_they_are_old(
     ledger: Ledger, endpoint: Endpoint, submission: Submission, server: redis.Redis
 ) -> None:
     ledger.delete(ended(ledger, submission).id)
-    assert ledger.of(LOCAL).deliveries.find()[0] == []
+    assert Holdings.of(ledger, LOCAL).deliveries.find()[0] == []
     assert ledger.outbox.claim({}) == []
     server.zadd("ts:ended", {ended(ledger, submission).id: 1})
     assert ledger.keeping.expire() == 1
-    assert ledger.of(LOCAL).deliveries.find()[0] == []
+    assert Holdings.of(ledger, LOCAL).deliveries.find()[0] == []
     job = ended(ledger, submission)
-    server.zadd("ts:deliveries", {ledger.of(LOCAL).deliveries.find()[0][0].id: 1})
+    server.zadd("ts:deliveries", {Holdings.of(ledger, LOCAL).deliveries.find()[0][0].id: 1})
     assert ledger.outbox.claim({}) == []
-    assert ledger.of(LOCAL).deliveries.find(job=job.id)[0] == []
+    assert Holdings.of(ledger, LOCAL).deliveries.find(job=job.id)[0] == []
     lost = ended(ledger, submission)
     server.delete(f"ts:job:{lost.id}")
     assert ledger.outbox.claim({}) == []
@@ -200,10 +201,12 @@ def test_deliveries_go_with_their_job_and_when_they_are_old(
 
 def test_deliveries_are_listed_in_pages(ledger: Ledger, endpoint: Endpoint, submission: Submission) -> None:
     jobs = [ended(ledger, submission).id for _ in range(5)]
-    first, cursor = ledger.of(LOCAL).deliveries.find(status="pending", endpoint=endpoint.id, limit=3)
-    rest, end = ledger.of(LOCAL).deliveries.find(
+    first, cursor = Holdings.of(ledger, LOCAL).deliveries.find(
+        status="pending", endpoint=endpoint.id, limit=3
+    )
+    rest, end = Holdings.of(ledger, LOCAL).deliveries.find(
         status="pending", endpoint=endpoint.id, limit=3, cursor=cursor
     )
     assert [one.job for one in [*first, *rest]] == jobs[::-1]
     assert end is None
-    assert ledger.of(LOCAL).deliveries.find(status="failed")[0] == []
+    assert Holdings.of(ledger, LOCAL).deliveries.find(status="failed")[0] == []

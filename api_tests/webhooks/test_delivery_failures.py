@@ -18,6 +18,7 @@ from api_tests.support.webhook_receiver import Receiver, answering, hanging, rec
 from touchstone.errors import WebhookConflict
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Submission
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.ledger.webhooks import deliveries, dispatcher, outbox, signatures
 from touchstone.ledger.webhooks.dispatcher import Deliverer
 from touchstone.ledger.webhooks.endpoints import Endpoint
@@ -69,7 +70,7 @@ def test_after_ten_tries_it_has_failed_and_can_be_replayed(
     ended(ledger, submission)
     [delivery] = settled(ledger)
     assert (delivery.status, delivery.due_at, len(delivery.attempts)) == ("failed", None, 10)
-    ledger.of(LOCAL).deliveries.replay(delivery.id)
+    Holdings.of(ledger, LOCAL).deliveries.replay(delivery.id)
     assert receiver.wait(11)[10].id == delivery.id
     [delivery] = settled(ledger)
     assert (delivery.status, len(delivery.attempts)) == ("delivered", 11)
@@ -93,23 +94,23 @@ def test_a_receiver_that_is_gone_switches_its_endpoint_off_and_a_ping_that_arriv
     deliver()
     [delivery] = settled(ledger)
     assert (delivery.status, [attempt.status for attempt in delivery.attempts]) == ("failed", [410])
-    assert ledger.of(LOCAL).endpoints.read(endpoint.id).disabled_at is not None
+    assert Holdings.of(ledger, LOCAL).endpoints.read(endpoint.id).disabled_at is not None
     ended(ledger, submission)
-    assert [one.job for one in ledger.of(LOCAL).deliveries.find()[0]] == [job.id]
+    assert [one.job for one in Holdings.of(ledger, LOCAL).deliveries.find()[0]] == [job.id]
     with pytest.raises(WebhookConflict, match="switched off"):
-        ledger.of(LOCAL).deliveries.replay(delivery.id)
-    ping = ledger.of(LOCAL).endpoints.ping(endpoint.id)
+        Holdings.of(ledger, LOCAL).deliveries.replay(delivery.id)
+    ping = Holdings.of(ledger, LOCAL).endpoints.ping(endpoint.id)
     assert receiver.wait(2)[1].verified(SECRET)["data"] == {"endpoint": endpoint.id}
     settled(ledger, count=2)
-    assert ledger.of(LOCAL).deliveries.read(ping.id).status == "delivered"
-    assert ledger.of(LOCAL).endpoints.read(endpoint.id).disabled_at is None
-    ledger.of(LOCAL).deliveries.replay(delivery.id)
+    assert Holdings.of(ledger, LOCAL).deliveries.read(ping.id).status == "delivered"
+    assert Holdings.of(ledger, LOCAL).endpoints.read(endpoint.id).disabled_at is None
+    Holdings.of(ledger, LOCAL).deliveries.replay(delivery.id)
     assert receiver.wait(3)[2].id == delivery.id
 
 
 def test_a_ping_sent_twice_to_the_ledger_is_one(ledger: Ledger, endpoint: Endpoint) -> None:
     first, second = (
-        ledger._scripts.run("webhooks/ping", LOCAL, endpoint.id, "msg_" + "0" * 40) for _ in range(2)
+        ledger.scripts.run("webhooks/ping", LOCAL, endpoint.id, "msg_" + "0" * 40) for _ in range(2)
     )
     assert first == second
     assert len(ledger.outbox.claim({})) == 1
@@ -119,13 +120,13 @@ def test_what_waits_for_an_endpoint_that_is_deleted_fails(
     ledger: Ledger, receiver: Receiver, endpoint: Endpoint, deliver: Any, submission: Submission
 ) -> None:
     ended(ledger, submission)
-    ledger.of(LOCAL).endpoints.forget(endpoint.id)
+    Holdings.of(ledger, LOCAL).endpoints.forget(endpoint.id)
     deliver()
     [delivery] = settled(ledger)
     assert [attempt.error for attempt in delivery.attempts] == ["endpoint_deleted"]
     assert receiver.messages == []
     with pytest.raises(WebhookConflict, match="deleted"):
-        ledger.of(LOCAL).deliveries.replay(delivery.id)
+        Holdings.of(ledger, LOCAL).deliveries.replay(delivery.id)
 
 
 @pytest.mark.usefixtures("endpoint")
@@ -134,21 +135,21 @@ def test_a_sender_that_dies_before_it_could_tell_leaves_it_to_another(
 ) -> None:
     ended(ledger, submission)
     dead = claim(ledger)
-    make_due(ledger._client)
+    make_due(ledger.client)
     with monkeypatch.context() as dying:
         dying.setattr(Deliverer, "_note", lambda *_: None)
         one = deliver()
         receiver.wait()
         one.stop()
     assert ledger.outbox.claim({}) == []
-    make_due(ledger._client)
+    make_due(ledger.client)
     deliver()
     first, second = receiver.wait(2)
     assert first.id == second.id == dead.delivery.id
     assert first.verified(SECRET) == second.verified(SECRET)
     [delivery] = settled(ledger)
     assert not ledger.outbox.note(dead, deliveries.Outcome(ms=1, status=500, error="refused"))
-    assert ledger.of(LOCAL).deliveries.read(delivery.id) == delivery
+    assert Holdings.of(ledger, LOCAL).deliveries.read(delivery.id) == delivery
     assert len(delivery.attempts) == 1
 
 
@@ -157,7 +158,7 @@ def test_a_result_told_twice_counts_once(ledger: Ledger, endpoint: Endpoint, sub
     sending = claim(ledger)
     attempt = deliveries.Outcome(ms=1, status=500, error="refused")
     assert all(ledger.outbox.note(sending, attempt, pause=60) for _ in range(2))
-    [delivery] = ledger.of(LOCAL).deliveries.find()[0]
+    [delivery] = Holdings.of(ledger, LOCAL).deliveries.find()[0]
     assert (len(delivery.attempts), delivery.status) == (1, "pending")
     assert delivery.due_at is not None
     assert 20 < delivery.due_at.timestamp() - time.time() <= 70

@@ -21,7 +21,7 @@ from api_tests.support.own_models import SAID, linear_onnx
 from api_tests.support.ports import reserved
 from api_tests.support.wait import wait_until
 from api_tests.support.webhook_receiver import Receiver, answering
-from service.auth.permissions import Caller
+from service.auth.caller import Caller
 from touchstone.ledger.webhooks import dispatcher, signatures
 from touchstone.ledger.webhooks.endpoints import MOST_ENDPOINTS
 from touchstone.settings import Settings
@@ -224,7 +224,7 @@ def test_another_tenant_sees_nothing(
     api.job()
     [delivery] = settled(api, endpoint=endpoint["id"])
     there, one = f"/v1/webhooks/{endpoint['id']}", f"/v1/webhooks/deliveries/{delivery['id']}"
-    monkeypatch.setattr("service.auth.permissions.EVERYBODY", Caller("other", frozenset(("read", "submit"))))
+    monkeypatch.setattr("service.auth.caller.EVERYBODY", Caller("other", frozenset(("read", "submit"))))
     for verb, path, code in (
         *(("GET", there, "unknown_webhook"), ("DELETE", there, "unknown_webhook")),
         *(("POST", f"{there}/{act}", "unknown_webhook") for act in ("rotate", "ping")),

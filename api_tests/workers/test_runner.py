@@ -70,7 +70,7 @@ class Bench:
 
     def expire(self, job: str) -> None:
         """Have the lease of a job run out."""
-        self.ledger._client.zadd("ts:leases", {job: 1})
+        self.ledger.client.zadd("ts:leases", {job: 1})
         assert self.ledger.reap().lost == (job,)
 
     def finish(self) -> None:
@@ -303,9 +303,9 @@ def test_leases_are_renewed_whatever_else_goes_wrong(bench: Bench, monkeypatch: 
 
     monkeypatch.setattr(bench.engine, "probes", stumble)
     job = bench.begin(steps=10_000)
-    due = bench.ledger._client.zscore("ts:leases", job)
+    due = bench.ledger.client.zscore("ts:leases", job)
     wait_until(lambda: len(stumbles) > 2)
-    wait_until(lambda: bench.ledger._client.zscore("ts:leases", job) > due)
+    wait_until(lambda: bench.ledger.client.zscore("ts:leases", job) > due)
     bench.ledger.cancel(job)
 
 

@@ -18,9 +18,9 @@ from api_tests.support import fake_worker
 from api_tests.support.wait import SECONDS, wait_until
 from service.state.dispatch import open_bell
 from touchstone.ledger import broker
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, TERMINAL, Job, Submission
-from touchstone.ledger.scripts import connect
 from touchstone.ledger.server import process_id
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
@@ -29,7 +29,6 @@ from workers import healthcheck
 
 LEASE = 20.0
 """Seconds for which a worker may stand still and keep its jobs; the one that a test kills has fewer."""
-
 
 LONG = 10_000
 """Steps of 20 ms: a job that outlasts its test."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from anyio import to_thread
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from service.auth import rate_limits
+from service.auth.caller import _CALLER, EVERYBODY, Caller, caller_of
 from touchstone.errors import (
     InsufficientScope,
     KeyExpired,
@@ -21,13 +20,11 @@ from touchstone.errors import (
     LedgerUnavailable,
     RateLimited,
 )
-from touchstone.ledger.api_keys import INCLUDED, Scope
-from touchstone.ledger.records import LOCAL
+from touchstone.ledger.api_keys import INCLUDED
 
 if TYPE_CHECKING:
     from service.state.backend import Whole
 
-_CALLER = "touchstone.caller"
 
 _BEARER = HTTPBearer(
     scheme_name="key",
@@ -37,19 +34,6 @@ _BEARER = HTTPBearer(
     "is checked in any case. Of its scopes `read` shows, `submit` starts and ends things too, `admin` also "
     "makes and revokes keys; each includes those before it.",
 )
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Whoever sent a request: whose jobs and models it is about, and what may be done with them."""
-
-    tenant: str
-    scopes: frozenset[Scope]
-    key_id: str | None = None
-
-
-EVERYBODY = Caller(LOCAL, INCLUDED["admin"])
-"""Whoever sends no key where none is needed."""
 
 
 async def identify(
@@ -104,16 +88,6 @@ submitter = Security(identify, scopes=["submit"])
 
 admin = Security(identify, scopes=["admin"])
 """For routes of the operator."""
-
-
-def caller_of(request: Request) -> Caller:
-    """Who sent this request; a route without a scope has no caller, and an answer of 500."""
-    return cast(Caller, request.scope[_CALLER])
-
-
-def found_in(scope: Mapping[str, Any]) -> Caller | None:
-    """Who sent the request of this ASGI scope, where that was asked for already."""
-    return cast(Caller | None, scope.get(_CALLER))
 
 
 def still_permitted(request: Request) -> bool:

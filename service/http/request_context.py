@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
-from service.auth import permissions, rate_limits
-from service.routers.metrics import Durations
-from touchstone.ledger.scripts import waiting_once
+from service.auth import caller, rate_limits
+from service.state.metrics import Durations
+from touchstone.ledger.connection import waiting_once
 from touchstone.logs import bound, get_logger
 
 _SAFETY = {
@@ -97,9 +97,9 @@ class _Exchange:
         route: Any = self._scope.get("route")
         return getattr(route, "path_format", None) or "-"
 
-    def caller(self) -> permissions.Caller | None:
+    def caller(self) -> caller.Caller | None:
         """Who sent it, once that is known."""
-        return permissions.found_in(self._scope)
+        return caller.found_in(self._scope)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

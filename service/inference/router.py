@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from service import problems
 from service.auth.permissions import check_still_permitted, reader, submitter
+from service.dependencies import backend_of
 from service.inference import inputs, outputs, schemas
 from service.inference.inputs import HEADER_LENGTH, Question
 from service.inference.outputs import BINARY
@@ -26,9 +27,9 @@ from service.inference.schemas import (
 )
 from service.openapi import examples, operations
 from service.routers import health
-from service.state.backend import Backend, backend_of
+from service.state.backend import Backend
 from service.state.job_waiters import LONGEST_SECONDS
-from service.submissions import bodies, responses
+from service.submissions import acceptance, bodies, responses
 from service.submissions.bodies import Received
 from service.submissions.validation import Prepared
 from touchstone.errors import Failure, JobConflict, NotReady
@@ -204,10 +205,10 @@ async def infer(request: Request, card: Card, header_length: HeadLength = None) 
     """
     backend = backend_of(request)
     prepare = partial(_prepare, header_length=header_length, card=card, backend=backend)
-    asked, prepared = await responses.checked(request, prepare, *_TYPES)
+    asked, prepared = await acceptance.checked(request, prepare, *_TYPES)
     job: Job | None = None
     try:
-        job = await responses.run(request, prepared, seconds=LONGEST_SECONDS)
+        job = await acceptance.run(request, prepared, seconds=LONGEST_SECONDS)
         if job.status != "succeeded":
             return await to_thread.run_sync(_without_answer, request, backend, job)
         return await to_thread.run_sync(_answer, backend, asked, card, job)

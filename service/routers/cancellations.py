@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service import problems
 from service.auth.permissions import submitter
+from service.dependencies import backend_of
 from service.openapi import examples
-from service.state.backend import backend_of
 from service.submissions import bodies
 from service.submissions.bodies import JSON, Received
 from touchstone.fields import refuse_unknown

@@ -12,10 +12,10 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from service import problems, schemas
 from service.auth.permissions import reader, submitter
+from service.dependencies import backend_of
 from service.openapi import examples, operations
 from service.pagination import Cursor, Limit, Page, cut, link_next
-from service.state.backend import backend_of
-from service.submissions import responses
+from service.submissions import acceptance
 from service.submissions.validation import Asked, asked_of, method_submission, prediction
 from touchstone.fields import NormName, parse_norm
 from touchstone.methods import Access, Kind, Method, card, catalogue, find
@@ -101,7 +101,7 @@ def _submit(method: type[Method]) -> Callable[[Request], Awaitable[Response]]:
             shelf=backend.models,
             decoders=backend.decoders,
         )
-        return await responses.submit(request, check)
+        return await acceptance.submit(request, check)
 
     return submit
 
@@ -172,4 +172,4 @@ async def predict(request: Request) -> Response:
     """
     backend = backend_of(request)
     check = partial(prediction, settings=backend.settings, shelf=backend.models, decoders=backend.decoders)
-    return await responses.submit(request, check)
+    return await acceptance.submit(request, check)

@@ -10,9 +10,10 @@ from pydantic import BaseModel, Field
 
 from service import problems
 from service.auth.permissions import reader
+from service.dependencies import backend_of
 from service.openapi import examples, operations
 from service.routers.models import probe_of
-from service.state.backend import Backend, backend_of
+from service.state.backend import Backend
 from service.submissions import bodies
 from service.submissions.validation import AskedOfCost, Costly, costly_method, costly_prediction
 from touchstone.methods import Kind, Method, catalogue, cost_of, find

@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 
 from service import problems, schemas
 from service.auth.permissions import reader, submitter
+from service.dependencies import backend_of
 from service.openapi import examples
 from service.pagination import Cursor, Limit, Page, link_next
-from service.state.backend import backend_of
 from touchstone.ledger.records import Job
 from touchstone.ledger.webhooks import deliveries
 from touchstone.ledger.webhooks.deliveries import Attempt, DeliveryStatus, EventType

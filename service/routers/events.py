@@ -13,10 +13,10 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service import problems
-from service.auth.permissions import caller_of, reader, still_permitted
-from service.dependencies import JobId
+from service.auth.caller import caller_of
+from service.auth.permissions import reader, still_permitted
+from service.dependencies import JobId, backend_of
 from service.openapi import examples
-from service.state.backend import backend_of
 from service.state.broadcaster import Reader
 from service.state.job_waiters import RECHECK_SECONDS
 from service.submissions.responses import is_over

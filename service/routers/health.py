@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from service import problems
+from service.dependencies import whole_of
 from service.openapi import examples
-from service.state.backend import whole_of
 from touchstone.errors import LedgerUnavailable, NotReady
 
 router = APIRouter(tags=["service"])

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service import headers, problems, schemas
 from service.auth.permissions import check_still_permitted, reader, still_permitted, submitter
-from service.dependencies import JobId, KnownJob
+from service.dependencies import JobId, KnownJob, backend_of
 from service.headers import IfNoneMatch
 from service.openapi import examples, operations
 from service.pagination import Cursor, Limit, Moment, Page, link_next
-from service.state.backend import Backend, backend_of
-from service.submissions import responses
+from service.state.backend import Backend
+from service.submissions import acceptance
 from service.submissions.continuation import Continue, continuation
 from service.submissions.responses import is_over, job_response, unchanged
 from service.submissions.validation import Prepared, check_model, passes_of
@@ -153,7 +153,7 @@ async def rerun_job(request: Request, job: KnownJob) -> Response:
     """A new job of the same submission; `rerun` in its result says whether the bytes agree."""
     key = headers.idempotency_key(request)
     prepared = await to_thread.run_sync(_again, backend_of(request), job)
-    return await responses.answer(request, prepared, key)
+    return await acceptance.answer(request, prepared, key)
 
 
 @router.post(
@@ -176,7 +176,7 @@ async def continue_job(request: Request, job: KnownJob) -> Response:
     """
     backend = backend_of(request)
     prepare = partial(continuation, job, backend=backend)
-    return await responses.submit(request, prepare)
+    return await acceptance.submit(request, prepare)
 
 
 def _again(backend: Backend, job: Job) -> Prepared:

@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 
 from service import problems
 from service.auth.permissions import admin
+from service.dependencies import whole_of
 from service.openapi import examples
 from service.pagination import Cursor, Limit, Page, cut, link_next
-from service.state.backend import whole_of
 from service.submissions import bodies
 from service.submissions.bodies import JSON, Received
 from touchstone.fields import refuse_unknown

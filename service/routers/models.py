@@ -15,10 +15,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from service import headers as preferences
 from service import problems
 from service.auth.permissions import reader, submitter
+from service.dependencies import backend_of
 from service.headers import IfNoneMatch
 from service.openapi import examples
 from service.pagination import Cursor, Limit, Page, cut, link_next
-from service.state.backend import backend_of
 from touchstone.errors import LedgerUnavailable, ModelConflict
 from touchstone.ledger.replies import VersionRef, Worker
 from touchstone.ledger.tenant_ledger import Holdings

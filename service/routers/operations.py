@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field
 
 from service import problems
 from service.auth.permissions import reader
+from service.dependencies import backend_of
 from service.openapi import examples
-from service.state.backend import Backend, backend_of
+from service.state.backend import Backend
 from touchstone.ledger import replies
 from touchstone.ledger.records import Status
 from touchstone.models import zoo

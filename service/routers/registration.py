@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 
 from service import headers, problems, schemas
 from service.auth.permissions import submitter
+from service.dependencies import backend_of
 from service.openapi import examples, operations
 from service.routers import models
-from service.state.backend import Backend, backend_of
-from service.submissions import bodies, file_uploads, responses
+from service.state.backend import Backend
+from service.submissions import acceptance, bodies, file_uploads
 from service.submissions.bodies import Received
 from service.submissions.disk_space import check_room
 from service.submissions.file_uploads import Saved, Taken
@@ -69,10 +70,10 @@ async def register_model(request: Request) -> Response:
     """
     backend, key = backend_of(request), headers.idempotency_key(request)
     if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
-        said = await responses.checked(request, _said)
+        said = await acceptance.checked(request, _said)
         # Nobody else waits for a name that resolves slowly.
         prepared = await to_thread.run_sync(_without_file, backend, *said, limiter=backend.names)
-        return await responses.answer(request, prepared, key)
+        return await acceptance.answer(request, prepared, key)
     limit = backend.settings.model_limit
     # Of what says nothing of its size, and of what is too large, no more is written than the limit.
     size = min(limit, int(request.headers.get("content-length", limit)))
@@ -85,7 +86,7 @@ async def register_model(request: Request) -> Response:
         # Whoever sends a key wants the job that the key stands for.
         if asked.known and key is None:
             return await to_thread.run_sync(_registered, request, asked.known)
-        return await responses.answer(request, asked.prepared, key)
+        return await acceptance.answer(request, asked.prepared, key)
 
 
 def _check_room(backend: Backend) -> None:

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service import problems
 from service.auth.permissions import reader, submitter
+from service.dependencies import backend_of
 from service.openapi import examples
 from service.pagination import Cursor, Limit, Page, cut, link_next
 from service.routers import deliveries
 from service.routers.deliveries import Delivery
-from service.state.backend import Backend, backend_of
+from service.state.backend import Backend
 from service.submissions import bodies
 from service.submissions.bodies import JSON, Received
 from service.submissions.webhook_urls import Url, check_receiver

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from anyio import CapacityLimiter
-from fastapi import Request
 
-from service.auth.permissions import caller_of
-from service.ringing import Ringer
+from service.state.dispatch import Ringer
 from service.state.failed_keys import Strangers
 from service.state.job_waiters import Waiting
 from service.state.pending_uploads import Arrivals
@@ -29,11 +27,10 @@ from touchstone.storage.blobs import Blobs
 from touchstone.storage.garbage_collector import Sweeper
 
 if TYPE_CHECKING:
-    from service.routers.metrics import Durations
+    from service.state.metrics import Durations
 
 Ring = Callable[[str], object]
 """Tells the workers of a job, given its id; it may fail, because the ledger already holds the job."""
-
 
 L = TypeVar("L", Ledger, Holdings)
 
@@ -71,15 +68,3 @@ def at_once() -> int:
 
 NAMES = 16
 """Names that are resolved at once, for as long as whoever answers for them likes to take."""
-
-
-def whole_of(request: Request) -> Whole:
-    """The backend for all tenants, for routes that show nothing of any."""
-    return cast(Whole, request.app.state.backend)
-
-
-def backend_of(request: Request) -> Backend:
-    """The backend for the tenant whose caller sent this request."""
-    whole, tenant = whole_of(request), caller_of(request).tenant
-    parts: dict[str, Any] = {"ledger": whole.ledger.of(tenant), "models": whole.models.of(tenant)}
-    return cast(Backend, replace(whole, **parts))

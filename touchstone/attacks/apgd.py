@@ -10,6 +10,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.engine.rows import Rows
 from touchstone.fields import Count, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, RestartedAttack
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _ratio(logits: Tensor, label: Tensor, targeted: Tensor) -> Tensor:
     highest ones.
     """
     own = logits.gather(1, label[:, None])[:, 0]
-    other = logits.scatter(1, label[:, None], -engine.torch.inf).amax(1)
+    other = logits.scatter(1, label[:, None], -torch.inf).amax(1)
     margin = (other - own).where(~targeted, own - other)
     return margin / spread(logits, fourth=targeted)
 
@@ -150,7 +151,7 @@ class Halving(Rows):
     @classmethod
     def start(cls, threat: Threat, x: Tensor, steps: int, rho: float) -> Self:
         """A rule for `steps` steps from `x`."""
-        low = x.new_full((len(x),), -engine.torch.inf)
+        low = x.new_full((len(x),), -torch.inf)
         none = low.new_zeros(low.shape)
         peak = Peak(x, x, low)
         return cls(rho, checkpoints(steps), 0, 0, 2 * threat.eps, x, peak, low, none, none > 0, low)
@@ -226,7 +227,7 @@ class Sparse(Rows):
     def start(cls, threat: Threat, x: Tensor, steps: int) -> Self:
         """A rule for `steps` steps from `x`."""
         changed = _changes(threat, x)
-        peak = Peak(x, x, changed.new_full(changed.shape, -engine.torch.inf))
+        peak = Peak(x, x, changed.new_full(changed.shape, -torch.inf))
         return cls(max(1, steps * 4 // 100), 0, threat.eps, peak, changed / x[0].numel() / 1.5, changed)
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.attacks.apgd import ascend, spread
 from touchstone.fields import Count, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, RestartedAttack
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ class APGDT(RestartedAttack):
     def run(self, case: Case) -> Plan:
         """As many rows for each image as there are classes to head for, all climbing together."""
         logits = (yield engine.Logits(case.threat.x0)).logits
-        others = logits.scatter(1, case.goal.label[:, None], -engine.torch.inf)
+        others = logits.scatter(1, case.goal.label[:, None], -torch.inf)
         rivals = others.topk(min(self.rivals, logits.shape[1] - 1), dim=1).indices
         count = rivals.shape[1]
-        kin = engine.torch.arange(len(case), device=case.device).repeat_interleave(count)
+        kin = torch.arange(len(case), device=case.device).repeat_interleave(count)
         each = case[kin]
         loss = engine.Scored(_ratio_to, each.goal.label, rivals.flatten())
         best = yield from ascend(
@@ -75,4 +76,4 @@ def _ratio_to(logits: Tensor, label: Tensor, rival: Tensor) -> Tensor:
 def _best_of(best: Best, count: int) -> Best:
     """The best of every `count` neighbouring rows."""
     chosen = best.score.view(-1, count).argmax(1)
-    return best[chosen + count * engine.torch.arange(len(chosen), device=chosen.device)]
+    return best[chosen + count * torch.arange(len(chosen), device=chosen.device)]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from touchstone import engine
+from touchstone import engine, evaluation
 from touchstone.fields import Count
+from touchstone.lazy import torch
 from touchstone.methods import (
     Attack,
     Cost,
@@ -99,7 +100,7 @@ def _attack(name: str, fields: Mapping[str, object], **others: object) -> Attack
 
 def _looked_at(case: Case, part: Attack) -> Asking[Best]:
     """What a part comes to, and how far its files are from the goal, by the margin."""
-    found = yield from engine.pursued(part, case)
+    found = yield from evaluation.pursued(part, case)
     x = case.threat.project(found.x)
     logits = (yield case.question(x)).logits
     margin = engine.Margin(case.goal)(logits)
@@ -107,4 +108,4 @@ def _looked_at(case: Case, part: Attack) -> Asking[Best]:
 
 
 def _all(rows: Tensor) -> Tensor:
-    return engine.torch.arange(len(rows), device=rows.device)
+    return torch.arange(len(rows), device=rows.device)

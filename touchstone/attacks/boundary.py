@@ -10,6 +10,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Queries, Ratio, Starts
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -118,7 +119,6 @@ class _Walkers(engine.Rows):
         """One step each; kept where it meets the goal and is nearer. `looks`, 1 or 0, tells whether the point
         on the sphere is asked about, too.
         """
-        torch = engine.torch
         sphere, tried = self._proposal()
         case, size = self.case, self.case.threat.size
         both = torch.cat([tried, sphere]) if looks else tried

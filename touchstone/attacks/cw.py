@@ -10,6 +10,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.engine.rows import Rows
 from touchstone.fields import Askings, Count, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -83,14 +84,14 @@ class CW(MinimalNorm):
         x = case.threat.x0
         answer = yield engine.Gradient(x, engine.Margin(case.goal))
         descent, weight = Descent.begin(to_tanh(x)), Weight.begin(answer, self)
-        rows = engine.torch.arange(len(case), device=case.device)
+        rows = torch.arange(len(case), device=case.device)
         every = max(PATIENCE, self.steps // LOOKS) if self.abort_early else self.steps
         while True:
             found = sure(case, x, answer, self.confidence)
             best, weight = best.put(rows, found), weight.seen(case, found, answer.gradient)
             loss, grad = self._loss(case, x, answer, weight.c)
             ended = descent.ended(loss, self.steps, every)
-            rate = engine.torch.full_like(loss, self.learning_rate)
+            rate = torch.full_like(loss, self.learning_rate)
             descent = descent.moved(in_tanh(x, grad), loss, rate, every, met=found.met)
             if bool(ended.any()):
                 open_ = ~ended | self._goes_on(weight)
@@ -131,7 +132,7 @@ def shortfall(answer: Answer, confidence: float, c: Tensor) -> tuple[Tensor, Ten
 def sure(case: Case, x: Tensor, answer: Answer, confidence: float) -> Nearest:
     """The points as the model judges them; successes only where the margin is at least κ."""
     found = engine.Nearest.judged(case, x, answer.logits)
-    return replace(found, distance=found.distance.masked_fill(found.margin < confidence, engine.torch.inf))
+    return replace(found, distance=found.distance.masked_fill(found.margin < confidence, torch.inf))
 
 
 def to_tanh(x: Tensor) -> Tensor:
@@ -160,8 +161,8 @@ class Adam(Rows):
     @classmethod
     def begin(cls, like: Tensor) -> Adam:
         """No step made yet."""
-        zero = engine.torch.zeros_like(like)
-        return cls(zero, zero, engine.torch.zeros(len(like), device=like.device))
+        zero = torch.zeros_like(like)
+        return cls(zero, zero, torch.zeros(len(like), device=like.device))
 
     def step(self, grad: Tensor) -> tuple[Tensor, Adam]:
         """What to add at a learning rate of one, downhill, and the optimiser after it."""
@@ -193,7 +194,7 @@ class Descent(Rows):
     @classmethod
     def begin(cls, w0: Tensor) -> Descent:
         """At the originals."""
-        far = w0.new_full((len(w0),), engine.torch.inf)
+        far = w0.new_full((len(w0),), torch.inf)
         return cls(w0, Adam.begin(w0), far, far, far < 0)
 
     def looks(self, every: int) -> Tensor:
@@ -210,16 +211,16 @@ class Descent(Rows):
         """A step downhill, after a look at the loss where it is time."""
         move, adam = self.adam.step(grad)
         lowest = loss.minimum(self.lowest)
-        before = engine.torch.where(self.looks(every), lowest, self.before)
+        before = torch.where(self.looks(every), lowest, self.before)
         return Descent(self.w + engine.column(rate, move) * move, adam, lowest, before, self.met | met)
 
     def again(self, ended: Tensor, w: Tensor) -> Descent:
         """Rows of the mask `ended` begin at `w`."""
         return Descent(
-            engine.torch.where(engine.column(ended, w), w, self.w),
+            torch.where(engine.column(ended, w), w, self.w),
             self.adam.again(ended),
-            self.lowest.masked_fill(ended, engine.torch.inf),
-            self.before.masked_fill(ended, engine.torch.inf),
+            self.lowest.masked_fill(ended, torch.inf),
+            self.before.masked_fill(ended, torch.inf),
             self.met & ~ended,
         )
 
@@ -242,9 +243,9 @@ class Weight(Rows):
         short = (attack.confidence - margin_of(answer)).clamp_min(0)
         needed = AMPLE * 2 * short / answer.gradient.flatten(1).square().sum(1).clamp_min(TINY)
         times = (needed / attack.initial_const).log10().ceil().clamp(0, MOST_TIMES)
-        far = engine.torch.full_like(short, engine.torch.inf)
+        far = torch.full_like(short, torch.inf)
         c = attack.initial_const * 10**times
-        return cls(c, far, c, far, engine.torch.zeros_like(short))
+        return cls(c, far, c, far, torch.zeros_like(short))
 
     def seen(self, case: Case, found: Nearest, grad: Tensor) -> Weight:
         """After more points, with the gradient of their margin."""
@@ -254,12 +255,12 @@ class Weight(Rows):
         d = 2 * (found.x - case.threat.x0)
         pulls = (engine.L2().size(in_tanh(found.x, one)) for one in (d, grad))
         balance = next(pulls) / next(pulls).clamp_min(TINY)
-        balance = engine.torch.where(nearer, balance, self.balance)
+        balance = torch.where(nearer, balance, self.balance)
         return replace(self, nearest=self.nearest.minimum(found.distance), balance=balance)
 
     def after(self, ended: Tensor, met: Tensor) -> Weight:
         """The next weight for rows of the mask `ended`, of whose searches those of `met` succeeded."""
-        where = engine.torch.where
+        where = torch.where
         c = where(ended, where(met, self.balance, 10 * self.c), self.c)
         before = where(ended, self.nearest, self.before)
         return Weight(c, self.nearest, self.balance, before, self.searches + ended)

@@ -21,6 +21,7 @@ from touchstone.attacks.cw import (
 )
 from touchstone.engine.rows import Rows
 from touchstone.fields import Askings, Count, Norm, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class CWLinf(MinimalNorm):
         """Searches, each from where the one before came to."""
         whole, best = case, engine.Nearest.none(case.threat.x0)
         descent = Descent.begin(to_tanh(case.threat.x0))
-        rows = engine.torch.arange(len(case), device=case.device)
+        rows = torch.arange(len(case), device=case.device)
         every = max(PATIENCE, self.steps // LOOKS) if self.abort_early else self.steps
         x = from_tanh(descent.w)
         answer = yield engine.Gradient(x, engine.Margin(case.goal))
@@ -138,8 +139,8 @@ class Level(Rows):
     @classmethod
     def begin(cls, like: Tensor, c: float) -> Level:
         """The whole box for nothing, for as many rows as `like` has."""
-        zero = engine.torch.zeros_like(like)
-        return cls(zero + 1, zero + c, zero + 1, zero + engine.torch.inf, zero > 0)
+        zero = torch.zeros_like(like)
+        return cls(zero + 1, zero + c, zero + 1, zero + torch.inf, zero > 0)
 
     def raised(self, answer: Answer, largest: float) -> Level:
         """Doubled as often as that is too little by far for any value to earn more beyond τ than it costs.
@@ -156,7 +157,7 @@ class Level(Rows):
 
     def after(self, ended: Tensor, factor: float) -> Level:
         """For the next search of the rows of the mask `ended`."""
-        where, failed = engine.torch.where, ended & ~self.nearer
+        where, failed = torch.where, ended & ~self.nearer
         fallen = self.tau.minimum(self.reached) * factor
         back = (self.tau + self.reached.minimum(self.tau / factor)) / 2
         return Level(

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Askings, Count, Distance, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class DDN(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Steps from sphere to sphere, from the image itself."""
-        x, radius = case.threat.x0, engine.torch.full_like(case.threat.eps, self.init_norm)
+        x, radius = case.threat.x0, torch.full_like(case.threat.eps, self.init_norm)
         best = engine.Nearest.none(x)
         bracketed = best.met
         for step in range(self.steps):
@@ -84,9 +85,9 @@ class DDN(MinimalNorm):
         """Smaller after a success, larger after a failure: by γ once one sphere was enough and a smaller one
         was not.
         """
-        larger = engine.torch.where(known, radius * (1 + self.gamma), 2 * radius)
-        smaller = engine.torch.where(bracketed, radius * (1 - self.gamma), radius / 2)
-        return engine.torch.where(met, smaller, larger)
+        larger = torch.where(known, radius * (1 + self.gamma), 2 * radius)
+        smaller = torch.where(bracketed, radius * (1 - self.gamma), radius / 2)
+        return torch.where(met, smaller, larger)
 
 
 def _length(share: float) -> float:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Askings, Count, Norm, Ratio, Whole
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class Walk(engine.Rows):
     @classmethod
     def begun(cls, case: Case, x: Tensor, rivals: Tensor) -> Walk:
         """At the points `x`."""
-        nowhere, unknown = engine.torch.zeros_like(x), rivals.to(x.dtype)
-        return cls(case, x, nowhere, rivals, unknown, engine.torch.arange(len(x), device=x.device))
+        nowhere, unknown = torch.zeros_like(x), rivals.to(x.dtype)
+        return cls(case, x, nowhere, rivals, unknown, torch.arange(len(x), device=x.device))
 
     def question(self, x: Tensor, most: int) -> engine.Gradient | engine.Jacobian:
         """How the leads of the nearest rivals change, of so many at most; of a target, its own lead."""
@@ -99,11 +100,11 @@ class Walk(engine.Rows):
             return self, answer.loss, answer.gradient
         gaps = answer.logits.gather(1, self.rivals) - answer.logits.gather(1, self.case.goal.label[:, None])
         normals, dual = answer.gradient, DUAL.get(self.case.threat.norm.name, 2.0)
-        seen = engine.torch.linalg.vector_norm(normals.flatten(2), dual, 2)
-        slopes = engine.torch.cat([seen, self.slopes[:, seen.shape[1] :]], 1)
+        seen = torch.linalg.vector_norm(normals.flatten(2), dual, 2)
+        slopes = torch.cat([seen, self.slopes[:, seen.shape[1] :]], 1)
         far = gaps.abs() / slopes.clamp_min(TINY)
         nearest, order = far[:, : seen.shape[1]].argmin(1), far.argsort(1)
-        row = engine.torch.arange(len(far), device=far.device)
+        row = torch.arange(len(far), device=far.device)
         walk = replace(self, rivals=self.rivals.gather(1, order), slopes=slopes.gather(1, order))
         return walk, gaps[row, nearest], normals[row, nearest]
 

@@ -11,6 +11,7 @@ from touchstone import engine
 from touchstone.attacks.cw import LOOKS, STALLED, shortfall, sure
 from touchstone.engine.rows import Rows
 from touchstone.fields import Askings, Count, Norm, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class EAD(MinimalNorm):
         whole, best = case, engine.Nearest.none(case.threat.x0)
         search = Search.begin(case.threat.x0)
         weight = Weight.begin(case.threat.eps, self.initial_const)
-        rows = engine.torch.arange(len(case), device=case.device)
+        rows = torch.arange(len(case), device=case.device)
         while len(rows):
             answer = yield engine.Gradient(search.y, engine.Margin(case.goal))
             found = self._ranked(case, sure(case, search.y, answer, self.confidence))
@@ -117,7 +118,7 @@ class EAD(MinimalNorm):
         ahead = engine.column(search.count / (search.count + 3), x)
         y = (x + ahead * (x - search.x)).clamp_(0, 1)
         lowest = loss.minimum(search.lowest)
-        before = engine.torch.where(self._looked_at(search), lowest, search.before)
+        before = torch.where(self._looked_at(search), lowest, search.before)
         return Search(x, y, search.count + 1, lowest, before, search.met | met)
 
 
@@ -135,18 +136,18 @@ class Search(Rows):
     @classmethod
     def begin(cls, x0: Tensor) -> Search:
         """At the originals."""
-        far = x0.new_full((len(x0),), engine.torch.inf)
-        return cls(x0, x0, engine.torch.zeros_like(far), far, far, far < 0)
+        far = x0.new_full((len(x0),), torch.inf)
+        return cls(x0, x0, torch.zeros_like(far), far, far, far < 0)
 
     def again(self, ended: Tensor, x0: Tensor) -> Search:
         """Rows of the mask `ended` begin at their originals."""
         wide = engine.column(ended, x0)
         return Search(
-            engine.torch.where(wide, x0, self.x),
-            engine.torch.where(wide, x0, self.y),
+            torch.where(wide, x0, self.x),
+            torch.where(wide, x0, self.y),
             self.count.masked_fill(ended, 0),
-            self.lowest.masked_fill(ended, engine.torch.inf),
-            self.before.masked_fill(ended, engine.torch.inf),
+            self.lowest.masked_fill(ended, torch.inf),
+            self.before.masked_fill(ended, torch.inf),
             self.met & ~ended,
         )
 
@@ -163,12 +164,12 @@ class Weight(Rows):
     @classmethod
     def begin(cls, like: Tensor, c: float) -> Weight:
         """Nothing known yet, for as many rows as `like` has."""
-        zero = engine.torch.zeros_like(like)
-        return cls(zero + c, zero, zero + engine.torch.inf, zero)
+        zero = torch.zeros_like(like)
+        return cls(zero + c, zero, zero + torch.inf, zero)
 
     def after(self, ended: Tensor, met: Tensor) -> Weight:
         """The next weight for rows of the mask `ended`, of whose searches those of `met` succeeded."""
-        where = engine.torch.where
+        where = torch.where
         low = where(ended & ~met, self.low.maximum(self.c), self.low)
         high = where(ended & met, self.high.minimum(self.c), self.high)
         following = where(high.isinf(), 10 * self.c, (low + high) / 2)

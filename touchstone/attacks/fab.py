@@ -10,6 +10,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Askings, Count, Natural, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class FAB(MinimalNorm):
 
     def _attempt(self, case: Case, x: Tensor, front: Front, rivals: Tensor, kin: Tensor) -> Asking[Nearest]:
         """From the points `x`; rows of the same number in `kin` (B,) are attempts at the same image."""
-        best, rows = engine.Nearest.none(case.threat.x0), engine.torch.arange(len(x), device=x.device)
+        best, rows = engine.Nearest.none(case.threat.x0), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             gap, normal = yield from front(case, x, rivals)
             x = self._step(case.threat, x, gap, normal)
@@ -124,7 +125,7 @@ class FAB(MinimalNorm):
             best = best.put(rows, found)
             x = case.threat.x0.lerp(x, engine.column(1 - (1 - self.backward) * found.met.to(x.dtype), x))
             if bool((done := _enough(case, found)).any()):
-                keep = ~engine.torch.isin(kin, kin[done])
+                keep = ~torch.isin(kin, kin[done])
                 if not bool(keep.any()):
                     break
                 case, x, rivals, kin, rows = case[keep], x[keep], rivals[keep], kin[keep], rows[keep]
@@ -173,9 +174,9 @@ def _nearest(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tens
     answer = yield engine.Jacobian(x, rivals, case.goal.label)
     gaps = answer.logits.gather(1, rivals) - answer.logits.gather(1, case.goal.label[:, None])
     normals = answer.gradient
-    slopes = engine.torch.linalg.vector_norm(normals.flatten(2), DUAL[case.threat.norm.name], 2)
+    slopes = torch.linalg.vector_norm(normals.flatten(2), DUAL[case.threat.norm.name], 2)
     chosen = (gaps.abs() / slopes.clamp_min(TINY)).argmin(1)
-    row = engine.torch.arange(len(x), device=x.device)
+    row = torch.arange(len(x), device=x.device)
     return gaps[row, chosen], normals[row, chosen]
 
 
@@ -237,9 +238,9 @@ def _greedy(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """L1: the steepest values as far as they can go, the last of them as far as it must."""
     steep, order = slope.sort(dim=1, descending=True)
     room = room.gather(1, order)
-    gained = engine.torch.nn.functional.pad((steep * room).cumsum(1)[:, :-1], (1, 0))
+    gained = torch.nn.functional.pad((steep * room).cumsum(1)[:, :-1], (1, 0))
     length = ((need - gained).clamp_min(0) / steep.clamp_min(TINY)).minimum(room)
-    return engine.torch.zeros_like(length).scatter_(1, order, length)
+    return torch.zeros_like(length).scatter_(1, order, length)
 
 
 def _level(slope: Tensor, speed: Tensor, room: Tensor, need: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.attacks.ddn import on_sphere
 from touchstone.fields import Askings, Count, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class FMN(MinimalNorm):
         """Steps from ball to ball, from the image itself."""
         threat = case.threat
         x, best = threat.x0, engine.Nearest.none(threat.x0)
-        radius = engine.torch.full_like(threat.eps, self.norm == "l0")
+        radius = torch.full_like(threat.eps, self.norm == "l0")
         hurry = max(1, UNHURRIED / self.steps)
         for step in range(self.steps):
             answer = yield engine.Gradient(x, engine.Margin(case.goal))
@@ -108,18 +109,18 @@ def _radius(
     inside, outside = (size - way).maximum(radius * (1 - gamma) ** hurry), size + way
     smaller = inside.minimum(radius * (1 - gamma))
     larger = radius * (1 + gamma)
-    larger = engine.torch.where(best.met, larger, larger.maximum(outside))
+    larger = torch.where(best.met, larger, larger.maximum(outside))
     if case.threat.norm.name == "l0":
-        least = engine.torch.where(best.met, radius + 1, 2 * radius)
+        least = torch.where(best.met, radius + 1, 2 * radius)
         smaller, larger = smaller.floor().minimum(radius - 1), larger.floor().maximum(least)
-    return engine.torch.where(met, smaller.minimum(best.distance), larger).minimum(case.threat.farthest)
+    return torch.where(met, smaller.minimum(best.distance), larger).minimum(case.threat.farthest)
 
 
 def _way(case: Case, x: Tensor, answer: Answer) -> Tensor:
     """How far it is to the boundary from either side, if the margin were linear; in L0, how many values."""
     gap, grad = engine.Margin(case.goal)(answer.logits).abs(), answer.gradient
     if case.threat.norm.name == "l0":
-        gain = (grad * engine.torch.where(grad > 0, 1 - x, x)).abs().flatten(1)
+        gain = (grad * torch.where(grad > 0, 1 - x, x)).abs().flatten(1)
         return (gain.sort(1, descending=True).values.cumsum(1) < gap[:, None]).sum(1) + 1.0
     return gap / engine.NORMS[DUAL[case.threat.norm.name]].size(grad).clamp_min(TINY)
 
@@ -141,7 +142,7 @@ def _within(case: Case, x: Tensor, radius: Tensor) -> Tensor:
     threat = case.threat
     if threat.norm.name == "l2":
         return on_sphere(case, x, radius)
-    endless = x.new_tensor(engine.torch.inf)
+    endless = x.new_tensor(torch.inf)
     # L0 picks its values before the box cuts their changes.
     low, high = (-endless, endless) if threat.norm.name == "l0" else threat.room
     return threat.norm.project(x - threat.x0, radius, low, high).add_(threat.x0).clamp_(0, 1)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Queries, Ratio, Starts
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class GeoDA(MinimalNorm):
         within = self._smooth(case.threat.x0)
         steps = (self.queries - asked[rows]).clamp_max(search)
         x = yield from engine.crossed(case[rows], best.x[rows], steps)
-        none = engine.torch.zeros_like(x).double()
+        none = torch.zeros_like(x).double()
         climbers = _Climbers(case[rows], x, none, self.queries - asked[rows] - steps, rows)
         best = best.put(rows, engine.succeeded(climbers.case, x))
         rounds = self._rounds(search)
@@ -112,7 +113,7 @@ class GeoDA(MinimalNorm):
 
 def _low_pass(side: int, count: int, like: Tensor) -> Tensor:
     """The projector (side, side) on the first waves of the cosine transform along a side."""
-    at = engine.torch.arange(side, device=like.device, dtype=engine.torch.float64)
+    at = torch.arange(side, device=like.device, dtype=torch.float64)
     waves = (math.pi / side * (at + 0.5) * at[:count, None]).cos()
     waves = waves / waves.norm(dim=1, keepdim=True)
     projector: Tensor = waves.T @ waves
@@ -146,7 +147,7 @@ class _Climbers(engine.Rows):
         """The first point along the normal, at doubling distances, that meets the goal; whether there is one,
         and how many were asked about.
         """
-        torch, x0 = engine.torch, self.case.threat.x0
+        x0 = self.case.threat.x0
         length = FIRST * self.case.threat.size(self.x)
         far, rows = self.x, torch.arange(len(self.row), device=self.case.device)
         met, asked = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows)

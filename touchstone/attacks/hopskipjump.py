@@ -10,6 +10,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Queries, Ratio, Starts
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ class HopSkipJump(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Find a start, and approach in rounds; an image leaves once its budget does not pay for a round."""
-        torch = engine.torch
         best, asked = yield from engine.begun(case, min(self.starts, self.queries))
         rows = best.met.nonzero().flatten()
         search = self._search(case)
@@ -107,7 +107,6 @@ class _Hikers(engine.Rows):
         """Steps along the normals, each halved until it meets the goal or only a `reserve` of its queries is
         left: where they lead, or the points themselves.
         """
-        torch = engine.torch
         far, left = self.x, self.left
         size = self.case.threat.size(self.x) / math.sqrt(t)
         rows = torch.arange(len(left), device=left.device)

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from touchstone import engine
 from touchstone.fields import Askings, Count, Norm, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class JSMA(MinimalNorm):
         """Pair after pair. Rows leave when they met their goal, or no pair is left that helps."""
         whole, x = case, case.threat.x0
         target = _targets(case.goal, (yield engine.Logits(x)).logits)
-        rows, best = engine.torch.arange(len(x), device=x.device), engine.Nearest.none(x)
+        rows, best = torch.arange(len(x), device=x.device), engine.Nearest.none(x)
         for _ in range(min(self.steps, floor(x[0].numel() * self.gamma / 2))):
             ours = yield engine.Gradient(x, engine.Scored(_own, target))
             all_ = yield engine.Gradient(x, engine.Scored(_sum, target))
@@ -82,14 +83,14 @@ class JSMA(MinimalNorm):
         """The points with their best pairs changed, and which rows had one, (B,)."""
         sign = 1.0 if self.theta > 0 else -1.0
         spent = (x >= 1 if self.theta > 0 else x <= 0).flatten(1)
-        gain = (sign * ours).flatten(1).masked_fill(spent, -engine.torch.inf)
+        gain = (sign * ours).flatten(1).masked_fill(spent, -torch.inf)
         pair, helps = best_pairs(gain, (-sign * others).flatten(1))
-        change = engine.torch.zeros_like(gain).scatter_(1, pair, self.theta) * helps[:, None]
+        change = torch.zeros_like(gain).scatter_(1, pair, self.theta) * helps[:, None]
         return (x + change.view_as(x)).clamp(0, 1), helps
 
 
 def _targets(goal: Goal, clean: Tensor) -> Tensor:
-    runner_up = clean.scatter(1, goal.label[:, None], -engine.torch.inf).argmax(1)
+    runner_up = clean.scatter(1, goal.label[:, None], -torch.inf).argmax(1)
     return goal.label.where(goal.targeted, runner_up)
 
 
@@ -115,7 +116,7 @@ def best_pairs(gain: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
     for start in range(0, count, block):
         part, at = _scores(gain, fall, start, min(start + block, count)).flatten(1).max(1)
         score, place = part.maximum(score), (at + start * count).where(part > score, place)
-    pair = engine.torch.stack([place // count, place % count], 1)
+    pair = torch.stack([place // count, place % count], 1)
     return chosen.gather(1, pair), score > 0
 
 
@@ -131,10 +132,10 @@ def _scores(gain: Tensor, fall: Tensor, start: int, end: int) -> Tensor:
 def _front(gain: Tensor, fall: Tensor) -> Tensor:
     """Indices (B, k) of the values that at most one other surpasses in both, filled up with others."""
     gains, order = gain.sort(dim=1, descending=True, stable=True)
-    falls = fall.gather(1, order).masked_fill(gains.isneginf(), -engine.torch.inf)
-    first = engine.torch.nn.functional.pad(falls.cummax(1).values[:, :-1], (1, 0), value=-engine.torch.inf)
+    falls = fall.gather(1, order).masked_fill(gains.isneginf(), -torch.inf)
+    first = torch.nn.functional.pad(falls.cummax(1).values[:, :-1], (1, 0), value=-torch.inf)
     second = falls.minimum(first).cummax(1).values
-    second = engine.torch.nn.functional.pad(second[:, :-1], (1, 0), value=-engine.torch.inf)
+    second = torch.nn.functional.pad(second[:, :-1], (1, 0), value=-torch.inf)
     surpassed = second >= falls
     count = max(2, int((~surpassed).sum(1).max()))
-    return order.gather(1, surpassed.to(engine.torch.uint8).argsort(dim=1, stable=True)[:, :count])
+    return order.gather(1, surpassed.to(torch.uint8).argsort(dim=1, stable=True)[:, :count])

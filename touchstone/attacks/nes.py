@@ -8,6 +8,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Distance, Queries, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, E, FixedBudget, Info, Stepping
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ class NES(Stepping, FixedBudget):
 
     def run(self, case: Case) -> Plan:
         """Estimate, step, look; an image leaves once its goal is met."""
-        torch = engine.torch
         whole = case = engine.in_whole_levels(case)
         best, rows = engine.Best.none(case.threat.x0), torch.arange(len(case), device=case.device)
         x, left = case.threat.x0, self.queries
@@ -81,9 +81,9 @@ class NES(Stepping, FixedBudget):
     def _estimate(self, case: Case, x: Tensor, pairs: int) -> Asking[Tensor]:
         """The gradient of the progress at `x` from `pairs` opposite pairs of neighbours."""
         u = case.noise.normal(x[:, None].expand(-1, pairs, *x.shape[1:]))
-        there = engine.torch.stack([u, -u], 1).mul_(self.sigma).add_(x[:, None, None])  # (B, 2, pairs, …)
+        there = torch.stack([u, -u], 1).mul_(self.sigma).add_(x[:, None, None])  # (B, 2, pairs, …)
         answer = yield engine.Logits(there.clamp_(0, 1).flatten(0, 2))
-        every = engine.torch.arange(len(x), device=x.device).repeat_interleave(2 * pairs)
+        every = torch.arange(len(x), device=x.device).repeat_interleave(2 * pairs)
         score = engine.rising(case.goal[every], answer.logits).view(len(x), 2, pairs)
         weight = (score[:, 0] - score[:, 1]) / (2 * self.sigma * pairs)
         return (u.flatten(2) * weight[..., None]).sum(1).view_as(x)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Ratio, Whole
+from touchstone.lazy import torch
 from touchstone.methods import Attack, Cost, Info
 
 if TYPE_CHECKING:
@@ -72,7 +73,6 @@ class OnePixel(Attack):
 
     def run(self, case: Case) -> Plan:
         """The first generation, and children while queries are left."""
-        torch = engine.torch
         whole, best = case, engine.Best.none(case.threat.x0)
         swarm = self._first(case)
         left, at = self.queries, 0
@@ -101,7 +101,7 @@ class OnePixel(Attack):
         genes = (0.5 + 0.5 * case.noise.normal(empty)).clamp_(0, 1)
         genes[..., :2] = case.noise.uniform(empty[..., :2])
         score = genes.new_full((len(case), size), NEVER)
-        return _Swarm(case, engine.torch.arange(len(case), device=genes.device), genes, score)
+        return _Swarm(case, torch.arange(len(case), device=genes.device), genes, score)
 
     def _children(self, swarm: _Swarm, members: slice) -> Tensor:
         """Of each of the members a child, (B, n, pixels, 2 + C)."""
@@ -116,7 +116,7 @@ class OnePixel(Attack):
             return child
         chance = swarm.case.noise.uniform(parents).flatten(2)
         new = (chance < self.crossover) | (chance == chance.amin(2, keepdim=True))  # one gene at least
-        return engine.torch.where(new.view_as(child), child, parents)
+        return torch.where(new.view_as(child), child, parents)
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,14 @@ class _Swarm:
 
     def picked(self, index: Tensor) -> Tensor:
         """The members (B, n, pixels, 2 + C) at these places (B, n)."""
-        rows = engine.torch.arange(len(index), device=index.device)
+        rows = torch.arange(len(index), device=index.device)
         return self.genes[rows[:, None], index]
 
     def moved(self, members: slice, tried: Tensor, score: Tensor) -> _Swarm:
         """The same with the children that are better than their parents."""
         better = score > self.score[:, members]
         genes, scores = self.genes.clone(), self.score.clone()
-        genes[:, members] = engine.torch.where(better[..., None, None], tried, genes[:, members])
+        genes[:, members] = torch.where(better[..., None, None], tried, genes[:, members])
         scores[:, members] = score.maximum(scores[:, members])
         return replace(self, genes=genes, score=scores)
 
@@ -177,7 +177,7 @@ def _painted(x: Tensor, genes: Tensor) -> Tensor:
 
 def _scores(case: Case, genes: Tensor) -> Asking[Tensor]:
     """The progress of members (B, n, pixels, 2 + C) of each row, (B, n)."""
-    every = engine.torch.arange(len(case), device=genes.device).repeat_interleave(genes.shape[1])
+    every = torch.arange(len(case), device=genes.device).repeat_interleave(genes.shape[1])
     repeated = case[every]
     score = yield from engine.asked(repeated, _painted(repeated.threat.x0, genes.flatten(0, 1)))
     return score.view(genes.shape[:2])

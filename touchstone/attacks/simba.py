@@ -10,6 +10,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Distance, Queries, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Attack, Cost, Info
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ class SimBA(Attack):
 
     def run(self, case: Case) -> Plan:
         """Ask about the image, then about a step at a time; an image leaves once its goal is met."""
-        torch = engine.torch
         x0 = case.threat.x0
         waves = tuple(self._waves(side, x0) for side in x0.shape[2:])
         score = yield from engine.asked(case, x0)
@@ -75,7 +75,7 @@ class SimBA(Attack):
 
     def _waves(self, side: int, like: Tensor) -> Tensor:
         """An orthonormal basis along one side, a direction in each row: the identity, or the DCT-II."""
-        at = engine.torch.arange(side, device=like.device, dtype=like.dtype)
+        at = torch.arange(side, device=like.device, dtype=like.dtype)
         if self.basis == "pixel":
             return at.new_ones(side).diag()
         waves = (math.pi / side * (at + 0.5) * at[:, None]).cos() * math.sqrt(2 / side)
@@ -123,14 +123,14 @@ class _Climbers:
         channel, place = direction // (len(down) * len(right)), direction % (len(down) * len(right))
         length = size * (1.0 - 2 * (self.half % 2)).to(self.x.dtype)
         wave = down[place // len(right)][:, :, None] * right[place % len(right)][:, None, :]
-        each = engine.torch.arange(len(self.x), device=self.x.device)
+        each = torch.arange(len(self.x), device=self.x.device)
         return self.x.index_put((each, channel), wave * length[:, None, None], accumulate=True).clamp_(0, 1)
 
     def moved(self, tried: Tensor, score: Tensor) -> _Climbers:
         better = score > self.score
         return replace(
             self,
-            x=engine.torch.where(engine.column(better, tried), tried, self.x),
-            score=engine.torch.where(better, score, self.score),
-            half=engine.torch.where(better, self.half // 2 * 2 + 2, self.half + 1),
+            x=torch.where(engine.column(better, tried), tried, self.x),
+            score=torch.where(better, score, self.score),
+            half=torch.where(better, self.half // 2 * 2 + 2, self.half + 1),
         )

@@ -11,6 +11,7 @@ from touchstone import engine
 from touchstone.attacks.deepfool import cost_of_walk, deepfool
 from touchstone.attacks.fab import projection
 from touchstone.fields import Askings, Count, Norm, Ratio, Whole
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class SparseFool(MinimalNorm):
     def run(self, case: Case) -> Plan:
         """Plane after plane, from where the last one led; fooled rows leave."""
         whole, x, best = case, case.threat.x0, engine.Nearest.none(case.threat.x0)
-        rows = engine.torch.arange(len(x), device=x.device)
+        rows = torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             x = yield from self._crossed(case, x)
             found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, FixedBudget, Info
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Square(FixedBudget):
         here, original = x.flatten(2).gather(2, window), threat.x0.flatten(2).gather(2, window)
         signs = _signs(numbers[:, 2], x.shape[1])
         same = (_end(original, signs, threat.eps) == here).flatten(1).all(1)
-        signs = engine.torch.where(same[:, None], signs * _other_signs(numbers[:, 3], x.shape[1]), signs)
+        signs = torch.where(same[:, None], signs * _other_signs(numbers[:, 3], x.shape[1]), signs)
         return _put(x, window, _end(original, signs, threat.eps))
 
     def _reshaped(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class Square(FixedBudget):
         pyramids = _pyramids(side, numbers[:, 4], p).flatten(1)[:, None]  # (B, 1, side²)
         new = pyramids * _signs(numbers[:, 5], x.shape[1])[..., None] + _unit(here, 2, p)
         new = _unit(new, 2, p) * (unused[:, None] + freed)[..., None] ** (1 / p)
-        spilled = engine.torch.where((numbers[:, 6] < SHARE) & (p == 1), SPILLED, 1.0)
+        spilled = torch.where((numbers[:, 6] < SHARE) & (p == 1), SPILLED, 1.0)
         return _held(threat, _put(emptied, window, new * spilled[:, None, None]))
 
 
@@ -116,7 +117,7 @@ def _window(x: Tensor, side: int, down: Tensor, right: Tensor) -> Tensor:
     (B,) in [0,1).
     """
     height, width = x.shape[2:]
-    steps = engine.torch.arange(side, device=x.device)
+    steps = torch.arange(side, device=x.device)
     rows = (down * (height - side + 1)).long()[:, None] + steps
     columns = (right * (width - side + 1)).long()[:, None] + steps
     pixels = rows[:, :, None] * width + columns[:, None, :]
@@ -129,7 +130,7 @@ def _put(x: Tensor, window: Tensor, values: Tensor) -> Tensor:
 
 def _bits(numbers: Tensor, count: int) -> Tensor:
     """The lowest bits of whole numbers (B,), (B, count)."""
-    return numbers.long()[:, None] >> engine.torch.arange(count, device=numbers.device) & 1
+    return numbers.long()[:, None] >> torch.arange(count, device=numbers.device) & 1
 
 
 def _signs(numbers: Tensor, count: int) -> Tensor:
@@ -176,7 +177,6 @@ def _pyramids(side: int, turned: Tensor, p: int) -> Tensor:
     """Two pyramids side by side, one upwards, one downwards, of length one in Lp (section 3.3); each row's is
     turned where its number in [0,1) is above one half; (B, side, side).
     """
-    torch = engine.torch
     if side == 1:
         return torch.ones_like(turned)[:, None, None]
     upper = _pyramid(side // 2, side, turned, p)
@@ -186,7 +186,6 @@ def _pyramids(side: int, turned: Tensor, p: int) -> Tensor:
 
 def _pyramid(height: int, width: int, like: Tensor, p: int) -> Tensor:
     """Rings around the middle, each 1/k² higher than the one around it, in L1 1/k⁴; of length one in Lp."""
-    torch = engine.torch
     down = (torch.arange(height, device=like.device) - height // 2).abs()
     right = (torch.arange(width, device=like.device) - width // 2).abs()
     ring = down[:, None].maximum(right)

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from touchstone import engine
 from touchstone.attacks.mifgsm import Momentum
 from touchstone.fields import Count, Distance, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, E, FixedBudget, Info, Stepping
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ class Transfer(Stepping, FixedBudget):
 
     def _gradient(self, case: Case, x: Tensor) -> Asking[Tensor]:
         """The mean of the surrogates' gradients, each at an image of the same random place."""
-        torch = engine.torch
         seen, back = _moved(case, x, self.diversity, self.shrink)
         total = torch.zeros_like(x)
         for surrogate in case.surrogates:
@@ -95,7 +95,6 @@ class Transfer(Stepping, FixedBudget):
 
 def _moved(case: Case, x: Tensor, often: float, least: float) -> tuple[Tensor, Any]:
     """The images, some of them shrunk and laid at a random place; and the map of gradients back to `x`."""
-    torch = engine.torch
     draw = case.noise.uniform(x.new_zeros(len(x), 4))
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -105,7 +104,7 @@ def _moved(case: Case, x: Tensor, often: float, least: float) -> tuple[Tensor, A
 
 
 def _laid(x: Tensor, dice: list[float], often: float, least: float) -> Tensor:
-    functional = engine.torch.nn.functional
+    functional = torch.nn.functional
     happens, size, down, right = dice
     if happens >= often:
         return x
@@ -119,13 +118,12 @@ def _laid(x: Tensor, dice: list[float], often: float, least: float) -> Tensor:
 
 
 def _pulled_back(seen: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
-    pulled: Tensor = engine.torch.autograd.grad(seen, leaf, grad, retain_graph=True)[0]
+    pulled: Tensor = torch.autograd.grad(seen, leaf, grad, retain_graph=True)[0]
     return pulled
 
 
 def _blurred(grad: Tensor, sigma: float) -> Tensor:
     """Each channel under a Gaussian of three σ each way."""
-    torch = engine.torch
     reach = max(1, round(3 * sigma))
     places = torch.arange(-reach, reach + 1, device=grad.device, dtype=grad.dtype)
     line = torch.exp(-places.square() / (2 * sigma**2))

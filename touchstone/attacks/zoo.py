@@ -11,6 +11,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Queries, Ratio
+from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class ZOO(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Look and estimate at once, move, until the budget ends with a look."""
-        x0, rows = case.threat.x0, engine.torch.arange(len(case), device=case.device)
+        x0, rows = case.threat.x0, torch.arange(len(case), device=case.device)
         best, left, grids = engine.Best.none(x0), self.queries, _grids(x0)
         state, stale = _Adam.start(grids.pop(), x0, self.c, self.learning_rate), REFRESHED
         while left:
@@ -108,7 +109,7 @@ class ZOO(MinimalNorm):
         """Where the points stand, and how the margin still missing falls with each of the chosen values,
         (B, k).
         """
-        torch, x = engine.torch, state.x
+        x = state.x
         rows, count = chosen.shape
         shift = torch.zeros(rows, count, state.mean.shape[1], device=x.device)
         shift.scatter_(2, chosen[..., None], self.difference)
@@ -160,8 +161,8 @@ def _grids(x: Tensor) -> list[_Grid]:
 
 def _enlarging(side: int, few: int, like: Tensor) -> Tensor:
     """The matrix (side, few) of linear interpolation."""
-    ones = engine.torch.eye(few, device=like.device, dtype=like.dtype)
-    enlarged: Tensor = engine.torch.nn.functional.interpolate(ones[None], side, mode="linear")[0].T
+    ones = torch.eye(few, device=like.device, dtype=like.dtype)
+    enlarged: Tensor = torch.nn.functional.interpolate(ones[None], side, mode="linear")[0].T
     return enlarged
 
 
@@ -194,7 +195,7 @@ class _Adam:
         mean = DECAY * self.mean.gather(1, chosen) + (1 - DECAY) * slope
         square = DECAY2 * self.square.gather(1, chosen) + (1 - DECAY2) * slope.square()
         down = (mean / (1 - DECAY**steps)) / ((square / (1 - DECAY2**steps)).sqrt() + TINY)
-        step = engine.torch.zeros_like(self.mean).scatter(1, chosen, -self.rate[:, None] * down)
+        step = torch.zeros_like(self.mean).scatter(1, chosen, -self.rate[:, None] * down)
         step = self.grid.spread(step.view(-1, *self.grid.shape(self.x)))
         return replace(
             self,
@@ -208,7 +209,6 @@ class _Adam:
         """With less weight on the margin where the goal is met, more where not; and faster as long as it
         never was. Where it is met first, Adam starts anew at `rate`.
         """
-        torch = engine.torch
         first = met & ~self.met
         kept = ~first[:, None]
         faster = torch.where(self.met, self.rate, (self.rate * ADAPT).clamp_max(1))
@@ -229,7 +229,6 @@ def _importance(case: Case, x: Tensor, grid: _Grid) -> Tensor:
 
     In powers of two, so that the noise of floating point hardly ever changes what is drawn.
     """
-    torch = engine.torch
     change = (x - case.threat.x0).abs()
     pool = torch.nn.functional.adaptive_max_pool2d(change, [min(REGIONS, side) for side in x.shape[2:]])
     weight = torch.nn.functional.interpolate(pool, grid.shape(x)[1:]).flatten(1)

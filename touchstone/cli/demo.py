@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import Progress as Bar
 
+from touchstone.cli.console import show
 from touchstone.errors import Failure
 from touchstone.settings import Settings
 from touchstone.supervisor.up import running
@@ -96,8 +97,6 @@ def _finished(url: str, job: dict[str, Any], out: Console) -> dict[str, Any]:
 
 
 def _show(job: dict[str, Any], out: Console) -> None:
-    from touchstone.cli.app import show  # noqa: PLC0415 - the command line imports this module in turn
-
     show(job["result"])
     seconds = job["timings"]["compute"] + job["timings"]["prepare"]
     out.print(f"Attack and verdict took {seconds:.1f} s on the worker.", highlight=False)

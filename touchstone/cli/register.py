@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from touchstone.cli.console import err, out
 from touchstone.client import Client, RefusedError, Upload, api_key
 
 SHOWN = 4
@@ -46,8 +47,6 @@ def register(  # noqa: PLR0917 - each is an option of the command line
     provenance: Annotated[str | None, typer.Option(help="Where the model comes from.")] = None,
 ) -> None:
     """Register a model with a service: send it, wait until it was tried, show what was found."""
-    from touchstone.cli.app import err, out  # noqa: PLC0415 - the command line imports this module in turn
-
     with refusals(err):
         flags = {
             **{"id": model, "size": size, "resize": resize, "interpolation": interpolation},

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from touchstone.engine.queries import Answer, Asking, Noisy, Query
 from touchstone.errors import GradientRefused
-from touchstone.methods import Access
+from touchstone.fields import Access
 
 T = TypeVar("T")
 Question = Query | Noisy

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import Field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from touchstone import engine
+from touchstone.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,11 +23,11 @@ class Rows:
 
     def _selectable(self) -> dict[str, Any]:
         values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
-        return {name: value for name, value in values if isinstance(value, engine.torch.Tensor | Rows)}
+        return {name: value for name, value in values if isinstance(value, torch.Tensor | Rows)}
 
     def __len__(self) -> int:
         values = (getattr(self, name) for name in self.__dataclass_fields__)
-        return len(next(value for value in values if isinstance(value, engine.torch.Tensor | Rows)))
+        return len(next(value for value in values if isinstance(value, torch.Tensor | Rows)))
 
     def __getitem__(self, index: Tensor | slice) -> Self:
         """The rows that a boolean mask, an index vector or a slice selects."""
@@ -39,8 +39,8 @@ class Rows:
         if len(parts) == 1:
             return parts[0]
         joined = {
-            name: engine.torch.cat([getattr(part, name) for part in parts])
-            if isinstance(value, engine.torch.Tensor)
+            name: torch.cat([getattr(part, name) for part in parts])
+            if isinstance(value, torch.Tensor)
             else type(value).cat([getattr(part, name) for part in parts])
             for name, value in parts[0]._selectable().items()
         }

@@ -27,14 +27,14 @@ from touchstone.engine.queries import Asking
 from touchstone.engine.scheduler.batcher import Batcher, Counted, Task
 from touchstone.engine.threat import Case, Threat
 from touchstone.errors import InvalidParameter, UnknownLabel, UnknownModel
+from touchstone.evaluation.attempts import search
 from touchstone.evaluation.library_inputs import Images, Labels, aims_of, keys_of, seed_of, stacks_of
-from touchstone.evaluation.verdict import found_by_part, look, search
+from touchstone.evaluation.verdict import found_by_part, look
 from touchstone.methods import Attack, Certificate, find
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ZOO, OneFile, Shelf
 from touchstone.registration.examination import completed
-from touchstone.registration.request import Registration
-from touchstone.registration.submission import described
+from touchstone.registration.request import Registration, described
 from touchstone.training.datasets import fashion_mnist_sample
 
 

@@ -7,15 +7,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from touchstone.digests import digest_of
 from touchstone.engine import Engine
 from touchstone.evaluation.run import Finished, Report, run
-from touchstone.ledger.records import ModelRef, Submission
+from touchstone.images import decode, encode
+from touchstone.ledger.records import ImageRef, ModelRef, Submission
 from touchstone.methods import Kind, find, invalid_parameter
 from touchstone.methods.compatibility import resolved
 from touchstone.models.store import ZOO
 from touchstone.models.zoo import manifest
 from touchstone.settings import settings
-from touchstone.uploads import canonical
 
 
 def run_file(
@@ -52,3 +53,14 @@ def run_file(
         return run(submission, png, engine, report=report)
     finally:
         engine.stop()
+
+
+def canonical(upload: bytes) -> tuple[bytes, ImageRef]:
+    """The upload's pixels as a PNG without metadata, and its reference; raises as `images.decode` does."""
+    decoded = decode(upload)
+    png = encode(decoded.pixels)
+    height, width, channels = decoded.pixels.shape
+    image = ImageRef(
+        digest=digest_of(png), width=width, height=height, channels=channels, conversions=decoded.conversions
+    )
+    return png, image

@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from touchstone import engine as asking
+from touchstone import evaluation
+from touchstone.engine.certification.sampling import Counts
+from touchstone.engine.defences import straight_through
 from touchstone.errors import Canceled
 from touchstone.evaluation.certificate_result import certificate_result
 from touchstone.evaluation.perturbation import perturbation
@@ -24,20 +26,11 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import Reached
 from touchstone.models.store import bound
 from touchstone.models.store import find as named
+from touchstone.registration.remote_probe import reached
 
 if TYPE_CHECKING:
-    from touchstone.engine import (
-        Answer,
-        AnyOracle,
-        Asking,
-        Counted,
-        Counts,
-        Engine,
-        Noisy,
-        Query,
-        Running,
-        Verdict,
-    )
+    from touchstone.engine import Answer, AnyOracle, Asking, Counted, Engine, Noisy, Query, Running
+    from touchstone.evaluation import Verdict
 
 TOP = 5
 REPORT_EVERY = 0.2
@@ -103,7 +96,7 @@ def _reach(submission: Submission, engine: Engine, deadline: float | None, start
     began = time.perf_counter()
     card = Manifest.model_validate(submission.parameters)
     ask = _Asker(submission, engine, engine.remote(card), deadline, started)
-    found: Reached = ask(asking.reached(card))
+    found: Reached = ask(reached(card))
     result = {"model": card.card(), "probe": found.model_dump(mode="json")}
     return Finished(result, {}, Timings(compute=time.perf_counter() - began))
 
@@ -149,10 +142,10 @@ class _Asker:
 def _predict(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
     asked = Predict.model_validate(submission.parameters)
     check_fit(asked, card)
-    logits = ask(asking.look_at(pixels, ask.oracle))
+    logits = ask(evaluation.look_at(pixels, ask.oracle))
     result = {"original": _opinion(logits, card, asked.top)}
     if asked.defence:
-        plan = asking.vote_on(
+        plan = evaluation.vote_on(
             pixels, ask.oracle, len(card.classes), sigma=asked.sigma, n=asked.n, seed=submission.seed
         )
         votes = ask(plan, _Reporter(asked, report))
@@ -165,9 +158,9 @@ def _certify(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker
     if not isinstance(method, Certificate):
         raise TypeError(f"{submission.method} is no certificate")
     check_fit(method, card)
-    before = None if ask.prior is None else asking.Counts.of(ask.prior)
+    before = None if ask.prior is None else Counts.of(ask.prior)
     tally = _Tally(method, report)
-    plan = asking.certify_image(
+    plan = evaluation.certify_image(
         method, pixels, ask.oracle, seed=submission.seed, prior=before, tell=tally.counted
     )
     counts: Counts = ask(plan, tally)
@@ -182,7 +175,7 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
     if not isinstance(method, Attack):
         raise TypeError(f"{submission.method} is no attack")
     check_fit(method, card)
-    plan = asking.attack_image(
+    plan = evaluation.attack_image(
         method,
         pixels,
         ask.oracle,
@@ -194,7 +187,7 @@ def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker,
     verdict: Verdict = ask(plan, _Reporter(method, report))
     file = encode(verdict.pixels)
     judged = decode(file).pixels
-    logits = ask(asking.straight_through(asking.look_at(judged, ask.oracle), method.defence))
+    logits = ask(straight_through(evaluation.look_at(judged, ask.oracle), method.defence))
     reached = int(logits.argmax()) == verdict.aim
     success = reached if submission.target is not None else not reached
     factor = difference_factor(pixels, judged)
@@ -223,7 +216,7 @@ def _infer(
     submission: Submission, stacks: Sequence[Stack], card: Manifest, ask: _Asker, report: Report
 ) -> Finished:
     asked = Infer.model_validate(submission.parameters)
-    logits = ask(asking.infer(stacks, ask.oracle), _Reporter(asked, report))
+    logits = ask(evaluation.infer(stacks, ask.oracle), _Reporter(asked, report))
     result = {"rows": len(logits), "classes": len(card.classes), "queries": _queries(ask)}
     return Finished(result, {OUTPUTS: (to_npy([logits]), "application/octet-stream")}, Timings())
 
@@ -246,7 +239,7 @@ def _opinion(logits: Any, card: Manifest, count: int) -> dict[str, Any]:
     """What the model says of an image, as the contract shows it."""
     ranked = [
         {"label": label, "name": card.classes[label], "confidence": confidence}
-        for label, confidence in asking.top(logits, count)
+        for label, confidence in evaluation.top(logits, count)
     ]
     return {**ranked[0], "top": ranked}
 
@@ -275,7 +268,7 @@ class _Reporter:
         self._report(Progress(done=done, total=self._total), self._metric(answer))
 
     def _metric(self, answer: Answer) -> dict[str, float]:
-        return asking.metric(answer)
+        return evaluation.metric(answer)
 
 
 class _Tally(_Reporter):

@@ -19,28 +19,13 @@ from touchstone.engine.goals import Goal
 from touchstone.engine.noise import Noise, Stream
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracles.oracle import AnyOracle
-from touchstone.engine.plans import Diagnosis, averaged, diagnosed, restricted
+from touchstone.engine.plans import Diagnosis, diagnosed
 from touchstone.engine.quantization import from_pixels, to_pixels
-from touchstone.engine.queries import Answer, Asking, Found, Logits, Plan, Saved
-from touchstone.engine.rows import Rows
-from touchstone.engine.search.gradient_ascent import MET, Best, restarted
-from touchstone.engine.search.rounding import settled
+from touchstone.engine.queries import Answer, Asking, Logits, Saved
 from touchstone.engine.threat import Case, Threat
+from touchstone.evaluation.attempts import search
 from touchstone.images import Pixels
-from touchstone.methods import Attack, Certificate, MinimalNorm, RestartedAttack
-
-
-@dataclass(frozen=True)
-class Sought(Rows):
-    """What an attack came to, per row."""
-
-    x: Tensor  # (B, C, H, W) the best images before rounding
-    rounded: (
-        Tensor  # (B, C, H, W) the same on the 8-bit lattice; equal to `x` where the case does not quantize
-    )
-    met_at_once: Tensor  # (B,) the original met the goal already
-    met: Tensor  # (B,) `x` meets the goal
-    part: Tensor  # (B,) which of the attack's parts found it: an index, or -1
+from touchstone.methods import Attack, Certificate
 
 
 @dataclass(frozen=True)
@@ -55,58 +40,6 @@ class Verdict:
     met: bool  # `exact` meets it
     diagnostics: list[str]  # signs of gradient masking
     found_by: str | None  # which of the attack's parts found it
-
-
-def search(attack: Attack, case: Case, clean: Tensor) -> Asking[Sought]:
-    """Attack the originals that do not meet the goal as they are, and round what was found.
-
-    `clean` (B, K) is what the model says of the originals.
-    """
-    done = case.goal.met(clean)
-    x, rounded, met = case.threat.x0, case.threat.x0, done
-    part = torch.full_like(case.goal.label, -1)
-    if not bool(done.all()):
-        rows = (~done).nonzero().flatten()
-        case = case[~done]
-        found = yield from pursued(attack, case)
-        x = x.index_copy(0, rows, found.x)
-        rounded = rounded.index_copy(0, rows, (yield from _rounded(attack, case, found)))
-        met = met.index_copy(0, rows, found.met)
-        part = part if found.part is None else part.index_copy(0, rows, found.part)
-    return Sought(x, rounded, done, met, part)
-
-
-def pursued(attack: Attack, case: Case) -> Plan:
-    """The attack's attempts, which get no more than it declared, and mean gradients where it wants them."""
-    if not isinstance(attack, RestartedAttack) or attack.restarts == 1:
-        return _attempt(attack, case)
-    return _restarted(attack, case)
-
-
-def _restarted(attack: RestartedAttack, case: Case) -> Plan:
-    def attempt(case: Case) -> Asking[Best]:
-        found = yield from _attempt(attack, case)
-        lost = torch.full_like(case.threat.eps, -torch.inf)
-        return Best(found.x, lost.masked_fill(found.met, MET) if found.score is None else found.score)
-
-    best = yield from restarted(case, attack.restarts, attempt, early_stop=attack.early_stop)
-    return best.found()
-
-
-def _attempt(attack: Attack, case: Case) -> Plan:
-    plan = attack.run(case)
-    if attack.info.access == "gradients":
-        return averaged(plan, getattr(attack, "eot", 1))
-    queries = getattr(attack, "queries", None)
-    return restricted(plan, attack.info.access, queries and queries * len(case))
-
-
-def _rounded(attack: Attack, case: Case, found: Found) -> Asking[Tensor]:
-    if not case.quantize:
-        return found.x
-    if isinstance(attack, MinimalNorm):
-        return (yield from settled(case, found))
-    return case.snap(found.x)
 
 
 def look(x: Tensor, *, saved: bool) -> Asking[Tensor]:

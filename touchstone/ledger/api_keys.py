@@ -28,8 +28,9 @@ from touchstone.errors import (
     UnknownKey,
 )
 from touchstone.ledger import codec
+from touchstone.ledger.connection import reachable
 from touchstone.ledger.records import LOCAL, Record
-from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings, on_loopback
 
 Scope = Literal["read", "submit", "admin"]

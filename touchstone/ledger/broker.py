@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
-TASK = "touchstone.evaluation.run"
+TASK = "touchstone.run"
 QUEUE = "touchstone"
 """The broker's list of bells for workers that serve all models."""
 

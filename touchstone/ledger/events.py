@@ -11,9 +11,9 @@ from typing import Any, cast
 import redis
 
 from touchstone.errors import InvalidCursor
+from touchstone.ledger.connection import ANSWER_SECONDS, reachable
 from touchstone.ledger.records import Status
 from touchstone.ledger.replies import Change, Event, News
-from touchstone.ledger.scripts import ANSWER_SECONDS, reachable
 
 CHANNEL = "ts:changed"
 _PLACE = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")

@@ -28,18 +28,15 @@ from touchstone.errors import (
 from touchstone.ledger import codec
 from touchstone.ledger.api_keys import Keys
 from touchstone.ledger.broker import QUEUE, queue_of
+from touchstone.ledger.connection import connect, reachable
 from touchstone.ledger.events import Watch, read_events
-from touchstone.ledger.model_versions import Versions
 from touchstone.ledger.query_budget import Spending
 from touchstone.ledger.quotas import NOTHING, Allowance, Allowances, Needs, over_storage
 from touchstone.ledger.records import Artifact, Job, Problem, Progress, Status, Submission, Timings
 from touchstone.ledger.replies import Cancellation, Event, Pooled, Queue, Reaped, Verdict, Worker
 from touchstone.ledger.retention import Keeping
-from touchstone.ledger.scripts import Scripts, connect, reachable
+from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.search import Finder
-from touchstone.ledger.tenant_ledger import Holdings
-from touchstone.ledger.webhooks.deliveries import Deliveries
-from touchstone.ledger.webhooks.endpoints import Endpoints
 from touchstone.ledger.webhooks.outbox import Outbox
 from touchstone.models.measurements import Probe
 from touchstone.settings import Settings
@@ -58,25 +55,14 @@ class Ledger:
 
     def __init__(self, url: str, settings: Settings) -> None:
         self._settings = settings
-        self._client = connect(url)
-        self._scripts = Scripts(self._client)
-        self._finder = Finder(self._client, self._scripts)
-        self.keys = Keys(self._client, self._scripts)
-        self.outbox = Outbox(self._client, self._scripts, days=settings.webhook_days)
-        self.allowances = Allowances(self._client, self._scripts, settings)
-        self.spending = Spending(self._client, self._scripts)
-        self.keeping = Keeping(self._client, self._scripts, settings)
-
-    def of(self, tenant: str) -> Holdings:
-        """The same as one tenant sees it."""
-        return Holdings(
-            tenant,
-            Versions(self._client, self._scripts, tenant),
-            Endpoints(self._client, self._scripts, tenant),
-            Deliveries(self._client, self._scripts, self._finder, tenant),
-            self,
-            self._finder,
-        )
+        self.client = connect(url)
+        self.scripts = Scripts(self.client)
+        self.finder = Finder(self.client, self.scripts)
+        self.keys = Keys(self.client, self.scripts)
+        self.outbox = Outbox(self.client, self.scripts, days=settings.webhook_days)
+        self.allowances = Allowances(self.client, self.scripts, settings)
+        self.spending = Spending(self.client, self.scripts)
+        self.keeping = Keeping(self.client, self.scripts, settings)
 
     def accept(
         self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
@@ -101,7 +87,7 @@ class Ledger:
     ) -> tuple[Sequence[str], bool]:
         key, digest = idempotency or ("", "")
         allowed = self.allowances.of(submission.tenant)
-        verdict, *rest = self._scripts.run(
+        verdict, *rest = self.scripts.run(
             "jobs/accept",
             name,
             submission.model_dump_json(),
@@ -157,14 +143,14 @@ class Ledger:
     def read(self, job: str) -> Job:
         """The job as it stands; `UnknownJob` where there is none."""
         with reachable():
-            stored: Any = self._client.hgetall(f"ts:job:{job}")
+            stored: Any = self.client.hgetall(f"ts:job:{job}")
         if not stored:
             raise UnknownJob.named(job)
         return codec.job([text for pair in stored.items() for text in pair])
 
     def tenants(self, jobs: Sequence[str]) -> dict[str, str]:
         """Whose these jobs are, asked in one go; without those that there are not."""
-        with reachable(), self._client.pipeline(transaction=False) as pipe:
+        with reachable(), self.client.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hget(f"ts:job:{job}", "tenant")
             answers = zip(jobs, pipe.execute(), strict=True)
@@ -172,11 +158,11 @@ class Ledger:
 
     def ahead(self, job: str) -> int:
         """How many jobs get their turn before this one if none ends meanwhile; 0 where it no longer waits."""
-        return int(self._scripts.run("jobs/ahead", job))
+        return int(self.scripts.run("jobs/ahead", job))
 
     def progress(self, jobs: Collection[str]) -> dict[str, Progress]:
         """How far each of these jobs is, asked in one go; without those that there are not."""
-        with reachable(), self._client.pipeline(transaction=False) as pipe:
+        with reachable(), self.client.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hmget(f"ts:job:{job}", "done", "total")
             answers = zip(jobs, pipe.execute(), strict=True)
@@ -193,7 +179,7 @@ class Ledger:
         """
         lease, besides = _milliseconds(self._settings.lease), json.dumps(list(crowd))
         token = token or secrets.token_hex(8)
-        pairs = self._scripts.run("jobs/claim", job, worker, token, lease, besides, *self._settings.served)
+        pairs = self.scripts.run("jobs/claim", job, worker, token, lease, besides, *self._settings.served)
         if pairs == "crowded":
             raise Crowded
         return codec.job(pairs) if pairs else None
@@ -203,7 +189,7 @@ class Ledger:
         if not jobs:
             return {}
         pairs = [part for pair in jobs.items() for part in pair]
-        verdicts = self._scripts.run("jobs/renew", worker, _milliseconds(self._settings.lease), *pairs)
+        verdicts = self.scripts.run("jobs/renew", worker, _milliseconds(self._settings.lease), *pairs)
         return dict(zip(jobs, verdicts, strict=True))
 
     def report(
@@ -218,7 +204,7 @@ class Ledger:
             (job, attempt, *codec.report(progress, metric)) for job, attempt, progress, metric in reports
         ]
         heard = (
-            self._scripts.run("jobs/report", *(part for group in groups for part in group)) if groups else []
+            self.scripts.run("jobs/report", *(part for group in groups for part in group)) if groups else []
         )
         return [answer == 1 for answer in heard]
 
@@ -240,11 +226,11 @@ class Ledger:
         """
         parts = codec.outcome(result, error, timings, artifacts or {})
         report = codec.report(last[2], last[3]) if last else ("", "", "")
-        return bool(self._scripts.run("jobs/finish", job, attempt, status, *report, *parts))
+        return bool(self.scripts.run("jobs/finish", job, attempt, status, *report, *parts))
 
     def release(self, job: str, attempt: int) -> bool:
         """Give a running job back to the queue as if it had not been tried; false where another holds it."""
-        return bool(self._scripts.run("jobs/release", job, attempt))
+        return bool(self.scripts.run("jobs/release", job, attempt))
 
     def cancel(self, job: str) -> Job:
         """End a waiting job, or ask a running one to end; `JobConflict` where it ended otherwise."""
@@ -255,12 +241,12 @@ class Ledger:
 
     def cancel_all(self, jobs: Sequence[str]) -> list[Cancellation]:
         """Cancel many in one step; one that cannot be canceled keeps none of the others."""
-        statuses = self._scripts.run("jobs/cancel", *jobs) if jobs else []
+        statuses = self.scripts.run("jobs/cancel", *jobs) if jobs else []
         return [_cancellation(job, status) for job, status in zip(jobs, statuses, strict=True)]
 
     def delete(self, job: str) -> None:
         """Forget a job; `JobConflict` while it runs."""
-        verdict = self._scripts.run("jobs/delete", job)
+        verdict = self.scripts.run("jobs/delete", job)
         if verdict == "unknown":
             raise UnknownJob.named(job)
         if verdict == "running":
@@ -272,7 +258,7 @@ class Ledger:
             code=WorkerLost.code,
             detail=f"all {self._settings.max_attempts} workers that tried the job died or hung",
         )
-        ring, lost = self._scripts.run(
+        ring, lost = self.scripts.run(
             "jobs/reap",
             self._settings.max_attempts,
             problem.model_dump_json(),
@@ -293,12 +279,12 @@ class Ledger:
 
     def _pool(self, pool: str, seed: int, n: int, counts: str) -> Pooled:
         life = _milliseconds(self._settings.counts_days * 86_400)
-        drawn, known = self._scripts.run("jobs/pool", pool, seed, n, counts, life)
+        drawn, known = self.scripts.run("jobs/pool", pool, seed, n, counts, life)
         return Pooled(int(drawn), json.loads(known) if known else None)
 
     def events(self, job: str, *, after: str | None = None, limit: int = 1000) -> list[Event]:
         """What happened to a job after the event `after`, oldest first; `UnknownJob` where there is none."""
-        found = read_events(self._client, job, after, limit)
+        found = read_events(self.client, job, after, limit)
         if not found:
             self.read(job)
         return found
@@ -306,20 +292,20 @@ class Ledger:
     def counts(self, tenant: str | None = None) -> dict[Status, int]:
         """How many jobs there are in each status, of all tenants or of one."""
         statuses: tuple[Status, ...] = get_args(Status)
-        with reachable(), self._client.pipeline(transaction=False) as pipe:
+        with reachable(), self.client.pipeline(transaction=False) as pipe:
             for status in statuses:
                 pipe.zcard(_status_index(status, tenant))
             return dict(zip(statuses, pipe.execute(), strict=True))
 
     def queue(self, tenant: str | None = None) -> Queue:
         """How many jobs wait, of all tenants or of one, and for how long."""
-        depth, milliseconds = self._scripts.run("jobs/queue", _status_index("queued", tenant))
+        depth, milliseconds = self.scripts.run("jobs/queue", _status_index("queued", tenant))
         return Queue(depth, milliseconds / 1000)
 
     def queue_of(self, job: str) -> str:
         """Where the bell of a job is to be rung: with the workers of its model alone, if it has any."""
         with reachable():
-            lane: Any = self._client.hget(f"ts:job:{job}", "lane")
+            lane: Any = self.client.hget(f"ts:job:{job}", "lane")
         return queue_of(lane) if lane else QUEUE
 
     def beat(self, worker: str, info: Mapping[str, Any], serves: Iterable[str] = ()) -> None:
@@ -336,7 +322,7 @@ class Ledger:
         return [Worker(name, json.loads(info), codec.moment(seen)) for name, info, seen in alive]
 
     def _beats(self, worker: str, info: str, *serves: str) -> Any:
-        return self._scripts.run("jobs/beat", worker, info, self._life(), *serves)
+        return self.scripts.run("jobs/beat", worker, info, self._life(), *serves)
 
     def _life(self) -> int:
         """Milliseconds after which a silent worker is forgotten."""
@@ -345,27 +331,27 @@ class Ledger:
     def note_probe(self, digest: str, probe: Probe) -> None:
         """Keep for a month what the last load of the model with this digest measured."""
         with reachable():
-            self._client.set(f"ts:probe:{digest}", probe.model_dump_json(), ex=PROBE_SECONDS)
+            self.client.set(f"ts:probe:{digest}", probe.model_dump_json(), ex=PROBE_SECONDS)
 
     def probes(self, digests: Sequence[str]) -> dict[str, Probe]:
         """What is known of the models with these digests; without those that were never loaded."""
         with reachable():
-            stored: Any = self._client.mget([f"ts:probe:{digest}" for digest in digests]) if digests else []
+            stored: Any = self.client.mget([f"ts:probe:{digest}" for digest in digests]) if digests else []
         found = zip(digests, map(codec.probe, stored), strict=True)
         return {digest: probe for digest, probe in found if probe is not None}
 
     def ping(self) -> None:
         """Return where the ledger answers, raise `LedgerUnavailable` where it does not."""
         with reachable():
-            self._client.ping()
+            self.client.ping()
 
     def watch(self) -> Watch:
         """Hear of every job that changes."""
-        return Watch(self._client)
+        return Watch(self.client)
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self.client.close()
 
 
 def _status_index(status: Status, tenant: str | None) -> str:

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter
 
 from touchstone.errors import ModelInUse, UnknownModel
 from touchstone.ledger.codec import moment
+from touchstone.ledger.connection import reachable
 from touchstone.ledger.replies import Version, VersionRef
-from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.scripts import Scripts
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import Shown
 from touchstone.models.store import other_manifest

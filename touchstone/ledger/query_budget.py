@@ -8,7 +8,8 @@ from typing import Any
 import redis
 
 from touchstone.errors import QueryBudgetSpent
-from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.connection import reachable
+from touchstone.ledger.scripts import Scripts
 
 REMEMBERED_MS = 60_000
 """Long enough to send a script again whose answer was lost."""

@@ -10,8 +10,9 @@ import redis
 from pydantic import Field
 
 from touchstone.errors import StorageFull
+from touchstone.ledger.connection import reachable
 from touchstone.ledger.records import LOCAL, Record
-from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
 
 REMEMBERED_SECONDS = 1.0

@@ -9,7 +9,8 @@ from typing import Any
 import redis
 
 from touchstone.errors import StartError
-from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.connection import reachable
+from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
 
 EXPIRED_AT_ONCE = 100

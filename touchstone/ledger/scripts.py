@@ -2,96 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from touchstone.errors import LedgerUnavailable
-
-CONNECT_SECONDS = 1.0
-ANSWER_SECONDS = 1.5
-
-_OUT_OF_REACH = (
-    redis.ConnectionError,
-    redis.TimeoutError,
-    redis.InvalidResponse,
-    redis.OutOfMemoryError,
-    redis.ReadOnlyError,
-)
+from touchstone.ledger.connection import reachable
 
 _BEFORE = ("lib/fair_queue", "lib/webhooks", "lib/prelude")
 """What stands before every script, in this order."""
-
-# Refusals that say "not now" rather than "never": the disk or the memory is full, another server leads.
-_PASSING = ("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "UNKILLABLE")
-
-
-def connect(url: str) -> redis.Redis:
-    """A client that never repeats a command by itself and never waits long."""
-    return redis.Redis.from_url(
-        url,
-        decode_responses=True,
-        protocol=2,
-        max_connections=1024,
-        socket_connect_timeout=CONNECT_SECONDS,
-        socket_timeout=ANSWER_SECONDS,
-        health_check_interval=10,
-        retry=Retry(NoBackoff(), 0),
-    )
-
-
-class _Wait:
-    """What those share who wait once: until when they have waited enough, on time.monotonic's clock."""
-
-    enough = 0.0
-
-
-_wait: ContextVar[_Wait | None] = ContextVar("wait", default=None)
-
-
-@contextmanager
-def waiting_once() -> Iterator[None]:
-    """Within this block, and in threads that it starts with its context, whoever has waited for the server in
-    vain does not wait again: for as long as that took, calls fail at once.
-    """
-    token = _wait.set(_Wait())
-    try:
-        yield
-    finally:
-        _wait.reset(token)
-
-
-@contextmanager
-def reachable() -> Iterator[None]:
-    """Turn every way in which the server can be out of reach into `LedgerUnavailable`."""
-    wait, began = _wait.get(), time.monotonic()
-    if wait and began < wait.enough:
-        raise _unavailable(redis.TimeoutError())
-    try:
-        yield
-    except _OUT_OF_REACH as error:
-        if wait:
-            now = time.monotonic()
-            wait.enough = now + (now - began)
-        raise _unavailable(error) from error
-    except redis.ResponseError as error:
-        if str(error).startswith(_PASSING):
-            raise _unavailable(error) from error
-        raise
-
-
-def _unavailable(error: Exception) -> LedgerUnavailable:
-    return LedgerUnavailable(
-        f"the ledger cannot be reached at the moment ({type(error).__name__}); try again shortly"
-    )
 
 
 @cache

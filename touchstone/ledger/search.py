@@ -11,9 +11,10 @@ import redis
 
 from touchstone.ledger import codec
 from touchstone.ledger import cursor as cursors
+from touchstone.ledger.connection import reachable
 from touchstone.ledger.records import JobKind, Status
 from touchstone.ledger.replies import Page
-from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.scripts import Scripts
 
 _JOB = "ts:job:"
 _LOOKS = 1000

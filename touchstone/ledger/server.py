@@ -6,7 +6,7 @@ from typing import Any
 
 import redis
 
-from touchstone.ledger.scripts import connect
+from touchstone.ledger.connection import connect
 
 
 def process_id(url: str) -> int | None:

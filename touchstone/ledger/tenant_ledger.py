@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Holdings:
-    """Jobs and registered models of one tenant; `Ledger.of` makes it. A job of another raises `UnknownJob`.
+    """Jobs and registered models of one tenant; A job of another raises `UnknownJob`.
 
     A job is one tenant's for good, so whose it is may be asked before anything is done with it.
     """
@@ -34,6 +34,19 @@ class Holdings:
     deliveries: Deliveries
     _ledger: Ledger
     _finder: Finder
+
+    @classmethod
+    def of(cls, ledger: Ledger, tenant: str) -> Holdings:
+        """The ledger as this tenant sees it."""
+        client, scripts, finder = ledger.client, ledger.scripts, ledger.finder
+        return cls(
+            tenant,
+            Versions(client, scripts, tenant),
+            Endpoints(client, scripts, tenant),
+            Deliveries(client, scripts, finder, tenant),
+            ledger,
+            finder,
+        )
 
     def accept(
         self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING

@@ -7,14 +7,9 @@ conformance tests all follow from the declaration alone.
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -22,24 +17,24 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     ValidationError,
-    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 
-from touchstone.errors import InvalidParameter, UnknownMethod
-from touchstone.fields import Askings, Count, Defence, Distance, Norm, NormName, refuse_unknown
+from touchstone.fields import (
+    Access,
+    Defence,
+    NormName,
+    invalid_parameter,
+    refuse_unknown,
+)
+from touchstone.methods.cost import Cost
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
-    from torch import Tensor
 
     from touchstone.engine import Asking, Case, Counts, Plan, Subject
 
 Kind = Literal["attack", "certificate"]
-Access = Literal["gradients", "scores", "decisions", "transfer"]
-"""What a method needs of the model it is judged on: its gradients, its logits, its answers alone, or no more
-than the verdict.
-"""
 
 
 @dataclass(frozen=True)
@@ -60,26 +55,6 @@ class Info:
     def knowledge(self) -> Literal["white-box", "black-box"]:
         """Whether the method looks into the model."""
         return "white-box" if self.access == "gradients" else "black-box"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The most queries that a method may ask for, per image."""
-
-    forward: int
-    backward: int
-
-    @classmethod
-    def climbing(cls, steps: int) -> Cost:
-        """Of `engine.climb`: a gradient a step, a second one where the loss is saturated, and a look at each
-        point as 8 bits would hold it.
-        """
-        return cls(forward=3 * steps + 2, backward=2 * steps)
-
-    @property
-    def total(self) -> int:
-        """Forward and backward passes added up: the unit of the cost budget."""
-        return self.forward + self.backward
 
 
 class Method(BaseModel):
@@ -199,185 +174,4 @@ class Certificate(Method):
         raise NotImplementedError
 
 
-class InNorm(Attack):
-    """An attack that works in one of several norms: `norm` is checked against the method's own."""
-
-    norm: Norm = Field("l2", description="The norm in which the perturbation is measured.")
-
-    @model_validator(mode="after")
-    def _norm_is_the_methods(self) -> InNorm:
-        if self.norm not in self.info.norms:
-            raise ValueError(
-                f"norm: {self.info.name} works in {', '.join(self.info.norms)}, not in {self.norm}"
-            )
-        return self
-
-
-class MinimalNorm(InNorm):
-    """An attack that looks for the nearest adversarial image, however far it is.
-
-    What it finds is moved onto the 8-bit lattice afterwards, as near as it still fools the model there; see
-    `engine.settled`.
-    """
-
-
-class FixedBudget(InNorm):
-    """An attack that may move an image by at most `eps`."""
-
-    norm: Norm = Field("linf", description="The norm in which the perturbation is bounded.")
-    early_stop: bool = Field(
-        True, description="Stop as soon as the image fools the model; false runs every step."
-    )
-    eps: Distance = Field(
-        8 / 255,
-        description="Radius of the ball around the image, in the box [0,1]; a number or a fraction: 8/255.",
-        examples=["8/255"],
-    )
-
-    @model_validator(mode="after")
-    def _fits_the_box(self) -> FixedBudget:
-        if self.norm == "linf" and self.eps > 1:
-            raise ValueError(
-                f"eps: {self.eps:g} is larger than the whole box [0,1]: did you mean {self.eps:g}/255?"
-            )
-        return self
-
-
-E = TypeVar("E", float, "Tensor")
-
-
-class Stepping:
-    """An attack of fixed budget whose steps have a length: its `step_size`, or a usual one that follows from
-    the radius.
-    """
-
-    if TYPE_CHECKING:
-        eps: float
-        step_size: float | None
-
-    def usual_step(self, eps: E) -> E:
-        """The length of a step at this radius where none is given."""
-        raise NotImplementedError
-
-    def step(self, eps: E) -> E:
-        """The length of a step at this radius."""
-        return self.usual_step(eps) if self.step_size is None else 0 * eps + self.step_size
-
-    def decided(self, classes: int) -> dict[str, Any]:  # noqa: ARG002
-        """The length of its steps."""
-        return {"step_size": self.step(self.eps)}
-
-
-class GradientAttack(FixedBudget):
-    """An attack of fixed budget that asks for gradients.
-
-    One of another kind says so with the same line, `eot: Askings = 1`; nothing else is to be done for it.
-    """
-
-    eot: Askings = 1
-
-
-class RestartedAttack(GradientAttack):
-    """An attack that starts at random, and again where it failed; `run` is one attempt."""
-
-    restarts: Count = Field(
-        1, le=1_000, description="Attempts, each from its own start; later ones only where all before failed."
-    )
-
-
-class Costly(Protocol):
-    """What has a cost, and rounds to count progress in."""
-
-    def cost(self) -> Cost:
-        """The most queries of one attempt at one image."""
-        ...
-
-    def rounds(self) -> int:
-        """The rounds of one attempt."""
-        ...
-
-
-def cost_of(asked: Costly) -> Cost:
-    """The most queries that one image may take, with all attempts and every asking behind a mean gradient."""
-    attempt, restarts, eot = asked.cost(), *_repetitions(asked)
-    return Cost(
-        restarts * (attempt.forward + (eot - 1) * attempt.backward), restarts * eot * attempt.backward
-    )
-
-
-def rounds_of(asked: Costly) -> int:
-    """The rounds of a full run, with all repetitions."""
-    restarts, eot = _repetitions(asked)
-    return restarts * eot * asked.rounds()
-
-
-def _repetitions(asked: Costly) -> tuple[int, int]:
-    return asked.restarts if isinstance(asked, RestartedAttack) else 1, getattr(asked, "eot", 1)
-
-
 _registered: dict[str, type[Method]] = {}
-
-
-@cache
-def _discover() -> None:
-    for package in ("touchstone.attacks", "touchstone.certificates"):
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
-
-
-def catalogue(kind: Kind | None = None) -> Mapping[str, type[Method]]:
-    """All methods by name, or those of one kind."""
-    _discover()
-    return MappingProxyType(
-        {name: cls for name, cls in sorted(_registered.items()) if kind is None or cls.kind == kind}
-    )
-
-
-def find(name: str, kind: Kind | None = None) -> type[Method]:
-    """The method of this name; `UnknownMethod` names those that exist."""
-    methods = catalogue(kind)
-    if name not in methods:
-        what = kind or "method"
-        raise UnknownMethod(
-            f"there is no {what} named {name[:60]!r}; there are: {', '.join(methods) or 'none'}",
-            field="method",
-        )
-    return methods[name]
-
-
-def card(method: type[Method]) -> dict[str, Any]:
-    """A method as `GET /v1/attacks/{name}` shows it: text, taxonomy, paper, JSON Schema, cost of the
-    defaults, example.
-    """
-    info = method.info
-    cost = cost_of(method())
-    return {
-        "name": info.name,
-        "kind": method.kind,
-        "title": info.title,
-        "description": inspect.cleandoc(method.__doc__ or ""),
-        "knowledge": info.knowledge,
-        "access": info.access,
-        "targeted": info.targeted,
-        "norms": list(info.norms),
-        "budget": info.budget,
-        "scope": info.scope,
-        "paper": {"title": info.paper, "url": info.url},
-        "cost": {"forward": cost.forward, "backward": cost.backward},
-        "schema": method.model_json_schema(),
-        "example": method().model_dump(mode="json"),
-    }
-
-
-def invalid_parameter(error: ValidationError) -> InvalidParameter:
-    """Turn pydantic's report into one failure that names the first field at fault and lists them all."""
-    faults = []
-    for fault in error.errors(include_url=False, include_context=False, include_input=False):
-        field = ".".join(str(part) for part in fault["loc"])
-        text = fault["msg"].removeprefix("Value error, ")
-        if not field and ": " in text:
-            field, text = text.split(": ", 1)
-        faults.append({"field": field, "message": text})
-    first = faults[0]
-    detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
-    return InvalidParameter(detail, field=first["field"] or None, errors=faults)

@@ -11,9 +11,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from touchstone.errors import InvalidParameter
 from touchstone.methods import invalid_parameter
-from touchstone.models.file_format import Format
+from touchstone.models.file_format import Format, format_of
 from touchstone.models.manifest import ID, ONNX, InputSpec, Manifest, Weights
 from touchstone.models.remote_manifest import Remote
+from touchstone.storage.blobs import digest_of
 
 MOST_CLASSES = 100_000
 LONGEST_CLASS = 200
@@ -196,3 +197,11 @@ class Registration(BaseModel):
         low, high = self.range or (0.0, 1.0)
         width = high - low  # pixels x become low + x * width, which is (x + low / width) / (1 / width)
         return (-low / width if low else 0.0,) * channels, (1 / width,) * channels
+
+
+def described(registration: Registration, data: bytes, *, limit: int) -> Manifest:
+    """The card of a user's model, as far as it is known before the model was tried.
+
+    Raises InvalidModel and ModelTooLarge of the file, InvalidParameter of the description.
+    """
+    return registration.manifest(digest_of(data), format_of(data, limit=limit))

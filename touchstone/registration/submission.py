@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from touchstone.errors import ModelConflict, UnknownModel
 from touchstone.ledger.records import LOCAL, ModelRef, Submission
-from touchstone.models.file_format import Format, format_of
+from touchstone.models.file_format import Format
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ZOO, Shelf, other_manifest
 from touchstone.net.outbound import Outgoing
-from touchstone.registration.request import Registration
-from touchstone.storage.blobs import digest_of
+from touchstone.registration.request import Registration, described
 
 METHOD = "probe"
-
-
-def described(registration: Registration, data: bytes, *, limit: int) -> Manifest:
-    """The card of a user's model, as far as it is known before the model was tried.
-
-    Raises InvalidModel and ModelTooLarge of the file, InvalidParameter of the description.
-    """
-    return registration.manifest(digest_of(data), format_of(data, limit=limit))
 
 
 def prepare(registration: Registration, data: bytes, *, limit: int) -> Submission:

@@ -84,7 +84,7 @@ class Decoders:
             self._free.put(None)
 
     def canonical(self, upload: bytes) -> tuple[bytes, ImageRef]:
-        """As `uploads.canonical`."""
+        """As `evaluation.local.canonical`."""
         image, png = self._ask(PNG, upload)
         return png, ImageRef(digest=digest_of(png), **image.model_dump())
 

@@ -12,8 +12,9 @@ from typing import Protocol
 
 from obstore.store import from_url
 
+from touchstone.digests import digest_of
 from touchstone.settings import Settings
-from touchstone.storage.layout import Aside, digest_of
+from touchstone.storage.layout import Aside
 from touchstone.storage.local import FolderBlobs, storing
 from touchstone.storage.s3 import StoreBlobs
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from touchstone.digests import digest_of
 from touchstone.errors import UnknownArtifact
 
 ASIDE = "aside"
@@ -28,11 +28,6 @@ class Aside(NamedTuple):
     def place(self) -> str:
         """Where it lies: each time it is set aside it lies elsewhere."""
         return f"{ASIDE}/{self.at}-{self.digest.removeprefix('sha256:')}"
-
-
-def digest_of(data: bytes) -> str:
-    """The name of these bytes."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def place(digest: str) -> str:

@@ -13,19 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from touchstone.digests import digest_of
 from touchstone.errors import StorageFull
-from touchstone.storage.layout import (
-    ASIDE,
-    AT_ONCE,
-    OWNER,
-    Aside,
-    aside_of,
-    checked,
-    digest_of,
-    missing,
-    place,
-    places,
-)
+from touchstone.storage.layout import ASIDE, AT_ONCE, OWNER, Aside, aside_of, checked, missing, place, places
 
 _HALF_WRITTEN = ".new-"
 _FORGOTTEN_SECONDS = 86_400

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from touchstone.errors import ModelUnusable, UnknownArtifact
+from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL
 from touchstone.ledger.replies import Version, VersionRef
+from touchstone.ledger.tenant_ledger import Holdings
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import Shown
 from touchstone.models.store import ZOO, no_model, no_version
 from touchstone.settings import Settings
 from touchstone.storage.blobs import Blobs, open_blobs
-from touchstone.supervisor.valkey import ledger_url
 
 
 class Registry:
@@ -24,7 +25,7 @@ class Registry:
 
     def __init__(self, ledger: Ledger, blobs: Blobs, tenant: str = LOCAL) -> None:
         self._ledger = ledger
-        self._versions = ledger.of(tenant).versions
+        self._versions = Holdings.of(ledger, tenant).versions
         self._blobs = blobs
         self._tenant = tenant
         self._known: dict[tuple[str, VersionRef], Version] = {}

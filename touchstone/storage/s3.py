@@ -13,18 +13,8 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import ObjectStore
 
-from touchstone.storage.layout import (
-    ASIDE,
-    AT_ONCE,
-    OWNER,
-    Aside,
-    aside_of,
-    checked,
-    digest_of,
-    missing,
-    place,
-    places,
-)
+from touchstone.digests import digest_of
+from touchstone.storage.layout import ASIDE, AT_ONCE, OWNER, Aside, aside_of, checked, missing, place, places
 from touchstone.storage.local import delete_forgotten, storing
 
 if TYPE_CHECKING:

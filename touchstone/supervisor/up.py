@@ -13,11 +13,12 @@ from types import FrameType
 from typing import TypeVar
 
 from touchstone.errors import LedgerUnavailable, StartError
+from touchstone.ledger.address import ledger_url
 from touchstone.ledger.api_keys import check_address
 from touchstone.ledger.ledger import Ledger
 from touchstone.settings import SECRETS, Settings
 from touchstone.supervisor.processes import Charge, Checkup, Child, Say, Store, Watcher
-from touchstone.supervisor.valkey import ledger_url, sole_use
+from touchstone.supervisor.valkey import sole_use
 
 READY_SECONDS = 180.0
 PORT_SECONDS = 20.0

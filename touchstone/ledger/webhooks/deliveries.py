@@ -12,8 +12,9 @@ from pydantic import Field
 
 from touchstone.errors import UnknownDelivery, WebhookConflict
 from touchstone.ledger import codec
+from touchstone.ledger.connection import reachable
 from touchstone.ledger.records import Record
-from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.search import Finder, Walk
 
 EventType = Literal["job.succeeded", "job.failed", "job.canceled", "webhook.ping"]

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from touchstone.errors import UnknownWebhook, WebhookConflict
 from touchstone.ledger import codec
+from touchstone.ledger.connection import reachable
 from touchstone.ledger.records import Record
-from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.deliveries import Delivery
 

@@ -10,8 +10,9 @@ from typing import get_args
 import redis
 
 from touchstone.ledger import codec
+from touchstone.ledger.connection import reachable
 from touchstone.ledger.records import Job
-from touchstone.ledger.scripts import Scripts, reachable
+from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.deliveries import Delivery, DeliveryStatus, Outcome
 

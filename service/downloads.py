@@ -1,0 +1,120 @@
+"""Files of a job, whole or in part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from anyio import to_thread
+from fastapi import Response
+from fastapi.responses import StreamingResponse
+from starlette.exceptions import HTTPException
+
+from service import schemas
+from service.state.backend import Backend
+from touchstone.errors import UnknownArtifact
+from touchstone.ledger.records import Job
+from touchstone.storage.blobs import Blobs
+
+CHUNK = 2**20
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of bytes within a file."""
+
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class File:
+    """A job's file: a blob, and how it is called."""
+
+    name: str
+    digest: str
+    media_type: str
+    size: int
+
+    def headers(self, job: Job) -> dict[str, str]:
+        """What is said of the file, whichever part of it is sent."""
+        shown = "inline" if self.media_type == "image/png" else "attachment"
+        name = _UNSAFE.sub("_", f"{job.id}-{self.name}")
+        return {
+            "ETag": f'"{self.digest}"',
+            "Accept-Ranges": "bytes",
+            "Cache-Control": "private, max-age=31536000, immutable",
+            "Content-Disposition": f'{shown}; filename="{name}"',
+        }
+
+
+def find(backend: Backend, job: Job, name: str) -> File:
+    """The job's file of this name; `UnknownArtifact` tells which there are."""
+    files = schemas.artifacts(job)
+    if name not in files:
+        raise UnknownArtifact(
+            f"the job has no artifact {name[:60]!r}; it has {', '.join(files) or 'none'}", field="name"
+        )
+    digest = files[name]
+    known = job.artifacts.get(name)
+    media_type = known.media_type if known else "image/png"
+    return File(name, digest, media_type, known.size if known else backend.blobs.size(digest))
+
+
+async def whole(backend: Backend, job: Job, name: str) -> Response:
+    """A job's file from end to end."""
+    file = await to_thread.run_sync(find, backend, job, name)
+    return await send(backend.blobs, file, Span(0, file.size), file.headers(job))
+
+
+async def send(
+    blobs: Blobs, file: File, span: Span, headers: Mapping[str, str], *, status: int = 200
+) -> Response:
+    """A part of a file: in one piece where it is small, else piece by piece as it is read."""
+    first = await to_thread.run_sync(blobs.read, file.digest, span.start, min(span.length, CHUNK))
+    if span.length <= CHUNK:
+        return Response(first, status, dict(headers), file.media_type)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield first
+        end = span.start + span.length
+        for place in range(span.start + CHUNK, end, CHUNK):
+            yield await to_thread.run_sync(blobs.read, file.digest, place, min(CHUNK, end - place))
+
+    length = {"Content-Length": str(span.length)}
+    return StreamingResponse(chunks(), status, {**headers, **length}, file.media_type)
+
+
+def part(header: str | None, condition: str | None, file: File) -> Span | None:
+    """The range asked for; None means the whole file.
+
+    More than one range, a malformed one, and one whose `If-Range` does not hold are ignored, as RFC 9110
+    permits; one that begins after the end is a 416.
+    """
+    match = _RANGE.fullmatch((header or "").replace(" ", ""))
+    if match is None or (condition and condition != f'"{file.digest}"'):
+        return None
+    first, last = (int(text) if text else None for text in match.groups())
+    if first is None:
+        return None if last is None else _tail(last, file)
+    if last is not None and last < first:
+        return None
+    if first >= file.size:
+        raise _outside(file)
+    end = file.size if last is None else min(last + 1, file.size)
+    return Span(first, end - first)
+
+
+def _tail(length: int, file: File) -> Span:
+    if length == 0 or file.size == 0:
+        raise _outside(file)
+    length = min(length, file.size)
+    return Span(file.size - length, length)
+
+
+def _outside(file: File) -> HTTPException:
+    detail = f"Range: {file.name} has {file.size} bytes, and the range lies outside of them"
+    return HTTPException(416, detail, {"Content-Range": f"bytes */{file.size}"})

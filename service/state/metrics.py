@@ -1,0 +1,122 @@
+"""What the service counts of itself, and what it shows of ledger and workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from touchstone.errors import LedgerUnavailable
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.replies import Worker
+from touchstone.models import zoo
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Durations:
+    """A registry of its own, and in it the durations of requests by route."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._histogram = Histogram(
+            "touchstone_http_request_seconds",
+            "Time from a request to the end of its answer.",
+            ("route", "method", "status"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def note(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        self._histogram.labels(route, method, str(status)).observe(seconds)
+
+
+class Figures(Collector):
+    """What the ledger and the workers' last signs of life say, read at each scrape."""
+
+    def __init__(self, ledger: Ledger, free: Callable[[], int | None]) -> None:
+        self._ledger = ledger
+        self._free = free
+
+    def describe(self) -> list[Metric]:
+        """Nothing in advance: registering must not ask the ledger."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures of this moment; without a ledger, only that there is none."""
+        if (free := self._free()) is not None:
+            yield _gauge("touchstone_storage_free_bytes", "Room on the disk that files lie on.", free)
+        try:
+            queue, counts, workers = self._ledger.queue(), self._ledger.counts(), self._ledger.workers()
+            deliveries = self._ledger.outbox.counts()
+        except LedgerUnavailable:
+            yield _gauge("touchstone_ledger_up", "Whether the ledger answers.", 0)
+            return
+        yield _gauge("touchstone_ledger_up", "Whether the ledger answers.", 1)
+        yield _gauge("touchstone_queue_depth", "Jobs that wait.", queue.depth)
+        yield _gauge("touchstone_queue_oldest_seconds", "Age of the oldest job that waits.", queue.age)
+        yield _gauge("touchstone_workers", "Workers that are alive.", len(workers))
+        yield _by_status("touchstone_jobs", "Jobs by status.", counts)
+        yield _by_status("touchstone_deliveries", "Deliveries of webhooks by status.", deliveries)
+        yield _histogram("touchstone_batch_rows", "Rows of a batch.", workers, "batch_rows")
+        yield _histogram("touchstone_step_seconds", "Time that a batch takes.", workers, "step_seconds")
+        yield _queries(workers)
+        yield _resident(workers)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _by_status(name: str, text: str, counts: Mapping[Any, int]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=("status",))
+    for status, count in counts.items():
+        family.add_metric((status,), count)
+    return family
+
+
+def _histogram(name: str, text: str, workers: list[Worker], key: str) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=("worker",))
+    for worker in workers:
+        data = worker.info.get(key)
+        if data:
+            buckets = sorted(((float(le), n) for le, n in data["buckets"].items()), key=lambda pair: pair[0])
+            counts = [(f"{le:g}", n) for le, n in buckets if le != float("inf")]
+            family.add_metric((worker.id,), [*counts, ("+Inf", data["count"])], data["sum"])
+    return family
+
+
+def _queries(workers: list[Worker]) -> Metric:
+    family = CounterMetricFamily(
+        "touchstone_queries", "Rows that the models were asked for.", labels=("worker", "pass")
+    )
+    for worker in workers:
+        for direction, count in worker.info.get("queries", {}).items():
+            family.add_metric((worker.id, direction), count)
+    return family
+
+
+def _resident(workers: list[Worker]) -> Metric:
+    family = GaugeMetricFamily(
+        "touchstone_resident_models", "Models kept loaded.", labels=("worker", "model")
+    )
+    for worker in workers:
+        loaded = Counter(_named(one["id"]) for one in worker.info.get("resident_models", ()))
+        for model, count in loaded.items():
+            family.add_metric((worker.id, model), count)
+    return family
+
+
+def _named(model: str) -> str:
+    """What everybody may know of a model's name."""
+    return model if model in zoo.manifests() else "registered"

@@ -1,0 +1,87 @@
+"""Commands that list attacks, certificates and models."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from touchstone.cli.console import err, out
+from touchstone.cli.register import refusals
+from touchstone.methods import Kind, card, catalogue, find
+
+
+def attacks(
+    name: Annotated[str | None, typer.Argument(help="Show one attack and its flags.")] = None,
+) -> None:
+    """List the attacks, or show one."""
+    _list_or_describe("attack", name)
+
+
+def certificates(
+    name: Annotated[str | None, typer.Argument(help="Show one certificate and its flags.")] = None,
+) -> None:
+    """List the certificates, or show one."""
+    _list_or_describe("certificate", name)
+
+
+Url = Annotated[str | None, typer.Option(help="A service's address, such as http://127.0.0.1:8000.")]
+
+
+def models(url: Url = None) -> None:
+    """List the models of the zoo, or with --url those of a service."""
+    from touchstone.client import Client, api_key  # noqa: PLC0415 - only where a service is asked
+    from touchstone.models.zoo import manifests  # noqa: PLC0415 - reads the cards only when they are asked for
+
+    with refusals(err):
+        cards = Client(url, api_key()).models() if url else [one.card() for one in manifests().values()]
+    table = Table("model", "input", "classes", "accuracy", "licence")
+    table.columns[0].no_wrap = True
+    for one in cards:
+        size = "{height}x{width}x{channels}".format(**one["input"])
+        table.add_row(one["id"], size, str(len(one["classes"])), _accuracy(one), escape(one["licence"]))
+    out.print(table)
+
+
+def _accuracy(shown: dict[str, Any]) -> str:
+    if not shown["accuracy"]:
+        return ""
+    known = shown["accuracy"][0]
+    return f"{known['value']:.1%} {'measured' if known['measured'] else 'claimed'}, {known['data']}"
+
+
+def _list_or_describe(kind: Kind, name: str | None) -> None:
+    if name is None:
+        out.print(_listing(kind))
+    else:
+        _describe(card(find(name, kind)))
+
+
+def _listing(kind: Kind) -> Table:
+    table = Table("name", "what", "norms", "knowledge", "paper")
+    for method in catalogue(kind).values():
+        info = method.info
+        table.add_row(info.name, info.title, " ".join(info.norms), info.knowledge, info.paper)
+    return table
+
+
+def _preset(value: Any, field: dict[str, Any]) -> str:
+    """A default as one would write it: a distance that is a number of 8-bit levels as their fraction."""
+    if value is None:
+        return "unset"
+    levels = value * 255 if isinstance(value, float) and "/" in str(field.get("examples")) else 0.5
+    return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-9 else str(value)
+
+
+def _describe(shown: dict[str, Any]) -> None:
+    text = re.sub(r"(?<!\n)\n(?!\n)", " ", shown["description"])
+    out.print(f"[bold]{shown['title']}[/] ({shown['name']}, {shown['knowledge']})\n\n{text}\n")
+    table = Table("flag", "default", "meaning")
+    for name, field in shown["schema"]["properties"].items():
+        preset = _preset(shown["example"][name], field)
+        table.add_row(f"--{name.replace('_', '-')}", preset, field["description"])
+    out.print(table)
+    out.print(f"{shown['paper']['title']}, {shown['paper']['url']}")

@@ -1,0 +1,45 @@
+"""What the command line shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from touchstone.evaluation.certificate_result import rounded_down
+
+out = Console()
+err = Console(stderr=True)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Labels and confidences before and after, and how large the change is."""
+    table = Table("", "label", "confidence")
+    for when in ("original", "adversarial"):
+        seen = result[when]
+        table.add_row(when, f"{seen['name']} ({seen['label']})", f"{seen['confidence']:.1%}")
+    out.print(table)
+    size, asked = result["perturbation"], result["queries"]
+    far = f"L∞ {size['linf'] * 255:.0f}/255, L2 {size['l2']:.3f}, SSIM {size['ssim']:.4f}"
+    out.print(
+        f"{result['outcome']}: {far}; {asked['forward']} forward and {asked['backward']} backward passes",
+        highlight=False,
+    )
+
+
+def show_certificate(result: dict[str, Any]) -> None:
+    """The outcome in a sentence, and the numbers behind it."""
+    sampling = result["sampling"]
+    out.print(result["statement"], highlight=False)
+    table = Table("radius", "decision", "votes", "vote at least", "σ", "α", "stopped by")
+    table.add_row(
+        f"{rounded_down(result['radius']):.4f} ({result['norm']})",
+        result["decision"] or "",
+        f"{sampling['nA']:,} of {sampling['n_used']:,}",
+        f"{sampling['pA_lower']:.4f}",
+        f"{sampling['sigma']:g}",
+        f"{sampling['alpha']:g}",
+        result["stopped_by"],
+    )
+    out.print(table)

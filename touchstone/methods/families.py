@@ -1,0 +1,107 @@
+"""Families of attacks: what those of one budget or one way of asking share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from touchstone.fields import (
+    Askings,
+    Count,
+    Distance,
+    Norm,
+)
+from touchstone.methods.declaration import Attack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class InNorm(Attack):
+    """An attack that works in one of several norms: `norm` is checked against the method's own."""
+
+    norm: Norm = Field("l2", description="The norm in which the perturbation is measured.")
+
+    @model_validator(mode="after")
+    def _norm_is_the_methods(self) -> InNorm:
+        if self.norm not in self.info.norms:
+            raise ValueError(
+                f"norm: {self.info.name} works in {', '.join(self.info.norms)}, not in {self.norm}"
+            )
+        return self
+
+
+class MinimalNorm(InNorm):
+    """An attack that looks for the nearest adversarial image, however far it is.
+
+    What it finds is moved onto the 8-bit lattice afterwards, as near as it still fools the model there; see
+    `engine.settled`.
+    """
+
+
+class FixedBudget(InNorm):
+    """An attack that may move an image by at most `eps`."""
+
+    norm: Norm = Field("linf", description="The norm in which the perturbation is bounded.")
+    early_stop: bool = Field(
+        True, description="Stop as soon as the image fools the model; false runs every step."
+    )
+    eps: Distance = Field(
+        8 / 255,
+        description="Radius of the ball around the image, in the box [0,1]; a number or a fraction: 8/255.",
+        examples=["8/255"],
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_box(self) -> FixedBudget:
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(
+                f"eps: {self.eps:g} is larger than the whole box [0,1]: did you mean {self.eps:g}/255?"
+            )
+        return self
+
+
+E = TypeVar("E", float, "Tensor")
+
+
+class Stepping:
+    """An attack of fixed budget whose steps have a length: its `step_size`, or a usual one that follows from
+    the radius.
+    """
+
+    if TYPE_CHECKING:
+        eps: float
+        step_size: float | None
+
+    def usual_step(self, eps: E) -> E:
+        """The length of a step at this radius where none is given."""
+        raise NotImplementedError
+
+    def step(self, eps: E) -> E:
+        """The length of a step at this radius."""
+        return self.usual_step(eps) if self.step_size is None else 0 * eps + self.step_size
+
+    def decided(self, classes: int) -> dict[str, Any]:  # noqa: ARG002
+        """The length of its steps."""
+        return {"step_size": self.step(self.eps)}
+
+
+class GradientAttack(FixedBudget):
+    """An attack of fixed budget that asks for gradients.
+
+    One of another kind says so with the same line, `eot: Askings = 1`; nothing else is to be done for it.
+    """
+
+    eot: Askings = 1
+
+
+class RestartedAttack(GradientAttack):
+    """An attack that starts at random, and again where it failed; `run` is one attempt."""
+
+    restarts: Count = Field(
+        1, le=1_000, description="Attempts, each from its own start; later ones only where all before failed."
+    )
