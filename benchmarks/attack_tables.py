@@ -21,7 +21,13 @@ Row = Callable[[dict[str, Any]], list[str]]
 RUNGS = (3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 75, 100)
 """Numbers of steps that are tried."""
 
-ACCESS = ["gradients", "scores", "decisions", "transfer"]
+ACCESS = {
+    "gradients": "gradient-based",
+    "scores": "score-based",
+    "decisions": "decision-based",
+    "transfer": "transfer-based",
+}
+BUDGET = {"fixed": "fixed radius", "minimal": "minimum-norm"}
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 
@@ -43,12 +49,13 @@ def _between(text: str, what: str, table: str) -> str:
 
 def methods() -> str:
     """All attacks, those that need most of a model first."""
+    order = list(ACCESS)
     attacks = sorted(
-        catalogue("attack").values(), key=lambda one: (ACCESS.index(one.info.access), one.info.name)
+        catalogue("attack").values(), key=lambda one: (order.index(one.info.access), one.info.name)
     )
     return "\n".join(
         [
-            "| attack | title | needs | norms | targeted | budget | paper |",
+            "| attack | title | access | norms | targeted | budget | paper |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *map(_method, attacks),
         ]
@@ -60,8 +67,8 @@ def _method(method: type[Method]) -> str:
     norms = ", ".join(NORMS[norm] for norm in info.norms)
     paper, _, _ = info.paper.partition(":")
     cells = [
-        f"`{info.name}`", info.title, info.access, norms, "yes" if info.targeted else "no", info.budget,
-        f"[{paper}]({info.url})",
+        f"`{info.name}`", info.title, ACCESS[info.access], norms, "yes" if info.targeted else "no",
+        BUDGET[info.budget], f"[{paper}]({info.url})",
     ]  # fmt: skip
     return _line(cells)
 
@@ -88,15 +95,17 @@ def _machine(record: dict[str, Any]) -> str:
 
 def _attacks(record: dict[str, Any]) -> str:
     rows = [
-        f"Every attack alone, {_machine(record)}: the share of images fooled, the median distance, "
-        "forward and backward passes and milliseconds per image."
+        "### Each attack",
+        "",
+        f"Measured {_machine(record)}: success rate, median distance, forward and backward passes per image, "
+        "and milliseconds per image.",
     ]
     for network, found in record["networks"].items():
         rows += [
             "",
-            f"`{network}`, radius {found['eps']:g} in L∞ where one is given:",
+            f"`{network}`; attacks with a fixed radius at L∞ {found['eps']:g}:",
             "",
-            "| attack | norm | images | fooled | distance | forward | backward | ms |",
+            "| attack | norm | images | success rate | distance | forward | backward | ms |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *(_attack(name, one) for name, one in found["attacks"].items()),
         ]
@@ -108,7 +117,7 @@ def _attack(name: str, one: dict[str, Any]) -> str:
     if one["surrogate"]:
         backward += f" ({one['surrogate']:,.0f} of surrogates)"
     cells = [
-        f"`{name}`", NORMS[one["norm"]], str(one["images"]), f"{one['fooled']:.0%}",
+        f"`{name}`", NORMS[one["norm"]], str(one["images"]), f"{100 * one['fooled']:.0f} %",
         _distance(one["distance"]), f"{one['forward']:,.0f}", backward, f"{1000 * one['seconds']:,.1f}",
     ]  # fmt: skip
     return _line(cells)
@@ -120,21 +129,21 @@ def _distance(distance: float | None) -> str:
 
 def _peers(record: dict[str, Any]) -> str:
     said = (
-        f"Beside other libraries, {_machine(record)}, with the same images and numbers of steps, in one "
-        "process: what is left of the accuracy, or the median distance, and seconds for all images, the "
-        "median of so many turns. The peers get our frozen network, which is faster than the one that its "
-        "publisher ships; the last column is how many times as long they take on the latter."
+        f"Measured {_machine(record)}, with the same images and numbers of steps, in one process: robust "
+        "accuracy or median distance, and seconds for all images, as the median of the runs. *Speedup* is "
+        "with our fused network for both sides; it is faster than the network as published, and *vs "
+        "unfused* is the speedup over the peer on the latter."
     )
-    columns = "images | ours | peer's | turns | seconds | peer's | times as fast | than as shipped"
-    return _beside(record, said, columns, _pair)
+    columns = "images | ours | peer's | runs | seconds | peer's | speedup | vs unfused"
+    return _beside(record, "Comparison with other libraries", said, columns, _pair)
 
 
-def _beside(record: dict[str, Any], said: str, columns: str, row: Row) -> str:
-    """A table with a line for each pair, after a sentence about it; `columns` follow those of every one."""
+def _beside(record: dict[str, Any], title: str, said: str, columns: str, row: Row) -> str:
+    """A table with a line for each pair, below its title and a sentence; `columns` follow the common ones."""
     names = f"network | attack | norm | peer | {columns}".split(" | ")
     pairs = ((network, pair) for network, found in record["networks"].items() for pair in found["pairs"])
     lines = (_line([*_who(network, pair), *row(pair)]) for network, pair in pairs)
-    return "\n".join([said, "", _line(names), _line(["---"] * len(names)), *lines])
+    return "\n".join([f"### {title}", "", said, "", _line(names), _line(["---"] * len(names)), *lines])
 
 
 def _pair(pair: dict[str, Any]) -> list[str]:
@@ -152,12 +161,12 @@ def _who(network: str, pair: dict[str, Any]) -> list[str]:
 
 def _reached(record: dict[str, Any]) -> str:
     said = (
-        f"Steps and seconds until both are equally near, {_machine(record)}, on our frozen network: the "
-        f"fewest of {', '.join(map(str, RUNGS))} steps with which each comes to the smallest median distance "
-        "that both come to with any of them, and the median seconds of three turns."
+        f"Measured {_machine(record)}, on our fused network: the fewest of "
+        f"{', '.join(map(str, RUNGS))} steps with which each side reaches the smallest median distance that "
+        "both reach with any of these, and the median seconds of three runs."
     )
-    columns = "images | distance | steps | peer's | seconds | peer's | times as fast"
-    return _beside(record, said, columns, _rung)
+    columns = "images | distance | steps | peer's | seconds | peer's | speedup"
+    return _beside(record, "Steps and time to equal distance", said, columns, _rung)
 
 
 def _rung(pair: dict[str, Any]) -> list[str]:
@@ -169,11 +178,9 @@ def _rung(pair: dict[str, Any]) -> list[str]:
 
 
 def _many(record: dict[str, Any]) -> str:
-    said = (
-        f"What is left of the accuracy on {record['samples']} images, {_machine(record)}; other work ran "
-        "beside it, so there are no seconds."
-    )
-    return _beside(record, said, "ours | peer's", _outcomes)
+    title = f"Robust accuracy on {record['samples']} images"
+    said = f"Measured {_machine(record)}; other work ran at the same time, so times are not given."
+    return _beside(record, title, said, "ours | peer's", _outcomes)
 
 
 def _outcomes(pair: dict[str, Any]) -> list[str]:
@@ -181,9 +188,9 @@ def _outcomes(pair: dict[str, Any]) -> list[str]:
 
 
 def _blind(record: dict[str, Any]) -> str:
-    said = f"Without gradients, {_machine(record)}: ours may ask as often as the peer did."
+    said = f"Measured {_machine(record)}: ours may use as many queries as the peer did."
     columns = "images | ours | peer's | queries | peer's | seconds | peer's"
-    return _beside(record, said, columns, _asked)
+    return _beside(record, "Score-based and decision-based attacks", said, columns, _asked)
 
 
 def _asked(pair: dict[str, Any]) -> list[str]:
@@ -195,7 +202,9 @@ def _asked(pair: dict[str, Any]) -> list[str]:
 
 
 def _outcome(side: dict[str, Any]) -> str:
-    return f"{side['robust_accuracy']:.1%} left" if "robust_accuracy" in side else f"{side['distance']:.4f}"
+    if "robust_accuracy" in side:
+        return f"{100 * side['robust_accuracy']:.1f} % robust"
+    return f"{side['distance']:.4f}"
 
 
 def _line(cells: list[str]) -> str:

@@ -21,12 +21,12 @@ def table() -> str:
     machine = record("pgd-lite0-one-process")["machine"]
     rows = [
         f"Measured on {machine['date']} on {machine['threads']} cores of an {machine['processor']}, "
-        "without a GPU; each row within one run.",
+        "without a GPU; each row in one run.",
         "",
-        "| what | Touchstone | best peer | ratio |",
+        "| benchmark | Touchstone | best peer | ratio |",
         "| --- | --- | --- | --- |",
-        _pgd("pgd-lite0-one-process", "PGD-10 on EfficientNet-Lite0 at 224, 16 photos, one process"),
-        _pgd("pgd-lite0-own-process", "the same, each library in a process of its own"),
+        _pgd("pgd-lite0-one-process", "PGD-10 on EfficientNet-Lite0 at 224 × 224, 16 photos, one process"),
+        _pgd("pgd-lite0-own-process", "the same, one process for each library"),
         _pgd("pgd-cnn-batch-64", "PGD-10 on the Fashion-MNIST CNN, batch of 64"),
         _pgd("pgd-cnn-batch-1", "the same, batch of 1"),
         _fooled(),
@@ -49,8 +49,10 @@ def _fooled() -> str:
     found = record("until-fooled")
     ours, theirs = found["touchstone"], found["foolbox"]
     return (
-        f"| until all of 16 photos are fooled at 4/255 | {ours['seconds']} s, {ours['fooled']} fooled "
-        f"| Foolbox, 40 fixed steps: {theirs['seconds']} s, {theirs['fooled']} fooled | {found['ratio']} |"
+        "| time until all 16 photos are misclassified, 4/255 "
+        f"| {ours['seconds']} s, {ours['fooled']} misclassified "
+        f"| Foolbox, 40 fixed steps: {theirs['seconds']} s, {theirs['fooled']} misclassified "
+        f"| {found['ratio']} |"
     )
 
 
@@ -72,7 +74,7 @@ def _certificates() -> list[str]:
         rates = found["samples_per_second"]
         bare = max(rate for who, rate in rates.items() if who.startswith("bare"))
         rows.append(
-            f"| smoothing votes on {name} | {rates['touchstone']:,} samples/s "
+            f"| smoothing samples on {name} | {rates['touchstone']:,} samples/s "
             f"| bare loop: {bare:,}; ART: {rates['art']:,} "
             f"| {found['ratio_to_bare_loop']}; {found['ratio_to_art']} |"
         )

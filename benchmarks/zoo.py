@@ -105,7 +105,7 @@ def table() -> str:
     lines = ["| model | clean | under PGD | " + " | ".join(f"certified at {r:g}" for r in RADII) + " |"]
     lines.append("| --- |" + " ---: |" * (2 + len(RADII)))
     for name in SIGMAS:
-        figures = " | ".join(f"{one.value:.1%}" for one in zoo.manifests()[name].accuracy)
+        figures = " | ".join(f"{100 * one.value:.1f} %" for one in zoo.manifests()[name].accuracy)
         lines.append(f"| `{name}` | {figures} |")
     return "\n".join(lines)
 

@@ -18,15 +18,16 @@ _COUNTS = ("strikes", "attempted", "accepted", "succeeded", "failed", "canceled"
 _TIMES = ("p50", "p99", "max")
 _CAMPAIGN_HEAD = (
     "fault",
-    *_COUNTS,
+    "injected",
+    *_COUNTS[1:],
     "lost, 95 % bound",
     "duplicated",
-    "to tell",
-    "told",
+    "webhooks due",
+    "delivered",
     "recovered",
     *(f"{one} s" for one in _TIMES),
 )
-_PROMISES_HEAD = ("promise", "below s", "n", *(f"{one} s" for one in _TIMES))
+_PROMISES_HEAD = ("measurement", "limit s", "n", *(f"{one} s" for one in _TIMES))
 
 
 def written(text: str) -> str:

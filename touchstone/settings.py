@@ -26,122 +26,120 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         Path("~/.local/share/touchstone").expanduser(),
-        description="The folder that holds everything written.",
+        description="The folder for all data.",
     )
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     require_keys: bool = Field(
         False,
-        description="Ask for an API key on the loopback too, and start elsewhere before there is any.",
+        description="Require an API key on the loopback too; elsewhere, start even before one exists.",
     )
     allowed_hosts: str | None = Field(
         None,
-        description="Names, separated by commas, by which the service may be asked without keys, besides "
-        "those of the loopback.",
+        description="Host names, separated by commas, that are accepted without keys besides those of the "
+        "loopback.",
     )
     api_key: SecretStr | None = Field(
-        None, description="The key that the command line sends to a service that it is given by `--url`."
+        None, description="The API key that the command line sends to the service at `--url`."
     )
     port: int = Field(8000, ge=0, lt=65536, description="Port the API listens on; 0 picks a free one.")
     connections: int = Field(
-        1000, ge=1, description="Clients' connections that the API holds at once; one more is answered 503."
+        1000, ge=1, description="Concurrent client connections of the API; one more is answered 503."
     )
     connections_each: int = Field(
         500,
         ge=1,
-        description="Of these from one address; behind a proxy, all have the proxy's.",
+        description="Concurrent connections from one address; behind a proxy, all have the proxy's address.",
     )
     proxies: str | None = Field(
         None,
-        description="Addresses and networks, separated by commas, that are believed when their "
-        "X-Forwarded-For says whose request it is; unset: nobody is.",
+        description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For is "
+        "trusted; unset means none.",
     )
     refused_keys: int = Field(
         60,
         ge=1,
-        description="Refused API keys a minute from one address; one more is answered 429, a good one never.",
+        description="Failed key attempts a minute from one address; more are answered 429, valid keys never.",
     )
     bodies_memory: int = Field(
         256 * MIB,
         ge=1,
-        description="Bytes of bodies over 64 KiB that the API holds at once; more is refused with 503.",
+        description="Memory limit in bytes for request bodies over 64 KiB; more is answered 503.",
     )
     redis_url: str | None = Field(
         None,
-        description="The ledger and broker; unset means the Valkey that `touchstone up` starts in `home`.",
+        description="URL of the ledger and broker; unset: the Valkey that `touchstone up` starts in `home`.",
     )
     blobs_url: str | None = Field(
-        None, description="Where images are kept: unset means `home`/blobs, or s3://bucket/prefix."
+        None, description="Where blobs are stored: s3://bucket/prefix; unset means `home`/blobs."
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto selects CUDA if available.")
     memory_budget: int = Field(
-        2048 * MIB, ge=1, description="Bytes of models kept loaded; the least recently used leaves first."
+        2048 * MIB, ge=1, description="Bytes of loaded models; the least recently used is unloaded first."
     )
     concurrency: int = Field(
         96,
         ge=1,
         le=1024,
-        description="Jobs that one worker runs at once; an eighth more for tenants that have none there.",
+        description="Slots of a worker: jobs that it runs at once; an eighth more for tenants without any.",
     )
-    queue_limit: int = Field(20_000, ge=1, description="Jobs that may wait; one more is refused with 429.")
+    queue_limit: int = Field(20_000, ge=1, description="Jobs that may wait in all; one more is answered 429.")
     tenant_queue_limit: int = Field(
-        10_000, ge=1, description="Jobs of one tenant that may wait; for tenants with keys, like those below."
+        10_000,
+        ge=1,
+        description="Quota of waiting jobs for each tenant; like the quotas below, for tenants with keys.",
     )
     tenant_passes: int | None = Field(
-        None, ge=1, description="Passes that one tenant's jobs may ask for in a day (UTC); unset: no bound."
+        None, ge=1, description="Quota of passes for each tenant in a day (UTC); unset means no limit."
     )
-    tenant_requests: int = Field(6_000, ge=1, description="Requests a minute of one tenant that only read.")
+    tenant_requests: int = Field(
+        6_000, ge=1, description="Rate limit of each tenant: reading requests a minute."
+    )
     tenant_submissions: int = Field(
-        3_000, ge=1, description="Requests a minute of one tenant that start or end something."
+        3_000, ge=1, description="Rate limit of each tenant: requests a minute that start or end something."
     )
     tenant_storage: int = Field(
         32 * 1024 * MIB,
         ge=1,
-        description="Bytes that one tenant's jobs and models may hold, with what jobs may yet leave.",
+        description="Quota of bytes for each tenant's jobs and models, with results that jobs may yet store.",
     )
-    cost_limit: int = Field(200_000, ge=1, description="Forward and backward passes one job may ask for.")
-    upload_limit: int = Field(10 * MIB, ge=1, description="Bytes of an uploaded image.")
-    inference_rows: int = Field(1024, ge=1, description="Images of one inference request.")
-    model_limit: int = Field(512 * MIB, ge=1, description="Bytes of a registered model's file.")
+    cost_limit: int = Field(200_000, ge=1, description="Maximum forward and backward passes of one job.")
+    upload_limit: int = Field(10 * MIB, ge=1, description="Maximum bytes of an uploaded image.")
+    inference_rows: int = Field(1024, ge=1, description="Maximum images of one inference request.")
+    model_limit: int = Field(512 * MIB, ge=1, description="Maximum bytes of a registered model's file.")
     probe_seconds: float = Field(
-        120.0, gt=0, description="Seconds that trying a model at its registration may take."
+        120.0, gt=0, description="Maximum seconds for the trial of a model at its registration."
     )
     probe_memory: int = Field(
-        8192 * MIB, ge=1, description="Bytes of memory that trying a model at its registration may take."
+        8192 * MIB, ge=1, description="Maximum bytes of memory for the trial of a model at its registration."
     )
     models: str | None = Field(
         None,
-        description="Ids of the models that this worker serves, separated by commas, and loads as it starts; "
-        "unset means all, each loaded when it is first asked for.",
+        description="Ids of the models that this worker serves and loads at its start, separated by commas; "
+        "unset means all, each loaded at its first query.",
     )
     outgoing_allow: str | None = Field(
         None,
-        description="Hosts, host:port and networks, separated by commas, that may be asked although they are "
-        "private, or by plain http.",
+        description="Hosts, host:port and networks, separated by commas, to which outbound requests are "
+        "allowed although they are private or use plain http.",
     )
-    deadline: float = Field(
-        600.0, gt=0, description="Seconds a job may run when it names no deadline of its own."
-    )
+    deadline: float = Field(600.0, gt=0, description="Default deadline of a job in seconds.")
     lease: float = Field(
-        5.0, gt=0, description="Seconds without a sign of life after which a worker loses its jobs."
+        5.0, gt=0, description="Lease in seconds: a worker that does not renew it loses its jobs."
     )
-    hang: float = Field(
-        60.0, gt=0, description="Seconds that one step of the engine may take before it counts as hung."
-    )
-    max_attempts: int = Field(3, ge=1, description="How often a job is tried before it fails as worker_lost.")
-    idempotency_days: float = Field(1.0, gt=0, description="How long an Idempotency-Key is remembered.")
+    hang: float = Field(60.0, gt=0, description="Seconds after which one step of the engine counts as hung.")
+    max_attempts: int = Field(3, ge=1, description="Attempts before a job fails as worker_lost.")
+    idempotency_days: float = Field(1.0, gt=0, description="Retention of an Idempotency-Key in days.")
     disk_reserve: int = Field(
         1024 * MIB,
         ge=0,
-        description="Bytes that stay free on the disk of `home`/blobs; with fewer, nothing new is taken.",
+        description="Bytes to keep free on the disk of `home`/blobs; with fewer, submissions are refused.",
     )
     retention_days: float = Field(
-        7.0, gt=0, description="How long a job, its image and its files are kept after its end."
+        7.0, gt=0, description="Retention in days of a job, its image and its files after its end."
     )
-    counts_days: float = Field(
-        30.0, gt=0, description="How long the counts of certificates are kept to go on from."
-    )
+    counts_days: float = Field(30.0, gt=0, description="Retention in days of the counts of certificates.")
     webhook_days: float = Field(
-        7.0, gt=0, description="How long deliveries of webhooks are kept, if their jobs are."
+        7.0, gt=0, description="Retention in days of webhook deliveries, at most that of their jobs."
     )
     log_level: str = Field("info", description="debug, info, warning or error.")
 

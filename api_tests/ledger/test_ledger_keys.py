@@ -30,7 +30,7 @@ DOCS = Path(__file__).parents[2] / "docs/operations.md"
 
 def documented() -> list[str]:
     """The patterns in the first column of the table of keys."""
-    table = DOCS.read_text("utf-8").partition("## Keys in the ledger")[2].partition("\n## ")[0]
+    table = DOCS.read_text("utf-8").partition("## Ledger keys")[2].partition("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     return [pattern for row in rows for pattern in re.findall(r"`([^`]+)`", row)]
 

@@ -262,7 +262,7 @@ def test_far_outside_the_certified_radius_the_smoothed_answer_does_change() -> N
 def test_the_page_of_models_shows_the_cards_figures() -> None:
     page = (Path(__file__).parents[2] / "docs/models.md").read_text()
     for model in CLOTHES:
-        figures = " | ".join(f"{one.value:.1%}" for one in zoo.manifest(model).accuracy)
+        figures = " | ".join(f"{100 * one.value:.1f} %" for one in zoo.manifest(model).accuracy)
         assert f"| `{model}` | {figures} |" in page
 
 
