@@ -37,7 +37,7 @@ def main() -> None:
     index = chosen_index(version)
     if index and not install(version, index):
         host = urlsplit(index).hostname
-        say(f"No torch {version} from {host}: the default index's it is, on Linux with CUDA.")
+        say(f"{host} gave no torch {version}: the default index's is taken, with CUDA on Linux.")
 
 
 def pinned(constraints: str) -> str:
@@ -68,16 +68,17 @@ def chosen_index(version: str) -> str:
 
 
 def brings_cuda(version: str) -> bool:
-    """Whether pip by default takes PyPI's build for Linux: one with a label is from where its user has it look."""
+    """Whether pip takes PyPI's build for Linux: one with a label is from a place that its user named."""
     return sys.platform == "linux" and offered(version) in (None, version)
 
 
 def driver_answers() -> bool:
     """Whether there is an NVIDIA driver with a GPU. Containers may lack either of the two that can tell."""
-    return any(told(command).startswith("GPU") for command in (("nvidia-smi", "-L"), LIBRARY))
+    tellers = (("nvidia-smi", "-L"), LIBRARY)
+    return any(told(teller, SILENCE_SECONDS).startswith("GPU") for teller in tellers)
 
 
-def told(command: tuple[str, ...], seconds: float = SILENCE_SECONDS) -> str:
+def told(command: tuple[str, ...], seconds: float) -> str:
     """What a command prints; nothing if it is not there or takes too long."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
