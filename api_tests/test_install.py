@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import venv
 import zipfile
@@ -34,6 +35,15 @@ CUDA_TOO = {"torch": VERSION, "filelock": FILELOCK, "nvidia-cublas": "13"}
 """What the default index's build brings along."""
 SECONDS = 240
 """Within which anything here is done, on a busy machine too; an index that hangs outlasts them."""
+
+
+BUILD = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+"""
+"""How a project says that a module of its own builds it."""
 
 
 def wheel(name: str, version: str, *requires: str, tag: str = "py3-none-any") -> tuple[str, bytes]:
@@ -100,7 +110,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, data: bytes | None) -> None:
         self.send_response(404 if data is None else 200)
-        self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/zip")
+        self.send_header(
+            "Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream"
+        )
         self.send_header("Content-Length", str(len(data or b"")))
         self.end_headers()
         self.wfile.write(data or b"")
@@ -278,8 +290,21 @@ def damage(index: Index) -> None:
 
 
 def offer_sources(index: Index) -> None:
-    """To build them would need whatever their build asks for."""
-    index.put("/cpu/torch/", (f"torch-{CPU}.tar.gz", b"never read"))
+    """They could be built; but a build may ask for anything, and takes a compiler."""
+    name, built = CPU_WHEEL
+    backend = (
+        "from pathlib import Path\n"
+        "def build_wheel(folder, config_settings=None, metadata_directory=None):\n"
+        f"    Path(folder, {name!r}).write_bytes({built!r})\n"
+        f"    return {name!r}\n"
+    )
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        for file, text in (("pyproject.toml", BUILD), ("backend.py", backend)):
+            member = tarfile.TarInfo(f"torch-{CPU}/{file}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    index.put("/cpu/torch/", (f"torch-{CPU}.tar.gz", data.getvalue()))
 
 
 USELESS: list[Callable[[Index], None]] = [
@@ -448,16 +473,6 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
         archive.writestr("project-1.dist-info/RECORD", "")
     return name
 '''
-PROJECT = """
-[project]
-name = "project"
-version = "1"
-
-[build-system]
-requires = []
-build-backend = "backend"
-backend-path = ["."]
-"""
 
 
 def answer(index: Index) -> None:
@@ -478,7 +493,7 @@ def test_make_installs_torch_from_there_and_all_else_as_before(
     (folder / "tools").mkdir(parents=True)
     for file in (ROOT / "Makefile", CONSTRAINTS, TOOL):
         shutil.copy(file, folder / file.relative_to(ROOT))
-    (folder / "pyproject.toml").write_text(PROJECT)
+    (folder / "pyproject.toml").write_text(BUILD)
     (folder / "backend.py").write_text(BACKEND)
     made = Place(folder, environment(index, tmp_path))
     made.called("make", ".venv/.installed", f"PYTHON={sys.executable}", TORCH_INDEX=index.cpu)

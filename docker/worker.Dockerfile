@@ -1,6 +1,6 @@
 # A worker: one process, one device. By default torch is the CPU's build; for CUDA build with
 #   --build-arg TORCH_INDEX=
-# which takes torch's ordinary wheels, and these bring the CUDA libraries with them.
+# which takes torch's ordinary wheels, and these bring the CUDA libraries with them. `make` knows the same variable.
 
 FROM python:3.11-slim-bookworm AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu

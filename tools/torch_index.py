@@ -90,7 +90,7 @@ def told(command: tuple[str, ...], seconds: float) -> str:
 def offered(version: str, *source: str) -> str | None:
     """The build of this version that pip would take from there; None where it is told of none in time."""
     patience = ("--timeout", str(SILENCE_SECONDS), "--retries", "0")
-    command = (*PIP, "index", "versions", "torch", "--only-binary", "torch", *patience, *source)
+    command = (*PIP, "index", "versions", "torch", *patience, *source)
     listed = re.search(r"^Available versions: (.+)$", told(command, ANSWER_SECONDS), re.MULTILINE)
     builds = listed[1].split(", ") if listed else []
     return next((build for build in builds if public(build) == version), None)
