@@ -50,6 +50,7 @@ clean: ## Remove the virtual environment and all caches
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "Installing into .venv (a minute or two, once) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python tools/torch_index.py constraints.txt
 	@$(PIP) -e .
 	@touch $@
 

@@ -1,14 +1,17 @@
 # A worker: one process, one device. By default torch is the CPU's build; for CUDA build with
 #   --build-arg TORCH_INDEX=
-# which takes torch's ordinary wheels, and these bring the CUDA libraries with them.
+# which takes torch's ordinary wheels, and these bring the CUDA libraries with them. `make` knows the same variable.
 
 FROM python:3.11-slim-bookworm AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 RUN python -m venv /opt/touchstone
-COPY pyproject.toml constraints.txt ./
-RUN /opt/touchstone/bin/pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
+COPY constraints.txt tools/torch_index.py ./
+# A layer of its own, which no change of the project makes anew.
+RUN /opt/touchstone/bin/python torch_index.py constraints.txt \
+    && /opt/touchstone/bin/pip install -c constraints.txt torch
+COPY pyproject.toml ./
 COPY README.md ./
 COPY touchstone touchstone
 COPY service service
