@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import redis
 
-from api_tests.support.fake_service import Api, serving
-from api_tests.support.webhook_jobs import listening
-from api_tests.support.webhook_receiver import Receiver, receiving
+from api_tests.support.fake_service import Api, run_service
+from api_tests.support.webhook_jobs import add_endpoint
+from api_tests.support.webhook_receiver import Receiver, run_receiver
 from service import schemas
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import ImageRef, ModelRef, Submission
 from touchstone.ledger.webhooks import dispatcher, signatures
-from touchstone.ledger.webhooks.dispatcher import Deliverer
-from touchstone.ledger.webhooks.endpoints import Endpoint
-from touchstone.net.outbound import Outgoing
+from touchstone.ledger.webhooks.dispatcher import WebhookDispatcher
+from touchstone.ledger.webhooks.endpoints import WebhookEndpoint
+from touchstone.net.outbound import OutboundClient
 from touchstone.settings import Settings
 from touchstone.supervisor import valkey as embedded
 
@@ -90,38 +90,38 @@ def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A service with a pretended worker, for all tests of a module."""
     with redis.Redis.from_url(valkey_server) as client:
         client.flushall()
-    with serving(Settings(home=tmp_path_factory.mktemp("api"), redis_url=valkey_server)) as api:
+    with run_service(Settings(home=tmp_path_factory.mktemp("api"), redis_url=valkey_server)) as api:
         yield api
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     """A receiver of webhooks that answers 204."""
-    with receiving() as receiver:
+    with run_receiver() as receiver:
         yield receiver
 
 
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look soon, try again at once."""
-    monkeypatch.setattr(dispatcher, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(signatures, "PAUSES", (0,) * len(signatures.PAUSES))
+    monkeypatch.setattr(dispatcher, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(signatures, "RETRY_DELAYS", (0,) * len(signatures.RETRY_DELAYS))
 
 
 @pytest.fixture
-def endpoint(ledger: Ledger, receiver: Receiver) -> Endpoint:
+def endpoint(ledger: Ledger, receiver: Receiver) -> WebhookEndpoint:
     """The receiver, registered for the end of every job."""
-    return listening(ledger, receiver)
+    return add_endpoint(ledger, receiver)
 
 
 @pytest.fixture
-def deliver(ledger: Ledger) -> Iterator[Callable[..., Deliverer]]:
+def deliver(ledger: Ledger) -> Iterator[Callable[..., WebhookDispatcher]]:
     """Start to deliver, to loopback by default."""
-    started: list[Deliverer] = []
+    started: list[WebhookDispatcher] = []
 
-    def start(outgoing: Outgoing | None = None) -> Deliverer:
+    def start(outgoing: OutboundClient | None = None) -> WebhookDispatcher:
         show = lambda job: schemas.show(job).model_dump(mode="json")  # noqa: E731
-        one = Deliverer(ledger.outbox, outgoing or Outgoing("127.0.0.0/8"), show)
+        one = WebhookDispatcher(ledger.outbox, outgoing or OutboundClient("127.0.0.0/8"), show)
         started.append(one)
         one.start()
         return one

@@ -7,4 +7,4 @@ from benchmarks import attacks, certificates, library, service
 library.main()
 service.main()
 certificates.main()
-attacks.brief()
+attacks.print_briefly()

@@ -8,19 +8,21 @@ import statistics
 from typing import Any
 
 from benchmarks.record import save
-from benchmarks.service import PGD, post, process_of, served
+from benchmarks.service import PGD, find_process, run_clients, temporary_service
 
 CLIENTS, JOBS = 64, 4000
 
 
-def accepted() -> dict[str, Any]:
+def measure_accept() -> dict[str, Any]:
     """Jobs a second and the seconds of each while the worker sleeps; the median of three rounds."""
-    with served(64) as (host, home, pictures):
-        worker = process_of("workers", home)
-        post(host, pictures, "pgd", PGD, clients=CLIENTS, jobs=500, wait=False)
+    with temporary_service(64) as (host, home, pictures):
+        worker = find_process("workers", home)
+        run_clients(host, pictures, "pgd", PGD, clients=CLIENTS, jobs=500, wait=False)
         os.kill(worker, signal.SIGSTOP)
-        rounds = [post(host, pictures, "pgd", PGD, clients=CLIENTS, jobs=JOBS, wait=False) for _ in range(3)]
-        single = post(host, pictures, "pgd", PGD, clients=1, jobs=300, wait=False)["each"]
+        rounds = [
+            run_clients(host, pictures, "pgd", PGD, clients=CLIENTS, jobs=JOBS, wait=False) for _ in range(3)
+        ]
+        single = run_clients(host, pictures, "pgd", PGD, clients=1, jobs=300, wait=False)["each"]
         os.kill(worker, signal.SIGCONT)
     each = sorted(seconds for one in rounds for seconds in one["each"])
     return {
@@ -36,7 +38,7 @@ def accepted() -> dict[str, Any]:
 
 
 def main() -> None:
-    save("service-accept", accepted())
+    save("service-accept", measure_accept())
 
 
 if __name__ == "__main__":

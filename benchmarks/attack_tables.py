@@ -12,13 +12,13 @@ from benchmarks.record import RESULTS
 from touchstone.methods import Method, catalogue
 
 DOCUMENT = Path(__file__).parents[1] / "docs/attacks.md"
-TABLE, BESIDE, BLIND = "attack-table", "attacks-beside-peers", "attacks-beside-peers-black-box"
-NEAR, MANY = "attacks-equally-near", "attacks-beside-peers-200"
+TABLE, PEERS, BLACK_BOX = "attack-table", "attacks-beside-peers", "attacks-beside-peers-black-box"
+EQUALLY_NEAR, MANY_IMAGES = "attacks-equally-near", "attacks-beside-peers-200"
 
-Row = Callable[[dict[str, Any]], list[str]]
+RowCells = Callable[[dict[str, Any]], list[str]]
 """What a table says of two attacks that were measured beside each other."""
 
-RUNGS = (3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 75, 100)
+STEP_COUNTS = (3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 75, 100)
 """Numbers of steps that are tried."""
 
 ACCESS = {
@@ -33,21 +33,21 @@ NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 
 def write() -> None:
     """Bring the document up to date with the catalogue and the records."""
-    DOCUMENT.write_text(written(DOCUMENT.read_text()))
+    DOCUMENT.write_text(fill_tables(DOCUMENT.read_text()))
 
 
-def written(text: str) -> str:
+def fill_tables(text: str) -> str:
     """The document with its tables as they should be."""
-    return _between(_between(text, "catalogue", methods()), "figures", figures())
+    return _replace_between(_replace_between(text, "catalogue", method_table()), "figures", result_tables())
 
 
-def _between(text: str, what: str, table: str) -> str:
+def _replace_between(text: str, what: str, table: str) -> str:
     marks = f"<!-- {what} -->", f"<!-- end of {what} -->"
     inside = f"{marks[0]}\n{table}\n{marks[1]}" if table else "\n".join(marks)
     return re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: inside, text, flags=re.DOTALL)
 
 
-def methods() -> str:
+def method_table() -> str:
     """All attacks, those that need most of a model first."""
     order = list(ACCESS)
     attacks = sorted(
@@ -57,12 +57,12 @@ def methods() -> str:
         [
             "| attack | title | access | norms | targeted | budget | paper |",
             "| --- | --- | --- | --- | --- | --- | --- |",
-            *map(_method, attacks),
+            *map(_method_row, attacks),
         ]
     )
 
 
-def _method(method: type[Method]) -> str:
+def _method_row(method: type[Method]) -> str:
     info = method.info
     norms = ", ".join(NORMS[norm] for norm in info.norms)
     paper, _, _ = info.paper.partition(":")
@@ -70,34 +70,40 @@ def _method(method: type[Method]) -> str:
         f"`{info.name}`", info.title, ACCESS[info.access], norms, "yes" if info.targeted else "no",
         BUDGET[info.budget], f"[{paper}]({info.url})",
     ]  # fmt: skip
-    return _line(cells)
+    return _format_line(cells)
 
 
-def figures() -> str:
+def result_tables() -> str:
     """What was measured, as far as there are records."""
-    tables = ((TABLE, _attacks), (BESIDE, _peers), (NEAR, _reached), (MANY, _many), (BLIND, _blind))
-    return "\n\n".join(table(_record(name)) for name, table in tables if _path(name).exists())
+    tables = (
+        (TABLE, _attack_table),
+        (PEERS, _peer_table),
+        (EQUALLY_NEAR, _steps_table),
+        (MANY_IMAGES, _many_table),
+        (BLACK_BOX, _black_box_table),
+    )
+    return "\n\n".join(table(_read_record(name)) for name, table in tables if _path(name).exists())
 
 
 def _path(name: str) -> Path:
     return RESULTS / f"{name}.json"
 
 
-def _record(name: str) -> dict[str, Any]:
+def _read_record(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(_path(name).read_text())
     return found
 
 
-def _machine(record: dict[str, Any]) -> str:
+def _describe_machine(record: dict[str, Any]) -> str:
     machine = record["machine"]
     return f"on {machine['date']} on {machine['threads']} cores of an {machine['processor']}"
 
 
-def _attacks(record: dict[str, Any]) -> str:
+def _attack_table(record: dict[str, Any]) -> str:
     rows = [
         "### Each attack",
         "",
-        f"Measured {_machine(record)}: success rate, median distance, forward and backward passes per image, "
+        f"Measured {_describe_machine(record)}: success rate, median distance, forward and backward passes per image, "
         "and milliseconds per image.",
     ]
     for network, found in record["networks"].items():
@@ -107,69 +113,71 @@ def _attacks(record: dict[str, Any]) -> str:
             "",
             "| attack | norm | images | success rate | distance | forward | backward | ms |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
-            *(_attack(name, one) for name, one in found["attacks"].items()),
+            *(_attack_row(name, one) for name, one in found["attacks"].items()),
         ]
     return "\n".join(rows)
 
 
-def _attack(name: str, one: dict[str, Any]) -> str:
+def _attack_row(name: str, one: dict[str, Any]) -> str:
     backward = f"{one['backward']:,.0f}"
     if one["surrogate"]:
         backward += f" ({one['surrogate']:,.0f} of surrogates)"
     cells = [
         f"`{name}`", NORMS[one["norm"]], str(one["images"]), f"{100 * one['fooled']:.0f} %",
-        _distance(one["distance"]), f"{one['forward']:,.0f}", backward, f"{1000 * one['seconds']:,.1f}",
+        _format_distance(one["distance"]), f"{one['forward']:,.0f}", backward, f"{1000 * one['seconds']:,.1f}",
     ]  # fmt: skip
-    return _line(cells)
+    return _format_line(cells)
 
 
-def _distance(distance: float | None) -> str:
+def _format_distance(distance: float | None) -> str:
     return "none" if distance is None else f"{distance:.3g}"
 
 
-def _peers(record: dict[str, Any]) -> str:
+def _peer_table(record: dict[str, Any]) -> str:
     said = (
-        f"Measured {_machine(record)}, with the same images and numbers of steps, in one process: robust "
+        f"Measured {_describe_machine(record)}, with the same images and numbers of steps, in one process: robust "
         "accuracy or median distance, and seconds for all images, as the median of the runs. *Speedup* is "
         "with our fused network for both sides; it is faster than the network as published, and *vs "
         "unfused* is the speedup over the peer on the latter."
     )
     columns = "images | ours | peer's | runs | seconds | peer's | speedup | vs unfused"
-    return _beside(record, "Comparison with other libraries", said, columns, _pair)
+    return _pair_table(record, "Comparison with other libraries", said, columns, _peer_cells)
 
 
-def _beside(record: dict[str, Any], title: str, said: str, columns: str, row: Row) -> str:
+def _pair_table(record: dict[str, Any], title: str, said: str, columns: str, row: RowCells) -> str:
     """A table with a line for each pair, below its title and a sentence; `columns` follow the common ones."""
     names = f"network | attack | norm | peer | {columns}".split(" | ")
     pairs = ((network, pair) for network, found in record["networks"].items() for pair in found["pairs"])
-    lines = (_line([*_who(network, pair), *row(pair)]) for network, pair in pairs)
-    return "\n".join([f"### {title}", "", said, "", _line(names), _line(["---"] * len(names)), *lines])
+    lines = (_format_line([*_pair_names(network, pair), *row(pair)]) for network, pair in pairs)
+    return "\n".join(
+        [f"### {title}", "", said, "", _format_line(names), _format_line(["---"] * len(names)), *lines]
+    )
 
 
-def _pair(pair: dict[str, Any]) -> list[str]:
+def _peer_cells(pair: dict[str, Any]) -> list[str]:
     ours, theirs = pair["ours"], pair["theirs"]
     return [
-        str(pair["images"]), *_outcomes(pair), str(pair["turns"]),
+        str(pair["images"]), *_outcome_cells(pair), str(pair["turns"]),
         f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}", f"{pair['speed_ratio']:g}",
         f"{pair['speed_ratio_plain']:g}",
     ]  # fmt: skip
 
 
-def _who(network: str, pair: dict[str, Any]) -> list[str]:
+def _pair_names(network: str, pair: dict[str, Any]) -> list[str]:
     return [f"`{network}`", f"`{pair['attack']}`", NORMS[pair["norm"]], pair["peer"]]
 
 
-def _reached(record: dict[str, Any]) -> str:
+def _steps_table(record: dict[str, Any]) -> str:
     said = (
-        f"Measured {_machine(record)}, on our fused network: the fewest of "
-        f"{', '.join(map(str, RUNGS))} steps with which each side reaches the smallest median distance that "
+        f"Measured {_describe_machine(record)}, on our fused network: the fewest of "
+        f"{', '.join(map(str, STEP_COUNTS))} steps with which each side reaches the smallest median distance that "
         "both reach with any of these, and the median seconds of three runs."
     )
     columns = "images | distance | steps | peer's | seconds | peer's | speedup"
-    return _beside(record, "Steps and time to equal distance", said, columns, _rung)
+    return _pair_table(record, "Steps and time to equal distance", said, columns, _steps_cells)
 
 
-def _rung(pair: dict[str, Any]) -> list[str]:
+def _steps_cells(pair: dict[str, Any]) -> list[str]:
     ours, theirs = pair["ours"], pair["theirs"]
     return [
         str(pair["images"]), f"{pair['distance']:.4f}", str(ours["steps"]), str(theirs["steps"]),
@@ -177,35 +185,35 @@ def _rung(pair: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _many(record: dict[str, Any]) -> str:
+def _many_table(record: dict[str, Any]) -> str:
     title = f"Robust accuracy on {record['samples']} images"
-    said = f"Measured {_machine(record)}; other work ran at the same time, so times are not given."
-    return _beside(record, title, said, "ours | peer's", _outcomes)
+    said = f"Measured {_describe_machine(record)}; other work ran at the same time, so times are not given."
+    return _pair_table(record, title, said, "ours | peer's", _outcome_cells)
 
 
-def _outcomes(pair: dict[str, Any]) -> list[str]:
-    return [_outcome(pair["ours"]), _outcome(pair["theirs"])]
+def _outcome_cells(pair: dict[str, Any]) -> list[str]:
+    return [_format_outcome(pair["ours"]), _format_outcome(pair["theirs"])]
 
 
-def _blind(record: dict[str, Any]) -> str:
-    said = f"Measured {_machine(record)}: ours may use as many queries as the peer did."
+def _black_box_table(record: dict[str, Any]) -> str:
+    said = f"Measured {_describe_machine(record)}: ours may use as many queries as the peer did."
     columns = "images | ours | peer's | queries | peer's | seconds | peer's"
-    return _beside(record, "Score-based and decision-based attacks", said, columns, _asked)
+    return _pair_table(record, "Score-based and decision-based attacks", said, columns, _black_box_cells)
 
 
-def _asked(pair: dict[str, Any]) -> list[str]:
+def _black_box_cells(pair: dict[str, Any]) -> list[str]:
     ours, theirs = pair["ours"], pair["theirs"]
     return [
-        str(pair["images"]), *_outcomes(pair), f"{ours['queries']:,}", f"{theirs['queries']:,}",
+        str(pair["images"]), *_outcome_cells(pair), f"{ours['queries']:,}", f"{theirs['queries']:,}",
         f"{ours['seconds']:.2f}", f"{theirs['seconds']:.2f}",
     ]  # fmt: skip
 
 
-def _outcome(side: dict[str, Any]) -> str:
+def _format_outcome(side: dict[str, Any]) -> str:
     if "robust_accuracy" in side:
         return f"{100 * side['robust_accuracy']:.1f} % robust"
     return f"{side['distance']:.4f}"
 
 
-def _line(cells: list[str]) -> str:
+def _format_line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import touchstone
 from benchmarks import attack_tables, rivals, rivals_black_box
-from benchmarks.record import kept, save
+from benchmarks.record import read_record, save
 from touchstone.engine import Logits
 from touchstone.evaluation import Model
 from touchstone.methods import catalogue, find
@@ -29,16 +29,16 @@ SURROGATES = {
     "fashion-mnist-cnn-linf": ("fashion-mnist-cnn-noise-0.25",),
 }
 QUERIES = {"scores": 1_000, "decisions": 2_000}
-FEWER = {"autoattack": 40, "cw": 10, "cw-linf": 10, "ead": 20, "boundary": 20, "hopskipjump": 20}
+IMAGES = {"autoattack": 40, "cw": 10, "cw-linf": 10, "ead": 20, "boundary": 20, "hopskipjump": 20}
 """How many images the slow ones get; others get forty."""
 
 ROWS = 64
-TRIED = 100
+TUNING_IMAGES = 100
 """So many images are left to those who choose an attack's settings; what is measured here are others."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class Bench:
     """A network, and images that it gets right with their labels."""
 
     name: str
@@ -48,23 +48,23 @@ class Trial:
     eps: float
 
 
-def trial(name: str, count: int) -> Trial:
+def load_bench(name: str, count: int) -> Bench:
     """Images of the samples that the network gets right and that nobody's settings were chosen by."""
-    model = loaded(name)
+    model = load_model(name)
     x = touchstone.samples()
     y = torch.arange(len(x)) % 10
     [answer] = model.oracle.answer([Logits(x)])
-    right = (answer.logits.argmax(1) == y).nonzero().flatten()[TRIED : TRIED + count]
-    return Trial(name, model, x[right], y[right], NETWORKS[name])
+    right = (answer.logits.argmax(1) == y).nonzero().flatten()[TUNING_IMAGES : TUNING_IMAGES + count]
+    return Bench(name, model, x[right], y[right], NETWORKS[name])
 
 
-def loaded(name: str) -> Model:
+def load_model(name: str) -> Model:
     """With a size of batch that does not depend on how busy the machine was when it was probed."""
     model = touchstone.load(name)
     return replace(model, oracle=replace(model.oracle, rows=ROWS))
 
 
-def asked(name: str, eps: float) -> dict[str, Any]:
+def build_parameters(name: str, eps: float) -> dict[str, Any]:
     """The parameters that are not an attack's defaults."""
     method = find(name, "attack")
     ball = {"norm": "linf", "eps": eps} if "eps" in method.model_fields else {}
@@ -72,14 +72,14 @@ def asked(name: str, eps: float) -> dict[str, Any]:
     return ball | ({"queries": budget} if budget and "queries" in method.model_fields else {})
 
 
-def measured(name: str, on: Trial) -> dict[str, Any]:
+def measure_attack(name: str, bench: Bench) -> dict[str, Any]:
     """What one attack comes to, and what it takes, image by image on average."""
-    fields, count = asked(name, on.eps), min(FEWER.get(name, 40), len(on.x))
+    fields, count = build_parameters(name, bench.eps), min(IMAGES.get(name, 40), len(bench.x))
     crafted = find(name, "attack").info.access == "transfer"
-    surrogates = [loaded(other) for other in SURROGATES[on.name]] if crafted else []
+    surrogates = [load_model(other) for other in SURROGATES[bench.name]] if crafted else []
     began = time.perf_counter()
     found = touchstone.attack(
-        on.model, on.x[:count], on.y[:count], name, quantize=False, surrogates=surrogates, **fields
+        bench.model, bench.x[:count], bench.y[:count], name, quantize=False, surrogates=surrogates, **fields
     )
     seconds = time.perf_counter() - began
     return {
@@ -87,7 +87,7 @@ def measured(name: str, on: Trial) -> dict[str, Any]:
         "parameters": fields,
         "images": count,
         "fooled": round(float(found.success.double().mean()), 4),
-        "distance": typical(name, found.distance, found.success),
+        "distance": median_distance(name, found.distance, found.success),
         "forward": round(found.queries.forward / count, 1),
         "backward": round(found.queries.backward / count, 1),
         "surrogate": round(found.queries.surrogate / count, 1),
@@ -101,7 +101,7 @@ def norm_of(name: str) -> str:
     return "linf" if "eps" in method.model_fields else getattr(method(), "norm", method.info.norms[0])
 
 
-def typical(name: str, distance: Tensor, success: Tensor) -> float | None:
+def median_distance(name: str, distance: Tensor, success: Tensor) -> float | None:
     """The median distance: of a fixed budget's successes, else of all images, failures infinitely far.
 
     None where that is infinite, or nothing was fooled.
@@ -114,65 +114,69 @@ def typical(name: str, distance: Tensor, success: Tensor) -> float | None:
     return round(middle, 5) if middle < torch.inf else None
 
 
-def everything(on: Trial) -> dict[str, Any]:
+def measure_all(bench: Bench) -> dict[str, Any]:
     """All attacks on one network."""
-    return {"attacks": {name: told(on.name, name, measured(name, on)) for name in catalogue("attack")}}
+    return {
+        "attacks": {
+            name: print_row(bench.name, name, measure_attack(name, bench)) for name in catalogue("attack")
+        }
+    }
 
 
-def beside(on: Trial) -> dict[str, Any]:
+def measure_peers(bench: Bench) -> dict[str, Any]:
     """The pairs of `rivals` on one network."""
     rows = []
     for pair in rivals.PAIRS:
-        rows.append(rivals.compared(pair, on.model, on.x, on.y, on.eps))
-        told(on.name, f"{pair.attack} beside {pair.peer}", rows[-1])
+        rows.append(rivals.compare(pair, bench.model, bench.x, bench.y, bench.eps))
+        print_row(bench.name, f"{pair.attack} beside {pair.peer}", rows[-1])
     return {"pairs": rows}
 
 
-def near(on: Trial) -> dict[str, Any]:
+def measure_steps(bench: Bench) -> dict[str, Any]:
     """Those of them whose every step is a gradient, with fewer and fewer steps."""
     rows = []
     for pair in rivals.PAIRS:
-        if pair.shorter is not None:
-            rows.append(rivals.reached(pair, on.model, on.x, on.y))
-            told(on.name, f"{pair.attack} as near as {pair.peer}", rows[-1])
+        if pair.peer_with_steps is not None:
+            rows.append(rivals.compare_steps(pair, bench.model, bench.x, bench.y))
+            print_row(bench.name, f"{pair.attack} as near as {pair.peer}", rows[-1])
     return {"pairs": rows}
 
 
-def blind(on: Trial) -> dict[str, Any]:
+def measure_black_box(bench: Bench) -> dict[str, Any]:
     """The pairs of `rivals_black_box` on one network."""
     rows = []
     for pair in rivals_black_box.PAIRS:
-        rows.append(rivals_black_box.compared(pair, on.model, on.name, on.x, on.y))
-        told(on.name, f"{pair.attack} beside {pair.peer}", rows[-1])
+        rows.append(rivals_black_box.compare(pair, bench.model, bench.name, bench.x, bench.y))
+        print_row(bench.name, f"{pair.attack} beside {pair.peer}", rows[-1])
     return {"pairs": rows}
 
 
 PARTS = {
-    attack_tables.TABLE: everything,
-    attack_tables.BESIDE: beside,
-    attack_tables.NEAR: near,
-    attack_tables.BLIND: blind,
+    attack_tables.TABLE: measure_all,
+    attack_tables.PEERS: measure_peers,
+    attack_tables.EQUALLY_NEAR: measure_steps,
+    attack_tables.BLACK_BOX: measure_black_box,
 }
 
 
-def add(part: str, network: str, count: int) -> None:
+def record_part(part: str, network: str, count: int) -> None:
     """Measure one part on one network; what the record tells of others stays."""
-    on = trial(network, count)
-    touchstone.attack(on.model, on.x, on.y, "pgd", steps=2, quantize=False)  # to warm up
-    networks = kept(part).get("networks", {})
-    networks[network] = {"eps": on.eps, **PARTS[part](on)}
+    bench = load_bench(network, count)
+    touchstone.attack(bench.model, bench.x, bench.y, "pgd", steps=2, quantize=False)  # to warm up
+    networks = read_record(part).get("networks", {})
+    networks[network] = {"eps": bench.eps, **PARTS[part](bench)}
     save(part, {"samples": count, "networks": networks})
 
 
-def brief() -> None:
+def print_briefly() -> None:
     """All attacks and their peers on a few images; it prints, and leaves the records alone."""
     for network in NETWORKS:
-        on = trial(network, 10)
-        everything(on)
-        beside(on)
+        bench = load_bench(network, 10)
+        measure_all(bench)
+        measure_peers(bench)
 
 
-def told(network: str, what: str, row: dict[str, Any]) -> dict[str, Any]:
+def print_row(network: str, what: str, row: dict[str, Any]) -> dict[str, Any]:
     """The row, after a line about it with the seconds since the start."""
     print(f"{time.perf_counter() - STARTED:6.1f} s  {network}  {what}: {row}", flush=True)
     return row
@@ -193,7 +197,7 @@ def main() -> None:
         return
     for part in arguments.part or PARTS:
         for network in arguments.network or NETWORKS:
-            add(part, network, arguments.images)
+            record_part(part, network, arguments.images)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ PICTURE = Path(__file__).parents[1] / "docs/pictures/certified-accuracy.svg"
 
 WIDTH, HEIGHT = 760, 430
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 52, 62
-REACH = 1.25  # the largest radius shown
+MAX_RADIUS = 1.25  # the largest radius shown
 
 TITLES = {
     "fashion-mnist-cnn": "clean training",
@@ -39,32 +39,32 @@ STYLE = """
 """
 
 
-def across(radius: float) -> float:
-    return round(LEFT + (WIDTH - LEFT - RIGHT) * radius / REACH, 1)
+def x_of(radius: float) -> float:
+    return round(LEFT + (WIDTH - LEFT - RIGHT) * radius / MAX_RADIUS, 1)
 
 
-def down(share: float) -> float:
+def y_of(share: float) -> float:
     return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - share), 1)
 
 
-def curve(radii: list[float], css: str) -> str:
+def draw_curve(radii: list[float], css: str) -> str:
     """The share of images whose certified radius is at least r: a stair that falls at each of the radii."""
     count = len(radii)
     falls = sorted(radius for radius in radii if radius > 0)
-    path = f"M{across(0)},{down(len(falls) / count)}"
+    path = f"M{x_of(0)},{y_of(len(falls) / count)}"
     for place, radius in enumerate(falls, start=1):
-        path += f"H{across(radius)}V{down((len(falls) - place) / count)}"
-    return f'<path class="curve {css}" d="{path}H{across(REACH)}"/>'
+        path += f"H{x_of(radius)}V{y_of((len(falls) - place) / count)}"
+    return f'<path class="curve {css}" d="{path}H{x_of(MAX_RADIUS)}"/>'
 
 
-def axes() -> list[str]:
+def draw_axes() -> list[str]:
     lines = []
     for fifth in range(6):
-        y = down(fifth / 5)
+        y = y_of(fifth / 5)
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         lines.append(f'<text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{fifth * 20} %</text>')
     for quarter in range(6):
-        x = across(quarter / 4)
+        x = x_of(quarter / 4)
         lines.append(f'<text x="{x}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{quarter / 4:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     lines.append(
@@ -75,8 +75,8 @@ def axes() -> list[str]:
     return lines
 
 
-def legend(models: dict[str, Any]) -> list[str]:
-    x, lines = across(0.5), []
+def draw_legend(models: dict[str, Any]) -> list[str]:
+    x, lines = x_of(0.5), []
     for row, (name, one) in enumerate(models.items()):
         y = TOP + 22 + 21 * row
         css = f"c{list(TITLES).index(name)}"
@@ -95,9 +95,9 @@ def draw(record: dict[str, Any]) -> str:
         f"<title>{told}</title>",
         f"<style>{STYLE}</style>",
         f'<text class="title" x="{LEFT}" y="26">{title}</text>',
-        *axes(),
-        *(curve(one["radii"], f"c{list(TITLES).index(name)}") for name, one in models.items()),
-        *legend(models),
+        *draw_axes(),
+        *(draw_curve(one["radii"], f"c{list(TITLES).index(name)}") for name, one in models.items()),
+        *draw_legend(models),
         "</svg>",
     ]
     return "\n".join(body) + "\n"

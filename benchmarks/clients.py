@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 
-def multipart(fields: dict[str, str], image: bytes) -> tuple[bytes, str]:
+def build_multipart(fields: dict[str, str], image: bytes) -> tuple[bytes, str]:
     """A form as browsers send it, and its content type."""
     mark = secrets.token_hex(16)
     parts = [
@@ -23,7 +23,7 @@ def multipart(fields: dict[str, str], image: bytes) -> tuple[bytes, str]:
     return body, f"multipart/form-data; boundary={mark}"
 
 
-def client(host: str, path: str, bodies: list[tuple[bytes, str]], wait: bool, seconds: list[float]) -> None:
+def post_all(host: str, path: str, bodies: list[tuple[bytes, str]], wait: bool, seconds: list[float]) -> None:
     """Post the bodies one after the other on one connection."""
     connection = http.client.HTTPConnection(host, timeout=120)
     for body, kind in bodies:
@@ -40,11 +40,11 @@ def main() -> None:
     """Read a plan as JSON from stdin, run it, print the seconds of each request and of all."""
     plan = json.load(sys.stdin)
     images = [path.read_bytes() for path in sorted(Path(plan["images"]).glob("*.png"))]
-    bodies = [multipart(plan["fields"], images[i % len(images)]) for i in range(plan["jobs"])]
+    bodies = [build_multipart(plan["fields"], images[i % len(images)]) for i in range(plan["jobs"])]
     seconds: list[float] = []
     threads = [
         threading.Thread(
-            target=client,
+            target=post_all,
             args=(plan["host"], plan["path"], bodies[i :: plan["clients"]], plan["wait"], seconds),
         )
         for i in range(plan["clients"])

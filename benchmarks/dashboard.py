@@ -18,10 +18,10 @@ from typing import Any
 import httpx2
 from playwright.sync_api import Browser, Page
 
-from api_tests.support.browser import Troubles, chromium, watched
+from api_tests.support.browser import PageErrors, chromium, open_watched_page
 from benchmarks.record import save
 from touchstone.settings import Settings
-from touchstone.supervisor.up import running
+from touchstone.supervisor.up import run_service
 
 PHOTOS = Path("touchstone/photos")
 JOBS = 20
@@ -48,16 +48,16 @@ class Traffic:
         """Begin to count."""
         line = page.context.new_cdp_session(page)
         line.send("Network.enable")
-        line.on("Network.requestWillBeSent", self._asked)
-        line.on("Network.dataReceived", self._received)
+        line.on("Network.requestWillBeSent", self._on_request)
+        line.on("Network.dataReceived", self._on_data)
 
-    def _asked(self, told: dict[str, Any]) -> None:
+    def _on_request(self, told: dict[str, Any]) -> None:
         self.requests += 1
         path = told["request"]["url"]
         image = told.get("type") == "Image" or "/samples/" in path or "/artifacts/" in path
         self._kinds[told["requestId"]] = "image" if image else "other"
 
-    def _received(self, told: dict[str, Any]) -> None:
+    def _on_data(self, told: dict[str, Any]) -> None:
         size = told["encodedDataLength"] or told["dataLength"]
         if self._kinds.get(told["requestId"]) == "image":
             self.images += size
@@ -70,20 +70,20 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as home,
         chromium() as browser,
-        running(Settings(home=Path(home), port=0), lambda _line: None) as url,
+        run_service(Settings(home=Path(home), port=0), lambda _line: None) as url,
     ):
         warm_up(url)
-        loads = {page: loading(browser, url, page) for page in READY}
-        with busy(url):
-            watching = watched_for_a_minute(browser, url)
+        loads = {page: measure_page(browser, url, page) for page in READY}
+        with run_long_jobs(url):
+            watching = measure_watching(browser, url)
     save("dashboard", {"loads": loads, "watching_20_running_jobs_for_a_minute": watching})
 
 
-def loading(browser: Browser, url: str, page: str) -> dict[str, float]:
+def measure_page(browser: Browser, url: str, page: str) -> dict[str, float]:
     """Bytes and requests of a first visit, and the median time until the page can be used."""
-    times = [visit(browser, url, page) for _ in range(ROUNDS)]
+    times = [time_page(browser, url, page) for _ in range(ROUNDS)]
     traffic = Traffic()
-    with watched(browser, url, Troubles()) as tab:
+    with open_watched_page(browser, url, PageErrors()) as tab:
         traffic.watch(tab)
         tab.goto(f"/#/{page}")
         tab.locator(READY[page]).first.wait_for()
@@ -101,19 +101,19 @@ def loading(browser: Browser, url: str, page: str) -> dict[str, float]:
     }
 
 
-def visit(browser: Browser, url: str, page: str) -> float:
+def time_page(browser: Browser, url: str, page: str) -> float:
     """Seconds from asking for a page, nothing of it being kept, until it can be used."""
-    with watched(browser, url, Troubles()) as tab:
+    with open_watched_page(browser, url, PageErrors()) as tab:
         began = time.perf_counter()
         tab.goto(f"/#/{page}", wait_until="commit")
         tab.locator(READY[page]).first.wait_for()
         return time.perf_counter() - began
 
 
-def watched_for_a_minute(browser: Browser, url: str) -> dict[str, float]:
+def measure_watching(browser: Browser, url: str) -> dict[str, float]:
     """What the list of jobs asks for while so many run."""
     traffic = Traffic()
-    with watched(browser, url, Troubles()) as tab:
+    with open_watched_page(browser, url, PageErrors()) as tab:
         tab.goto("/#/jobs")
         tab.locator(READY["jobs"]).first.wait_for()
         tab.wait_for_timeout(2000)
@@ -132,7 +132,7 @@ def warm_up(url: str) -> None:
 
 
 @contextmanager
-def busy(url: str) -> Iterator[None]:
+def run_long_jobs(url: str) -> Iterator[None]:
     """Long jobs that run meanwhile."""
     long = {"model": "fashion-mnist-cnn-linf", "steps": "10000", "eps": "1/255", "early_stop": "false"}
     jobs = [submit(url, "/v1/attacks/pgd", **long, seed=str(seed)) for seed in range(JOBS)]

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.networks import LITE0
-from benchmarks.record import interleaved, save
+from benchmarks.record import save, time_interleaved
 from touchstone.models.loader import load_plain
 from touchstone.models.onnx import build, read
-from touchstone.models.zoo import manifest
+from touchstone.models.zoo import find_manifest
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """The block of ResNet-18."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -36,16 +36,16 @@ class Block(nn.Module):
         return functional.relu(self.b_norm(self.b(y)) + self.short(x), inplace=True)
 
 
-def resnet() -> nn.Module:
+def build_resnet() -> nn.Module:
     """ResNet-18 with its weights as they are born."""
     widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
     widths += [(128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
     stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)]
-    return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *(Block(*one) for one in widths), *head)
+    return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *(ResidualBlock(*one) for one in widths), *head)
 
 
-def transformer(width: int = 192, depth: int = 6, patch: int = 16) -> nn.Module:
+def build_transformer(width: int = 192, depth: int = 6, patch: int = 16) -> nn.Module:
     """The encoder of a ViT-Ti, half as deep, over convolved patches; logits from the mean token."""
     layer = nn.TransformerEncoderLayer(
         width, 3, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -64,13 +64,13 @@ def transformer(width: int = 192, depth: int = 6, patch: int = 16) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "lite0": lambda: load_plain(manifest(LITE0)),
-    "resnet18": resnet,
-    "transformer": transformer,
+    "lite0": lambda: load_plain(find_manifest(LITE0)),
+    "resnet18": build_resnet,
+    "transformer": build_transformer,
 }
 
 
-def through_onnx(net: nn.Module, side: int = 224) -> nn.Module:
+def export_and_import(net: nn.Module, side: int = 224) -> nn.Module:
     """The network exported and imported again."""
     file, x = io.BytesIO(), torch.rand(2, 3, side, side)
     with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def through_onnx(net: nn.Module, side: int = 224) -> nn.Module:
     return build(read(file.getvalue())).module
 
 
-def step(net: nn.Module, x: Tensor) -> Tensor:
+def gradient_sign(net: nn.Module, x: Tensor) -> Tensor:
     """The sign of the gradient, as an attack takes it."""
     x = x.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(
@@ -90,13 +90,14 @@ def step(net: nn.Module, x: Tensor) -> Tensor:
     return gradient.sign()
 
 
-def measure(name: str, rows: int, rounds: int) -> dict[str, Any]:
+def measure_network(name: str, rows: int, rounds: int) -> dict[str, Any]:
     """Milliseconds of both, and how much faster the imported one is."""
     torch.manual_seed(0)
     net = NETWORKS[name]().eval().requires_grad_(False)
-    imported, x = through_onnx(net), torch.rand(rows, 3, 224, 224)
-    seconds = interleaved(
-        {"torch": lambda: step(net, x), "imported": lambda: step(imported, x)}, rounds=rounds
+    imported, x = export_and_import(net), torch.rand(rows, 3, 224, 224)
+    seconds = time_interleaved(
+        {"torch": lambda: gradient_sign(net, x), "imported": lambda: gradient_sign(imported, x)},
+        rounds=rounds,
     )
     return {
         **{f"{who}_ms": round(1000 * value, 1) for who, value in seconds.items()},
@@ -106,7 +107,9 @@ def measure(name: str, rows: int, rounds: int) -> dict[str, Any]:
 
 def main(rounds: int = 9) -> None:
     """All networks, one image and eight at a time."""
-    figures = {f"{name}, {rows} rows": measure(name, rows, rounds) for name in NETWORKS for rows in (1, 8)}
+    figures = {
+        f"{name}, {rows} rows": measure_network(name, rows, rounds) for name in NETWORKS for rows in (1, 8)
+    }
     save("imported", figures)
 
 

@@ -15,42 +15,45 @@ import torch
 from torch import Tensor, nn
 
 import touchstone
-from benchmarks.networks import CNN, LITE0, Normalized, clothes, photos
-from benchmarks.peers import PEERS, bare
-from benchmarks.record import interleaved, save
+from benchmarks.networks import CNN, LITE0, NormalizedNetwork, clothes, photos
+from benchmarks.peers import PEERS, make_bare_loop
+from benchmarks.record import save, time_interleaved
 from touchstone.evaluation import Model
 
 STEPS = 10
 
 
-class Fast(nn.Module):
+class FastModule(nn.Module):
     """Our own loaded network as a plain module: what a hand-written loop would be given at best."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.net, self.sight = model.oracle.module, replace(model.oracle.sight, spec=None)
+        self.net, self.sight = model.oracle.module, replace(model.oracle.preprocessing, spec=None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.sight.see(x).contiguous(memory_format=torch.channels_last))
+        return self.net(self.sight.apply(x).contiguous(memory_format=torch.channels_last))
 
 
-def ours(model: Model, x: Tensor, y: Tensor, eps: float) -> Tensor:
+def attack_with_touchstone(model: Model, x: Tensor, y: Tensor, eps: float) -> Tensor:
     found = touchstone.attack(model, x, y, "pgd", eps=eps, steps=STEPS, early_stop=False, quantize=False)
     return found.images
 
 
-def together(name: str, x: Tensor, eps: float, *, rounds: int, repeat: int) -> dict[str, Any]:
+def measure_together(name: str, x: Tensor, eps: float, *, rounds: int, repeat: int) -> dict[str, Any]:
     """Everybody in this process, taking turns."""
-    net, model = Normalized(name), touchstone.load(name)
+    net, model = NormalizedNetwork(name), touchstone.load(name)
     y = net(x).argmax(1).detach()
     runs = {peer: (lambda attack=make(net, eps, STEPS): attack(x, y)) for peer, make in PEERS.items()}
-    limit = bare(Fast(model), eps, STEPS)
-    runs |= {"bare loop, same network": lambda: limit(x, y), "touchstone": lambda: ours(model, x, y, eps)}
-    seconds = interleaved(runs, rounds=rounds, repeat=repeat)
-    return _rates(seconds, len(x))
+    limit = make_bare_loop(FastModule(model), eps, STEPS)
+    runs |= {
+        "bare loop, same network": lambda: limit(x, y),
+        "touchstone": lambda: attack_with_touchstone(model, x, y, eps),
+    }
+    seconds = time_interleaved(runs, rounds=rounds, repeat=repeat)
+    return _summarize_rates(seconds, len(x))
 
 
-def _rates(seconds: dict[str, float], images: int) -> dict[str, Any]:
+def _summarize_rates(seconds: dict[str, float], images: int) -> dict[str, Any]:
     best = min((peer for peer in PEERS), key=lambda peer: seconds[peer])
     figures: dict[str, Any] = {
         "image_steps_per_second": {name: round(images * STEPS / s, 1) for name, s in seconds.items()},
@@ -62,21 +65,21 @@ def _rates(seconds: dict[str, float], images: int) -> dict[str, Any]:
     return figures
 
 
-def alone(who: str) -> None:
+def print_alone(who: str) -> None:
     """One of them in a process of its own, as shipped; prints its median seconds."""
     x, eps = photos(), 2 / 255
-    net = Normalized(LITE0)
+    net = NormalizedNetwork(LITE0)
     y = net(x).argmax(1).detach()
     if who == "touchstone":
         model = touchstone.load(LITE0)
-        run = lambda: ours(model, x, y, eps)  # noqa: E731
+        run = lambda: attack_with_touchstone(model, x, y, eps)  # noqa: E731
     else:
         attack = PEERS[who](net, eps, STEPS)
         run = lambda: attack(x, y)  # noqa: E731
-    print(json.dumps(interleaved({who: run}, rounds=2)[who]))
+    print(json.dumps(time_interleaved({who: run}, rounds=2)[who]))
 
 
-def apart() -> dict[str, Any]:
+def measure_apart() -> dict[str, Any]:
     """Each in a process of its own, three rounds of turns; medians."""
     seconds: dict[str, list[float]] = {who: [] for who in [*PEERS, "touchstone"]}
     for _ in range(3):
@@ -84,13 +87,13 @@ def apart() -> dict[str, Any]:
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.library", who]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             times.append(json.loads(done.stdout.splitlines()[-1]))
-    return _rates({who: sorted(times)[1] for who, times in seconds.items()}, 16)
+    return _summarize_rates({who: sorted(times)[1] for who, times in seconds.items()}, 16)
 
 
-def until_fooled() -> dict[str, Any]:
+def measure_until_fooled() -> dict[str, Any]:
     """16 photos at 4/255: our early stop beside Foolbox's fixed 40 steps."""
     x, eps, steps = photos(), 4 / 255, 40
-    net, model = Normalized(LITE0), touchstone.load(LITE0)
+    net, model = NormalizedNetwork(LITE0), touchstone.load(LITE0)
     y = net(x).argmax(1).detach()
     theirs = PEERS["foolbox"](net, eps, steps)
 
@@ -116,12 +119,12 @@ def until_fooled() -> dict[str, Any]:
 
 
 def main() -> None:
-    save("pgd-lite0-one-process", together(LITE0, photos(), 2 / 255, rounds=5, repeat=1))
-    save("pgd-lite0-own-process", apart())
-    save("pgd-cnn-batch-1", together(CNN, clothes(1), 0.03, rounds=9, repeat=10))
-    save("pgd-cnn-batch-64", together(CNN, clothes(64), 0.03, rounds=9, repeat=3))
-    save("until-fooled", until_fooled())
+    save("pgd-lite0-one-process", measure_together(LITE0, photos(), 2 / 255, rounds=5, repeat=1))
+    save("pgd-lite0-own-process", measure_apart())
+    save("pgd-cnn-batch-1", measure_together(CNN, clothes(1), 0.03, rounds=9, repeat=10))
+    save("pgd-cnn-batch-64", measure_together(CNN, clothes(64), 0.03, rounds=9, repeat=3))
+    save("until-fooled", measure_until_fooled())
 
 
 if __name__ == "__main__":
-    alone(sys.argv[1]) if len(sys.argv) > 1 else main()
+    print_alone(sys.argv[1]) if len(sys.argv) > 1 else main()

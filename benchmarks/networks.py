@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from touchstone.models.loader import load_plain
-from touchstone.models.zoo import manifest
+from touchstone.models.zoo import find_manifest
 from touchstone.training.datasets import fashion_mnist_sample
 
 PHOTOS = Path(__file__).parents[1] / "examples/photos"
@@ -18,15 +18,15 @@ LITE0 = "imagenet-efficientnet-lite0"
 CNN = "fashion-mnist-cnn"
 
 
-class Normalized(nn.Module):
+class NormalizedNetwork(nn.Module):
     """A network as its publisher ships it, behind its normalisation: what a user hands to a library."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        card = manifest(name)
-        self.net = load_plain(card)
-        self.register_buffer("mean", torch.tensor(card.mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(card.std).view(1, -1, 1, 1))
+        model_manifest = find_manifest(name)
+        self.net = load_plain(model_manifest)
+        self.register_buffer("mean", torch.tensor(model_manifest.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(model_manifest.std).view(1, -1, 1, 1))
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:

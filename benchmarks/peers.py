@@ -15,7 +15,7 @@ from torch.nn import functional
 Attack = Callable[[Tensor, Tensor], Tensor]
 
 
-def foolbox(net: nn.Module, eps: float, steps: int) -> Attack:
+def make_foolbox(net: nn.Module, eps: float, steps: int) -> Attack:
     from foolbox import PyTorchModel
     from foolbox.attacks import LinfPGD
 
@@ -24,13 +24,13 @@ def foolbox(net: nn.Module, eps: float, steps: int) -> Attack:
     return lambda x, y: attack(model, x, y, epsilons=eps)[1]
 
 
-def torchattacks(net: nn.Module, eps: float, steps: int) -> Attack:
+def make_torchattacks(net: nn.Module, eps: float, steps: int) -> Attack:
     import torchattacks
 
     return torchattacks.PGD(net, eps=eps, alpha=2.5 * eps / steps, steps=steps)
 
 
-def art(net: nn.Module, eps: float, steps: int) -> Attack:
+def make_art(net: nn.Module, eps: float, steps: int) -> Attack:
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 
@@ -47,7 +47,7 @@ def art(net: nn.Module, eps: float, steps: int) -> Attack:
     return attack
 
 
-def bare(net: nn.Module, eps: float, steps: int) -> Attack:
+def make_bare_loop(net: nn.Module, eps: float, steps: int) -> Attack:
     """The limit: nothing but the steps, written by hand."""
     size = 2.5 * eps / steps
 
@@ -65,9 +65,9 @@ def bare(net: nn.Module, eps: float, steps: int) -> Attack:
 
 
 PEERS: dict[str, Callable[[nn.Module, float, int], Attack]] = {
-    "foolbox": foolbox,
-    "torchattacks": torchattacks,
-    "art": art,
+    "foolbox": make_foolbox,
+    "torchattacks": make_torchattacks,
+    "art": make_art,
 }
 
 warnings.filterwarnings("ignore")

@@ -11,10 +11,10 @@ from typing import Any
 import httpx2
 from playwright.sync_api import Browser, Page
 
-from api_tests.support.browser import PHONE, Troubles, chromium, take_picture, watched
+from api_tests.support.browser import PHONE, PageErrors, chromium, open_watched_page, take_picture
 from benchmarks.dashboard import submit
 from touchstone.settings import Settings
-from touchstone.supervisor.up import running
+from touchstone.supervisor.up import run_service
 
 LITE0, NOISE, PLAIN, LINF = (
     "imagenet-efficientnet-lite0",
@@ -30,13 +30,13 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as home,
         chromium() as browser,
-        running(Settings(home=Path(home), port=0), lambda _line: None) as url,
+        run_service(Settings(home=Path(home), port=0), lambda _line: None) as url,
     ):
         fooled = submit(
             url, "/v1/attacks/pgd", wait=60, model=LITE0, eps="2/255", steps="40", early_stop="false"
         )
-        proof = certify(url)
-        others = crowd(url)
+        proof = submit_certificate(url)
+        others = submit_examples(url)
         compared = ",".join(job["id"] for job in others[:3])
         pages = {
             "new": "new",
@@ -47,32 +47,34 @@ def main() -> None:
             "model": f"models/{LITE0}",
         }
         for name, address in pages.items():
-            shoot(browser, url, f"dashboard-{name}", address, full_page=name in ("job", "certificate"))
-        shoot(browser, url, "dashboard-job-dark", pages["job"], color_scheme="dark")
-        shoot(browser, url, "dashboard-phone", pages["job"], **PHONE)
+            take_page_picture(
+                browser, url, f"dashboard-{name}", address, full_page=name in ("job", "certificate")
+            )
+        take_page_picture(browser, url, "dashboard-job-dark", pages["job"], color_scheme="dark")
+        take_page_picture(browser, url, "dashboard-phone", pages["job"], **PHONE)
         with ThreadPoolExecutor(4) as pool:
             pool.submit(keep_busy, url)
             time.sleep(4)
-            shoot(browser, url, "dashboard-jobs", "jobs")
-            shoot(browser, url, "dashboard-operations", "operations", rest=14)
+            take_page_picture(browser, url, "dashboard-jobs", "jobs")
+            take_page_picture(browser, url, "dashboard-operations", "operations", settle_seconds=14)
 
 
-def certify(url: str) -> dict[str, Any]:
+def submit_certificate(url: str) -> dict[str, Any]:
     """A certificate that looked often enough to show how its interval closed in."""
     fields = {"model": NOISE, "n": "30000", "sigma": "0.25", "rule": "e_process"}
-    return on_clothes(url, "/v1/certificates/smoothing", "ankle-boot", **fields)
+    return submit_sample(url, "/v1/certificates/smoothing", "ankle-boot", **fields)
 
 
-def crowd(url: str) -> list[dict[str, Any]]:
+def submit_examples(url: str) -> list[dict[str, Any]]:
     """The same attack on three models, and some more of everything."""
     same = [
-        on_clothes(url, "/v1/attacks/pgd", "bag", model=model, eps="0.1") for model in (PLAIN, LINF, NOISE)
+        submit_sample(url, "/v1/attacks/pgd", "bag", model=model, eps="0.1") for model in (PLAIN, LINF, NOISE)
     ]
     for cloth in CLOTHES:
-        on_clothes(url, "/v1/attacks/fgsm", cloth, model=PLAIN, eps="8/255")
-        on_clothes(url, "/v1/attacks/pgd", cloth, model=LINF, norm="l2", eps="1")
-        on_clothes(url, "/v1/predictions", cloth, model=PLAIN)
-        on_clothes(url, "/v1/certificates/smoothing", cloth, model=NOISE, n="2000")
+        submit_sample(url, "/v1/attacks/fgsm", cloth, model=PLAIN, eps="8/255")
+        submit_sample(url, "/v1/attacks/pgd", cloth, model=LINF, norm="l2", eps="1")
+        submit_sample(url, "/v1/predictions", cloth, model=PLAIN)
+        submit_sample(url, "/v1/certificates/smoothing", cloth, model=NOISE, n="2000")
     return same
 
 
@@ -81,11 +83,11 @@ def keep_busy(url: str) -> None:
     for seed in range(6):
         submit(url, "/v1/attacks/pgd", model=LITE0, eps="0.2/255", steps="60", seed=str(seed))
     for cloth in 6 * CLOTHES:
-        on_clothes(url, "/v1/attacks/pgd", cloth, wait=0, model=LINF, eps="2/255", steps="2000")
+        submit_sample(url, "/v1/attacks/pgd", cloth, wait=0, model=LINF, eps="2/255", steps="2000")
         time.sleep(0.2)
 
 
-def on_clothes(url: str, path: str, cloth: str, wait: int = 60, **fields: str) -> dict[str, Any]:
+def submit_sample(url: str, path: str, cloth: str, wait: int = 60, **fields: str) -> dict[str, Any]:
     """A job on one of the samples."""
     image = httpx2.get(f"{url}/samples/{cloth}.png").content
     headers = {"Prefer": f"wait={wait}"} if wait else {}
@@ -97,25 +99,25 @@ def on_clothes(url: str, path: str, cloth: str, wait: int = 60, **fields: str) -
     return job
 
 
-def shoot(
+def take_page_picture(
     browser: Browser,
     url: str,
     name: str,
     address: str,
     *,
-    rest: float = 1.5,
+    settle_seconds: float = 1.5,
     full_page: bool = False,
     **options: Any,
 ) -> None:
     """One page as it is once everything has arrived."""
-    with watched(browser, url, Troubles(), **options) as page:
+    with open_watched_page(browser, url, PageErrors(), **options) as page:
         page.goto(f"/#/{address}")
-        _arrive(page)
-        page.wait_for_timeout(1000 * rest)
+        _wait_for_page(page)
+        page.wait_for_timeout(1000 * settle_seconds)
         print(take_picture(page, name, full_page=full_page))
 
 
-def _arrive(page: Page) -> None:
+def _wait_for_page(page: Page) -> None:
     page.locator("h1").wait_for()
     page.locator(".loading").first.wait_for(state="detached")
 

@@ -16,7 +16,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Enough to read a figure with: processor, cores, versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = {line.split(":")[1].strip() for line in lines if line.startswith("model name")}
@@ -29,7 +29,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleaved(runs: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: int = 1) -> dict[str, float]:
+def time_interleaved(
+    runs: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: int = 1
+) -> dict[str, float]:
     """Median seconds of each run; the runs take turns, so that what disturbs the machine disturbs them all.
 
     Each is run once before, to warm up.
@@ -45,7 +47,7 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], *, rounds: int, repeat: i
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def kept(name: str) -> dict[str, Any]:
+def read_record(name: str) -> dict[str, Any]:
     """The record of one benchmark as it was left; empty where there is none."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
@@ -54,7 +56,7 @@ def kept(name: str) -> dict[str, Any]:
 def save(name: str, figures: dict[str, Any]) -> None:
     """Write the record of one benchmark and print it."""
     RESULTS.mkdir(exist_ok=True)
-    record = {"machine": machine(), **figures}
+    record = {"machine": describe_machine(), **figures}
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"\n{name}")
     for key, value in figures.items():

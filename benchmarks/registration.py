@@ -20,9 +20,9 @@ import torch
 from benchmarks.networks import LITE0
 from benchmarks.record import save
 from touchstone.models.loader import load_plain
-from touchstone.models.zoo import manifest
+from touchstone.models.zoo import find_manifest
 from touchstone.settings import Settings
-from touchstone.supervisor.up import running
+from touchstone.supervisor.up import run_service
 
 PHOTO = Path("touchstone/photos/coffee.png")
 ROUNDS = 3
@@ -30,19 +30,19 @@ ROUNDS = 3
 
 def main() -> None:
     """Register EfficientNet-Lite0 as a stranger's ONNX file, attack it cold and warm."""
-    file = exported()
-    rounds = [measure(file) for _ in range(ROUNDS)]
+    file = export_onnx()
+    rounds = [measure_registration(file) for _ in range(ROUNDS)]
     figures = {name: round(statistics.median(one[name] for one in rounds), 2) for name in rounds[0]}
     save("registration", {"megabytes": round(len(file) / 1e6, 1), **figures})
 
 
-def exported() -> bytes:
+def export_onnx() -> bytes:
     """The zoo's network for photos, through PyTorch's exporter."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            load_plain(manifest(LITE0)),
+            load_plain(find_manifest(LITE0)),
             (torch.rand(2, 3, 224, 224),),
             buffer,
             dynamo=False,
@@ -53,13 +53,13 @@ def exported() -> bytes:
     return buffer.getvalue()
 
 
-def measure(file: bytes) -> dict[str, float]:
+def measure_registration(file: bytes) -> dict[str, float]:
     """Seconds of each part, on a service that has just started."""
     with (
         tempfile.TemporaryDirectory() as home,
-        running(Settings(home=Path(home), port=0), lambda _line: None) as url,
+        run_service(Settings(home=Path(home), port=0), lambda _line: None) as url,
     ):
-        registering = timed(lambda: register(url, file))
+        registering = time_action(lambda: register(url, file))
         cold, first = attack(url)
         warm, _ = attack(url)
     return {
@@ -70,7 +70,7 @@ def measure(file: bytes) -> dict[str, float]:
     }
 
 
-def timed(action: Any) -> float:
+def time_action(action: Any) -> float:
     """Seconds that it takes."""
     began = time.perf_counter()
     action()
@@ -79,15 +79,15 @@ def timed(action: Any) -> float:
 
 def register(url: str, file: bytes) -> None:
     """One request, until the model can be used."""
-    card = manifest(LITE0)
-    told = {
+    model_manifest = find_manifest(LITE0)
+    declared = {
         "id": "lite0-of-my-own",
-        "classes": list(card.classes),
-        "input": card.input.model_dump(mode="json"),
-        "mean": list(card.mean),
-        "std": list(card.std),
+        "classes": list(model_manifest.classes),
+        "input": model_manifest.input.model_dump(mode="json"),
+        "mean": list(model_manifest.mean),
+        "std": list(model_manifest.std),
     }
-    finished(url, {"file": ("model.onnx", file)}, {"manifest": json.dumps(told)}, "/v1/models")
+    submit_and_wait(url, {"file": ("model.onnx", file)}, {"manifest": json.dumps(declared)}, "/v1/models")
 
 
 def attack(url: str) -> tuple[float, dict[str, Any]]:
@@ -95,11 +95,11 @@ def attack(url: str) -> tuple[float, dict[str, Any]]:
     image = {"image": ("coffee.png", PHOTO.read_bytes())}
     fields = {"model": "lite0-of-my-own", "eps": "2/255", "steps": "10"}
     began = time.perf_counter()
-    job = finished(url, image, fields, "/v1/attacks/pgd")
+    job = submit_and_wait(url, image, fields, "/v1/attacks/pgd")
     return time.perf_counter() - began, job
 
 
-def finished(url: str, files: dict[str, Any], fields: dict[str, str], path: str) -> dict[str, Any]:
+def submit_and_wait(url: str, files: dict[str, Any], fields: dict[str, str], path: str) -> dict[str, Any]:
     """Submit, and wait for the job's end."""
     answer = httpx2.post(url + path, data=fields, files=files, headers={"Prefer": "wait=60"}, timeout=120)
     answer.raise_for_status()

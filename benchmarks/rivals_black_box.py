@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import touchstone
-from benchmarks.library import Fast
-from benchmarks.rivals import Pair, Rival, judged, timed
+from benchmarks.library import FastModule
+from benchmarks.rivals import Pair, PeerAttack, judge, time_run
 from touchstone.evaluation import Model
 from touchstone.methods import find
 
 
-class Counting(nn.Module):
+class CountingModule(nn.Module):
     """A network that counts the rows that it is asked about."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -29,7 +29,7 @@ class Counting(nn.Module):
         return self.net(x)
 
 
-def _square(norm: str, queries: int) -> Pair:
+def _square_pair(norm: str, queries: int) -> Pair:
     def run(net: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
         from pyautoattack import square
 
@@ -41,7 +41,7 @@ def _square(norm: str, queries: int) -> Pair:
     return Pair("square", norm, "pyautoattack", run, {"queries": queries}, images=40)
 
 
-def _foolbox(name: str, **options: Any) -> Rival:
+def _foolbox(name: str, **options: Any) -> PeerAttack:
     def run(net: nn.Module, x: Tensor, y: Tensor, _: float) -> Tensor:
         import foolbox
 
@@ -56,7 +56,7 @@ def _foolbox(name: str, **options: Any) -> Rival:
     return run
 
 
-def _art(name: str, *, probabilities: bool = False, **options: Any) -> Rival:
+def _art(name: str, *, probabilities: bool = False, **options: Any) -> PeerAttack:
     def run(net: nn.Module, x: Tensor, y: Tensor, _: float) -> Tensor:
         from art.attacks import evasion
         from art.estimators.classification import PyTorchClassifier
@@ -79,13 +79,13 @@ def _foolbox_pair(attack: str, norm: str, name: str, **options: Any) -> Pair:
     return Pair(attack, norm, "foolbox", _foolbox(name, **options), images=20, minimal=True)
 
 
-def geoda(norm: str, *, queries: int, images: int) -> Pair:
+def _geoda_pair(norm: str, *, queries: int, images: int) -> Pair:
     """ART's bisection ends at 0.1 by default, farther than most images are from the boundary."""
     rival = _art("GeoDA", norm={"l2": 2, "linf": "inf"}[norm], max_iter=queries, bin_search_tol=0.001)
     return Pair("geoda", norm, "art", rival, images=images, minimal=True)
 
 
-def _zoo(steps: int, images: int) -> Pair:
+def _zoo_pair(steps: int, images: int) -> Pair:
     rival = _art(
         "ZooAttack",
         max_iter=steps,
@@ -99,17 +99,17 @@ def _zoo(steps: int, images: int) -> Pair:
 
 
 PAIRS = [
-    _square("l2", 1_000),
-    _square("l1", 1_000),
+    _square_pair("l2", 1_000),
+    _square_pair("l1", 1_000),
     Pair("simba", "l2", "art", _art("SimBA", probabilities=True, attack="px", max_iter=784, epsilon=0.2),
          {"step_size": 0.2}, images=10, minimal=True),
-    _zoo(20, 5),
-    _zoo(80, 3),
+    _zoo_pair(20, 5),
+    _zoo_pair(80, 3),
     _foolbox_pair("boundary", "l2", "BoundaryAttack", steps=1_500),
     _foolbox_pair("hopskipjump", "l2", "HopSkipJumpAttack", constraint="l2", steps=12),
     _foolbox_pair("hopskipjump", "linf", "HopSkipJumpAttack", constraint="linf", steps=12),
-    geoda("l2", queries=2_000, images=20),
-    geoda("linf", queries=2_000, images=20),
+    _geoda_pair("l2", queries=2_000, images=20),
+    _geoda_pair("linf", queries=2_000, images=20),
 ]  # fmt: skip
 RADII = {
     "fashion-mnist-cnn": {"l2": 0.5, "l1": 4.0},
@@ -117,19 +117,19 @@ RADII = {
 }
 
 
-def compared(pair: Pair, model: Model, name: str, x: Tensor, y: Tensor) -> dict[str, Any]:
+def compare(pair: Pair, model: Model, name: str, x: Tensor, y: Tensor) -> dict[str, Any]:
     """The peer's figures, ours with the queries an image that the peer took, and both beside each other."""
     x, y, eps = x[: pair.images], y[: pair.images], RADII[name].get(pair.norm, 0.0)
-    net = Counting(Fast(model)).eval()
-    images, seconds = timed(lambda: pair.rival(net, x.clone(), y.clone(), eps))
-    theirs = {**judged(pair, net.net, x, y, images), "queries": round(net.rows / len(x)), "seconds": seconds}
+    net = CountingModule(FastModule(model)).eval()
+    images, seconds = time_run(lambda: pair.peer_attack(net, x.clone(), y.clone(), eps))
+    theirs = {**judge(pair, net.net, x, y, images), "queries": round(net.rows / len(x)), "seconds": seconds}
     budget = max(theirs["queries"], 1)
     ball = {} if pair.minimal else {"eps": eps}
     normed = {"norm": pair.norm} if "norm" in find(pair.attack, "attack").model_fields else {}
     fields = {**normed, "queries": budget, **ball, **pair.parameters}
-    found, seconds = timed(lambda: touchstone.attack(model, x, y, pair.attack, quantize=False, **fields))
+    found, seconds = time_run(lambda: touchstone.attack(model, x, y, pair.attack, quantize=False, **fields))
     ours = {
-        **judged(pair, net.net, x, y, found.images),
+        **judge(pair, net.net, x, y, found.images),
         "queries": round(found.queries.forward / len(x)),
         "seconds": seconds,
     }

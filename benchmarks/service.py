@@ -20,17 +20,17 @@ from typing import Any
 
 import touchstone
 from benchmarks.networks import CNN, clothes
-from benchmarks.record import interleaved, save
+from benchmarks.record import save, time_interleaved
 from touchstone.images import encode
 from touchstone.settings import Settings
-from touchstone.supervisor.up import running
+from touchstone.supervisor.up import run_service
 
 PGD = {"model": CNN, "steps": "40", "eps": "0.03", "early_stop": "false"}
 FGSM = {"model": CNN, "eps": "0.03"}
 
 
 @contextmanager
-def served(images: int, **options: Any) -> Iterator[tuple[str, Path, Path]]:
+def temporary_service(images: int, **options: Any) -> Iterator[tuple[str, Path, Path]]:
     """A service on the embedded default in a folder of its own: its host, its home and a folder of images."""
     with tempfile.TemporaryDirectory(prefix="ts") as folder:
         pictures = Path(folder) / "images"
@@ -40,11 +40,13 @@ def served(images: int, **options: Any) -> Iterator[tuple[str, Path, Path]]:
             (pictures / f"{i:03}.png").write_bytes(encode(pixels))
         home = Path(folder) / "home"
         os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # for the worker of `benchmarks.solo`
-        with running(Settings(home=home, port=0), lambda _line: None, **options) as url:
+        with run_service(Settings(home=home, port=0), lambda _line: None, **options) as url:
             yield url.removeprefix("http://"), home, pictures
 
 
-def post(host: str, pictures: Path, method: str, fields: dict[str, str], **plan: Any) -> dict[str, Any]:
+def run_clients(
+    host: str, pictures: Path, method: str, fields: dict[str, str], **plan: Any
+) -> dict[str, Any]:
     """Let clients post; the seconds of all and of each."""
     plan = {"host": host, "path": f"/v1/attacks/{method}", "images": str(pictures), "fields": fields, **plan}
     command = [sys.executable, "-m", "benchmarks.clients"]
@@ -53,10 +55,10 @@ def post(host: str, pictures: Path, method: str, fields: dict[str, str], **plan:
     return figures
 
 
-def throughput() -> dict[str, Any]:
+def measure_throughput() -> dict[str, Any]:
     """64 clients, each one image at a time, PGD with 40 fixed steps."""
     model, x = touchstone.load(CNN), clothes(64)
-    batch = interleaved(
+    batch = time_interleaved(
         {"batch": lambda: touchstone.attack(model, x, None, "pgd", eps=0.03, steps=40, early_stop=False)},
         rounds=3,
     )["batch"]
@@ -65,10 +67,11 @@ def throughput() -> dict[str, Any]:
         ("service", {}, 256),
         ("solo pool", {"worker_module": "benchmarks.solo"}, 64),
     ):
-        with served(64, **options) as (host, _, pictures):
-            post(host, pictures, "pgd", PGD, clients=16, jobs=16, wait=True)
+        with temporary_service(64, **options) as (host, _, pictures):
+            run_clients(host, pictures, "pgd", PGD, clients=16, jobs=16, wait=True)
             times = [
-                post(host, pictures, "pgd", PGD, clients=64, jobs=jobs, wait=True)["all"] for _ in range(3)
+                run_clients(host, pictures, "pgd", PGD, clients=64, jobs=jobs, wait=True)["all"]
+                for _ in range(3)
             ]
             rates[name] = jobs / statistics.median(times)
     return {
@@ -79,15 +82,15 @@ def throughput() -> dict[str, Any]:
     }
 
 
-def latency() -> dict[str, Any]:
+def measure_latency() -> dict[str, Any]:
     """FGSM, one client: what the service adds to the attack itself."""
     model, x = touchstone.load(CNN), clothes(1)
-    inside = interleaved({"fgsm": lambda: touchstone.attack(model, x, None, "fgsm", eps=0.03)}, rounds=50)[
-        "fgsm"
-    ]
-    with served(64) as (host, _, pictures):
-        post(host, pictures, "fgsm", FGSM, clients=1, jobs=20, wait=True)
-        each = post(host, pictures, "fgsm", FGSM, clients=1, jobs=200, wait=True)["each"]
+    inside = time_interleaved(
+        {"fgsm": lambda: touchstone.attack(model, x, None, "fgsm", eps=0.03)}, rounds=50
+    )["fgsm"]
+    with temporary_service(64) as (host, _, pictures):
+        run_clients(host, pictures, "fgsm", FGSM, clients=1, jobs=20, wait=True)
+        each = run_clients(host, pictures, "fgsm", FGSM, clients=1, jobs=200, wait=True)["each"]
     return {
         "in_process_ms": round(1000 * inside, 1),
         "service_p50_ms": round(1000 * statistics.median(each), 1),
@@ -96,17 +99,17 @@ def latency() -> dict[str, Any]:
     }
 
 
-def backlog(jobs: int = 10_000) -> dict[str, Any]:
+def measure_backlog(jobs: int = 10_000) -> dict[str, Any]:
     """Ten thousand jobs accepted while the worker sleeps, then 20 s of work."""
-    with served(64) as (host, home, pictures):
-        api, worker = process_of("service", home), process_of("workers", home)
+    with temporary_service(64) as (host, home, pictures):
+        api, worker = find_process("service", home), find_process("workers", home)
         before = _megabytes(api)
         os.kill(worker, signal.SIGSTOP)
-        taken = post(host, pictures, "pgd", PGD, clients=64, jobs=jobs, wait=False)
+        taken = run_clients(host, pictures, "pgd", PGD, clients=64, jobs=jobs, wait=False)
         after = _megabytes(api)
         os.kill(worker, signal.SIGCONT)
         time.sleep(20)
-        listing = _seconds(f"http://{host}/v1/jobs?status=queued&limit=50")
+        listing = _time_get(f"http://{host}/v1/jobs?status=queued&limit=50")
         return {
             "accepted_per_second": round(jobs / taken["all"]),
             "accept_p50_ms": round(1000 * statistics.median(taken["each"]), 1),
@@ -116,7 +119,7 @@ def backlog(jobs: int = 10_000) -> dict[str, Any]:
         }
 
 
-def process_of(module: str, home: Path) -> int:
+def find_process(module: str, home: Path) -> int:
     """The process that runs a module for this home."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -134,7 +137,7 @@ def _megabytes(process: int) -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) // 1024
 
 
-def _seconds(url: str) -> float:
+def _time_get(url: str) -> float:
     began = time.perf_counter()
     with urllib.request.urlopen(url, timeout=10) as answer:
         answer.read()
@@ -142,9 +145,9 @@ def _seconds(url: str) -> float:
 
 
 def main() -> None:
-    save("service-throughput", throughput())
-    save("service-latency", latency())
-    save("service-backlog", backlog())
+    save("service-throughput", measure_throughput())
+    save("service-latency", measure_latency())
+    save("service-backlog", measure_backlog())
 
 
 if __name__ == "__main__":

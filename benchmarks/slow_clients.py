@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from benchmarks.record import save
-from benchmarks.service import served
+from benchmarks.service import temporary_service
 
 SLOW = 200
 HEALTHY = 8
@@ -40,7 +40,7 @@ def trickle(host: str, start: bytes, lives: list[float]) -> None:
     lives.append(time.perf_counter() - began)
 
 
-def ask(host: str, end: float, seconds: list[float]) -> None:
+def poll_jobs(host: str, end: float, seconds: list[float]) -> None:
     """List the jobs again and again, as a client in good health does."""
     connection = http.client.HTTPConnection(host, timeout=30)
     while time.perf_counter() < end:
@@ -53,7 +53,7 @@ def ask(host: str, end: float, seconds: list[float]) -> None:
         time.sleep(0.02)
 
 
-def together(calls: Sequence[Callable[[], object]]) -> None:
+def run_threads(calls: Sequence[Callable[[], object]]) -> None:
     """Run all, each on a thread of its own."""
     threads = [threading.Thread(target=call) for call in calls]
     for thread in threads:
@@ -62,23 +62,23 @@ def together(calls: Sequence[Callable[[], object]]) -> None:
         thread.join()
 
 
-def healthy(host: str) -> list[float]:
+def measure_healthy(host: str) -> list[float]:
     """The seconds of each request of the healthy clients, in order."""
     seconds: list[float] = []
     end = time.perf_counter() + SECONDS
-    together([lambda: ask(host, end, seconds)] * HEALTHY)
+    run_threads([lambda: poll_jobs(host, end, seconds)] * HEALTHY)
     return sorted(seconds)
 
 
-def crowd(host: str) -> list[float]:
+def run_slow_clients(host: str) -> list[float]:
     """The seconds that each slow client lived."""
     lives: list[float] = []
     starts = [HEAD, BODY]
-    together([lambda start=starts[i % 2]: trickle(host, start, lives) for i in range(SLOW)])
+    run_threads([lambda start=starts[i % 2]: trickle(host, start, lives) for i in range(SLOW)])
     return sorted(lives)
 
 
-def apart(host: str) -> subprocess.Popen[str]:
+def start_slow_clients(host: str) -> subprocess.Popen[str]:
     """The slow clients in a process of their own, so that they cost the healthy ones no interpreter."""
     command = [sys.executable, "-m", "benchmarks.slow_clients", host]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -89,11 +89,11 @@ def p99(seconds: Sequence[float]) -> float:
 
 
 def main() -> None:
-    with served(1) as (host, _, _):
-        healthy(host)
-        alone = healthy(host)
-        slow = apart(host)
-        beside = healthy(host)
+    with temporary_service(1) as (host, _, _):
+        measure_healthy(host)
+        alone = measure_healthy(host)
+        slow = start_slow_clients(host)
+        beside = measure_healthy(host)
         lives = json.loads(slow.communicate(timeout=90)[0])
     save(
         "service-slow-clients",
@@ -116,6 +116,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(crowd(sys.argv[1])))
+        print(json.dumps(run_slow_clients(sys.argv[1])))
     else:
         main()

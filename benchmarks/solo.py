@@ -11,10 +11,10 @@ from celery.apps.worker import Worker
 from workers import __main__ as worker
 
 if __name__ == "__main__":
-    begin = Worker.__init__
+    original_init = Worker.__init__
 
-    def solo(self: Any, *args: Any, **options: Any) -> None:
-        begin(self, *args, **{**options, "pool": "solo", "concurrency": 1})
+    def init_solo(self: Any, *args: Any, **options: Any) -> None:
+        original_init(self, *args, **{**options, "pool": "solo", "concurrency": 1})
 
-    Worker.__init__ = partial(solo).func
+    Worker.__init__ = partial(init_solo).func
     sys.exit(worker.main())

@@ -10,34 +10,36 @@ from benchmarks.record import RESULTS
 PEERS = {"foolbox": "Foolbox", "torchattacks": "torchattacks", "art": "ART"}
 
 
-def record(name: str) -> dict[str, Any]:
+def read_record(name: str) -> dict[str, Any]:
     """One benchmark's figures."""
     found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return found
 
 
-def table() -> str:
+def comparison_table() -> str:
     """Figures beside those of the peers, in Markdown."""
-    machine = record("pgd-lite0-one-process")["machine"]
+    machine = read_record("pgd-lite0-one-process")["machine"]
     rows = [
         f"Measured on {machine['date']} on {machine['threads']} cores of an {machine['processor']}, "
         "without a GPU; each row in one run.",
         "",
         "| benchmark | Touchstone | best peer | ratio |",
         "| --- | --- | --- | --- |",
-        _pgd("pgd-lite0-one-process", "PGD-10 on EfficientNet-Lite0 at 224 × 224, 16 photos, one process"),
-        _pgd("pgd-lite0-own-process", "the same, one process for each library"),
-        _pgd("pgd-cnn-batch-64", "PGD-10 on the Fashion-MNIST CNN, batch of 64"),
-        _pgd("pgd-cnn-batch-1", "the same, batch of 1"),
-        _fooled(),
-        *_service(),
-        *_certificates(),
+        _pgd_row(
+            "pgd-lite0-one-process", "PGD-10 on EfficientNet-Lite0 at 224 × 224, 16 photos, one process"
+        ),
+        _pgd_row("pgd-lite0-own-process", "the same, one process for each library"),
+        _pgd_row("pgd-cnn-batch-64", "PGD-10 on the Fashion-MNIST CNN, batch of 64"),
+        _pgd_row("pgd-cnn-batch-1", "the same, batch of 1"),
+        _fooled_row(),
+        *_service_rows(),
+        *_certificate_rows(),
     ]
     return "\n".join(rows)
 
 
-def _pgd(name: str, what: str) -> str:
-    found = record(name)
+def _pgd_row(name: str, what: str) -> str:
+    found = read_record(name)
     rates, best = found["image_steps_per_second"], found["best_peer"]
     ratio = found["ratio_to_best_peer"]
     return (
@@ -45,8 +47,8 @@ def _pgd(name: str, what: str) -> str:
     )
 
 
-def _fooled() -> str:
-    found = record("until-fooled")
+def _fooled_row() -> str:
+    found = read_record("until-fooled")
     ours, theirs = found["touchstone"], found["foolbox"]
     return (
         "| time until all 16 photos are misclassified, 4/255 "
@@ -56,8 +58,8 @@ def _fooled() -> str:
     )
 
 
-def _service() -> list[str]:
-    found, late = record("service-throughput"), record("service-latency")
+def _service_rows() -> list[str]:
+    found, late = read_record("service-throughput"), read_record("service-latency")
     rates = found["jobs_per_second"]
     return [
         f"| service, 64 clients, PGD-40 on the CNN | {rates['service']} jobs/s "
@@ -67,8 +69,8 @@ def _service() -> list[str]:
     ]
 
 
-def _certificates() -> list[str]:
-    cnn, lite0, few = (record(f"certificates-{name}") for name in ("rate-cnn", "rate-lite0", "deciding"))
+def _certificate_rows() -> list[str]:
+    cnn, lite0, few = (read_record(f"certificates-{name}") for name in ("rate-cnn", "rate-lite0", "deciding"))
     rows = []
     for name, found in (("the CNN", cnn), ("EfficientNet-Lite0", lite0)):
         rates = found["samples_per_second"]
@@ -87,4 +89,4 @@ def _certificates() -> list[str]:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(comparison_table())

@@ -21,14 +21,14 @@ def main() -> int:
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"The books and logs of this campaign are in {home}")
     with (
-        disk.small(home / "blobs") as small,
+        disk.mount_small_disk(home / "blobs") as small,
         campaign.site(home, workers=asked.workers, lease=asked.lease, hang=asked.hang) as site,
     ):
-        campaign.run(site, faults, scale=asked.scale, say=print)
+        campaign.run(site, faults, scale=asked.scale, report=print)
         evidence, history = campaign.gather(site), campaign.history(home)
         breaches = check(evidence)
     rows = report.rows(evidence, history, breaches)
-    print(document.campaign(row.record() for row in rows))
+    print(document.campaign_table(row.record() for row in rows))
     for breach in breaches:
         print(f"{breach.kind}: {breach.of}: {breach.text}")
     if asked.record:

@@ -15,7 +15,7 @@ What = Literal["attempted", "answered", "ended"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class ClientEvent:
     """One thing that a client saw of the request with this key, during a fault."""
 
     what: What
@@ -28,7 +28,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Blow:
+class FaultStrike:
     """One strike of a fault, and the time at which it was over: from then on the service could be whole."""
 
     fault: str
@@ -37,7 +37,7 @@ class Blow:
 
 
 @dataclass(frozen=True)
-class Loss:
+class WorkerLoss:
     """A worker that was lost, by its process, and when."""
 
     pid: int
@@ -55,7 +55,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LastQuery:
     """The last time that a job asked its model, where it was ended early."""
 
     job: str
@@ -63,7 +63,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Heard:
+class ReceivedMessage:
     """A message that came to a path of the receiver of webhooks, and of which job it told what."""
 
     message: str
@@ -75,16 +75,18 @@ class Heard:
     at: float = field(default_factory=time.time)
 
 
-Line = TypeVar("Line", Entry, Blow, Loss, Claim, Asked, Heard)
+Line = TypeVar("Line", ClientEvent, FaultStrike, WorkerLoss, Claim, LastQuery, ReceivedMessage)
 
 
-class Book:
+class Journal:
     """An append-only file of such lines; may be written to from many threads and processes."""
 
     def __init__(self, file: Path) -> None:
         self._handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
-    def write(self, line: Entry | Blow | Loss | Claim | Asked | Heard) -> None:
+    def write(
+        self, line: ClientEvent | FaultStrike | WorkerLoss | Claim | LastQuery | ReceivedMessage
+    ) -> None:
         """Add a line; it is on the disk when this returns."""
         os.write(self._handle, (json.dumps(asdict(line)) + "\n").encode())
         os.fsync(self._handle)

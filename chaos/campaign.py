@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chaos.book import Blow, Book, Claim, Entry, Heard, Loss, read
+from chaos.book import Claim, ClientEvent, FaultStrike, Journal, ReceivedMessage, WorkerLoss, read
 from chaos.checker import Evidence
 from chaos.client import Load
 from chaos.faults import Fault
@@ -17,15 +17,15 @@ from chaos.site import Site, wait_until
 from touchstone.errors import UnknownArtifact
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Job
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.storage.blobs import Blobs, open_blobs
 
 CLIENTS = 16
-CALM_SECONDS = 60.0
+QUIET_SECONDS = 60.0
 
-Say = Callable[[str], object]
+ReportLine = Callable[[str], object]
 T = TypeVar("T")
-Turn = Callable[..., tuple[Sequence[T], str | None]]
+ReadPage = Callable[..., tuple[Sequence[T], str | None]]
 """Turns to a page of a list: what stands there, and where the next begins."""
 
 
@@ -41,43 +41,43 @@ def site(
         found.close()
 
 
-def run(site: Site, faults: Sequence[Fault], *, scale: float = 1.0, say: Say) -> None:
+def run(site: Site, faults: Sequence[Fault], *, scale: float = 1.0, report: ReportLine) -> None:
     """Strike with every fault as often as it says, times `scale`; returns when all jobs should have ended and
     all who wanted to hear of it should have.
     """
-    blows, client = Book(site.home / "blows.jsonl"), Book(site.home / "client.jsonl")
+    strikes, client = Journal(site.home / "blows.jsonl"), Journal(site.home / "client.jsonl")
     load = Load(site.port, client, CLIENTS, webhook=site.receiver.url())
     try:
         for fault in faults:
             begun = time.monotonic()
             load.fault = fault.name
             for _ in range(max(1, round(scale * fault.times))):
-                blows.write(_strike(fault, site))
-            site.wait_until_it_works()
-            say(f"{fault.name}: {time.monotonic() - begun:.1f} s")
+                strikes.write(_strike(fault, site))
+            site.wait_until_working()
+            report(f"{fault.name}: {time.monotonic() - begun:.1f} s")
     finally:
-        load.stop(CALM_SECONDS)
+        load.stop(QUIET_SECONDS)
         with suppress(TimeoutError):  # the table says how many were told
-            wait_until(lambda: not site.ledger.outbox.counts()["pending"], CALM_SECONDS)
-        blows.close()
+            wait_until(lambda: not site.ledger.outbox.count_by_status()["pending"], QUIET_SECONDS)
+        strikes.close()
         client.close()
 
 
-def _strike(fault: Fault, site: Site) -> Blow:
+def _strike(fault: Fault, site: Site) -> FaultStrike:
     at = time.time()
     fault.strike(site)
-    return Blow(fault.name, at, time.time())
+    return FaultStrike(fault.name, at, time.time())
 
 
 def gather(site: Site) -> Evidence:
     """Everything that the checker needs to know."""
-    jobs = {job.id: job for job in _all(_page_of_jobs(site.ledger))}
+    jobs = {job.id: job for job in _read_all(_job_pages(site.ledger))}
     events = {job: site.ledger.events(job, limit=10_000) for job in jobs}
     blobs = open_blobs(site.settings)
-    entries = read(site.home / "client.jsonl", Entry)
-    heard = read(site.home / "heard.jsonl", Heard)
-    deliveries = _all(Holdings.of(site.ledger, LOCAL).deliveries.find)
-    return Evidence(entries, jobs, events, _Whole(blobs), site.settings.max_attempts, deliveries, heard)
+    entries = read(site.home / "client.jsonl", ClientEvent)
+    heard = read(site.home / "heard.jsonl", ReceivedMessage)
+    deliveries = _read_all(TenantLedger.of(site.ledger, LOCAL).deliveries.find)
+    return Evidence(entries, jobs, events, _BlobCheck(blobs), site.settings.max_attempts, deliveries, heard)
 
 
 def tracebacks(home: Path) -> Iterator[str]:
@@ -89,31 +89,31 @@ def tracebacks(home: Path) -> Iterator[str]:
 def history(home: Path) -> History:
     """What was done in a campaign, and who worked on what."""
     return History(
-        read(home / "blows.jsonl", Blow),
-        read(home / "losses.jsonl", Loss),
+        read(home / "blows.jsonl", FaultStrike),
+        read(home / "losses.jsonl", WorkerLoss),
         read(home / "claims.jsonl", Claim),
     )
 
 
-def _page_of_jobs(ledger: Ledger) -> Turn[Job]:
-    def turn(**place: Any) -> tuple[Sequence[Job], str | None]:
-        page = Holdings.of(ledger, LOCAL).find(**place)
+def _job_pages(ledger: Ledger) -> ReadPage[Job]:
+    def read_page(**place: Any) -> tuple[Sequence[Job], str | None]:
+        page = TenantLedger.of(ledger, LOCAL).find(**place)
         return page.jobs, page.cursor
 
-    return turn
+    return read_page
 
 
-def _all(turn: Turn[T]) -> list[T]:
+def _read_all(read_page: ReadPage[T]) -> list[T]:
     """What stands on all pages of a list."""
-    found, cursor = turn(limit=200)
+    found, cursor = read_page(limit=200)
     things = [*found]
     while cursor is not None:
-        found, cursor = turn(limit=200, cursor=cursor)
+        found, cursor = read_page(limit=200, cursor=cursor)
         things += found
     return things
 
 
-class _Whole:
+class _BlobCheck:
     """Whether a blob is there and is what its digest says; looks at each once."""
 
     def __init__(self, blobs: Blobs) -> None:
@@ -122,10 +122,10 @@ class _Whole:
 
     def __call__(self, digest: str) -> bool:
         if digest not in self._known:
-            self._known[digest] = self._look(digest)
+            self._known[digest] = self._check(digest)
         return self._known[digest]
 
-    def _look(self, digest: str) -> bool:
+    def _check(self, digest: str) -> bool:
         try:
             self._blobs.get(digest)
         except UnknownArtifact:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chaos.book import Entry, Heard
+from chaos.book import ClientEvent, ReceivedMessage
 from chaos.processes import CLAIM
 from touchstone.errors import Failure, WorkerLost
 from touchstone.ledger.records import TERMINAL, Job
 from touchstone.ledger.replies import Event
-from touchstone.ledger.webhooks.deliveries import Delivery
+from touchstone.ledger.webhooks.deliveries import DeliveryRecord
 
 Kind = Literal[
     "lost",
@@ -28,7 +28,7 @@ Kind = Literal[
     "mistold",
 ]
 _ACCEPTED = ("200", "202")
-_GRANTED = (*_ACCEPTED, "", "429", "503", "507")
+_ALLOWED = (*_ACCEPTED, "", "429", "503", "507")
 """What a client may be told of a valid request while things fail; or nothing at all."""
 
 
@@ -38,15 +38,15 @@ class Evidence:
     content.
     """
 
-    entries: Sequence[Entry]
+    entries: Sequence[ClientEvent]
     jobs: Mapping[str, Job]
     events: Mapping[str, Sequence[Event]]
-    is_whole: Callable[[str], bool]
+    is_intact: Callable[[str], bool]
     max_attempts: int = 3
-    deliveries: Sequence[Delivery] = ()
-    heard: Sequence[Heard] = ()
+    deliveries: Sequence[DeliveryRecord] = ()
+    messages: Sequence[ReceivedMessage] = ()
 
-    def accepted(self) -> dict[str, str]:
+    def accepted_jobs(self) -> dict[str, str]:
         """The key of each job that a client was told of."""
         return {entry.job: entry.key for entry in self.entries if _accepts(entry)}
 
@@ -60,7 +60,7 @@ class Breach:
     text: str
 
 
-def _accepts(entry: Entry) -> bool:
+def _accepts(entry: ClientEvent) -> bool:
     return entry.what == "answered" and entry.status in _ACCEPTED
 
 
@@ -69,25 +69,25 @@ def check(evidence: Evidence) -> list[Breach]:
     found = [*_answers(evidence), *_lost(evidence), *_duplicates(evidence), *_ends_as_seen(evidence)]
     found += [*_strange_messages(evidence)]
     for job in evidence.jobs.values():
-        found += _of_job(job, evidence)
+        found += _check_job(job, evidence)
     return found
 
 
 def _answers(evidence: Evidence) -> Iterator[Breach]:
     for entry in evidence.entries:
-        if entry.what == "answered" and entry.status not in _GRANTED:
+        if entry.what == "answered" and entry.status not in _ALLOWED:
             yield Breach("broken", entry.key, f"a valid request was answered with {entry.status}")
 
 
 def _lost(evidence: Evidence) -> Iterator[Breach]:
-    for job, key in evidence.accepted().items():
+    for job, key in evidence.accepted_jobs().items():
         if job not in evidence.jobs:
             yield Breach("lost", job, f"the ledger does not know it, but {key} was answered with it")
 
 
 def _duplicates(evidence: Evidence) -> Iterator[Breach]:
     told: dict[str, set[str]] = defaultdict(set)
-    for job, key in evidence.accepted().items():
+    for job, key in evidence.accepted_jobs().items():
         told[key].add(job)
     for one in evidence.jobs.values():
         told[_key_of(one)].add(one.id)
@@ -109,7 +109,7 @@ def _ends_as_seen(evidence: Evidence) -> Iterator[Breach]:
             yield Breach("ended twice", job.id, text)
 
 
-def _of_job(job: Job, evidence: Evidence) -> Iterator[Breach]:
+def _check_job(job: Job, evidence: Evidence) -> Iterator[Breach]:
     events = evidence.events.get(job.id, ())
     if job.status not in TERMINAL:
         yield Breach("unfinished", job.id, f"it is still {job.status}")
@@ -153,7 +153,7 @@ def _artifacts(job: Job, evidence: Evidence) -> Iterator[Breach]:
     if job.status == "succeeded" and not job.artifacts:
         yield Breach("artifact", job.id, "it succeeded and left nothing")
     for name, artifact in job.artifacts.items():
-        if not evidence.is_whole(artifact.digest):
+        if not evidence.is_intact(artifact.digest):
             yield Breach("artifact", job.id, f"{name} is missing or not what its digest says")
 
 
@@ -166,7 +166,7 @@ def _reason(job: Job, evidence: Evidence) -> Iterator[Breach]:
 
 
 def _strange_messages(evidence: Evidence) -> Iterator[Breach]:
-    for one in evidence.heard:
+    for one in evidence.messages:
         if not one.genuine:
             yield Breach("mistold", one.message, f"{one.path} got it without a good signature")
         elif one.job not in evidence.jobs:
@@ -176,7 +176,7 @@ def _strange_messages(evidence: Evidence) -> Iterator[Breach]:
 def _messages(job: Job, evidence: Evidence) -> Iterator[Breach]:
     """Who wanted to hear of the job's end is told at least once, always under one name; nobody else is."""
     deliveries = [one for one in evidence.deliveries if one.job == job.id]
-    heard = [one for one in evidence.heard if one.job == job.id and one.genuine]
+    heard = [one for one in evidence.messages if one.job == job.id and one.genuine]
     wanted = int(job.submission.webhook is not None and job.status in TERMINAL)
     if len(deliveries) != wanted:
         yield Breach("untold", job.id, f"there are {len(deliveries)} deliveries of its end, not {wanted}")
@@ -188,16 +188,16 @@ def _messages(job: Job, evidence: Evidence) -> Iterator[Breach]:
         elif delivery.status == "delivered" and not heard:
             yield Breach("untold", job.id, "what counts as delivered was never heard")
     names = {delivery.id for delivery in deliveries}
-    yield from (Breach("mistold", job.id, text) for one in heard if (text := _mistake(job, one, names)))
+    yield from (Breach("mistold", job.id, text) for one in heard if (text := _find_mistake(job, one, names)))
 
 
-def _mistake(job: Job, heard: Heard, names: Collection[str]) -> str | None:
-    if not (job.submission.webhook or "").endswith(heard.path):
-        return f"{heard.path} was told of it, and had not asked"
-    if heard.message not in names:
-        return f"it was told as {heard.message}, and its delivery is {', '.join(names)}"
-    if heard.kind != f"job.{job.status}":
-        return f"a receiver heard {heard.kind}, and it is {job.status}"
-    if job.finished_at is None or heard.at < job.finished_at.timestamp():
+def _find_mistake(job: Job, message: ReceivedMessage, names: Collection[str]) -> str | None:
+    if not (job.submission.webhook or "").endswith(message.path):
+        return f"{message.path} was told of it, and had not asked"
+    if message.message not in names:
+        return f"it was told as {message.message}, and its delivery is {', '.join(names)}"
+    if message.kind != f"job.{job.status}":
+        return f"a receiver heard {message.kind}, and it is {job.status}"
+    if job.finished_at is None or message.at < job.finished_at.timestamp():
         return "a receiver heard of its end before it ended"
     return None

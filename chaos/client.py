@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from chaos.book import Book, Entry
+from chaos.book import ClientEvent, Journal
 from touchstone.ledger.records import TERMINAL
 
 MODEL = "fashion-mnist-cnn"
 ANSWER_SECONDS = 6.0
 PAUSE_SECONDS = 0.2
-AGAIN, CANCELED, TOLD = 0.2, 0.1, 0.5
+RESUBMIT_SHARE, CANCEL_SHARE, WEBHOOK_SHARE = 0.2, 0.1, 0.5
 """Shares of the requests that are sent again once they were accepted, of the jobs that are canceled, and of
 those whose end is told to a receiver.
 """
@@ -34,59 +34,59 @@ Answer = tuple[str, dict[str, Any]]
 class Load:
     """Clients on threads of their own, which never stop asking until they are told to."""
 
-    def __init__(self, port: int, book: Book, clients: int, *, webhook: str) -> None:
-        self._port, self._book, self._webhook = port, book, webhook
+    def __init__(self, port: int, journal: Journal, clients: int, *, webhook: str) -> None:
+        self._port, self._journal, self._webhook = port, journal, webhook
         self._numbers = itertools.count(1)
-        self._enough = threading.Event()
+        self._stopping = threading.Event()
         self.fault = "none"
         """What is going on at the moment: it stands beside each request that begins."""
-        self._threads = [threading.Thread(target=self._live, daemon=True) for _ in range(clients)]
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
         for thread in self._threads:
             thread.start()
 
     def stop(self, seconds: float) -> None:
         """Begin no further requests; returns when all were seen to end, or the time is up."""
-        self._enough.set()
+        self._stopping.set()
         self._until = time.monotonic() + seconds
         for thread in self._threads:
             thread.join()
 
-    def _live(self) -> None:
-        while not self._enough.is_set():
+    def _run(self) -> None:
+        while not self._stopping.is_set():
             number = next(self._numbers)
             key, fault, asked = f"key-{number}", self.fault, self._body(number)
-            self._book.write(Entry("attempted", key, fault))
-            if job := self._insist(key, fault, asked):
+            self._journal.write(ClientEvent("attempted", key, fault))
+            if job := self._submit_until_accepted(key, fault, asked):
                 self._follow(key, fault, asked, job)
 
     def _body(self, number: int) -> bytes:
-        more = {"webhook": self._webhook} if random.random() < TOLD else {}
-        return body(number, random.randint(3, 30), **more)
+        more = {"webhook": self._webhook} if random.random() < WEBHOOK_SHARE else {}
+        return build_body(number, random.randint(3, 30), **more)
 
-    def _goes_on(self) -> bool:
-        return not self._enough.is_set() or time.monotonic() < self._until
+    def _is_running(self) -> bool:
+        return not self._stopping.is_set() or time.monotonic() < self._until
 
-    def _insist(self, key: str, fault: str, asked: bytes) -> str | None:
+    def _submit_until_accepted(self, key: str, fault: str, asked: bytes) -> str | None:
         """Ask until there is a job: what a client does who was promised that asking twice is safe."""
-        while self._goes_on():
+        while self._is_running():
             status, answer = self._submit(key, asked)
             job = str(answer.get("id", ""))
-            self._book.write(Entry("answered", key, fault, status, job))
+            self._journal.write(ClientEvent("answered", key, fault, status, job))
             if job:
                 return job
             time.sleep(PAUSE_SECONDS)
         return None
 
     def _follow(self, key: str, fault: str, asked: bytes, job: str) -> None:
-        if random.random() < AGAIN:
+        if random.random() < RESUBMIT_SHARE:
             status, answer = self._submit(key, asked)
-            self._book.write(Entry("answered", key, fault, status, str(answer.get("id", ""))))
-        if random.random() < CANCELED:
-            ask(self._port, "POST", f"/v1/jobs/{job}/cancel")
-        while self._goes_on():
-            status, answer = ask(self._port, "GET", f"/v1/jobs/{job}", headers={"Prefer": "wait=2"})
+            self._journal.write(ClientEvent("answered", key, fault, status, str(answer.get("id", ""))))
+        if random.random() < CANCEL_SHARE:
+            send_request(self._port, "POST", f"/v1/jobs/{job}/cancel")
+        while self._is_running():
+            status, answer = send_request(self._port, "GET", f"/v1/jobs/{job}", headers={"Prefer": "wait=2"})
             if answer.get("status") in TERMINAL and status == "200":
-                self._book.write(Entry("ended", key, fault, answer["status"], job))
+                self._journal.write(ClientEvent("ended", key, fault, answer["status"], job))
                 return
             if status == "404":  # the checker will find that it is lost
                 return
@@ -94,10 +94,10 @@ class Load:
 
     def _submit(self, key: str, asked: bytes) -> Answer:
         headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
-        return ask(self._port, "POST", "/v1/attacks/pgd", asked, headers)
+        return send_request(self._port, "POST", "/v1/attacks/pgd", asked, headers)
 
 
-def ask(
+def send_request(
     port: int, method: str, path: str, data: bytes = b"", headers: Mapping[str, str] | None = None
 ) -> Answer:
     """One request on a connection of its own."""
@@ -112,7 +112,7 @@ def ask(
         connection.close()
 
 
-def body(number: int, steps: int, **more: str) -> bytes:
+def build_body(number: int, steps: int, **more: str) -> bytes:
     """A small attack, whose seed tells which request it was."""
     fields = {"model": MODEL, "steps": steps, "early_stop": False, "seed": number, **more}
     return json.dumps({**fields, "image": _image()}).encode()

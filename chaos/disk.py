@@ -11,7 +11,7 @@ SIZE = 256 * 2**20
 
 
 @contextmanager
-def small(folder: Path) -> Iterator[bool]:
+def mount_small_disk(folder: Path) -> Iterator[bool]:
     """Have the folder on a disk of its own during this block; false where only root may do that."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = _run("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder))
@@ -30,7 +30,7 @@ def _run(*command: str) -> bool:
 
 
 @contextmanager
-def full(folder: Path) -> Iterator[None]:
+def fill(folder: Path) -> Iterator[None]:
     """Leave no room on the folder's disk during this block."""
     filler = folder / "filler"
     try:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import kept
+from benchmarks.record import read_record
 
 DOCUMENT = Path(__file__).parents[1] / "docs/reliability.md"
 CAMPAIGN, PROMISES = "chaos", "chaos-promises"
@@ -30,20 +30,23 @@ _CAMPAIGN_HEAD = (
 _PROMISES_HEAD = ("measurement", "limit s", "n", *(f"{one} s" for one in _TIMES))
 
 
-def written(text: str) -> str:
+def update_tables(text: str) -> str:
     """The document with its tables as the records say."""
-    return _between(
-        _between(text, "campaign", kept(CAMPAIGN), campaign), "promises", kept(PROMISES), promises
+    return _replace_table(
+        _replace_table(text, "campaign", read_record(CAMPAIGN), campaign_table),
+        "promises",
+        read_record(PROMISES),
+        promises_table,
     )
 
 
-def _between(text: str, what: str, record: Mapping[str, Any], table: Any) -> str:
+def _replace_table(text: str, what: str, record: Mapping[str, Any], table: Any) -> str:
     marks = f"<!-- {what} -->", f"<!-- end of {what} -->"
     inside = [marks[0], *([table(record["rows"])] if record else []), marks[1]]
     return re.sub(f"{marks[0]}.*?{marks[1]}", lambda _: "\n".join(inside), text, flags=re.DOTALL)
 
 
-def campaign(rows: Iterable[Mapping[str, Any]]) -> str:
+def campaign_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """What became of the jobs, fault by fault."""
     return _table(_CAMPAIGN_HEAD, map(_fault, rows))
 
@@ -55,7 +58,7 @@ def _fault(row: Mapping[str, Any]) -> list[str]:
     return [row["fault"], *counts, bound, *more, *_times(row)]
 
 
-def promises(rows: Iterable[Mapping[str, Any]]) -> str:
+def promises_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """What was promised beside what was measured."""
     return _table(_PROMISES_HEAD, map(_promise, rows))
 
@@ -76,4 +79,4 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(written(DOCUMENT.read_text()))
+    DOCUMENT.write_text(update_tables(DOCUMENT.read_text()))

@@ -19,18 +19,18 @@ from chaos import disk, traps
 from chaos.proxy import Mode, Proxy
 from chaos.site import Site, wait_until
 from chaos.traps import Trap
-from service.state.dispatch import open_bell
+from service.state.dispatch import open_dispatch
 from touchstone.ledger.broker import QUEUE
 from touchstone.ledger.connection import connect
 from touchstone.ledger.records import LOCAL
 from touchstone.ledger.server import process_id
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.tenant_ledger import TenantLedger
 
 Strike = Callable[[Site], None]
 AHEAD_SECONDS = 7200.0
 NOTICED_SECONDS = 10.0
 """After a step took longer than it may, the worker must be gone within this time."""
-TOO_OFTEN = 3
+EXTRA_MESSAGES = 3
 """How often a bell is rung that is rung too often."""
 
 
@@ -53,7 +53,7 @@ def _kill_worker(site: Site) -> None:
 
 
 def _kill_all_workers(site: Site) -> None:
-    wait_until(site.all_work)
+    wait_until(site.all_alive)
     for process in site.workers:
         process.kill()
 
@@ -72,7 +72,7 @@ def _crash(points: Iterator[Trap], site: Site) -> None:
 
 
 def _kill_api(site: Site) -> None:
-    wait_until(site.is_whole)
+    wait_until(site.is_ready)
     time.sleep(random.uniform(0, 0.1))
     _end(site.api, signal.SIGKILL)
 
@@ -82,8 +82,8 @@ def _end_valkey(signum: signal.Signals, site: Site) -> None:
     site.kill_valkey(signum)
 
 
-def _cut(mode: Mode, line: Callable[[Site], Proxy], site: Site) -> None:
-    with line(site).failing(mode):
+def _cut(mode: Mode, proxy_of: Callable[[Site], Proxy], site: Site) -> None:
+    with proxy_of(site).failing(mode):
         time.sleep(random.uniform(0.5, 2))
 
 
@@ -94,13 +94,13 @@ def _terminate(site: Site) -> None:
 def _freeze(site: Site) -> None:
     """Let a worker sleep until its jobs are another's, and then go on as if nothing had been."""
     process = site.any_worker()
-    site.lose(process)
-    with _stopped(process):
+    site.record_loss(process)
+    with _suspend(process):
         time.sleep(1.5 * site.settings.lease + 1)
 
 
 @contextmanager
-def _stopped(process: BaseProcess) -> Iterator[None]:
+def _suspend(process: BaseProcess) -> Iterator[None]:
     pid = process.pid or 0
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -109,9 +109,9 @@ def _stopped(process: BaseProcess) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def _get_stuck(site: Site) -> None:
+def _hang(site: Site) -> None:
     """One engine hangs, and a step of another lets no thread of its process run: both must be noticed."""
-    wait_until(site.all_work)
+    wait_until(site.all_alive)
     before = {process.pid for process in site.workers}
     for trap in (traps.HANG, traps.SEIZE):
         traps.arm(trap, site.home)
@@ -123,20 +123,20 @@ def _run_out_of_memory(site: Site) -> None:
     """A step that cannot allocate; and a worker that has just begun and may not grow by a byte."""
     traps.arm(traps.NO_MEMORY, site.home)
     wait_until(lambda: not traps.is_armed(traps.NO_MEMORY, site.home))
-    with _limited(_renewed(site).pid, resource.RLIMIT_AS, 0):
+    with _limit_resource(_replace_worker(site).pid, resource.RLIMIT_AS, 0):
         time.sleep(0.5)
 
 
-def _renewed(site: Site) -> BaseProcess:
+def _replace_worker(site: Site) -> BaseProcess:
     """A worker that took another's place just now."""
     before = {process.pid for process in site.workers}
     _end(site.any_worker(), signal.SIGTERM)
-    wait_until(lambda: any(process.pid not in before for process in site.workers) and site.all_work())
+    wait_until(lambda: any(process.pid not in before for process in site.workers) and site.all_alive())
     return next(process for process in site.workers if process.pid not in before)
 
 
 @contextmanager
-def _limited(pid: int | None, limit: int, soft: int) -> Iterator[None]:
+def _limit_resource(pid: int | None, limit: int, soft: int) -> Iterator[None]:
     """A process may use so much and no more, if it still lives."""
     if pid is None:
         return
@@ -155,32 +155,32 @@ def _fill_disk(site: Site) -> None:
     """
     with ExitStack() as full:
         for process in (site.api, *site.workers):
-            full.enter_context(_limited(process.pid, resource.RLIMIT_FSIZE, 0))
+            full.enter_context(_limit_resource(process.pid, resource.RLIMIT_FSIZE, 0))
         time.sleep(1)
-        full.enter_context(_limited(process_id(site.valkey.url), resource.RLIMIT_FSIZE, 0))
-        wait_until(lambda: not site.valkey.alive())
-    site.revive_valkey()
+        full.enter_context(_limit_resource(process_id(site.valkey.url), resource.RLIMIT_FSIZE, 0))
+        wait_until(lambda: not site.valkey.is_alive())
+    site.restart_valkey()
     if site.blobs.is_mount():
-        with disk.full(site.blobs):
+        with disk.fill(site.blobs):
             time.sleep(1)
 
 
 def _set_clock_ahead(site: Site) -> None:
     """A worker whose clock is two hours ahead takes part in the work."""
     site.clock = AHEAD_SECONDS
-    _renewed(site)
+    _replace_worker(site)
     site.clock = 0.0
     time.sleep(1)
 
 
-def _ring_too_often(site: Site) -> None:
-    ring = open_bell(site.valkey.url, site.ledger.queue_of)
-    for job in Holdings.of(site.ledger, LOCAL).find(limit=20).jobs:
-        for _ in range(TOO_OFTEN):
-            ring(job.id)
+def _dispatch_too_often(site: Site) -> None:
+    dispatch = open_dispatch(site.valkey.url, site.ledger.broker_queue_of)
+    for job in TenantLedger.of(site.ledger, LOCAL).find(limit=20).jobs:
+        for _ in range(EXTRA_MESSAGES):
+            dispatch(job.id)
 
 
-def _lose_bells(site: Site) -> None:
+def _lose_messages(site: Site) -> None:
     """The broker's list is deleted again and again. The ledger's keys, on the same server, are left alone."""
     client = connect(site.valkey.url)
     until = time.monotonic() + 1
@@ -189,19 +189,19 @@ def _lose_bells(site: Site) -> None:
     client.close()
 
 
-def _api_line(site: Site) -> Proxy:
-    return site.api_line
+def _api_proxy(site: Site) -> Proxy:
+    return site.api_proxy
 
 
-def _worker_line(site: Site) -> Proxy:
-    return site.worker_line
+def _worker_proxy(site: Site) -> Proxy:
+    return site.worker_proxy
 
 
 def _partitions() -> Iterator[Fault]:
-    for who, line in (("API", _api_line), ("workers", _worker_line)):
+    for who, proxy_of in (("API", _api_proxy), ("workers", _worker_proxy)):
         for mode in Mode:
             if mode is not Mode.PASS:
-                yield Fault(f"{who} – ledger: {mode.value}", 1, partial(_cut, mode, line))
+                yield Fault(f"{who} – ledger: {mode.value}", 1, partial(_cut, mode, proxy_of))
 
 
 FAULTS = (
@@ -215,9 +215,9 @@ FAULTS = (
     Fault("ledger killed", 20, partial(_end_valkey, signal.SIGKILL)),
     Fault("ledger restarted", 2, partial(_end_valkey, signal.SIGTERM)),
     *_partitions(),
-    Fault("dispatch messages duplicated", 1, _ring_too_often),
-    Fault("dispatch messages deleted", 1, _lose_bells),
-    Fault("engine hung, and GIL held", 1, _get_stuck, "claimed again"),
+    Fault("dispatch messages duplicated", 1, _dispatch_too_often),
+    Fault("dispatch messages deleted", 1, _lose_messages),
+    Fault("engine hung, and GIL held", 1, _hang, "claimed again"),
     Fault("out of memory", 1, _run_out_of_memory),
     Fault("disk full", 1, _fill_disk),
     Fault("a worker's clock two hours ahead", 1, _set_clock_ahead),

@@ -17,16 +17,16 @@ EVERY_SECONDS = 0.005
 NOTE_SECONDS = 0.25
 
 
-class Lags:
+class LagRecorder:
     """The longest delays of the loop and of a thread since the last note, in seconds."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._worst = {"loop": 0.0, "thread": 0.0}
 
-    def note(self, who: str, late: float) -> None:
+    def note(self, who: str, delay: float) -> None:
         """One more delay."""
-        self._worst[who] = max(self._worst[who], late)
+        self._worst[who] = max(self._worst[who], delay)
 
     def write(self) -> None:
         """Add a line to the file and begin anew."""
@@ -39,24 +39,24 @@ class Lags:
 def watch(home: Path) -> None:
     """Let the server of this process write its loop's delays to `lags.jsonl`."""
     startup = Server.startup
-    lags = Lags(home / "lags.jsonl")
+    lags = LagRecorder(home / "lags.jsonl")
 
-    async def watched(self: Server, *args: Any, **options: Any) -> None:
-        threading.Thread(target=_beside, args=[lags], daemon=True).start()
-        self._lag = asyncio.create_task(_within(lags))  # type: ignore[attr-defined]  # kept from the collector
+    async def start_measuring(self: Server, *args: Any, **options: Any) -> None:
+        threading.Thread(target=_measure_thread, args=[lags], daemon=True).start()
+        self._lag = asyncio.create_task(_measure_loop(lags))  # type: ignore[attr-defined]  # kept from the collector
         await startup(self, *args, **options)
 
-    setattr(Server, "startup", watched)  # noqa: B010
+    setattr(Server, "startup", start_measuring)  # noqa: B010
 
 
-async def _within(lags: Lags) -> None:
+async def _measure_loop(lags: LagRecorder) -> None:
     while True:
         before = time.monotonic()
         await asyncio.sleep(EVERY_SECONDS)
         lags.note("loop", time.monotonic() - before - EVERY_SECONDS)
 
 
-def _beside(lags: Lags) -> None:
+def _measure_thread(lags: LagRecorder) -> None:
     written = time.monotonic()
     while True:
         before = time.monotonic()

@@ -21,14 +21,14 @@ from typing import Any
 import service.__main__
 import workers.__main__
 from chaos import lag, queries, traps
-from chaos.book import Book, Claim
+from chaos.book import Claim, Journal
 from touchstone.engine.oracles import probe
-from touchstone.ledger.ledger import Ledger, Report
+from touchstone.ledger.ledger import Ledger, ProgressReport
 from touchstone.ledger.records import Job
 from touchstone.ledger.webhooks import dispatcher, outbox, signatures
 from touchstone.settings import Settings
 
-PATIENCE = {
+SHORT_DELAYS = {
     (signatures, "PAUSES"): (1,) * 9,
     (dispatcher, "ANSWER_SECONDS"): 2.0,
     (outbox, "LEASE_SECONDS"): 5.0,
@@ -40,7 +40,7 @@ CLAIM = "claim"
 
 
 @dataclass(frozen=True)
-class Program:
+class ServiceProgram:
     """One of the service's programs, as the campaign starts it."""
 
     name: str
@@ -48,23 +48,23 @@ class Program:
     prepare: Callable[[Settings], None]
 
 
-def start(program: Program, settings: Settings, *, clock: float = 0.0) -> BaseProcess:
+def start(program: ServiceProgram, settings: Settings, *, clock: float = 0.0) -> BaseProcess:
     """A process of the program, whose clock is `clock` seconds ahead."""
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload([__name__])
-    process = forking.Process(target=_live, args=[program.name, settings, clock], name=program.name)
+    process = forking.Process(target=_run, args=[program.name, settings, clock], name=program.name)
     process.start()
     return process
 
 
-def _live(name: str, settings: Settings, clock: float) -> None:
+def _run(name: str, settings: Settings, clock: float) -> None:
     program = PROGRAMS[name]
     log = os.open(settings.home / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(_environment(settings))
     if clock:
-        _set_ahead(clock)
+        _set_clock_ahead(clock)
     program.prepare(settings)
     sys.exit(program.main())
 
@@ -74,7 +74,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     return {f"TOUCHSTONE_{name.upper()}": str(value) for name, value in chosen.items()}
 
 
-def _set_ahead(seconds: float) -> None:
+def _set_clock_ahead(seconds: float) -> None:
     """Let the wall clock of this process be wrong."""
     real = time.time
     time.time = lambda: real() + seconds
@@ -82,14 +82,14 @@ def _set_ahead(seconds: float) -> None:
 
 def _prepare_worker(settings: Settings) -> None:
     # A worker that lives for a second does not measure first which batches suit its device.
-    probe.gradient_rates = lambda *_: {1: 100.0, 32: 1000.0}
+    probe.measure_gradient_rates = lambda *_: {1: 100.0, 32: 1000.0}
     queries.watch(settings.home)
-    _mark()
-    _book_claims(Book(settings.home / "claims.jsonl"))
+    _mark_claims()
+    _record_claims(Journal(settings.home / "claims.jsonl"))
     traps.set_all(traps.WORKER_TRAPS, settings.home)
 
 
-def _mark() -> None:
+def _mark_claims() -> None:
     """Write down with every report and every end under which claim it is made."""
     finish, report_all = Ledger.finish, Ledger.report_all
 
@@ -100,7 +100,7 @@ def _mark() -> None:
         return finish(self, job, attempt, **end)
 
     @wraps(report_all)
-    def marked_reports(self: Ledger, reports: list[Report]) -> list[bool]:
+    def marked_reports(self: Ledger, reports: list[ProgressReport]) -> list[bool]:
         return report_all(
             self, [(job, claim, step, {**(more or {}), CLAIM: claim}) for job, claim, step, more in reports]
         )
@@ -110,29 +110,29 @@ def _mark() -> None:
     setattr(Ledger, "report_all", marked_reports)  # noqa: B010
 
 
-def _book_claims(book: Book) -> None:
+def _record_claims(journal: Journal) -> None:
     claim = Ledger.claim
 
     @wraps(claim)
-    def booked(self: Ledger, job: str, worker: str, **options: Any) -> Job | None:
+    def record_claim(self: Ledger, job: str, worker: str, **options: Any) -> Job | None:
         found = claim(self, job, worker, **options)
         if found is not None:
             with suppress(OSError):  # the disk may be full, as part of the campaign
-                book.write(
+                journal.write(
                     Claim(found.id, found.claims, os.getpid(), time.clock_gettime(time.CLOCK_REALTIME))
                 )
         return found
 
-    setattr(Ledger, "claim", booked)  # noqa: B010
+    setattr(Ledger, "claim", record_claim)  # noqa: B010
 
 
 def _prepare_api(settings: Settings) -> None:
     lag.watch(settings.home)
-    for (module, name), value in PATIENCE.items():
+    for (module, name), value in SHORT_DELAYS.items():
         setattr(module, name, value)
     traps.set_all(traps.API_TRAPS, settings.home)
 
 
-WORKER = Program("worker", workers.__main__.main, _prepare_worker)
-API = Program("api", service.__main__.main, _prepare_api)
+WORKER = ServiceProgram("worker", workers.__main__.main, _prepare_worker)
+API = ServiceProgram("api", service.__main__.main, _prepare_api)
 PROGRAMS = {program.name: program for program in (WORKER, API)}

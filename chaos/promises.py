@@ -20,8 +20,8 @@ from typing import Any
 
 from benchmarks.record import save
 from chaos import campaign, document, lag, traps
-from chaos.book import Asked, Claim, read
-from chaos.client import ask, body
+from chaos.book import Claim, LastQuery, read
+from chaos.client import build_body, send_request
 from chaos.faults import NOTICED_SECONDS
 from chaos.proxy import Mode
 from chaos.report import spread
@@ -29,13 +29,13 @@ from chaos.site import Site, wait_until
 from chaos.traps import Trap
 from touchstone.ledger.records import TERMINAL
 
-AT_ONCE = 16
-LONG = 10_000
+CONCURRENCY = 16
+MANY_STEPS = 10_000
 JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
-class Kept:
+class Measurement:
     """Measured times in seconds, and the limit that is promised for their 99th percentile, if one is."""
 
     promise: str
@@ -58,98 +58,104 @@ _numbers = itertools.count(1_000_000)
 
 def submit(site: Site, steps: int) -> str:
     """The id of a new job."""
-    status, answer = ask(site.port, "POST", "/v1/attacks/pgd", body(next(_numbers), steps), JSON)
+    status, answer = send_request(
+        site.port, "POST", "/v1/attacks/pgd", build_body(next(_numbers), steps), JSON
+    )
     if status != "202":
         raise RuntimeError(f"a job was refused with {status}: {answer}")
     return str(answer["id"])
 
 
-def canceled(site: Site, times: int) -> Kept:
+def measure_cancel(site: Site, times: int) -> Measurement:
     """From the request to cancel a job to its last question to the model, while others run."""
-    running = [submit(site, LONG) for _ in range(AT_ONCE)]
+    running = [submit(site, MANY_STEPS) for _ in range(CONCURRENCY)]
     at: dict[str, float] = {}
     for _ in range(times):
         job = running.pop(0)
         wait_until(lambda job=job: site.ledger.read(job).progress.done > 0)  # type: ignore[misc]
         at[job] = time.time()
-        ask(site.port, "POST", f"/v1/jobs/{job}/cancel")
-        running.append(submit(site, LONG))
+        send_request(site.port, "POST", f"/v1/jobs/{job}/cancel")
+        running.append(submit(site, MANY_STEPS))
     site.ledger.cancel_all(running)
     wait_until(lambda: all(site.ledger.read(job).status in TERMINAL for job in [*at, *running]))
-    last = {asked.job: asked.at for asked in read(site.home / "queries.jsonl", Asked)}
-    return Kept("cancel to last model query", 1.0, tuple(max(0.0, last[job] - at[job]) for job in at))
+    last = {asked.job: asked.at for asked in read(site.home / "queries.jsonl", LastQuery)}
+    return Measurement("cancel to last model query", 1.0, tuple(max(0.0, last[job] - at[job]) for job in at))
 
 
-def cut_off(site: Site, mode: Mode, rounds: int = 3) -> list[Kept]:
+def measure_cut_off(site: Site, mode: Mode, rounds: int = 3) -> list[Measurement]:
     """How long requests take that need the ledger, which is out of reach, and how late the event loop was."""
     job = submit(site, 1)
-    asked = partial(_timed, site, job)
+    asked = partial(_time_request, site, job)
     begun = time.time()
-    with site.api_line.failing(mode), ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = list(pool.map(asked, range(rounds * AT_ONCE)))
+    with site.api_proxy.failing(mode), ThreadPoolExecutor(CONCURRENCY) as pool:
+        answers = list(pool.map(asked, range(rounds * CONCURRENCY)))
     if {status for status, _ in answers} != {"503"}:
         raise RuntimeError(f"answered otherwise than with 503: {answers}")
     time.sleep(2 * lag.NOTE_SECONDS)
     notes = lag.read(site.home, since=begun)
-    site.wait_until_it_answers()
+    site.wait_until_reachable()
     return [
-        Kept(f"503 while the ledger is cut off ({mode.value})", 2.0, tuple(took for _, took in answers)),
-        Kept(f"event loop meanwhile ({mode.value})", 0.05, tuple(note["loop"] for note in notes)),
-        Kept(f"a thread beside it ({mode.value})", None, tuple(note["thread"] for note in notes)),
+        Measurement(
+            f"503 while the ledger is cut off ({mode.value})", 2.0, tuple(took for _, took in answers)
+        ),
+        Measurement(f"event loop meanwhile ({mode.value})", 0.05, tuple(note["loop"] for note in notes)),
+        Measurement(f"a thread beside it ({mode.value})", None, tuple(note["thread"] for note in notes)),
     ]
 
 
-def _timed(site: Site, job: str, number: int) -> tuple[str, float]:
+def _time_request(site: Site, job: str, number: int) -> tuple[str, float]:
     begun = time.monotonic()
     if number % 3:
-        status, _ = ask(site.port, "GET", (f"/v1/jobs/{job}", "/v1/jobs")[number % 2])
+        status, _ = send_request(site.port, "GET", (f"/v1/jobs/{job}", "/v1/jobs")[number % 2])
     else:
-        status, _ = ask(site.port, "POST", "/v1/attacks/pgd", body(next(_numbers), 1), JSON)
+        status, _ = send_request(site.port, "POST", "/v1/attacks/pgd", build_body(next(_numbers), 1), JSON)
     return status, time.monotonic() - begun
 
 
-def claimed_again(site: Site, times: int) -> Kept:
+def measure_reclaim(site: Site, times: int) -> Measurement:
     """From the kill of a worker to the next claim of a job that it ran."""
-    return Kept("killed worker to next claim", 10.0, tuple(_claimed_again(site) for _ in range(times)))
+    return Measurement("killed worker to next claim", 10.0, tuple(_time_reclaim(site) for _ in range(times)))
 
 
-def _claimed_again(site: Site) -> float:
-    wait_until(site.all_work)
-    job = submit(site, LONG)
-    wait_until(lambda: _claims(site, job))
-    pid = _claims(site, job)[-1].pid
+def _time_reclaim(site: Site) -> float:
+    wait_until(site.all_alive)
+    job = submit(site, MANY_STEPS)
+    wait_until(lambda: _read_claims(site, job))
+    pid = _read_claims(site, job)[-1].pid
     [worker] = [process for process in site.workers if process.pid == pid]
     at = time.time()
     worker.kill()
-    wait_until(lambda: len(_claims(site, job)) > 1)
+    wait_until(lambda: len(_read_claims(site, job)) > 1)
     site.ledger.cancel(job)
-    return _claims(site, job)[1].at - at
+    return _read_claims(site, job)[1].at - at
 
 
-def _claims(site: Site, job: str) -> list[Claim]:
+def _read_claims(site: Site, job: str) -> list[Claim]:
     return [claim for claim in read(site.home / "claims.jsonl", Claim) if claim.job == job]
 
 
-def restarted(site: Site, times: int) -> Kept:
+def measure_restart(site: Site, times: int) -> Measurement:
     """From the moment at which a killed ledger and broker is back to the next claim."""
-    return Kept("ledger restarted to next claim", 5.0, tuple(_restarted(site) for _ in range(times)))
+    return Measurement(
+        "ledger restarted to next claim", 5.0, tuple(_time_restart(site) for _ in range(times))
+    )
 
 
-def _restarted(site: Site) -> float:
+def _time_restart(site: Site) -> float:
     site.kill_valkey(signal.SIGKILL)
     at = time.time()
-    site.wait_until_it_answers()
+    site.wait_until_reachable()
     job = submit(site, 1)
-    wait_until(lambda: _claims(site, job))
-    return _claims(site, job)[0].at - at
+    wait_until(lambda: _read_claims(site, job))
+    return _read_claims(site, job)[0].at - at
 
 
 STUCK = {traps.HANG: "hung engine", traps.SEIZE: "held interpreter"}
 
 
-def noticed(site: Site, trap: Trap) -> Kept:
+def measure_hang(site: Site, trap: Trap) -> Measurement:
     """From the moment at which a step hangs to the end of the worker."""
-    wait_until(site.all_work)
+    wait_until(site.all_alive)
     before = {process.pid for process in site.workers}
     traps.arm(trap, site.home)
     job = submit(site, 1)
@@ -157,14 +163,16 @@ def noticed(site: Site, trap: Trap) -> Kept:
     took = wait_until(lambda: before - {process.pid for process in site.workers})
     wait_until(lambda: site.ledger.read(job).status == "succeeded")
     limit = site.settings.hang + NOTICED_SECONDS
-    return Kept(f"{STUCK[trap]} to worker's end (hang budget {site.settings.hang:g} s)", limit, (took,))
+    return Measurement(
+        f"{STUCK[trap]} to worker's end (hang budget {site.settings.hang:g} s)", limit, (took,)
+    )
 
 
-def told_once(site: Site, times: int = 50) -> int:
+def count_jobs_of_one_key(site: Site, times: int = 50) -> int:
     """How many jobs become of so many equal requests with one Idempotency-Key, all at once."""
     number = next(_numbers)
     headers = {**JSON, "Idempotency-Key": f"key-{number}"}
-    send = partial(ask, site.port, "POST", "/v1/attacks/pgd", body(number, 1), headers)
+    send = partial(send_request, site.port, "POST", "/v1/attacks/pgd", build_body(number, 1), headers)
     with ThreadPoolExecutor(times) as pool:
         answers = list(pool.map(lambda _: send(), range(times)))
     if {status for status, _ in answers} != {"202"}:
@@ -172,14 +180,14 @@ def told_once(site: Site, times: int = 50) -> int:
     return len({answer["id"] for _, answer in answers})
 
 
-def measure(site: Site) -> Iterator[Kept]:
+def measure(site: Site) -> Iterator[Measurement]:
     """Everything that has a limit."""
-    yield canceled(site, 100)
+    yield measure_cancel(site, 100)
     for mode in (Mode.STALL, Mode.ONE_WAY, Mode.RESET):
-        yield from cut_off(site, mode)
-    yield restarted(site, 20)
-    yield claimed_again(site, 10)
-    yield from (noticed(site, trap) for trap in STUCK)
+        yield from measure_cut_off(site, mode)
+    yield measure_restart(site, 20)
+    yield measure_reclaim(site, 10)
+    yield from (measure_hang(site, trap) for trap in STUCK)
 
 
 def main() -> int:
@@ -189,11 +197,11 @@ def main() -> int:
     asked = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
     with campaign.site(home, workers=2, lease=5.0, hang=5.0, concurrency=96) as site:
-        jobs = told_once(site)
+        jobs = count_jobs_of_one_key(site)
         print(f"50 requests with one Idempotency-Key: {jobs} job")
         kept = list(measure(site))
     rows = [one.record() for one in kept]
-    print(document.promises(rows))
+    print(document.promises_table(rows))
     if asked.record:
         save(document.PROMISES, {"jobs_of_50_equal_requests": jobs, "rows": rows})
     return 0 if jobs == 1 and all(one.holds for one in kept) else 1

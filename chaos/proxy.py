@@ -42,7 +42,7 @@ class Proxy:
     def __init__(self, target: Path) -> None:
         self._target = target
         self._mode = Mode.PASS
-        self._lines: set[_Line] = set()
+        self._connections: set[_ProxiedConnection] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -54,18 +54,18 @@ class Proxy:
         """The address for redis clients."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def turn(self, mode: Mode) -> None:
+    def set_mode(self, mode: Mode) -> None:
         """Behave so from now on; returns once it does."""
-        self._run(self._turn(mode))
+        self._run(self._set_mode(mode))
 
     @contextmanager
     def failing(self, mode: Mode) -> Iterator[None]:
         """Behave so for the length of the block."""
-        self.turn(mode)
+        self.set_mode(mode)
         try:
             yield
         finally:
-            self.turn(Mode.PASS)
+            self.set_mode(Mode.PASS)
 
     def close(self) -> None:
         """Break all connections and end the thread."""
@@ -82,55 +82,60 @@ class Proxy:
         self._flows.set()
         return await asyncio.start_server(self._serve, "127.0.0.1", 0)
 
-    async def _turn(self, mode: Mode) -> None:
+    async def _set_mode(self, mode: Mode) -> None:
         self._mode = mode
         if mode is Mode.STALL:
             self._flows.clear()
         else:
             self._flows.set()
-        for line in list(self._lines):
+        for line in list(self._connections):
             # Where bytes are missing, a stream makes no sense any more: there a real connection is given up.
-            if mode is Mode.RESET or line.torn:
+            if mode is Mode.RESET or line.truncated:
                 line.reset()
 
     async def _close(self) -> None:
         self._server.close()
-        await self._turn(Mode.RESET)
+        await self._set_mode(Mode.RESET)
         # Those who serve the connections notice, and end.
-        while self._lines:
+        while self._connections:
             await asyncio.sleep(0.001)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = _Line(writer)
-        self._lines.add(line)
+        connection = _ProxiedConnection(writer)
+        self._connections.add(connection)
         try:
             if self._mode is not Mode.RESET:
-                await self._connect(line, reader)
+                await self._connect(connection, reader)
         except OSError:
             pass  # either side may go at any time, and the other is told by its end
         finally:
-            line.reset()
-            self._lines.discard(line)
+            connection.reset()
+            self._connections.discard(connection)
 
-    async def _connect(self, line: _Line, reader: asyncio.StreamReader) -> None:
-        answers, line.upstream = await asyncio.open_unix_connection(self._target)
-        ways = [self._carry(line, reader, line.upstream), self._carry(line, answers, line.client)]
-        await _first_of(ways)
+    async def _connect(self, connection: _ProxiedConnection, reader: asyncio.StreamReader) -> None:
+        answers, connection.upstream = await asyncio.open_unix_connection(self._target)
+        ways = [
+            self._carry(connection, reader, connection.upstream),
+            self._carry(connection, answers, connection.client),
+        ]
+        await _wait_for_first(ways)
 
-    async def _carry(self, line: _Line, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(
+        self, connection: _ProxiedConnection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         while chunk := await reader.read(_CHUNK):
-            if not await self._pass(line, chunk, writer):
+            if not await self._pass(connection, chunk, writer):
                 return
             await writer.drain()
 
-    async def _pass(self, line: _Line, chunk: bytes, writer: asyncio.StreamWriter) -> bool:
+    async def _pass(self, connection: _ProxiedConnection, chunk: bytes, writer: asyncio.StreamWriter) -> bool:
         """Pass some bytes on, or not; false where this is the end of the connection."""
         await self._flows.wait()
         if self._mode is Mode.LATENCY:
             await asyncio.sleep(LATENCY_SECONDS)
-        if writer is line.client and self._mode is Mode.ONE_WAY:
-            line.torn = True
-        elif writer is line.client and self._mode is Mode.TRUNCATE:
+        if writer is connection.client and self._mode is Mode.ONE_WAY:
+            connection.truncated = True
+        elif writer is connection.client and self._mode is Mode.TRUNCATE:
             writer.write(chunk[: random.randrange(len(chunk))])
             await writer.drain()
             return False
@@ -139,13 +144,13 @@ class Proxy:
         return True
 
 
-class _Line:
+class _ProxiedConnection:
     """One connection through the proxy."""
 
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.client = client
         self.upstream: asyncio.StreamWriter | None = None
-        self.torn = False
+        self.truncated = False
         """Whether bytes of it were thrown away."""
 
     def reset(self) -> None:
@@ -157,7 +162,7 @@ class _Line:
             writer.transport.abort()
 
 
-async def _first_of(ways: list[Coroutine[Any, Any, None]]) -> None:
+async def _wait_for_first(ways: list[Coroutine[Any, Any, None]]) -> None:
     """Wait until one of them ends, and let go of the others."""
     tasks = [asyncio.ensure_future(way) for way in ways]
     try:

@@ -13,11 +13,11 @@ from typing import Any
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from chaos.book import Book, Heard
+from chaos.book import Journal, ReceivedMessage
 
 OWN, OTHERS = "/own", "/others"
 """Where jobs of the campaign's clients are told, and where only those of another tenant are."""
-REFUSED, LATE = 0.15, 0.02
+REFUSED_SHARE, LATE_SHARE = 0.15, 0.02
 """Shares of the messages that are answered with 500, and so late that the sender has gone."""
 LATE_SECONDS = 3.0
 
@@ -25,11 +25,11 @@ LATE_SECONDS = 3.0
 class Receiver:
     """Listens on the loopback; `secret` is what messages must be signed with."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, journal: Journal) -> None:
         self.secret = ""
-        self._book = book
+        self._journal = journal
         self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.hear = self._hear
+        self._server.on_message = self._record
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -46,22 +46,22 @@ class Receiver:
         """Hear no more."""
         self._server.shutdown()
         self._server.server_close()
-        self._book.close()
+        self._journal.close()
 
-    def _hear(self, path: str, headers: dict[str, str], body: bytes) -> None:
+    def _record(self, path: str, headers: dict[str, str], body: bytes) -> None:
         message, at = headers.get("webhook-id", ""), time.time()
         try:
             Webhook(self.secret).verify(body, headers)
         except WebhookVerificationError:
-            self._book.write(Heard(message, path, genuine=False, at=at))
+            self._journal.write(ReceivedMessage(message, path, genuine=False, at=at))
             return
         told = json.loads(body)
-        self._book.write(Heard(message, path, told["type"], told["data"]["id"], at=at))
+        self._journal.write(ReceivedMessage(message, path, told["type"], told["data"]["id"], at=at))
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    hear: Any
+    on_message: Any
 
     def handle_error(self, *_: Any) -> None:
         """A sender that was killed is no news."""
@@ -73,11 +73,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.hear(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+        self.server.on_message(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
         chance = random.random()
-        if chance < LATE:
+        if chance < LATE_SHARE:
             time.sleep(LATE_SECONDS)
-        self.send_response(500 if LATE <= chance < LATE + REFUSED else 204)
+        self.send_response(500 if LATE_SHARE <= chance < LATE_SHARE + REFUSED_SHARE else 204)
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy.stats import beta
 
-from chaos.book import Blow, Claim, Loss
+from chaos.book import Claim, FaultStrike, WorkerLoss
 from chaos.checker import Breach, Evidence
 from chaos.faults import FAULTS, Fault
 
@@ -34,13 +34,13 @@ COUNTS = (
 class History:
     """What was done to the service, which workers it lost, and who claimed what."""
 
-    blows: Sequence[Blow]
-    losses: Sequence[Loss]
+    strikes: Sequence[FaultStrike]
+    losses: Sequence[WorkerLoss]
     claims: Sequence[Claim]
 
     def fault_at(self, at: float) -> str:
         """The fault that struck last before this time."""
-        return max((blow for blow in self.blows if blow.at <= at), key=lambda blow: blow.at).fault
+        return max((blow for blow in self.strikes if blow.at <= at), key=lambda blow: blow.at).fault
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Row:
     def record(self) -> dict[str, Any]:
         """As the record keeps it."""
         times = dict(zip(("p50", "p99", "max"), spread(self.recoveries), strict=False))
-        bound = most_likely_lost(self.lost, self.accepted)
+        bound = max_lost_share(self.lost, self.accepted)
         return {**asdict(self), "recoveries": len(self.recoveries), "lost_at_most": bound, **times}
 
 
-def most_likely_lost(lost: int, accepted: int) -> float:
+def max_lost_share(lost: int, accepted: int) -> float:
     """The share that may be lost at most, with 95 % confidence (Clopper and Pearson 1934, one-sided)."""
     return 1.0 if lost >= accepted else float(beta.ppf(0.95, lost + 1, accepted - lost))
 
@@ -84,7 +84,7 @@ def rows(
     evidence: Evidence, history: History, breaches: Iterable[Breach], faults: Sequence[Fault] = FAULTS
 ) -> list[Row]:
     """One for each fault that struck, in the order in which they are listed, and one for all."""
-    struck = [fault for fault in faults if any(blow.fault == fault.name for blow in history.blows)]
+    struck = [fault for fault in faults if any(blow.fault == fault.name for blow in history.strikes)]
     broken = list(breaches)
     each = [_row(fault, evidence, history, broken) for fault in struck]
     return [*each, _sum(each)]
@@ -92,13 +92,13 @@ def rows(
 
 def _row(fault: Fault, evidence: Evidence, history: History, breaches: Sequence[Breach]) -> Row:
     keys = {one.key for one in evidence.entries if one.what == "attempted" and one.fault == fault.name}
-    jobs = {job for job, key in evidence.accepted().items() if key in keys}
+    jobs = {job for job, key in evidence.accepted_jobs().items() if key in keys}
     ends = Counter(evidence.jobs[job].status for job in jobs & evidence.jobs.keys())
     to_tell = {job for job in jobs & evidence.jobs.keys() if evidence.jobs[job].submission.webhook}
     of = Counter(breach.kind for breach in breaches if breach.of in jobs or breach.of in keys)
     return Row(
         fault.name,
-        len([blow for blow in history.blows if blow.fault == fault.name]),
+        len([blow for blow in history.strikes if blow.fault == fault.name]),
         len(keys),
         len(jobs),
         ends["succeeded"],
@@ -107,7 +107,7 @@ def _row(fault: Fault, evidence: Evidence, history: History, breaches: Sequence[
         of["lost"] + of["unfinished"],
         of["duplicated"],
         len(to_tell),
-        len(to_tell & {one.job for one in evidence.heard if one.genuine}),
+        len(to_tell & {one.job for one in evidence.messages if one.genuine}),
         tuple(_recoveries(fault, history)),
     )
 
@@ -119,19 +119,19 @@ def _sum(each: Sequence[Row]) -> Row:
 
 def _recoveries(fault: Fault, history: History) -> Iterator[float]:
     again = fault.recovery == "claimed again"
-    yield from _claimed_again(fault, history) if again else _next_claims(fault, history)
+    yield from _reclaim_times(fault, history) if again else _next_claims(fault, history)
 
 
 def _next_claims(fault: Fault, history: History) -> Iterator[float]:
     """From the end of each blow to the next claim of any job."""
     claims = sorted(claim.at for claim in history.claims)
-    for blow in history.blows:
+    for blow in history.strikes:
         place = bisect_right(claims, blow.over)
         if blow.fault == fault.name and place < len(claims):
             yield claims[place] - blow.over
 
 
-def _claimed_again(fault: Fault, history: History) -> Iterator[float]:
+def _reclaim_times(fault: Fault, history: History) -> Iterator[float]:
     """From the loss of each worker to the next claim of each job that it left."""
     claims = {(claim.job, claim.claim): claim for claim in history.claims}
     lost = {loss.pid: loss.at for loss in reversed(history.losses) if history.fault_at(loss.at) == fault.name}

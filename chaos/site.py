@@ -14,9 +14,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from chaos import processes
-from chaos.book import Book, Loss
-from chaos.client import ask
-from chaos.processes import API, WORKER, Program
+from chaos.book import Journal, WorkerLoss
+from chaos.client import send_request
+from chaos.processes import API, WORKER, ServiceProgram
 from chaos.proxy import Proxy
 from chaos.receiver import OTHERS, Receiver
 from touchstone.errors import LedgerUnavailable
@@ -24,14 +24,14 @@ from touchstone.ledger import address
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL
 from touchstone.ledger.server import process_id
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.endpoints import JOB_EVENTS
 from touchstone.settings import Settings
 from touchstone.supervisor import valkey
 
-LOOK_SECONDS = 0.01
-STRANGER = "stranger"
+CHECK_SECONDS = 0.01
+OTHER_TENANT = "stranger"
 """A tenant that wants to hear of all its jobs and has none."""
 
 
@@ -41,7 +41,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> float:
     while not condition():
         if time.monotonic() - begun > seconds:
             raise TimeoutError("waited in vain")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(CHECK_SECONDS)
     return time.monotonic() - begun
 
 
@@ -52,8 +52,8 @@ class Site:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self.valkey = valkey.start(home)
-        self.api_line, self.worker_line = (Proxy(address.socket_path(home)) for _ in range(2))
-        self.receiver = Receiver(Book(home / "heard.jsonl"))
+        self.api_proxy, self.worker_proxy = (Proxy(address.socket_path(home)) for _ in range(2))
+        self.receiver = Receiver(Journal(home / "heard.jsonl"))
         place = {
             "home": home,
             "port": _free_port(),
@@ -62,21 +62,23 @@ class Site:
         }
         self._settings = Settings.model_validate({**place, **settings})
         self.ledger = Ledger(self.valkey.url, self._settings)
-        self._introduce_receiver()
+        self._register_receiver()
         self.clock = 0.0
         """How many seconds the clocks of workers are ahead that are started from now on."""
-        self._losses = Book(home / "losses.jsonl")
+        self._losses = Journal(home / "losses.jsonl")
         self.api = self._start(API)
         self.workers = [self._start(WORKER) for _ in range(workers)]
         self._closing = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-        wait_until(self.is_whole)
+        self._supervisor = threading.Thread(target=self._supervise, daemon=True)
+        self._supervisor.start()
+        wait_until(self.is_ready)
 
-    def _introduce_receiver(self) -> None:
-        self.receiver.secret, _ = Holdings.of(self.ledger, LOCAL).endpoints.rotate()
+    def _register_receiver(self) -> None:
+        self.receiver.secret, _ = TenantLedger.of(self.ledger, LOCAL).endpoints.rotate()
         secret, url = signatures.new_secret(), self.receiver.url(OTHERS)
-        Holdings.of(self.ledger, STRANGER).endpoints.add(url, JOB_EVENTS, description="", secret=secret)
+        TenantLedger.of(self.ledger, OTHER_TENANT).endpoints.add(
+            url, JOB_EVENTS, description="", secret=secret
+        )
 
     @property
     def port(self) -> int:
@@ -93,43 +95,43 @@ class Site:
         """Those of API and workers, but for the address of the ledger, which each has its own of."""
         return self._settings
 
-    def _start(self, program: Program) -> BaseProcess:
-        line = self.api_line if program is API else self.worker_line
+    def _start(self, program: ServiceProgram) -> BaseProcess:
+        line = self.api_proxy if program is API else self.worker_proxy
         settings = self._settings.model_copy(update={"redis_url": line.url})
         return processes.start(program, settings, clock=self.clock if program is WORKER else 0.0)
 
-    def _watch(self) -> None:
-        while not self._closing.wait(LOOK_SECONDS):
+    def _supervise(self) -> None:
+        while not self._closing.wait(CHECK_SECONDS):
             self.workers = [one if one.is_alive() else self._replace(one) for one in self.workers]
             if not self.api.is_alive():
                 self.api = self._start(API)
 
     def _replace(self, dead: BaseProcess) -> BaseProcess:
-        self.lose(dead)
+        self.record_loss(dead)
         return self._start(WORKER)
 
-    def lose(self, process: BaseProcess) -> None:
+    def record_loss(self, process: BaseProcess) -> None:
         """Write down that a worker is lost: it is dead, or silent."""
-        self._losses.write(Loss(process.pid or 0, time.time()))
+        self._losses.write(WorkerLoss(process.pid or 0, time.time()))
 
-    def is_whole(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether everything is there and works."""
-        return self.all_work() and ask(self.port, "GET", "/readyz")[0] == "200"
+        return self.all_alive() and send_request(self.port, "GET", "/readyz")[0] == "200"
 
-    def all_work(self) -> bool:
+    def all_alive(self) -> bool:
         """Whether every worker is alive and has said so."""
         return self._alive() >= {process.pid for process in self.workers}
 
-    def wait_until_it_works(self) -> None:
+    def wait_until_working(self) -> None:
         """Wait until everything is there, and a job was claimed since then."""
-        wait_until(self.is_whole)
+        wait_until(self.is_ready)
         book = self.home / "claims.jsonl"
         before = book.stat().st_size
         wait_until(lambda: book.stat().st_size > before)
 
-    def wait_until_it_answers(self) -> None:
+    def wait_until_reachable(self) -> None:
         """Wait until the API reaches its ledger."""
-        wait_until(lambda: ask(self.port, "GET", "/v1/jobs")[0] == "200")
+        wait_until(lambda: send_request(self.port, "GET", "/v1/jobs")[0] == "200")
 
     def _alive(self) -> set[int | None]:
         try:
@@ -154,17 +156,17 @@ class Site:
         pid = process_id(self.valkey.url)
         if pid is not None:
             os.kill(pid, signum)
-        self.revive_valkey()
+        self.restart_valkey()
 
-    def revive_valkey(self) -> None:
+    def restart_valkey(self) -> None:
         """Start it again once it is dead."""
-        wait_until(lambda: not self.valkey.alive())
+        wait_until(lambda: not self.valkey.is_alive())
         self.valkey = valkey.start(self.home)
 
     def close(self) -> None:
         """End everything."""
         self._closing.set()
-        self._watcher.join()
+        self._supervisor.join()
         for process in (self.api, *self.workers):
             with suppress(ProcessLookupError):
                 process.kill()
@@ -172,8 +174,8 @@ class Site:
         self.receiver.close()
         self._losses.close()
         self.ledger.close()
-        self.api_line.close()
-        self.worker_line.close()
+        self.api_proxy.close()
+        self.worker_proxy.close()
         self.valkey.stop()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import workers.__main__
-from touchstone.engine.oracles.oracle import Oracle
+from touchstone.engine.oracles.oracle import TorchOracle
 from touchstone.engine.scheduler.batcher import Batcher
 from touchstone.ledger.ledger import Ledger
 from touchstone.storage.blobs import FolderBlobs
@@ -62,16 +62,16 @@ class Trap:
         @wraps(function)
         def trapped(*args: Any, **options: Any) -> Any:
             if self.before:
-                self._go_off(home)
+                self._trigger(home)
             answer = function(*args, **options)
             if not self.before:
-                self._go_off(home)
+                self._trigger(home)
             return answer
 
         setattr(self.owner, self.function, trapped)
 
-    def _go_off(self, home: Path) -> None:
-        if _taken(_file(home, self.name)):
+    def _trigger(self, home: Path) -> None:
+        if _take(_file(home, self.name)):
             self.effect()
 
 
@@ -88,7 +88,7 @@ API_CRASHES = (Trap("kept", FolderBlobs, "put_many", die), Trap("accepted", Ledg
 
 HANG = Trap("hang", Batcher, "step", hang, before=True)
 SEIZE = Trap("seize", Batcher, "step", seize, before=True)
-NO_MEMORY = Trap("memory", Oracle, "answer", run_out_of_memory, before=True)
+NO_MEMORY = Trap("memory", TorchOracle, "answer", run_out_of_memory, before=True)
 
 WORKER_TRAPS = (*CRASHES, HANG, SEIZE, NO_MEMORY)
 API_TRAPS = API_CRASHES
@@ -114,7 +114,7 @@ def _file(home: Path, name: str) -> Path:
     return home / f"trap-{name}"
 
 
-def _taken(file: Path) -> bool:
+def _take(file: Path) -> bool:
     """Whether it was there; it is there no more, and nobody else has taken it."""
     try:
         file.unlink()

@@ -19,11 +19,11 @@ def main() -> int:
     """Serve until told to stop; 1 where that would let strangers in, or lose what is there."""
     chosen = settings()
     logs.configure(chosen.log_level)
-    _take_all_files()
+    _raise_file_limit()
     app = create_app(chosen)
     ledger: Ledger = app.state.backend.ledger
     try:
-        ledger.keeping.check_age()
+        ledger.retention.check_compatible()
         check_address(chosen, ledger.keys)
     except (StartError, LedgerUnavailable) as error:
         get_logger("service").error("not started", reason=str(error))
@@ -32,7 +32,7 @@ def main() -> int:
     return 0
 
 
-def _take_all_files() -> None:
+def _raise_file_limit() -> None:
     """Each connection is a file, and shells grant few of those that the system would."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY:

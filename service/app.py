@@ -12,9 +12,9 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 
 from service import problems
-from service.http.body_limits import Bounds, Limits, Room
+from service.http.body_limits import BodyLimitMiddleware, BodyLimits, BodyMemory
 from service.http.origins import Origins
-from service.http.request_context import Edge
+from service.http.request_context import RequestContext
 from service.inference import router as inference
 from service.openapi import operations
 from service.routers import (
@@ -36,23 +36,23 @@ from service.routers import (
     webhooks,
 )
 from service.routers import operations as overview
-from service.state.backend import NAMES, Ring, Whole, at_once
-from service.state.dispatch import Ringer, open_bell
-from service.state.failed_keys import Strangers
-from service.state.job_waiters import Waiting
-from service.state.metrics import Durations, Figures
-from service.state.pending_uploads import Arrivals
+from service.state.backend import MAX_DNS_LOOKUPS, Backend, Dispatch, check_concurrency
+from service.state.dispatch import Dispatcher, open_dispatch
+from service.state.failed_keys import FailedKeys
+from service.state.job_waiters import JobWaiters
+from service.state.metrics import RequestMetrics, ServiceCollector
+from service.state.pending_uploads import PendingUploads
 from service.submissions import bodies
 from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.reaper import Reaper
-from touchstone.ledger.webhooks.dispatcher import Deliverer
-from touchstone.net.outbound import Outgoing
-from touchstone.sandbox.decoder_pool import Decoders
+from touchstone.ledger.webhooks.dispatcher import WebhookDispatcher
+from touchstone.net.outbound import OutboundClient
+from touchstone.sandbox.decoder_pool import DecoderPool
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
-from touchstone.storage.garbage_collector import Sweeper
-from touchstone.storage.model_store import Registry
+from touchstone.storage.garbage_collector import GarbageCollector
+from touchstone.storage.model_store import RegisteredStore
 
 THREADS = 200
 """Calls to the ledger and the blobs that may be under way at once: each spends its time waiting."""
@@ -65,9 +65,9 @@ accepted with 202, and can be polled, waited for, followed as a stream of events
 """
 
 
-def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
-    """The application over the ledger and the blobs of the settings; without a `ring` it rings Celery."""
-    backend = _backend(settings, ring)
+def create_app(settings: Settings, *, dispatch: Dispatch | None = None) -> FastAPI:
+    """The application over the ledger and the blobs of the settings; without a `dispatch` it rings Celery."""
+    backend = _backend(settings, dispatch)
     app = FastAPI(
         title="Touchstone",
         version=version("touchstone-robustness"),
@@ -82,61 +82,68 @@ def create_app(settings: Settings, *, ring: Ring | None = None) -> FastAPI:
     app.state.backend = backend
     problems.install(app)
     app.add_middleware(
-        Limits, bounds=Bounds(bodies.most_bytes(settings.upload_limit)), room=Room(settings.bodies_memory)
+        BodyLimitMiddleware,
+        limits=BodyLimits(bodies.max_body_bytes(settings.upload_limit)),
+        memory=BodyMemory(settings.bodies_memory),
     )
     app.add_middleware(Origins, settings=settings)
-    app.add_middleware(Edge, durations=backend.durations)
+    app.add_middleware(RequestContext, metrics=backend.request_metrics)
     _add_routes(app)
     _describe(app)
     return app
 
 
-def _backend(settings: Settings, ring: Ring | None) -> Whole:
+def _backend(settings: Settings, dispatch: Dispatch | None) -> Backend:
     ledger = Ledger(ledger_url(settings), settings)
-    blobs, ringer = open_blobs(settings), Ringer(ring or open_bell(ledger_url(settings), ledger.queue_of))
-    durations = Durations()
-    durations.registry.register(Figures(ledger, blobs.free))
-    return Whole(
+    blobs, dispatcher = (
+        open_blobs(settings),
+        Dispatcher(dispatch or open_dispatch(ledger_url(settings), ledger.broker_queue_of)),
+    )
+    request_metrics = RequestMetrics()
+    request_metrics.registry.register(ServiceCollector(ledger, blobs.free_bytes))
+    return Backend(
         settings=settings,
         ledger=ledger,
         blobs=blobs,
-        models=Registry(ledger, blobs),
-        ringer=ringer,
-        waiting=Waiting(ledger),
-        reaper=Reaper(ledger, ringer.ring),
-        deliverer=Deliverer(ledger.outbox, Outgoing(settings.outgoing_allow), deliveries.told),
-        sweeper=Sweeper(ledger, blobs),
-        durations=durations,
-        checks=CapacityLimiter(at_once()),
-        names=CapacityLimiter(NAMES),
-        arrivals=Arrivals(),
-        strangers=Strangers(settings.refused_keys),
-        decoders=Decoders(at_once()),
+        models=RegisteredStore(ledger, blobs),
+        dispatcher=dispatcher,
+        waiters=JobWaiters(ledger),
+        reaper=Reaper(ledger, dispatcher.dispatch),
+        deliverer=WebhookDispatcher(
+            ledger.outbox, OutboundClient(settings.outgoing_allow), deliveries.delivery_payload
+        ),
+        sweeper=GarbageCollector(ledger, blobs),
+        request_metrics=request_metrics,
+        check_limiter=CapacityLimiter(check_concurrency()),
+        dns_limiter=CapacityLimiter(MAX_DNS_LOOKUPS),
+        pending_uploads=PendingUploads(),
+        failed_keys=FailedKeys(settings.refused_keys),
+        decoders=DecoderPool(check_concurrency()),
     )
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    backend: Whole = app.state.backend
+    backend: Backend = app.state.backend
     to_thread.current_default_thread_limiter().total_tokens = THREADS
-    backend.waiting.start(asyncio.get_running_loop())
-    backend.ringer.start()
+    backend.waiters.start(asyncio.get_running_loop())
+    backend.dispatcher.start()
     backend.reaper.start()
     backend.deliverer.start()
     backend.sweeper.start()
     try:
         yield
     finally:
-        backend.waiting.close()
+        backend.waiters.close()
         await to_thread.run_sync(_stop, backend)
 
 
-def _stop(backend: Whole) -> None:
+def _stop(backend: Backend) -> None:
     backend.deliverer.stop()
     backend.sweeper.stop()
     backend.reaper.stop()
-    backend.ringer.stop()
-    backend.waiting.stop()
+    backend.dispatcher.stop()
+    backend.waiters.stop()
     backend.ledger.close()
     backend.decoders.stop()
 
@@ -168,7 +175,7 @@ def _add_routes(app: FastAPI) -> None:
     ):
         app.include_router(router)
     app.mount("/docs/assets", docs.assets())
-    app.mount(dashboard.address(), dashboard.assets())
+    app.mount(dashboard.find_assets_path(), dashboard.assets())
 
 
 def _describe(app: FastAPI) -> None:

@@ -9,24 +9,27 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Path, Request
 
 from service.auth.caller import caller_of
-from service.state.backend import Backend, Whole
+from service.state.backend import Backend, TenantBackend
 from touchstone.errors import UnknownJob
 from touchstone.ledger.records import Job
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.tenant_ledger import TenantLedger
 
 _ID = re.compile(r"[0-9a-z_-]{26,32}")
 
 
-def whole_of(request: Request) -> Whole:
+def get_backend(request: Request) -> Backend:
     """The backend for all tenants, for routes that show nothing of any."""
-    return cast(Whole, request.app.state.backend)
+    return cast(Backend, request.app.state.backend)
 
 
-def backend_of(request: Request) -> Backend:
+def get_tenant_backend(request: Request) -> TenantBackend:
     """The backend for the tenant whose caller sent this request."""
-    whole, tenant = whole_of(request), caller_of(request).tenant
-    parts: dict[str, Any] = {"ledger": Holdings.of(whole.ledger, tenant), "models": whole.models.of(tenant)}
-    return cast(Backend, replace(whole, **parts))
+    backend, tenant = get_backend(request), caller_of(request).tenant
+    parts: dict[str, Any] = {
+        "ledger": TenantLedger.of(backend.ledger, tenant),
+        "models": backend.models.of(tenant),
+    }
+    return cast(TenantBackend, replace(backend, **parts))
 
 
 def job_id(
@@ -41,16 +44,16 @@ def job_id(
 ) -> str:
     """The id in the path, once it has the form of one."""
     if not _ID.fullmatch(job):
-        raise UnknownJob.named(job)
+        raise UnknownJob.for_id(job)
     return job
 
 
 JobId = Annotated[str, Depends(job_id)]
 
 
-def known_job(request: Request, job: JobId) -> Job:
+def read_job(request: Request, job: JobId) -> Job:
     """The job in the path; runs in a thread, for it asks the ledger."""
-    return backend_of(request).ledger.read(job)
+    return get_tenant_backend(request).ledger.read(job)
 
 
-KnownJob = Annotated[Job, Depends(known_job)]
+KnownJob = Annotated[Job, Depends(read_job)]

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from service import schemas
-from service.state.backend import Backend
+from service.state.backend import TenantBackend
 from touchstone.errors import UnknownArtifact
 from touchstone.ledger.records import Job
 from touchstone.storage.blobs import Blobs
@@ -23,7 +23,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 @dataclass(frozen=True)
-class Span:
+class ByteRange:
     """A run of bytes within a file."""
 
     start: int
@@ -31,7 +31,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class File:
+class ArtifactFile:
     """A job's file: a blob, and how it is called."""
 
     name: str
@@ -51,7 +51,7 @@ class File:
         }
 
 
-def find(backend: Backend, job: Job, name: str) -> File:
+def find_file(backend: TenantBackend, job: Job, name: str) -> ArtifactFile:
     """The job's file of this name; `UnknownArtifact` tells which there are."""
     files = schemas.artifacts(job)
     if name not in files:
@@ -61,34 +61,34 @@ def find(backend: Backend, job: Job, name: str) -> File:
     digest = files[name]
     known = job.artifacts.get(name)
     media_type = known.media_type if known else "image/png"
-    return File(name, digest, media_type, known.size if known else backend.blobs.size(digest))
+    return ArtifactFile(name, digest, media_type, known.size if known else backend.blobs.size(digest))
 
 
-async def whole(backend: Backend, job: Job, name: str) -> Response:
+async def build_file_response(backend: TenantBackend, job: Job, name: str) -> Response:
     """A job's file from end to end."""
-    file = await to_thread.run_sync(find, backend, job, name)
-    return await send(backend.blobs, file, Span(0, file.size), file.headers(job))
+    file = await to_thread.run_sync(find_file, backend, job, name)
+    return await send(backend.blobs, file, ByteRange(0, file.size), file.headers(job))
 
 
 async def send(
-    blobs: Blobs, file: File, span: Span, headers: Mapping[str, str], *, status: int = 200
+    blobs: Blobs, file: ArtifactFile, byte_range: ByteRange, headers: Mapping[str, str], *, status: int = 200
 ) -> Response:
     """A part of a file: in one piece where it is small, else piece by piece as it is read."""
-    first = await to_thread.run_sync(blobs.read, file.digest, span.start, min(span.length, CHUNK))
-    if span.length <= CHUNK:
+    first = await to_thread.run_sync(blobs.read, file.digest, byte_range.start, min(byte_range.length, CHUNK))
+    if byte_range.length <= CHUNK:
         return Response(first, status, dict(headers), file.media_type)
 
     async def chunks() -> AsyncIterator[bytes]:
         yield first
-        end = span.start + span.length
-        for place in range(span.start + CHUNK, end, CHUNK):
+        end = byte_range.start + byte_range.length
+        for place in range(byte_range.start + CHUNK, end, CHUNK):
             yield await to_thread.run_sync(blobs.read, file.digest, place, min(CHUNK, end - place))
 
-    length = {"Content-Length": str(span.length)}
+    length = {"Content-Length": str(byte_range.length)}
     return StreamingResponse(chunks(), status, {**headers, **length}, file.media_type)
 
 
-def part(header: str | None, condition: str | None, file: File) -> Span | None:
+def parse_range(header: str | None, condition: str | None, file: ArtifactFile) -> ByteRange | None:
     """The range asked for; None means the whole file.
 
     More than one range, a malformed one, and one whose `If-Range` does not hold are ignored, as RFC 9110
@@ -99,22 +99,22 @@ def part(header: str | None, condition: str | None, file: File) -> Span | None:
         return None
     first, last = (int(text) if text else None for text in match.groups())
     if first is None:
-        return None if last is None else _tail(last, file)
+        return None if last is None else _suffix_range(last, file)
     if last is not None and last < first:
         return None
     if first >= file.size:
-        raise _outside(file)
+        raise _unsatisfiable(file)
     end = file.size if last is None else min(last + 1, file.size)
-    return Span(first, end - first)
+    return ByteRange(first, end - first)
 
 
-def _tail(length: int, file: File) -> Span:
+def _suffix_range(length: int, file: ArtifactFile) -> ByteRange:
     if length == 0 or file.size == 0:
-        raise _outside(file)
+        raise _unsatisfiable(file)
     length = min(length, file.size)
-    return Span(file.size - length, length)
+    return ByteRange(file.size - length, length)
 
 
-def _outside(file: File) -> HTTPException:
+def _unsatisfiable(file: ArtifactFile) -> HTTPException:
     detail = f"Range: {file.name} has {file.size} bytes, and the range lies outside of them"
     return HTTPException(416, detail, {"Content-Range": f"bytes */{file.size}"})

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Header, Request
 
-from service.state.job_waiters import LONGEST_SECONDS
+from service.state.job_waiters import MAX_WAIT_SECONDS
 from touchstone.errors import InvalidParameter
 
 APPLIED = {"Preference-Applied": "wait"}
@@ -19,7 +19,7 @@ def wait_seconds(request: Request) -> int | None:
             name, _, value = preference.partition(";")[0].partition("=")
             value = value.strip().strip('"')
             if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
-                return min(int(value[:9]), LONGEST_SECONDS)
+                return min(int(value[:9]), MAX_WAIT_SECONDS)
     return None
 
 
@@ -34,11 +34,11 @@ def _weights(accept: str) -> dict[str, float]:
     weights = {}
     for entry in accept.split(","):
         media, *parameters = (part.strip().lower() for part in entry.split(";"))
-        weights[media] = next((_weight(part[2:]) for part in parameters if part.startswith("q=")), 1.0)
+        weights[media] = next((_parse_weight(part[2:]) for part in parameters if part.startswith("q=")), 1.0)
     return weights
 
 
-def _weight(text: str) -> float:
+def _parse_weight(text: str) -> float:
     try:
         return float(text)
     except ValueError:

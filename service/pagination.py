@@ -24,7 +24,7 @@ Cursor = Annotated[
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
-def _with_zone(value: Any) -> Any:
+def _check_zone(value: Any) -> Any:
     if isinstance(value, str) and not _RFC_3339.fullmatch(value):
         raise PydanticCustomError(
             "moment",
@@ -33,7 +33,7 @@ def _with_zone(value: Any) -> Any:
     return value
 
 
-Moment = Annotated[datetime, BeforeValidator(_with_zone)]
+Moment = Annotated[datetime, BeforeValidator(_check_zone)]
 """A time as RFC 3339 writes it; one without its zone is refused rather than guessed at."""
 
 
@@ -44,7 +44,7 @@ class Page(BaseModel, Generic[Item]):
     cursor: str | None = Field(description="Where the next page begins; null on the last page.")
 
 
-def cut(items: Mapping[str, Any], limit: int, cursor: str | None) -> Page[Any]:
+def paginate(items: Mapping[str, Any], limit: int, cursor: str | None) -> Page[Any]:
     """A page of a list that is at hand, after the name that is the cursor."""
     names = list(items)
     if cursor is not None and cursor not in items:

@@ -47,7 +47,7 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.UnsupportedOperator: 422,
         errors.DataUnavailable: 503,
         errors.OutOfMemory: 503,
-        errors.Canceled: 409,
+        errors.JobCanceled: 409,
         errors.DeadlineExceeded: 422,
         errors.WorkerLost: 503,
         errors.WorkerStopping: 503,
@@ -90,7 +90,7 @@ _HTTP_CODES: Mapping[int, str] = MappingProxyType(
     }
 )
 _RETRY_SECONDS = 1
-_SPEAKS_INFERENCE = re.compile(r"/v2(/|$)")
+_INFERENCE_PATH = re.compile(r"/v2(/|$)")
 """Where clients of the Open Inference Protocol look for `error` in what went wrong."""
 
 
@@ -108,8 +108,8 @@ class Problem(BaseModel):
     field: str | None = Field(None, description="The parameter at fault, where one is.")
 
 
-def _kinds(failure: type[Failure]) -> set[type[Failure]]:
-    return {failure}.union(*(_kinds(kind) for kind in failure.__subclasses__()))
+def _with_subclasses(failure: type[Failure]) -> set[type[Failure]]:
+    return {failure}.union(*(_with_subclasses(kind) for kind in failure.__subclasses__()))
 
 
 def _title(failure: type[Failure]) -> str:
@@ -141,7 +141,7 @@ def members(status: int, code: str, detail: str, *, path: str) -> dict[str, Any]
     }
 
 
-def write(  # a problem has many parts, and each is named at the call
+def build_response(  # a problem has many parts, and each is named at the call
     request: Request,
     status: int,
     code: str,
@@ -155,7 +155,7 @@ def write(  # a problem has many parts, and each is named at the call
     body = members(status, code, detail, path=request.scope["path"])
     if field is not None:
         body["field"] = field
-    if _SPEAKS_INFERENCE.match(request.scope["path"]):
+    if _INFERENCE_PATH.match(request.scope["path"]):
         body["error"] = detail
     whole = {**body, **{name: value for name, value in (extra or {}).items() if name not in body}}
     return Response(json.dumps(whole, default=str), status, dict(headers or {}), MEDIA_TYPE)
@@ -167,7 +167,7 @@ def from_failure(request: Request, failure: Failure) -> Response:
     headers = _challenge(failure, status)
     if status in (429, 503, 507):
         headers["Retry-After"] = str(failure.extra.get("retry_after", _RETRY_SECONDS))
-    return write(
+    return build_response(
         request,
         status,
         failure.code,
@@ -190,9 +190,9 @@ def _challenge(failure: Failure, status: int) -> dict[str, str]:
     return {"WWW-Authenticate": "Bearer " + ", ".join(f'{name}="{value}"' for name, value in told.items())}
 
 
-def internal(request: Request) -> Response:
+def internal_error(request: Request) -> Response:
     """The problem of a fault of our own: it tells nothing of the inside."""
-    return write(request, 500, Failure.code, "the service failed to answer; its log tells why")
+    return build_response(request, 500, Failure.code, "the service failed to answer; its log tells why")
 
 
 async def _on_failure(request: Request, error: Failure) -> Response:
@@ -205,7 +205,7 @@ async def _on_invalid_request(request: Request, error: RequestValidationError) -
         for fault in error.errors()
     ]
     field, message = faults[0]["field"], faults[0]["message"]
-    return write(
+    return build_response(
         request,
         422,
         errors.InvalidParameter.code,
@@ -221,12 +221,12 @@ async def _on_http(request: Request, error: HTTPException) -> Response:
     if error.status_code == 404:
         detail = "there is nothing at this path; /docs shows what there is"
     elif error.status_code == 405:
-        headers["Allow"] = ", ".join(_methods(request))
+        headers["Allow"] = ", ".join(_allowed_methods(request))
         detail = f"{request.method[:20]} is not possible here; possible: {headers['Allow']}"
-    return write(request, error.status_code, code, detail, headers=headers)
+    return build_response(request, error.status_code, code, detail, headers=headers)
 
 
-def _methods(request: Request) -> list[str]:
+def _allowed_methods(request: Request) -> list[str]:
     """What the path permits over all routes: the router tells of the first that fits only."""
     path, contexts = request.scope["path"], iter_route_contexts(request.app.routes)
     fitting = (context for context in contexts if isinstance(context.original_route, APIRoute))

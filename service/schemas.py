@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from touchstone.ledger import records
 from touchstone.ledger.records import ImageRef, JobKind, ModelRef, Progress, Status, Timings
-from touchstone.ledger.replies import Change
+from touchstone.ledger.replies import JobChange
 
 
-def _absent(value: object) -> bool:
+def _is_absent(value: object) -> bool:
     return value is None
 
 
@@ -56,22 +56,22 @@ class Job(BaseModel):
     attempts: int
     model: ModelRef
     image: Image | None = Field(description="Null for a job that works on no image.")
-    label: int | None = Field(None, exclude_if=_absent, description="The true class, where it was given.")
+    label: int | None = Field(None, exclude_if=_is_absent, description="The true class, where it was given.")
     target: int | None = Field(
-        None, exclude_if=_absent, description="The class to reach, where one was given."
+        None, exclude_if=_is_absent, description="The class to reach, where one was given."
     )
     parameters: dict[str, Any]
     seed: int
     execution: Literal["batched", "deterministic"]
-    deadline: float | None = Field(None, exclude_if=_absent, description="Seconds that the job may run.")
-    rerun_of: str | None = Field(None, exclude_if=_absent, description="The job that this one repeats.")
+    deadline: float | None = Field(None, exclude_if=_is_absent, description="Seconds that the job may run.")
+    rerun_of: str | None = Field(None, exclude_if=_is_absent, description="The job that this one repeats.")
     continues: str | None = Field(
-        None, exclude_if=_absent, description="The certificate that this one goes on with."
+        None, exclude_if=_is_absent, description="The certificate that this one goes on with."
     )
     ahead: int | None = Field(
         None,
         ge=0,
-        exclude_if=_absent,
+        exclude_if=_is_absent,
         description="How many jobs wait before it; only where a job that waits is asked for by its id.",
     )
     progress: Progress
@@ -96,7 +96,7 @@ def path(job_id: str) -> str:
     return f"/v1/jobs/{job_id}"
 
 
-def etag(job: records.Job | Change) -> str:
+def etag(job: records.Job | JobChange) -> str:
     """The entity tag of a job as it stands."""
     return f'"{job.id}.{job.version}"'
 
@@ -114,7 +114,7 @@ def show(job: records.Job, *, ahead: int | None = None) -> Job:
         finished_at=job.finished_at,
         attempts=job.attempts,
         model=asked.model,
-        image=_image(asked.image),
+        image=_show_image(asked.image),
         label=asked.label,
         target=asked.target,
         parameters=asked.parameters,
@@ -134,7 +134,7 @@ def show(job: records.Job, *, ahead: int | None = None) -> Job:
     )
 
 
-def _image(image: ImageRef | None) -> Image | None:
+def _show_image(image: ImageRef | None) -> Image | None:
     if image is None:
         return None
     return Image(digest=image.digest, width=image.width, height=image.height, conversions=image.conversions)

@@ -1,6 +1,6 @@
 """Touchstone tests how robust an image classifier is.
 
-The library in a few names: `load` or `wrap` a model, `attack` it or `certify` its answers; `attacks()` and
+The library in a few names: `load` or `wrap` a model, `attack` it or `submit_certificate` its answers; `attacks()` and
 `certificates()` list what there is. Heavy imports happen on first use.
 """
 
@@ -17,15 +17,15 @@ __all__ = ["attack", "attacks", "certificates", "certify", "load", "samples", "s
 
 def attacks() -> list[dict[str, Any]]:
     """The cards of all attacks."""
-    return _listed("attacks")
+    return _list_methods("attacks")
 
 
 def certificates() -> list[dict[str, Any]]:
     """The cards of all certificates."""
-    return _listed("certificates")
+    return _list_methods("certificates")
 
 
-def _listed(package: str) -> list[dict[str, Any]]:
+def _list_methods(package: str) -> list[dict[str, Any]]:
     """What the package says, which stands in the function's place from its import on; see `listing`."""
     from importlib import import_module  # noqa: PLC0415 - keeps `import touchstone` light
 

@@ -13,16 +13,16 @@ from typing import Any
 from scipy import stats
 from scipy.integrate import quad
 
-CLOSE = 1e-6
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Finding:
     """One number of a certificate beside the same recomputed."""
 
-    what: str
-    says: Any
-    found: Any
+    name: str
+    claimed: Any
+    recomputed: Any
     agrees: bool
 
 
@@ -35,15 +35,15 @@ def check(certificate: Mapping[str, Any]) -> list[Finding]:
     result = certificate.get("result", certificate)
     sampling = result["sampling"]
     if result["method"] == "smoothing":
-        findings = _smoothing(result, sampling)
+        findings = _check_smoothing(result, sampling)
     elif result["method"] == "pixeldp":
-        findings = _pixeldp(result, sampling)
+        findings = _check_pixeldp(result, sampling)
     else:
         raise ValueError(f"unknown method {result['method']!r}: expected smoothing or pixeldp")
-    return [*_counts(result, sampling), *findings, *_verdict(result)]
+    return [*_check_counts(result, sampling), *findings, *_check_verdict(result)]
 
 
-def _counts(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[Finding]:
+def _check_counts(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[Finding]:
     top = sampling["counts_top5"]
     n, hits = sampling["n_used"], sampling["nA"]
     predicted = result["predicted_class"]
@@ -69,10 +69,10 @@ def _counts(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[Find
     ]
 
 
-def _smoothing(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[Finding]:
+def _check_smoothing(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[Finding]:
     hits, n, sigma = sampling["nA"], sampling["n_used"], sampling["sigma"]
     if sampling["rule"] == "e_process":
-        found = [_evidence(result, sampling)] if n else []
+        found = [_check_e_value(result, sampling)] if n else []
         lower = sampling["pA_lower"]
         found.append(Finding("e-value at pA_lower is 1/alpha", lower, "", _e_bound_holds(hits, n, sampling)))
     else:
@@ -80,14 +80,14 @@ def _smoothing(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[F
         lower = _binomial_lower(hits, n, sampling["alpha"] / len(looks)) if n else 0.0
         found = [
             Finding("n_used is a planned look", n, looks, n == 0 or n in looks),
-            Finding("looks are the rule's", looks, "", _looks_are_the_rules(sampling)),
-            _number("pA_lower", sampling["pA_lower"], lower),
+            Finding("looks are the rule's", looks, "", _looks_match_rule(sampling)),
+            _compare_numbers("pA_lower", sampling["pA_lower"], lower),
         ]
     radius = sigma * float(stats.norm.isf(1 - lower)) if lower > 0.5 else 0.0
-    return [*found, _number("radius", result["radius"], radius), _decision(result, sampling)]
+    return [*found, _compare_numbers("radius", result["radius"], radius), _check_decision(result, sampling)]
 
 
-def _looks_are_the_rules(sampling: Mapping[str, Any]) -> bool:
+def _looks_match_rule(sampling: Mapping[str, Any]) -> bool:
     n, looks = sampling["n_max"], sampling["looks"]
     if sampling["rule"] == "fixed":
         return bool(looks == [n])
@@ -138,31 +138,31 @@ def _e_bound_holds(hits: int, n: int, sampling: Mapping[str, Any]) -> bool:
     return _log_e(hits, n, lower) >= math.log(1 / sampling["alpha"]) - 1e-6
 
 
-def _evidence(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> Finding:
+def _check_e_value(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> Finding:
     target = result["target_radius"]
     p0 = float(stats.norm.cdf(target / sampling["sigma"])) if target else 0.5
     found = _log_e(sampling["nA"], sampling["n_used"], p0)
-    return _number("log_e_value", sampling["log_e_value"], found, slack=1e-5)
+    return _compare_numbers("log_e_value", sampling["log_e_value"], found, tolerance=1e-5)
 
 
-def _decision(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> Finding:
+def _check_decision(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> Finding:
     target, says = result["target_radius"], result["decision"]
     if target is None:
         return Finding("decision", says, None, says is None)
-    certified = result["radius"] >= target - CLOSE
+    certified = result["radius"] >= target - TOLERANCE
     agrees = (says == "certified") == certified and says in ("certified", "refuted", "undecided", "abstain")
     if says == "refuted":
         agrees = agrees and sampling["pA_upper"] < float(stats.norm.cdf(target / sampling["sigma"]))
     return Finding("decision", says, "certified" if certified else "not certified", agrees)
 
 
-def _pixeldp(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[Finding]:
+def _check_pixeldp(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[Finding]:
     n, share = sampling["n_used"], sampling["alpha"] / sampling["classes"]
     lower = _binomial_lower(sampling["nA"], n, share) if n else 0.0
     upper = 1 - _binomial_lower(n - sampling["nB"], n, share) if n else 1.0
     found = [
-        _number("pA_lower", sampling["pA_lower"], lower),
-        _number("pB_upper", sampling["pB_upper"], upper),
+        _compare_numbers("pA_lower", sampling["pA_lower"], lower),
+        _compare_numbers("pB_upper", sampling["pB_upper"], upper),
     ]
     if not result["radius"]:
         return found
@@ -170,7 +170,7 @@ def _pixeldp(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[Fin
         *found,
         Finding("all samples were counted", n, sampling["n_max"], n == sampling["n_max"]),
         Finding("the robustness condition holds", [lower, upper], "", _is_private(lower, upper, sampling)),
-        _number("radius", result["radius"], _pixeldp_size(sampling)),
+        _compare_numbers("radius", result["radius"], _pixeldp_radius(sampling)),
     ]
 
 
@@ -181,7 +181,7 @@ def _is_private(lower: float, upper: float, sampling: Mapping[str, Any]) -> bool
     return bool(allowed and lower > math.exp(2 * epsilon) * upper + (1 + math.exp(epsilon)) * delta - 1e-9)
 
 
-def _pixeldp_size(sampling: Mapping[str, Any]) -> float:
+def _pixeldp_radius(sampling: Mapping[str, Any]) -> float:
     """The L for which noise of this scale is (ε, δ)-private."""
     scale = sampling["sigma"] * sampling["epsilon"]
     if sampling["noise"] == "laplace" or not sampling["delta"]:
@@ -189,7 +189,7 @@ def _pixeldp_size(sampling: Mapping[str, Any]) -> float:
     return float(scale / math.sqrt(2 * math.log(1.25 / sampling["delta"])))
 
 
-def _verdict(result: Mapping[str, Any]) -> list[Finding]:
+def _check_verdict(result: Mapping[str, Any]) -> list[Finding]:
     abstained = result["radius"] == 0
     return [
         Finding("abstained", result["abstained"], abstained, result["abstained"] is abstained),
@@ -197,5 +197,9 @@ def _verdict(result: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def _number(what: str, says: float, found: float, *, slack: float = CLOSE) -> Finding:
-    return Finding(what, says, found, math.isclose(says, found, rel_tol=slack, abs_tol=slack))
+def _compare_numbers(
+    name: str, claimed: float, recomputed: float, *, tolerance: float = TOLERANCE
+) -> Finding:
+    return Finding(
+        name, claimed, recomputed, math.isclose(claimed, recomputed, rel_tol=tolerance, abs_tol=tolerance)
+    )

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from touchstone.settings import Settings
 
 CHUNK = 2**18
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.2
 
 Job = dict[str, Any]
@@ -55,13 +55,13 @@ class Upload:
         """How many bytes will be sent."""
         return len(self.head) + self.file.stat().st_size + len(self.tail)
 
-    def pieces(self, sent: Callable[[int], None]) -> Iterator[bytes]:
-        """The bytes in turn; `sent` is told how many of them each time."""
+    def pieces(self, on_sent: Callable[[int], None]) -> Iterator[bytes]:
+        """The bytes in turn; `on_sent` is told how many of them each time."""
         yield self.head
         with self.file.open("rb") as opened:
             while piece := opened.read(CHUNK):
                 yield piece
-                sent(len(piece))
+                on_sent(len(piece))
         yield self.tail
 
 
@@ -82,15 +82,15 @@ class Client:
     url: str
     key: str | None = field(default=None, repr=False)
 
-    def register(self, upload: Upload, sent: Callable[[int], None]) -> dict[str, Any]:
+    def register(self, upload: Upload, on_sent: Callable[[int], None]) -> dict[str, Any]:
         """Send a model: the job that tries it, or the card of a version that was registered before."""
         headers = {"Content-Type": upload.content_type, "Content-Length": str(upload.length)}
-        return self._ask("POST", "/v1/models", upload.pieces(sent), headers)
+        return self._request("POST", "/v1/models", upload.pieces(on_sent), headers)
 
-    def finished(self, job: Job, told: Callable[[Job], None]) -> Job:
-        """Wait for a job's end; `told` hears how it stands. A job that fails is refused with its reason."""
+    def wait_for_job(self, job: Job, on_update: Callable[[Job], None]) -> Job:
+        """Wait for a job's end; `on_update` hears how it stands. A job that fails is refused with its reason."""
         while job["status"] in ("queued", "running"):
-            told(job)
+            on_update(job)
             time.sleep(POLL_SECONDS)
             job = self.get(job["links"]["self"])
         if job["status"] != "succeeded":
@@ -110,12 +110,12 @@ class Client:
 
     def get(self, path: str) -> dict[str, Any]:
         """What is at a path."""
-        return self._ask("GET", path, None, {})
+        return self._request("GET", path, None, {})
 
-    def _ask(
+    def _request(
         self, method: str, path: str, body: Iterator[bytes] | None, headers: Mapping[str, str]
     ) -> dict[str, Any]:
-        with self._connected() as connection:
+        with self._open_connection() as connection:
             connection.connect()
             # A service that has seen enough answers and hangs up while much is still to be sent.
             with suppress(ConnectionError):
@@ -131,8 +131,8 @@ class Client:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     @contextmanager
-    def _connected(self) -> Iterator[http.client.HTTPConnection]:
-        connection = self._connection()
+    def _open_connection(self) -> Iterator[http.client.HTTPConnection]:
+        connection = self._build_connection()
         try:
             yield connection
         except (OSError, http.client.HTTPException) as error:
@@ -143,11 +143,11 @@ class Client:
         finally:
             connection.close()
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _build_connection(self) -> http.client.HTTPConnection:
         kinds: dict[str, type[HTTPConnection]] = {"http": HTTPConnection, "https": HTTPSConnection}
         parts = urlsplit(self.url)
         try:
-            return kinds[parts.scheme](parts.hostname or "", parts.port, timeout=PATIENCE_SECONDS)
+            return kinds[parts.scheme](parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
         except (KeyError, ValueError, http.client.InvalidURL):
             raise RefusedError(
                 f"{self.url} is no address; it should look like http://127.0.0.1:8000"

@@ -162,7 +162,7 @@ class OutOfMemory(Failure):
     code = "out_of_memory"
 
 
-class Canceled(Failure):
+class JobCanceled(Failure):
     """The job was canceled by its owner."""
 
     code = "canceled"
@@ -192,7 +192,7 @@ class UnknownJob(Failure):
     code = "unknown_job"
 
     @classmethod
-    def named(cls, job: str) -> UnknownJob:
+    def for_id(cls, job: str) -> UnknownJob:
         """The same of an id that somebody gave."""
         return cls(f"there is no job {job[:64]!r}")
 
@@ -327,5 +327,5 @@ class StartError(Exception):
     """Something that `touchstone up` needs cannot be had; the sentence is for the operator."""
 
 
-class Crowded(Exception):  # noqa: N818 - an answer to a worker, as the failures are to a client
+class NoFreeSlot(Exception):  # noqa: N818 - an answer to a worker, as the failures are to a client
     """Jobs wait, but only for tenants that may not have another place on this worker."""

@@ -42,7 +42,7 @@ def parse_fraction(value: Any) -> Any:
     return value
 
 
-def _finite(value: Any) -> Any:
+def _parse_finite(value: Any) -> Any:
     value = parse_fraction(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
@@ -68,13 +68,13 @@ Norm = Annotated[NormName, BeforeValidator(parse_norm)]
 
 Distance = Annotated[
     float,
-    BeforeValidator(_finite),
+    BeforeValidator(_parse_finite),
     Field(ge=0, le=1e6, allow_inf_nan=False),
     WithJsonSchema(_FRACTION_SCHEMA),
 ]
 """A distance in the box [0,1]: a number or a fraction such as "8/255"."""
 
-Whole = Annotated[int, BeforeValidator(_refuse_bool)]
+Integer = Annotated[int, BeforeValidator(_refuse_bool)]
 """A whole number, whose bounds are those of its field alone."""
 
 Count = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
@@ -83,7 +83,7 @@ Count = Annotated[int, Field(ge=1), BeforeValidator(_refuse_bool)]
 Natural = Annotated[int, Field(ge=0, le=1_000), BeforeValidator(_refuse_bool)]
 """A whole number from 0 to 1,000."""
 
-Askings = Annotated[
+EotSamples = Annotated[
     int,
     Field(
         ge=1,
@@ -112,7 +112,7 @@ Starts = Annotated[
 ]
 """Where an attack that sees decisions alone may begin."""
 
-Ratio = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_finite)]
+Ratio = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_parse_finite)]
 """A finite real number."""
 
 Defence = Annotated[

@@ -27,14 +27,14 @@ _SCAN = b"\xff\xda"
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """An upload as pixels, and what was done to it on the way."""
 
     pixels: Pixels
     conversions: tuple[str, ...]
 
 
-def decode(data: bytes) -> Decoded:
+def decode(data: bytes) -> DecodedImage:
     """Decode a PNG, JPEG or WebP, told by its content, into grey or RGB pixels.
 
     EXIF orientation is applied once; transparency is laid over white; palettes and 1-bit images become RGB or
@@ -77,7 +77,7 @@ def _check_header(image: Image.Image, data: bytes) -> None:
         )
     if getattr(image, "n_frames", 1) > 1:
         raise InvalidImage("image: an animation; send a single frame", field="image")
-    if _is_deep(image):
+    if _exceeds_8_bits(image):
         raise InvalidImage(
             "image: it has more than 8 bits a channel; convert it to 8 bits first", field="image"
         )
@@ -87,7 +87,7 @@ def _check_header(image: Image.Image, data: bytes) -> None:
         )
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _exceeds_8_bits(image: Image.Image) -> bool:
     """Whether decoding would drop bits: Pillow opens 16-bit RGB as if it had 8; the raw mode alone tells."""
     raw_modes = (
         tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in getattr(image, "tile", ())
@@ -95,7 +95,7 @@ def _is_deep(image: Image.Image) -> bool:
     return any("16" in str(mode) for mode in raw_modes)
 
 
-def _convert(image: Image.Image) -> Decoded:
+def _convert(image: Image.Image) -> DecodedImage:
     done = []
     upright = ImageOps.exif_transpose(image)
     if upright.size != image.size or upright.tobytes() != image.tobytes():
@@ -113,7 +113,7 @@ def _convert(image: Image.Image) -> Decoded:
         done.append(f"{image.mode} converted to {'grey' if mode == 'L' else 'RGB'}")
         image = image.convert(mode)
     pixels = np.asarray(image)
-    return Decoded(pixels[:, :, None] if pixels.ndim == 2 else pixels, tuple(done))
+    return DecodedImage(pixels[:, :, None] if pixels.ndim == 2 else pixels, tuple(done))
 
 
 def encode(pixels: Pixels) -> bytes:

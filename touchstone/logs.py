@@ -20,10 +20,10 @@ from structlog.contextvars import bound_contextvars
 from structlog.stdlib import BoundLogger, LoggerFactory, ProcessorFormatter
 from structlog.typing import Processor
 
-LONGEST = 16_000
+MAX_LENGTH = 16_000
 """Letters of a line's longest part: a traceback through a thousand calls is not worth more."""
 
-_SECRETS = (
+_SECRET_PATTERNS = (
     (re.compile(r"(?i)\b(bearer|basic)(\s+)[^\s\"',\\]+"), r"\1\2…"),
     (re.compile(r"(?<=://)[^\s\"'/\\@]*@"), "…@"),
     (re.compile(r"(?i)(https?://[^\s\"'?\\]*)\?[^\s\"'\\]+"), r"\1?…"),
@@ -32,38 +32,38 @@ _SECRETS = (
 """Credentials of a header, of a URL, the query of one, and our own keys."""
 
 
-def bound(**fields: Any) -> AbstractContextManager[None]:
+def bind_fields(**fields: Any) -> AbstractContextManager[None]:
     """A context whose events all have these fields."""
     return bound_contextvars(**fields)
 
 
 def _clean(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Take secrets out of everything, and the middle out of what is long."""
-    return {name: _cleaned(value) for name, value in event.items()}
+    return {name: _clean_value(value) for name, value in event.items()}
 
 
-def _cleaned(value: Any) -> Any:
+def _clean_value(value: Any) -> Any:
     if isinstance(value, bool | int | float | None):
         return value
     if isinstance(value, list | tuple):
-        return [_cleaned(part) for part in value]
+        return [_clean_value(part) for part in value]
     if isinstance(value, dict):
-        return {str(name): _cleaned(part) for name, part in value.items()}
-    return _shortened(_without_secrets(str(value)))
+        return {str(name): _clean_value(part) for name, part in value.items()}
+    return _shorten(_mask_secrets(str(value)))
 
 
-def _without_secrets(text: str) -> str:
-    for pattern, instead in _SECRETS:
+def _mask_secrets(text: str) -> str:
+    for pattern, instead in _SECRET_PATTERNS:
         text = pattern.sub(instead, text)
     return text
 
 
-def _shortened(text: str) -> str:
-    half = LONGEST // 2
-    return text if len(text) <= LONGEST else f"{text[:half]} … {text[-half:]}"
+def _shorten(text: str) -> str:
+    half = MAX_LENGTH // 2
+    return text if len(text) <= MAX_LENGTH else f"{text[:half]} … {text[-half:]}"
 
 
-_SHARED: tuple[Processor, ...] = (
+_SHARED_PROCESSORS: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
@@ -77,7 +77,7 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         ProcessorFormatter(
-            foreign_pre_chain=_SHARED,
+            foreign_pre_chain=_SHARED_PROCESSORS,
             processors=[
                 ProcessorFormatter.remove_processors_meta,
                 _clean,
@@ -89,32 +89,36 @@ def configure(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *_SHARED, ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_SHARED_PROCESSORS,
+            ProcessorFormatter.wrap_for_formatter,
+        ],
         logger_factory=LoggerFactory(),
         wrapper_class=BoundLogger,
         cache_logger_on_first_use=True,
     )
     logging.captureWarnings(True)
-    sys.excepthook = _uncaught
-    threading.excepthook = _uncaught_in_thread
-    sys.unraisablehook = _uncaught_in_passing
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
 
 
-def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
     logging.getLogger("uncaught").critical("nobody caught an exception", exc_info=(kind, error, trace))
 
 
-def _uncaught_in_thread(fault: threading.ExceptHookArgs) -> None:
+def _log_uncaught_in_thread(fault: threading.ExceptHookArgs) -> None:
     if fault.exc_value is not None:
-        _uncaught(fault.exc_type, fault.exc_value, fault.exc_traceback)
+        _log_uncaught(fault.exc_type, fault.exc_value, fault.exc_traceback)
 
 
-def _uncaught_in_passing(fault: sys.UnraisableHookArgs) -> None:
+def _log_unraisable(fault: sys.UnraisableHookArgs) -> None:
     error = fault.exc_value or fault.exc_type()
-    _uncaught(fault.exc_type, error, fault.exc_traceback)
+    _log_uncaught(fault.exc_type, error, fault.exc_traceback)
 
 
 def get_logger(name: str) -> Any:

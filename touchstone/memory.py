@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_WORDS = re.compile(
+_PATTERN = re.compile(
     "MemoryError"  # Python's; torch's for CUDA
     "|allocate memory"  # torch's allocator on the CPU; errno 12
     "|out of memory"  # CUDA, zlib
@@ -14,15 +14,15 @@ _WORDS = re.compile(
 )
 
 
-def tells_of_lack(text: str) -> bool:
+def mentions_out_of_memory(text: str) -> bool:
     """Whether an error's text, or what a process wrote as it ended, means that there was no memory left."""
-    return _WORDS.search(text) is not None
+    return _PATTERN.search(text) is not None
 
 
-def lacks_memory(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that it came of, means that device or host had no memory left."""
     while error is not None:
-        if tells_of_lack(f"{type(error).__name__}: {error}"):
+        if mentions_out_of_memory(f"{type(error).__name__}: {error}"):
             return True
         error = error.__cause__ or error.__context__
     return False

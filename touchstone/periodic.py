@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from touchstone.logs import get_logger
 
-LONGEST_FAREWELL = 1.0
+MAX_STOP_SECONDS = 1.0
 
 
-class Rounds:
+class PeriodicThread:
     """A thread that does something again and again, with a pause before; what failed is tried again."""
 
     def __init__(self, name: str, action: Callable[[], object], pause: float) -> None:
@@ -28,7 +28,7 @@ class Rounds:
         """Begin no further round; one that waits for somebody is left to itself."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(LONGEST_FAREWELL)
+            self._thread.join(MAX_STOP_SECONDS)
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause):

@@ -15,7 +15,7 @@ from touchstone.errors import ModelUnusable
 from touchstone.net.addresses import Permits
 
 MIB = 2**20
-SECRETS = "TOUCHSTONE_SECRET_"
+SECRET_PREFIX = "TOUCHSTONE_SECRET_"
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 
@@ -145,13 +145,13 @@ class Settings(BaseSettings):
 
     @field_validator("outgoing_allow")
     @classmethod
-    def _can_be_read(cls, text: str | None) -> str | None:
+    def _check_outgoing_allow(cls, text: str | None) -> str | None:
         Permits.parse(text)
         return text
 
     @field_validator("proxies")
     @classmethod
-    def _are_addresses(cls, text: str | None) -> str | None:
+    def _check_proxies(cls, text: str | None) -> str | None:
         for part in text.split(",") if text else ():
             ip_network(part.strip())
         return text
@@ -169,7 +169,7 @@ class Settings(BaseSettings):
         )
 
     @property
-    def served(self) -> tuple[str, ...]:
+    def served_models(self) -> tuple[str, ...]:
         """The ids in `models`."""
         return tuple(filter(None, map(str.strip, (self.models or "").split(","))))
 
@@ -190,13 +190,13 @@ def settings() -> Settings:
     return Settings()
 
 
-def secret(name: str, host: str) -> str:
+def read_secret(name: str, host: str) -> str:
     """The secret that the operator keeps for requests to this host; read when it is needed, and never kept.
 
     It goes nowhere but to the hosts that are named beside it: whoever may register a model could otherwise
     send it to a host of their own. Raises ModelUnusable.
     """
-    variable = f"{SECRETS}{name}"
+    variable = f"{SECRET_PREFIX}{name}"
     value, hosts = os.environ.get(variable, "").strip(), os.environ.get(f"{variable}_HOSTS", "")
     if not value:
         raise ModelUnusable(f"the worker has no secret {name}: set {variable}")

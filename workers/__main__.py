@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from functools import partial
 
 from touchstone import logs
-from touchstone.engine import Engine, Ways
+from touchstone.engine import Engine, RemoteAccess
 from touchstone.errors import Failure
-from touchstone.evaluation.run import run
+from touchstone.evaluation.run import run_job
 from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
-from touchstone.net.outbound import Outgoing
-from touchstone.settings import Settings, secret
-from touchstone.storage.model_store import open_registry
+from touchstone.net.outbound import OutboundClient
+from touchstone.settings import Settings, read_secret
+from touchstone.storage.model_store import open_registered_store
 from workers.serve import serve
 
 _log = get_logger("worker")
@@ -26,7 +26,7 @@ def warm_up(engine: Engine, models: Sequence[str]) -> None:
     """Load models before anybody asks for them; one that cannot be had yet is loaded once it can."""
     for model in models:
         try:
-            with engine.models.hold(engine.shelf.manifest(model)):
+            with engine.models.acquire(engine.store.manifest(model)):
                 _log.info("loaded", model=model)
         except Failure as failure:
             _log.warning("not loaded", model=model, reason=failure.detail)
@@ -36,12 +36,14 @@ def main() -> int:
     """Read the settings, start the engine, and serve."""
     settings = Settings()
     logs.configure(settings.log_level)
-    shelf = open_registry(settings)
+    store = open_registered_store(settings)
     ledger = Ledger(ledger_url(settings), settings)
-    ways = Ways(Outgoing(settings.outgoing_allow), ledger.spending, secret)
-    engine = Engine(settings.device, settings.memory_budget, shelf, ways)
-    threading.Thread(target=warm_up, args=(engine, settings.served), name="warm-up", daemon=True).start()
-    return serve(settings, engine, partial(run, engine=engine), shelf)
+    remote_access = RemoteAccess(OutboundClient(settings.outgoing_allow), ledger.query_budget, read_secret)
+    engine = Engine(settings.device, settings.memory_budget, store, remote_access)
+    threading.Thread(
+        target=warm_up, args=(engine, settings.served_models), name="warm-up", daemon=True
+    ).start()
+    return serve(settings, engine, partial(run_job, engine=engine), store)
 
 
 if __name__ == "__main__":

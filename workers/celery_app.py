@@ -14,17 +14,17 @@ from touchstone.ledger import broker
 _log = logging.getLogger(__name__)
 
 
-class LivelyConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
+class ReconnectingConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
     """Tries a lost broker again within a second, where Celery's own pauses grow to half a minute."""
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, however long it takes; a shutdown asked for meanwhile is heard."""
 
-        def say(error: Exception, _pause: float) -> None:
+        def log_error(error: Exception, _pause: float) -> None:
             _log.warning("the broker cannot be reached: %s", error)
 
         conn.ensure_connection(
-            say, None, interval_start=0.2, interval_step=0.2, interval_max=1, callback=maybe_shutdown
+            log_error, None, interval_start=0.2, interval_step=0.2, interval_max=1, callback=maybe_shutdown
         )
         self.first_connection_attempt = False
         return conn
@@ -39,7 +39,7 @@ def celery_app(url: str) -> Celery:
     app = Celery("touchstone", broker=broker.broker_url(url), set_as_current=False)
     app.conf.update(
         **broker.SETTINGS,
-        worker_consumer=f"{__name__}:{LivelyConsumer.__qualname__}",
+        worker_consumer=f"{__name__}:{ReconnectingConsumer.__qualname__}",
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_enable_remote_control=False,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 
 
-class Turns:
+class FairLock:
     """Whoever fills the line makes another tenant wait for one turn.
 
     The turns are those of `claim.lua`, with a single place: the next is whose tenant's last turn is the
@@ -18,62 +18,62 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: list[Turn] = []
-        self._latest: dict[str, int] = {}
+        self._waiting: list[Ticket] = []
+        self._last_served: dict[str, int] = {}
         self._numbers = count(1)
-        self._taken = False
+        self._locked = False
 
     @contextmanager
-    def stand_in_line(self, tenant: str) -> Iterator[Turn]:
+    def wait_in_line(self, tenant: str) -> Iterator[Ticket]:
         """Keep a place in the line while the block lasts."""
-        turn = Turn(self, tenant)
+        ticket = Ticket(self, tenant)
         with self._changed:
-            self._waiting.append(turn)
+            self._waiting.append(ticket)
         try:
-            yield turn
+            yield ticket
         finally:
-            self._leave(turn)
+            self._leave(ticket)
 
-    def take(self, turn: Turn, timeout: float) -> bool:
+    def acquire(self, ticket: Ticket, timeout: float) -> bool:
         """Wait for so many seconds until it is this one's turn; whether it came."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._is_next(turn), timeout):
+            if not self._changed.wait_for(lambda: self._is_next(ticket), timeout):
                 return False
-            self._waiting.remove(turn)
-            self._latest[turn.tenant] = next(self._numbers)
-            self._taken = True
+            self._waiting.remove(ticket)
+            self._last_served[ticket.tenant] = next(self._numbers)
+            self._locked = True
             return True
 
-    def end(self) -> None:
+    def release(self) -> None:
         """The turn that was taken is over."""
         with self._changed:
-            self._taken = False
+            self._locked = False
             if not self._waiting:
-                self._latest.clear()
+                self._last_served.clear()
             self._changed.notify_all()
 
-    def _is_next(self, turn: Turn) -> bool:
-        first = min(self._waiting, key=lambda one: self._latest.get(one.tenant, 0))
-        return turn is first and not self._taken
+    def _is_next(self, ticket: Ticket) -> bool:
+        first = min(self._waiting, key=lambda one: self._last_served.get(one.tenant, 0))
+        return ticket is first and not self._locked
 
-    def _leave(self, turn: Turn) -> None:
+    def _leave(self, ticket: Ticket) -> None:
         with self._changed:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
                 self._changed.notify_all()
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
-    """A place in the line; a `touchstone.registration.trial.Gate`."""
+class Ticket:
+    """A place in the line; a `touchstone.registration.trial.Lock`."""
 
-    turns: Turns
+    lock: FairLock
     tenant: str
 
     def acquire(self, *, timeout: float) -> bool:
-        """See `Turns.take`."""
-        return self.turns.take(self, timeout)
+        """See `FairLock.acquire`."""
+        return self.lock.acquire(self, timeout)
 
     def release(self) -> None:
-        """See `Turns.end`."""
-        self.turns.end()
+        """See `FairLock.end`."""
+        self.lock.release()

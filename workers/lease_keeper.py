@@ -20,7 +20,7 @@ from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
 from touchstone.models.measurements import Probe
 from touchstone.settings import Settings
-from workers.claimed_job import Held
+from workers.claimed_job import ClaimedJob
 
 TICK_SECONDS = 0.2
 RENEW_SECONDS = 0.4
@@ -31,7 +31,7 @@ GRACE_SECONDS = 3.5
 _log = get_logger("keeper")
 
 
-class Machine(Protocol):
+class WatchedEngine(Protocol):
     """An engine, as far as its keeper watches it."""
 
     @property
@@ -42,14 +42,14 @@ class Machine(Protocol):
     def busy(self) -> bool:
         """Whether it has something to do."""
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """What it has done so far."""
 
     def probes(self) -> Mapping[str, Probe]:
         """What the last load of each model measured, by the model's digest."""
 
 
-class Keeper:
+class LeaseKeeper:
     """Holds the leases of a worker's jobs for as long as its engine moves.
 
     `give_up` is called with an exit code where the process should end although jobs still run: 1 after the
@@ -60,11 +60,11 @@ class Keeper:
         self,
         worker: str,
         ledger: Ledger,
-        engine: Machine,
+        engine: WatchedEngine,
         settings: Settings,
         *,
         give_up: Callable[[int], object],
-        moved: Callable[[], object] = lambda: None,
+        on_tick: Callable[[], object] = lambda: None,
     ) -> None:
         self.worker = worker
         self.stopping = False
@@ -72,13 +72,13 @@ class Keeper:
         self._ledger = ledger
         self._engine = engine
         self._give_up = give_up
-        self._moved = moved
-        self._serves = settings.served
-        self._patience = settings.hang
-        self._pulse = Pulse(engine, settings.hang)
-        self._noted: dict[str, Probe] = {}
-        self._held: set[Held] = set()
-        self._given_up: set[Held] = set()
+        self._on_tick = on_tick
+        self._serves = settings.served_models
+        self._max_hang = settings.hang
+        self._monitor = ProgressMonitor(engine, settings.hang)
+        self._noted_probes: dict[str, Probe] = {}
+        self._claimed: set[ClaimedJob] = set()
+        self._abandoned: set[ClaimedJob] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stopping_since: float | None = None
@@ -94,33 +94,33 @@ class Keeper:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._guarded(lambda: self._ledger.leave(self.worker))
+        self._guard(lambda: self._ledger.remove_worker(self.worker))
 
     @contextmanager
-    def keep(self, held: Held) -> Iterator[None]:
+    def hold(self, claimed: ClaimedJob) -> Iterator[None]:
         """Speak for a job while the block lasts."""
         with self._lock:
-            self._held.add(held)
+            self._claimed.add(claimed)
         if self.stopping:
-            held.end("stopping")
+            claimed.request_stop("stopping")
         try:
             yield
         finally:
             with self._lock:
-                self._held.remove(held)
+                self._claimed.remove(claimed)
 
-    def _all(self) -> list[Held]:
+    def _list_claimed(self) -> list[ClaimedJob]:
         with self._lock:
-            return list(self._held)
+            return list(self._claimed)
 
     def _run(self) -> None:
         while True:
-            self._guarded(self._moved)
-            self._guarded(self._tick)
+            self._guard(self._on_tick)
+            self._guard(self._tick)
             if self._closed.wait(TICK_SECONDS):
                 return
 
-    def _guarded(self, action: Callable[[], object]) -> None:
+    def _guard(self, action: Callable[[], object]) -> None:
         try:
             action()
         except LedgerUnavailable as error:
@@ -130,19 +130,19 @@ class Keeper:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        if self._pulse.lost(now):
-            self._let_go(now)
+        if self._monitor.is_hung(now):
+            self._abandon(now)
             return
         if self.stopping:
             self._stop(now)
-        if self._due("renew", now, RENEW_SECONDS):
+        if self._is_due("renew", now, RENEW_SECONDS):
             self.renew()
-        self._pass_on_reports()
+        self._send_reports()
         self._note_probes(now)
-        if self._due("beat", now, BEAT_SECONDS):
+        if self._is_due("beat", now, BEAT_SECONDS):
             self._beat()
 
-    def _due(self, what: str, now: float, pause: float) -> bool:
+    def _is_due(self, what: str, now: float, pause: float) -> bool:
         due = now >= self._next[what]
         if due:
             self._next[what] = now + pause
@@ -150,89 +150,89 @@ class Keeper:
 
     def renew(self) -> None:
         """Extend all leases once and pass on what the ledger says of each job."""
-        held: dict[str, Held] = {}
-        for each in sorted(self._not_given_up(), key=lambda each: each.job.claims):
-            if each.job.id in held:  # its lease ran out, and we claimed it again ourselves
-                held[each.job.id].end("lost")
-            held[each.job.id] = each
-        verdicts = self._ledger.renew(self.worker, {name: each.job.claims for name, each in held.items()})
+        claimed: dict[str, ClaimedJob] = {}
+        for each in sorted(self._renewable(), key=lambda each: each.job.claims):
+            if each.job.id in claimed:  # its lease ran out, and we claimed it again ourselves
+                claimed[each.job.id].request_stop("lost")
+            claimed[each.job.id] = each
+        verdicts = self._ledger.renew(self.worker, {name: each.job.claims for name, each in claimed.items()})
         for name, verdict in verdicts.items():
             if verdict != "fine":
-                held[name].end(verdict)
+                claimed[name].request_stop(verdict)
 
-    def _not_given_up(self) -> list[Held]:
+    def _renewable(self) -> list[ClaimedJob]:
         """All but those that have not ended long after they were asked to: what they wait for may never come,
         so nobody renews their leases.
         """
-        late = {each for each in self._all() if each.lingers(self._patience)}
-        for each in late - self._given_up:
-            _log.critical("a job does not end and is let go", job=each.job.id, reason=each.reason)
-        self._given_up = late
-        return [each for each in self._all() if each not in late]
+        late = {each for each in self._list_claimed() if each.is_stuck(self._max_hang)}
+        for each in late - self._abandoned:
+            _log.critical("a job does not end and is let go", job=each.job.id, reason=each.stop_reason)
+        self._abandoned = late
+        return [each for each in self._list_claimed() if each not in late]
 
-    def _pass_on_reports(self) -> None:
-        reports = [report for each in self._all() if (report := each.take_report())]
+    def _send_reports(self) -> None:
+        reports = [report for each in self._list_claimed() if (report := each.take_report())]
         self._ledger.report_all(reports)
 
     def _note_probes(self, now: float) -> None:
         """Tell of each probe when it is new, and once a day, because the ledger forgets old ones."""
-        if self._due("note", now, NOTE_SECONDS):
-            self._noted.clear()
+        if self._is_due("note", now, NOTE_SECONDS):
+            self._noted_probes.clear()
         for digest, probe in self._engine.probes().items():
-            if self._noted.get(digest) is not probe:
-                self._ledger.note_probe(digest, probe)
-                self._noted[digest] = probe
+            if self._noted_probes.get(digest) is not probe:
+                self._ledger.store_probe(digest, probe)
+                self._noted_probes[digest] = probe
 
     def _beat(self) -> None:
         if not self.stopping:
-            process = {"host": socket.gethostname(), "pid": os.getpid(), "running": len(self._held)}
-            figures = {**self._engine.figures(), **process, "serves": self._serves or None}
-            self._ledger.beat(self.worker, figures, self._serves)
+            process = {"host": socket.gethostname(), "pid": os.getpid(), "running": len(self._claimed)}
+            figures = {**self._engine.metrics(), **process, "serves": self._serves or None}
+            self._ledger.heartbeat(self.worker, figures, self._serves)
 
     def _stop(self, now: float) -> None:
         if self._stopping_since is None:
             self._stopping_since = now
-            self._guarded(lambda: self._ledger.leave(self.worker))
-        for each in self._all():
-            each.end("stopping")
+            self._guard(lambda: self._ledger.remove_worker(self.worker))
+        for each in self._list_claimed():
+            each.request_stop("stopping")
         if now - self._stopping_since > GRACE_SECONDS:
-            self._guarded(self._release_all)
+            self._guard(self._release_all)
             self._give_up(0)
 
     def _release_all(self) -> None:
         """Where the ledger is out of reach, it is not waited for once for each job: their leases run out."""
-        for each in self._all():
+        for each in self._list_claimed():
             _log.warning("a job did not end in time and goes back to the queue", job=each.job.id)
-            each.end("stopping")
+            each.request_stop("stopping")
             self._ledger.release(each.job.id, each.job.claims)
 
-    def _let_go(self, now: float) -> None:
+    def _abandon(self, now: float) -> None:
         """Leave the jobs of a hung engine to other workers: nobody renews their leases, so they run out."""
         if not self._closed.is_set():
             _log.critical(
-                "the engine hangs", seconds=round(self._pulse.still_for(now), 1), jobs=len(self._held)
+                "the engine hangs", seconds=round(self._monitor.idle_seconds(now), 1), jobs=len(self._claimed)
             )
             self._closed.set()
-            self._guarded(lambda: self._ledger.leave(self.worker))
+            self._guard(lambda: self._ledger.remove_worker(self.worker))
             self._give_up(1)
 
 
-class Pulse:
+class ProgressMonitor:
     """Tells from an engine's step counter whether it still moves."""
 
-    def __init__(self, engine: Machine, patience: float) -> None:
+    def __init__(self, engine: WatchedEngine, max_hang: float) -> None:
         self._engine = engine
-        self._patience = patience
+        self._max_hang = max_hang
         self._steps = -1
-        self._moved = time.monotonic()
+        self._progressed_at = time.monotonic()
 
-    def still_for(self, now: float) -> float:
+    def idle_seconds(self, now: float) -> float:
         """Seconds since the engine last moved or was idle."""
         steps = self._engine.steps
         if steps != self._steps or not self._engine.busy:
-            self._steps, self._moved = steps, now
-        return now - self._moved
+            self._steps, self._progressed_at = steps, now
+        return now - self._progressed_at
 
-    def lost(self, now: float) -> bool:
+    def is_hung(self, now: float) -> bool:
         """Whether the engine has been still for longer than one step may take."""
-        return self.still_for(now) > self._patience
+        return self.idle_seconds(now) > self._max_hang

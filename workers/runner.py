@@ -11,30 +11,30 @@ from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 from touchstone.errors import (
-    Canceled,
-    Crowded,
     DeadlineExceeded,
     Failure,
+    JobCanceled,
     LedgerUnavailable,
+    NoFreeSlot,
     OutOfMemory,
     StorageFull,
     UnknownJob,
     WorkerStopping,
 )
-from touchstone.evaluation.certificate_result import pool_of
+from touchstone.evaluation.certificate_result import pool_key
 from touchstone.ledger.ledger import Ledger
-from touchstone.ledger.records import Artifact, Job, Problem, Progress, Submission, Timings
-from touchstone.ledger.tenant_ledger import Holdings
-from touchstone.logs import bound, get_logger
-from touchstone.memory import lacks_memory
+from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Submission, Timings
+from touchstone.ledger.tenant_ledger import TenantLedger
+from touchstone.logs import bind_fields, get_logger
+from touchstone.memory import is_out_of_memory
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Reached, Shown
-from touchstone.models.store import ZOO, Shelf
+from touchstone.models.measurements import RegistrationProbe, RemoteProbe
+from touchstone.models.store import ZOO, ModelStore
 from touchstone.settings import Settings
 from touchstone.storage.blobs import Blobs
-from workers.claimed_job import Cancelable, Held
-from workers.lease_keeper import Keeper
-from workers.slots import Places
+from workers.claimed_job import Cancelable, ClaimedJob
+from workers.lease_keeper import LeaseKeeper
+from workers.slots import JobSlots
 from workers.trials import Trials
 
 CLAIM_SECONDS = 10.0
@@ -45,8 +45,8 @@ _log = get_logger("runner")
 T = TypeVar("T")
 
 
-class Ended(Protocol):
-    """What a job leaves behind; `touchstone.evaluation.run.Finished` is one."""
+class JobOutcome(Protocol):
+    """What a job leaves behind; `touchstone.evaluation.run.JobOutcome` is one."""
 
     @property
     def result(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Ended(Protocol):
         """Whether a cancel ended it, with what was shown until then."""
 
 
-class Run(Protocol):
+class RunJob(Protocol):
     """Runs one job to its end; `touchstone.evaluation.run.run` bound to an engine is one."""
 
     def __call__(
@@ -81,7 +81,7 @@ class Run(Protocol):
         started: Callable[[Cancelable], None],
         report: Callable[[Progress, dict[str, float]], None],
         prior: dict[str, Any] | None,
-    ) -> Ended:
+    ) -> JobOutcome:
         """Blocks; raises `Failure`."""
 
 
@@ -95,138 +95,147 @@ class Runner:
 
     ledger: Ledger
     blobs: Blobs
-    keeper: Keeper
-    run: Run
+    keeper: LeaseKeeper
+    run: RunJob
     settings: Settings
-    shelf: Shelf = ZOO
+    store: ModelStore = ZOO
     trials: Trials = field(default_factory=Trials)
 
     @cached_property
-    def places(self) -> Places:
+    def slots(self) -> JobSlots:
         """Who runs how many jobs here."""
-        return Places(self.settings.concurrency)
+        return JobSlots(self.settings.concurrency)
 
     def __call__(self, job: str) -> None:
         """Run a job, of those that wait where the bell was rung; if none does, there is nothing to do."""
-        with ExitStack() as place:
-            held = self._take(job, place)
-            if held is None:
+        with ExitStack() as stack:
+            claimed = self._claim_slot(job, stack)
+            if claimed is None:
                 return
-            end = self._attempt(held)
+            end = self._attempt(claimed)
             try:
-                self._conclude(held, end)
+                self._conclude(claimed, end)
             except LedgerUnavailable as error:
                 _log.warning("a job's end was not written", reason=error.detail)
 
-    def _take(self, job: str, place: ExitStack) -> Held | None:
-        with self.places.door:
+    def _claim_slot(self, job: str, stack: ExitStack) -> ClaimedJob | None:
+        with self.slots.claim_lock:
             claimed = self._claim(job)
             if claimed is None:
                 return None
-            held = Held(claimed)
+            claimed_job = ClaimedJob(claimed)
             tenant = claimed.submission.tenant
-            place.enter_context(bound(job=claimed.id, tenant=tenant, attempt=claimed.attempts))
-            place.enter_context(self.places.taken(tenant))
-            place.enter_context(self.keeper.keep(held))
-            return held
+            stack.enter_context(bind_fields(job=claimed.id, tenant=tenant, attempt=claimed.attempts))
+            stack.enter_context(self.slots.occupy(tenant))
+            stack.enter_context(self.keeper.hold(claimed_job))
+            return claimed_job
 
     def _claim(self, job: str) -> Job | None:
         token = secrets.token_hex(8)
 
-        def ask() -> Job | None:
-            crowd = self.places.crowd()
-            return self.ledger.claim(job, self.keeper.worker, token=token, crowd=crowd)
+        def claim() -> Job | None:
+            busy = self.slots.busy_tenants()
+            return self.ledger.claim(job, self.keeper.worker, token=token, busy_tenants=busy)
 
         while not self.keeper.stopping:
             try:
-                return self._insist(ask, seconds=CLAIM_SECONDS)
-            except Crowded:
-                self.places.wait()
+                return self._retry(claim, seconds=CLAIM_SECONDS)
+            except NoFreeSlot:
+                self.slots.wait()
             except LedgerUnavailable:
                 break  # the bell will be rung again
         return None
 
-    def _attempt(self, held: Held) -> dict[str, Any] | None:
+    def _attempt(self, claimed: ClaimedJob) -> dict[str, Any] | None:
         """How the job ends, as the ledger takes it; None where it goes back to the queue or was lost."""
         try:
-            registers = held.job.submission.kind == "registration"
-            ended = self._registration(held) if registers else self._pooled_run(held)
-            if ended.canceled and held.reason in ("stopping", "lost"):
+            registers = claimed.job.submission.kind == "registration"
+            outcome = self._run_registration(claimed) if registers else self._run_pooled(claimed)
+            if outcome.canceled and claimed.stop_reason in ("stopping", "lost"):
                 return None
-            return self._succeed(held, ended)
+            return self._succeed(claimed, outcome)
         except Exception as error:  # noqa: BLE001 - a fault of ours ends the job, its traceback belongs in the log
-            if lacks_memory(error):
-                return self._fail(held, OutOfMemory("the worker's memory does not hold what this job needs"))
+            if is_out_of_memory(error):
+                return self._fail(
+                    claimed, OutOfMemory("the worker's memory does not hold what this job needs")
+                )
             if isinstance(error, Failure):
-                return self._fail(held, error)
+                return self._fail(claimed, error)
             _log.exception("a job broke")
             # Files and devices fail for reasons that are no job's.
-            passing = isinstance(error, OSError) and not held.reason and self._leaves(held)
-            return None if passing else _INTERNAL
+            passing = isinstance(error, OSError) and not claimed.stop_reason and self._leave_to_retry(claimed)
+            return None if passing else _INTERNAL_ERROR
 
-    def _pooled_run(self, held: Held) -> Ended:
+    def _run_pooled(self, claimed: ClaimedJob) -> JobOutcome:
         """Run the job, going on from what equal questions have counted before it, and keep its counts for
         the next.
         """
-        submission = held.job.submission
-        pool = pool_of(submission, self.shelf)
+        submission = claimed.job.submission
+        pool = pool_key(submission, self.store)
         if pool is None:
-            return self._run(held, submission, None)
-        known = self._insist(lambda: self.ledger.pooled(pool, submission.seed))
-        ended = self._run(held, submission.model_copy(update={"seed": known.seed}), known.counts)
-        if counts := ended.counts:
-            self._insist(lambda: self.ledger.pool(pool, counts))
-        return ended
+            return self._run(claimed, submission, None)
+        known = self._retry(lambda: self.ledger.read_pool(pool, submission.seed))
+        outcome = self._run(claimed, submission.model_copy(update={"seed": known.seed}), known.counts)
+        if counts := outcome.counts:
+            self._retry(lambda: self.ledger.extend_pool(pool, counts))
+        return outcome
 
-    def _registration(self, held: Held) -> Ended:
+    def _run_registration(self, claimed: ClaimedJob) -> JobOutcome:
         """Try a model, and let it be used only if nobody has given up on it meanwhile."""
-        submission = held.job.submission
-        card = Manifest.model_validate(submission.parameters)
-        if card.kind == "remote":
-            return self._remote_registration(held, card)
+        submission = claimed.job.submission
+        manifest = Manifest.model_validate(submission.parameters)
+        if manifest.kind == "remote":
+            return self._run_remote_registration(claimed, manifest)
         read = partial(self.blobs.get, submission.source)
-        tried = self.trials(submission, read, self.settings, started=held.started, report=held.report)
-        self._register(held, tried.card, tried.examined, size=self.blobs.size(submission.source))
-        self._insist(lambda: self.ledger.note_probe(tried.card.digest, tried.examined))
-        return tried.finished()
+        tried = self.trials(submission, read, self.settings, started=claimed.add_task, report=claimed.report)
+        self._register(claimed, tried.manifest, tried.probe, size=self.blobs.size(submission.source))
+        self._retry(lambda: self.ledger.store_probe(tried.manifest.digest, tried.probe))
+        return tried.job_outcome()
 
-    def _remote_registration(self, held: Held, card: Manifest) -> Ended:
+    def _run_remote_registration(self, claimed: ClaimedJob, manifest: Manifest) -> JobOutcome:
         """The same for a model behind an address, which the engine asks."""
-        ended = self._run(held, held.job.submission, None)
-        self._register(held, card, Reached.model_validate(ended.result["probe"]))
-        return ended
+        outcome = self._run(claimed, claimed.job.submission, None)
+        self._register(claimed, manifest, RemoteProbe.model_validate(outcome.result["probe"]))
+        return outcome
 
-    def _register(self, held: Held, card: Manifest, found: Shown, *, size: int = 0) -> None:
+    def _register(
+        self, claimed: ClaimedJob, manifest: Manifest, found: RegistrationProbe, *, size: int = 0
+    ) -> None:
         versions, claim = (
-            Holdings.of(self.ledger, held.job.submission.tenant).versions,
-            (held.job.id, held.job.claims),
+            TenantLedger.of(self.ledger, claimed.job.submission.tenant).versions,
+            (claimed.job.id, claimed.job.claims),
         )
-        if held.reason or not self._insist(lambda: versions.register(card, found, size=size, claim=claim)):
-            raise Canceled("the job was canceled")
+        if claimed.stop_reason or not self._retry(
+            lambda: versions.register(manifest, found, size=size, claim=claim)
+        ):
+            raise JobCanceled("the job was canceled")
 
-    def _run(self, held: Held, submission: Submission, prior: dict[str, Any] | None) -> Ended:
+    def _run(self, claimed: ClaimedJob, submission: Submission, prior: dict[str, Any] | None) -> JobOutcome:
         return self.run(
             submission,
             self.blobs.get(submission.source),
             deadline=submission.deadline or self.settings.deadline,
-            started=held.started,
-            report=held.report,
+            started=claimed.add_task,
+            report=claimed.report,
             prior=prior,
         )
 
-    def _succeed(self, held: Held, ended: Ended) -> dict[str, Any]:
-        submission = held.job.submission
+    def _succeed(self, claimed: ClaimedJob, outcome: JobOutcome) -> dict[str, Any]:
+        submission = claimed.job.submission
         begun = time.perf_counter()
-        artifacts = self._store(ended.artifacts)
-        timings = {"queued": _waited(held.job), "write": time.perf_counter() - begun}
+        artifacts = self._store_artifacts(outcome.artifacts)
+        timings = {"queued": _queue_seconds(claimed.job), "write": time.perf_counter() - begun}
         return {
-            "status": "canceled" if ended.canceled else "succeeded",
-            "result": {**ended.result, **self._comparison(submission.rerun_of, ended.result, artifacts)},
+            "status": "canceled" if outcome.canceled else "succeeded",
+            "result": {
+                **outcome.result,
+                **self._compare_rerun(submission.rerun_of, outcome.result, artifacts),
+            },
             "artifacts": artifacts,
-            "timings": ended.timings.model_copy(update=timings),
+            "timings": outcome.timings.model_copy(update=timings),
         }
 
-    def _comparison(
+    def _compare_rerun(
         self, origin: str | None, result: Mapping[str, Any], artifacts: Mapping[str, Artifact]
     ) -> dict[str, Any]:
         """Whether a rerun left the same bytes as the job that it repeats; null where that one was deleted, or
@@ -235,61 +244,61 @@ class Runner:
         if origin is None:
             return {}
         try:
-            first = self._insist(lambda: self.ledger.read(origin))
+            first = self._retry(lambda: self.ledger.read(origin))
         except UnknownJob:
             return {"rerun": {"of": origin, "agrees": None}}
         before = first.result or {}
-        agrees = first.artifacts == artifacts and _answer(before) == _answer(result)
+        agrees = first.artifacts == artifacts and _comparable_values(before) == _comparable_values(result)
         return {"rerun": {"of": origin, "agrees": agrees if _comparable(before, result) else None}}
 
-    def _store(self, files: Mapping[str, tuple[bytes, str]]) -> dict[str, Artifact]:
+    def _store_artifacts(self, files: Mapping[str, tuple[bytes, str]]) -> dict[str, Artifact]:
         data = [data for data, _ in files.values()]
-        digests = self._insist(lambda: self.blobs.put_many(data), seconds=STORE_SECONDS)
+        digests = self._retry(lambda: self.blobs.put_many(data), seconds=STORE_SECONDS)
         return {
             name: Artifact(digest=digest, media_type=media_type, size=len(data))
             for digest, (name, (data, media_type)) in zip(digests, files.items(), strict=True)
         }
 
-    def _fail(self, held: Held, failure: Failure) -> dict[str, Any] | None:
-        if held.reason in ("stopping", "lost") or isinstance(failure, WorkerStopping):
+    def _fail(self, claimed: ClaimedJob, failure: Failure) -> dict[str, Any] | None:
+        if claimed.stop_reason in ("stopping", "lost") or isinstance(failure, WorkerStopping):
             return None
-        if held.reason == "overdue":
+        if claimed.stop_reason == "overdue":
             failure = DeadlineExceeded("the job ran longer than its deadline allowed")
-        elif held.reason == "canceled" or isinstance(failure, Canceled):
+        elif claimed.stop_reason == "canceled" or isinstance(failure, JobCanceled):
             return {"status": "canceled"}
-        elif isinstance(failure, _PASSING) and self._leaves(held):
+        elif isinstance(failure, _TRANSIENT) and self._leave_to_retry(claimed):
             return None
         _log.info("a job failed", code=failure.code)
         return {"status": "failed", "error": _problem(failure)}
 
-    def _leaves(self, held: Held) -> bool:
+    def _leave_to_retry(self, claimed: ClaimedJob) -> bool:
         """Leave a job to another attempt, if there may be one: nobody renews the lease, and when it has run
         out, the job is tried again, perhaps elsewhere.
         """
-        if held.job.attempts >= self.settings.max_attempts:
+        if claimed.job.attempts >= self.settings.max_attempts:
             return False
         _log.warning("a job is left to another attempt")
-        held.end("lost")
+        claimed.request_stop("lost")
         return True
 
-    def _conclude(self, held: Held, end: Mapping[str, Any] | None) -> None:
-        job = held.job
+    def _conclude(self, claimed: ClaimedJob, end: Mapping[str, Any] | None) -> None:
+        job = claimed.job
         if end is None:
-            if held.reason != "lost":
-                self._insist(lambda: self.ledger.release(job.id, job.claims), seconds=RETRY_SECONDS)
+            if claimed.stop_reason != "lost":
+                self._retry(lambda: self.ledger.release(job.id, job.claims), seconds=RETRY_SECONDS)
             return
-        last = held.take_report()
+        last = claimed.take_report()
         try:
-            held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **end, last=last))
+            held_on = self._retry(lambda: self.ledger.finish(job.id, job.claims, **end, last_report=last))
         except (TypeError, ValueError):  # a result that is no JSON
             _log.exception("a job broke")
-            held_on = self._insist(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL))
+            held_on = self._retry(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL_ERROR))
         if held_on:
             _log.info("a job ended", status=end["status"])
         else:
             _log.warning("a job ended after its claim was lost")
 
-    def _insist(self, action: Callable[[], T], *, seconds: float = float("inf")) -> T:
+    def _retry(self, action: Callable[[], T], *, seconds: float = float("inf")) -> T:
         """Try again while the ledger is out of reach or the disk full, for so long or until the worker stops.
 
         Work that is done must not be thrown away because the ledger restarts meanwhile.
@@ -304,7 +313,7 @@ class Runner:
                 time.sleep(RETRY_SECONDS)
 
 
-def _answer(result: Mapping[str, Any]) -> list[Any]:
+def _comparable_values(result: Mapping[str, Any]) -> list[Any]:
     """What a rerun must find again: the model's answer, or the votes that were counted."""
     votes = result.get("sampling", {}).get("counts_top5")
     return [*map(result.get, ("original", "smoothed", "predicted_class", "radius")), votes]
@@ -320,19 +329,21 @@ def _comparable(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
     return not chance or counts[0].get("n_used") == counts[1].get("n_used")
 
 
-def _waited(job: Job) -> float:
+def _queue_seconds(job: Job) -> float:
     return (job.started_at - job.created_at).total_seconds() if job.started_at else 0.0
 
 
-def _problem(failure: Failure) -> Problem:
+def _problem(failure: Failure) -> JobFailure:
     extra = failure.extra if failure.field is None else {"field": failure.field, **failure.extra}
-    return Problem(code=failure.code, detail=failure.detail, extra=extra)
+    return JobFailure(code=failure.code, detail=failure.detail, extra=extra)
 
 
-_PASSING = (OutOfMemory, StorageFull)
+_TRANSIENT = (OutOfMemory, StorageFull)
 """What may be the trouble of this worker at this moment, and not the job's."""
 
-_INTERNAL: dict[str, Any] = {
+_INTERNAL_ERROR: dict[str, Any] = {
     "status": "failed",
-    "error": Problem(code=Failure.code, detail="the service made a mistake with this job; its log says more"),
+    "error": JobFailure(
+        code=Failure.code, detail="the service made a mistake with this job; its log says more"
+    ),
 }

@@ -16,12 +16,12 @@ from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.reaper import Reaper
 from touchstone.logs import get_logger
-from touchstone.models.store import ZOO, Shelf
+from touchstone.models.store import ZOO, ModelStore
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from workers.celery_app import celery_app
-from workers.lease_keeper import Keeper, Machine
-from workers.runner import Run, Runner
+from workers.lease_keeper import LeaseKeeper, WatchedEngine
+from workers.runner import RunJob, Runner
 from workers.tasks import register
 from workers.watchdog import Watchdog
 
@@ -31,25 +31,27 @@ WAKE_SECONDS = 0.05
 _log = get_logger("worker")
 
 
-class Stoppable(Machine, Protocol):
+class StoppableEngine(WatchedEngine, Protocol):
     """An engine that ends its thread on demand."""
 
     def stop(self) -> None:
         """End; whatever still runs raises WorkerStopping."""
 
 
-def serve(settings: Settings, engine: Stoppable, run: Run, shelf: Shelf = ZOO) -> int:
+def serve(settings: Settings, engine: StoppableEngine, run: RunJob, store: ModelStore = ZOO) -> int:
     """Take jobs until the process is told to end by SIGTERM or SIGINT; returns the exit code."""
     url = ledger_url(settings)
     ledger = Ledger(url, settings)
     app = celery_app(url)
     watchdog = Watchdog(settings.hang)
-    keeper = Keeper(_own_name(), ledger, engine, settings, give_up=os._exit, moved=watchdog.feed)
-    reaper = Reaper(ledger, lambda job: broker.ring(app, job, ledger.queue_of(job)))
-    runner = Runner(ledger, open_blobs(settings), keeper, run, settings, shelf)
+    keeper = LeaseKeeper(
+        _make_worker_name(), ledger, engine, settings, give_up=os._exit, on_tick=watchdog.feed
+    )
+    reaper = Reaper(ledger, lambda job: broker.dispatch(app, job, ledger.broker_queue_of(job)))
+    runner = Runner(ledger, open_blobs(settings), keeper, run, settings, store)
     register(app, runner.__call__)
-    _listen(keeper, reaper)
-    code = _consume(app, settings, runner.places.all)
+    _connect_signals(keeper, reaper)
+    code = _consume(app, settings, runner.slots.total)
     reaper.stop()
     keeper.close()
     engine.stop()
@@ -57,12 +59,12 @@ def serve(settings: Settings, engine: Stoppable, run: Run, shelf: Shelf = ZOO) -
     return code
 
 
-def _own_name() -> str:
+def _make_worker_name() -> str:
     """Unique to this run of the process, so that nobody takes a successor for it."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _listen(keeper: Keeper, reaper: Reaper) -> None:
+def _connect_signals(keeper: LeaseKeeper, reaper: Reaper) -> None:
     """Follow Celery's life: alive when it consumes, stopping when it was told to."""
 
     def ready(sender: Any, **_: Any) -> None:
@@ -78,23 +80,23 @@ def _listen(keeper: Keeper, reaper: Reaper) -> None:
 
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(shutting_down, weak=False)
-    signals.setup_logging.connect(_leave_logs_alone, weak=False)
+    signals.setup_logging.connect(_keep_own_logs, weak=False)
 
 
-def _leave_logs_alone(**_: Any) -> None:
+def _keep_own_logs(**_: Any) -> None:
     """Keep our own logs, without Celery's lines on each message: the runner's lines name the jobs."""
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _consume(app: Celery, settings: Settings, places: int) -> int:
+def _consume(app: Celery, settings: Settings, slots: int) -> int:
     worker = app.Worker(
         pool="threads",
-        concurrency=places,
+        concurrency=slots,
         without_mingle=True,
         without_gossip=True,
         without_heartbeat=True,
-        queues=[broker.queue_of(model) for model in settings.served] or None,
+        queues=[broker.queue_name(model) for model in settings.served_models] or None,
         quiet=True,
     )
     worker.start()

@@ -7,52 +7,52 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SPARE = 8
+SLOTS_PER_SPARE = 8
 """One place for so many is added for those who have none."""
-LOOK_SECONDS = 0.05
+CHECK_SECONDS = 0.05
 
 
-class Places:
+class JobSlots:
     """`most` places for anybody, and an eighth more, at least one, for tenants that have none.
 
     Nobody else waits for the end of a job because one tenant has filled the worker with long ones.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken: Counter[str] = Counter()
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._left = threading.Event()
-        self.door = threading.Lock()
+        self._freed = threading.Event()
+        self.claim_lock = threading.Lock()
         """Held by whoever asks for a job, so that they know what all others have."""
 
     @property
-    def all(self) -> int:
+    def total(self) -> int:
         """How many there are, the spare ones among them."""
-        return self._most + max(1, self._most // SPARE)
+        return self._limit + max(1, self._limit // SLOTS_PER_SPARE)
 
-    def crowd(self) -> frozenset[str]:
+    def busy_tenants(self) -> frozenset[str]:
         """Tenants that may not have another place now; to be asked within the door."""
         with self._lock:
-            full = self._taken.total() >= self._most
-            return frozenset(self._taken) if full else frozenset()
+            full = self._used.total() >= self._limit
+            return frozenset(self._used) if full else frozenset()
 
     @contextmanager
-    def taken(self, tenant: str) -> Iterator[None]:
+    def occupy(self, tenant: str) -> Iterator[None]:
         """A place of this tenant's while the block lasts; to be entered within the door."""
         self._count(tenant, 1)
         try:
             yield
         finally:
             self._count(tenant, -1)
-            self._left.set()
+            self._freed.set()
 
     def _count(self, tenant: str, change: int) -> None:
         with self._lock:
-            self._taken[tenant] += change
-            self._taken += Counter()  # forgets who has none
+            self._used[tenant] += change
+            self._used += Counter()  # forgets who has none
 
     def wait(self) -> None:
         """Wait until a place is left, or until it is worth looking whether somebody else has come."""
-        self._left.wait(LOOK_SECONDS)
-        self._left.clear()
+        self._freed.wait(CHECK_SECONDS)
+        self._freed.clear()

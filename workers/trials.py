@@ -6,29 +6,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from touchstone.evaluation.run import Finished
+from touchstone.evaluation.run import JobOutcome
 from touchstone.ledger.records import Progress, Submission, Timings
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Examined
+from touchstone.models.measurements import ModelProbe
 from touchstone.registration.messages import STEPS
 from touchstone.registration.trial import Trial
 from touchstone.settings import Settings
 from workers.claimed_job import Cancelable
-from workers.fair_lock import Turns
+from workers.fair_lock import FairLock
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialOutcome:
     """A model that can be used: its card, what was found out about it, and how long that took."""
 
-    card: Manifest
-    examined: Examined
+    manifest: Manifest
+    probe: ModelProbe
     seconds: float
 
-    def finished(self) -> Finished:
+    def job_outcome(self) -> JobOutcome:
         """What the job leaves."""
-        result = {"model": self.card.card(), "probe": self.examined.model_dump(mode="json")}
-        return Finished(result, {}, Timings(compute=self.seconds))
+        result = {"model": self.manifest.card(), "probe": self.probe.model_dump(mode="json")}
+        return JobOutcome(result, {}, Timings(compute=self.seconds))
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Trials:
     wait take turns.
     """
 
-    turns: Turns = field(default_factory=Turns)
+    lock: FairLock = field(default_factory=FairLock)
 
     def __call__(
         self,
@@ -47,17 +47,17 @@ class Trials:
         *,
         started: Callable[[Cancelable], None],
         report: Callable[[Progress, dict[str, float]], None],
-    ) -> Tried:
-        """Blocks; raises the failures of `Trial.run`. The file is not read before its turn."""
+    ) -> TrialOutcome:
+        """Blocks; raises the failures of `Bench.run`. The file is not read before its turn."""
 
-        def begun(step: int) -> None:
+        def report_step(step: int) -> None:
             report(Progress(done=step, total=len(STEPS)), {})
 
         began = time.perf_counter()
-        card = Manifest.model_validate(submission.parameters)
-        trial = Trial(card, seconds=settings.probe_seconds, memory=settings.probe_memory)
+        manifest = Manifest.model_validate(submission.parameters)
+        trial = Trial(manifest, seconds=settings.probe_seconds, memory=settings.probe_memory)
         started(trial)
-        with self.turns.stand_in_line(submission.tenant) as turn:
-            findings = trial.run(read, begun, turn)
+        with self.lock.wait_in_line(submission.tenant) as ticket:
+            findings = trial.run(read, report_step, ticket)
         report(Progress(done=len(STEPS), total=len(STEPS)), {})
-        return Tried(findings.completed(card), findings.examined, time.perf_counter() - began)
+        return TrialOutcome(findings.complete_manifest(manifest), findings.probe, time.perf_counter() - began)

@@ -19,7 +19,7 @@ class Watchdog:
     """
 
     def __init__(self, hang: float) -> None:
-        self._patience = hang + GRACE_SECONDS
+        self._timeout = hang + GRACE_SECONDS
         self._next = 0.0
 
     def feed(self) -> None:
@@ -27,4 +27,4 @@ class Watchdog:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + FEED_SECONDS
-            faulthandler.dump_traceback_later(self._patience, exit=True)
+            faulthandler.dump_traceback_later(self._timeout, exit=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.support.linear_models import distances, greyish, linear_model
+from api_tests.support.linear_models import exact_distances, gray_images, linear_model
 from touchstone.errors import Failure, GradientRefused, InvalidParameter, NonFiniteOutput
 
 EPS = {"linf": 0.008, "l2": 0.08, "l1": 0.8}
@@ -17,9 +17,9 @@ ATTACKS = ["fgsm", "pgd"]
 @pytest.mark.parametrize("targeted", [False, True])
 def test_pgd_succeeds_exactly_where_the_radius_exceeds_the_distance(norm, targeted):
     module = linear_model()
-    x = greyish(64)
+    x = gray_images(64)
     y = module(x).argmax(1)
-    distance = distances(module, x, norm)
+    distance = exact_distances(module, x, norm)
     for factor in (0.97, 1.03):
         goal = {"targets": 1 - y} if targeted else {}
         found = touchstone.attack(
@@ -31,10 +31,10 @@ def test_pgd_succeeds_exactly_where_the_radius_exceeds_the_distance(norm, target
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_fgsm_is_exact_on_two_classes(norm):
+def test_fgsm_succeeds_exactly_when_radius_exceeds_distance_on_two_classes(norm):
     module = linear_model()
-    x = greyish(64)
-    distance = distances(module, x, norm)
+    x = gray_images(64)
+    distance = exact_distances(module, x, norm)
     for factor in (0.999, 1.001):
         found = touchstone.attack(
             touchstone.wrap(module),
@@ -50,9 +50,9 @@ def test_fgsm_is_exact_on_two_classes(norm):
 
 @pytest.mark.parametrize("norm", sorted(EPS))
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_rounded_images_are_on_the_lattice_inside_ball_and_box(attack, norm):
+def test_quantized_images_are_8_bit_and_inside_ball_and_box(attack, norm):
     found = touchstone.attack(
-        touchstone.wrap(linear_model()), greyish(32), None, attack, norm=norm, eps=EPS[norm]
+        touchstone.wrap(linear_model()), gray_images(32), None, attack, norm=norm, eps=EPS[norm]
     )
     levels = found.images * 255
     assert torch.equal(levels, levels.round())
@@ -61,14 +61,14 @@ def test_rounded_images_are_on_the_lattice_inside_ball_and_box(attack, norm):
     assert found.images.max() <= 1
 
 
-def test_two_levels_are_two_levels():
-    found = touchstone.attack(touchstone.wrap(linear_model()), greyish(4), None, "fgsm", eps="2/255")
-    steps = ((found.images - greyish(4)) * 255).round()
+def test_fgsm_changes_values_by_zero_or_two_levels_at_radius_2_255():
+    found = touchstone.attack(touchstone.wrap(linear_model()), gray_images(4), None, "fgsm", eps="2/255")
+    steps = ((found.images - gray_images(4)) * 255).round()
     assert set(steps.unique().tolist()) <= {-2.0, 0.0, 2.0}
     assert torch.all(found.distance <= 2 / 255)
 
 
-class Plain(torch.nn.Module):
+class SmoothNetwork(torch.nn.Module):
     """A small smooth network on which no tool is privileged."""
 
     def __init__(self):
@@ -87,7 +87,7 @@ class Plain(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def plain():
-    return Plain().eval()
+    return SmoothNetwork().eval()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def images():
     return torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 
 
-def peer(name):
+def import_peer(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip(name)
@@ -106,7 +106,7 @@ def peer(name):
     ("norm", "theirs"), [("linf", "LinfFastGradientAttack"), ("l2", "L2FastGradientAttack")]
 )
 def test_fgsm_equals_foolbox(plain, images, norm, theirs):
-    foolbox = peer("foolbox")
+    foolbox = import_peer("foolbox")
     y = plain(images).argmax(1)
     eps = {"linf": 0.03, "l2": 0.5}[norm]
     fmodel = foolbox.PyTorchModel(plain, bounds=(0, 1), device="cpu")
@@ -117,8 +117,8 @@ def test_fgsm_equals_foolbox(plain, images, norm, theirs):
 
 @pytest.mark.peer
 @pytest.mark.parametrize("eps", [0.005, 0.01, 0.02])
-def test_pgd_succeeds_as_often_as_foolbox_and_torchattacks(plain, images, eps):
-    foolbox, torchattacks = peer("foolbox"), peer("torchattacks")
+def test_pgd_success_is_at_least_that_of_foolbox_and_torchattacks(plain, images, eps):
+    foolbox, torchattacks = import_peer("foolbox"), import_peer("torchattacks")
     y = plain(images).argmax(1)
     steps, size = 20, 2.5 * eps / 20
     fmodel = foolbox.PyTorchModel(plain, bounds=(0, 1), device="cpu")
@@ -129,7 +129,7 @@ def test_pgd_succeeds_as_often_as_foolbox_and_torchattacks(plain, images, eps):
     assert ours.success.sum() >= (plain(other).argmax(1) != y).sum()
 
 
-def test_keep_best_returns_the_first_success_though_later_steps_would_lose_it():
+def test_pgd_returns_the_first_success_even_if_later_steps_lose_it():
     class Bump(torch.nn.Module):
         """Class 1 only in a thin shell around the start: a long walk passes through it."""
 
@@ -147,21 +147,21 @@ def test_keep_best_returns_the_first_success_though_later_steps_would_lose_it():
     assert found.queries.backward == 20
 
 
-def test_saturated_cross_entropy_falls_back_to_the_margin():
+def test_fgsm_falls_back_to_the_margin_when_cross_entropy_saturates():
     module = linear_model()
     with torch.no_grad():
         module[1].weight.mul_(1e4)
         module[1].bias.mul_(1e4)
-    x = greyish(16)
-    eps = (1.05 * distances(module, x, "linf")).tolist()
+    x = gray_images(16)
+    eps = (1.05 * exact_distances(module, x, "linf")).tolist()
     found = touchstone.attack(touchstone.wrap(module), x, None, "fgsm", eps=eps, quantize=False)
     assert found.success.all()
 
 
 def test_restarts_run_only_where_earlier_attempts_failed():
     module = linear_model()
-    x = greyish(8)
-    distance = distances(module, x, "linf")
+    x = gray_images(8)
+    distance = exact_distances(module, x, "linf")
     easy = torch.arange(8) < 6
     eps = torch.where(easy, 2 * distance, 0.2 * distance).tolist()
     found = touchstone.attack(
@@ -173,11 +173,11 @@ def test_restarts_run_only_where_earlier_attempts_failed():
 
 
 @pytest.mark.parametrize("norm", sorted(EPS))
-def test_another_seed_starts_elsewhere(norm):
+def test_random_start_depends_on_the_seed(norm):
     def start(**options):
         small = {"norm": norm, "eps": EPS[norm], "steps": 1, "step_size": 0, "early_stop": False}
         return touchstone.attack(
-            touchstone.wrap(linear_model()), greyish(4), None, "pgd", quantize=False, **small, **options
+            touchstone.wrap(linear_model()), gray_images(4), None, "pgd", quantize=False, **small, **options
         ).images
 
     assert torch.equal(start(seed=3), start(seed=3))
@@ -188,7 +188,7 @@ def test_another_seed_starts_elsewhere(norm):
 def test_without_early_stop_every_step_of_every_restart_is_run():
     found = touchstone.attack(
         touchstone.wrap(linear_model()),
-        greyish(4),
+        gray_images(4),
         None,
         "pgd",
         eps=0.1,
@@ -200,19 +200,19 @@ def test_without_early_stop_every_step_of_every_restart_is_run():
     assert found.queries.backward == 4 * 15
 
 
-def test_a_black_box_refuses_gradients():
+def test_pgd_is_refused_on_a_black_box_model():
     with pytest.raises(GradientRefused):
         touchstone.attack(
-            touchstone.wrap(linear_model(), knowledge="black-box"), greyish(2), None, "pgd", eps=0.1
+            touchstone.wrap(linear_model(), knowledge="black-box"), gray_images(2), None, "pgd", eps=0.1
         )
 
 
-def test_nan_logits_end_the_attack_with_a_clear_error():
+def test_nan_logits_raise_non_finite_output():
     module = linear_model()
     with torch.no_grad():
         module[1].bias.fill_(float("nan"))
     with pytest.raises(NonFiniteOutput):
-        touchstone.attack(touchstone.wrap(module), greyish(2), None, "fgsm", eps=0.1)
+        touchstone.attack(touchstone.wrap(module), gray_images(2), None, "fgsm", eps=0.1)
 
 
 @pytest.mark.parametrize(
@@ -224,21 +224,21 @@ def test_nan_logits_end_the_attack_with_a_clear_error():
         ({"colour": 1}, "colour"),
     ],
 )  # fmt: skip
-def test_bad_parameters_name_their_field(parameters, field):
+def test_invalid_parameter_error_names_the_field(parameters, field):
     with pytest.raises(InvalidParameter) as caught:
-        touchstone.attack(touchstone.wrap(linear_model()), greyish(1), None, "pgd", **parameters)
+        touchstone.attack(touchstone.wrap(linear_model()), gray_images(1), None, "pgd", **parameters)
     assert caught.value.field == field
 
 
-def test_a_radius_above_one_asks_the_obvious_question():
+def test_radius_above_one_error_suggests_dividing_by_255():
     with pytest.raises(InvalidParameter, match="did you mean 8/255"):
-        touchstone.attack(touchstone.wrap(linear_model()), greyish(1), None, "pgd", eps=8)
+        touchstone.attack(touchstone.wrap(linear_model()), gray_images(1), None, "pgd", eps=8)
 
 
 @pytest.mark.parametrize("spelling", ["Linf", "inf", "L∞", "LINF", "L2", "2", 2])
-def test_norms_are_understood_in_the_usual_spellings(spelling):
+def test_norm_names_are_accepted_in_the_usual_spellings(spelling):
     assert touchstone.attack(
-        touchstone.wrap(linear_model()), greyish(1), None, "fgsm", norm=spelling, eps=0.01
+        touchstone.wrap(linear_model()), gray_images(1), None, "fgsm", norm=spelling, eps=0.01
     )
 
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.support.linear_models import distances, greyish, linear_model
+from api_tests.support.linear_models import exact_distances, gray_images, linear_model
 from touchstone.engine import NORMS
 
 ORDER = {"linf": float("inf"), "l2": 2}
 
 
-class Constant(torch.nn.Module):
+class ConstantModel(torch.nn.Module):
     def forward(self, x):
         return torch.tensor([[1.0, 0.0, 0.0]]) + 0 * x.flatten(1).sum(1, keepdim=True)
 
@@ -39,37 +39,37 @@ def images(net):
 
 @pytest.mark.parametrize("norm", ORDER)
 @pytest.mark.parametrize("overshoot", [0.002, 0.02])
-def test_on_a_linear_model_the_distance_is_exact_but_for_the_overshoot(norm, overshoot):
+def test_deepfool_distance_is_exact_up_to_the_overshoot_on_a_linear_model(norm, overshoot):
     module = linear_model(classes=10)
-    x = greyish(32)
+    x = gray_images(32)
     found = touchstone.attack(
         touchstone.wrap(module), x, None, "deepfool", norm=norm, overshoot=overshoot, quantize=False
     )
-    exact = distances(module, x, norm)
+    exact = exact_distances(module, x, norm)
     assert found.success.all()
     assert torch.all(found.distance >= exact * (1 - 1e-4))
     assert torch.all(found.distance <= exact * (1 + overshoot) + 2e-5)
 
 
-def test_rows_leave_when_they_are_fooled():
+def test_misclassified_rows_cost_no_further_queries():
     found = touchstone.attack(
-        touchstone.wrap(linear_model(classes=10)), greyish(8), None, "deepfool", quantize=False
+        touchstone.wrap(linear_model(classes=10)), gray_images(8), None, "deepfool", quantize=False
     )
     assert found.queries.backward == 8 * (9 + 2)  # the look that shows the success asks for the next step
     assert found.queries.forward == 8 * (1 + 1 + 2)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 30])
-def test_no_more_classes_are_looked_at_than_asked_for(classes):
+def test_deepfool_differentiates_only_the_requested_number_of_classes(classes):
     model = touchstone.wrap(linear_model(classes=classes))
-    found = touchstone.attack(model, greyish(1), None, "deepfool", candidates=5, quantize=False)
+    found = touchstone.attack(model, gray_images(1), None, "deepfool", candidates=5, quantize=False)
     assert found.success.all()
     rivals = min(classes, 5) - 1
     assert found.queries.backward == rivals + min(rivals, 2)
 
 
 @pytest.mark.parametrize("method", ["deepfool", "sparsefool"])
-def test_a_targeted_attack_reaches_its_target_and_no_other(net, images, method):
+def test_targeted_attack_succeeds_exactly_when_the_target_is_predicted(net, images, method):
     y = net(images).argmax(1)
     target = (y + 2) % 6
     found = touchstone.attack(touchstone.wrap(net), images, None, method, targets=target, quantize=False)
@@ -78,15 +78,15 @@ def test_a_targeted_attack_reaches_its_target_and_no_other(net, images, method):
 
 
 @pytest.mark.parametrize("method", ["deepfool", "sparsefool"])
-def test_a_constant_model_is_not_fooled(method):
-    x = greyish(2)
-    model = touchstone.wrap(Constant())
+def test_attack_fails_and_keeps_the_image_on_a_constant_model(method):
+    x = gray_images(2)
+    model = touchstone.wrap(ConstantModel())
     found = touchstone.attack(model, x, None, method, steps=3, quantize=False)
     assert not found.success.any()
     assert torch.allclose(found.images, x, atol=1e-6)
 
 
-def test_a_point_on_the_boundary_is_led_across():
+def test_deepfool_crosses_the_boundary_from_a_point_on_it():
     """Both logits are equal at the start: the first is the answer, and the way to the second is zero."""
 
     class Tie(torch.nn.Module):
@@ -101,10 +101,10 @@ def test_a_point_on_the_boundary_is_led_across():
     assert float(found.distance.max()) < 1e-4
 
 
-def test_sparsefool_needs_the_fewest_values_on_a_linear_model():
+def test_sparsefool_changes_nearly_the_fewest_values_on_a_linear_model():
     """Greedy over the steepest values is optimal where one boundary is left to cross."""
     module = linear_model()
-    x = greyish(32)
+    x = gray_images(32)
     y = module(x).argmax(1)
     found = touchstone.attack(touchstone.wrap(module), x, y, "sparsefool", reach=1.0, quantize=False)
     weight = module[1].weight[1] - module[1].weight[0]
@@ -120,7 +120,7 @@ def test_sparsefool_needs_the_fewest_values_on_a_linear_model():
 
 
 @pytest.mark.parametrize("reach", [1.0, 3.0])
-def test_sparsefool_changes_few_values(net, images, reach):
+def test_sparsefool_changes_under_five_percent_of_the_values(net, images, reach):
     found = touchstone.attack(touchstone.wrap(net), images, None, "sparsefool", reach=reach, quantize=False)
     assert found.success.all()
     assert float(found.distance.median()) < 0.05 * images[0].numel()
@@ -128,7 +128,7 @@ def test_sparsefool_changes_few_values(net, images, reach):
 
 @pytest.mark.peer
 @pytest.mark.parametrize("norm", ORDER)
-def test_distances_are_no_larger_than_in_foolbox_and_adv_lib(net, images, norm, monkeypatch):
+def test_deepfool_distances_are_no_larger_than_foolbox_and_adv_lib(net, images, norm, monkeypatch):
     for name in ("torchvision", "torchvision.transforms", "visdom"):  # adv-lib needs them elsewhere
         if name not in sys.modules:
             monkeypatch.setitem(sys.modules, name, MagicMock())

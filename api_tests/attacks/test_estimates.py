@@ -6,39 +6,42 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.support.linear_models import distances, greyish, linear_model
+from api_tests.support.linear_models import exact_distances, gray_images, linear_model
 from touchstone.attacks.nes import NES
 from touchstone.attacks.simba import SimBA
-from touchstone.engine import NORMS, Case, Goal, Noise, Threat, progress
-from touchstone.evaluation import run_here
+from touchstone.engine import NORMS, Case, Goal, Noise, Threat, goal_progress
+from touchstone.evaluation import run_plans
 
 
-def case_of(x, label, norm="l2", *, targeted=False):
+def build_case(x, label, norm="l2", *, targeted=False):
     rows = range(len(x))
     threat = Threat(x, torch.full((len(x),), 0.5), NORMS[norm])
     return Case(
-        threat, Goal.of(label, targeted=targeted), Noise.of([(0, i) for i in rows], "t"), quantize=False
+        threat,
+        Goal.of(label, targeted=targeted),
+        Noise.from_seeds([(0, i) for i in rows], "t"),
+        quantize=False,
     )
 
 
-def test_progress_is_positive_exactly_where_the_goal_is_met_and_rises_towards_it():
+def test_goal_progress_is_positive_exactly_when_the_goal_is_met():
     logits = torch.tensor([[3.0, 1, 0], [1, 3, 0], [2, 2, 0], [90, 0, 0]])
     label = torch.zeros(4, dtype=torch.long)
-    left = progress(Goal.of(label, targeted=False), logits)
+    left = goal_progress(Goal.of(label, targeted=False), logits)
     assert (left > 0).tolist() == [False, True, False, False]
     assert left[[0, 1, 3]].tolist() == [-2, 2, -90]
-    reached = progress(Goal.of(label, targeted=True), logits)
+    reached = goal_progress(Goal.of(label, targeted=True), logits)
     assert (reached > 0).tolist() == [True, False, True, True]
     assert float(reached[1]) == pytest.approx(float(logits[1].log_softmax(0)[0]))
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_the_estimate_is_the_gradient(targeted):
+def test_nes_estimate_approximates_the_exact_gradient(targeted):
     module = linear_model()
-    x = greyish(3)
+    x = gray_images(3)
     label = module(x).argmax(1)
-    case = case_of(x, 1 - label if targeted else label, targeted=targeted)
-    (grad,), queries = run_here([NES()._estimate(case, x, 20_000)], touchstone.wrap(module).oracle)
+    case = build_case(x, 1 - label if targeted else label, targeted=targeted)
+    (grad,), queries = run_plans([NES()._estimate_gradient(case, x, 20_000)], touchstone.wrap(module).oracle)
     weight = (module[1].weight[1] - module[1].weight[0]).detach().view(3, 8, 8)
     for one, y in zip(grad, label.tolist(), strict=True):
         exact = weight if y == 0 else -weight
@@ -51,8 +54,8 @@ def test_the_estimate_is_the_gradient(targeted):
 @pytest.mark.parametrize(("norm", "enough"), [("linf", 1.6), ("l2", 1.6)])
 def test_nes_succeeds_above_the_exact_distance_and_never_below(norm, enough):
     module = linear_model()
-    x = greyish(8)
-    distance = distances(module, x, norm)
+    x = gray_images(8)
+    distance = exact_distances(module, x, norm)
     for factor in (0.99, enough):
         found = touchstone.attack(
             touchstone.wrap(module), x, None, "nes", norm=norm, eps=(factor * distance).tolist(),
@@ -63,9 +66,9 @@ def test_nes_succeeds_above_the_exact_distance_and_never_below(norm, enough):
 
 @pytest.mark.parametrize("queries", [1, 2, 3, 51, 52, 53, 54, 102, 200])
 @pytest.mark.parametrize("quantize", [False, True])
-def test_nes_asks_exactly_so_often(queries, quantize):
-    x = greyish(12)
-    x = x[distances(linear_model(), x, "linf") > 1 / 255]
+def test_nes_uses_exactly_its_query_budget(queries, quantize):
+    x = gray_images(12)
+    x = x[exact_distances(linear_model(), x, "linf") > 1 / 255]
     found = touchstone.attack(
         touchstone.wrap(linear_model()), x, None, "nes", eps=1 / 255, queries=queries, quantize=quantize
     )
@@ -73,34 +76,34 @@ def test_nes_asks_exactly_so_often(queries, quantize):
     assert found.queries.forward == len(x) * (queries + 1 + quantize)
 
 
-def gap(images):
+def logit_gap(images):
     with torch.no_grad():
         logits = linear_model()(images)
     return (logits[:, 0] - logits[:, 1]).abs()
 
 
 @pytest.mark.parametrize("method", ["nes", "simba"])
-def test_a_failure_is_nearer_to_success_than_the_image(method):
-    x = greyish(12)
-    x = x[distances(linear_model(), x, "l2") > 0.03]
+def test_failed_attack_returns_an_image_closer_to_the_boundary(method):
+    x = gray_images(12)
+    x = x[exact_distances(linear_model(), x, "l2") > 0.03]
     small = {"eps": 0.0005} if method == "nes" else {"step_size": 0.001}
     found = touchstone.attack(
         touchstone.wrap(linear_model()), x, None, method, queries=120, quantize=False, **small
     )
     assert not found.success.any()
-    assert torch.all(gap(found.images) < gap(x))
+    assert torch.all(logit_gap(found.images) < logit_gap(x))
 
 
 @pytest.mark.parametrize("basis", ["pixel", "dct"])
-def test_directions_are_an_orthonormal_basis(basis):
+def test_simba_directions_are_an_orthonormal_basis(basis):
     for side in (1, 2, 7):
-        waves = SimBA(basis=basis)._waves(side, torch.zeros(1, dtype=torch.float64))
+        waves = SimBA(basis=basis)._basis_vectors(side, torch.zeros(1, dtype=torch.float64))
         assert torch.allclose(waves @ waves.T, torch.eye(side, dtype=torch.float64))
 
 
-def test_low_frequencies_come_first_and_every_direction_once():
-    case = case_of(greyish(5, shape=(3, 16, 16)), torch.zeros(5, dtype=torch.long))
-    order = SimBA(basis="dct", low=1 / 4)._order(case)
+def test_simba_visits_low_frequencies_first_and_every_direction_once():
+    case = build_case(gray_images(5, shape=(3, 16, 16)), torch.zeros(5, dtype=torch.long))
+    order = SimBA(basis="dct", low=1 / 4)._direction_order(case)
     place = order[:, : 3 * 16] % 256
     assert int((place // 16).max()) == 3
     assert int((place % 16).max()) == 3
@@ -110,9 +113,9 @@ def test_low_frequencies_come_first_and_every_direction_once():
 
 @pytest.mark.parametrize("basis", ["pixel", "dct"])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 5, 9)])
-def test_simba_tries_both_signs_and_takes_orthogonal_steps(basis, shape):
+def test_simba_tries_both_signs_and_its_steps_are_orthogonal(basis, shape):
     module = linear_model(shape=shape)
-    x = greyish(8, shape=shape)
+    x = gray_images(8, shape=shape)
     size = 0.05
     found = touchstone.attack(
         touchstone.wrap(module), x, None, "simba", basis=basis, step_size=size, queries=400, quantize=False
@@ -126,7 +129,7 @@ def test_simba_tries_both_signs_and_takes_orthogonal_steps(basis, shape):
     assert bool((d < -1e-4).any())
 
 
-def test_simba_with_a_step_that_cannot_help_asks_exactly_so_often():
+def test_simba_uses_exactly_its_query_budget_on_a_constant_model():
     class Deaf(torch.nn.Module):
         """Answers the same to everything."""
 
@@ -134,7 +137,7 @@ def test_simba_with_a_step_that_cannot_help_asks_exactly_so_often():
             return torch.tensor([1.0, 0.0]).expand(len(x), 2) + 0 * x.flatten(1)[:, :2]
 
     for quantize in (False, True):
-        x = greyish(2, shape=(1, 4, 4))
+        x = gray_images(2, shape=(1, 4, 4))
         found = touchstone.attack(touchstone.wrap(Deaf()), x, None, "simba", queries=77, quantize=quantize)
         assert found.queries.forward == 2 * (77 + 1 + quantize)
         assert torch.equal(found.images, x)

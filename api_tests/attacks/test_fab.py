@@ -10,16 +10,16 @@ import torch
 from scipy.optimize import LinearConstraint, linprog, minimize
 
 import touchstone
-from api_tests.support.linear_models import distances, greyish, linear_model
-from touchstone.attacks.fab import FAB, projection
+from api_tests.support.linear_models import exact_distances, gray_images, linear_model
+from touchstone.attacks.fab import FAB, project_to_hyperplane
 from touchstone.engine import NORMS, Case, Goal, Noise, Threat
-from touchstone.evaluation import run_here
+from touchstone.evaluation import run_plans
 
 INFINITE = float("inf")
 ORDER = {"linf": INFINITE, "l2": 2, "l1": 1}
 
 
-def problem(seed, n=6):
+def random_hyperplane(seed, n=6):
     """A point of the box, some of its values at the bounds, and a hyperplane that the box meets."""
     draw = np.random.default_rng(seed)
     x = np.clip(draw.uniform(-0.2, 1.2, n), 0, 1)
@@ -28,12 +28,17 @@ def problem(seed, n=6):
     return x, normal, float(normal @ (x - inside))
 
 
-def projected(norm, x, normal, gap):
+def project(norm, x, normal, gap):
     rows = [torch.tensor(v, dtype=torch.float32).view(1, 1, 1, -1) for v in (x, normal)]
-    return projection(norm, *rows, torch.tensor([gap], dtype=torch.float32)).flatten().double().numpy()
+    return (
+        project_to_hyperplane(norm, *rows, torch.tensor([gap], dtype=torch.float32))
+        .flatten()
+        .double()
+        .numpy()
+    )
 
 
-def least_linf(x, normal, gap):
+def shortest_linf(x, normal, gap):
     n = len(x)
     bounded = np.block([[np.eye(n), -np.ones((n, 1))], [-np.eye(n), -np.ones((n, 1))]])
     bounds = [*zip(-x, 1 - x, strict=True), (0, None)]
@@ -42,13 +47,13 @@ def least_linf(x, normal, gap):
     return linprog(cost, bounded, np.zeros(2 * n), equal, [-gap], bounds).fun
 
 
-def least_l1(x, normal, gap):
+def shortest_l1(x, normal, gap):
     n = len(x)
     bounds = [*((0, 1 - one) for one in x), *((0, one) for one in x)]
     return linprog(np.ones(2 * n), None, None, np.append(normal, -normal)[None], [-gap], bounds).fun
 
 
-def least_l2(x, normal, gap):
+def shortest_l2(x, normal, gap):
     scale = np.abs(normal).max()
     on = LinearConstraint(normal / scale, -gap / scale, -gap / scale)
     found = minimize(
@@ -59,50 +64,50 @@ def least_l2(x, normal, gap):
     return found.fun**0.5
 
 
-LEAST = {"linf": least_linf, "l2": least_l2, "l1": least_l1}
+SHORTEST = {"linf": shortest_linf, "l2": shortest_l2, "l1": shortest_l1}
 
 
-@pytest.mark.parametrize("norm", LEAST)
-def test_the_projection_is_as_short_as_a_solver_finds_it(norm):
+@pytest.mark.parametrize("norm", SHORTEST)
+def test_projection_is_as_short_as_a_solver_finds(norm):
     for seed in range(60):
-        x, normal, gap = problem(seed)
-        d = projected(norm, x, normal, gap)
+        x, normal, gap = random_hyperplane(seed)
+        d = project(norm, x, normal, gap)
         assert np.all((x + d >= -1e-6) & (x + d <= 1 + 1e-6))
         assert gap + normal @ d == pytest.approx(0, abs=1e-5 * np.abs(normal).max())
-        assert np.linalg.norm(d, ORDER[norm]) == pytest.approx(LEAST[norm](x, normal, gap), abs=2e-5)
+        assert np.linalg.norm(d, ORDER[norm]) == pytest.approx(SHORTEST[norm](x, normal, gap), abs=2e-5)
 
 
-@pytest.mark.parametrize("norm", LEAST)
-def test_where_the_hyperplane_misses_the_box_the_projection_goes_to_the_nearest_corner(norm):
-    x, normal, _ = problem(1)
-    d = projected(norm, x, normal, 1000.0)
+@pytest.mark.parametrize("norm", SHORTEST)
+def test_projection_goes_to_the_nearest_corner_when_hyperplane_misses_the_box(norm):
+    x, normal, _ = random_hyperplane(1)
+    d = project(norm, x, normal, 1000.0)
     assert np.allclose(x + d, (normal < 0).astype(float), atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", LEAST)
-def test_without_a_normal_nothing_moves(norm):
+@pytest.mark.parametrize("norm", SHORTEST)
+def test_projection_is_zero_for_a_zero_normal(norm):
     x = np.array([0.0, 0.3, 1.0])
     for gap in (-1.0, 0.0, 1e8):
-        assert not projected(norm, x, np.zeros(3), gap).any()
+        assert not project(norm, x, np.zeros(3), gap).any()
 
 
 @pytest.mark.parametrize("rivals", [None, 0, 9])
-@pytest.mark.parametrize("norm", LEAST)
-def test_distances_of_a_linear_model_are_exact(norm, rivals):
+@pytest.mark.parametrize("norm", SHORTEST)
+def test_fab_distances_are_exact_on_a_linear_model(norm, rivals):
     module = linear_model(classes=10)
-    x = greyish(16)
+    x = gray_images(16)
     found = touchstone.attack(
         touchstone.wrap(module), x, None, "fab", norm=norm, rivals=rivals, steps=30, quantize=False
     )
-    ratio = found.distance / distances(module, x, norm)
+    ratio = found.distance / exact_distances(module, x, norm)
     assert found.success.all()
     assert float(ratio.min()) > 0.999
     assert float(ratio.median()) < 1.002
     assert float(ratio.max()) < 1.02
 
 
-def test_the_targeted_version_takes_one_gradient_a_step_and_is_the_default_of_many_classes():
-    x = greyish(2)
+def test_fab_gradient_count_follows_rivals_and_is_capped_for_many_classes():
+    x = gray_images(2)
     for classes, rivals, backward in (
         (10, None, 9 * 10),
         (10, 4, 4 * 10),
@@ -114,7 +119,7 @@ def test_the_targeted_version_takes_one_gradient_a_step_and_is_the_default_of_ma
         assert found.queries.backward == 2 * backward
 
 
-def test_restarts_never_lose_what_was_found_and_follow_their_seed():
+def test_fab_restarts_never_increase_the_distance_and_depend_on_the_seed():
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 4)
@@ -132,14 +137,14 @@ def test_restarts_never_lose_what_was_found_and_follow_their_seed():
     assert not torch.equal(runs[1].images, runs[3].images)
 
 
-def test_a_constant_model_is_not_fooled_and_the_image_stays_as_it_is():
+def test_fab_fails_and_keeps_the_image_on_a_constant_model():
     class Constant(torch.nn.Module):
         def forward(self, x):
             return torch.tensor([[1.0, 0.0, 0.0]]) + 0 * x.flatten(1).sum(1, keepdim=True)
 
-    x = greyish(2)
+    x = gray_images(2)
     for rivals in (0, 2):
-        for norm in LEAST:
+        for norm in SHORTEST:
             found = touchstone.attack(
                 touchstone.wrap(Constant()), x, None, "fab", norm=norm, steps=4, rivals=rivals, quantize=False
             )
@@ -147,25 +152,25 @@ def test_a_constant_model_is_not_fooled_and_the_image_stays_as_it_is():
             assert torch.allclose(found.images, x, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", LEAST)
-def test_within_a_radius_only_what_lies_inside_counts_and_done_rows_leave(norm):
+@pytest.mark.parametrize("norm", SHORTEST)
+def test_fab_counts_only_successes_inside_a_radius_and_drops_finished_rows(norm):
     module = linear_model(classes=10)
-    x = greyish(8)
-    exact = distances(module, x, norm)
+    x = gray_images(8)
+    exact = exact_distances(module, x, norm)
     factor = torch.tensor([0.9, 1.1]).repeat(4)
     threat = Threat(x, (exact * factor).float(), NORMS[norm])
     goal = Goal.of(module(x).argmax(1), targeted=False)
-    case = Case(threat, goal, Noise.of([(0, row) for row in range(8)], "fab"), quantize=False)
+    case = Case(threat, goal, Noise.from_seeds([(0, row) for row in range(8)], "fab"), quantize=False)
     attack = FAB(norm=norm, steps=10, rivals=9)
-    (found,), queries = run_here([attack.run(case)], touchstone.wrap(module).oracle)
+    (found,), queries = run_plans([attack.run(case)], touchstone.wrap(module).oracle)
     assert torch.equal(found.met, factor > 1)
-    assert torch.all(threat.size(found.x) <= threat.eps + 1e-6)
+    assert torch.all(threat.distance(found.x) <= threat.eps + 1e-6)
     assert queries.backward <= 4 * 9 * 10 + 4 * 9 * 2, "an image leaves in the midst of its attempts"
 
 
 @pytest.mark.peer
-@pytest.mark.parametrize("norm", LEAST)
-def test_distances_are_no_larger_than_the_authors(norm):
+@pytest.mark.parametrize("norm", SHORTEST)
+def test_fab_distances_are_no_larger_than_the_authors_code(norm):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         authors = pytest.importorskip("pyautoattack.fab_pt")

@@ -6,25 +6,25 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.support.linear_models import greyish, linear_model
+from api_tests.support.linear_models import gray_images, linear_model
 from touchstone.attacks import jsma
-from touchstone.attacks.jsma import TABLE, best_pairs
+from touchstone.attacks.jsma import MAX_PAIRS, best_pairs
 from touchstone.errors import InvalidParameter
 
 
-def best_of_all(gain, fall):
+def best_saliency(gain, fall):
     """The saliency of the best pair of one row, from the table of all pairs."""
     gains, falls = gain[:, None] + gain, fall[:, None] + fall
     score = torch.where((gains > 0) & (falls > 0), gains * falls, 0)
     return float(score.fill_diagonal_(0).max())
 
 
-def score_of(pair, gain, fall):
+def pair_saliency(pair, gain, fall):
     return float((gain[pair[0]] + gain[pair[1]]) * (fall[pair[0]] + fall[pair[1]]))
 
 
 @pytest.mark.parametrize("likeness", [-1.0, -0.9, 0.0, 0.9, 1.0])
-def test_the_pair_is_the_best_of_all_pairs(likeness):
+def test_chosen_pair_is_the_best_of_all_pairs(likeness):
     draw = torch.Generator().manual_seed(0)
     gain, other = torch.randn(2, 40, 30, generator=draw)
     gain = gain.round(decimals=1)  # with ties
@@ -32,52 +32,52 @@ def test_the_pair_is_the_best_of_all_pairs(likeness):
     gain[:, ::5] = -torch.inf
     pairs, helps = best_pairs(gain, fall)
     for row in range(40):
-        best = best_of_all(gain[row], fall[row])
+        best = best_saliency(gain[row], fall[row])
         assert bool(helps[row]) == (best > 0)
         if best > 0:
             assert pairs[row, 0] != pairs[row, 1]
-            assert score_of(pairs[row], gain[row], fall[row]) == pytest.approx(best, rel=1e-5)
+            assert pair_saliency(pairs[row], gain[row], fall[row]) == pytest.approx(best, rel=1e-5)
 
 
-def test_a_row_alone_has_the_pair_that_it_has_among_others():
+def test_best_pair_of_a_row_is_the_same_alone_and_in_a_batch():
     gain, fall = torch.randn(2, 8, 200, generator=torch.Generator().manual_seed(1))
     together, _ = best_pairs(gain, fall)
     for row in range(8):
         assert torch.equal(best_pairs(gain[row : row + 1], fall[row : row + 1])[0][0], together[row])
 
 
-def test_tables_stay_small_even_if_no_value_can_be_left_out(monkeypatch):
+def test_pair_tables_stay_small_when_no_value_can_be_left_out(monkeypatch):
     count, shapes = 5000, []
-    scores = jsma._scores
+    scores = jsma._saliency
 
     def watched(gain, fall, start, end):
         table = scores(gain, fall, start, end)
         shapes.append(table.numel())
         return table
 
-    monkeypatch.setattr(jsma, "_scores", watched)
+    monkeypatch.setattr(jsma, "_saliency", watched)
     gain = torch.arange(count).float()[None]
     fall = count - gain
     pairs, helps = best_pairs(gain, fall)
     assert helps.all()
-    assert score_of(pairs[0], gain[0], fall[0]) == count**2
+    assert pair_saliency(pairs[0], gain[0], fall[0]) == count**2
     assert len(shapes) > 1
-    assert max(shapes) <= TABLE
+    assert max(shapes) <= MAX_PAIRS
 
 
-def test_a_photograph_needs_few_pairs(monkeypatch):
+def test_pair_search_considers_under_200_values_of_a_photo(monkeypatch):
     shapes = []
-    scores = jsma._scores
-    monkeypatch.setattr(jsma, "_scores", lambda *asked: shapes.append(asked[0].shape) or scores(*asked))
+    scores = jsma._saliency
+    monkeypatch.setattr(jsma, "_saliency", lambda *asked: shapes.append(asked[0].shape) or scores(*asked))
     gain, fall = torch.randn(2, 2, 3 * 224 * 224, generator=torch.Generator().manual_seed(2))
     assert best_pairs(gain, fall)[1].all()
     assert max(shape[1] for shape in shapes) < 200
 
 
 @pytest.mark.parametrize("theta", [1.0, -1.0, 0.25])
-def test_the_target_is_reached_within_the_share_of_values(theta):
+def test_jsma_reaches_the_target_changing_at_most_gamma_of_the_values(theta):
     module = linear_model(classes=4)
-    x = greyish(16)
+    x = gray_images(16)
     target = (module(x).argmax(1) + 1) % 4
     found = touchstone.attack(
         touchstone.wrap(module), x, None, "jsma", targets=target, theta=theta, gamma=0.3, quantize=False
@@ -89,28 +89,28 @@ def test_the_target_is_reached_within_the_share_of_values(theta):
     assert torch.all(d * theta >= 0)
 
 
-def test_the_share_of_values_bounds_the_search():
+def test_jsma_gives_up_after_changing_gamma_of_the_values():
     module = linear_model(classes=4)
     with torch.no_grad():
         module[1].bias[2] += 1000
-    x = greyish(4)
+    x = gray_images(4)
     found = touchstone.attack(touchstone.wrap(module), x, None, "jsma", gamma=0.1, quantize=False)
     assert not found.success.any()
     assert found.queries.backward == 4 * 2 * int(0.1 * 192 / 2)
     assert torch.all(found.distance <= 0.1 * 192)
 
 
-def test_a_constant_model_is_not_fooled_and_asked_once():
+def test_jsma_queries_a_constant_model_once_and_keeps_the_image():
     class Constant(torch.nn.Module):
         def forward(self, x):
             return torch.tensor([[1.0, 0.0, 0.0]]) + 0 * x.flatten(1).sum(1, keepdim=True)
 
-    found = touchstone.attack(touchstone.wrap(Constant()), greyish(2), None, "jsma", quantize=False)
+    found = touchstone.attack(touchstone.wrap(Constant()), gray_images(2), None, "jsma", quantize=False)
     assert not found.success.any()
-    assert torch.equal(found.images, greyish(2))
+    assert torch.equal(found.images, gray_images(2))
     assert found.queries.backward == 2 * 2
 
 
-def test_a_change_of_nothing_is_refused():
+def test_jsma_refuses_a_theta_of_zero():
     with pytest.raises(InvalidParameter, match="changes nothing"):
-        touchstone.attack(touchstone.wrap(linear_model()), greyish(1), None, "jsma", theta=0)
+        touchstone.attack(touchstone.wrap(linear_model()), gray_images(1), None, "jsma", theta=0)

@@ -11,42 +11,42 @@ import torch
 from torch import nn
 
 import touchstone
-from api_tests.support.linear_models import distances, greyish, linear_model
+from api_tests.support.linear_models import exact_distances, gray_images, linear_model
 from touchstone.engine import NORMS
 
 NETS = ("fashion-mnist-cnn", "fashion-mnist-cnn-linf")
-SHORT = {"cw": {"steps": 60, "binary_search_steps": 5}, "cw-linf": {"steps": 40}, "ead": {"steps": 60}}
+FEW_STEPS = {"cw": {"steps": 60, "binary_search_steps": 5}, "cw-linf": {"steps": 40}, "ead": {"steps": 60}}
 ALL = [
     ("ddn", "l2"), ("fmn", "linf"), ("fmn", "l2"), ("fmn", "l1"), ("fmn", "l0"), ("cw", "l2"),
     ("cw-linf", "linf"), ("ead", "l1"),
 ]  # fmt: skip
-NEAR = [
+DISTANCE_FACTORS = [
     ("ddn", "l2", 1.01), ("fmn", "linf", 1.001), ("fmn", "l2", 1.001), ("fmn", "l1", 1.01),
     ("cw-linf", "linf", 1.05), ("ead", "l1", 1.06),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "norm", "factor"), NEAR)
+@pytest.mark.parametrize(("name", "norm", "factor"), DISTANCE_FACTORS)
 @pytest.mark.parametrize("classes", [2, 10])
-def test_the_exact_distance_of_a_linear_model_is_found(name, norm, factor, classes):
-    module, x = linear_model(classes=classes), greyish(12)
+def test_minimal_norm_attacks_find_the_exact_distance_of_a_linear_model(name, norm, factor, classes):
+    module, x = linear_model(classes=classes), gray_images(12)
     found = touchstone.attack(touchstone.wrap(module), x, None, name, norm=norm, quantize=False)
-    exact = distances(module, x, norm)
+    exact = exact_distances(module, x, norm)
     assert found.success.all()
     assert torch.all(found.distance >= exact * (1 - 1e-3))
     assert float((found.distance / exact).median()) < factor
 
 
-def test_cw_is_within_two_per_cent_where_its_steps_are_fine_enough():
-    module, x = linear_model(), greyish(6)
+def test_cw_is_within_two_percent_of_the_exact_distance_with_fine_steps():
+    module, x = linear_model(), gray_images(6)
     found = touchstone.attack(
         touchstone.wrap(module), x, None, "cw", learning_rate=0.001, steps=300, quantize=False
     )
-    assert float((found.distance / distances(module, x, "l2")).median()) < 1.02
+    assert float((found.distance / exact_distances(module, x, "l2")).median()) < 1.02
 
 
-def test_l0_counts_values():
-    module, x = linear_model(), greyish(6)
+def test_fmn_l0_distance_counts_changed_values():
+    module, x = linear_model(), gray_images(6)
     found = touchstone.attack(touchstone.wrap(module), x, None, "fmn", norm="l0", quantize=False)
     changed = (found.images != x).flatten(1).sum(1)
     assert torch.equal(changed.double(), found.distance)
@@ -54,24 +54,26 @@ def test_l0_counts_values():
 
 
 @pytest.mark.parametrize(("name", "norm"), ALL)
-def test_a_constant_model_is_never_fooled_and_the_failure_is_an_image(name, norm):
+def test_attack_fails_with_a_valid_image_on_a_constant_model(name, norm):
     class Constant(nn.Module):
         def forward(self, x):
             return x.flatten(1)[:, :3] * 0 + torch.tensor([1.0, 0.0, -1.0])
 
-    x = greyish(3)
-    found = touchstone.attack(touchstone.wrap(Constant()), x, None, name, norm=norm, **SHORT.get(name, {}))
+    x = gray_images(3)
+    found = touchstone.attack(
+        touchstone.wrap(Constant()), x, None, name, norm=norm, **FEW_STEPS.get(name, {})
+    )
     assert not found.success.any()
     assert torch.isfinite(found.images).all()
     assert float((found.images - x).abs().mean()) < 0.2
 
 
 @pytest.mark.parametrize(("name", "norm"), ALL)
-def test_targets_are_reached_further_away_than_the_nearest_class(name, norm):
+def test_targeted_attack_reaches_its_target_at_no_smaller_distance(name, norm):
     model = touchstone.wrap(module := linear_model(classes=4))
-    x = greyish(6)
+    x = gray_images(6)
     label = module(x).argmax(1)
-    options = {"norm": norm, "quantize": False, **SHORT.get(name, {})}
+    options = {"norm": norm, "quantize": False, **FEW_STEPS.get(name, {})}
     any_class = touchstone.attack(model, x, label, name, **options)
     target = (label + 2) % 4
     aimed = touchstone.attack(model, x, None, name, targets=target, **options)
@@ -81,9 +83,9 @@ def test_targets_are_reached_further_away_than_the_nearest_class(name, norm):
 
 
 @pytest.mark.parametrize(("name", "norm"), ALL)
-def test_rows_do_not_depend_on_their_neighbours(name, norm):
-    model, x = touchstone.wrap(linear_model(classes=5)), greyish(5)
-    options = {"norm": norm, "quantize": False, **SHORT.get(name, {})}
+def test_rows_give_the_same_distance_alone_and_in_a_batch(name, norm):
+    model, x = touchstone.wrap(linear_model(classes=5)), gray_images(5)
+    options = {"norm": norm, "quantize": False, **FEW_STEPS.get(name, {})}
     together = touchstone.attack(model, x, None, name, seed=[4, 5, 6, 7, 8], **options)
     for i in (0, 4):
         alone = touchstone.attack(model, x[i : i + 1], None, name, seed=[4 + i], **options)
@@ -91,11 +93,11 @@ def test_rows_do_not_depend_on_their_neighbours(name, norm):
 
 
 @pytest.mark.parametrize("name", ["cw", "cw-linf", "ead"])
-def test_confidence_is_the_margin_of_what_is_found(name):
-    module, x = linear_model(classes=4), greyish(4)
+def test_found_images_have_at_least_the_requested_confidence(name):
+    module, x = linear_model(classes=4), gray_images(4)
     label = module(x).argmax(1)
     found = touchstone.attack(
-        touchstone.wrap(module), x, label, name, confidence=2.0, quantize=False, **SHORT[name]
+        touchstone.wrap(module), x, label, name, confidence=2.0, quantize=False, **FEW_STEPS[name]
     )
     logits = module(found.images)
     others = logits.scatter(1, label[:, None], -torch.inf).amax(1)
@@ -104,11 +106,11 @@ def test_confidence_is_the_margin_of_what_is_found(name):
 
 
 @pytest.mark.parametrize("name", ["cw", "cw-linf", "ead"])
-def test_what_fools_the_model_counts_though_its_margin_cannot_be_had(name):
-    module, x = nn.Sequential(*linear_model(classes=3), nn.Tanh()), greyish(4)  # no margin exceeds 2
+def test_misclassification_counts_even_if_the_confidence_is_unreachable(name):
+    module, x = nn.Sequential(*linear_model(classes=3), nn.Tanh()), gray_images(4)  # no margin exceeds 2
     label = module(x).argmax(1)
     found = touchstone.attack(
-        touchstone.wrap(module), x, label, name, confidence=3.0, quantize=False, **SHORT[name]
+        touchstone.wrap(module), x, label, name, confidence=3.0, quantize=False, **FEW_STEPS[name]
     )
     assert torch.equal(module(found.images).argmax(1) != label, found.success)
     assert found.success.any()
@@ -118,8 +120,8 @@ def test_what_fools_the_model_counts_though_its_margin_cannot_be_had(name):
     ("name", "scale", "fields"),
     [("cw", 1, {"binary_search_steps": 20}), ("cw-linf", 1e13, {"initial_const": 1e6, "largest_const": 1e6})],
 )
-def test_weights_beyond_all_measure_are_not_taken_for_a_broken_model(name, scale, fields):
-    module, x = linear_model(classes=3), greyish(2)
+def test_attack_with_overflowing_loss_weights_does_not_blame_the_model(name, scale, fields):
+    module, x = linear_model(classes=3), gray_images(2)
     with torch.no_grad():
         module[1].weight.mul_(scale)
         module[1].bias.mul_(scale)
@@ -130,8 +132,8 @@ def test_weights_beyond_all_measure_are_not_taken_for_a_broken_model(name, scale
     assert found.success.all()
 
 
-def test_a_search_that_has_stalled_ends_for_its_row_alone():
-    model, x = touchstone.wrap(linear_model()), greyish(4)
+def test_cw_abort_early_saves_queries_at_nearly_the_same_distance():
+    model, x = touchstone.wrap(linear_model()), gray_images(4)
     fields = {"steps": 200, "initial_const": 0.1, "binary_search_steps": 2, "quantize": False}
     early = touchstone.attack(model, x, None, "cw", **fields)
     whole = touchstone.attack(model, x, None, "cw", abort_early=False, **fields)
@@ -140,14 +142,14 @@ def test_a_search_that_has_stalled_ends_for_its_row_alone():
     assert torch.all(early.distance <= 1.05 * whole.distance)
 
 
-def test_weights_that_are_too_small_take_no_search():
-    model, x = touchstone.wrap(linear_model()), greyish(4)
+def test_cw_succeeds_without_search_when_the_initial_constant_is_tiny():
+    model, x = touchstone.wrap(linear_model()), gray_images(4)
     fields = {"steps": 100, "initial_const": 1e-7, "binary_search_steps": 1, "quantize": False}
     assert touchstone.attack(model, x, None, "cw", **fields).success.all()
 
 
 @pytest.mark.parametrize(("net", "distance", "gradients"), [(NETS[0], 0.445, 422), (NETS[1], 2.1, 333)])
-def test_cw_is_nearer_than_adv_lib_by_two_thirds_of_its_gradients(net, distance, gradients):
+def test_cw_is_closer_than_adv_lib_with_two_thirds_of_its_gradients(net, distance, gradients):
     """Its mean distance and gradients an image, told the same; images that are wrong already are at 0."""
     model, x, y = touchstone.load(net), touchstone.samples()[:20], torch.arange(20) % 10
     fields = {"steps": 100, "learning_rate": 0.1, "binary_search_steps": 6, "quantize": False}
@@ -157,8 +159,8 @@ def test_cw_is_nearer_than_adv_lib_by_two_thirds_of_its_gradients(net, distance,
     assert found.queries.backward < 2 / 3 * gradients * len(x)
 
 
-def test_weights_that_are_too_small_by_far_take_no_search_in_linf():
-    model, x = touchstone.wrap(linear_model()), greyish(2)
+def test_cw_linf_needs_few_extra_gradients_when_the_initial_constant_is_tiny():
+    model, x = touchstone.wrap(linear_model()), gray_images(2)
     tiny, fair = (
         touchstone.attack(model, x, None, "cw-linf", initial_const=const, steps=20, quantize=False)
         for const in (1e-9, 0.01)
@@ -167,7 +169,7 @@ def test_weights_that_are_too_small_by_far_take_no_search_in_linf():
     assert tiny.queries.backward < 1.5 * fair.queries.backward
 
 
-def test_ead_by_the_elastic_net_rule_is_not_nearer_in_l1():
+def test_ead_l1_rule_is_no_further_in_l1_than_the_elastic_net_rule():
     model, x = touchstone.load(NETS[0]), touchstone.samples()[:8]
     options = {"steps": 50, "binary_search_steps": 4, "quantize": False}
     l1, net = (
@@ -178,7 +180,7 @@ def test_ead_by_the_elastic_net_rule_is_not_nearer_in_l1():
     assert torch.all(l1.distance[both] <= net.distance[both] + 1e-6)
 
 
-class Shown(nn.Module):
+class PlainNetwork(nn.Module):
     """A model of the zoo as the peers take one."""
 
     def __init__(self, model):
@@ -204,7 +206,7 @@ def adv_lib():
     return attacks
 
 
-def reached(net, x, y, images, norm):
+def distance_or_farthest(net, x, y, images, norm):
     """Distances; a failure is as far as can be."""
     with torch.no_grad():
         fooled = net(images).argmax(1) != y
@@ -212,9 +214,9 @@ def reached(net, x, y, images, norm):
     return torch.where(fooled, NORMS[norm].size((images - x).double()), farthest)
 
 
-def no_further(net, x, y, *, ours, theirs, norm):
+def is_no_further(net, x, y, *, ours, theirs, norm):
     """Image by image, since a median over few images jumps."""
-    ratio = reached(net, x, y, ours, norm) / reached(net, x, y, theirs, norm)
+    ratio = distance_or_farthest(net, x, y, ours, norm) / distance_or_farthest(net, x, y, theirs, norm)
     return float(ratio.median()) <= 1.02
 
 
@@ -237,34 +239,34 @@ fewer.
 @pytest.fixture(scope="module", params=NETS)
 def sampled(request):
     model, x = touchstone.load(request.param), touchstone.samples()[:32]
-    net = Shown(model).eval()
+    net = PlainNetwork(model).eval()
     with torch.no_grad():
         return model, net, x, net(x).argmax(1)
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize("pair", PEERS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
-def test_no_further_away_than_adv_lib(adv_lib, sampled, pair):
+def test_attack_distance_is_no_larger_than_adv_lib(adv_lib, sampled, pair):
     name, norm, theirs, told, asked = pair
     model, net, x, y = sampled
     images = getattr(adv_lib, theirs)(net, x, y, **told).detach()
     ours = touchstone.attack(model, x, y, name, norm=norm, quantize=False, **asked)
-    assert no_further(net, x, y, ours=ours.images, theirs=images, norm=norm)
+    assert is_no_further(net, x, y, ours=ours.images, theirs=images, norm=norm)
 
 
 @pytest.mark.peer
-def test_cw_linf_is_no_further_away_than_adv_lib_in_no_more_passes(adv_lib, sampled):
+def test_cw_linf_distance_is_no_larger_than_adv_lib_with_no_more_passes(adv_lib, sampled):
     model, net, x, y = sampled
     x, y, seen, shared = x[:3], y[:3], [], {"learning_rate": 0.1}
     with net.register_forward_hook(lambda _, args, __: seen.append(len(args[0]))):
         theirs = adv_lib.carlini_wagner_linf(net, x, y, max_iterations=50, **shared).detach()
     ours = touchstone.attack(model, x, y, "cw-linf", steps=50, smallest=1 / 255, quantize=False, **shared)
-    assert no_further(net, x, y, ours=ours.images, theirs=theirs, norm="linf")
+    assert is_no_further(net, x, y, ours=ours.images, theirs=theirs, norm="linf")
     assert ours.queries.backward <= sum(seen)
 
 
 @pytest.mark.peer
-def test_ead_is_no_further_away_than_foolbox_after_as_many_passes(sampled):
+def test_ead_distance_is_no_larger_than_foolbox_with_equal_passes(sampled):
     """Three passes to a step of theirs, two to one of ours."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -275,4 +277,4 @@ def test_ead_is_no_further_away_than_foolbox_after_as_many_passes(sampled):
     black = (images == 0).flatten(1).all(1)  # what it returns where it failed
     images = torch.where(black.view(-1, 1, 1, 1), x, images)
     ours = touchstone.attack(model, x, y, "ead", steps=60, binary_search_steps=6, quantize=False)
-    assert no_further(net, x, y, ours=ours.images, theirs=images, norm="l1")
+    assert is_no_further(net, x, y, ours=ours.images, theirs=images, norm="l1")

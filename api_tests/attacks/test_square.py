@@ -8,25 +8,34 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.support.linear_models import distances, greyish, linear_model
-from touchstone.attacks.square import DRAWS, HALVED_AFTER, SHARE, Square, _pyramids, _signs, _tiles, _window
+from api_tests.support.linear_models import exact_distances, gray_images, linear_model
+from touchstone.attacks.square import (
+    DRAWS,
+    HALVED_AFTER,
+    OVERSHOOT_SHARE,
+    Square,
+    _pyramids,
+    _random_signs,
+    _tiles,
+    _window,
+)
 from touchstone.engine import NORMS, Case, Goal, Noise, Threat
-from touchstone.evaluation import look, run_here
+from touchstone.evaluation import logits_of, run_plans
 
 
-def fields(count=4, norm="linf", eps=0.05, shape=(3, 10, 10)):
+def build_case(count=4, norm="linf", eps=0.05, shape=(3, 10, 10)):
     """A case of `count` grey images."""
-    x = greyish(count, shape=shape)
+    x = gray_images(count, shape=shape)
     threat = Threat(x, torch.full((count,), eps), NORMS[norm])
     goal = Goal.of(torch.zeros(count, dtype=torch.long), targeted=False)
-    return Case(threat, goal, Noise.of([(0, i) for i in range(count)], "square"), quantize=False)
+    return Case(threat, goal, Noise.from_seeds([(0, i) for i in range(count)], "square"), quantize=False)
 
 
 @pytest.mark.parametrize(("norm", "enough"), [("linf", 1.3), ("l2", 2.5), ("l1", 12)])
 def test_square_succeeds_above_the_exact_distance_and_never_below(norm, enough):
     module = linear_model()
-    x = greyish(10)
-    distance = distances(module, x, norm)
+    x = gray_images(10)
+    distance = exact_distances(module, x, norm)
     model = touchstone.wrap(module)
     for factor in (0.99, enough):
         found = touchstone.attack(
@@ -40,52 +49,52 @@ def test_square_succeeds_above_the_exact_distance_and_never_below(norm, enough):
 
 @pytest.mark.parametrize("norm", Square.info.norms)
 @pytest.mark.parametrize("quantize", [True, False])
-def test_an_image_that_resists_is_asked_about_exactly_so_often(norm, quantize):
+def test_square_uses_exactly_its_query_budget_on_robust_images(norm, quantize):
     eps = {"linf": 1.5 / 255, "l2": 0.02, "l1": 0.05}[norm]
-    x = greyish(12)
-    x = x[distances(linear_model(), x, norm) > eps]
+    x = gray_images(12)
+    x = x[exact_distances(linear_model(), x, norm) > eps]
     far = {"eps": eps, "norm": norm, "queries": 130, "quantize": quantize}
     found = touchstone.attack(touchstone.wrap(linear_model()), x, None, "square", **far)
     assert not found.success.any()
     assert found.queries.forward == len(x) * (130 + 1 + quantize)  # the clean look, and the verdict on files
 
 
-def gap(images):
+def logit_gap(images):
     """How far the two logits are from each other."""
     with torch.no_grad():
         logits = linear_model()(images)
     return (logits[:, 0] - logits[:, 1]).abs()
 
 
-def test_a_failure_returns_the_best_image_asked_about():
+def test_failed_attack_returns_the_best_image_queried():
     module = linear_model()
-    x = greyish(6)
-    eps = (0.9 * distances(module, x, "linf")).tolist()
+    x = gray_images(6)
+    eps = (0.9 * exact_distances(module, x, "linf")).tolist()
     found = touchstone.attack(
         touchstone.wrap(module), x, None, "square", eps=eps, queries=600, quantize=False
     )
     assert not found.success.any()
-    assert torch.all(gap(found.images) < 0.6 * gap(x))
+    assert torch.all(logit_gap(found.images) < 0.6 * logit_gap(x))
 
 
-def test_without_early_stop_a_success_is_driven_further():
+def test_success_is_improved_further_without_early_stop():
     model = touchstone.wrap(linear_model())
-    x, wide = greyish(4), {"eps": 0.05, "queries": 200, "quantize": False}
+    x, wide = gray_images(4), {"eps": 0.05, "queries": 200, "quantize": False}
     first = touchstone.attack(model, x, None, "square", **wide)
     further = touchstone.attack(model, x, None, "square", early_stop=False, **wide)
 
     assert first.success.all()
     assert further.success.all()
-    assert torch.all(gap(further.images) > 2 * gap(first.images))
+    assert torch.all(logit_gap(further.images) > 2 * logit_gap(first.images))
     assert further.queries.forward == 4 * 201
 
 
-def test_a_square_changes_one_square_and_always_something():
-    case = fields(64, shape=(1, 10, 10))
+def test_linf_proposal_recolors_exactly_one_square():
+    case = build_case(64, shape=(1, 10, 10))
     attack = Square(queries=1_000)
     x = case.threat.project(case.threat.x0 + 1)  # every value at its upper end
     for step in (0, 60, 900):
-        tried = attack._recoloured(case.threat, x, step, case.noise.uniform(torch.empty(64, DRAWS)))
+        tried = attack._recolour_square(case.threat, x, step, case.noise.uniform(torch.empty(64, DRAWS)))
         changed = (tried != x).any(1)
         side = {0: 9, 60: 2, 900: 1}[step]
         assert torch.equal(changed.flatten(1).sum(1), torch.full((64,), side * side))
@@ -99,7 +108,7 @@ def test_a_square_changes_one_square_and_always_something():
     assert len(corners) > 30
 
 
-def test_windows_reach_every_pixel():
+def test_random_windows_cover_every_pixel():
     x = torch.empty(2_000, 1, 5, 7)
     numbers = torch.rand(2_000, 2, generator=torch.Generator().manual_seed(0))
     assert _window(x, 1, numbers[:, 0], numbers[:, 1]).unique().tolist() == list(range(35))
@@ -107,14 +116,14 @@ def test_windows_reach_every_pixel():
     assert int(_window(x, 5, top, top).max()) == 34
 
 
-def test_signs_are_fair_and_independent():
+def test_random_signs_are_uniform_and_independent():
     numbers = torch.rand(4_000, generator=torch.Generator().manual_seed(0))
-    kinds, counts = _signs(numbers, 3).unique(dim=0, return_counts=True)
+    kinds, counts = _random_signs(numbers, 3).unique(dim=0, return_counts=True)
     assert len(kinds) == 8
     assert torch.all((counts - 500).abs() < 100)
 
 
-def test_the_schedule_is_the_papers_at_ten_thousand_queries():
+def test_square_size_schedule_matches_the_paper_at_10000_queries():
     attack = Square(queries=10_000)
     x = torch.empty(1, 3, 100, 100)
     share = [attack._side(x, step) ** 2 / 10_000 for step in (0, 10, 11, 50, 51, 201, 501, 1001, 8001, 9999)]
@@ -126,7 +135,7 @@ def test_the_schedule_is_the_papers_at_ten_thousand_queries():
 
 @pytest.mark.parametrize("side", [1, 3, 4, 5, 9])
 @pytest.mark.parametrize("p", [1, 2])
-def test_pyramids_have_length_one_and_two_opposite_halves(side, p):
+def test_pyramids_have_unit_norm_and_two_opposite_halves(side, p):
     turned = torch.tensor([0.1, 0.9])
     lying, standing = _pyramids(side, turned, p).expand(2, side, side)
     assert float(lying.norm(p)) == pytest.approx(1)
@@ -137,62 +146,62 @@ def test_pyramids_have_length_one_and_two_opposite_halves(side, p):
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_it_stays_on_the_sphere_where_the_box_does_not_bind(norm):
-    case = fields(norm=norm, eps=0.3)
+def test_perturbation_stays_on_the_sphere_where_the_box_does_not_bind(norm):
+    case = build_case(norm=norm, eps=0.3)
     x = _tiles(case)
     for step in range(20):
         numbers = case.noise.uniform(torch.empty(4, DRAWS))
-        assert case.threat.size(x).tolist() == pytest.approx([0.3] * 4, rel=1e-4)
-        x = Square(queries=40)._reshaped(case.threat, x, step, numbers)
+        assert case.threat.distance(x).tolist() == pytest.approx([0.3] * 4, rel=1e-4)
+        x = Square(queries=40)._reshape_square(case.threat, x, step, numbers)
 
 
-def test_in_l1_what_the_box_cuts_off_is_spent_elsewhere():
-    case = fields(64, norm="l1", eps=2.0, shape=(1, 10, 10))
+def test_l1_budget_cut_off_by_the_box_is_spent_elsewhere():
+    case = build_case(64, norm="l1", eps=2.0, shape=(1, 10, 10))
     black = replace(case.threat, x0=torch.zeros(64, 1, 10, 10))
     x = _tiles(replace(case, threat=black))
     assert x.flatten(1).sum(1).tolist() == pytest.approx([2.0] * 64, rel=1e-4)
     numbers = case.noise.uniform(torch.empty(64, DRAWS))
-    tried = Square(queries=40)._reshaped(black, x, 20, numbers)
+    tried = Square(queries=40)._reshape_square(black, x, 20, numbers)
     assert tried.min() >= 0
     assert torch.all(tried.flatten(1).sum(1) <= 2.0 + 1e-5)
 
 
-def test_in_l1_some_proposals_draw_on_the_whole_image():
-    case = fields(64, norm="l1", eps=2.0, shape=(1, 20, 20))
+def test_some_l1_proposals_change_much_more_of_the_image():
+    case = build_case(64, norm="l1", eps=2.0, shape=(1, 20, 20))
     x, numbers = _tiles(case), case.noise.uniform(torch.empty(64, DRAWS))
-    tried = Square(queries=40)._reshaped(case.threat, x, 30, numbers)
+    tried = Square(queries=40)._reshape_square(case.threat, x, 30, numbers)
     changed = (tried != x).flatten(1).double().mean(1)
-    some = numbers[:, 6] < SHARE
+    some = numbers[:, 6] < OVERSHOOT_SHARE
     assert 5 < int(some.sum()) < 30
     assert changed[some].median() > 2 * changed[~some].median()
 
 
 @pytest.mark.parametrize("norm", Square.info.norms)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 3), (3, 4, 9), (4, 11, 6)])
-def test_any_size_of_image_can_be_attacked(norm, shape):
+def test_square_attacks_images_of_any_size(norm, shape):
     module = linear_model(shape=shape)
-    x = greyish(3, shape=shape)
+    x = gray_images(3, shape=shape)
     found = touchstone.attack(touchstone.wrap(module), x, None, "square", norm=norm, eps=0.5, queries=200)
     assert torch.equal(module(found.images).argmax(1) != module(x).argmax(1), found.success)
     assert found.images.isfinite().all()
 
 
-def test_in_linf_a_file_uses_every_whole_level_of_the_radius():
+def test_linf_images_use_every_whole_level_of_the_radius():
     module = linear_model()
-    x = greyish(4)
+    x = gray_images(4)
     found = touchstone.attack(touchstone.wrap(module), x, None, "square", eps=2.5 / 255, queries=3)
     assert torch.equal(((found.images - x) * 255).round().abs().unique(), torch.tensor([2.0]))
 
 
 @pytest.mark.peer
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0), ("l1", 10.0)])
-def test_square_does_as_well_as_the_authors_did_it_in_torch(norm, eps):
+def test_square_fools_about_as_many_images_as_the_authors_torch_code(norm, eps):
     pyautoattack = pytest.importorskip("pyautoattack.square")
     model = touchstone.load("fashion-mnist-cnn-linf")
     x, y = touchstone.samples()[:50], torch.arange(50) % 10
 
     def logits(images):
-        return run_here([look(images, saved=False)], model.oracle)[0][0].clone()
+        return run_plans([logits_of(images, as_files=False)], model.oracle)[0][0].clone()
 
     theirs = pyautoattack.SquareAttack(logits, norm=norm.capitalize(), n_queries=150, eps=eps, device="cpu")
     resisting = (logits(theirs.perturb(x, y)).argmax(1) == y).float().mean()

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.support.linear_models import greyish, linear_model
+from api_tests.support.linear_models import gray_images, linear_model
 from touchstone import engine, evaluation
-from touchstone.attacks.transfer import Transfer, _blurred, _moved
+from touchstone.attacks.transfer import Transfer, _blur, _diversify
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import NORMS
 from touchstone.engine.quantization import to_pixels
 from touchstone.engine.threat import Case, Threat
 from touchstone.errors import InvalidParameter, UnknownModel
 from touchstone.evaluation.verdict import attack_image
-from touchstone.methods.compatibility import resolved
+from touchstone.methods.compatibility import resolve_parameters
 from touchstone.models import zoo
 from touchstone.models.store import ZOO
 
@@ -29,8 +29,8 @@ def images() -> Any:
     return touchstone.samples()[:40]
 
 
-def test_the_model_under_attack_is_asked_for_nothing_but_the_verdict() -> None:
-    x = greyish(5)
+def test_transfer_queries_the_target_only_for_the_verdict() -> None:
+    x = gray_images(5)
     target = touchstone.wrap(linear_model(classes=5), knowledge="black-box")
     surrogates = [touchstone.wrap(linear_model(classes=5, seed=seed)) for seed in (1, 2)]
     found = touchstone.attack(target, x, None, "transfer", eps=0.05, steps=7, surrogates=surrogates)
@@ -38,8 +38,8 @@ def test_the_model_under_attack_is_asked_for_nothing_but_the_verdict() -> None:
     assert found.queries.forward == 3 * 5  # the clean look, the look at what was made, the verdict
 
 
-def test_a_model_like_the_target_is_as_good_as_the_target() -> None:
-    x = greyish(20)
+def test_transfer_from_an_identical_model_equals_attacking_the_target() -> None:
+    x = gray_images(20)
     target = touchstone.wrap(linear_model(classes=5))
     asked = {"eps": 0.02, "steps": 10}
     own = touchstone.attack(target, x, None, "mifgsm", early_stop=False, **asked)
@@ -50,8 +50,8 @@ def test_a_model_like_the_target_is_as_good_as_the_target() -> None:
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-def test_a_surrogate_that_is_sure_of_all_its_answers_is_followed_by_its_margin(*, targeted: bool) -> None:
-    x, module, sure = greyish(6), linear_model(classes=5), linear_model(classes=5)
+def test_transfer_follows_the_margin_of_a_saturated_surrogate(*, targeted: bool) -> None:
+    x, module, sure = gray_images(6), linear_model(classes=5), linear_model(classes=5)
     with torch.no_grad():
         sure[1].weight.mul_(1e4)
         sure[1].bias.mul_(1e4)
@@ -64,13 +64,13 @@ def test_a_surrogate_that_is_sure_of_all_its_answers_is_followed_by_its_margin(*
     assert found.queries.surrogate <= 6 * Transfer().cost().backward
 
 
-def test_a_surrogate_without_gradients_says_nothing_of_the_model_under_attack() -> None:
+def test_surrogate_without_gradients_adds_no_diagnostics_of_the_target() -> None:
     class Deaf(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.tensor([[1.0, 0, 0, 0, 0]]) + 0 * x.flatten(1)[:, :1]
 
     target = touchstone.wrap(linear_model(classes=5)).oracle
-    pixels = to_pixels(greyish(1)[0]).permute(1, 2, 0).numpy()
+    pixels = to_pixels(gray_images(1)[0]).permute(1, 2, 0).numpy()
     plan = attack_image(
         Transfer(),
         pixels,
@@ -80,12 +80,12 @@ def test_a_surrogate_without_gradients_says_nothing_of_the_model_under_attack() 
         seed=0,
         surrogates=[touchstone.wrap(Deaf()).oracle],
     )
-    (verdict,), _ = evaluation.run_here([plan], target)
+    (verdict,), _ = evaluation.run_plans([plan], target)
     assert not verdict.met
     assert verdict.diagnostics == []
 
 
-def test_it_gets_across_between_networks_that_were_trained_apart(images: Any) -> None:
+def test_transfer_succeeds_between_separately_trained_networks(images: Any) -> None:
     target = touchstone.load("fashion-mnist-cnn")
     surrogates = [touchstone.load("fashion-mnist-cnn-noise-0.25"), touchstone.load("fashion-mnist-cnn-linf")]
     blind = touchstone.attack(target, images, None, "transfer", eps=0.1, surrogates=surrogates)
@@ -98,11 +98,13 @@ def test_it_gets_across_between_networks_that_were_trained_apart(images: Any) ->
     assert float(blind.success.float().mean()) > 2 * float(by_chance)
 
 
-def test_gradients_come_back_through_what_was_shrunk_and_moved() -> None:
+def test_gradients_are_pulled_back_exactly_through_input_diversity() -> None:
     x = torch.rand(3, 2, 12, 10, dtype=torch.float64)
     goal = engine.Goal.of(torch.zeros(3, dtype=torch.long), targeted=False)
-    case = Case(Threat(x, torch.ones(3), NORMS["linf"]), goal, Noise.of([(0, i) for i in range(3)], "t"))
-    seen, back = _moved(case, x, 1.0, 0.6)
+    case = Case(
+        Threat(x, torch.ones(3), NORMS["linf"]), goal, Noise.from_seeds([(0, i) for i in range(3)], "t")
+    )
+    seen, back = _diversify(case, x, 1.0, 0.6)
     weight = torch.rand_like(seen)
     pulled = back(weight)
     # The map is linear: the pulled-back weight tells how the weighted sum changes with every pixel.
@@ -110,10 +112,10 @@ def test_gradients_come_back_through_what_was_shrunk_and_moved() -> None:
     assert not torch.equal(seen, x)
 
 
-def test_the_blur_keeps_sums_and_spreads_a_point_as_a_gaussian() -> None:
+def test_blur_keeps_sums_and_spreads_a_point_as_a_gaussian() -> None:
     point = torch.zeros(1, 2, 31, 31)
     point[0, 0, 15, 15] = 1
-    blurred = _blurred(point, 2.0)
+    blurred = _blur(point, 2.0)
     assert float(blurred.sum()) == pytest.approx(1, abs=1e-5)
     assert float(blurred[0, 0, 15, 17] / blurred[0, 0, 15, 15]) == pytest.approx(2.718281828**-0.5, rel=1e-4)
     assert not blurred[0, 1].any()
@@ -123,21 +125,21 @@ def test_the_blur_keeps_sums_and_spreads_a_point_as_a_gaussian() -> None:
     ("surrogate", "error"),
     [("nothing", UnknownModel), ("imagenet-efficientnet-lite0", InvalidParameter)],
 )
-def test_surrogates_that_cannot_serve_are_refused(surrogate: str, error: type[Exception]) -> None:
+def test_unknown_or_incompatible_surrogates_are_refused(surrogate: str, error: type[Exception]) -> None:
     asked = Transfer.parse({"surrogate": surrogate})
     with pytest.raises(error):
-        resolved(asked, zoo.manifest("fashion-mnist-cnn"), ZOO)
+        resolve_parameters(asked, zoo.find_manifest("fashion-mnist-cnn"), ZOO)
 
 
-def test_left_open_surrogates_are_the_others_of_the_same_classes() -> None:
-    chosen = resolved(Transfer(), zoo.manifest("fashion-mnist-cnn"), ZOO)
+def test_default_surrogates_are_the_other_models_with_the_same_classes() -> None:
+    chosen = resolve_parameters(Transfer(), zoo.find_manifest("fashion-mnist-cnn"), ZOO)
     clothes = {name for name in zoo.manifests() if name.startswith("fashion-mnist-cnn-")}
     assert set(chosen.surrogate) == clothes
     with pytest.raises(InvalidParameter, match="no other model"):
-        resolved(Transfer(), zoo.manifest("imagenet-efficientnet-lite0"), ZOO)
+        resolve_parameters(Transfer(), zoo.find_manifest("imagenet-efficientnet-lite0"), ZOO)
 
 
-def test_several_surrogates_are_named_with_commas() -> None:
+def test_surrogates_are_read_from_a_comma_separated_string() -> None:
     asked = Transfer.model_validate({"surrogate": "a, b"})
     assert asked.surrogate == ("a", "b")
     assert asked.cost().backward == 2 * 2 * asked.steps  # at worst two gradients of each

@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from api_tests.support.wait import SECONDS, wait_until
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from service.app import create_app
 from service.http.server import Server
-from service.state.dispatch import open_bell
+from service.state.dispatch import open_dispatch
 from touchstone.check import check
 from touchstone.ledger.broker import QUEUE
 from touchstone.settings import Settings
@@ -44,7 +44,7 @@ def photo(index: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class Site:
+class LiveService:
     """A service with a worker that computes."""
 
     client: httpx2.Client
@@ -62,9 +62,9 @@ class Site:
 
     def job(self, *args: Any, **fields: Any) -> dict[str, Any]:
         """A job that has succeeded, with a result that holds."""
-        return self.proved(self.submit(*args, **fields))
+        return self.assert_succeeded(self.submit(*args, **fields))
 
-    def proved(self, response: Any) -> dict[str, Any]:
+    def assert_succeeded(self, response: Any) -> dict[str, Any]:
         assert response.status_code == 200, response.text
         job: dict[str, Any] = response.json()
         assert job["status"] == "succeeded", job
@@ -72,11 +72,13 @@ class Site:
             assert [finding for finding in check(job) if not finding.agrees] == []
         return job
 
-    def proceed(self, job: dict[str, Any], **fields: Any) -> Any:
+    def continue_job(self, job: dict[str, Any], **fields: Any) -> Any:
         path = f"/v1/jobs/{job['id']}/continue"
         return self.client.post(path, json=fields, headers={"Prefer": "wait=50"})
 
-    def until(self, job: str, *, statuses: tuple[str, ...] = TERMINAL, done: int = 0) -> dict[str, Any]:
+    def wait_for_job(
+        self, job: str, *, statuses: tuple[str, ...] = TERMINAL, done: int = 0
+    ) -> dict[str, Any]:
 
         def look() -> dict[str, Any]:
             found: dict[str, Any] = self.client.get(f"/v1/jobs/{job}").json()
@@ -86,28 +88,28 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     home = tmp_path_factory.mktemp("c")
     valkey = embedded.start(home)
     settings = Settings(home=home, redis_url=valkey.url, cost_limit=2_000_000)
-    server = Server(create_app(settings, ring=open_bell(valkey.url, lambda _job: QUEUE)), settings)
+    server = Server(create_app(settings, dispatch=open_dispatch(valkey.url, lambda _job: QUEUE)), settings)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    worker = started(home, valkey.url)
+    worker = start_worker(home, valkey.url)
     try:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with httpx2.Client(base_url=url, timeout=100) as client:
-            yield Site(client)
+            yield LiveService(client)
     finally:
         worker.terminate()
-        worker.wait(SECONDS)
+        worker.wait(TIMEOUT_SECONDS)
         server.should_exit = True
         thread.join()
         valkey.stop()
 
 
-def started(home: Path, url: str) -> subprocess.Popen[bytes]:
+def start_worker(home: Path, url: str) -> subprocess.Popen[bytes]:
     known = {"TOUCHSTONE_HOME": str(home), "TOUCHSTONE_REDIS_URL": url, "OMP_NUM_THREADS": "1"}
     with (home / "worker.log").open("wb") as log:
         return subprocess.Popen(
@@ -115,7 +117,7 @@ def started(home: Path, url: str) -> subprocess.Popen[bytes]:
         )
 
 
-def test_a_radius_is_certified_with_every_field(site: Site) -> None:
+def test_smoothing_job_certifies_a_radius_with_every_field(site: LiveService) -> None:
     job = site.job(sigma=0.12, n=3_000)
     result = job["result"]
     assert (result["method"], result["guarantee"], result["norm"]) == ("smoothing", "statistical", "l2")
@@ -135,7 +137,7 @@ def test_a_radius_is_certified_with_every_field(site: Site) -> None:
     assert job["links"]["artifacts"] == {"original.png": f"/v1/jobs/{job['id']}/artifacts/original.png"}
 
 
-def test_a_target_radius_is_certified_or_refuted_early(site: Site) -> None:
+def test_target_radius_is_certified_or_refuted_early(site: LiveService) -> None:
     near = site.job(sigma=0.12, target_radius=0.05)["result"]
     assert (near["decision"], near["stopped_by"]) == ("certified", "certified")
     assert near["radius"] >= 0.05
@@ -146,14 +148,14 @@ def test_a_target_radius_is_certified_or_refuted_early(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("noise", "norm"), [("gaussian", "l2"), ("laplace", "l1")])
-def test_pixeldp_certifies(site: Site, noise: str, norm: str) -> None:
+def test_pixeldp_job_certifies_in_the_norm_of_its_noise(site: LiveService, noise: str, norm: str) -> None:
     result = site.job("pixeldp", sigma=0.1, noise=noise)["result"]
     assert (result["norm"], result["abstained"]) == (norm, False)
     assert 0 < result["radius"] < 0.4
 
 
 @pytest.mark.parametrize("rule", ["group_sequential", "e_process"])
-def test_a_deadline_delivers_what_is_proved(site: Site, rule: str) -> None:
+def test_certificate_past_its_deadline_returns_the_radius_proved_so_far(site: LiveService, rule: str) -> None:
     site.job(sigma=0.12, n=100, rule="fixed")  # the model is loaded from here on
     job = site.job(sigma=0.11, n=1_000_000, rule=rule, deadline=3)
     result = job["result"]
@@ -162,24 +164,24 @@ def test_a_deadline_delivers_what_is_proved(site: Site, rule: str) -> None:
     assert result["radius"] > 0
 
 
-def test_a_cancel_delivers_what_is_proved_and_can_be_continued(site: Site) -> None:
+def test_canceled_certificate_keeps_its_radius_and_can_be_continued(site: LiveService) -> None:
     running = site.submit(sigma=0.13, n=1_000_000, rule="e_process", wait=1).json()
-    site.until(running["id"], statuses=("running",), done=600)
-    assert site.proceed(running, n=100).status_code == 409
+    site.wait_for_job(running["id"], statuses=("running",), done=600)
+    assert site.continue_job(running, n=100).status_code == 409
     assert site.client.post(f"/v1/jobs/{running['id']}/cancel").status_code == 202
-    job = site.until(running["id"])
+    job = site.wait_for_job(running["id"])
     assert (job["status"], job["result"]["stopped_by"]) == ("canceled", "canceled")
     assert all(finding.agrees for finding in check(job))
     counted = job["result"]["sampling"]["n_used"]
     assert counted >= 100
-    more = site.proved(site.proceed(job, n=500))
+    more = site.assert_succeeded(site.continue_job(job, n=500))
     assert more["continues"] == job["id"]
     assert more["parameters"]["n"] == counted + 500
     assert more["result"]["sampling"]["n_used"] == counted + 500
     assert more["result"]["sampling"]["pooled"] == counted
 
 
-def test_equal_questions_are_counted_once_whatever_the_seed(site: Site) -> None:
+def test_equal_certificates_share_samples_whatever_the_seed(site: LiveService) -> None:
     first = site.job(sigma=0.14, n=1_000, rule="e_process", seed=1)
     assert first["result"]["sampling"]["pooled"] == 0
     second = site.job(sigma=0.14, n=1_500, rule="e_process", seed=2)
@@ -192,7 +194,7 @@ def test_equal_questions_are_counted_once_whatever_the_seed(site: Site) -> None:
     assert whole["nA"] == sampling["nA"], "the samples are those that one run would have drawn"
 
 
-def test_jobs_at_the_same_time_count_no_sample_twice(site: Site) -> None:
+def test_concurrent_certificates_count_no_sample_twice(site: LiveService) -> None:
     def one(seed: int) -> dict[str, Any]:
         return site.job(sigma=0.15, n=1_200, rule="e_process", seed=seed)["result"]["sampling"]  # type: ignore[no-any-return]
 
@@ -205,24 +207,24 @@ def test_jobs_at_the_same_time_count_no_sample_twice(site: Site) -> None:
     assert (again["pooled"], again["n_used"]) == (1_200, 1_300)
 
 
-def test_a_certificate_goes_on_to_another_target(site: Site) -> None:
+def test_certificate_can_be_continued_with_another_target_radius(site: LiveService) -> None:
     job = site.job(sigma=0.16, n=300, rule="e_process", target_radius=0.3)
     assert job["result"]["decision"] == "undecided"
-    more = site.proved(site.proceed(job, n=5_000, target_radius=0.06))
+    more = site.assert_succeeded(site.continue_job(job, n=5_000, target_radius=0.06))
     assert (more["result"]["decision"], more["parameters"]["target_radius"]) == ("certified", 0.06)
     form = site.client.post(
         f"/v1/jobs/{more['id']}/continue", files={"n": (None, "50")}, headers={"Prefer": "wait=50"}
     )
-    assert site.proved(form)["parameters"]["target_radius"] == 0.06
+    assert site.assert_succeeded(form)["parameters"]["target_radius"] == 0.06
 
 
-def test_a_continuation_says_why_it_cannot_be(site: Site) -> None:
+def test_refused_continuation_explains_why(site: LiveService) -> None:
     planned = site.job(n=100)
-    refused = site.proceed(planned, n=100).json()
+    refused = site.continue_job(planned, n=100).json()
     assert (refused["status"], refused["code"]) == (409, "job_conflict")
     assert "rule=e_process" in refused["detail"]
-    assert "rule=e_process" in site.proceed(site.job("pixeldp", n=300), n=100).json()["detail"]
-    assert "only a certificate" in site.proceed(site.job("predict"), n=100).json()["detail"]
+    assert "rule=e_process" in site.continue_job(site.job("pixeldp", n=300), n=100).json()["detail"]
+    assert "only a certificate" in site.continue_job(site.job("predict"), n=100).json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -235,9 +237,11 @@ def test_a_continuation_says_why_it_cannot_be(site: Site) -> None:
         ({"n": 10, "target_radius": 0}, "invalid_parameter", "target_radius"),
     ],
 )
-def test_a_continuation_is_checked(site: Site, fields: dict[str, Any], code: str, field: str | None) -> None:
+def test_invalid_continuation_fields_are_refused(
+    site: LiveService, fields: dict[str, Any], code: str, field: str | None
+) -> None:
     job = site.job(sigma=0.17, n=100, rule="e_process")
-    refused = site.proceed(job, **fields).json()
+    refused = site.continue_job(job, **fields).json()
     assert (refused["status"], refused["code"], refused.get("field")) == (422, code, field)
 
 
@@ -260,8 +264,8 @@ def test_a_continuation_is_checked(site: Site, fields: dict[str, Any], code: str
         ("predict", {"defence": "smoothing", "n": 3_000_000}, "cost_too_high", None),
     ],
 )
-def test_what_makes_no_sense_is_refused(
-    site: Site, method: str, fields: dict[str, Any], code: str, field: str | None
+def test_invalid_certificate_and_prediction_fields_are_refused(
+    site: LiveService, method: str, fields: dict[str, Any], code: str, field: str | None
 ) -> None:
     refused = site.submit(method, **fields).json()
     assert (refused["status"], refused["code"], refused.get("field")) == (422, code, field)
@@ -269,14 +273,16 @@ def test_what_makes_no_sense_is_refused(
         assert refused["cost"]["total"] >= 3_000_000 > refused["limit"]
 
 
-def test_a_rerun_of_a_pooled_certificate_draws_again_and_agrees(site: Site) -> None:
+def test_rerun_of_a_pooled_certificate_draws_again_and_agrees(site: LiveService) -> None:
     job = site.job(sigma=0.18, n=400, rule="e_process")
-    again = site.proved(site.client.post(f"/v1/jobs/{job['id']}/rerun", headers={"Prefer": "wait=50"}))
+    again = site.assert_succeeded(
+        site.client.post(f"/v1/jobs/{job['id']}/rerun", headers={"Prefer": "wait=50"})
+    )
     assert again["result"]["rerun"] == {"of": job["id"], "agrees": True}
     assert again["result"]["queries"] == job["result"]["queries"]
 
 
-def test_a_prediction_is_defended_by_a_vote(site: Site) -> None:
+def test_smoothed_prediction_is_decided_by_a_vote(site: LiveService) -> None:
     plain = site.job("predict")
     assert plain["parameters"] == {"top": 5}
     assert set(plain["result"]) == {"original", "queries"}
@@ -290,13 +296,13 @@ def test_a_prediction_is_defended_by_a_vote(site: Site) -> None:
     assert smoothed["p_value"] == pytest.approx(expected)
 
 
-def test_a_close_vote_abstains(site: Site) -> None:
+def test_smoothed_prediction_abstains_on_a_close_vote(site: LiveService) -> None:
     smoothed = site.job("predict", defence="smoothing", sigma=0.12, n=3, alpha=0.1)["result"]["smoothed"]
     assert (smoothed["label"], smoothed["name"], smoothed["abstained"]) == (None, None, True)
     assert smoothed["p_value"] == pytest.approx(0.25)
 
 
-def test_what_the_worker_measured_and_holds_is_shown(site: Site) -> None:
+def test_model_operations_and_cost_show_what_the_worker_measured(site: LiveService) -> None:
     job = site.job(sigma=0.12, n=1_000, rule="fixed")
 
     def told() -> dict[str, Any]:

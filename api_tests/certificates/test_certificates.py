@@ -11,18 +11,28 @@ import torch
 from scipy.stats import norm as normal
 
 import touchstone
-from api_tests.support.linear_models import greyish, linear_model
-from touchstone.engine import RULES, Batcher, Counts, Noisy, Stopping, Stream, Subject, Task, counted
-from touchstone.errors import BatchDependent, Canceled, DeadlineExceeded, InvalidParameter
-from touchstone.evaluation import run_here
+from api_tests.support.linear_models import gray_images, linear_model
+from touchstone.engine import (
+    STOPPING_RULES,
+    Batcher,
+    CertificateCase,
+    Counts,
+    NoisyLogits,
+    SampleNoise,
+    StoppingCriterion,
+    Task,
+    count_votes,
+)
+from touchstone.errors import BatchDependent, DeadlineExceeded, InvalidParameter, JobCanceled
+from touchstone.evaluation import run_plans
 
 
-class Constant(torch.nn.Module):
+class ConstantModel(torch.nn.Module):
     def forward(self, x):
         return torch.tensor([[0.0, 1.0, 0.0]]).expand(len(x), 3)
 
 
-class Toss(torch.nn.Module):
+class CoinToss(torch.nn.Module):
     """Two classes, either with probability one half under symmetric noise around mid-grey."""
 
     def forward(self, x):
@@ -38,10 +48,10 @@ def true_radius(module, x):
     return ((z[:, 0] - z[:, 1]).abs() / weight.norm()).detach()
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
-def test_the_radius_of_a_linear_model_is_never_exceeded_and_nearly_reached(rule):
+@pytest.mark.parametrize("rule", sorted(STOPPING_RULES))
+def test_smoothing_radius_never_exceeds_but_nearly_reaches_the_true_radius(rule):
     module = linear_model(shape=(1, 8, 8))
-    x = greyish(40, shape=(1, 8, 8))
+    x = gray_images(40, shape=(1, 8, 8))
     truth = true_radius(module, x)
     cert = touchstone.certify(touchstone.wrap(module), x, "smoothing", sigma=0.25, n=3000, rule=rule)
     assert torch.all(cert.radius <= truth)
@@ -50,13 +60,13 @@ def test_the_radius_of_a_linear_model_is_never_exceeded_and_nearly_reached(rule)
     assert torch.all(cert.radius[within_reach] > truth[within_reach] - 0.045)
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(STOPPING_RULES))
 @pytest.mark.parametrize("target", [None, 0.1])
-def test_false_certificates_stay_within_alpha(rule, target):
+def test_false_certificate_rate_stays_within_alpha(rule, target):
     """2,000 runs of votes whose probability is exactly known, at the radius where the answer changes."""
     alpha, sigma, runs, n = 0.01, 0.25, 2_000, 1_000
     p = float(normal.cdf(0.1 / sigma))  # the true radius is 0.1
-    stop = Stopping(RULES[rule], n, alpha, sigma, target)
+    stop = StoppingCriterion(STOPPING_RULES[rule], n, alpha, sigma, target)
     draw = np.random.default_rng(3)
     false = 0
     for _ in range(runs):
@@ -70,37 +80,39 @@ def test_false_certificates_stay_within_alpha(rule, target):
     assert false / runs <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / runs)
 
 
-def test_a_constant_classifier_has_the_largest_radius_there_is():
-    x = greyish(1, shape=(1, 8, 8))
-    cert = touchstone.certify(touchstone.wrap(Constant()), x, "smoothing", sigma=0.5, n=2000, rule="fixed")
+def test_constant_classifier_gets_the_largest_possible_radius():
+    x = gray_images(1, shape=(1, 8, 8))
+    cert = touchstone.certify(
+        touchstone.wrap(ConstantModel()), x, "smoothing", sigma=0.5, n=2000, rule="fixed"
+    )
     assert float(cert.radius) == pytest.approx(0.5 * normal.ppf(0.001 ** (1 / 2000)), rel=1e-6)
     assert int(cert.label) == 1
     assert int(cert.n_used) == 2000
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
-def test_a_coin_toss_abstains(rule):
+@pytest.mark.parametrize("rule", sorted(STOPPING_RULES))
+def test_coin_toss_classifier_abstains(rule):
     x = torch.full((30, 1, 8, 8), 0.5)
-    cert = touchstone.certify(touchstone.wrap(Toss()), x, "smoothing", sigma=0.25, n=500, rule=rule)
+    cert = touchstone.certify(touchstone.wrap(CoinToss()), x, "smoothing", sigma=0.25, n=500, rule=rule)
     assert cert.abstained.sum() >= 29
     assert torch.all(cert.radius[cert.abstained] == 0)
 
 
-def test_a_target_needs_far_fewer_samples():
-    x = greyish(4, shape=(1, 8, 8))
+def test_target_radius_needs_far_fewer_samples():
+    x = gray_images(4, shape=(1, 8, 8))
     cert = touchstone.certify(
-        touchstone.wrap(Constant()), x, "smoothing", sigma=0.25, n=100_000, target_radius=0.25
+        touchstone.wrap(ConstantModel()), x, "smoothing", sigma=0.25, n=100_000, target_radius=0.25
     )
     assert torch.all(cert.radius >= 0.25)
     assert torch.all(cert.n_used <= 300)
 
 
 def test_radius_falls_as_alpha_falls():
-    x = greyish(1, shape=(1, 8, 8))
+    x = gray_images(1, shape=(1, 8, 8))
     radii = [
         float(
             touchstone.certify(
-                touchstone.wrap(Constant()), x, "smoothing", n=500, alpha=a, rule="fixed"
+                touchstone.wrap(ConstantModel()), x, "smoothing", n=500, alpha=a, rule="fixed"
             ).radius
         )
         for a in (0.1, 0.01, 0.001)
@@ -108,10 +120,12 @@ def test_radius_falls_as_alpha_falls():
     assert radii == sorted(radii, reverse=True)
 
 
-def counts_of(oracle, image, n, *, seed=0, others=(), prior=None, rule="e_process"):
-    stop = Stopping(RULES[rule], n, 0.001, 0.25)
-    plan = counted(Subject(image, seed, prior), noise=Stream("gaussian", 0.25, seed), pilot=100, stop=stop)
-    return run_here([plan, *others], oracle)[0][0]
+def count_votes(oracle, image, n, *, seed=0, others=(), prior=None, rule="e_process"):
+    stop = StoppingCriterion(STOPPING_RULES[rule], n, 0.001, 0.25)
+    plan = count_votes(
+        CertificateCase(image, seed, prior), noise=SampleNoise("gaussian", 0.25, seed), pilot=100, stop=stop
+    )
+    return run_plans([plan, *others], oracle)[0][0]
 
 
 @pytest.fixture(scope="module")
@@ -126,73 +140,77 @@ def shirt():
     return torch.from_numpy(fashion_mnist_sample().images[6:7].copy())[:, None] / 255
 
 
-def test_counts_do_not_depend_on_who_else_is_served(cnn, shirt):
-    alone = counts_of(cnn, shirt, 700)
-    stop = Stopping(RULES["fixed"], 900, 0.01, 0.5)
-    other = counted(Subject(1 - shirt, 9), noise=Stream("gaussian", 0.5, 9), pilot=64, stop=stop)
-    among = counts_of(cnn, shirt, 700, others=[other])
+def test_votes_do_not_depend_on_other_certificates_in_the_batch(cnn, shirt):
+    alone = count_votes(cnn, shirt, 700)
+    stop = StoppingCriterion(STOPPING_RULES["fixed"], 900, 0.01, 0.5)
+    other = count_votes(
+        CertificateCase(1 - shirt, 9), noise=SampleNoise("gaussian", 0.5, 9), pilot=64, stop=stop
+    )
+    among = count_votes(cnn, shirt, 700, others=[other])
     assert np.array_equal(alone.votes, among.votes)
 
 
-def test_votes_are_the_same_to_the_bit_wherever_a_row_stands(cnn, shirt):
-    stream = Stream("gaussian", 0.25, 5)
-    whole = cnn.answer([Noisy(shirt, stream, range(200))])[0].logits
+def test_noisy_logits_are_bitwise_equal_at_any_batch_position(cnn, shirt):
+    stream = SampleNoise("gaussian", 0.25, 5)
+    whole = cnn.answer([NoisyLogits(shirt, stream, range(200))])[0].logits
     for start, stop in [(0, 1), (3, 67), (64, 128), (190, 200)]:
-        part = cnn.answer([Noisy(1 - shirt, stream, range(start)), Noisy(shirt, stream, range(start, stop))])
+        part = cnn.answer(
+            [NoisyLogits(1 - shirt, stream, range(start)), NoisyLogits(shirt, stream, range(start, stop))]
+        )
         assert torch.equal(part[1].logits, whole[start:stop])
 
 
-def test_resuming_equals_one_run(cnn, shirt):
-    whole = counts_of(cnn, shirt, 1000)
-    first = counts_of(cnn, shirt, 400)
-    resumed = counts_of(cnn, shirt, 1000, prior=Counts.of(first.record()), seed=77)
+def test_resumed_count_equals_one_long_run(cnn, shirt):
+    whole = count_votes(cnn, shirt, 1000)
+    first = count_votes(cnn, shirt, 400)
+    resumed = count_votes(cnn, shirt, 1000, prior=Counts.from_record(first.record()), seed=77)
     assert np.array_equal(whole.votes, resumed.votes)
     assert (resumed.label, resumed.n, resumed.pooled, resumed.seed) == (whole.label, 1000, 400, 0)
 
 
-def test_pilot_and_count_share_no_sample():
-    stream = Stream("gaussian", 1.0, 0)
+def test_pilot_and_main_count_share_no_sample():
+    stream = SampleNoise("gaussian", 1.0, 0)
     like = torch.zeros(1, 1, 4, 4)
     assert not torch.equal(stream.draw(like, range(1)), stream.draw(like, range(2**63, 2**63 + 1)))
     assert torch.equal(stream.draw(like, range(5))[3:], stream.draw(like, range(3, 5)))
 
 
-def test_noise_has_the_distribution_it_claims():
+def test_noise_streams_have_the_claimed_distribution():
     from scipy.stats import kstest, laplace  # noqa: PLC0415 - needed here alone
 
     like = torch.zeros(1, 1, 20, 20)
-    gaussian = Stream("gaussian", 0.5, 1).draw(like, range(50)).numpy().ravel()
+    gaussian = SampleNoise("gaussian", 0.5, 1).draw(like, range(50)).numpy().ravel()
     assert kstest(gaussian / 0.5, normal.cdf).pvalue > 1e-4
-    drawn = Stream("laplace", 0.5, 1).draw(like, range(50)).numpy().ravel()
+    drawn = SampleNoise("laplace", 0.5, 1).draw(like, range(50)).numpy().ravel()
     assert kstest(drawn / 0.5, laplace.cdf).pvalue > 1e-4
 
 
-def test_a_model_that_depends_on_its_batch_is_refused():
+def test_batch_dependent_model_is_refused():
     class Batchy(torch.nn.Module):
         def forward(self, x):
             s = x.flatten(1).sum(1)
             return torch.stack([s - s.mean(), s.mean() - s], 1)
 
     with pytest.raises(BatchDependent):
-        touchstone.certify(touchstone.wrap(Batchy()), greyish(1), "smoothing", n=200)
+        touchstone.certify(touchstone.wrap(Batchy()), gray_images(1), "smoothing", n=200)
 
 
-@pytest.mark.parametrize("error", [Canceled("stop"), DeadlineExceeded("late")])
-def test_what_was_shown_before_a_cancel_or_deadline_stays(error):
-    oracle = touchstone.wrap(Constant()).oracle
+@pytest.mark.parametrize("error", [JobCanceled("stop"), DeadlineExceeded("late")])
+def test_cancel_or_deadline_keeps_what_was_proved_before(error):
+    oracle = touchstone.wrap(ConstantModel()).oracle
     ended = []
-    plan = counted(
-        Subject(torch.full((1, 1, 8, 8), 0.5), 0),
-        noise=Stream("gaussian", 0.25, 0),
+    plan = count_votes(
+        CertificateCase(torch.full((1, 1, 8, 8), 0.5), 0),
+        noise=SampleNoise("gaussian", 0.25, 0),
         pilot=50,
-        stop=Stopping(RULES["group_sequential"], 100_000, 0.001, 0.25),
+        stop=StoppingCriterion(STOPPING_RULES["group_sequential"], 100_000, 0.001, 0.25),
     )
-    task = Task(plan, oracle, done=lambda result, failure: ended.append((result, failure)))
+    task = Task(plan, oracle, on_done=lambda result, failure: ended.append((result, failure)))
     batcher = Batcher()
     batcher.add(task)
     while task.queries.forward < 1_200:
         batcher.step()
-    if isinstance(error, Canceled):
+    if isinstance(error, JobCanceled):
         task.canceled = True
     else:
         task.deadline = 0
@@ -206,8 +224,8 @@ def test_what_was_shown_before_a_cancel_or_deadline_stays(error):
     )
 
 
-def test_memory_does_not_grow_with_n():
-    model = touchstone.wrap(Constant())
+def test_memory_use_does_not_grow_with_the_sample_count():
+    model = touchstone.wrap(ConstantModel())
     x = torch.full((1, 1, 32, 32), 0.5)
     peaks = []
     for n in (5_000, 20_000):
@@ -219,13 +237,13 @@ def test_memory_does_not_grow_with_n():
 
 
 @pytest.mark.parametrize(("noise", "norm"), [("gaussian", "l2"), ("laplace", "l1")])
-def test_pixeldp_never_exceeds_the_truth_of_a_linear_model(noise, norm):
-    from api_tests.support.linear_models import distances  # noqa: PLC0415 - needed here alone
+def test_pixeldp_radius_never_exceeds_the_true_distance_of_a_linear_model(noise, norm):
+    from api_tests.support.linear_models import exact_distances  # noqa: PLC0415 - needed here alone
 
     module = linear_model(shape=(1, 8, 8))
-    x = greyish(30, shape=(1, 8, 8))
+    x = gray_images(30, shape=(1, 8, 8))
     cert = touchstone.certify(touchstone.wrap(module), x, "pixeldp", noise=noise, sigma=0.1, n=1000)
-    assert torch.all(cert.radius <= distances(module, x, norm))
+    assert torch.all(cert.radius <= exact_distances(module, x, norm))
     assert (cert.radius > 0).any()
 
 
@@ -238,7 +256,7 @@ def test_pixeldp_never_exceeds_the_truth_of_a_linear_model(noise, norm):
         ({"target_radius": 0}, "target_radius"), ({"tolerance": -1}, "tolerance"),
     ],
 )  # fmt: skip
-def test_bad_parameters_name_their_field(parameters, field):
+def test_invalid_parameter_error_names_the_field(parameters, field):
     with pytest.raises(InvalidParameter) as caught:
-        touchstone.certify(touchstone.wrap(Constant()), greyish(1), "smoothing", **parameters)
+        touchstone.certify(touchstone.wrap(ConstantModel()), gray_images(1), "smoothing", **parameters)
     assert caught.value.field == field

@@ -45,7 +45,7 @@ def certificate(name, parameters, hits, n):
 
 
 @pytest.mark.parametrize(("name", "parameters", "hits", "n"), CASES)
-def test_honest_certificates_are_valid(name, parameters, hits, n):
+def test_checker_accepts_honest_certificates(name, parameters, hits, n):
     findings = check(certificate(name, parameters, hits, n))
     assert [finding for finding in findings if not finding.agrees] == []
     assert len(findings) >= 10
@@ -53,7 +53,7 @@ def test_honest_certificates_are_valid(name, parameters, hits, n):
 
 @pytest.mark.parametrize(("name", "parameters", "hits", "n"), CASES)
 @pytest.mark.parametrize("tamper", ["radius", "nA", "alpha", "pA_lower", "abstained"])
-def test_altered_certificates_are_not(name, parameters, hits, n, tamper):
+def test_checker_rejects_altered_certificates(name, parameters, hits, n, tamper):
     altered = copy.deepcopy(certificate(name, parameters, hits, n))
     if tamper == "radius":
         altered["radius"] += 0.01
@@ -70,13 +70,13 @@ def test_altered_certificates_are_not(name, parameters, hits, n, tamper):
     assert not all(finding.agrees for finding in check({"result": altered}))
 
 
-def test_the_checker_shares_no_code_with_the_certifier():
+def test_checker_shares_no_code_with_the_certifier():
     tree = ast.parse(inspect.getsource(checker))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     imported = {str(getattr(node, "module", None) or node.names[0].name) for node in imports}
     assert not {name for name in imported if name.startswith(("touchstone", "torch"))}
 
 
-def test_an_unknown_method_is_said():
+def test_checker_refuses_an_unknown_method():
     with pytest.raises(ValueError, match="unknown method"):
         check({"method": "hope", "sampling": {}})

@@ -12,20 +12,20 @@ import torch
 from PIL import Image
 
 import touchstone
-from api_tests.support.wait import SECONDS, wait_until
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from touchstone.check import check
-from touchstone.engine import Engine, Oracle
+from touchstone.engine import Engine, TorchOracle
 from touchstone.errors import BatchDependent, Failure, NonFiniteOutput
-from touchstone.evaluation.certificate_result import pool_of
-from touchstone.evaluation.run import Finished, run
+from touchstone.evaluation.certificate_result import pool_key
+from touchstone.evaluation.run import JobOutcome, run_job
 from touchstone.images import decode, encode
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import ImageRef, Job, ModelRef, Submission
-from touchstone.models.zoo import manifest
+from touchstone.models.zoo import find_manifest
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from touchstone.training.datasets import fashion_mnist_sample
-from workers.lease_keeper import Keeper
+from workers.lease_keeper import LeaseKeeper
 from workers.runner import Runner
 
 MODEL = "fashion-mnist-cnn"
@@ -38,12 +38,14 @@ def png() -> bytes:
     return encode(decode(buffer.getvalue()).pixels)
 
 
-def asked(digest: str, *, method: str = "smoothing", seed: int = 0, **parameters: Any) -> Submission:
+def build_submission(
+    digest: str, *, method: str = "smoothing", seed: int = 0, **parameters: Any
+) -> Submission:
     own = {**PARAMETERS, **parameters} if method == "smoothing" else parameters
     return Submission(
         kind="certificate",
         method=method,
-        model=ModelRef(id=MODEL, digest=manifest(MODEL).digest),
+        model=ModelRef(id=MODEL, digest=find_manifest(MODEL).digest),
         image=ImageRef(digest=digest, width=28, height=28, channels=1),
         parameters=own,
         seed=seed,
@@ -53,44 +55,44 @@ def asked(digest: str, *, method: str = "smoothing", seed: int = 0, **parameters
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     engine = Engine("cpu")
-    with engine.models.hold(manifest(MODEL)):
+    with engine.models.acquire(find_manifest(MODEL)):
         pass
     yield engine
     engine.stop()
 
 
-ENDLESS = 5_000_000
+UNREACHABLE_SAMPLES = 5_000_000
 """Samples that no test waits for."""
 
 
-class Bench:
+class Harness:
     """A runner on a real engine, whose runs know of no deadline: only the ledger does."""
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self.ledger = Ledger(str(settings.redis_url), settings)
         self.blobs = open_blobs(settings)
-        self.keeper = Keeper("w1", self.ledger, engine, settings, give_up=lambda _: None)
+        self.keeper = LeaseKeeper("w1", self.ledger, engine, settings, give_up=lambda _: None)
 
-        def timeless(submission: Submission, png: bytes, **how: Any) -> Finished:
-            return run(submission, png, engine, **{**how, "deadline": None})
+        def timeless(submission: Submission, png: bytes, **how: Any) -> JobOutcome:
+            return run_job(submission, png, engine, **{**how, "deadline": None})
 
         self.runner = Runner(self.ledger, self.blobs, self.keeper, timeless, settings)
         self.digest = self.blobs.put(png())
 
-    def begin(self, **how: Any) -> tuple[str, threading.Thread]:
-        job = self.ledger.accept(asked(self.digest, **how))[0].id
+    def start_job(self, **how: Any) -> tuple[str, threading.Thread]:
+        job = self.ledger.accept(build_submission(self.digest, **how))[0].id
         thread = threading.Thread(target=self.runner, args=[job])
         thread.start()
         return job, thread
 
-    def go(self, **how: Any) -> Job:
-        job, thread = self.begin(**how)
+    def run_job(self, **how: Any) -> Job:
+        job, thread = self.start_job(**how)
         thread.join()
         return self.ledger.read(job)
 
-    def cut_short(self, *, after: int = 200, n: int = ENDLESS, **how: Any) -> Job:
+    def run_past_deadline(self, *, after: int = 200, n: int = UNREACHABLE_SAMPLES, **how: Any) -> Job:
         """A job whose deadline passes once so many samples were drawn."""
-        job, thread = self.begin(n=n, **how)
+        job, thread = self.start_job(n=n, **how)
         wait_until(lambda: self.ledger.read(job).progress.done > after)
         self.ledger.client.hset(f"ts:job:{job}", "due", 1)
         thread.join()
@@ -98,48 +100,51 @@ class Bench:
 
 
 @pytest.fixture
-def bench(settings: Settings, engine: Engine) -> Iterator[Bench]:
-    bench = Bench(settings, engine)
+def bench(settings: Settings, engine: Engine) -> Iterator[Harness]:
+    bench = Harness(settings, engine)
     bench.keeper.start()
     yield bench
     bench.keeper.close()
     bench.ledger.close()
 
 
-def counted(seed: int, n: int) -> dict[str, Any]:
+def build_counts(seed: int, n: int) -> dict[str, Any]:
     return {"seed": seed, "n": n, "votes": {"1": n}}
 
 
-def test_a_pool_keeps_the_furthest_count_of_one_seed(ledger: Ledger) -> None:
-    assert ledger.pooled("p", 7) == ledger.pooled("p", 8)
-    assert (ledger.pooled("p", 8).seed, ledger.pooled("p", 8).counts) == (7, None)
-    assert ledger.pool("p", counted(7, 300)).counts == counted(7, 300)
-    assert ledger.pool("p", counted(7, 100)).counts == counted(7, 300)
-    assert ledger.pool("p", counted(8, 900)).counts == counted(7, 300), "of other samples"
-    assert ledger.pool("p", counted(7, 1_000)).counts == counted(7, 1_000)
-    assert ledger.pooled("q", 2**63 - 1).seed == 2**63 - 1
+def test_pool_keeps_the_largest_count_of_its_first_seed(ledger: Ledger) -> None:
+    assert ledger.read_pool("p", 7) == ledger.read_pool("p", 8)
+    assert (ledger.read_pool("p", 8).seed, ledger.read_pool("p", 8).counts) == (7, None)
+    assert ledger.extend_pool("p", build_counts(7, 300)).counts == build_counts(7, 300)
+    assert ledger.extend_pool("p", build_counts(7, 100)).counts == build_counts(7, 300)
+    assert ledger.extend_pool("p", build_counts(8, 900)).counts == build_counts(7, 300), "of other samples"
+    assert ledger.extend_pool("p", build_counts(7, 1_000)).counts == build_counts(7, 1_000)
+    assert ledger.read_pool("q", 2**63 - 1).seed == 2**63 - 1
 
 
-def test_a_pool_is_forgotten_in_the_end(ledger: Ledger) -> None:
-    ledger.pool("p", counted(1, 100))
+def test_pool_expires_after_30_days(ledger: Ledger) -> None:
+    ledger.extend_pool("p", build_counts(1, 100))
     days = float(ledger.client.pttl("ts:counts:p")) / 86_400_000  # type: ignore[arg-type]
     assert 29.9 < days <= 30
 
 
-def test_what_is_asked_of_what_makes_the_pool() -> None:
-    first = pool_of(asked("sha256:1"))
+def test_pool_is_shared_only_by_certificates_that_draw_the_same_samples() -> None:
+    first = pool_key(build_submission("sha256:1"))
     assert first is not None
-    assert pool_of(asked("sha256:1", seed=5, n=50, target_radius=0.1, tolerance=0.1)) == first
-    others = [pool_of(asked("sha256:2")), pool_of(asked("sha256:1", sigma=0.2))]
-    others += [pool_of(asked("sha256:1", alpha=0.01)), pool_of(asked("sha256:1", n0=50))]
+    assert pool_key(build_submission("sha256:1", seed=5, n=50, target_radius=0.1, tolerance=0.1)) == first
+    others = [pool_key(build_submission("sha256:2")), pool_key(build_submission("sha256:1", sigma=0.2))]
+    others += [
+        pool_key(build_submission("sha256:1", alpha=0.01)),
+        pool_key(build_submission("sha256:1", n0=50)),
+    ]
     assert len({first, *others}) == 5
-    assert pool_of(asked("sha256:1", rule="fixed")) is None
-    assert pool_of(asked("sha256:1", method="pixeldp")) is None
-    assert pool_of(asked("sha256:1").model_copy(update={"rerun_of": "x"})) is None
+    assert pool_key(build_submission("sha256:1", rule="fixed")) is None
+    assert pool_key(build_submission("sha256:1", method="pixeldp")) is None
+    assert pool_key(build_submission("sha256:1").model_copy(update={"rerun_of": "x"})) is None
 
 
-def test_an_overdue_certificate_succeeds_with_what_it_proved(bench: Bench) -> None:
-    job = bench.cut_short(after=2_000)
+def test_overdue_certificate_succeeds_with_the_radius_proved_so_far(bench: Harness) -> None:
+    job = bench.run_past_deadline(after=2_000)
     assert (job.status, job.error) == ("succeeded", None)
     assert job.result is not None
     assert job.result["stopped_by"] == "deadline_exceeded"
@@ -148,8 +153,10 @@ def test_an_overdue_certificate_succeeds_with_what_it_proved(bench: Bench) -> No
 
 
 @pytest.mark.parametrize("how", [{"method": "pixeldp"}, {"rule": "fixed"}])
-def test_what_looks_only_once_has_proved_nothing_before(bench: Bench, how: dict[str, Any]) -> None:
-    job = bench.cut_short(**how)
+def test_overdue_certificate_of_a_single_look_succeeds_with_radius_zero(
+    bench: Harness, how: dict[str, Any]
+) -> None:
+    job = bench.run_past_deadline(**how)
     assert job.status == "succeeded"
     assert job.result is not None
     assert (job.result["stopped_by"], job.result["radius"]) == ("deadline_exceeded", 0)
@@ -161,14 +168,14 @@ def test_what_looks_only_once_has_proved_nothing_before(bench: Bench, how: dict[
     ("before", "after", "agrees"),
     [
         ({"n": 300}, {}, True),
-        ({"n": ENDLESS}, {"n": 200}, None),
+        ({"n": UNREACHABLE_SAMPLES}, {"n": 200}, None),
         ({"n": 300}, {"n": 200}, False),
     ],
 )
-def test_a_rerun_tells_chance_from_difference(
-    bench: Bench, before: dict[str, Any], after: dict[str, Any], agrees: bool | None
+def test_rerun_distinguishes_chance_from_a_real_difference(
+    bench: Harness, before: dict[str, Any], after: dict[str, Any], agrees: bool | None
 ) -> None:
-    go = bench.cut_short if before["n"] == ENDLESS else bench.go
+    go = bench.run_past_deadline if before["n"] == UNREACHABLE_SAMPLES else bench.run_job
     first = go(rule="group_sequential", sigma=0.2, **before)
     parameters = {**first.submission.parameters, **after}  # as if the same had come out otherwise
     again = first.submission.model_copy(update={"rerun_of": first.id, "parameters": parameters})
@@ -180,11 +187,11 @@ def test_a_rerun_tells_chance_from_difference(
 
 
 @pytest.mark.parametrize("rule", ["group_sequential", "e_process"])
-def test_a_canceled_certificate_keeps_its_result(bench: Bench, rule: str) -> None:
-    job, thread = bench.begin(n=ENDLESS, rule=rule)
+def test_canceled_certificate_keeps_its_result(bench: Harness, rule: str) -> None:
+    job, thread = bench.start_job(n=UNREACHABLE_SAMPLES, rule=rule)
     wait_until(lambda: bench.ledger.read(job).progress.done > 500)
     bench.ledger.cancel(job)
-    thread.join(SECONDS)
+    thread.join(TIMEOUT_SECONDS)
     ended = bench.ledger.read(job)
     assert (ended.status, ended.error) == ("canceled", None)
     assert ended.result is not None
@@ -192,20 +199,20 @@ def test_a_canceled_certificate_keeps_its_result(bench: Bench, rule: str) -> Non
     assert ended.result["sampling"]["n_used"] >= 100
 
 
-def test_a_stopping_worker_gives_a_certificate_back_and_loses_no_sample(bench: Bench) -> None:
-    job, thread = bench.begin(n=ENDLESS)
+def test_stopping_worker_releases_a_certificate_and_keeps_its_samples(bench: Harness) -> None:
+    job, thread = bench.start_job(n=UNREACHABLE_SAMPLES)
     wait_until(lambda: bench.ledger.read(job).progress.done > 500)
     bench.keeper.stopping = True
-    thread.join(SECONDS)
+    thread.join(TIMEOUT_SECONDS)
     assert (bench.ledger.read(job).status, bench.ledger.read(job).result) == ("queued", None)
-    pool = pool_of(bench.ledger.read(job).submission)
+    pool = pool_key(bench.ledger.read(job).submission)
     assert pool is not None
-    kept = bench.ledger.pooled(pool, 0).counts
+    kept = bench.ledger.read_pool(pool, 0).counts
     assert kept is not None
     assert kept["n"] >= 100
 
 
-def test_a_cancel_that_comes_after_the_last_sample_keeps_the_result_too(
+def test_cancel_before_finish_keeps_only_the_result_of_a_certificate(
     ledger: Ledger, submission: Submission
 ) -> None:
     kept = {}
@@ -222,25 +229,27 @@ def test_a_cancel_that_comes_after_the_last_sample_keeps_the_result_too(
     assert [pair for pair, there in kept.items() if there] == [("certificate", "succeeded")]
 
 
-class Batchy(torch.nn.Module):
+class BatchDependentModel(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         s = x.flatten(1).sum(1)
         return torch.stack([s - s.mean(), s.mean() - s, *[s * 0] * 8], 1)
 
 
-class Endless(torch.nn.Module):
+class InfiniteLogits(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.full((len(x), 10), torch.inf)
 
 
-@pytest.mark.parametrize(("module", "failure"), [(Batchy(), BatchDependent), (Endless(), NonFiniteOutput)])
+@pytest.mark.parametrize(
+    ("module", "failure"), [(BatchDependentModel(), BatchDependent), (InfiniteLogits(), NonFiniteOutput)]
+)
 @pytest.mark.parametrize("method", ["smoothing", "pixeldp"])
-def test_a_model_whose_votes_prove_nothing_is_refused(
+def test_batch_dependent_or_non_finite_model_is_refused(
     module: torch.nn.Module, failure: type[Failure], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    oracle: Oracle = touchstone.wrap(module).oracle
+    oracle: TorchOracle = touchstone.wrap(module).oracle
     engine = Engine("cpu")
     monkeypatch.setattr(engine.models, "_load", lambda _: (oracle, 0))
     with pytest.raises(failure):
-        run(asked("sha256:1", method=method), png(), engine)
+        run_job(build_submission("sha256:1", method=method), png(), engine)
     engine.stop()

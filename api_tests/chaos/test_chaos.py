@@ -12,12 +12,12 @@ from chaos.faults import FAULTS
 @pytest.mark.timeout(600)
 def test_no_accepted_job_is_lost_whatever_fails(tmp_path_factory: pytest.TempPathFactory) -> None:
     with campaign.site(tmp_path_factory.mktemp("c")) as site:
-        campaign.run(site, FAULTS, say=print)
+        campaign.run(site, FAULTS, report=print)
         evidence, history = campaign.gather(site), campaign.history(site.home)
         if breaches := check(evidence):
             print(*campaign.tracebacks(site.home), sep="\n")
     rows = {row.fault: row for row in report.rows(evidence, history, breaches)}
-    print(document.campaign(row.record() for row in rows.values()))
+    print(document.campaign_table(row.record() for row in rows.values()))
     assert breaches == []
     assert sum(row.strikes for name, row in rows.items() if name.startswith("worker killed")) >= 100
     assert rows["ledger killed"].strikes >= 20

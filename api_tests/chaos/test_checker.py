@@ -14,19 +14,19 @@ import httpx2
 import pytest
 
 from chaos import document
-from chaos.book import Blow, Book, Claim, Entry, Heard, Loss, read
+from chaos.book import Claim, ClientEvent, FaultStrike, Journal, ReceivedMessage, WorkerLoss, read
 from chaos.checker import Evidence, check
 from chaos.faults import Fault
 from chaos.receiver import OTHERS, OWN, Receiver
-from chaos.report import History, most_likely_lost, rows, spread
-from touchstone.ledger.records import Artifact, Job, Problem, Submission
+from chaos.report import History, max_lost_share, rows, spread
+from touchstone.ledger.records import Artifact, Job, JobFailure, Submission
 from touchstone.ledger.replies import Event
 from touchstone.ledger.webhooks import signatures
-from touchstone.ledger.webhooks.deliveries import Delivery
+from touchstone.ledger.webhooks.deliveries import DeliveryRecord
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
-WHOLE = "sha256:" + "a" * 64
-LOST = Problem(code="worker_lost", detail="all 3 workers that tried the job died or hung")
+DIGEST = "sha256:" + "a" * 64
+LOST = JobFailure(code="worker_lost", detail="all 3 workers that tried the job died or hung")
 
 
 def events(*told: dict[str, Any]) -> list[Event]:
@@ -41,9 +41,9 @@ def running(attempts: int) -> dict[str, Any]:
     return {"status": "running", "attempts": attempts, "cancel_requested": False}
 
 
-STORY = (running(1), {"done": 1}, {"claim": 1}, running(2), {"done": 1}, {"claim": 2}, {"done": 2})
+TWO_ATTEMPTS = (running(1), {"done": 1}, {"claim": 1}, running(2), {"done": 1}, {"claim": 2}, {"done": 2})
 URL = f"http://127.0.0.1:9000{OWN}"
-DELIVERY = Delivery(
+DELIVERY = DeliveryRecord(
     id="msg_1",
     type="job.succeeded",
     status="delivered",
@@ -55,8 +55,8 @@ DELIVERY = Delivery(
     due_at=None,
     attempts=(),
 )
-HEARD = Heard("msg_1", OWN, "job.succeeded", "job-1", at=NOW.timestamp() + 1)
-END = ({"status": "succeeded"}, {"completed": True})
+RECEIVED = ReceivedMessage("msg_1", OWN, "job.succeeded", "job-1", at=NOW.timestamp() + 1)
+ENDING = ({"status": "succeeded"}, {"completed": True})
 
 
 @pytest.fixture
@@ -72,46 +72,46 @@ def evidence(submission: Submission) -> Evidence:
         attempts=2,
         claims=2,
         result={"claim": 2},
-        artifacts={"adversarial.png": Artifact(digest=WHOLE, media_type="image/png", size=3)},
+        artifacts={"adversarial.png": Artifact(digest=DIGEST, media_type="image/png", size=3)},
     )
     entries = [
-        Entry("attempted", "key-1", "fire"),
-        Entry("answered", "key-1", "fire", ""),
-        Entry("answered", "key-1", "fire", "503"),
-        Entry("answered", "key-1", "fire", "202", "job-1"),
-        Entry("ended", "key-1", "fire", "succeeded", "job-1"),
+        ClientEvent("attempted", "key-1", "fire"),
+        ClientEvent("answered", "key-1", "fire", ""),
+        ClientEvent("answered", "key-1", "fire", "503"),
+        ClientEvent("answered", "key-1", "fire", "202", "job-1"),
+        ClientEvent("ended", "key-1", "fire", "succeeded", "job-1"),
     ]
     return Evidence(
         entries,
         {"job-1": job},
-        {"job-1": events(*STORY, *END)},
-        WHOLE.__eq__,
+        {"job-1": events(*TWO_ATTEMPTS, *ENDING)},
+        DIGEST.__eq__,
         deliveries=[DELIVERY],
-        heard=[HEARD, replace(HEARD, at=HEARD.at + 1)],
+        messages=[RECEIVED, replace(RECEIVED, at=RECEIVED.at + 1)],
     )
 
 
-def changed(evidence: Evidence, **fields: Any) -> Evidence:
+def with_job(evidence: Evidence, **fields: Any) -> Evidence:
     return replace(evidence, jobs={"job-1": evidence.jobs["job-1"].model_copy(update=fields)})
 
 
-def told(evidence: Evidence, *story: dict[str, Any]) -> Evidence:
+def with_events(evidence: Evidence, *story: dict[str, Any]) -> Evidence:
     return replace(evidence, events={"job-1": events(*story)})
 
 
-def seen(evidence: Evidence, *more: Entry) -> Evidence:
+def with_entries(evidence: Evidence, *more: ClientEvent) -> Evidence:
     return replace(evidence, entries=[*evidence.entries, *more])
 
 
-def sent(evidence: Evidence, **fields: Any) -> Evidence:
+def with_delivery(evidence: Evidence, **fields: Any) -> Evidence:
     return replace(evidence, deliveries=[DELIVERY.model_copy(update=fields)])
 
 
-def heard(evidence: Evidence, **fields: Any) -> Evidence:
-    return replace(evidence, heard=[*evidence.heard, replace(HEARD, **fields)])
+def with_received(evidence: Evidence, **fields: Any) -> Evidence:
+    return replace(evidence, messages=[*evidence.messages, replace(RECEIVED, **fields)])
 
 
-def twin(evidence: Evidence) -> Evidence:
+def with_duplicate_job(evidence: Evidence) -> Evidence:
     """The same request became two jobs, of which the client knows one."""
     other = evidence.jobs["job-1"].model_copy(update={"id": "job-2"})
     return replace(
@@ -124,10 +124,10 @@ def twin(evidence: Evidence) -> Evidence:
 
 def without_webhook(evidence: Evidence) -> Evidence:
     submission = evidence.jobs["job-1"].submission.model_copy(update={"webhook": None})
-    return changed(replace(evidence, deliveries=[]), submission=submission)
+    return with_job(replace(evidence, deliveries=[]), submission=submission)
 
 
-def test_it_finds_nothing_where_all_is_well(evidence: Evidence) -> None:
+def test_checker_finds_no_breach_in_sound_evidence(evidence: Evidence) -> None:
     assert check(evidence) == []
 
 
@@ -135,61 +135,64 @@ def test_it_finds_nothing_where_all_is_well(evidence: Evidence) -> None:
     ("kind", "plant"),
     [
         ("lost", lambda e: replace(e, jobs={})),
-        ("lost", lambda e: seen(e, Entry("answered", "key-2", "fire", "202", "job-2"))),
-        ("duplicated", twin),
-        ("duplicated", lambda e: seen(e, Entry("answered", "key-1", "fire", "202", "job-2"))),
-        ("unfinished", lambda e: changed(e, status="running")),
-        ("ended twice", lambda e: seen(e, Entry("ended", "key-1", "fire", "failed", "job-1"))),
-        ("ended twice", lambda e: told(e, *STORY, *END, *END)),
-        ("ended twice", lambda e: told(e, *STORY, *END, running(3))),
-        ("ended twice", lambda e: told(e, *STORY)),
-        ("attempts", lambda e: changed(e, attempts=4)),
-        ("attempts", lambda e: changed(e, status="failed", error=LOST)),
-        ("backwards", lambda e: told(e, running(1), {"done": 2}, {"done": 1}, *END)),
+        ("lost", lambda e: with_entries(e, ClientEvent("answered", "key-2", "fire", "202", "job-2"))),
+        ("duplicated", with_duplicate_job),
+        ("duplicated", lambda e: with_entries(e, ClientEvent("answered", "key-1", "fire", "202", "job-2"))),
+        ("unfinished", lambda e: with_job(e, status="running")),
+        ("ended twice", lambda e: with_entries(e, ClientEvent("ended", "key-1", "fire", "failed", "job-1"))),
+        ("ended twice", lambda e: with_events(e, *TWO_ATTEMPTS, *ENDING, *ENDING)),
+        ("ended twice", lambda e: with_events(e, *TWO_ATTEMPTS, *ENDING, running(3))),
+        ("ended twice", lambda e: with_events(e, *TWO_ATTEMPTS)),
+        ("attempts", lambda e: with_job(e, attempts=4)),
+        ("attempts", lambda e: with_job(e, status="failed", error=LOST)),
+        ("backwards", lambda e: with_events(e, running(1), {"done": 2}, {"done": 1}, *ENDING)),
         ("artifact", lambda e: replace(e, is_whole=lambda _: False)),
-        ("artifact", lambda e: changed(e, artifacts={})),
-        ("stale", lambda e: changed(e, result={"claim": 1})),
-        ("stale", lambda e: told(e, running(2), {"claim": 2}, {"claim": 1}, *END)),
-        ("broken", lambda e: seen(e, Entry("answered", "key-2", "fire", "500"))),
-        ("broken", lambda e: changed(e, status="failed", error=Problem(code="internal_error", detail="?"))),
+        ("artifact", lambda e: with_job(e, artifacts={})),
+        ("stale", lambda e: with_job(e, result={"claim": 1})),
+        ("stale", lambda e: with_events(e, running(2), {"claim": 2}, {"claim": 1}, *ENDING)),
+        ("broken", lambda e: with_entries(e, ClientEvent("answered", "key-2", "fire", "500"))),
+        (
+            "broken",
+            lambda e: with_job(e, status="failed", error=JobFailure(code="internal_error", detail="?")),
+        ),
         ("untold", lambda e: replace(e, deliveries=[])),
         ("untold", lambda e: replace(e, deliveries=[DELIVERY, DELIVERY])),
         ("untold", lambda e: replace(e, heard=[])),
-        ("untold", lambda e: sent(e, status="failed")),
-        ("untold", lambda e: sent(e, status="pending")),
-        ("mistold", lambda e: sent(e, id="msg_2")),
-        ("mistold", lambda e: heard(e, message="msg_2")),
-        ("mistold", lambda e: heard(e, genuine=False)),
-        ("mistold", lambda e: heard(e, job="job-2")),
-        ("mistold", lambda e: heard(e, path=OTHERS)),
-        ("mistold", lambda e: heard(e, kind="job.failed")),
-        ("mistold", lambda e: heard(e, at=NOW.timestamp() - 0.01)),
+        ("untold", lambda e: with_delivery(e, status="failed")),
+        ("untold", lambda e: with_delivery(e, status="pending")),
+        ("mistold", lambda e: with_delivery(e, id="msg_2")),
+        ("mistold", lambda e: with_received(e, message="msg_2")),
+        ("mistold", lambda e: with_received(e, genuine=False)),
+        ("mistold", lambda e: with_received(e, job="job-2")),
+        ("mistold", lambda e: with_received(e, path=OTHERS)),
+        ("mistold", lambda e: with_received(e, kind="job.failed")),
+        ("mistold", lambda e: with_received(e, at=NOW.timestamp() - 0.01)),
         ("mistold", without_webhook),
     ],
 )
-def test_it_finds_what_is_planted(
+def test_checker_finds_each_planted_breach(
     evidence: Evidence, kind: str, plant: Callable[[Evidence], Evidence]
 ) -> None:
     assert kind in {breach.kind for breach in check(plant(evidence))}
 
 
-def test_progress_may_begin_anew_with_each_attempt(evidence: Evidence) -> None:
-    assert check(told(evidence, running(1), {"done": 9}, running(2), {"done": 1}, *END)) == []
+def test_checker_accepts_progress_that_restarts_with_an_attempt(evidence: Evidence) -> None:
+    assert check(with_events(evidence, running(1), {"done": 9}, running(2), {"done": 1}, *ENDING)) == []
 
 
-def test_what_is_still_to_be_told_is_no_breach(evidence: Evidence) -> None:
-    assert check(sent(replace(evidence, heard=[]), status="pending", due_at=NOW)) == []
+def test_checker_accepts_a_delivery_that_is_still_due(evidence: Evidence) -> None:
+    assert check(with_delivery(replace(evidence, messages=[]), status="pending", due_at=NOW)) == []
 
 
-def test_the_receiver_tells_a_genuine_message_from_another(tmp_path: Path) -> None:
-    receiver = Receiver(Book(tmp_path / "heard.jsonl"))
+def test_receiver_distinguishes_genuine_messages_from_forged_ones(tmp_path: Path) -> None:
+    receiver = Receiver(Journal(tmp_path / "heard.jsonl"))
     receiver.secret = signatures.new_secret()
     body = json.dumps({"type": "job.failed", "data": {"id": "job-1"}}).encode()
     for secret in (receiver.secret, signatures.new_secret()):
-        headers = signatures.headers("msg_1", round(time.time()), body, [secret])
+        headers = signatures.build_headers("msg_1", round(time.time()), body, [secret])
         assert httpx2.post(receiver.url(), content=body, headers=headers).status_code in (204, 500)
     receiver.close()
-    good, bad = read(tmp_path / "heard.jsonl", Heard)
+    good, bad = read(tmp_path / "heard.jsonl", ReceivedMessage)
     assert (good.message, good.path, good.kind, good.job, good.genuine) == (
         "msg_1",
         OWN,
@@ -200,11 +203,11 @@ def test_the_receiver_tells_a_genuine_message_from_another(tmp_path: Path) -> No
     assert (bad.genuine, bad.job) == (False, "")
 
 
-def test_the_report_counts_and_times(evidence: Evidence) -> None:
+def test_report_counts_outcomes_and_times_recoveries(evidence: Evidence) -> None:
     again = Fault("fire", 1, lambda _: None, "claimed again")
     history = History(
-        [Blow("fire", 10, 11)],
-        [Loss(pid=7, at=10.5)],
+        [FaultStrike("fire", 10, 11)],
+        [WorkerLoss(pid=7, at=10.5)],
         [Claim("job-1", 1, 7, 10.0), Claim("job-1", 2, 8, 12.0), Claim("job-3", 1, 9, 11.25)],
     )
     one, total = rows(evidence, history, [], [again])
@@ -214,25 +217,25 @@ def test_the_report_counts_and_times(evidence: Evidence) -> None:
     assert (total.fault, total.recoveries) == ("all", one.recoveries)
     assert rows(evidence, history, [], [replace(again, recovery="next claim")])[0].recoveries == (0.25,)
     line = "| fire | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 95.00 % | 0 | 1 | 1 | 1 | 1.500 | 1.500 | 1.500 |"
-    assert line in document.campaign([one.record()])
+    assert line in document.campaign_table([one.record()])
 
 
-def test_a_loss_stands_in_the_report(evidence: Evidence) -> None:
+def test_report_counts_a_lost_job(evidence: Evidence) -> None:
     evidence = replace(evidence, jobs={}, events={})
     fire = Fault("fire", 1, lambda _: None)
-    [row, _] = rows(evidence, History([Blow("fire", 1, 2)], [], []), check(evidence), [fire])
+    [row, _] = rows(evidence, History([FaultStrike("fire", 1, 2)], [], []), check(evidence), [fire])
     assert (row.accepted, row.succeeded, row.lost) == (1, 0, 1)
 
 
-def test_the_bound_beside_nothing_lost_is_near_the_rule_of_three() -> None:
-    assert most_likely_lost(0, 1000) == pytest.approx(3 / 1000, rel=0.01)
-    assert most_likely_lost(0, 0) == 1
-    assert most_likely_lost(10, 10) == 1
+def test_upper_bound_on_losses_follows_the_rule_of_three() -> None:
+    assert max_lost_share(0, 1000) == pytest.approx(3 / 1000, rel=0.01)
+    assert max_lost_share(0, 0) == 1
+    assert max_lost_share(10, 10) == 1
     assert spread([]) == ()
     assert spread([2.0]) == (2.0, 2.0, 2.0)
 
 
-def test_the_document_holds_what_was_recorded() -> None:
+def test_document_matches_the_recorded_campaign() -> None:
     text = document.DOCUMENT.read_text()
-    assert document.written(text) == text, "run `python -m chaos.document`"
+    assert document.update_tables(text) == text, "run `python -m chaos.document`"
     assert "python -m chaos.promises" in text

@@ -12,20 +12,22 @@ from touchstone.errors import StorageFull
 from touchstone.storage.local import FolderBlobs
 
 
-def test_a_small_disk_that_is_full_takes_no_blob(tmp_path: Path) -> None:
+def test_full_small_disk_refuses_a_blob_and_keeps_the_earlier_one(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path / "blobs")
-    with disk.small(tmp_path / "blobs") as small:
+    with disk.mount_small_disk(tmp_path / "blobs") as small:
         kept = blobs.put(b"before")
         if small:
-            with disk.full(tmp_path / "blobs"), pytest.raises(StorageFull):
+            with disk.fill(tmp_path / "blobs"), pytest.raises(StorageFull):
                 blobs.put(os.urandom(5000))
         blobs.put(os.urandom(5000))
         assert blobs.get(kept) == b"before"
     assert (tmp_path / "blobs").is_mount() is False
 
 
-def test_no_small_disk_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_is_used_when_no_small_disk_can_be_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with disk.small(tmp_path / "blobs") as small:
+    with disk.mount_small_disk(tmp_path / "blobs") as small:
         assert small is False
         (tmp_path / "blobs" / "one").write_bytes(b"1")

@@ -42,13 +42,13 @@ def client(proxy: Proxy) -> Iterator[redis.Redis]:
         yield client
 
 
-def test_it_passes_everything_on(client: redis.Redis) -> None:
+def test_proxy_forwards_everything_without_a_fault(client: redis.Redis) -> None:
     long = "y" * 1_000_000
     client.set("long", long)
     assert client.get("long") == long.encode()
 
 
-def test_it_resets(proxy: Proxy, client: redis.Redis) -> None:
+def test_reset_fault_breaks_connections_until_it_ends(proxy: Proxy, client: redis.Redis) -> None:
     with proxy.failing(Mode.RESET):
         for _ in range(2):
             with pytest.raises(redis.ConnectionError):
@@ -56,7 +56,7 @@ def test_it_resets(proxy: Proxy, client: redis.Redis) -> None:
     assert client.get("word")
 
 
-def test_it_stalls_old_connections_and_new_ones(proxy: Proxy, client: redis.Redis) -> None:
+def test_stall_fault_times_out_old_and_new_connections(proxy: Proxy, client: redis.Redis) -> None:
     with proxy.failing(Mode.STALL):
         for _ in range(2):
             with pytest.raises(redis.TimeoutError):
@@ -64,7 +64,7 @@ def test_it_stalls_old_connections_and_new_ones(proxy: Proxy, client: redis.Redi
     assert client.get("word")
 
 
-def test_what_stalled_is_delivered_in_the_end(proxy: Proxy, home: Path) -> None:
+def test_connection_works_again_after_a_stalled_write(proxy: Proxy, home: Path) -> None:
     with redis.Redis.from_url(proxy.url, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
         client.set("late", "no")
         with proxy.failing(Mode.STALL), pytest.raises(redis.TimeoutError):
@@ -72,28 +72,28 @@ def test_what_stalled_is_delivered_in_the_end(proxy: Proxy, home: Path) -> None:
         client.ping()
 
 
-def test_one_way_loses_the_answer_and_not_the_question(proxy: Proxy, client: redis.Redis) -> None:
+def test_one_way_fault_loses_the_reply_but_not_the_request(proxy: Proxy, client: redis.Redis) -> None:
     client.set("count", 0)
     with proxy.failing(Mode.ONE_WAY), pytest.raises(redis.TimeoutError):
         client.incr("count")
     assert client.get("count") == b"1"
 
 
-def test_it_is_late(proxy: Proxy, client: redis.Redis) -> None:
+def test_latency_fault_delays_both_directions(proxy: Proxy, client: redis.Redis) -> None:
     begun = time.monotonic()
     with proxy.failing(Mode.LATENCY):
         client.get("word")
     assert time.monotonic() - begun >= 2 * LATENCY_SECONDS
 
 
-def test_it_truncates(proxy: Proxy, client: redis.Redis) -> None:
+def test_truncate_fault_breaks_the_connection_until_it_ends(proxy: Proxy, client: redis.Redis) -> None:
     with proxy.failing(Mode.TRUNCATE), pytest.raises(redis.ConnectionError):
         client.get("word")
     assert client.get("word")
 
 
 @pytest.mark.parametrize("mode", [Mode.RESET, Mode.STALL, Mode.ONE_WAY, Mode.TRUNCATE])
-def test_the_ledger_takes_each_for_an_outage(proxy: Proxy, submission: Submission, mode: Mode) -> None:
+def test_ledger_reports_each_fault_as_unavailable(proxy: Proxy, submission: Submission, mode: Mode) -> None:
     ledger = Ledger(proxy.url, Settings(redis_url=proxy.url))
     job, _ = ledger.accept(submission)
     with proxy.failing(mode), pytest.raises(LedgerUnavailable):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from chaos import campaign, promises
-from chaos.promises import Kept
+from chaos.promises import Measurement
 from chaos.proxy import Mode
 from chaos.report import spread
 from chaos.site import Site
@@ -21,24 +21,24 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
-def usually(kept: Kept) -> bool:
+def is_within_limit(kept: Measurement) -> bool:
     """The promise is for the 99th percentile; beside other tests, half of that is what can be held."""
     return kept.limit is not None and spread(kept.seconds)[0] < kept.limit
 
 
-def test_fifty_requests_with_one_key_are_one_job(site: Site) -> None:
-    assert promises.told_once(site, 50) == 1
+def test_fifty_requests_with_one_idempotency_key_make_one_job(site: Site) -> None:
+    assert promises.count_jobs_of_one_key(site, 50) == 1
 
 
-def test_a_canceled_job_asks_its_model_no_more(site: Site) -> None:
-    kept = promises.canceled(site, 10)
+def test_canceled_job_stops_querying_its_model_in_time(site: Site) -> None:
+    kept = promises.measure_cancel(site, 10)
     assert len(kept.seconds) == 10
-    assert usually(kept), kept
+    assert is_within_limit(kept), kept
 
 
 @pytest.mark.parametrize("mode", [Mode.STALL, Mode.ONE_WAY])
-def test_who_asks_hears_soon_that_the_ledger_is_cut_off(site: Site, mode: Mode) -> None:
-    answers, loop, thread = promises.cut_off(site, mode, rounds=1)
-    assert usually(answers), answers
+def test_requests_fail_soon_when_the_ledger_is_cut_off(site: Site, mode: Mode) -> None:
+    answers, loop, thread = promises.measure_cut_off(site, mode, rounds=1)
+    assert is_within_limit(answers), answers
     busy = 3 * spread(thread.seconds)[0]  # a thread that waits for nothing is late, too, on a busy machine
-    assert usually(loop) or spread(loop.seconds)[0] < busy, (loop, thread)
+    assert is_within_limit(loop) or spread(loop.seconds)[0] < busy, (loop, thread)

@@ -65,7 +65,9 @@ def test_attack_prints_json(run: Run, photo: str) -> None:
     assert json.loads(said.out)["original"]["label"] == 1
 
 
-def test_certify_states_what_is_proved_and_check_agrees(run: Run, photo: str, tmp_path: Path) -> None:
+def test_certify_shows_what_is_proved_and_check_accepts_its_file(
+    run: Run, photo: str, tmp_path: Path
+) -> None:
     flags = ("--method", "smoothing", "--sigma", "0.12", "--n", "1000", "--target-radius", "0.05")
     said = run("certify", photo, "--model", MODEL, *flags, "--json", "c.json")
     assert said.code == 0
@@ -80,12 +82,14 @@ def test_certify_states_what_is_proved_and_check_agrees(run: Run, photo: str, tm
     assert (checked.code, "The certificate is valid." in checked.out) == (0, True)
 
 
-def test_certify_works_for_every_certificate(run: Run, photo: str) -> None:
+def test_certify_runs_pixeldp(run: Run, photo: str) -> None:
     said = run("certify", photo, "--model", MODEL, "--method", "pixeldp", "--sigma", "0.1", "--n=300")
     assert (said.code, "l2" in said.out) == (0, True)
 
 
-def test_check_finds_what_was_altered(run: Run, certificate: dict[str, Any], tmp_path: Path) -> None:
+def test_check_reports_the_altered_field_and_exits_with_1(
+    run: Run, certificate: dict[str, Any], tmp_path: Path
+) -> None:
     altered = {**certificate, "radius": certificate["radius"] + 0.1}
     (tmp_path / "c.json").write_text(json.dumps({"result": altered}))
     said = run("check", "c.json")
@@ -106,7 +110,9 @@ def test_check_finds_what_was_altered(run: Run, certificate: dict[str, Any], tmp
         ("\udcff", "is not a certificate"),
     ],
 )
-def test_check_says_what_it_cannot_read(run: Run, tmp_path: Path, content: str | None, reason: str) -> None:
+def test_check_explains_an_unreadable_file_and_exits_with_2(
+    run: Run, tmp_path: Path, content: str | None, reason: str
+) -> None:
     if content is not None:
         (tmp_path / "c.json").write_bytes(content.encode(errors="surrogateescape"))
     said = run("check", "c.json")
@@ -125,7 +131,7 @@ def test_methods_are_listed_and_described(run: Run, kind: Any) -> None:
         assert all(f"--{field.replace('_', '-')}" in shown for field in method.model_fields)
 
 
-def test_a_method_is_described_as_one_would_write_it(run: Run) -> None:
+def test_method_description_shows_readable_defaults(run: Run) -> None:
     shown = run("attacks", "pgd").out
     [eps] = [line for line in shown.splitlines() if "--eps" in line]
     [size] = [line for line in shown.splitlines() if "--step-size" in line]
@@ -135,7 +141,7 @@ def test_a_method_is_described_as_one_would_write_it(run: Run) -> None:
     )
 
 
-def test_where_a_result_goes_is_looked_at_before_it_is_computed(
+def test_unwritable_output_path_is_refused_before_computing(
     run: Run, photo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(methods, "_run", lambda *_, **__: pytest.fail("it was computed"))
@@ -144,15 +150,15 @@ def test_where_a_result_goes_is_looked_at_before_it_is_computed(
         assert (said.code, "cannot be written" in said.err) == (2, True)
 
 
-def test_the_version_is_told(run: Run) -> None:
+def test_version_flag_prints_the_version(run: Run) -> None:
     assert run("--version").out == f"touchstone {version('touchstone-robustness')}\n"
 
 
-def test_nothing_but_the_result_is_said_where_nobody_watches(run: Run, photo: str) -> None:
+def test_attack_prints_no_progress_without_a_terminal(run: Run, photo: str) -> None:
     assert not run("attack", photo, "--model", MODEL, "--attack", "fgsm").err
 
 
-def test_models_are_listed(run: Run) -> None:
+def test_models_command_lists_the_zoo(run: Run) -> None:
     said = run("models")
     assert said.code == 0
     assert all(name in said.out for name in manifests())
@@ -186,7 +192,7 @@ def test_models_are_listed(run: Run) -> None:
         (("certificates", "hope"), "there is no certificate named 'hope'"),
     ],
 )
-def test_bad_input_is_one_sentence(
+def test_bad_input_prints_one_line_and_exits_with_2(
     run: Run, photo: str, tmp_path: Path, words: tuple[str, ...], reason: str
 ) -> None:
     (tmp_path / "text.png").write_text("no image")

@@ -14,8 +14,8 @@ import pytest
 from api_tests.support.command_line import run_command
 from api_tests.support.fake_service import Api, fail
 from api_tests.support.own_models import linear_onnx
-from api_tests.support.ports import reserved
-from touchstone.cli.register import manifest_of, numbers
+from api_tests.support.ports import reserve_port
+from touchstone.cli.register import build_manifest, parse_numbers
 from touchstone.client import Client, RefusedError, Upload
 from touchstone.storage.blobs import digest_of
 
@@ -40,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 FLAGS = ("--classes", "labels.txt", "--size", "8")
 
 
-def test_from_a_file_to_a_registered_model(run: Run, api: Api) -> None:
+def test_register_turns_a_file_into_a_registered_model(run: Run, api: Api) -> None:
     words = (
         "register",
         "My Net.onnx",
@@ -65,7 +65,7 @@ def test_from_a_file_to_a_registered_model(run: Run, api: Api) -> None:
     assert "my-net" not in run("models")[1]
 
 
-def test_what_the_service_refuses_is_said_and_exits_with_1(run: Run, api: Api, tmp_path: Path) -> None:
+def test_refused_registration_is_explained_and_exits_with_1(run: Run, api: Api, tmp_path: Path) -> None:
     url = ("--url", api.origin)
     (tmp_path / "no.onnx").write_bytes(b"\x1f\x8b" + bytes(100))
     (tmp_path / "m.json").write_text("{")
@@ -84,30 +84,36 @@ def test_what_the_service_refuses_is_said_and_exits_with_1(run: Run, api: Api, t
     ):
         code, out, err = run("register", *words)
         assert (code, out, said in err) == (1, "", True), err
-    with api.worker.doing(fail):
+    with api.worker.with_behavior(fail):
         code, _, err = run("register", "My Net.onnx", *url, *FLAGS, "--id", "unfit")
     assert (code, "the model answered NaN" in err) == (1, True)
 
 
-def test_a_service_that_is_not_there(run: Run) -> None:
-    with reserved() as port:
+def test_register_explains_that_the_service_is_unreachable(run: Run) -> None:
+    with reserve_port() as port:
         code, _, err = run("register", "My Net.onnx", "--url", f"http://127.0.0.1:{port}", *FLAGS)
     assert (code, "cannot be reached" in err, "touchstone up" in err) == (1, True, True)
 
 
-def test_flags_stand_above_the_manifest_s_file(tmp_path: Path) -> None:
+def test_flags_override_the_manifest_file(tmp_path: Path) -> None:
     written = tmp_path / "m.json"
     written.write_text(
         json.dumps({"id": "a", "input": {"height": 4, "width": 4, "channels": 1}, "licence": "MIT"})
     )
-    flags = {"id": None, "size": "6x8", "resize": 9, "licence": "BSD", "range": numbers("-1,0.5", "--range")}
-    assert manifest_of(tmp_path / "X y.onnx", written, flags) == {
+    flags = {
+        "id": None,
+        "size": "6x8",
+        "resize": 9,
+        "licence": "BSD",
+        "range": parse_numbers("-1,0.5", "--range"),
+    }
+    assert build_manifest(tmp_path / "X y.onnx", written, flags) == {
         "id": "a",
         "input": {"height": 6, "width": 8, "channels": 1, "resize": 9},
         "licence": "BSD",
         "range": [-1, 0.5],
     }
-    assert manifest_of(tmp_path / "X y.v2.onnx", None, {}) == {"id": "x-y.v2"}
+    assert build_manifest(tmp_path / "X y.v2.onnx", None, {}) == {"id": "x-y.v2"}
 
 
 @pytest.fixture
@@ -135,7 +141,7 @@ def curt() -> Iterator[str]:
         thread.join()
 
 
-def test_a_refusal_on_the_way_is_read(curt: str, tmp_path: Path) -> None:
+def test_refusal_during_the_upload_is_read(curt: str, tmp_path: Path) -> None:
     file = tmp_path / "large"
     file.write_bytes(bytes(2**24))
     told: list[int] = []
@@ -144,7 +150,7 @@ def test_a_refusal_on_the_way_is_read(curt: str, tmp_path: Path) -> None:
     assert sum(told) == 2**24
 
 
-def test_a_page_of_models_is_followed_by_the_next(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_listing_follows_the_cursor(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: Any = {
         "/v1/models": {"items": [{"id": "a"}], "cursor": "a"},
         "/v1/models?cursor=a": {"items": [{"id": "b"}], "cursor": None},

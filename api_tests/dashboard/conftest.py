@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from api_tests.support.browser import CHROMIUM, NO_CHROMIUM, OpenPage, Troubles, chromium, watched
+from api_tests.support.browser import CHROMIUM, NO_CHROMIUM, OpenPage, PageErrors, chromium, open_watched_page
 from api_tests.support.fake_service import Api
 from touchstone.settings import Settings
-from touchstone.supervisor.up import running
+from touchstone.supervisor.up import run_service
 
 HERE = Path(__file__).parent
 
@@ -37,23 +37,25 @@ def browser() -> Iterator[Browser]:
 def live(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with a real worker, as `touchstone up` starts it."""
     settings = Settings(home=tmp_path_factory.mktemp("live"), port=0, redis_url=None)
-    with running(settings, lambda _line: None) as url:
+    with run_service(settings, lambda _line: None) as url:
         yield url
 
 
 @pytest.fixture
-def troubles() -> Iterator[Troubles]:
+def troubles() -> Iterator[PageErrors]:
     """What goes wrong in this test's pages; at the end, whatever it did not foresee fails the test."""
-    troubles = Troubles()
+    troubles = PageErrors()
     yield troubles
-    assert troubles.unforeseen() == []
+    assert troubles.list_unexpected() == []
 
 
 @pytest.fixture
-def open_page(browser: Browser, troubles: Troubles) -> Iterator[OpenPage]:
+def open_page(browser: Browser, troubles: PageErrors) -> Iterator[OpenPage]:
     """Open a page of an origin in a fresh context: `open_page(live, **PHONE, color_scheme="dark")`."""
     with ExitStack() as stack:
-        yield lambda origin, **options: stack.enter_context(watched(browser, origin, troubles, **options))
+        yield lambda origin, **options: stack.enter_context(
+            open_watched_page(browser, origin, troubles, **options)
+        )
 
 
 @pytest.fixture

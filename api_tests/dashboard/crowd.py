@@ -9,34 +9,34 @@ from typing import Any
 from PIL import Image, ImageOps
 from playwright.sync_api import Page, Request, expect
 
-from api_tests.support.fake_service import Work, encoded
-from touchstone.ledger.records import Problem, Timings
+from api_tests.support.fake_service import FakeJob, encode_image
+from touchstone.ledger.records import JobFailure, Timings
 
-EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+HOSTILE_TEXT = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
-def opinion(label: int, confidence: float, name: str | None = None) -> dict[str, Any]:
+def prediction_of(label: int, confidence: float, name: str | None = None) -> dict[str, Any]:
     """What a model says of an image."""
     one = {"label": label, "name": name or f"class {label}", "confidence": confidence}
     return {**one, "top": [one]}
 
 
-def attacked(work: Work, *, success: bool = True, size: float = 1.5, name: str | None = None) -> None:
+def finish_attack(work: FakeJob, *, success: bool = True, size: float = 1.5, name: str | None = None) -> None:
     """End an attack."""
     before = Image.open(io.BytesIO(work.blobs.get(work.job.submission.image.digest)))
     result = {
         "outcome": "success" if success else "failure",
         "success": success,
-        "original": opinion(1, 0.9, name),
-        "adversarial": opinion(2 if success else 1, 0.7),
+        "original": prediction_of(1, 0.9, name),
+        "adversarial": prediction_of(2 if success else 1, 0.7),
         "perturbation": {"linf": 8 / 255, "l2": size},
         "queries": {"forward": round(10 * size), "backward": 10},
     }
-    files = {"adversarial.png": work.store(encoded(ImageOps.invert(before)))}
+    files = {"adversarial.png": work.store(encode_image(ImageOps.invert(before)))}
     work.finish(status="succeeded", result=result, timings=Timings(compute=0.1), artifacts=files)
 
 
-def certified(work: Work, radius: float) -> None:
+def finish_certificate(work: FakeJob, radius: float) -> None:
     """End a certificate."""
     result = {
         "norm": "l2",
@@ -49,25 +49,27 @@ def certified(work: Work, radius: float) -> None:
     work.finish(status="succeeded", result=result, timings=Timings(compute=0.2))
 
 
-def failed(work: Work, detail: str = "the model answered NaN") -> None:
+def finish_with_error(work: FakeJob, detail: str = "the model answered NaN") -> None:
     """End a job with an error."""
-    work.finish(status="failed", error=Problem(code="non_finite_output", detail=detail))
+    work.finish(status="failed", error=JobFailure(code="non_finite_output", detail=detail))
 
 
-def anything(work: Work) -> None:
+def finish_by_kind(work: FakeJob) -> None:
     """End a job as its kind does; every fifth seed fails."""
     submission = work.job.submission
     if submission.seed % 5 == 4:
-        failed(work)
+        finish_with_error(work)
     elif submission.kind == "attack":
-        attacked(work, success=submission.seed % 2 == 0)
+        finish_attack(work, success=submission.seed % 2 == 0)
     elif submission.kind == "certificate":
-        certified(work, 0.5)
+        finish_certificate(work, 0.5)
     else:
-        work.finish(status="succeeded", result={"original": opinion(3, 0.8)}, timings=Timings(compute=0.01))
+        work.finish(
+            status="succeeded", result={"original": prediction_of(3, 0.8)}, timings=Timings(compute=0.01)
+        )
 
 
-def shown(page: Page) -> list[str]:
+def row_ids(page: Page) -> list[str]:
     """The ids of the rows."""
     ids: list[str] = page.evaluate("[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.id)")
     return ids
@@ -79,7 +81,7 @@ def expect_rows(page: Page, ids: list[str]) -> None:
     page.wait_for_function(f"(ids) => {rows} === ids", arg=",".join(ids))
 
 
-def opened(page: Page, address: str = "/#/jobs") -> Page:
+def open_list(page: Page, address: str = "/#/jobs") -> Page:
     """A list that hears of what happens, once it has been read again for what happened before."""
     reads = count(1)
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
-from api_tests.support.browser import PHONE, OpenPage, Troubles, axe, settle, take_picture
+from api_tests.support.browser import PHONE, OpenPage, PageErrors, axe, take_picture, wait_for_pending_events
 from api_tests.support.fake_service import Api
 
 STRICT = {"Content-Security-Policy": "default-src 'self'"}
-GONE_WRONG = {
+PAGE_ERRORS = {
     "inline script": (
         "<script>document.title = 'Run'</script>",
         r"CSP violation: script-src-elem forbids inline",
@@ -56,10 +56,10 @@ def show(page: Page, body: str, headers: dict[str, str] = STRICT) -> None:
 
     page.route("**/*", answer)
     page.goto("/made-up")
-    settle(page)
+    wait_for_pending_events(page)
 
 
-def test_the_documentation_is_drawn(page: Page, tmp_path: Path) -> None:
+def test_docs_page_is_rendered(page: Page, tmp_path: Path) -> None:
     page.goto("/docs")
     expect(page.get_by_role("heading", name="Touchstone")).to_be_visible()
     expect(page.locator(".opblock").first).to_be_visible()
@@ -68,7 +68,9 @@ def test_the_documentation_is_drawn(page: Page, tmp_path: Path) -> None:
         assert len(picture.convert("L").getcolors() or []) > 50, "text has many greys"
 
 
-def test_a_phone_is_narrow_sharp_and_dark(open_page: OpenPage, api: Api, tmp_path: Path) -> None:
+def test_phone_emulation_has_size_pixel_ratio_and_dark_scheme(
+    open_page: OpenPage, api: Api, tmp_path: Path
+) -> None:
     page = open_page(api.origin, **PHONE, color_scheme="dark")
     show(page, "<meta name=viewport content=width=device-width><link rel=stylesheet href=/dark.css>")
     with Image.open(take_picture(page, "phone", tmp_path)) as picture:
@@ -76,29 +78,31 @@ def test_a_phone_is_narrow_sharp_and_dark(open_page: OpenPage, api: Api, tmp_pat
         assert picture.convert("RGB").getpixel((1, 1)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("body", "pattern"), GONE_WRONG.values(), ids=GONE_WRONG)
-def test_what_goes_wrong_is_caught(page: Page, troubles: Troubles, body: str, pattern: str) -> None:
+@pytest.mark.parametrize(("body", "pattern"), PAGE_ERRORS.values(), ids=PAGE_ERRORS)
+def test_page_errors_are_recorded_as_troubles(
+    page: Page, troubles: PageErrors, body: str, pattern: str
+) -> None:
     headers = {} if "another" in pattern else STRICT
     show(page, body, headers)
-    assert troubles.unforeseen() == troubles.seen != []
+    assert troubles.list_unexpected() == troubles.seen != []
     troubles.expect(pattern)
     troubles.allow("^console: ")
-    assert troubles.unforeseen() == []
+    assert troubles.list_unexpected() == []
 
 
-def test_what_is_expected_must_come(page: Page) -> None:
-    vain = Troubles()
+def test_expected_trouble_that_does_not_occur_is_reported(page: Page) -> None:
+    vain = PageErrors()
     vain.expect("a storm")
-    assert vain.unforeseen() == ["expected, but did not come: a storm"]
+    assert vain.list_unexpected() == ["expected, but did not come: a storm"]
 
 
-def test_a_page_in_order_causes_no_trouble(page: Page, troubles: Troubles) -> None:
+def test_clean_page_causes_no_troubles(page: Page, troubles: PageErrors) -> None:
     show(page, "<p>All is well.</p>")
     assert axe(page) == []
     assert troubles.seen == []
 
 
-def test_barriers_are_found_under_the_strictest_policy(page: Page, troubles: Troubles) -> None:
+def test_axe_finds_violations_under_the_strictest_csp(page: Page, troubles: PageErrors) -> None:
     policy = "default-src 'none'; img-src 'self'; require-trusted-types-for 'script'; trusted-types 'none'"
     show(page, "<input><img src=/a.png>", {"Content-Security-Policy": policy})
     troubles.expect("404 .*/a.png")
@@ -106,7 +110,7 @@ def test_barriers_are_found_under_the_strictest_policy(page: Page, troubles: Tro
     assert len(axe(page, "img")) == 1
 
 
-def test_a_real_worker_answers_a_page(live_page: Page) -> None:
+def test_page_fetches_from_a_service_with_a_real_worker(live_page: Page) -> None:
     live_page.goto("/docs")
     answer = live_page.evaluate("async () => (await fetch('/v1/attacks')).json()")
     assert answer["items"]

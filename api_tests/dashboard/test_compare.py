@@ -5,32 +5,32 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from api_tests.dashboard.crowd import attacked, certified
-from api_tests.support.browser import Troubles
+from api_tests.dashboard.crowd import finish_attack, finish_certificate
+from api_tests.support.browser import PageErrors
 from api_tests.support.fake_service import Api
 
 
 @pytest.fixture(autouse=True)
-def no_worker(troubles: Troubles) -> None:
+def no_worker(troubles: PageErrors) -> None:
     troubles.allow("readyz")
 
 
-def line(page: Page, name: str) -> Locator:
+def comparison_row(page: Page, name: str) -> Locator:
     return page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=name, exact=True))
 
 
-def test_parameters_that_differ_are_marked_and_the_rest_can_be_hidden(page: Page, api: Api) -> None:
-    with api.worker.doing(attacked):
-        ids = [api.job(eps=eps, norm="linf")["id"] for eps in ("4/255", "8/255")]
+def test_differing_parameters_are_marked_and_equal_ones_can_be_hidden(page: Page, api: Api) -> None:
+    with api.worker.with_behavior(finish_attack):
+        ids = [api.run_job(eps=eps, norm="linf")["id"] for eps in ("4/255", "8/255")]
     page.goto(f"/#/compare?jobs={','.join(ids)}")
-    expect(line(page, "Eps").get_by_role("cell")).to_have_text(["4/255", "8/255"])
-    expect(line(page, "Eps")).to_have_class("differs")
-    expect(line(page, "Norm")).to_have_class("same")
-    expect(line(page, "Norm").get_by_role("cell")).to_have_text(["L∞", "L∞"])
-    expect(line(page, "Early stop").get_by_role("cell")).to_have_text(["yes", "yes"])
+    expect(comparison_row(page, "Eps").get_by_role("cell")).to_have_text(["4/255", "8/255"])
+    expect(comparison_row(page, "Eps")).to_have_class("differs")
+    expect(comparison_row(page, "Norm")).to_have_class("same")
+    expect(comparison_row(page, "Norm").get_by_role("cell")).to_have_text(["L∞", "L∞"])
+    expect(comparison_row(page, "Early stop").get_by_role("cell")).to_have_text(["yes", "yes"])
     page.get_by_label("Only differences").check()
-    expect(line(page, "Norm")).to_be_hidden()
-    expect(line(page, "Eps")).to_be_visible()
+    expect(comparison_row(page, "Norm")).to_be_hidden()
+    expect(comparison_row(page, "Eps")).to_be_visible()
     images = page.locator("thead img")
     expect(images).to_have_count(2)
     page.wait_for_function(
@@ -38,38 +38,38 @@ def test_parameters_that_differ_are_marked_and_the_rest_can_be_hidden(page: Page
     )
 
 
-def test_best_is_said_only_of_like_and_like(page: Page, api: Api) -> None:
-    with api.worker.doing(lambda work: attacked(work, size=1.0)):
-        small = api.job()["id"]
-    with api.worker.doing(lambda work: attacked(work, size=2.0)):
-        large = api.job()["id"]
-    with api.worker.doing(lambda work: attacked(work, success=False, size=0.5)):
-        vain = api.job()["id"]
+def test_best_is_marked_only_among_comparable_jobs(page: Page, api: Api) -> None:
+    with api.worker.with_behavior(lambda work: finish_attack(work, size=1.0)):
+        small = api.run_job()["id"]
+    with api.worker.with_behavior(lambda work: finish_attack(work, size=2.0)):
+        large = api.run_job()["id"]
+    with api.worker.with_behavior(lambda work: finish_attack(work, success=False, size=0.5)):
+        vain = api.run_job()["id"]
     page.goto(f"/#/compare?jobs={large},{small}")
-    expect(line(page, "L2").get_by_role("cell")).to_have_text(["2", "1best"])
-    expect(line(page, "L∞").get_by_role("cell")).to_have_text(["8/255", "8/255"])
+    expect(comparison_row(page, "L2").get_by_role("cell")).to_have_text(["2", "1best"])
+    expect(comparison_row(page, "L∞").get_by_role("cell")).to_have_text(["8/255", "8/255"])
     page.goto(f"/#/compare?jobs={large},{small},{vain}")
-    expect(line(page, "L2").get_by_role("cell")).to_have_text(["2", "1", "0.5"])
+    expect(comparison_row(page, "L2").get_by_role("cell")).to_have_text(["2", "1", "0.5"])
 
 
-def test_radii_have_one_scale(page: Page, api: Api) -> None:
+def test_certified_radii_are_drawn_on_one_scale(page: Page, api: Api) -> None:
     ids = []
     for radius in (0.25, 0.5):
-        with api.worker.doing(lambda work, radius=radius: certified(work, radius)):
-            ids.append(api.job(path="/v1/certificates/smoothing")["id"])
+        with api.worker.with_behavior(lambda work, radius=radius: finish_certificate(work, radius)):
+            ids.append(api.run_job(path="/v1/certificates/smoothing")["id"])
     page.goto(f"/#/compare?jobs={','.join(ids)}")
-    cells = line(page, "Certified radius").get_by_role("cell")
+    cells = comparison_row(page, "Certified radius").get_by_role("cell")
     expect(cells).to_have_text(["L2 0.25", "L2 0.5best"])
     widths = cells.locator(".gauge > div").evaluate_all("(bars) => bars.map((bar) => bar.style.width)")
     assert widths == ["50%", "100%"]
 
 
-def test_jobs_are_added_and_taken_away_and_strange_ids_are_named(
-    page: Page, api: Api, troubles: Troubles
+def test_jobs_are_added_and_removed_and_unknown_ids_are_reported(
+    page: Page, api: Api, troubles: PageErrors
 ) -> None:
     troubles.expect("console: .* 404 .*")
-    with api.worker.doing(attacked):
-        one, two = (api.job()["id"] for _ in range(2))
+    with api.worker.with_behavior(finish_attack):
+        one, two = (api.run_job()["id"] for _ in range(2))
     page.goto(f"/#/compare?jobs={one}")
     page.get_by_label("Id of another job").fill(f"http://127.0.0.1:8000/#/jobs/{two}")
     page.get_by_role("button", name="Add a job").click()
@@ -81,9 +81,9 @@ def test_jobs_are_added_and_taken_away_and_strange_ids_are_named(
     expect(page.locator("thead th")).to_have_count(1)
 
 
-def test_an_answer_from_before_the_end_does_not_undo_it(page: Page, api: Api) -> None:
+def test_late_answer_does_not_undo_a_finished_job(page: Page, api: Api) -> None:
     """The page reads its jobs again once the stream is live; here that answer is a state long past."""
-    with api.worker.resting():
+    with api.worker.pause():
         job = api.submit(wait=None).json()["id"]
         waiting = api.client.get(f"/v1/jobs/{job}").text
         reads: list[Route] = []
@@ -105,8 +105,8 @@ def test_an_answer_from_before_the_end_does_not_undo_it(page: Page, api: Api) ->
     expect(page.locator("thead .badge").first).to_have_text("succeeded")
 
 
-def test_a_running_job_is_followed(page: Page, api: Api) -> None:
-    with api.worker.resting():
+def test_queued_job_is_updated_until_it_ends(page: Page, api: Api) -> None:
+    with api.worker.pause():
         job = api.submit(wait=None).json()["id"]
         page.goto(f"/#/compare?jobs={job}")
         expect(page.locator("thead .badge")).to_have_text("queued")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from api_tests.support.browser import PHONE, OpenPage, Troubles, axe
-from api_tests.support.fake_service import Api, serving
-from api_tests.support.webhook_jobs import listening
-from api_tests.support.webhook_receiver import Receiver, answering
+from api_tests.support.browser import PHONE, OpenPage, PageErrors, axe
+from api_tests.support.fake_service import Api, run_service
+from api_tests.support.webhook_jobs import add_endpoint
+from api_tests.support.webhook_receiver import Receiver, reply_with
 from touchstone.settings import Settings
 
 
@@ -19,20 +19,20 @@ from touchstone.settings import Settings
 def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A service that may send to the loopback."""
     home = tmp_path_factory.mktemp("api")
-    with serving(Settings(home=home, redis_url=valkey_server, outgoing_allow="127.0.0.1")) as api:
+    with run_service(Settings(home=home, redis_url=valkey_server, outgoing_allow="127.0.0.1")) as api:
         yield api
 
 
 @pytest.fixture
-def page(open_page: OpenPage, api: Api, troubles: Troubles) -> Page:
+def page(open_page: OpenPage, api: Api, troubles: PageErrors) -> Page:
     """A page of a service whose worker gives no sign of life."""
     troubles.allow("/readyz")
     return open_page(api.origin)
 
 
-def test_a_delivery_is_shown_and_sent_again_by_keyboard(page: Page, api: Api, receiver: Receiver) -> None:
-    receiver.plan = [answering(500)]
-    job = api.job(webhook=receiver.url)
+def test_delivery_is_shown_and_replayed_by_keyboard(page: Page, api: Api, receiver: Receiver) -> None:
+    receiver.next_actions = [reply_with(500)]
+    job = api.run_job(webhook=receiver.url)
     receiver.wait()
     page.goto(f"/#/jobs/{job['id']}")
     card = page.locator("section", has=page.get_by_role("heading", name="Webhooks"))
@@ -47,19 +47,19 @@ def test_a_delivery_is_shown_and_sent_again_by_keyboard(page: Page, api: Api, re
     assert len({message.id for message in receiver.wait(2)}) == 1
 
 
-def test_a_job_without_a_receiver_shows_no_deliveries(page: Page, api: Api) -> None:
+def test_job_without_webhook_shows_no_deliveries(page: Page, api: Api) -> None:
     with page.expect_response("**/v1/webhooks/deliveries*"):
-        page.goto(f"/#/jobs/{api.job()['id']}")
+        page.goto(f"/#/jobs/{api.run_job()['id']}")
     expect(page.get_by_role("heading", name="Provenance")).to_be_visible()
     expect(page.get_by_role("heading", name="Webhooks")).to_have_count(0)
 
 
-def test_what_cannot_be_sent_again_says_why(
-    page: Page, api: Api, receiver: Receiver, troubles: Troubles
+def test_refused_replay_shows_its_reason(
+    page: Page, api: Api, receiver: Receiver, troubles: PageErrors
 ) -> None:
     troubles.expect("409")
-    endpoint = listening(api.ledger, receiver)
-    job = api.job()
+    endpoint = add_endpoint(api.ledger, receiver)
+    job = api.run_job()
     receiver.wait()
     api.client.delete(f"/v1/webhooks/{endpoint.id}")
     page.goto(f"/#/jobs/{job['id']}")
@@ -68,12 +68,12 @@ def test_what_cannot_be_sent_again_says_why(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everybody_can_use_it(
-    open_page: OpenPage, api: Api, receiver: Receiver, troubles: Troubles, scheme: str
+def test_deliveries_card_is_accessible_and_does_not_overflow(
+    open_page: OpenPage, api: Api, receiver: Receiver, troubles: PageErrors, scheme: str
 ) -> None:
     troubles.allow("/readyz")
     page = open_page(api.origin, **(PHONE if scheme == "dark" else {}), color_scheme=scheme)
-    page.goto(f"/#/jobs/{api.job(webhook=receiver.url)['id']}")
+    page.goto(f"/#/jobs/{api.run_job(webhook=receiver.url)['id']}")
     expect(page.get_by_role("heading", name="Webhooks")).to_be_visible()
     page.wait_for_timeout(300)
     assert axe(page) == []

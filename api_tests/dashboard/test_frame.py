@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
-from api_tests.support.browser import DESKTOP, PHONE, OpenPage, Troubles, axe
+from api_tests.support.browser import DESKTOP, PHONE, OpenPage, PageErrors, axe
 from api_tests.support.fake_service import Api
 
 PAGES = {
@@ -17,12 +17,12 @@ PAGES = {
 
 
 @pytest.fixture(autouse=True)
-def _no_worker_lives(troubles: Troubles) -> None:
+def _no_worker_lives(troubles: PageErrors) -> None:
     """The pretended worker gives no sign of life, of which the frame tells."""
     troubles.allow("503.*/readyz")
 
 
-def test_every_page_has_a_name_and_stands_in_the_navigation(page: Page) -> None:
+def test_every_page_has_a_title_and_a_navigation_link(page: Page) -> None:
     page.goto("/")
     for name, heading in PAGES.items():
         page.locator(f"nav a[data-page={name}]").click()
@@ -33,14 +33,12 @@ def test_every_page_has_a_name_and_stands_in_the_navigation(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text(PAGES["models"])
 
 
-def test_an_address_that_leads_nowhere_says_so(page: Page) -> None:
+def test_unknown_address_shows_not_found(page: Page) -> None:
     page.goto("/#/nowhere")
     expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
 
 
-def test_a_service_that_does_not_answer_is_told_and_can_be_asked_again(
-    page: Page, troubles: Troubles
-) -> None:
+def test_unreachable_service_is_reported_and_can_be_retried(page: Page, troubles: PageErrors) -> None:
     troubles.allow("ERR_CONNECTION_REFUSED")
     page.goto("/#/operations")
     page.context.route("**/v1/models*", lambda route: route.abort("connectionrefused"))
@@ -51,7 +49,7 @@ def test_a_service_that_does_not_answer_is_told_and_can_be_asked_again(
     expect(page.get_by_role("heading", level=1)).to_have_text("Models")
 
 
-def test_a_theme_stays_chosen(page: Page) -> None:
+def test_chosen_theme_survives_a_reload(page: Page) -> None:
     page.goto("/#/models")
     button = page.get_by_role("button", name="Theme")
     seen = []
@@ -66,9 +64,11 @@ def test_a_theme_stays_chosen(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", ["desktop", "phone"])
-def test_nothing_bars_anybody(open_page: OpenPage, api: Api, scheme: str, size: str) -> None:
+def test_every_page_is_accessible_and_does_not_overflow(
+    open_page: OpenPage, api: Api, scheme: str, size: str
+) -> None:
     page = open_page(api.origin, **(PHONE if size == "phone" else DESKTOP), color_scheme=scheme)
-    api.job()
+    api.run_job()
     for name, heading in PAGES.items():
         page.goto(f"/#/{name}")
         expect(page.get_by_role("heading", level=1)).to_have_text(heading)

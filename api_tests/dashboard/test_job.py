@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import APIResponse, Locator, Page, expect
 
-from api_tests.support.browser import PHONE, Held, OpenPage, Troubles, axe, drawn
-from api_tests.support.fake_service import Api, Work, fail
+from api_tests.support.browser import PHONE, HeldRequests, OpenPage, PageErrors, axe, wait_for_paint
+from api_tests.support.fake_service import Api, FakeJob, fail
 from touchstone.check import check
 from touchstone.cli.demo import PHOTO
-from touchstone.engine import RULES, radius_of
+from touchstone.engine import STOPPING_RULES, certified_radius
 from touchstone.images import difference
 from touchstone.training.datasets import fashion_mnist_sample
 
@@ -27,7 +27,7 @@ SMALL = "fashion-mnist-cnn"
 READOUT = re.compile(r"x (\d+), y (\d+)R (\d+) → (\d+) .*?G (\d+) → (\d+) .*?B (\d+) → (\d+) ")
 
 
-def submitted(live: str, path: str, image: bytes, *, wait: int = 60, **fields: Any) -> dict[str, Any]:
+def submit_job(live: str, path: str, image: bytes, *, wait: int = 60, **fields: Any) -> dict[str, Any]:
     """A job of the real service; one that has ended unless there is no wait."""
     headers = {"Prefer": f"wait={wait}"} if wait else {}
     files = {"image": ("a.png", image)}
@@ -44,9 +44,9 @@ def garment() -> bytes:
     return buffer.getvalue()
 
 
-def clicked_twice(page: Page, name: str, path: str) -> list[APIResponse]:
+def click_twice(page: Page, name: str, path: str) -> list[APIResponse]:
     """What the service answers to both clicks; the page hears of neither before both are answered."""
-    held = Held(page, re.compile(f"{path}$"), times=2)
+    held = HeldRequests(page, re.compile(f"{path}$"), times=2)
     page.get_by_role("button", name=name).dblclick()
     both = [held.take(), held.take()]
     answers = [route.fetch() for route in both]
@@ -59,7 +59,7 @@ def clicked_twice(page: Page, name: str, path: str) -> list[APIResponse]:
 def cat(live: str) -> dict[str, Any]:
     """An attack on a photo, at 2/255."""
     fields: dict[str, Any] = {"model": "imagenet-efficientnet-lite0", "eps": "2/255", "steps": 5}
-    return submitted(live, "attacks/pgd", PHOTO.read_bytes(), **fields)
+    return submit_job(live, "attacks/pgd", PHOTO.read_bytes(), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +71,25 @@ def certificate(live: str) -> dict[str, Any]:
         "n": 1500,
         "rule": "e_process",
     }
-    return submitted(live, "certificates/smoothing", garment(), **fields)
+    return submit_job(live, "certificates/smoothing", garment(), **fields)
 
 
 @pytest.fixture
-def page(open_page: OpenPage, api: Api, troubles: Troubles) -> Page:
+def page(open_page: OpenPage, api: Api, troubles: PageErrors) -> Page:
     """A page of the service with a pretended worker, which gives no sign of life."""
     troubles.allow("/readyz")
     return open_page(api.origin)
 
 
-def visit(page: Page, job: dict[str, Any]) -> None:
+def open_job(page: Page, job: dict[str, Any]) -> None:
     page.goto(f"/#/jobs/{job['id']}")
     expect(page.locator("canvas").first).to_be_visible()
-    drawn(page)
+    wait_for_paint(page)
 
 
-def read_out(page: Page) -> list[int]:
+def read_pixel(page: Page) -> list[int]:
     """x, y, then red before and after, green, blue."""
-    drawn(page)
+    wait_for_paint(page)
     found = READOUT.search(page.locator(".readout").text_content() or "")
     assert found
     return [int(value) for value in found.groups()]
@@ -101,7 +101,7 @@ def pixels(live: str, job: dict[str, Any], name: str) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
 
 
-def colour(pane: Locator, across: float, down: float) -> list[int]:
+def color_at(pane: Locator, across: float, down: float) -> list[int]:
     """What a pane shows at a place given in its own units."""
     shown: list[int] = pane.evaluate(
         """(canvas, [x, y]) => {
@@ -113,8 +113,8 @@ def colour(pane: Locator, across: float, down: float) -> list[int]:
     return shown
 
 
-def test_an_attack_reads_at_a_glance(live_page: Page, cat: dict[str, Any]) -> None:
-    visit(live_page, cat)
+def test_attack_page_summarizes_the_result(live_page: Page, cat: dict[str, Any]) -> None:
+    open_job(live_page, cat)
     before, after = cat["result"]["original"], cat["result"]["adversarial"]
     assert before["name"] != after["name"] == "Egyptian Mau"
     sentence = live_page.locator(".sentence")
@@ -129,64 +129,66 @@ def test_an_attack_reads_at_a_glance(live_page: Page, cat: dict[str, Any]) -> No
     expect(live_page.locator(".facts", has_text="Similarity")).to_contain_text("2/255, 100 % of eps")
 
 
-def test_the_read_out_is_what_the_files_hold(live_page: Page, live: str, cat: dict[str, Any]) -> None:
-    visit(live_page, cat)
+def test_pixel_readout_matches_the_files(live_page: Page, live: str, cat: dict[str, Any]) -> None:
+    open_job(live_page, cat)
     before, after = pixels(live, cat, "original.png"), pixels(live, cat, "adversarial.png")
     pane = live_page.locator("canvas").nth(1)
     for across, down in ((0.01, 0.02), (0.31, 0.6), (0.98, 0.97)):
         box = pane.bounding_box()
         assert box
         live_page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
-        x, y, *said = read_out(live_page)
+        x, y, *said = read_pixel(live_page)
         assert [x, y] == pytest.approx([across * 451 - 0.5, down * 300 - 0.5], abs=0.6)
         assert said == [value for pair in zip(before[y, x], after[y, x], strict=True) for value in pair]
 
 
-def test_the_difference_is_drawn_to_single_pixels(live_page: Page, live: str, cat: dict[str, Any]) -> None:
-    visit(live_page, cat)
+def test_difference_pane_shows_the_exact_pixel_difference(
+    live_page: Page, live: str, cat: dict[str, Any]
+) -> None:
+    open_job(live_page, cat)
     before, after = pixels(live, cat, "original.png"), pixels(live, cat, "adversarial.png")
     live_page.locator(".panes").focus()
     for _ in range(12):
         live_page.keyboard.press("+")
     live_page.keyboard.press("ArrowRight")
-    x, y, *_ = read_out(live_page)
+    x, y, *_ = read_pixel(live_page)
     middle = (before[y : y + 1, x : x + 1], after[y : y + 1, x : x + 1])
     pane = live_page.locator("canvas").nth(2)
     for factor in (cat["result"]["difference_factor"], 20):
         live_page.get_by_label("Difference times").fill(str(factor))
-        drawn(live_page)
-        assert colour(pane, 0.5, 0.5) == difference(*middle, factor)[0, 0].tolist()
+        wait_for_paint(live_page)
+        assert color_at(pane, 0.5, 0.5) == difference(*middle, factor)[0, 0].tolist()
     live_page.get_by_label("Difference shown").select_option("absolute")
-    drawn(live_page)
+    wait_for_paint(live_page)
     change = np.abs(middle[1].astype(int) - middle[0])[0, 0]
-    assert colour(pane, 0.5, 0.5) == (20 * change).tolist()
+    assert color_at(pane, 0.5, 0.5) == (20 * change).tolist()
 
 
 def test_wheel_and_drag_keep_the_pixel_under_the_pointer(live_page: Page, cat: dict[str, Any]) -> None:
-    visit(live_page, cat)
+    open_job(live_page, cat)
     box = live_page.locator("canvas").first.bounding_box()
     assert box
     x, y = box["x"] + 100, box["y"] + 70
     live_page.mouse.move(x, y)
-    at = read_out(live_page)[:2]
+    at = read_pixel(live_page)[:2]
     for _ in range(6):
         live_page.mouse.wheel(0, -300)
     expect(live_page.locator(".panes.zoomed")).to_be_visible()
     live_page.mouse.move(x + 1, y)
-    assert read_out(live_page)[:2] == pytest.approx(at, abs=1)
-    at = read_out(live_page)[:2]
+    assert read_pixel(live_page)[:2] == pytest.approx(at, abs=1)
+    at = read_pixel(live_page)[:2]
     live_page.mouse.down()
     live_page.mouse.move(x + 61, y - 40)
     live_page.mouse.up()
     live_page.mouse.move(x + 61.2, y - 40)
-    assert read_out(live_page)[:2] == at
+    assert read_pixel(live_page)[:2] == at
     live_page.mouse.move(x + 161, y - 40)
-    assert read_out(live_page)[0] - at[0] in (3, 4), "a pixel fills 32 of the screen's"
+    assert read_pixel(live_page)[0] - at[0] in (3, 4), "a pixel fills 32 of the screen's"
 
 
-def test_two_fingers_zoom(open_page: OpenPage, live: str, cat: dict[str, Any]) -> None:
+def test_two_finger_pinch_zooms_the_image(open_page: OpenPage, live: str, cat: dict[str, Any]) -> None:
     page = open_page(live, **PHONE)
-    visit(page, cat)
+    open_job(page, cat)
     pane = page.locator("canvas").first
     pane.scroll_into_view_if_needed()
     box = pane.bounding_box()
@@ -203,12 +205,14 @@ def test_two_fingers_zoom(open_page: OpenPage, live: str, cat: dict[str, Any]) -
         fingers("touchMove", apart)
     fingers("touchEnd")
     expect(page.locator(".panes.zoomed")).to_be_visible()
-    assert read_out(page)
+    assert read_pixel(page)
 
 
-def test_blinking_is_slow_and_never_forced(open_page: OpenPage, live: str, cat: dict[str, Any]) -> None:
+def test_blinking_is_slow_and_replaced_under_reduced_motion(
+    open_page: OpenPage, live: str, cat: dict[str, Any]
+) -> None:
     page = open_page(live, reduced_motion="no-preference")
-    visit(page, cat)
+    open_job(page, cat)
     page.evaluate("""() => {
         window.turns = [];
         new MutationObserver(() => turns.push(performance.now()))
@@ -221,7 +225,7 @@ def test_blinking_is_slow_and_never_forced(open_page: OpenPage, live: str, cat: 
     }""")
     assert (turns[3] - turns[0]) / 3 > 1000 / 6, "two turns are one flash; three a second are too many"
     still = open_page(live, reduced_motion="reduce")
-    visit(still, cat)
+    open_job(still, cat)
     expect(still.get_by_role("button", name="Blink")).to_have_count(0)
     still.get_by_role("button", name="Hold for the original").hover()
     still.mouse.down()
@@ -230,10 +234,10 @@ def test_blinking_is_slow_and_never_forced(open_page: OpenPage, live: str, cat: 
     expect(still.locator("figcaption strong").nth(1)).to_have_text("Adversarial")
 
 
-def test_a_certificate_shows_its_votes_and_can_be_checked(
+def test_certificate_page_shows_votes_and_downloads_a_valid_certificate(
     live_page: Page, certificate: dict[str, Any], tmp_path: Path
 ) -> None:
-    visit(live_page, certificate)
+    open_job(live_page, certificate)
     sampling = certificate["result"]["sampling"]
     expect(live_page.locator(".sentence")).to_have_text(f"Certified: {certificate['result']['statement']}")
     expect(live_page.locator(".bars")).to_contain_text("Trouser")
@@ -247,34 +251,38 @@ def test_a_certificate_shows_its_votes_and_can_be_checked(
     assert all(one.agrees for one in check(json.loads((tmp_path / "certificate.json").read_text())))
 
 
-def test_the_largest_radius_is_that_of_all_votes(live_page: Page, certificate: dict[str, Any]) -> None:
-    visit(live_page, certificate)
+def test_largest_possible_radius_is_that_of_unanimous_votes(
+    live_page: Page, certificate: dict[str, Any]
+) -> None:
+    open_job(live_page, certificate)
     shown = live_page.locator(".reach li.most b").text_content() or ""
     sampling = certificate["result"]["sampling"]
     n, alpha = sampling["n_used"], sampling["alpha"]
-    bound = RULES["e_process"].lower(n, n, n=sampling["n_max"], alpha=alpha)
-    assert abs(float(shown) - radius_of(bound, sampling["sigma"])) < 2e-4
+    bound = STOPPING_RULES["e_process"].lower(n, n, n=sampling["n_max"], alpha=alpha)
+    assert abs(float(shown) - certified_radius(bound, sampling["sigma"])) < 2e-4
 
 
-def test_a_certificate_goes_on(live_page: Page, troubles: Troubles, certificate: dict[str, Any]) -> None:
+def test_certificate_is_continued_by_one_job_despite_two_clicks(
+    live_page: Page, troubles: PageErrors, certificate: dict[str, Any]
+) -> None:
     troubles.expect("422")
-    visit(live_page, certificate)
+    open_job(live_page, certificate)
     more = live_page.get_by_label("More samples")
     more.fill("1000000000")
     live_page.get_by_role("button", name="Go on").click()
     expect(live_page.get_by_role("alert").filter(has_text=re.compile(".+"))).to_be_visible()
     more.fill("500")
-    answers = clicked_twice(live_page, "Go on", "/continue")
+    answers = click_twice(live_page, "Go on", "/continue")
     assert [answer.status for answer in answers] == [202, 202]
     assert answers[0].json()["id"] == answers[1].json()["id"]
     expect(live_page.get_by_text("Goes on with")).to_be_visible()
     expect(live_page.locator(".sentence")).to_be_visible()
 
 
-def test_a_running_job_is_watched_and_canceled(live_page: Page, live: str) -> None:
+def test_running_job_shows_live_progress_and_can_be_canceled(live_page: Page, live: str) -> None:
     fields: dict[str, Any] = {"model": SMALL, "steps": 10_000, "early_stop": "false"}
-    job = submitted(live, "attacks/pgd", garment(), wait=0, **fields)
-    visit(live_page, job)
+    job = submit_job(live, "attacks/pgd", garment(), wait=0, **fields)
+    open_job(live_page, job)
     expect(live_page.get_by_text(re.compile(r"Step [1-9][\d,]* of 10,000"))).to_be_visible()
     curve = live_page.get_by_role("img", name=re.compile("^Loss: "))
     expect(curve).to_be_visible()
@@ -286,52 +294,52 @@ def test_a_running_job_is_watched_and_canceled(live_page: Page, live: str) -> No
     expect(curve).to_have_attribute("aria-label", re.compile(f"^{re.escape(begins)}, "))
 
 
-def test_a_rerun_tells_whether_the_bytes_agree(live_page: Page, live: str) -> None:
+def test_rerun_shows_whether_the_bytes_agree(live_page: Page, live: str) -> None:
     fields: dict[str, Any] = {"model": SMALL, "execution": "deterministic", "eps": "4/255"}
-    visit(live_page, submitted(live, "attacks/fgsm", garment(), **fields))
+    open_job(live_page, submit_job(live, "attacks/fgsm", garment(), **fields))
     live_page.get_by_role("button", name="Run again and compare").click()
     expect(live_page.get_by_text("was repeated here: the bytes agree.")).to_be_visible()
 
 
-def test_running_it_again_by_two_clicks_makes_one_job(page: Page, api: Api) -> None:
-    visit(page, api.job())
-    answers = clicked_twice(page, "Run again and compare", "/rerun")
+def test_rerun_by_two_clicks_makes_one_job(page: Page, api: Api) -> None:
+    open_job(page, api.run_job())
+    answers = click_twice(page, "Run again and compare", "/rerun")
     assert answers[0].json()["id"] == answers[1].json()["id"]
     expect(page).to_have_url(re.compile(answers[0].json()["id"]))
 
 
-def test_the_place_in_the_queue_and_then_the_result(page: Page, api: Api) -> None:
-    with api.worker.resting():
+def test_queued_job_shows_its_position_and_then_its_result(page: Page, api: Api) -> None:
+    with api.worker.pause():
         ahead = api.submit(wait=None).json()
         job = api.submit(wait=None).json()
-        visit(page, job)
+        open_job(page, job)
         expect(page.get_by_text(re.compile("Waiting: [12] before it"))).to_be_visible()
         api.client.post(f"/v1/jobs/{ahead['id']}/cancel")
     expect(page.locator(".sentence")).to_contain_text("Fooled")
     expect(page.locator("canvas")).to_have_count(3)
 
 
-def test_what_failed_says_why(page: Page, api: Api) -> None:
-    with api.worker.doing(fail):
-        visit(page, api.job())
+def test_failed_job_shows_its_error(page: Page, api: Api) -> None:
+    with api.worker.with_behavior(fail):
+        open_job(page, api.run_job())
     expect(page.locator(".failure")).to_contain_text("the model answered NaN")
     expect(page.locator(".failure")).to_contain_text("non_finite_output")
 
 
-def test_rounding_that_undid_success_is_told(page: Page, api: Api) -> None:
-    def undone(work: Work) -> None:
+def test_success_lost_by_rounding_is_explained(page: Page, api: Api) -> None:
+    def undone(work: FakeJob) -> None:
         verdict = {"outcome": "failure", "success": False, "success_float": True}
         work.finish(status="succeeded", result=verdict)
 
-    with api.worker.doing(undone):
-        visit(page, api.job())
+    with api.worker.with_behavior(undone):
+        open_job(page, api.run_job())
     expect(page.locator(".sentence")).to_contain_text("Held: no change within 8/255 in L∞ was found")
     expect(page.get_by_text("rounding it to 8 bits undid that")).to_be_visible()
 
 
-def test_a_job_is_deleted_once_confirmed(page: Page, api: Api) -> None:
-    job = api.job()
-    visit(page, job)
+def test_job_is_deleted_only_after_confirmation(page: Page, api: Api) -> None:
+    job = api.run_job()
+    open_job(page, job)
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Keep it").click()
     assert api.client.get(f"/v1/jobs/{job['id']}").status_code == 200
@@ -341,7 +349,7 @@ def test_a_job_is_deleted_once_confirmed(page: Page, api: Api) -> None:
     assert api.client.get(f"/v1/jobs/{job['id']}").status_code == 404
 
 
-def test_an_unknown_job_is_told(page: Page, troubles: Troubles) -> None:
+def test_unknown_job_shows_no_such_job(page: Page, troubles: PageErrors) -> None:
     troubles.expect("404")
     page.goto("/#/jobs/0123456789abcdef0123456789abcdef")
     expect(page.get_by_role("heading", name="No such job")).to_be_visible()
@@ -349,11 +357,11 @@ def test_an_unknown_job_is_told(page: Page, troubles: Troubles) -> None:
 
 @pytest.mark.parametrize("kind", ["cat", "certificate"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everybody_can_use_it(
+def test_job_page_is_accessible_and_does_not_overflow(
     open_page: OpenPage, live: str, kind: str, scheme: str, request: pytest.FixtureRequest
 ) -> None:
     page = open_page(live, **(PHONE if scheme == "dark" else {}), color_scheme=scheme)
-    visit(page, request.getfixturevalue(kind))
+    open_job(page, request.getfixturevalue(kind))
     page.wait_for_timeout(300)
     assert axe(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -12,9 +12,9 @@ import pytest
 import redis
 from playwright.sync_api import Page, expect
 
-from api_tests.dashboard.crowd import anything, expect_rows, opened
-from api_tests.support.browser import Troubles
-from api_tests.support.fake_service import Api, serving
+from api_tests.dashboard.crowd import expect_rows, finish_by_kind, open_list
+from api_tests.support.browser import PageErrors
+from api_tests.support.fake_service import Api, run_service
 from touchstone.models import zoo
 from touchstone.settings import Settings
 
@@ -29,12 +29,12 @@ def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with redis.Redis.from_url(valkey_server) as client:
         client.flushall()
     settings = Settings(home=tmp_path_factory.mktemp("list"), redis_url=valkey_server, lease=600)
-    with serving(settings) as api:
+    with run_service(settings) as api:
         yield api
 
 
 @pytest.fixture(autouse=True)
-def no_worker(troubles: Troubles) -> None:
+def no_worker(troubles: PageErrors) -> None:
     """The pretended worker gives no sign of life, and the frame of the page says so."""
     troubles.allow("readyz")
 
@@ -47,42 +47,42 @@ def jobs(api: Api) -> Iterator[list[Job]]:
         fields = {"model": MODELS[n // 4 % 2], "seed": str(n)}
         return str(api.submit(f"/v1/{METHODS[n % 4]}", wait=None, **fields).json()["id"])
 
-    with api.worker.doing(anything):
+    with api.worker.with_behavior(finish_by_kind):
         for n in range(93):
             submit(n)
         time.sleep(2.1)
         ids = [submit(n) for n in range(93, 186)]
         while not api.client.get(f"/v1/jobs/{ids[-1]}").json().get("finished_at"):
             time.sleep(0.05)
-        with api.worker.resting():
+        with api.worker.pause():
             waiting = [submit(n) for n in range(186, 200)]
             for job in waiting[:4]:
                 api.ledger.claim(job, "somebody")
             for job in waiting[4:8]:
                 api.client.post(f"/v1/jobs/{job}/cancel")
-            yield listed(api)
+            yield list_jobs(api)
             with redis.Redis.from_url(str(api.settings.redis_url)) as client:
                 client.flushdb()
 
 
-def listed(api: Api) -> list[Job]:
+def list_jobs(api: Api) -> list[Job]:
     """All jobs, newest first."""
     found: list[Job] = []
     cursor: str | None = ""
     while cursor is not None:
-        items, cursor = after(api, cursor)
+        items, cursor = list_page(api, cursor)
         found += items
     return found
 
 
-def after(api: Api, cursor: str) -> tuple[list[Job], str | None]:
+def list_page(api: Api, cursor: str) -> tuple[list[Job], str | None]:
     """Jobs below a place, and where to go on."""
     given = {"cursor": cursor} if cursor else {}
     page = api.client.get("/v1/jobs", params={"limit": 200, **given}).json()
     return page["items"], page["cursor"]
 
 
-def choose(name: str, value: str) -> Callable[[Page], object]:
+def select_option(name: str, value: str) -> Callable[[Page], object]:
     return lambda page: page.locator(f"select[name={name}]").select_option(value)
 
 
@@ -93,27 +93,27 @@ FILTERS: dict[str, tuple[Callable[[Page], object], str, Callable[[Job], bool]]] 
         lambda job: job["status"] == "failed",
     ),
     "kind": (
-        choose("kind", "certificate"),
+        select_option("kind", "certificate"),
         "#/jobs?kind=certificate",
         lambda job: job["kind"] == "certificate",
     ),
-    "method": (choose("method", "fgsm"), "#/jobs?method=fgsm", lambda job: job["method"] == "fgsm"),
+    "method": (select_option("method", "fgsm"), "#/jobs?method=fgsm", lambda job: job["method"] == "fgsm"),
     "predictions": (
-        choose("method", "predict"),
+        select_option("method", "predict"),
         "#/jobs?method=predict",
         lambda job: job["kind"] == "prediction",
     ),
     "model": (
-        choose("model", MODELS[1]),
+        select_option("model", MODELS[1]),
         f"#/jobs?model={MODELS[1]}",
         lambda job: job["model"]["id"] == MODELS[1],
     ),
-    "time": (choose("last", "1h"), "#/jobs?last=1h", lambda job: True),
+    "time": (select_option("last", "1h"), "#/jobs?last=1h", lambda job: True),
 }
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_filter_stands_in_the_address_and_lets_through_what_fits(
+def test_filter_is_kept_in_the_address_and_shows_only_matching_jobs(
     page: Page, jobs: list[Job], name: str
 ) -> None:
     act, address, fits = FILTERS[name]
@@ -130,7 +130,7 @@ def test_a_filter_stands_in_the_address_and_lets_through_what_fits(
     expect(page.locator("tbody tr").first).to_have_attribute("data-id", jobs[0]["id"])
 
 
-def test_filters_add_up_and_are_cleared(page: Page, jobs: list[Job]) -> None:
+def test_filters_combine_and_can_be_cleared(page: Page, jobs: list[Job]) -> None:
     page.goto(f"/#/jobs?status=succeeded&method=pgd&model={MODELS[0]}")
     wanted = [
         job["id"]
@@ -144,7 +144,7 @@ def test_filters_add_up_and_are_cleared(page: Page, jobs: list[Job]) -> None:
     expect(page.get_by_role("link", name="Clear filters")).to_be_hidden()
 
 
-def test_a_time_of_ones_own(page: Page, jobs: list[Job]) -> None:
+def test_custom_time_range_filters_jobs(page: Page, jobs: list[Job]) -> None:
     times = sorted(datetime.fromisoformat(job["created_at"]) for job in jobs)
     since = times[0] + timedelta(seconds=(times[-1] - times[0]).total_seconds() / 2)
     since = since.replace(microsecond=0) + timedelta(seconds=1)
@@ -160,14 +160,14 @@ def test_a_time_of_ones_own(page: Page, jobs: list[Job]) -> None:
     expect_rows(page, wanted[:50])
 
 
-def test_counts_are_those_of_all_jobs(page: Page, jobs: list[Job]) -> None:
+def test_status_counts_cover_all_jobs_whatever_the_filter(page: Page, jobs: list[Job]) -> None:
     page.goto("/#/jobs?kind=prediction")
     failed = sum(job["status"] == "failed" for job in jobs)
     expect(page.locator("[data-count=failed]")).to_have_text(str(failed))
     expect(page.locator("[data-count=all]")).to_have_text("200")
 
 
-def test_pages_are_turned_forth_and_back_and_by_the_browser(page: Page, jobs: list[Job]) -> None:
+def test_pages_are_turned_by_buttons_and_by_the_browser_history(page: Page, jobs: list[Job]) -> None:
     ids = [job["id"] for job in jobs]
     page.goto("/#/jobs?last=1h")
     first = page.locator("tbody tr").first
@@ -183,8 +183,8 @@ def test_pages_are_turned_forth_and_back_and_by_the_browser(page: Page, jobs: li
     expect(page.get_by_role("button", name="Newer")).to_be_disabled()
 
 
-def test_a_cursor_of_another_list_begins_at_the_beginning(
-    page: Page, jobs: list[Job], troubles: Troubles
+def test_invalid_cursor_in_the_address_shows_the_first_page(
+    page: Page, jobs: list[Job], troubles: PageErrors
 ) -> None:
     troubles.expect("console: .* 422 ")
     page.goto("/#/jobs?status=failed&cursor=nonsense")
@@ -193,9 +193,9 @@ def test_a_cursor_of_another_list_begins_at_the_beginning(
     expect(page).to_have_url("/#/jobs?status=failed")
 
 
-def test_turning_a_page_takes_one_request(page: Page, jobs: list[Job]) -> None:
+def test_turning_a_page_makes_one_request(page: Page, jobs: list[Job]) -> None:
     asked: list[str] = []
-    opened(page)
+    open_list(page)
     page.on("request", lambda request: "/v1/jobs?" in request.url and asked.append(request.url))
     for turn in (1, 2, 3):
         page.get_by_role("button", name="Older").click()

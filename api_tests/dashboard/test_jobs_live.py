@@ -8,14 +8,21 @@ import pytest
 import redis
 from playwright.sync_api import Locator, Page, expect
 
-from api_tests.dashboard.crowd import EVIL, attacked, expect_rows, failed, opened, shown
-from api_tests.support.browser import PHONE, OpenPage, Troubles, axe
+from api_tests.dashboard.crowd import (
+    HOSTILE_TEXT,
+    expect_rows,
+    finish_attack,
+    finish_with_error,
+    open_list,
+    row_ids,
+)
+from api_tests.support.browser import PHONE, OpenPage, PageErrors, axe
 from api_tests.support.fake_service import Api
 from touchstone.ledger.records import Progress
 
 
 @pytest.fixture(autouse=True)
-def empty(api: Api, troubles: Troubles) -> None:
+def empty(api: Api, troubles: PageErrors) -> None:
     """No jobs, and no worker that gives a sign of life, as the frame of the page says."""
     troubles.allow("readyz")
     with redis.Redis.from_url(str(api.settings.redis_url)) as client:
@@ -26,12 +33,12 @@ def row(page: Page, job: str) -> Locator:
     return page.locator(f"tr[data-id='{job}']")
 
 
-def waiting(api: Api, count: int, **fields: Any) -> list[str]:
+def submit_queued(api: Api, count: int, **fields: Any) -> list[str]:
     """Jobs that nobody takes while the worker rests, newest first."""
     return [api.submit(wait=None, **fields).json()["id"] for _ in range(count)][::-1]
 
 
-def test_without_jobs_it_says_what_to_do(page: Page) -> None:
+def test_empty_list_tells_what_to_do(page: Page) -> None:
     page.goto("/#/jobs")
     page.get_by_role("link", name="start a new job").click()
     expect(page).to_have_url("/#/new")
@@ -41,10 +48,10 @@ def test_without_jobs_it_says_what_to_do(page: Page) -> None:
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
 
 
-def test_a_row_changes_in_place_and_keeps_the_focus(page: Page, api: Api) -> None:
-    with api.worker.resting():
-        [job] = waiting(api, 1)
-        opened(page)
+def test_row_is_updated_in_place_and_keeps_the_focus(page: Page, api: Api) -> None:
+    with api.worker.pause():
+        [job] = submit_queued(api, 1)
+        open_list(page)
         page.keyboard.press("j")
         link = row(page, job).get_by_role("link")
         expect(link).to_be_focused()
@@ -66,13 +73,13 @@ def test_a_row_changes_in_place_and_keeps_the_focus(page: Page, api: Api) -> Non
         assert page.evaluate("window.kept === document.querySelector('tbody tr')")
 
 
-def test_jobs_come_and_go_as_they_fit(page: Page, api: Api) -> None:
-    with api.worker.resting():
-        opened(page, "/#/jobs?status=queued&method=pgd")
-        [first] = waiting(api, 1)
+def test_rows_appear_and_disappear_as_jobs_match_the_filter(page: Page, api: Api) -> None:
+    with api.worker.pause():
+        open_list(page, "/#/jobs?status=queued&method=pgd")
+        [first] = submit_queued(api, 1)
         expect_rows(page, [first])
-        waiting(api, 1, path="/v1/attacks/fgsm")
-        [second] = waiting(api, 1)
+        submit_queued(api, 1, path="/v1/attacks/fgsm")
+        [second] = submit_queued(api, 1)
         expect_rows(page, [second, first])
         api.client.post(f"/v1/jobs/{first}/cancel")
         expect_rows(page, [second])
@@ -80,22 +87,22 @@ def test_jobs_come_and_go_as_they_fit(page: Page, api: Api) -> None:
         expect(page.get_by_role("heading", name="No job fits")).to_be_visible()
 
 
-def test_nothing_moves_while_rows_are_selected(page: Page, api: Api) -> None:
-    with api.worker.resting():
-        old = waiting(api, 2)
-        opened(page)
+def test_new_rows_wait_while_rows_are_selected(page: Page, api: Api) -> None:
+    with api.worker.pause():
+        old = submit_queued(api, 2)
+        open_list(page)
         row(page, old[0]).get_by_role("checkbox").check()
-        new = waiting(api, 2)
+        new = submit_queued(api, 2)
         expect(page.get_by_role("button", name="2 new jobs")).to_be_visible()
-        assert shown(page) == old
+        assert row_ids(page) == old
         page.get_by_role("button", name="2 new jobs").click()
         expect_rows(page, new + old)
 
 
-def test_many_are_canceled_and_deleted(page: Page, api: Api) -> None:
-    with api.worker.resting():
-        jobs = waiting(api, 5)
-        opened(page)
+def test_selected_jobs_are_canceled_and_deleted_together(page: Page, api: Api) -> None:
+    with api.worker.pause():
+        jobs = submit_queued(api, 5)
+        open_list(page)
         row(page, jobs[1]).get_by_role("checkbox").check()
         row(page, jobs[4]).get_by_role("checkbox").click(modifiers=["Shift"])
         expect(page.get_by_text("4 selected")).to_be_visible()
@@ -121,10 +128,10 @@ def finish(api: Api, job: str) -> None:
     api.ledger.finish(job, claimed.claims, status="succeeded", result={"success": True})
 
 
-def test_the_keyboard_alone_selects_and_opens(page: Page, api: Api) -> None:
-    with api.worker.doing(attacked):
-        jobs = [api.job()["id"] for _ in range(3)][::-1]
-    opened(page)
+def test_rows_are_selected_and_opened_by_keyboard(page: Page, api: Api) -> None:
+    with api.worker.with_behavior(finish_attack):
+        jobs = [api.run_job()["id"] for _ in range(3)][::-1]
+    open_list(page)
     for key in ("j", "x", "ArrowDown", "x"):
         page.keyboard.press(key)
     page.get_by_role("button", name="Compare").click()
@@ -137,10 +144,10 @@ def test_the_keyboard_alone_selects_and_opens(page: Page, api: Api) -> None:
     expect(page).to_have_url(f"/#/jobs/{jobs[0]}")
 
 
-def test_a_flood_of_events_is_drawn_once_a_frame(page: Page, api: Api) -> None:
-    with api.worker.resting():
-        jobs = waiting(api, 30)
-        opened(page)
+def test_many_events_are_rendered_at_most_once_a_frame(page: Page, api: Api) -> None:
+    with api.worker.pause():
+        jobs = submit_queued(api, 30)
+        open_list(page)
         page.evaluate(
             "window.drawn = 0; new MutationObserver(() => drawn++).observe("
             "document.querySelector('tbody'), {subtree: true, childList: true})"
@@ -154,28 +161,30 @@ def test_a_flood_of_events_is_drawn_once_a_frame(page: Page, api: Api) -> None:
         assert 0 < page.evaluate("drawn") < 100
 
 
-def test_what_strangers_write_is_text(page: Page, api: Api) -> None:
-    with api.worker.doing(lambda work: failed(work, EVIL)):
-        bad = api.job()["id"]
-    with api.worker.doing(lambda work: attacked(work, name=EVIL)):
-        good = api.job()["id"]
-    opened(page)
-    expect(row(page, bad)).to_contain_text(EVIL)
-    expect(row(page, good)).to_contain_text(f"{EVIL} → class 2")
-    page.goto(f"/#/jobs?method={EVIL}&model={EVIL}")
-    expect(page.locator("select[name=method]")).to_have_value(EVIL)
+def test_user_supplied_text_is_never_rendered_as_markup(page: Page, api: Api) -> None:
+    with api.worker.with_behavior(lambda work: finish_with_error(work, HOSTILE_TEXT)):
+        bad = api.run_job()["id"]
+    with api.worker.with_behavior(lambda work: finish_attack(work, name=HOSTILE_TEXT)):
+        good = api.run_job()["id"]
+    open_list(page)
+    expect(row(page, bad)).to_contain_text(HOSTILE_TEXT)
+    expect(row(page, good)).to_contain_text(f"{HOSTILE_TEXT} → class 2")
+    page.goto(f"/#/jobs?method={HOSTILE_TEXT}&model={HOSTILE_TEXT}")
+    expect(page.locator("select[name=method]")).to_have_value(HOSTILE_TEXT)
     page.goto(f"/#/compare?jobs={bad},{good}")
-    expect(page.locator("thead")).to_contain_text(EVIL)
+    expect(page.locator("thead")).to_contain_text(HOSTILE_TEXT)
     assert page.locator("main script, main img[src=x]").count() == 0
 
 
 @pytest.mark.parametrize("look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, PHONE])
-def test_everybody_can_use_it(open_page: OpenPage, api: Api, look: dict[str, Any]) -> None:
-    with api.worker.doing(failed):
-        api.job()
-    with api.worker.doing(attacked):
-        jobs = [api.job()["id"] for _ in range(2)]
-    page = opened(open_page(api.origin, **look))
+def test_jobs_and_compare_pages_are_accessible_and_do_not_overflow(
+    open_page: OpenPage, api: Api, look: dict[str, Any]
+) -> None:
+    with api.worker.with_behavior(finish_with_error):
+        api.run_job()
+    with api.worker.with_behavior(finish_attack):
+        jobs = [api.run_job()["id"] for _ in range(2)]
+    page = open_list(open_page(api.origin, **look))
     page.locator("tbody input").first.check()
     page.get_by_label("Keys").click()
     assert axe(page) == []

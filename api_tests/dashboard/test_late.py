@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from api_tests.dashboard.crowd import opened
-from api_tests.support.browser import Held, OpenPage, Troubles
-from api_tests.support.fake_service import Api, serving
+from api_tests.dashboard.crowd import open_list
+from api_tests.support.browser import HeldRequests, OpenPage, PageErrors
+from api_tests.support.fake_service import Api, run_service
 from touchstone.settings import Settings
 
 TIMERS = """
@@ -32,7 +32,7 @@ MOMENT = 300  # milliseconds in which what must not happen would
 
 
 @pytest.fixture(autouse=True)
-def no_worker(troubles: Troubles) -> None:
+def no_worker(troubles: PageErrors) -> None:
     """The pretended worker gives no sign of life, as the frame of the page says."""
     troubles.allow("readyz")
 
@@ -43,11 +43,13 @@ def leave(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
 
 
-def test_a_list_stays_though_an_earlier_question_fails(page: Page, api: Api, troubles: Troubles) -> None:
+def test_late_failure_of_an_older_request_does_not_replace_the_list(
+    page: Page, api: Api, troubles: PageErrors
+) -> None:
     troubles.expect("500")
-    job = api.job()["id"]
-    first = Held(page, "**/v1/jobs?*")
-    opened(page)
+    job = api.run_job()["id"]
+    first = HeldRequests(page, "**/v1/jobs?*")
+    open_list(page)
     with page.expect_response(lambda answer: answer.status == 500):
         first.take().fulfill(status=500, json={"title": "Too late"})
     page.wait_for_timeout(MOMENT)
@@ -55,12 +57,12 @@ def test_a_list_stays_though_an_earlier_question_fails(page: Page, api: Api, tro
     assert job in page.locator("tbody").inner_html()
 
 
-def test_a_job_that_is_asked_for_twice_stands_as_the_later_answer_says(page: Page, api: Api) -> None:
-    with api.worker.resting():
+def test_late_answer_of_an_older_request_does_not_undo_the_job_state(page: Page, api: Api) -> None:
+    with api.worker.pause():
         job = api.submit(wait=None).json()["id"]
         page.goto(f"/#/jobs/{job}")
         expect(page.get_by_text("Waiting: ")).to_be_visible()
-        held = Held(page, f"**/v1/jobs/{job}")
+        held = HeldRequests(page, f"**/v1/jobs/{job}")
         old = held.take()
         queued = api.client.get(f"/v1/jobs/{job}").text
         claimed = api.ledger.claim(job, "somebody")
@@ -73,11 +75,11 @@ def test_a_job_that_is_asked_for_twice_stands_as_the_later_answer_says(page: Pag
 
 
 @pytest.mark.parametrize("name", ["Run again and compare", "Delete"])
-def test_who_has_left_is_not_taken_elsewhere(page: Page, api: Api, name: str) -> None:
-    job = api.job()["id"]
+def test_late_answer_does_not_navigate_after_the_page_was_left(page: Page, api: Api, name: str) -> None:
+    job = api.run_job()["id"]
     page.goto(f"/#/jobs/{job}")
     expect(page.locator("canvas").first).to_be_visible()
-    held = Held(page, re.compile(f"/v1/jobs/{job}(/rerun)?$"))
+    held = HeldRequests(page, re.compile(f"/v1/jobs/{job}(/rerun)?$"))
     page.get_by_role("button", name=name).click()
     if name == "Delete":
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()
@@ -89,11 +91,11 @@ def test_who_has_left_is_not_taken_elsewhere(page: Page, api: Api, name: str) ->
     assert page.url.endswith("#/nowhere")
 
 
-def test_a_page_that_was_left_before_it_came_starts_nothing(page: Page, api: Api) -> None:
-    with api.worker.resting():
+def test_page_left_before_it_loaded_starts_no_timers(page: Page, api: Api) -> None:
+    with api.worker.pause():
         job = api.submit(wait=None).json()["id"]
         page.add_init_script(TIMERS)
-        models = Held(page, "**/v1/models")
+        models = HeldRequests(page, "**/v1/models")
         page.goto(f"/#/jobs/{job}")
         late = models.take()
         leave(page)
@@ -103,9 +105,9 @@ def test_a_page_that_was_left_before_it_came_starts_nothing(page: Page, api: Api
         assert page.evaluate("timers.size") == 1, "that of the frame"
 
 
-def test_a_list_that_was_left_while_hidden_opens_no_stream(page: Page) -> None:
+def test_list_left_while_hidden_opens_no_stream(page: Page) -> None:
     page.add_init_script(STREAMS)
-    opened(page)
+    open_list(page)
     page.evaluate(HIDE, True)
     page.wait_for_function("streams.every((signal) => signal.aborted)")
     leave(page)
@@ -114,7 +116,7 @@ def test_a_list_that_was_left_while_hidden_opens_no_stream(page: Page) -> None:
     assert page.evaluate("streams.filter((signal) => !signal.aborted).length") == 0
 
 
-def test_a_page_does_not_write_its_address_over_a_link_just_followed(page: Page) -> None:
+def test_page_does_not_overwrite_the_address_of_a_link_just_followed(page: Page) -> None:
     page.goto("/#/models")
     expect(page.get_by_role("article").first).to_be_visible()
     page.evaluate("""async () => {
@@ -126,8 +128,8 @@ def test_a_page_does_not_write_its_address_over_a_link_just_followed(page: Page)
     expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
 
 
-def test_a_change_while_the_image_is_on_its_way_leaves_the_job_its_key(page: Page) -> None:
-    sample = Held(page, "**/samples/*.png")
+def test_field_change_during_image_load_keeps_the_idempotency_key(page: Page) -> None:
+    sample = HeldRequests(page, "**/samples/*.png")
     page.goto("/#/new")
     image = sample.take()
     page.get_by_role("button", name="Run").click()
@@ -137,11 +139,11 @@ def test_a_change_while_the_image_is_on_its_way_leaves_the_job_its_key(page: Pag
     assert re.fullmatch(r"\d+(-\d+){3}", sent.value.headers["idempotency-key"])
 
 
-def test_a_sample_that_fails_late_says_nothing_of_the_next(page: Page, troubles: Troubles) -> None:
+def test_late_failure_of_a_sample_does_not_affect_the_next_sample(page: Page, troubles: PageErrors) -> None:
     troubles.expect("500")
     page.goto("/#/new")
     expect(page.locator(".stage")).to_be_visible()
-    samples = Held(page, re.compile(r"/samples/\w+\.png$"))
+    samples = HeldRequests(page, re.compile(r"/samples/\w+\.png$"))
     page.get_by_label("Bag").check()
     bag = samples.take()
     page.get_by_label("Pullover").check()
@@ -152,7 +154,7 @@ def test_a_sample_that_fails_late_says_nothing_of_the_next(page: Page, troubles:
     expect(page.get_by_text("Too late")).to_have_count(0)
 
 
-def test_a_model_that_came_since_can_be_chosen(page: Page, api: Api) -> None:
+def test_model_registered_since_the_list_was_cached_can_be_chosen(page: Page, api: Api) -> None:
     known = api.client.get("/v1/models").json()
     before = {**known, "items": [model for model in known["items"] if model["id"] != "fashion-mnist-cnn"]}
     page.route("**/v1/models", lambda route: route.fulfill(json=before), times=1)
@@ -160,9 +162,9 @@ def test_a_model_that_came_since_can_be_chosen(page: Page, api: Api) -> None:
     expect(page.locator("#model")).to_have_value("fashion-mnist-cnn")
 
 
-def test_what_could_not_be_done_can_be_tried_again(page: Page, api: Api, troubles: Troubles) -> None:
+def test_failed_actions_can_be_tried_again(page: Page, api: Api, troubles: PageErrors) -> None:
     troubles.expect("ERR_CONNECTION_REFUSED")
-    with api.worker.resting():
+    with api.worker.pause():
         job = api.submit(wait=None).json()["id"]
         page.goto(f"/#/jobs/{job}")
         cancel = page.get_by_role("button", name="Cancel")
@@ -176,15 +178,15 @@ def test_what_could_not_be_done_can_be_tried_again(page: Page, api: Api, trouble
     expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
 
 
-def test_what_was_asked_before_a_webhook_was_sent_again_does_not_undo_it(page: Page, api: Api) -> None:
+def test_late_answer_does_not_undo_a_replayed_delivery(page: Page, api: Api) -> None:
     one = {"id": "d1", "url": "http://there/", "attempts": [], "next_attempt_at": None}
-    looks = Held(page, "**/v1/webhooks/deliveries?*", times=4)
+    looks = HeldRequests(page, "**/v1/webhooks/deliveries?*", times=4)
     page.route("**/replay", lambda route: route.fulfill(json={**one, "status": "delivered"}))
 
     def answer(look: Route, status: str) -> None:
         look.fulfill(json={"items": [{**one, "status": status}], "cursor": None})
 
-    page.goto(f"/#/jobs/{api.job()['id']}")
+    page.goto(f"/#/jobs/{api.run_job()['id']}")
     answer(looks.take(), "pending")
     badge = page.locator(".told .badge")
     expect(badge).to_have_text("pending")
@@ -199,14 +201,16 @@ def test_what_was_asked_before_a_webhook_was_sent_again_does_not_undo_it(page: P
 
 @pytest.fixture
 def guarded(settings: Settings) -> Iterator[Api]:
-    with serving(settings.model_copy(update={"require_keys": True})) as api:
+    with run_service(settings.model_copy(update={"require_keys": True})) as api:
         yield api
 
 
-def test_who_gives_no_key_is_not_asked_again(guarded: Api, open_page: OpenPage, troubles: Troubles) -> None:
+def test_dismissed_sign_in_is_not_shown_again_by_background_requests(
+    guarded: Api, open_page: OpenPage, troubles: PageErrors
+) -> None:
     troubles.allow("status of 401")
     page = open_page(guarded.origin)
-    operations = Held(page, "**/v1/operations")
+    operations = HeldRequests(page, "**/v1/operations")
     page.goto("/#/jobs")
     page.get_by_role("dialog").get_by_label("API key").fill("never sent off")
     late = operations.take()

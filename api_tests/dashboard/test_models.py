@@ -37,11 +37,12 @@ PROBE = Probe(
 @pytest.fixture(autouse=True)
 def worker(api: Api) -> Iterator[None]:
     """A worker that is alive and keeps one model loaded."""
-    api.ledger.beat(
-        "gpu1-4711", {"resident_models": [{"id": LOADED, "digest": zoo.manifest(LOADED).digest, "bytes": 7}]}
+    api.ledger.heartbeat(
+        "gpu1-4711",
+        {"resident_models": [{"id": LOADED, "digest": zoo.find_manifest(LOADED).digest, "bytes": 7}]},
     )
     yield
-    api.ledger.leave("gpu1-4711")
+    api.ledger.remove_worker("gpu1-4711")
 
 
 def models(api: Api) -> list[dict[str, Any]]:
@@ -50,7 +51,7 @@ def models(api: Api) -> list[dict[str, Any]]:
     return items
 
 
-def fact(page: Page, name: str) -> Locator:
+def fact_value(page: Page, name: str) -> Locator:
     """What stands beside a name in a list of facts."""
     return page.locator("dt", has_text=name).first.locator("+ dd")
 
@@ -60,7 +61,7 @@ def fill_in(page: Page, label: str, text: str) -> None:
     page.get_by_label(label).fill(text)
 
 
-def test_cards_show_every_model_with_all_its_accuracies(page: Page, api: Api) -> None:
+def test_model_cards_show_every_model_with_all_its_accuracies(page: Page, api: Api) -> None:
     page.goto("/#/models")
     cards = page.locator("article")
     expect(cards).to_have_count(len(models(api)))
@@ -82,7 +83,7 @@ def test_cards_show_every_model_with_all_its_accuracies(page: Page, api: Api) ->
         expect(attack).to_have_attribute("href", f"#/new?model={model['id']}")
 
 
-def test_models_are_found_by_the_classes_they_know(page: Page) -> None:
+def test_models_are_filtered_by_class_name(page: Page) -> None:
     page.goto("/#/models")
     fill_in(page, "Filter", "Komodo")
     expect(page.locator("article:visible h2")).to_have_text([IMAGENET])
@@ -93,7 +94,7 @@ def test_models_are_found_by_the_classes_they_know(page: Page) -> None:
     expect(page.get_by_role("heading", name="No model fits")).to_be_visible()
 
 
-def test_a_page_tells_all_of_a_card(page: Page, api: Api) -> None:
+def test_model_page_shows_the_whole_card(page: Page, api: Api) -> None:
     model = api.client.get(f"/v1/models/{IMAGENET}").json()
     page.goto(f"/#/models/{IMAGENET}")
     expect(page.get_by_role("heading", level=1)).to_have_text(IMAGENET)
@@ -110,15 +111,15 @@ def test_a_page_tells_all_of_a_card(page: Page, api: Api) -> None:
         "Origin": model["provenance"],
         "Loaded on": "no worker at the moment",
     }.items():
-        expect(fact(page, name)).to_contain_text(value)
+        expect(fact_value(page, name)).to_contain_text(value)
     notes = page.locator(".accuracies .hint")
     for bar, told in zip(notes.all(), model["accuracy"], strict=True):
         expect(bar).to_contain_text(told["note"][-30:])
     expect(page.get_by_text("Not loaded yet: the first job loads and probes it.")).to_be_visible()
 
 
-def test_a_thousand_classes_are_searched_by_name_and_index(page: Page) -> None:
-    classes = zoo.manifest(IMAGENET).classes
+def test_classes_are_searched_by_name_and_index(page: Page) -> None:
+    classes = zoo.find_manifest(IMAGENET).classes
     page.goto(f"/#/models/{IMAGENET}")
     shown = page.locator(".classes li")
     expect(shown).to_have_count(50)
@@ -130,17 +131,17 @@ def test_a_thousand_classes_are_searched_by_name_and_index(page: Page) -> None:
     expect(page.get_by_text(f"{len(found)} of 1,000")).to_be_visible()
 
 
-def test_the_digest_is_copied(page: Page) -> None:
+def test_digest_is_copied_to_the_clipboard(page: Page) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto(f"/#/models/{IMAGENET}")
     page.get_by_role("button", name="Copy digest").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()") == zoo.manifest(IMAGENET).digest
+    assert page.evaluate("navigator.clipboard.readText()") == zoo.find_manifest(IMAGENET).digest
 
 
-def test_what_loading_measured_and_who_keeps_it_loaded_is_told(page: Page, api: Api) -> None:
-    model = zoo.manifest(LOADED)
-    api.ledger.note_probe(model.digest, PROBE)
+def test_model_page_shows_its_probe_and_the_workers_that_loaded_it(page: Page, api: Api) -> None:
+    model = zoo.find_manifest(LOADED)
+    api.ledger.store_probe(model.digest, PROBE)
     page.goto(f"/#/models/{model.id}")
     for name, value in {
         "Device": "cuda:0",
@@ -156,18 +157,18 @@ def test_what_loading_measured_and_who_keeps_it_loaded_is_told(page: Page, api: 
         "Softmax": "no",
         "Loaded on": "gpu1-4711",
     }.items():
-        expect(fact(page, name)).to_contain_text(value)
+        expect(fact_value(page, name)).to_contain_text(value)
     page.goto("/#/models")
     expect(page.locator("article", has_text=model.id)).to_contain_text("Loaded on 1 worker")
 
 
-def test_the_history_is_that_of_the_model_alone(page: Page, api: Api) -> None:
+def test_model_history_lists_only_jobs_on_that_model(page: Page, api: Api) -> None:
     model = "fashion-mnist-cnn-noise-0.25"
     jobs = []
     for behaviour in (succeed, fail, succeed):
-        with api.worker.doing(behaviour):
-            jobs.append(api.job(model=model)["id"])
-    api.job(model="fashion-mnist-cnn")
+        with api.worker.with_behavior(behaviour):
+            jobs.append(api.run_job(model=model)["id"])
+    api.run_job(model="fashion-mnist-cnn")
     page.goto(f"/#/models/{model}")
     rows = page.get_by_role("table", name="The last jobs on this model").locator("tbody tr")
     expect(rows.locator(".badge")).to_have_text(["fooled", "failed", "fooled"])
@@ -178,13 +179,13 @@ def test_the_history_is_that_of_the_model_alone(page: Page, api: Api) -> None:
     expect(page.get_by_role("link", name="All its jobs")).to_have_attribute("href", f"#/jobs?model={model}")
 
 
-def test_names_from_outside_stay_text(page: Page, api: Api) -> None:
+def test_user_supplied_names_are_never_rendered_as_markup(page: Page, api: Api) -> None:
     model = models(api)[0]
     accuracy = [{"data": HOSTILE, "value": 0.5, "measured": False, "note": HOSTILE}]
     names = dict.fromkeys(("id", "architecture", "licence", "provenance", "digest"), HOSTILE)
     model |= {**names, "classes": [HOSTILE], "accuracy": accuracy, "resident": [HOSTILE]}
     model["probe"] = {"device": HOSTILE, HOSTILE: HOSTILE}
-    job = api.job()
+    job = api.run_job()
     job |= {"method": HOSTILE, "result": {"success": True, "original": {"name": HOSTILE}, "adversarial": {}}}
     page.route("**/v1/models", lambda route: route.fulfill(json={"items": [model], "cursor": None}))
     page.route("**/v1/models/*", lambda route: route.fulfill(json=model))
@@ -200,7 +201,9 @@ def test_names_from_outside_stay_text(page: Page, api: Api) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("where", ["#/models", f"#/models/{IMAGENET}"])
-def test_a_phone_shows_it_without_barriers(open_page: OpenPage, api: Api, where: str, scheme: str) -> None:
+def test_model_pages_are_accessible_and_do_not_overflow_on_a_phone(
+    open_page: OpenPage, api: Api, where: str, scheme: str
+) -> None:
     page = open_page(api.origin, **PHONE, color_scheme=scheme)
     page.goto(f"/{where}")
     expect(page.locator(".accuracies").first).to_be_visible()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from api_tests.support.browser import PHONE, OpenPage, Troubles, axe
+from api_tests.support.browser import PHONE, OpenPage, PageErrors, axe
 from api_tests.support.fake_service import Api, png
 from touchstone.methods import catalogue
 from touchstone.models import zoo
@@ -17,27 +17,27 @@ from touchstone.models import zoo
 IMAGENET, CLOTHES = "imagenet-efficientnet-lite0", "fashion-mnist-cnn"
 HOSTILE = "<img src=x onerror='document.title=1'>;\".png"
 REFUSED = "status of 422"
-ELSEWHERE = "export const title = () => 'A job'; export const show = async () => {};"
+STUB_JOB_PAGE = "export const title = () => 'A job'; export const show = async () => {};"
 
 
 @pytest.fixture(autouse=True)
 def worker(api: Api) -> Iterator[None]:
     """A worker that is alive, so that no page warns of its absence."""
-    api.ledger.beat("gpu1-4711", {})
+    api.ledger.heartbeat("gpu1-4711", {})
     yield
-    api.ledger.leave("gpu1-4711")
+    api.ledger.remove_worker("gpu1-4711")
 
 
 @pytest.fixture
 def page(page: Page) -> Page:
     """A page whose jobs have nothing to show."""
     page.route(
-        "**/app/pages/job.js", lambda route: route.fulfill(body=ELSEWHERE, content_type="text/javascript")
+        "**/app/pages/job.js", lambda route: route.fulfill(body=STUB_JOB_PAGE, content_type="text/javascript")
     )
     return page
 
 
-def start(page: Page, **choices: str) -> None:
+def open_form(page: Page, **choices: str) -> None:
     """Open the form, once it has its image and its estimate."""
     page.goto("/#/new?" + "&".join(f"{name}={value}" for name, value in choices.items()))
     expect(page.locator(".stage")).to_be_visible()
@@ -48,17 +48,17 @@ def start(page: Page, **choices: str) -> None:
 def run(page: Page, api: Api) -> dict[str, Any]:
     """The job that the form makes."""
     page.get_by_role("button", name="Run").click()
-    return arrived(page, api)
+    return read_shown_job(page, api)
 
 
-def arrived(page: Page, api: Api) -> dict[str, Any]:
+def read_shown_job(page: Page, api: Api) -> dict[str, Any]:
     """The job whose page is shown."""
     page.wait_for_url("**/#/jobs/*")
     job: dict[str, Any] = api.client.get("/v1/jobs/" + page.url.rpartition("/")[2]).json()
     return job
 
 
-def changes(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def changed_values(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """A value for each parameter that differs from its default."""
     for name, field in schema["properties"].items():
         yield name, _other(field)
@@ -94,7 +94,7 @@ def set_field(page: Page, name: str, value: Any) -> None:
         field.fill(",".join(value) if isinstance(value, list) else str(value))
 
 
-def test_one_click_attacks_a_photo(page: Page, api: Api) -> None:
+def test_one_click_attacks_a_photo_with_default_parameters(page: Page, api: Api) -> None:
     page.goto("/")
     expect(page.get_by_role("heading", level=1)).to_have_text("Can this classifier be fooled?")
     expect(page.locator(".run")).to_contain_text("Up to 122 forward + 80 backward passes")
@@ -102,15 +102,15 @@ def test_one_click_attacks_a_photo(page: Page, api: Api) -> None:
     assert (job["kind"], job["method"], job["model"]["id"]) == ("attack", "pgd", IMAGENET)
     assert (job["image"]["width"], job["image"]["height"]) == (451, 300)
     usual = catalogue()["pgd"]()
-    assert job["parameters"] == usual.model_dump(mode="json") | usual.decided(1000)
+    assert job["parameters"] == usual.model_dump(mode="json") | usual.resolve_defaults(1000)
 
 
 @pytest.mark.parametrize("name", catalogue())
 def test_every_parameter_of_a_method_is_sent(page: Page, api: Api, name: str) -> None:
     method = catalogue()[name]
-    start(page, kind=method.kind, method=name, model=CLOTHES)
+    open_form(page, kind=method.kind, method=name, model=CLOTHES)
     page.get_by_text("Advanced").click()
-    wanted = dict(changes(method.model_json_schema()))
+    wanted = dict(changed_values(method.model_json_schema()))
     for field, value in wanted.items():
         set_field(page, field, value)
     page.get_by_label("Seed").fill("7")
@@ -119,8 +119,8 @@ def test_every_parameter_of_a_method_is_sent(page: Page, api: Api, name: str) ->
     assert (job["method"], job["parameters"], job["seed"]) == (name, wanted, 7)
 
 
-def test_a_prediction_takes_its_fields_from_the_description_of_the_api(page: Page, api: Api) -> None:
-    start(page, kind="prediction", model=CLOTHES)
+def test_prediction_form_takes_its_fields_from_openapi(page: Page, api: Api) -> None:
+    open_form(page, kind="prediction", model=CLOTHES)
     page.get_by_label("Top").fill("3")
     page.locator("[name=defence][value=smoothing]").check()
     assert run(page, api)["parameters"] == {
@@ -132,8 +132,8 @@ def test_a_prediction_takes_its_fields_from_the_description_of_the_api(page: Pag
     }
 
 
-def test_what_is_default_is_not_sent(page: Page) -> None:
-    start(page)
+def test_default_values_are_not_sent(page: Page) -> None:
+    open_form(page)
     eps = page.get_by_role("textbox", name="Eps")
     eps.fill("4/255")
     expect(page.locator("pre")).to_contain_text("-F eps=4/255")
@@ -143,14 +143,14 @@ def test_what_is_default_is_not_sent(page: Page) -> None:
     expect(eps).to_have_value("7/255")
 
 
-def test_a_number_may_be_a_fraction(page: Page) -> None:
-    start(page, kind="attack", method="geoda", model=CLOTHES, low="51/255")
+def test_fraction_in_the_address_fills_the_number_field(page: Page) -> None:
+    open_form(page, kind="attack", method="geoda", model=CLOTHES, low="51/255")
     expect(page.get_by_label("Low")).to_have_value("0.2")
 
 
-def test_a_problem_is_shown_at_its_field(page: Page, troubles: Troubles) -> None:
+def test_server_error_is_shown_at_its_field(page: Page, troubles: PageErrors) -> None:
     troubles.expect(REFUSED)
-    start(page, eps="2")
+    open_form(page, eps="2")
     eps = page.get_by_role("textbox", name="Eps")
     expect(page.get_by_text("did you mean 2/255?")).to_be_visible()
     page.get_by_role("button", name="Run").click()
@@ -161,8 +161,8 @@ def test_a_problem_is_shown_at_its_field(page: Page, troubles: Troubles) -> None
     expect(eps).to_have_attribute("aria-invalid", "false")
 
 
-def test_a_field_aside_that_is_wrong_is_brought_to_light(page: Page) -> None:
-    start(page)
+def test_invalid_field_in_closed_advanced_section_is_revealed(page: Page) -> None:
+    open_form(page)
     page.get_by_text("Advanced").click()
     page.get_by_label("Deadline").fill("9999")
     page.get_by_text("Advanced").click()
@@ -170,14 +170,14 @@ def test_a_field_aside_that_is_wrong_is_brought_to_light(page: Page) -> None:
     expect(page.get_by_label("Deadline")).to_be_focused()
 
 
-def test_a_job_that_costs_too_much_is_told_before_it_is_sent(page: Page) -> None:
-    start(page, kind="certificate", method="smoothing", n="300000")
+def test_cost_above_the_limit_is_shown_before_submission(page: Page) -> None:
+    open_form(page, kind="certificate", method="smoothing", n="300000")
     expect(page.get_by_role("status").filter(has_text="300,140 passes are more than")).to_be_visible()
 
 
-def test_a_class_is_chosen_by_its_name(page: Page, api: Api) -> None:
-    start(page, model=IMAGENET)
-    missiles = [i for i, name in enumerate(zoo.manifest(IMAGENET).classes) if name == "missile"]
+def test_class_is_chosen_by_name_or_by_name_with_index(page: Page, api: Api) -> None:
+    open_form(page, model=IMAGENET)
+    missiles = [i for i, name in enumerate(zoo.find_manifest(IMAGENET).classes) if name == "missile"]
     assert len(missiles) == 2
     page.get_by_label("Target").fill(f"missile · {missiles[1]}")
     page.get_by_label("Label", exact=True).fill("LYNX")
@@ -185,9 +185,9 @@ def test_a_class_is_chosen_by_its_name(page: Page, api: Api) -> None:
     assert (job["target"], job["label"]) == (missiles[1], 287)
 
 
-def test_an_earlier_job_fills_the_form_and_can_be_changed(page: Page, api: Api) -> None:
+def test_earlier_job_prefills_the_form_and_can_be_changed(page: Page, api: Api) -> None:
     said = {"model": CLOTHES, "eps": "2/255", "steps": 9, "random_start": False, "target": 3, "seed": 5}
-    before = api.job(**said, norm="l1")
+    before = api.run_job(**said, norm="l1")
     page.goto(f"/#/new?from={before['id']}&steps=11")
     expect(page.get_by_role("textbox", name="Eps")).to_have_value("2/255")
     expect(page.locator(".view")).to_contain_text("9 × 8")
@@ -202,8 +202,8 @@ def test_an_earlier_job_fills_the_form_and_can_be_changed(page: Page, api: Api) 
     assert (after["seed"], after.get("target")) == (0, None)
 
 
-def test_the_address_keeps_what_is_chosen(page: Page) -> None:
-    start(page)
+def test_address_keeps_the_choices_across_a_reload(page: Page) -> None:
+    open_form(page)
     page.get_by_label("Model").select_option(CLOTHES)
     page.get_by_label("Bag").check()
     page.get_by_label("Steps").fill("3")
@@ -213,16 +213,16 @@ def test_the_address_keeps_what_is_chosen(page: Page) -> None:
     expect(page.get_by_label("Bag")).to_be_checked()
 
 
-def test_clicking_twice_makes_one_job(page: Page, api: Api) -> None:
-    start(page, seed="424242")
+def test_submission_by_two_clicks_makes_one_job(page: Page, api: Api) -> None:
+    open_form(page, seed="424242")
     page.get_by_role("button", name="Run").dblclick()
-    arrived(page, api)
+    read_shown_job(page, api)
     jobs = api.client.get("/v1/jobs").json()["items"]
     assert [job["seed"] for job in jobs].count(424242) == 1
 
 
-def test_a_file_may_be_called_anything(page: Page, api: Api) -> None:
-    start(page)
+def test_hostile_file_name_is_shown_and_quoted_as_text(page: Page, api: Api) -> None:
+    open_form(page)
     file: FilePayload = {"name": HOSTILE, "mimeType": "image/png", "buffer": png(31, 20)}
     page.get_by_label("Choose an image").set_input_files(file)
     expect(page.locator(".view")).to_contain_text(HOSTILE)
@@ -235,8 +235,8 @@ def test_a_file_may_be_called_anything(page: Page, api: Api) -> None:
     expect(page).to_have_title("A job · Touchstone")
 
 
-def test_an_image_may_be_dropped_and_pasted(page: Page) -> None:
-    start(page)
+def test_image_is_accepted_by_drop_and_paste(page: Page) -> None:
+    open_form(page)
     for event, member, width in (("drop", "dataTransfer", 21), ("paste", "clipboardData", 22)):
         page.evaluate(
             """([event, member, bytes]) => {
@@ -250,9 +250,9 @@ def test_an_image_may_be_dropped_and_pasted(page: Page) -> None:
         expect(page.locator(".view")).to_contain_text(f"{width} × 20")
 
 
-def test_what_is_no_image_is_said_at_the_image(page: Page, troubles: Troubles) -> None:
+def test_file_that_is_no_image_is_reported_at_the_image_field(page: Page, troubles: PageErrors) -> None:
     troubles.expect(REFUSED)
-    start(page)
+    open_form(page)
     chooser = page.get_by_label("Choose an image")
     chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"words"})
     expect(page.get_by_text("No preview")).to_be_visible()
@@ -261,8 +261,8 @@ def test_what_is_no_image_is_said_at_the_image(page: Page, troubles: Troubles) -
     expect(chooser).to_be_focused()
 
 
-def test_the_keyboard_is_enough(page: Page, api: Api) -> None:
-    start(page, model=CLOTHES)
+def test_form_is_filled_and_sent_by_keyboard(page: Page, api: Api) -> None:
+    open_form(page, model=CLOTHES)
     page.get_by_label("Choose an image").focus()
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")
@@ -280,14 +280,16 @@ def test_the_keyboard_is_enough(page: Page, api: Api) -> None:
     page.keyboard.press("Control+A")
     page.keyboard.type("500")
     page.keyboard.press("Enter")
-    job = arrived(page, api)
+    job = read_shown_job(page, api)
     assert (job["method"], job["parameters"]["n"], job["image"]["width"]) == ("smoothing", 500, 28)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_barriers_and_nothing_beside_the_screen(open_page: OpenPage, api: Api, scheme: Any) -> None:
+def test_form_is_accessible_and_does_not_overflow_on_a_phone(
+    open_page: OpenPage, api: Api, scheme: Any
+) -> None:
     page = open_page(api.origin, **PHONE, color_scheme=scheme)
-    start(page, method="pgd", eps="3/255")
+    open_form(page, method="pgd", eps="3/255")
     for details in page.locator("details").all():
         details.evaluate("(details) => details.open = true")
     assert axe(page) == []

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from api_tests.support.browser import PHONE, Held, OpenPage, Troubles, axe
+from api_tests.support.browser import PHONE, HeldRequests, OpenPage, PageErrors, axe
 from api_tests.support.fake_service import Api, fail
 from touchstone.models import zoo
 
-CNN = zoo.manifest("fashion-mnist-cnn")
+CNN = zoo.find_manifest("fashion-mnist-cnn")
 INFO = {
     "host": "gpu1",
     "pid": 4711,
@@ -25,7 +25,7 @@ INFO = {
 }
 
 
-COUNTING = """
+COUNT_POLLS = """
 const ask = fetch;
 window.asked = 0;
 window.fetch = (path, ...rest) => { asked += path === "/v1/operations"; return ask(path, ...rest); };
@@ -35,12 +35,12 @@ window.fetch = (path, ...rest) => { asked += path === "/v1/operations"; return a
 @pytest.fixture(autouse=True)
 def worker(api: Api) -> Iterator[None]:
     """A worker that is alive."""
-    api.ledger.beat("gpu1-4711", INFO)
+    api.ledger.heartbeat("gpu1-4711", INFO)
     yield
-    api.ledger.leave("gpu1-4711")
+    api.ledger.remove_worker("gpu1-4711")
 
 
-def figure(page: Page, name: str) -> Locator:
+def tile_value(page: Page, name: str) -> Locator:
     """The number on a tile."""
     return page.locator(".tiles .card", has=page.get_by_role("heading", name=name)).locator("strong")
 
@@ -54,7 +54,7 @@ def hide(page: Page, hidden: bool) -> None:
     )
 
 
-def answers(page: Page, *each: dict[str, Any]) -> list[int]:
+def answer_with(page: Page, *each: dict[str, Any]) -> list[int]:
     """Answer with these figures one after another, the last one for good; returns a growing list of looks."""
     looks: list[int] = []
 
@@ -66,7 +66,7 @@ def answers(page: Page, *each: dict[str, Any]) -> list[int]:
     return looks
 
 
-def asked_in_ten_seconds(page: Page) -> int:
+def count_polls_in_ten_seconds(page: Page) -> int:
     """How often the page asks for figures while ten seconds pass for it."""
     before: int = page.evaluate("asked")
     for _ in range(5):
@@ -75,14 +75,14 @@ def asked_in_ten_seconds(page: Page) -> int:
     return int(page.evaluate("asked")) - before
 
 
-def asked_again(page: Page) -> None:
+def wait_for_polls(page: Page) -> None:
     """Wait until the page asks for figures twice, so that the first were answered."""
     before = page.evaluate("asked")
     while page.evaluate("asked") < before + 2:
-        asked_in_ten_seconds(page)
+        count_polls_in_ten_seconds(page)
 
 
-def at(api: Api, second: int, forward: int, backward: int = 0) -> dict[str, Any]:
+def operations_at(api: Api, second: int, forward: int, backward: int = 0) -> dict[str, Any]:
     """The API's figures with one worker, as it was at a second of a minute."""
     answer: dict[str, Any] = api.client.get("/v1/operations").json()
     queries = {"forward": forward, "backward": backward}
@@ -90,16 +90,16 @@ def at(api: Api, second: int, forward: int, backward: int = 0) -> dict[str, Any]
     return answer | {"workers": [worker | {"models": []}]}
 
 
-def test_figures_are_those_of_the_api(page: Page, api: Api) -> None:
-    api.job()
-    with api.worker.doing(fail):
-        api.job()
-    with api.worker.resting():
+def test_operations_page_shows_the_figures_of_the_api(page: Page, api: Api) -> None:
+    api.run_job()
+    with api.worker.with_behavior(fail):
+        api.run_job()
+    with api.worker.pause():
         held = api.submit(wait=None).json()["id"]
         told = api.client.get("/v1/operations").json()
         page.goto("/#/operations")
-        expect(figure(page, "Jobs waiting")).to_have_text(str(told["queue"]["depth"]))
-        expect(figure(page, "Workers alive")).to_have_text("1")
+        expect(tile_value(page, "Jobs waiting")).to_have_text(str(told["queue"]["depth"]))
+        expect(tile_value(page, "Workers alive")).to_have_text("1")
         for status, n in told["jobs"].items():
             link = page.locator(f'a[href="#/jobs?status={status}"]')
             expect(link).to_have_text(f"{n}{status}")
@@ -114,81 +114,85 @@ def test_figures_are_those_of_the_api(page: Page, api: Api) -> None:
     expect(seconds).to_have_attribute("aria-label", "Time of a pass. ≤ 10 ms: 15, ≤ 20 ms: 4, > 20 ms: 1")
 
 
-def test_without_a_worker_it_says_how_to_start_one(page: Page, api: Api, troubles: Troubles) -> None:
+def test_page_without_workers_tells_how_to_start_one(page: Page, api: Api, troubles: PageErrors) -> None:
     troubles.expect("^503: .*/readyz$")
     troubles.allow("^console: .* 503 .*/readyz")
-    api.ledger.leave("gpu1-4711")
+    api.ledger.remove_worker("gpu1-4711")
     page.goto("/#/operations")
     expect(page.get_by_role("heading", name="No worker is alive")).to_be_visible()
     expect(page.locator(".empty code")).to_have_text(["touchstone up", "python -m workers"])
 
 
-def test_rates_are_what_grew_between_two_signs_of_life(page: Page, api: Api) -> None:
+def test_query_rates_are_computed_between_two_heartbeats(page: Page, api: Api) -> None:
     page.clock.install()
-    looks = answers(page, at(api, 10, 1000), at(api, 10, 1000), at(api, 14, 1200, 40))
+    looks = answer_with(
+        page, operations_at(api, 10, 1000), operations_at(api, 10, 1000), operations_at(api, 14, 1200, 40)
+    )
     page.goto("/#/operations")
-    expect(figure(page, "Queries a second")).to_have_text("–")
+    expect(tile_value(page, "Queries a second")).to_have_text("–")
     while len(looks) < 3:
         page.clock.run_for(2000)
         page.wait_for_timeout(50)
-    expect(figure(page, "Queries a second")).to_have_text("60")
+    expect(tile_value(page, "Queries a second")).to_have_text("60")
     expect(page.get_by_role("article")).to_contain_text("50 forward, 10 backward")
     expect(page.get_by_role("img", name="Queries a second: 60, at most 60")).to_be_visible()
 
 
-def test_nothing_is_asked_while_hidden_or_paused_or_left(page: Page, api: Api) -> None:
+def test_polling_stops_while_the_page_is_hidden_paused_or_left(page: Page, api: Api) -> None:
     page.clock.install()
-    page.add_init_script(COUNTING)
-    answers(page, at(api, 10, 0))
+    page.add_init_script(COUNT_POLLS)
+    answer_with(page, operations_at(api, 10, 0))
     page.goto("/#/operations")
     expect(page.get_by_role("article")).to_be_visible()
-    asked_again(page)
+    wait_for_polls(page)
     hide(page, True)
-    assert asked_in_ten_seconds(page) == 0
+    assert count_polls_in_ten_seconds(page) == 0
     hide(page, False)
-    asked_again(page)
+    wait_for_polls(page)
     page.get_by_role("button", name="Pause").click()
-    assert asked_in_ten_seconds(page) == 0
+    assert count_polls_in_ten_seconds(page) == 0
     page.get_by_role("button", name="Go on").click()
-    asked_again(page)
+    wait_for_polls(page)
     page.goto("/#/models")
     expect(page.get_by_role("heading", name="Models")).to_be_visible()
-    assert asked_in_ten_seconds(page) == 0
+    assert count_polls_in_ten_seconds(page) == 0
 
 
-def test_an_answer_that_comes_after_the_pause_is_not_drawn(page: Page, api: Api) -> None:
+def test_answer_arriving_after_the_pause_is_not_shown(page: Page, api: Api) -> None:
     page.clock.install()
-    answers(page, at(api, 10, 5))
+    answer_with(page, operations_at(api, 10, 5))
     page.goto("/#/operations")
     expect(page.get_by_role("article")).to_contain_text("5 forward")
-    held = Held(page, "**/v1/operations")
+    held = HeldRequests(page, "**/v1/operations")
     page.clock.run_for(2000)
     late = held.take()
     page.get_by_role("button", name="Pause").click()
     with page.expect_response("**/v1/operations"):
-        late.fulfill(json=at(api, 14, 413))
+        late.fulfill(json=operations_at(api, 14, 413))
     page.wait_for_timeout(200)
     expect(page.get_by_role("article")).to_contain_text("5 forward")
-    answers(page, at(api, 16, 707))
+    answer_with(page, operations_at(api, 16, 707))
     page.get_by_role("button", name="Go on").click()
     expect(page.get_by_role("article")).to_contain_text("707 forward")
 
 
-def test_a_link_keeps_the_focus_while_figures_change(page: Page, api: Api) -> None:
+def test_link_keeps_the_focus_while_figures_change(page: Page, api: Api) -> None:
     page.clock.install()
-    answers(page, at(api, 10, 0), at(api, 12, 400))
+    answer_with(page, operations_at(api, 10, 0), operations_at(api, 12, 400))
     page.goto("/#/operations")
     link = page.locator('a[href="#/jobs?status=running"]')
     link.focus()
     page.clock.run_for(2000)
-    expect(figure(page, "Queries a second")).to_have_text("200")
+    expect(tile_value(page, "Queries a second")).to_have_text("200")
     expect(link).to_be_focused()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_it_without_barriers(open_page: OpenPage, api: Api, scheme: str) -> None:
+def test_operations_page_is_accessible_and_does_not_overflow_on_a_phone(
+    open_page: OpenPage, api: Api, scheme: str
+) -> None:
     page = open_page(api.origin, **PHONE, color_scheme=scheme)
-    answers(page, at(api, 10, 0))
+    answer_with(page, operations_at(api, 10, 0))
     page.goto("/#/operations")
     expect(page.get_by_role("article")).to_be_visible()
     assert axe(page) == []

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from api_tests.support.browser import PHONE, OpenPage, Troubles, axe
+from api_tests.support.browser import PHONE, OpenPage, PageErrors, axe
 from api_tests.support.fake_service import Api, fail
-from api_tests.support.own_models import SAID, linear_onnx
+from api_tests.support.own_models import REGISTRATION_FIELDS, linear_onnx
 
 BELOW_THE_HEAD = """(field) => {
   const head = document.querySelector("header").getBoundingClientRect();
@@ -20,15 +20,18 @@ BELOW_THE_HEAD = """(field) => {
 
 
 @pytest.fixture
-def page(open_page: OpenPage, api: Api, troubles: Troubles) -> Page:
+def page(open_page: OpenPage, api: Api, troubles: PageErrors) -> Page:
     """A page of the service with a pretended worker, which gives no sign of life."""
     troubles.allow("/readyz")
     return open_page(api.origin)
 
 
-def registered(api: Api, model: str) -> dict[str, Any]:
+def register_model(api: Api, model: str) -> dict[str, Any]:
     """The job of a registration that has ended."""
-    parts = {"file": ("a.onnx", linear_onnx()), "manifest": ("m", json.dumps({**SAID, "id": model}))}
+    parts = {
+        "file": ("a.onnx", linear_onnx()),
+        "manifest": ("m", json.dumps({**REGISTRATION_FIELDS, "id": model})),
+    }
     job: dict[str, Any] = api.client.post("/v1/models", files=parts, headers={"Prefer": "wait=10"}).json()
     return job
 
@@ -38,7 +41,9 @@ def fill_in(page: Page, **values: str) -> None:
         page.get_by_label(label.replace("_", " "), exact=True).fill(text)
 
 
-def test_a_model_is_registered_by_hand(page: Page, api: Api, tmp_path: Path, troubles: Troubles) -> None:
+def test_model_is_registered_with_the_form_after_a_refused_file(
+    page: Page, api: Api, tmp_path: Path, troubles: PageErrors
+) -> None:
     file = tmp_path / "net.onnx"
     file.write_bytes(b"\x1f\x8b and the rest")
     page.goto("/#/models")
@@ -63,7 +68,7 @@ def test_a_model_is_registered_by_hand(page: Page, api: Api, tmp_path: Path, tro
     expect(page.locator("dt", has_text="Versions").locator("+ dd")).to_contain_text(card["digest"][7:19])
 
 
-def test_what_is_wrong_is_not_hidden_below_the_head(page: Page, tmp_path: Path) -> None:
+def test_invalid_field_is_scrolled_into_view_below_the_header(page: Page, tmp_path: Path) -> None:
     page.set_viewport_size({"width": 1280, "height": 500})
     page.goto("/#/models?new")
     (tmp_path / "net.onnx").write_bytes(linear_onnx())
@@ -76,8 +81,8 @@ def test_what_is_wrong_is_not_hidden_below_the_head(page: Page, tmp_path: Path) 
     page.wait_for_function(BELOW_THE_HEAD, arg=name.element_handle())
 
 
-def test_the_job_shows_what_was_found_out(page: Page, api: Api) -> None:
-    job = registered(api, "shown")
+def test_registration_job_page_shows_the_probe(page: Page, api: Api) -> None:
+    job = register_model(api, "shown")
     page.goto(f"/#/jobs/{job['id']}")
     probe = page.locator("section", has=page.get_by_role("heading", name="Probe"))
     for name, value in {
@@ -94,22 +99,25 @@ def test_the_job_shows_what_was_found_out(page: Page, api: Api) -> None:
     assert axe(page) == []
 
 
-def test_one_that_failed_or_waits_is_shown_without_an_image(page: Page, api: Api) -> None:
-    with api.worker.doing(fail):
-        job = registered(api, "unfit")
+def test_failed_or_queued_registration_is_shown_without_an_image(page: Page, api: Api) -> None:
+    with api.worker.with_behavior(fail):
+        job = register_model(api, "unfit")
     page.goto(f"/#/jobs/{job['id']}")
     expect(page.get_by_role("heading", name="It failed")).to_be_visible()
     expect(page.get_by_role("link", name="Run it again with changes")).to_have_count(0)
-    with api.worker.resting():
-        parts = {"file": ("a", linear_onnx(seed=4)), "manifest": ("m", json.dumps({**SAID, "id": "late"}))}
+    with api.worker.pause():
+        parts = {
+            "file": ("a", linear_onnx(seed=4)),
+            "manifest": ("m", json.dumps({**REGISTRATION_FIELDS, "id": "late"})),
+        }
         job = api.client.post("/v1/models", files=parts).json()
         page.goto(f"/#/jobs/{job['id']}")
         expect(page.get_by_text("Waiting: it is next")).to_be_visible()
     expect(page.locator(".sentence")).to_have_text("Registered: late can be used")
 
 
-def test_it_stands_among_other_jobs_and_beside_them(page: Page, api: Api) -> None:
-    job, other = registered(api, "beside"), api.job()
+def test_registration_is_listed_and_compared_with_other_jobs(page: Page, api: Api) -> None:
+    job, other = register_model(api, "beside"), api.run_job()
     page.goto("/#/jobs?kind=registration")
     row = page.locator(f"tr[data-id='{job['id']}']")
     expect(row).to_contain_text("beside can be used")
@@ -122,8 +130,8 @@ def test_it_stands_among_other_jobs_and_beside_them(page: Page, api: Api) -> Non
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_form_has_no_barriers_on_a_phone(
-    open_page: OpenPage, api: Api, troubles: Troubles, scheme: str
+def test_registration_form_is_accessible_and_does_not_overflow_on_a_phone(
+    open_page: OpenPage, api: Api, troubles: PageErrors, scheme: str
 ) -> None:
     troubles.allow("/readyz")
     page = open_page(api.origin, **PHONE, color_scheme=scheme)

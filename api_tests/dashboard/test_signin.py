@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from api_tests.support.browser import OpenPage, Troubles
-from api_tests.support.fake_service import Api, serving
+from api_tests.support.browser import OpenPage, PageErrors
+from api_tests.support.fake_service import Api, run_service
 from touchstone.ledger.api_keys import KeyRequest
 from touchstone.settings import Settings
 
 
 @pytest.fixture
 def guarded(settings: Settings) -> Iterator[Api]:
-    with serving(settings.model_copy(update={"require_keys": True})) as api:
+    with run_service(settings.model_copy(update={"require_keys": True})) as api:
         yield api
 
 
@@ -25,7 +25,7 @@ def key(guarded: Api) -> str:
 
 
 @pytest.fixture
-def page(guarded: Api, open_page: OpenPage, troubles: Troubles) -> Page:
+def page(guarded: Api, open_page: OpenPage, troubles: PageErrors) -> Page:
     """A page of a service that wants a key for everything but the page itself."""
     troubles.allow("status of 401")
     troubles.allow("503.*/readyz")
@@ -37,7 +37,7 @@ def sign_in(page: Page, key: str) -> None:
     page.keyboard.press("Enter")
 
 
-def test_a_key_is_asked_for_once_and_kept_for_the_tab(page: Page, key: str) -> None:
+def test_key_is_asked_for_once_and_kept_for_the_tab(page: Page, key: str) -> None:
     page.goto("/#/models")
     expect(page.get_by_role("dialog", name="Sign in")).to_contain_text("This service needs an API key")
     sign_in(page, "ts_wrong")
@@ -52,7 +52,7 @@ def test_a_key_is_asked_for_once_and_kept_for_the_tab(page: Page, key: str) -> N
     expect(page.get_by_role("button", name="Sign out")).to_be_visible()
 
 
-def test_signing_out_forgets_the_key(page: Page, key: str) -> None:
+def test_sign_out_removes_the_key(page: Page, key: str) -> None:
     page.goto("/#/models")
     sign_in(page, key)
     page.get_by_role("button", name="Sign out").click()
@@ -60,7 +60,7 @@ def test_signing_out_forgets_the_key(page: Page, key: str) -> None:
     assert page.evaluate("() => JSON.stringify([sessionStorage, localStorage])").find(key) == -1
 
 
-def test_a_key_never_stands_in_an_address(page: Page, key: str) -> None:
+def test_key_never_appears_in_a_request_url(page: Page, key: str) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto("/#/new")
@@ -70,7 +70,7 @@ def test_a_key_never_stands_in_an_address(page: Page, key: str) -> None:
     assert not any(key in address for address in asked)
 
 
-def test_a_refusal_that_comes_after_the_sign_in_asks_for_no_other_key(page: Page, key: str) -> None:
+def test_late_401_after_sign_in_does_not_ask_for_a_key_again(page: Page, key: str) -> None:
     late: list[Route] = []
 
     def hold(route: Route) -> None:
@@ -86,7 +86,7 @@ def test_a_refusal_that_comes_after_the_sign_in_asks_for_no_other_key(page: Page
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_a_key_opens_the_pages_of_its_tenant_and_follows_its_jobs(guarded: Api, page: Page) -> None:
+def test_signed_in_list_shows_and_follows_only_jobs_of_the_tenant(guarded: Api, page: Page) -> None:
     keys = {
         tenant: guarded.ledger.keys.create(KeyRequest(name="browser", tenant=tenant))
         for tenant in ("acme", "other")

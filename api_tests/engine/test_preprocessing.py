@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from touchstone.engine.norms import NORMS
-from touchstone.engine.oracles.preprocessing import Sight
+from touchstone.engine.oracles.preprocessing import Preprocessing
 from touchstone.engine.quantization import snap
 from touchstone.evaluation import perturbation
 from touchstone.models.manifest import InputSpec
@@ -19,7 +19,7 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 SIZES = [(300, 451), (451, 300), (64, 90), (1000, 37), (256, 256), (224, 224)]
 
 
-def through_pillow(pixels, spec):
+def preprocess_with_pillow(pixels, spec):
     """The pipeline of published models: an 8-bit image resized and cropped, and only then made floats."""
     image = Image.fromarray(pixels)
     height, width = image.height, image.width
@@ -35,73 +35,75 @@ def through_pillow(pixels, spec):
     return np.asarray(image.crop((left, upper, left + spec.width, upper + spec.height)))
 
 
-def smooth_picture(height, width):
+def smooth_image(height, width):
     """Random, but with neighbours alike, as in photos, and without what a filter would overshoot at."""
     coarse = np.random.default_rng(0).integers(50, 206, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def batch_of(pixels):
+def to_batch(pixels):
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
 
 @pytest.mark.parametrize("interpolation", sorted(FILTERS))
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("resize", [256, None])
-def test_the_differentiable_resize_is_within_rounding_of_pillows(size, resize, interpolation):
+def test_differentiable_resize_matches_pillow_within_rounding(size, resize, interpolation):
     spec = InputSpec(height=224, width=224, resize=resize, interpolation=interpolation)
-    pixels = smooth_picture(*size)
-    ours = Sight(spec, None, None).see(batch_of(pixels))[0].permute(1, 2, 0) * 255
+    pixels = smooth_image(*size)
+    ours = Preprocessing(spec, None, None).apply(to_batch(pixels))[0].permute(1, 2, 0) * 255
     # Pillow rounds to 8 bits after each of its two passes.
-    assert np.abs(ours.numpy() - through_pillow(pixels, spec)).max() < 1.6
+    assert np.abs(ours.numpy() - preprocess_with_pillow(pixels, spec)).max() < 1.6
 
 
-def test_what_a_filter_overshoots_is_cut_off_as_in_pillow():
+def test_resize_overshoot_is_clipped_as_in_pillow():
     spec = InputSpec(height=224, width=224, resize=256)
     stripes = np.zeros((300, 451, 3), dtype=np.uint8)
     stripes[::20, :] = stripes[:, ::30] = 255
-    ours = Sight(spec, None, None).see(batch_of(stripes))[0].permute(1, 2, 0) * 255
-    assert np.abs(ours.numpy() - through_pillow(stripes, spec)).max() < 1.6
+    ours = Preprocessing(spec, None, None).apply(to_batch(stripes))[0].permute(1, 2, 0) * 255
+    assert np.abs(ours.numpy() - preprocess_with_pillow(stripes, spec)).max() < 1.6
 
 
 @pytest.mark.parametrize("interpolation", sorted(FILTERS))
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("resize", [256, None])
-def test_files_are_seen_bit_for_bit_as_through_pillow(size, resize, interpolation):
+def test_files_are_preprocessed_bit_for_bit_as_in_pillow(size, resize, interpolation):
     spec = InputSpec(height=224, width=224, resize=resize, interpolation=interpolation)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    seen = Sight(spec, None, None).see_files(batch_of(pixels))[0].permute(1, 2, 0)
-    assert torch.equal(seen, torch.from_numpy(through_pillow(pixels, spec).copy()).float() / 255)
+    seen = Preprocessing(spec, None, None).apply_to_files(to_batch(pixels))[0].permute(1, 2, 0)
+    assert torch.equal(seen, torch.from_numpy(preprocess_with_pillow(pixels, spec).copy()).float() / 255)
 
 
-def test_off_the_lattice_there_is_no_file_and_images_are_seen_as_they_are():
+def test_images_off_the_8_bit_lattice_are_preprocessed_without_rounding():
     spec = InputSpec(height=8, width=8, resize=9)
     x = torch.rand(1, 3, 20, 30)
-    sight = Sight(spec, None, None)
-    assert torch.equal(sight.see_files(x), sight.see(x))
+    sight = Preprocessing(spec, None, None)
+    assert torch.equal(sight.apply_to_files(x), sight.apply(x))
 
 
-def test_the_resize_is_differentiable_and_its_gradient_is_the_transpose():
+def test_gradient_of_the_resize_is_its_transpose():
     spec = InputSpec(channels=3, height=8, width=8, resize=9, interpolation="bilinear")  # never overshoots
-    sight = Sight(spec, None, None)
+    sight = Preprocessing(spec, None, None)
     x = torch.rand(1, 3, 20, 30, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(1, 3, 8, 8, dtype=torch.float64)
-    (sight.see(x) * weight).sum().backward()
+    (sight.apply(x) * weight).sum().backward()
     other = torch.rand_like(x)
-    assert float((sight.see(other) * weight).sum()) == pytest.approx(float((x.grad * other).sum()), rel=1e-9)
+    assert float((sight.apply(other) * weight).sum()) == pytest.approx(
+        float((x.grad * other).sum()), rel=1e-9
+    )
 
 
-def test_grey_and_colour_images_meet_networks_of_either_kind():
-    grey = Sight(InputSpec(channels=1, height=8, width=8), None, None)
+def test_gray_and_color_images_are_converted_to_the_channels_of_the_network():
+    grey = Preprocessing(InputSpec(channels=1, height=8, width=8), None, None)
     rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    seen = grey.see(torch.tensor(rgb).permute(2, 0, 1)[None].float())[0, 0].numpy()
+    seen = grey.apply(torch.tensor(rgb).permute(2, 0, 1)[None].float())[0, 0].numpy()
     assert np.abs(seen - np.asarray(Image.fromarray(rgb).convert("L"), dtype=float)).max() <= 0.51
-    colour = Sight(InputSpec(channels=3, height=8, width=8), None, None)
-    assert colour.see(torch.rand(2, 1, 8, 8)).shape == (2, 3, 8, 8)
+    colour = Preprocessing(InputSpec(channels=3, height=8, width=8), None, None)
+    assert colour.apply(torch.rand(2, 1, 8, 8)).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))
-def test_snapping_keeps_every_norm_within_its_radius(norm):
+def test_snapping_keeps_the_perturbation_within_the_radius_in_every_norm(norm):
     draw = torch.Generator().manual_seed(0)
     x0 = torch.randint(0, 256, (40, 3, 12, 12), generator=draw) / 255
     eps = {"linf": 7.7 / 255, "l2": 0.4, "l1": 3.0, "l0": 40.0}[norm]
@@ -114,13 +116,13 @@ def test_snapping_keeps_every_norm_within_its_radius(norm):
     assert torch.all(NORMS[norm].size(steps / 255) >= 0.85 * eps)
 
 
-def test_snapping_uses_the_whole_of_a_radius_of_whole_steps():
+def test_snapping_uses_a_radius_of_whole_levels_fully():
     x0 = torch.full((1, 1, 8, 8), 100 / 255)
     snapped = snap(x0 + 2 / 255 - 1e-8, x0, torch.tensor([2 / 255]), NORMS["linf"])
     assert torch.equal(snapped, torch.full_like(x0, 102 / 255))
 
 
-def test_off_lattice_originals_move_by_whole_steps_inside_the_box():
+def test_snapping_moves_off_lattice_images_by_whole_levels_inside_the_box():
     x0 = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     x = (x0 + 0.02).clamp(0, 1)
     snapped = snap(x, x0, torch.full((8,), 0.02), NORMS["linf"])
@@ -129,17 +131,17 @@ def test_off_lattice_originals_move_by_whole_steps_inside_the_box():
     assert snapped.max() <= 1
 
 
-def test_perturbation_measures():
+def test_perturbation_is_measured_in_every_norm():
     a = np.full((16, 16, 3), 100, np.uint8)
     b = a.copy()
     b[3, 4, 1] += 51
     b[9, 9, 0] -= 51
-    measured = perturbation.perturbation(a, b)
+    measured = perturbation.measure_perturbation(a, b)
     assert measured["linf"] == pytest.approx(0.2)
     assert measured["l2"] == pytest.approx(0.2 * 2**0.5)
     assert measured["l1"] == pytest.approx(0.4)
     assert measured["l0"] == 2
-    assert perturbation.perturbation(a, a) == {
+    assert perturbation.measure_perturbation(a, a) == {
         "linf": 0,
         "l2": 0,
         "l1": 0,
@@ -154,7 +156,7 @@ def test_ssim_of_constant_images_is_the_luminance_term():
     assert perturbation.ssim(a, b) == pytest.approx((2 * 0.24 + 1e-4) / (0.16 + 0.36 + 1e-4), rel=1e-9)
 
 
-def test_ssim_of_one_window_is_its_definition():
+def test_ssim_of_one_window_matches_its_definition():
     # One 11 x 11 window: the definition evaluated directly.
     rng = np.random.default_rng(0)
     a, b = rng.random((11, 11)), rng.random((11, 11))

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import touchstone
-from api_tests.support.linear_models import greyish, linear_model
+from api_tests.support.linear_models import gray_images, linear_model
 from touchstone.errors import Failure, InvalidModel, InvalidParameter, UnknownLabel
 
 PHOTO = Image.new("RGB", (20, 10))
-LISTS = """
+LISTING_PROGRAM = """
 import touchstone
 for _ in range(2):
     assert touchstone.attacks()[0]["kind"] == "attack"
@@ -30,11 +30,11 @@ assert (pgd.__name__, smoothing.__name__) == ("touchstone.attacks.pgd", "touchst
 """
 
 
-def test_the_catalogue_can_be_listed_again_and_again() -> None:
-    subprocess.run([sys.executable, "-c", LISTS], check=True)
+def test_attacks_and_certificates_can_be_listed_repeatedly() -> None:
+    subprocess.run([sys.executable, "-c", LISTING_PROGRAM], check=True)
 
 
-def test_the_version_is_the_distributions() -> None:
+def test_version_starts_with_a_number() -> None:
     assert touchstone.__version__.split(".")[0].isdigit()
 
 
@@ -51,7 +51,7 @@ def garments() -> Any:
     ],
     ids=["an image", "an array", "a name", "names", "tensors", "a number", "nothing", "channels last"],
 )  # fmt: skip
-def test_what_are_no_images_is_refused_with_a_sentence(garments: Any, images: Any) -> None:
+def test_invalid_images_are_refused_naming_the_field(garments: Any, images: Any) -> None:
     for run in (touchstone.attack, touchstone.certify):
         with pytest.raises(InvalidParameter, match=r"^images: ") as caught:
             run(garments, images)
@@ -67,7 +67,7 @@ def test_what_are_no_images_is_refused_with_a_sentence(garments: Any, images: An
         (torch.tensor([0, 10]), UnknownLabel), (torch.tensor([-1, 0]), UnknownLabel),
     ],
 )  # fmt: skip
-def test_labels_that_cannot_be_are_refused(
+def test_invalid_labels_and_targets_are_refused(
     garments: Any, field: str, said: Any, failure: type[Failure]
 ) -> None:
     with pytest.raises(failure) as caught:
@@ -75,58 +75,58 @@ def test_labels_that_cannot_be_are_refused(
     assert caught.value.field == field
 
 
-def test_labels_of_a_module_are_told_by_index_or_name() -> None:
+def test_labels_of_a_wrapped_module_are_accepted_by_index_or_name() -> None:
     model = touchstone.wrap(linear_model(), classes=["cat", "dog"])
-    named = touchstone.attack(model, greyish(2), ["dog", "Cat"], eps=0.01, seed=[1, 2])
-    counted = touchstone.attack(model, greyish(2), [1, 0], eps=0.01, seed=[1, 2])
+    named = touchstone.attack(model, gray_images(2), ["dog", "Cat"], eps=0.01, seed=[1, 2])
+    counted = touchstone.attack(model, gray_images(2), [1, 0], eps=0.01, seed=[1, 2])
     assert torch.equal(named.images, counted.images)
     with pytest.raises(UnknownLabel, match="no class named 'cow'"):
-        touchstone.attack(model, greyish(2), ["dog", "cow"])
+        touchstone.attack(model, gray_images(2), ["dog", "cow"])
     with pytest.raises(UnknownLabel, match="classes 0 to"):
-        touchstone.attack(touchstone.wrap(linear_model()), greyish(2), [0, 999])
+        touchstone.attack(touchstone.wrap(linear_model()), gray_images(2), [0, 999])
 
 
 @pytest.mark.parametrize("seed", [-1, [1, -1], [1]])
-def test_seeds_that_cannot_be_are_refused(garments: Any, seed: Any) -> None:
+def test_invalid_seeds_are_refused(garments: Any, seed: Any) -> None:
     with pytest.raises(InvalidParameter, match=r"^seed: "):
         touchstone.attack(garments, touchstone.samples()[:2], seed=seed)
 
 
-def test_certificates_refuse_a_negative_seed(garments: Any) -> None:
+def test_certify_refuses_a_negative_seed(garments: Any) -> None:
     with pytest.raises(InvalidParameter, match=r"^seed: "):
         touchstone.certify(garments, touchstone.samples()[:1], seed=-1)
 
 
 @pytest.mark.parametrize("run", [touchstone.attack, touchstone.certify])
-def test_a_misspelt_parameter_is_named_with_what_was_meant(garments: Any, run: Callable[..., Any]) -> None:
+def test_misspelled_parameter_error_suggests_the_right_name(garments: Any, run: Callable[..., Any]) -> None:
     wrong, right = ("stepz", "steps") if run is touchstone.attack else ("sgima", "sigma")
     with pytest.raises(InvalidParameter, match=f'did you mean "{right}"') as caught:
         run(garments, touchstone.samples()[:1], **{wrong: 1})
     assert caught.value.field == wrong
 
 
-def test_a_module_must_be_one_and_wrapped() -> None:
+def test_model_must_be_a_torch_module_and_wrapped() -> None:
     with pytest.raises(InvalidParameter, match=r"torch\.nn\.Module, not function"):
         touchstone.wrap(lambda x: x)  # type: ignore[arg-type]
     for run in (touchstone.attack, touchstone.certify):
         with pytest.raises(InvalidParameter, match=r"touchstone\.wrap"):
-            run(linear_model(), greyish(1))
+            run(linear_model(), gray_images(1))
 
 
-class Named(nn.Module):
+class MappingOutput(nn.Module):
     """Answers a mapping, as some libraries' networks do."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"logits": x.flatten(1)}
 
 
-@pytest.mark.parametrize("module", [Named(), nn.Flatten(0)], ids=["a mapping", "numbers in a row"])
-def test_what_answers_no_logits_is_told_so(module: nn.Module) -> None:
+@pytest.mark.parametrize("module", [MappingOutput(), nn.Flatten(0)], ids=["a mapping", "numbers in a row"])
+def test_module_that_returns_no_logits_is_refused(module: nn.Module) -> None:
     with pytest.raises(InvalidModel, match=r"logits \(N, K\)"):
-        touchstone.attack(touchstone.wrap(module), greyish(2), method="fgsm")
+        touchstone.attack(touchstone.wrap(module), gray_images(2), method="fgsm")
 
 
-def test_a_file_without_its_manifest_is_told_from_an_unknown_name(tmp_path: Path) -> None:
+def test_missing_manifest_is_distinguished_from_an_unknown_model_name(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"anything")
     with pytest.raises(InvalidParameter, match=r"^manifest: "):
         touchstone.load(tmp_path / "net.onnx")

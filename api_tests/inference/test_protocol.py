@@ -15,16 +15,26 @@ import httpx2
 import numpy as np
 import pytest
 
-from api_tests.support.fake_service import Api, Work, data_url, encoded, fail, picture, png, problem, succeed
+from api_tests.support.fake_service import (
+    Api,
+    FakeJob,
+    assert_problem,
+    data_url,
+    encode_image,
+    fail,
+    gradient_image,
+    png,
+    succeed,
+)
 from service.inference import router
 from touchstone.errors import LedgerUnavailable, UnknownArtifact
 from touchstone.methods.inference import unpack
 from touchstone.models import zoo
 from touchstone.storage.blobs import open_blobs
 
-CARD = zoo.manifest("fashion-mnist-cnn")
-PATH = f"/v2/models/{CARD.id}"
-HEAD = "Inference-Header-Content-Length"
+MANIFEST = zoo.find_manifest("fashion-mnist-cnn")
+PATH = f"/v2/models/{MANIFEST.id}"
+HEADER = "Inference-Header-Content-Length"
 FLOATS = np.linspace(0, 1, 2 * 28 * 28, dtype=np.float32).reshape(2, 1, 28, 28)
 PIXELS = np.arange(2 * 9 * 8 * 3, dtype=np.uint8).reshape(2, 9, 8, 3)
 
@@ -39,11 +49,11 @@ def files(*data: Any, **changes: Any) -> dict[str, Any]:
     return {"name": "image", "shape": [len(data)], "datatype": "BYTES", "data": list(data), **changes}
 
 
-def ask(api: Api, *inputs: Any, path: str = PATH, **members: Any) -> httpx2.Response:
+def post_inference(api: Api, *inputs: Any, path: str = PATH, **members: Any) -> httpx2.Response:
     return api.client.post(f"{path}/infer", json={"inputs": list(inputs), **members})
 
 
-def ask_bytes(
+def post_binary_inference(
     api: Api,
     shape: list[int],
     datatype: str,
@@ -57,11 +67,11 @@ def ask_bytes(
     parameters = {"binary_data_size": len(data) if size is None else size}
     one = {"name": "image", "shape": shape, "datatype": datatype, "parameters": parameters}
     head = json.dumps({"inputs": [one], **members}).encode()
-    headers = {HEAD: str(len(head) if length is None else length)}
+    headers = {HEADER: str(len(head) if length is None else length)}
     return api.client.post(f"{PATH}/infer", content=head + data, headers=headers)
 
 
-def elements(*data: bytes) -> bytes:
+def length_prefixed(*data: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(one)) + one for one in data)
 
 
@@ -70,14 +80,14 @@ def outputs(response: httpx2.Response) -> dict[str, Any]:
     return {one["name"]: one for one in response.json()["outputs"]}
 
 
-class Seen:
+class RecordingBehavior:
     """What the worker was given."""
 
     def __init__(self) -> None:
-        self.works: list[Work] = []
+        self.works: list[FakeJob] = []
         self.stacks: list[np.ndarray] = []
 
-    def __call__(self, work: Work) -> None:
+    def __call__(self, work: FakeJob) -> None:
         self.works.append(work)
         self.stacks = unpack(work.blobs.get(work.job.submission.source))
         succeed(work)
@@ -89,33 +99,33 @@ class Seen:
 
 
 @pytest.fixture
-def seen(api: Api) -> Iterator[Seen]:
-    seen = Seen()
-    with api.worker.doing(seen):
+def seen(api: Api) -> Iterator[RecordingBehavior]:
+    seen = RecordingBehavior()
+    with api.worker.with_behavior(seen):
         yield seen
 
 
-def test_the_server_tells_what_it_is(api: Api) -> None:
+def test_server_metadata_names_the_server_and_its_extensions(api: Api) -> None:
     told = api.client.get("/v2").json()
     assert told["name"] == "touchstone"
     assert told["extensions"] == ["binary_tensor_data", "classification"]
     assert api.client.get("/v2/health/live").json() == {"live": True}
 
 
-def test_it_is_ready_once_a_worker_is_alive(api: Api) -> None:
+def test_server_and_model_are_ready_once_a_worker_is_alive(api: Api) -> None:
     for worker in api.ledger.workers():
-        api.ledger.leave(worker.id)
-    for path in ("/v2/health/ready", f"{PATH}/ready", f"{PATH}/versions/{CARD.digest}/ready"):
-        told = problem(api.client.get(path), 503, "not_ready")
+        api.ledger.remove_worker(worker.id)
+    for path in ("/v2/health/ready", f"{PATH}/ready", f"{PATH}/versions/{MANIFEST.digest}/ready"):
+        told = assert_problem(api.client.get(path), 503, "not_ready")
         assert told["error"] == told["detail"]
-    api.ledger.beat("pretender", {"running": 0})
+    api.ledger.heartbeat("pretender", {"running": 0})
     assert api.client.get("/v2/health/ready").json() == {"ready": True}
-    assert api.client.get(f"{PATH}/ready").json() == {"name": CARD.id, "ready": True}
-    api.ledger.leave("pretender")
+    assert api.client.get(f"{PATH}/ready").json() == {"name": MANIFEST.id, "ready": True}
+    api.ledger.remove_worker("pretender")
 
 
 @pytest.mark.parametrize("card", zoo.manifests().values(), ids=lambda card: card.id)
-def test_every_model_tells_its_tensors(api: Api, card: Any) -> None:
+def test_model_metadata_describes_its_tensors(api: Api, card: Any) -> None:
     told = api.client.get(f"/v2/models/{card.id}").json()
     assert (told["name"], told["versions"]) == (card.id, [card.digest])
     (image,) = told["inputs"]
@@ -126,69 +136,75 @@ def test_every_model_tells_its_tensors(api: Api, card: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize("version", [CARD.digest, CARD.digest.removeprefix("sha256:")[:12]])
-def test_a_version_is_named_by_its_digest(api: Api, version: str) -> None:
+@pytest.mark.parametrize("version", [MANIFEST.digest, MANIFEST.digest.removeprefix("sha256:")[:12]])
+def test_model_version_is_named_by_its_digest(api: Api, version: str) -> None:
     path = f"{PATH}/versions/{version}"
     assert api.client.get(path).json() == api.client.get(PATH).json()
-    assert ask(api, tensor(FLOATS), path=path).json()["model_version"] == CARD.digest
+    assert post_inference(api, tensor(FLOATS), path=path).json()["model_version"] == MANIFEST.digest
 
 
 @pytest.mark.parametrize("path", ["/v2/models/nothing", f"{PATH}/versions/1", f"{PATH}/versions/{'0' * 64}"])
-def test_what_is_not_there(api: Api, path: str) -> None:
+def test_unknown_models_and_versions_answer_404(api: Api, path: str) -> None:
     for response in (
         api.client.get(path),
         api.client.get(f"{path}/ready"),
-        ask(api, tensor(FLOATS), path=path),
+        post_inference(api, tensor(FLOATS), path=path),
     ):
-        told = problem(response, 404, "unknown_model", "model")
+        told = assert_problem(response, 404, "unknown_model", "model")
         assert told["error"] == told["detail"]
 
 
-def test_problems_elsewhere_have_no_error_member(api: Api) -> None:
+def test_only_problems_under_v2_have_an_error_member(api: Api) -> None:
     assert "error" not in api.client.get("/v1/models/nothing").json()
     assert "error" not in api.client.get("/v20").json()
     assert "error" in api.client.get("/v2/nothing").json()
 
 
-def test_numbers_in_a_row_or_nested_as_the_shape_is(api: Api, seen: Seen) -> None:
-    assert set(outputs(ask(api, tensor(FLOATS)))) == {"logits", "probabilities"}
+def test_json_numbers_are_accepted_flat_or_nested(api: Api, seen: RecordingBehavior) -> None:
+    assert set(outputs(post_inference(api, tensor(FLOATS)))) == {"logits", "probabilities"}
     assert seen.equals(FLOATS)
-    ask(api, tensor(FLOATS, data=FLOATS.tolist()))
+    post_inference(api, tensor(FLOATS, data=FLOATS.tolist()))
     assert seen.equals(FLOATS)
-    ask(api, tensor(np.zeros((1, 1, 28, 28), int)))
+    post_inference(api, tensor(np.zeros((1, 1, 28, 28), int)))
     assert seen.equals(np.zeros((1, 1, 28, 28), np.float32))
-    ask(api, tensor(PIXELS, "UINT8"))
+    post_inference(api, tensor(PIXELS, "UINT8"))
     assert seen.equals(PIXELS)
-    ask(api, tensor(PIXELS[..., :1], "UINT8", data=PIXELS[..., :1].tolist()))
+    post_inference(api, tensor(PIXELS[..., :1], "UINT8", data=PIXELS[..., :1].tolist()))
     assert seen.equals(PIXELS[..., :1])
 
 
-def test_numbers_as_bytes(api: Api, seen: Seen) -> None:
-    outputs(ask_bytes(api, [2, 1, 28, 28], "FP32", FLOATS.tobytes()))
+def test_binary_numbers_are_accepted(api: Api, seen: RecordingBehavior) -> None:
+    outputs(post_binary_inference(api, [2, 1, 28, 28], "FP32", FLOATS.tobytes()))
     assert seen.equals(FLOATS)
-    outputs(ask_bytes(api, [2, 9, 8, 3], "UINT8", PIXELS.tobytes()))
+    outputs(post_binary_inference(api, [2, 9, 8, 3], "UINT8", PIXELS.tobytes()))
     assert seen.equals(PIXELS)
 
 
-def test_files_of_any_size(api: Api, seen: Seen) -> None:
-    one, two = np.asarray(picture()), np.asarray(picture(12, 10, "L"))[..., None]
-    outputs(ask(api, files(data_url(png()), base64.b64encode(png()).decode(), data_url(png(12, 10, "L")))))
+def test_image_files_of_any_size_are_accepted(api: Api, seen: RecordingBehavior) -> None:
+    one, two = np.asarray(gradient_image()), np.asarray(gradient_image(12, 10, "L"))[..., None]
+    outputs(
+        post_inference(
+            api, files(data_url(png()), base64.b64encode(png()).decode(), data_url(png(12, 10, "L")))
+        )
+    )
     assert seen.equals(np.stack([one, one]), two[None])
-    webp = encoded(picture(), "WEBP", lossless=True)
-    outputs(ask_bytes(api, [2], "BYTES", elements(webp, png())))
+    webp = encode_image(gradient_image(), "WEBP", lossless=True)
+    outputs(post_binary_inference(api, [2], "BYTES", length_prefixed(webp, png())))
     assert seen.equals(np.stack([one, one]))
-    outputs(ask_bytes(api, [1, 1], "BYTES", elements(png())))
+    outputs(post_binary_inference(api, [1, 1], "BYTES", length_prefixed(png())))
     assert seen.equals(one[None])
 
 
-def test_the_answer_names_the_model_and_the_question(api: Api) -> None:
-    told = ask(api, tensor(FLOATS), id="7", parameters={"priority": 1}).json()
-    assert (told["model_name"], told["model_version"], told["id"]) == (CARD.id, CARD.digest, "7")
-    assert "id" not in ask(api, tensor(FLOATS)).json()
+def test_response_names_the_model_and_the_request_id(api: Api) -> None:
+    told = post_inference(api, tensor(FLOATS), id="7", parameters={"priority": 1}).json()
+    assert (told["model_name"], told["model_version"], told["id"]) == (MANIFEST.id, MANIFEST.digest, "7")
+    assert "id" not in post_inference(api, tensor(FLOATS)).json()
 
 
-def test_outputs_as_they_are_wanted(api: Api) -> None:
-    told = ask(api, tensor(FLOATS), outputs=[{"name": "probabilities"}, {"name": "logits"}]).json()["outputs"]
+def test_requested_outputs_are_returned_in_the_order_asked_for(api: Api) -> None:
+    told = post_inference(
+        api, tensor(FLOATS), outputs=[{"name": "probabilities"}, {"name": "logits"}]
+    ).json()["outputs"]
     assert [(one["name"], one["datatype"], one["shape"]) for one in told] == [
         ("probabilities", "FP32", [2, 10]),
         ("logits", "FP32", [2, 10]),
@@ -197,14 +213,14 @@ def test_outputs_as_they_are_wanted(api: Api) -> None:
     assert np.array_equal(logits, np.add.outer([0, 1], np.arange(10)))
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert np.array(told[0]["data"]).reshape(2, 10) == pytest.approx(shares, abs=1e-6)
-    assert list(outputs(ask(api, tensor(FLOATS), outputs=[{"name": "logits"}]))) == ["logits"]
-    assert list(outputs(ask(api, tensor(FLOATS), outputs=[]))) == ["logits", "probabilities"]
+    assert list(outputs(post_inference(api, tensor(FLOATS), outputs=[{"name": "logits"}]))) == ["logits"]
+    assert list(outputs(post_inference(api, tensor(FLOATS), outputs=[]))) == ["logits", "probabilities"]
 
 
-def test_outputs_as_bytes(api: Api) -> None:
+def test_requested_output_is_returned_as_bytes(api: Api) -> None:
     wanted = [{"name": "logits", "parameters": {"binary_data": True}}, {"name": "probabilities"}]
-    response = ask(api, tensor(FLOATS), outputs=wanted)
-    length = int(response.headers[HEAD])
+    response = post_inference(api, tensor(FLOATS), outputs=wanted)
+    length = int(response.headers[HEADER])
     assert response.headers["content-type"] == "application/octet-stream"
     first, second = json.loads(response.content[:length])["outputs"]
     assert first["parameters"] == {"binary_data_size": 80}
@@ -214,29 +230,29 @@ def test_outputs_as_bytes(api: Api) -> None:
     assert np.array_equal(logits, np.add.outer([0, 1], np.arange(10)))
 
 
-def test_all_outputs_as_bytes_but_those_that_say_otherwise(api: Api) -> None:
+def test_binary_data_output_applies_unless_an_output_overrides_it(api: Api) -> None:
     wanted = [{"name": "logits", "parameters": {"binary_data": False}}, {"name": "probabilities"}]
-    response = ask(api, tensor(FLOATS), outputs=wanted, parameters={"binary_data_output": True})
-    first, second = json.loads(response.content[: int(response.headers[HEAD])])["outputs"]
+    response = post_inference(api, tensor(FLOATS), outputs=wanted, parameters={"binary_data_output": True})
+    first, second = json.loads(response.content[: int(response.headers[HEADER])])["outputs"]
     assert len(first["data"]) == 20
     assert second["parameters"] == {"binary_data_size": 80}
 
 
-def test_the_best_classes_by_name(api: Api) -> None:
+def test_classification_output_lists_the_top_classes_by_name(api: Api) -> None:
     wanted = [{"name": "logits", "parameters": {"classification": 2}}]
-    told = outputs(ask(api, tensor(FLOATS), outputs=wanted))["logits"]
-    last, before = CARD.classes[9], CARD.classes[8]
+    told = outputs(post_inference(api, tensor(FLOATS), outputs=wanted))["logits"]
+    last, before = MANIFEST.classes[9], MANIFEST.classes[8]
     assert (told["datatype"], told["shape"]) == ("BYTES", [2, 2])
     best = [f"9.000000:9:{last}", f"8.000000:8:{before}", f"10.000000:9:{last}", f"9.000000:8:{before}"]
     assert told["data"] == best
     wanted[0]["parameters"]["binary_data"] = True
-    response = ask(api, tensor(FLOATS), outputs=wanted)
-    tail = response.content[int(response.headers[HEAD]) :]
-    assert tail == elements(*map(str.encode, told["data"]))
+    response = post_inference(api, tensor(FLOATS), outputs=wanted)
+    tail = response.content[int(response.headers[HEADER]) :]
+    assert tail == length_prefixed(*map(str.encode, told["data"]))
 
 
-def test_it_is_a_job_while_it_runs_and_leaves_nothing(api: Api, seen: Seen) -> None:
-    response = ask(api, tensor(FLOATS), parameters={"execution": "deterministic"})
+def test_inference_is_a_job_that_is_deleted_once_answered(api: Api, seen: RecordingBehavior) -> None:
+    response = post_inference(api, tensor(FLOATS), parameters={"execution": "deterministic"})
     assert response.status_code == 200
     (work,) = seen.works
     asked = work.job.submission
@@ -248,16 +264,16 @@ def test_it_is_a_job_while_it_runs_and_leaves_nothing(api: Api, seen: Seen) -> N
         open_blobs(api.settings).get(asked.source)
 
 
-def test_equal_questions_have_files_of_their_own(api: Api, seen: Seen) -> None:
+def test_equal_requests_store_separate_input_files(api: Api, seen: RecordingBehavior) -> None:
     for _ in range(2):
-        ask(api, tensor(FLOATS))
+        post_inference(api, tensor(FLOATS))
     first, second = (work.job.submission.source for work in seen.works)
     assert first != second
 
 
-def test_a_failure_is_told_and_stays_listed(api: Api) -> None:
-    with api.worker.doing(fail):
-        told = problem(ask(api, tensor(FLOATS)), 422, "non_finite_output")
+def test_failed_inference_is_reported_and_stays_listed(api: Api) -> None:
+    with api.worker.with_behavior(fail):
+        told = assert_problem(post_inference(api, tensor(FLOATS)), 422, "non_finite_output")
     assert told["error"] == told["detail"]
     shown = api.client.get(told["job"]).json()
     assert (shown["kind"], shown["status"], shown["image"]) == ("inference", "failed", None)
@@ -265,16 +281,16 @@ def test_a_failure_is_told_and_stays_listed(api: Api) -> None:
     assert api.client.delete(told["job"]).status_code == 204
 
 
-def test_nobody_waits_for_ever(api: Api) -> None:
-    with api.worker.resting(), patch.object(router, "LONGEST_SECONDS", 1):
-        told = problem(ask(api, tensor(FLOATS)), 503, "not_ready")
+def test_inference_without_a_free_worker_times_out_and_is_canceled(api: Api) -> None:
+    with api.worker.pause(), patch.object(router, "MAX_WAIT_SECONDS", 1):
+        told = assert_problem(post_inference(api, tensor(FLOATS)), 503, "not_ready")
         (left,) = api.client.get("/v1/jobs", params={"kind": "inference"}).json()["items"]
     assert "1 seconds" in told["detail"]
     assert left["status"] == "canceled"
     api.client.delete(left["links"]["self"])
 
 
-def test_a_ledger_out_of_reach_is_told(api: Api) -> None:
+def test_unreachable_ledger_answers_503(api: Api) -> None:
     with patch.object(type(api.ledger), "accept", side_effect=LedgerUnavailable("out of reach")):
-        told = problem(ask(api, tensor(FLOATS)), 503, "ledger_unavailable")
+        told = assert_problem(post_inference(api, tensor(FLOATS)), 503, "ledger_unavailable")
     assert told["error"] == "out of reach"

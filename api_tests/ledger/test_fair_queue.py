@@ -13,107 +13,107 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from api_tests.ledger.test_ledger import expire_leases
-from touchstone.errors import Crowded
+from touchstone.errors import NoFreeSlot
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Job, ModelRef, Submission
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.settings import Settings
 
 
-class Crowd:
+class QueueSimulation:
     """Tenants that submit, and a worker that takes what it is given."""
 
     def __init__(self, ledger: Ledger, submission: Submission) -> None:
         self.ledger, self.submission = ledger, submission
-        self.bells: list[str] = []
+        self.dispatches: list[str] = []
         self.running: list[Job] = []
 
     def submit(self, tenant: str, jobs: int = 1, model: str = "digits") -> list[str]:
         changes = {"tenant": tenant, "model": ModelRef(id=model, digest="sha256:" + "0" * 64)}
         submission = self.submission.model_copy(update=changes)
         accepted = [self.ledger.accept(submission)[0].id for _ in range(jobs)]
-        self.bells += accepted
+        self.dispatches += accepted
         return accepted
 
-    def start(self) -> Job:
+    def claim_next(self) -> Job:
         """Answer the oldest bell."""
-        job = self.ledger.claim(self.bells.pop(0), "w1")
+        job = self.ledger.claim(self.dispatches.pop(0), "w1")
         assert job is not None
         self.running.append(job)
         return job
 
-    def end(self, job: Job) -> None:
+    def finish(self, job: Job) -> None:
         self.running.remove(job)
         assert self.ledger.finish(job.id, job.claims, status="succeeded")
 
-    def turns(self, jobs: int) -> str:
+    def run_one_by_one(self, jobs: int) -> str:
         """The tenants of so many jobs, of which one runs at a time."""
         tenants = []
         for _ in range(jobs):
-            job = self.start()
+            job = self.claim_next()
             tenants.append(job.submission.tenant)
-            self.end(job)
+            self.finish(job)
         return "".join(tenants)
 
 
 @pytest.fixture
-def crowd(ledger: Ledger, submission: Submission) -> Crowd:
-    return Crowd(ledger, submission)
+def crowd(ledger: Ledger, submission: Submission) -> QueueSimulation:
+    return QueueSimulation(ledger, submission)
 
 
-def test_tenants_take_turns_whatever_the_order_of_their_bells(crowd: Crowd) -> None:
+def test_tenants_take_turns_whatever_the_order_of_dispatch(crowd: QueueSimulation) -> None:
     crowd.submit("a", 8)
     crowd.submit("b", 3)
     crowd.submit("c", 2)
-    assert crowd.turns(13) == "abcabcabaaaaa"
+    assert crowd.run_one_by_one(13) == "abcabcabaaaaa"
 
 
-def test_within_a_tenant_the_oldest_goes_first(crowd: Crowd) -> None:
+def test_oldest_job_of_a_tenant_is_claimed_first(crowd: QueueSimulation) -> None:
     first, second = crowd.submit("a", 3), crowd.submit("b", 3)
-    started = [crowd.start().id for _ in range(6)]
+    started = [crowd.claim_next().id for _ in range(6)]
     assert [name for name in started if name in first] == first
     assert [name for name in started if name in second] == second
 
 
-def test_a_free_place_goes_to_whoever_runs_the_fewest(crowd: Crowd) -> None:
+def test_free_slot_goes_to_the_tenant_with_the_fewest_running_jobs(crowd: QueueSimulation) -> None:
     crowd.submit("a", 40)
     for _ in range(10):
-        crowd.start()
+        crowd.claim_next()
     crowd.submit("b", 40)
-    assert [crowd.start().submission.tenant for _ in range(10)] == ["b"] * 10
-    crowd.end(crowd.running[0])
-    assert crowd.start().submission.tenant == "a", "nine against ten"
-    assert {crowd.start().submission.tenant for _ in range(2)} == {"a", "b"}
+    assert [crowd.claim_next().submission.tenant for _ in range(10)] == ["b"] * 10
+    crowd.finish(crowd.running[0])
+    assert crowd.claim_next().submission.tenant == "a", "nine against ten"
+    assert {crowd.claim_next().submission.tenant for _ in range(2)} == {"a", "b"}
 
 
-def test_a_flood_costs_another_tenant_one_turn(crowd: Crowd) -> None:
+def test_flood_of_jobs_costs_another_tenant_one_turn(crowd: QueueSimulation) -> None:
     crowd.submit("a", 300)
     for _ in range(5):
-        crowd.turns(7)
+        crowd.run_one_by_one(7)
         [job] = crowd.submit("b")
-        assert crowd.ledger.ahead(job) <= 1
-        assert "b" in crowd.turns(2)
+        assert crowd.ledger.count_ahead(job) <= 1
+        assert "b" in crowd.run_one_by_one(2)
 
 
-def test_whoever_submits_anew_at_each_start_gets_no_more_than_its_turn(crowd: Crowd) -> None:
+def test_tenant_that_resubmits_at_each_start_gets_only_its_turn(crowd: QueueSimulation) -> None:
     crowd.submit("a", 20)
     crowd.submit("b")
     tenants = ""
     for _ in range(10):
-        tenants += crowd.turns(1)
+        tenants += crowd.run_one_by_one(1)
         if tenants[-1] == "b":
             crowd.submit("b")
     assert tenants == "ab" * 5
 
 
-def test_a_claim_repeated_with_its_token_is_the_same_although_the_bell_was_another_jobs(
-    crowd: Crowd,
+def test_repeated_claim_returns_the_same_job_though_another_was_dispatched(
+    crowd: QueueSimulation,
 ) -> None:
     crowd.submit("a", 2)
-    crowd.start()
+    crowd.claim_next()
     crowd.submit("b")
-    bell = crowd.bells[0]
+    bell = crowd.dispatches[0]
     first = crowd.ledger.claim(bell, "w1", token="t")
     assert first is not None
     assert first.submission.tenant == "b"
@@ -124,36 +124,36 @@ def test_a_claim_repeated_with_its_token_is_the_same_although_the_bell_was_anoth
     assert again.id == bell, "a claim is remembered as long as it holds"
 
 
-def test_a_bell_of_a_job_that_is_gone_serves_those_that_wait(crowd: Crowd) -> None:
+def test_dispatch_of_a_deleted_job_claims_a_waiting_one(crowd: QueueSimulation) -> None:
     crowd.submit("a", 2)
-    gone = crowd.start()
-    crowd.end(gone)
+    gone = crowd.claim_next()
+    crowd.finish(gone)
     crowd.ledger.delete(gone.id)
     assert crowd.ledger.claim(gone.id, "w1") is not None
     assert crowd.ledger.claim(gone.id, "w1") is None
 
 
-def test_tenants_in_the_crowd_are_passed_over(crowd: Crowd) -> None:
+def test_busy_tenants_are_passed_over(crowd: QueueSimulation) -> None:
     [first] = crowd.submit("a")
-    with pytest.raises(Crowded):
-        crowd.ledger.claim(first, "w1", crowd=["a", "b"])
+    with pytest.raises(NoFreeSlot):
+        crowd.ledger.claim(first, "w1", busy_tenants=["a", "b"])
     crowd.submit("b")
     crowd.submit("c")
-    taken = crowd.ledger.claim(first, "w1", crowd=["a", "b"])
+    taken = crowd.ledger.claim(first, "w1", busy_tenants=["a", "b"])
     assert taken is not None
     assert taken.submission.tenant == "c"
     assert crowd.ledger.claim(first, "w1") is not None
     assert crowd.ledger.claim(first, "w1") is not None
-    assert crowd.ledger.claim(first, "w1", crowd=["a", "b"]) is None, "nobody waits"
+    assert crowd.ledger.claim(first, "w1", busy_tenants=["a", "b"]) is None, "nobody waits"
 
 
-def test_a_worker_takes_only_jobs_of_models_that_it_serves(
-    settings: Settings, crowd: Crowd, server: redis.Redis
+def test_worker_claims_only_jobs_of_models_it_serves(
+    settings: Settings, crowd: QueueSimulation, server: redis.Redis
 ) -> None:
     special = Ledger(str(settings.redis_url), settings.model_copy(update={"models": "digits,letters"}))
     [early] = crowd.submit("a")
     [other] = crowd.submit("a", model="faces")
-    special.beat("special", {}, ["digits", "letters"])
+    special.heartbeat("special", {}, ["digits", "letters"])
     [own] = crowd.submit("a", model="letters")
     taken = [special.claim(bell, "special") for bell in (own, other, early, other)]
     assert [job and job.id for job in taken] == [own, None, early, None]
@@ -166,26 +166,26 @@ def test_a_worker_takes_only_jobs_of_models_that_it_serves(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_how_many_go_ahead_is_what_happens(crowd: Crowd, seed: int) -> None:
+def test_predicted_queue_positions_match_the_actual_order(crowd: QueueSimulation, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(chance.randrange(6)):
         crowd.submit(chance.choice("abc"))
-        crowd.start()
+        crowd.claim_next()
     for _ in range(15):
         crowd.submit(chance.choice("aaabc"))
-    foreseen = {job: crowd.ledger.ahead(job) for job in crowd.bells}
-    started = [crowd.start().id for _ in range(15)]
+    foreseen = {job: crowd.ledger.count_ahead(job) for job in crowd.dispatches}
+    started = [crowd.claim_next().id for _ in range(15)]
     assert [foreseen[job] for job in started] == list(range(15))
 
 
-class Lines(RuleBasedStateMachine):
+class FairQueueMachine(RuleBasedStateMachine):
     """Whatever becomes of jobs of several tenants, the lines hold those that wait, and turns are fair."""
 
     def __init__(self, settings: Settings, submission: Submission) -> None:
         super().__init__()
         self.ledger = Ledger(str(settings.redis_url), settings)
         self.server = connect(str(settings.redis_url))
-        self.crowd = Crowd(self.ledger, submission)
+        self.simulation = QueueSimulation(self.ledger, submission)
 
     def teardown(self) -> None:
         self.ledger.close()
@@ -201,7 +201,7 @@ class Lines(RuleBasedStateMachine):
 
     @rule(tenant=st.sampled_from("abc"))
     def accept(self, tenant: str) -> None:
-        self.crowd.submit(tenant)
+        self.simulation.submit(tenant)
 
     @rule()
     def claim(self) -> None:
@@ -215,7 +215,7 @@ class Lines(RuleBasedStateMachine):
             assert claimed.id == oldest.id
 
     @rule(data=st.data(), way=st.sampled_from(["finish", "release", "cancel", "lose"]))
-    def leave(self, data: st.DataObject, way: str) -> None:
+    def end_running_job(self, data: st.DataObject, way: str) -> None:
         running = self.jobs("running")
         if not running:
             return
@@ -231,14 +231,14 @@ class Lines(RuleBasedStateMachine):
             self.ledger.reap()
 
     @rule(data=st.data(), way=st.sampled_from(["cancel", "delete"]))
-    def give_up(self, data: st.DataObject, way: str) -> None:
+    def withdraw(self, data: st.DataObject, way: str) -> None:
         if waiting := self.jobs("queued"):
             getattr(self.ledger, way)(data.draw(st.sampled_from(waiting)).id)
 
     @invariant()
-    def the_lines_agree(self) -> None:
+    def tenant_queues_match_the_jobs(self) -> None:
         waiting, running = self.tenants("queued"), self.tenants("running")
-        assert _counts(self.server, "ts:running:") == running
+        assert _read_counts(self.server, "ts:running:") == running
         assert set(self.server.zrange("ts:tenants:", 0, -1)) == set(waiting)
         for tenant in "abc":
             line = [job.id for job in self.jobs("queued") if job.submission.tenant == tenant]
@@ -249,18 +249,20 @@ class Lines(RuleBasedStateMachine):
 
 def _all(ledger: Ledger) -> list[Job]:
     """Every tenant's jobs, the oldest first."""
-    jobs = [job for tenant in "abc" for job in Holdings.of(ledger, tenant).find().jobs]
+    jobs = [job for tenant in "abc" for job in TenantLedger.of(ledger, tenant).find().jobs]
     return sorted(jobs, key=lambda job: job.created_at)
 
 
-def _counts(server: redis.Redis, key: str) -> dict[str, int]:
+def _read_counts(server: redis.Redis, key: str) -> dict[str, int]:
     return {name: int(count) for name, count in server.hgetall(key).items()}  # type: ignore[union-attr]
 
 
-def test_lines_hold_those_that_wait(settings: Settings, submission: Submission) -> None:
-    def lines() -> Lines:
+def test_tenant_queues_hold_the_waiting_jobs_after_any_operations(
+    settings: Settings, submission: Submission
+) -> None:
+    def lines() -> FairQueueMachine:
         connect(str(settings.redis_url)).flushall()
-        return Lines(settings, submission)
+        return FairQueueMachine(settings, submission)
 
     run_state_machine_as_test(
         lines, settings=profile(max_examples=20, stateful_step_count=25, deadline=None, database=None)

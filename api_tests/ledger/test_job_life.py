@@ -32,7 +32,7 @@ SUBMISSION = Submission(
 
 
 @contextmanager
-def refused(when: bool) -> Iterator[None]:
+def expect_conflict(when: bool) -> Iterator[None]:
     if not when:
         yield
         return
@@ -40,7 +40,7 @@ def refused(when: bool) -> Iterator[None]:
         yield
 
 
-class Life(RuleBasedStateMachine):
+class JobLifecycleMachine(RuleBasedStateMachine):
     """One job, several workers, and what should have become of it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -98,7 +98,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def cancel(self) -> None:
-        with refused(self.status in ("succeeded", "failed")):
+        with expect_conflict(self.status in ("succeeded", "failed")):
             self.ledger.cancel(self.job)
         self.canceling = self.canceling or self.status in ("queued", "running")
         if self.status == "queued":
@@ -115,7 +115,7 @@ class Life(RuleBasedStateMachine):
             self.status = "canceled" if self.canceling else "failed" if spent else "queued"
 
     @invariant()
-    def the_ledger_agrees(self) -> None:
+    def ledger_matches_the_model(self) -> None:
         job = self.ledger.read(self.job)
         assert (job.status, job.attempts, job.claims) == (self.status, self.attempts, self.claims)
         assert job.progress.done == self.done
@@ -126,22 +126,22 @@ class Life(RuleBasedStateMachine):
         self.version = job.version
 
     @invariant()
-    def the_indexes_agree(self) -> None:
-        assert self.ledger.counts()[self.status] == 1
-        assert sum(self.ledger.counts().values()) == 1
+    def indexes_match_the_model(self) -> None:
+        assert self.ledger.count_by_status()[self.status] == 1
+        assert sum(self.ledger.count_by_status().values()) == 1
         assert self.server.zcard("ts:leases") == (self.status == "running")
         assert self.server.zcard("ts:bells") == (self.status == "queued")
 
     @invariant()
-    def the_end_is_told_once(self) -> None:
+    def completed_event_is_recorded_once(self) -> None:
         ends = [event for event in self.ledger.events(self.job) if event.type == "completed"]
         assert len(ends) == (self.status in TERMINAL)
 
 
-def test_the_life_of_a_job(settings: Settings) -> None:
-    def life() -> Life:
+def test_job_lifecycle_matches_a_small_model_after_any_operations(settings: Settings) -> None:
+    def life() -> JobLifecycleMachine:
         connect(str(settings.redis_url)).flushall()
-        return Life(settings)
+        return JobLifecycleMachine(settings)
 
     run_state_machine_as_test(
         life, settings=profile(max_examples=40, stateful_step_count=25, deadline=None, database=None)

@@ -11,8 +11,8 @@ import redis
 from touchstone import errors
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
-from touchstone.ledger.records import Artifact, Job, Problem, Progress, Submission, Timings
-from touchstone.ledger.replies import Change
+from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Submission, Timings
+from touchstone.ledger.replies import JobChange
 from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
 
@@ -35,17 +35,17 @@ def expire_leases(server: redis.Redis) -> None:
         server.zadd("ts:leases", {name: 1})
 
 
-def silence_bells(server: redis.Redis) -> None:
+def age_dispatches(server: redis.Redis) -> None:
     """As if every waiting job's bell had been rung long ago."""
     for place, name in enumerate(server.zrange("ts:status:queued", 0, -1)):
         server.zadd("ts:bells", {name: place + 1})
 
 
-def types(ledger: Ledger, job: Job) -> list[str]:
+def event_types(ledger: Ledger, job: Job) -> list[str]:
     return [event.type for event in ledger.events(job.id)]
 
 
-def test_an_accepted_job_is_queued_with_what_was_asked_for(ledger: Ledger, submission: Submission) -> None:
+def test_accepted_job_is_queued_with_its_submission(ledger: Ledger, submission: Submission) -> None:
     before = datetime.now(UTC)
     job, created = ledger.accept(submission)
     assert created
@@ -58,7 +58,7 @@ def test_an_accepted_job_is_queued_with_what_was_asked_for(ledger: Ledger, submi
     assert 26 <= len(job.id) <= 32
 
 
-def test_the_same_key_and_digest_get_the_same_job(ledger: Ledger, submission: Submission) -> None:
+def test_same_idempotency_key_and_digest_return_the_same_job(ledger: Ledger, submission: Submission) -> None:
     first, created = ledger.accept(submission, idempotency=("key", "digest"))
     again, created_again = ledger.accept(submission, idempotency=("key", "digest"))
     assert (created, created_again) == (True, False)
@@ -69,7 +69,9 @@ def test_the_same_key_and_digest_get_the_same_job(ledger: Ledger, submission: Su
     assert other.id != first.id
 
 
-def test_a_key_is_free_again_after_its_job_was_deleted(ledger: Ledger, submission: Submission) -> None:
+def test_idempotency_key_is_free_again_after_its_job_is_deleted(
+    ledger: Ledger, submission: Submission
+) -> None:
     first, _ = ledger.accept(submission, idempotency=("key", "digest"))
     ledger.delete(first.id)
     second, created = ledger.accept(submission, idempotency=("key", "digest"))
@@ -77,17 +79,19 @@ def test_a_key_is_free_again_after_its_job_was_deleted(ledger: Ledger, submissio
     assert second.id != first.id
 
 
-def test_fifty_concurrent_accepts_with_one_key_make_one_job(ledger: Ledger, submission: Submission) -> None:
+def test_fifty_concurrent_accepts_with_one_idempotency_key_make_one_job(
+    ledger: Ledger, submission: Submission
+) -> None:
     with ThreadPoolExecutor(50) as pool:
         answers = list(
             pool.map(lambda _: ledger.accept(submission, idempotency=("key", "digest")), range(50))
         )
     assert len({job.id for job, _ in answers}) == 1
     assert sum(created for _, created in answers) == 1
-    assert ledger.counts()["queued"] == 1
+    assert ledger.count_by_status()["queued"] == 1
 
 
-def test_an_accept_sent_twice_makes_one_job(valkey: str) -> None:
+def test_accept_script_sent_twice_makes_one_job(valkey: str) -> None:
     scripts = Scripts(connect(valkey))
     asked = '{"image": null, "file": "d"}'
     arguments = ("an-id", asked, "attack", "pgd", "m", 1000, 10, 1000, "", "", 1000, "local", "", 9, "", "")
@@ -97,7 +101,7 @@ def test_an_accept_sent_twice_makes_one_job(valkey: str) -> None:
     assert connect(valkey).zcard("ts:all") == 1
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back(settings: Settings, submission: Submission) -> None:
+def test_full_queue_refuses_new_jobs_with_retry_after(settings: Settings, submission: Submission) -> None:
     small = Ledger(str(settings.redis_url), settings.model_copy(update={"queue_limit": 2}))
     known, _ = small.accept(submission, idempotency=("key", "digest"))
     small.accept(submission)
@@ -110,7 +114,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(settings: Settings, sub
     small.close()
 
 
-def test_a_job_that_does_not_exist(ledger: Ledger) -> None:
+def test_unknown_job_is_refused_or_ignored_by_every_operation(ledger: Ledger) -> None:
     for ask in (ledger.read, ledger.cancel, ledger.delete, ledger.events):
         with pytest.raises(errors.UnknownJob):
             ask("../nothing")
@@ -121,7 +125,7 @@ def test_a_job_that_does_not_exist(ledger: Ledger) -> None:
     assert ledger.renew("w1", {"nothing": 1}) == {"nothing": "lost"}
 
 
-def test_a_claim_starts_the_job_once(ledger: Ledger, job: Job) -> None:
+def test_job_can_be_claimed_only_once(ledger: Ledger, job: Job) -> None:
     running = claim(ledger, job)
     assert (running.status, running.attempts, running.claims) == ("running", 1, 1)
     assert running.started_at is not None
@@ -130,20 +134,20 @@ def test_a_claim_starts_the_job_once(ledger: Ledger, job: Job) -> None:
     assert ledger.claim(job.id, "w2") is None
 
 
-def test_a_claim_repeated_with_its_token_is_the_same_claim(ledger: Ledger, job: Job) -> None:
+def test_claim_repeated_with_its_token_returns_the_same_claim(ledger: Ledger, job: Job) -> None:
     first = ledger.claim(job.id, "w1", token="t")
     assert first is not None
     assert ledger.claim(job.id, "w1", token="t") == first
     assert ledger.claim(job.id, "w1", token="u") is None
 
 
-def test_fifty_concurrent_claims_find_one_job(ledger: Ledger, job: Job) -> None:
+def test_only_one_of_fifty_concurrent_claims_gets_the_job(ledger: Ledger, job: Job) -> None:
     with ThreadPoolExecutor(50) as pool:
         claims = list(pool.map(lambda n: ledger.claim(job.id, f"w{n}"), range(50)))
     assert sum(claimed is not None for claimed in claims) == 1
 
 
-def test_a_finished_job_has_its_result_and_never_changes(ledger: Ledger, job: Job) -> None:
+def test_finished_job_has_its_result_and_never_changes(ledger: Ledger, job: Job) -> None:
     claim(ledger, job)
     image = Artifact(digest="sha256:" + "2" * 64, media_type="image/png", size=7)
     parts = {
@@ -165,14 +169,14 @@ def test_a_finished_job_has_its_result_and_never_changes(ledger: Ledger, job: Jo
     assert ledger.read(job.id) == done
 
 
-def test_a_failed_job_says_why(ledger: Ledger, job: Job) -> None:
+def test_failed_job_holds_its_error(ledger: Ledger, job: Job) -> None:
     claim(ledger, job)
-    problem = Problem(code="out_of_memory", detail="Not even one row fits.", extra={"rows": 1})
+    problem = JobFailure(code="out_of_memory", detail="Not even one row fits.", extra={"rows": 1})
     assert ledger.finish(job.id, 1, status="failed", error=problem)
     assert ledger.read(job.id).error == problem
 
 
-def test_progress_is_told_and_never_goes_back(ledger: Ledger, job: Job) -> None:
+def test_progress_is_published_and_never_decreases(ledger: Ledger, job: Job) -> None:
     claim(ledger, job)
     for done in (1, 5, 3):
         assert ledger.report(job.id, 1, Progress(done=done, total=10))
@@ -183,7 +187,7 @@ def test_progress_is_told_and_never_goes_back(ledger: Ledger, job: Job) -> None:
     assert [event.data for event in ledger.events(job.id) if event.type == "metric"] == [{"loss": 0.5}]
 
 
-def test_a_stale_claim_writes_nothing(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+def test_stale_claim_writes_nothing(ledger: Ledger, job: Job, server: redis.Redis) -> None:
     claim(ledger, job, "w1")
     expire_leases(server)
     assert ledger.reap().lost == (job.id,)
@@ -202,21 +206,21 @@ def test_another_worker_cannot_renew_the_lease(ledger: Ledger, job: Job) -> None
     assert ledger.renew("w2", {job.id: 1}) == {job.id: "lost"}
 
 
-def test_a_renewed_lease_keeps_the_job(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+def test_renewed_lease_keeps_the_job(ledger: Ledger, job: Job, server: redis.Redis) -> None:
     claim(ledger, job)
     expire_leases(server)
     assert ledger.renew("w1", {job.id: 1}) == {job.id: "fine"}
     assert ledger.reap().lost == ()
 
 
-def test_a_job_past_its_deadline_is_overdue(ledger: Ledger, submission: Submission) -> None:
+def test_renewal_reports_a_job_past_its_deadline_as_overdue(ledger: Ledger, submission: Submission) -> None:
     job, _ = ledger.accept(submission.model_copy(update={"deadline": 1e-3}))
     claim(ledger, job)
     verdicts = {ledger.renew("w1", {job.id: 1})[job.id] for _ in range(50)}
     assert "overdue" in verdicts
 
 
-def test_a_released_job_waits_again_and_its_attempt_does_not_count(ledger: Ledger, job: Job) -> None:
+def test_released_job_is_queued_again_and_its_attempt_does_not_count(ledger: Ledger, job: Job) -> None:
     claim(ledger, job, "w1")
     assert ledger.release(job.id, 1)
     assert ledger.release(job.id, 1), "a repeated release is told that it was done"
@@ -227,14 +231,14 @@ def test_a_released_job_waits_again_and_its_attempt_does_not_count(ledger: Ledge
     assert ledger.finish(job.id, again.claims, status="succeeded")
 
 
-def test_a_waiting_job_is_canceled_at_once(ledger: Ledger, job: Job) -> None:
+def test_queued_job_is_canceled_at_once(ledger: Ledger, job: Job) -> None:
     assert ledger.cancel(job.id).status == "canceled"
     assert ledger.cancel(job.id).status == "canceled"
     assert ledger.claim(job.id, "w1") is None
     assert ledger.queue().depth == 0
 
 
-def test_a_running_job_hears_of_its_cancellation(ledger: Ledger, job: Job) -> None:
+def test_renewal_reports_the_cancellation_of_a_running_job(ledger: Ledger, job: Job) -> None:
     claim(ledger, job)
     asked = ledger.cancel(job.id)
     assert (asked.status, asked.cancel_requested) == ("running", True)
@@ -244,7 +248,7 @@ def test_a_running_job_hears_of_its_cancellation(ledger: Ledger, job: Job) -> No
     assert ledger.cancel(job.id).status == "canceled"
 
 
-def test_a_granted_cancellation_outlives_a_late_success(ledger: Ledger, job: Job) -> None:
+def test_requested_cancellation_outlives_a_late_success(ledger: Ledger, job: Job) -> None:
     claim(ledger, job)
     ledger.cancel(job.id)
     assert ledger.finish(job.id, 1, status="succeeded", result={"outcome": "success"})
@@ -252,7 +256,7 @@ def test_a_granted_cancellation_outlives_a_late_success(ledger: Ledger, job: Job
 
 
 @pytest.mark.parametrize("way_out", ["release", "reap"])
-def test_a_canceled_job_does_not_go_back_to_the_queue(
+def test_canceled_job_is_not_queued_again(
     ledger: Ledger, job: Job, server: redis.Redis, way_out: str
 ) -> None:
     claim(ledger, job)
@@ -264,7 +268,7 @@ def test_a_canceled_job_does_not_go_back_to_the_queue(
     assert ledger.read(job.id).status == "canceled"
 
 
-def test_a_deleted_job_is_gone_from_everywhere(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+def test_deleted_job_leaves_no_keys(ledger: Ledger, job: Job, server: redis.Redis) -> None:
     claim(ledger, job)
     with pytest.raises(errors.JobConflict):
         ledger.delete(job.id)
@@ -275,12 +279,12 @@ def test_a_deleted_job_is_gone_from_everywhere(ledger: Ledger, job: Job, server:
     assert set(server.keys()) == {"ts:seq", "ts:loose"}  # its image is the sweeper's
 
 
-def test_a_waiting_job_may_be_deleted(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+def test_queued_job_can_be_deleted(ledger: Ledger, job: Job, server: redis.Redis) -> None:
     ledger.delete(job.id)
     assert set(server.keys()) == {"ts:seq", "ts:loose"}  # its image is the sweeper's
 
 
-def test_lost_workers_cost_attempts_until_the_job_fails(
+def test_job_fails_as_worker_lost_after_its_last_attempt(
     ledger: Ledger, settings: Settings, job: Job, server: redis.Redis
 ) -> None:
     for attempt in range(1, settings.max_attempts + 1):
@@ -294,48 +298,50 @@ def test_lost_workers_cost_attempts_until_the_job_fails(
     assert ledger.reap().lost == ()
 
 
-def test_a_lost_bell_is_rung_again_once(ledger: Ledger, job: Job, server: redis.Redis) -> None:
-    assert ledger.reap().ring == (), "its first bell may still be on the way"
-    silence_bells(server)
-    assert ledger.reap().ring == (job.id,)
-    assert ledger.reap().ring == ()
+def test_lost_dispatch_is_repeated_once(ledger: Ledger, job: Job, server: redis.Redis) -> None:
+    assert ledger.reap().to_dispatch == (), "its first bell may still be on the way"
+    age_dispatches(server)
+    assert ledger.reap().to_dispatch == (job.id,)
+    assert ledger.reap().to_dispatch == ()
 
 
 @pytest.mark.parametrize(("messages", "rung"), [(0, 3), (1, 2), (2, 1), (3, 0), (5, 0)])
-def test_as_many_bells_are_rung_as_the_broker_lacks(
+def test_only_dispatches_missing_from_the_broker_are_repeated(
     ledger: Ledger, submission: Submission, server: redis.Redis, messages: int, rung: int
 ) -> None:
     jobs = [ledger.accept(submission)[0].id for _ in range(3)]
-    silence_bells(server)
+    age_dispatches(server)
     for _ in range(messages):
         server.lpush("touchstone", "message")
-    assert ledger.reap().ring == tuple(jobs[:rung])
+    assert ledger.reap().to_dispatch == tuple(jobs[:rung])
 
 
-def test_lost_bells_are_rung_in_order_and_a_few_at_a_time(
+def test_lost_dispatches_are_repeated_in_order_100_at_a_time(
     ledger: Ledger, submission: Submission, server: redis.Redis
 ) -> None:
     jobs = [ledger.accept(submission)[0].id for _ in range(250)]
-    silence_bells(server)
+    age_dispatches(server)
     server.lpush("touchstone", *["message"] * 10)
-    rung = [ledger.reap().ring for _ in range(4)]
+    rung = [ledger.reap().to_dispatch for _ in range(4)]
     assert [len(ring) for ring in rung] == [100, 100, 50, 0]
     assert [name for ring in rung for name in ring] == jobs
 
 
-def test_a_claimed_job_is_not_rung(ledger: Ledger, job: Job, server: redis.Redis) -> None:
-    silence_bells(server)
+def test_claimed_job_is_not_dispatched_again_until_it_is_released(
+    ledger: Ledger, job: Job, server: redis.Redis
+) -> None:
+    age_dispatches(server)
     claim(ledger, job)
-    assert ledger.reap().ring == ()
+    assert ledger.reap().to_dispatch == ()
     ledger.release(job.id, 1)
-    assert ledger.reap().ring == (job.id,), "a released job is rung without delay"
+    assert ledger.reap().to_dispatch == (job.id,), "a released job is rung without delay"
 
 
-def test_events_tell_the_life_of_a_job_and_resume(ledger: Ledger, job: Job) -> None:
+def test_events_record_the_life_of_a_job_and_can_be_resumed(ledger: Ledger, job: Job) -> None:
     claim(ledger, job)
     ledger.report(job.id, 1, Progress(done=1, total=2), {"loss": 1.0})
     ledger.finish(job.id, 1, status="succeeded")
-    assert types(ledger, job) == ["status", "status", "progress", "metric", "status", "completed"]
+    assert event_types(ledger, job) == ["status", "status", "progress", "metric", "status", "completed"]
     events = ledger.events(job.id)
     assert [event.data["status"] for event in events if event.type == "status"] == [
         "queued",
@@ -348,30 +354,30 @@ def test_events_tell_the_life_of_a_job_and_resume(ledger: Ledger, job: Job) -> N
 
 
 @pytest.mark.parametrize("after", ["", "x", "1-2-3", "-", "+", "9" * 30, "1-" + "9" * 30, "1\n"])
-def test_a_forged_event_id_is_refused(ledger: Ledger, job: Job, after: str) -> None:
+def test_forged_event_id_is_refused(ledger: Ledger, job: Job, after: str) -> None:
     with pytest.raises(errors.InvalidCursor):
         ledger.events(job.id, after=after)
 
 
-def test_a_watch_hears_of_changes(ledger: Ledger, submission: Submission) -> None:
+def test_watch_receives_changes_of_jobs(ledger: Ledger, submission: Submission) -> None:
     with ledger.watch() as watch:
         job, _ = ledger.accept(submission)
-        assert next(iter(watch)) == Change(job.id, "queued", 1)
+        assert next(iter(watch)) == JobChange(job.id, "queued", 1)
         ledger.cancel(job.id)
-        assert next(iter(watch)) == Change(job.id, "canceled", 2)
+        assert next(iter(watch)) == JobChange(job.id, "canceled", 2)
         ledger.delete(job.id)
-        assert next(iter(watch)) == Change(job.id, "deleted", 0)
+        assert next(iter(watch)) == JobChange(job.id, "deleted", 0)
         watch.close()
         assert list(watch) == []
 
 
-def test_workers_are_listed_while_they_give_signs_of_life(settings: Settings) -> None:
+def test_workers_are_listed_while_their_heartbeats_last(settings: Settings) -> None:
     brief = Ledger(str(settings.redis_url), settings.model_copy(update={"lease": 0.01}))
     lasting = Ledger(str(settings.redis_url), settings)
-    lasting.beat("w1", {"running": 3})
-    lasting.beat("w2", {})
+    lasting.heartbeat("w1", {"running": 3})
+    lasting.heartbeat("w2", {})
     assert [(worker.id, worker.info) for worker in lasting.workers()] == [("w1", {"running": 3}), ("w2", {})]
-    lasting.leave("w2")
+    lasting.remove_worker("w2")
     assert [worker.id for worker in lasting.workers()] == ["w1"]
     while brief.workers():
         pass
@@ -379,16 +385,14 @@ def test_workers_are_listed_while_they_give_signs_of_life(settings: Settings) ->
     lasting.close()
 
 
-def test_a_report_is_one_change_and_an_end_with_its_last_report_another(
-    ledger: Ledger, submission: Submission
-) -> None:
+def test_report_and_finish_are_one_change_each(ledger: Ledger, submission: Submission) -> None:
     job = claim(ledger, ledger.accept(submission)[0])
     last = (job.id, 1, Progress(done=2, total=2), {"loss": 0.5})
     with ledger.watch() as watch:
         ledger.report(job.id, 1, Progress(done=1, total=2), {"loss": 1.0})
-        assert next(iter(watch)) == Change(job.id, "running", job.version + 1, "progress")
-        assert ledger.finish(job.id, 1, status="succeeded", last=last)
-        assert next(iter(watch)) == Change(job.id, "succeeded", job.version + 2)
+        assert next(iter(watch)) == JobChange(job.id, "running", job.version + 1, "progress")
+        assert ledger.finish(job.id, 1, status="succeeded", last_report=last)
+        assert next(iter(watch)) == JobChange(job.id, "succeeded", job.version + 2)
     told = [(event.type, event.data) for event in ledger.events(job.id)][-4:-1]
     assert told[:2] == [("progress", {"done": 2, "total": 2}), ("metric", {"loss": 0.5})]
     assert told[2][0] == "status"

@@ -11,16 +11,16 @@ import redis
 from typer.testing import CliRunner
 
 from api_tests.ledger.test_ledger import claim
-from api_tests.support.fake_service import Api, problem, serving
+from api_tests.support.fake_service import Api, assert_problem, run_service
 from api_tests.support.wait import wait_until
 from touchstone import errors
 from touchstone.cli import app
 from touchstone.ledger.ledger import Ledger
-from touchstone.ledger.quotas import Allowance, Allowances, Needs, Rate, Standing
+from touchstone.ledger.quotas import Quota, Quotas, QuotaUsage, Rate, RateLimitResult
 from touchstone.ledger.records import LOCAL, Submission
 from touchstone.settings import Settings
 
-USUAL = Allowance(waiting=10_000, requests=6_000, submissions=3_000, storage=2**35)
+DEFAULT_QUOTA = Quota(waiting=10_000, requests=6_000, submissions=3_000, storage=2**35)
 
 
 @pytest.fixture
@@ -30,33 +30,31 @@ def theirs(submission: Submission) -> Submission:
 
 
 @pytest.fixture
-def allowances(ledger: Ledger) -> Allowances:
-    return ledger.allowances
+def allowances(ledger: Ledger) -> Quotas:
+    return ledger.quotas
 
 
-def test_usual_bounds_are_those_of_the_settings_and_none_without_keys(allowances: Allowances) -> None:
-    assert allowances.of("them") == USUAL
-    assert allowances.of(LOCAL) == Allowance()
+def test_default_quota_follows_the_settings_and_is_unlimited_without_keys(allowances: Quotas) -> None:
+    assert allowances.of("them") == DEFAULT_QUOTA
+    assert allowances.of(LOCAL) == Quota()
 
 
-def test_an_allowance_of_ones_own_goes_before_and_can_be_taken_back(
-    settings: Settings, allowances: Allowances
-) -> None:
+def test_tenant_quota_overrides_the_default_and_can_be_reset(settings: Settings, allowances: Quotas) -> None:
     elsewhere = Ledger(str(settings.redis_url), settings)
-    elsewhere.allowances.set("them", Allowance(waiting=3))
-    assert allowances.of("them") == Allowance(waiting=3)
-    assert allowances.all() == {"them": Allowance(waiting=3)}
-    elsewhere.allowances.set("them", None)
-    assert elsewhere.allowances.of("them").waiting == 10_000
+    elsewhere.quotas.set("them", Quota(waiting=3))
+    assert allowances.of("them") == Quota(waiting=3)
+    assert allowances.all() == {"them": Quota(waiting=3)}
+    elsewhere.quotas.set("them", None)
+    assert elsewhere.quotas.of("them").waiting == 10_000
     assert allowances.all() == {}
     wait_until(lambda: allowances.of("them").waiting != 3)
     elsewhere.close()
 
 
-def test_as_many_jobs_of_a_tenant_wait_as_may_and_no_others_are_refused(
+def test_jobs_over_the_queue_quota_of_a_tenant_are_refused_and_no_others(
     ledger: Ledger, submission: Submission, theirs: Submission
 ) -> None:
-    ledger.allowances.set("them", Allowance(waiting=2))
+    ledger.quotas.set("them", Quota(waiting=2))
     first, _ = ledger.accept(theirs, idempotency=("key", "digest"))
     second, _ = ledger.accept(theirs)
     with pytest.raises(errors.TenantQueueFull) as refused:
@@ -68,89 +66,91 @@ def test_as_many_jobs_of_a_tenant_wait_as_may_and_no_others_are_refused(
     assert ledger.accept(theirs)[1]
 
 
-def spent(server: redis.Redis) -> int:
+def count_spent_passes(server: redis.Redis) -> int:
     [day] = server.keys("ts:passes:*") or [None]
     return int(server.hget(day, "them") or 0) if day else 0
 
 
-def test_a_budget_of_passes_is_spent_until_the_day_ends(
+def test_daily_budget_of_passes_is_enforced_until_the_day_ends(
     ledger: Ledger, theirs: Submission, server: redis.Redis
 ) -> None:
-    ledger.allowances.set("them", Allowance(passes=100))
-    ledger.accept(theirs, needs=Needs(passes=60))
+    ledger.quotas.set("them", Quota(passes=100))
+    ledger.accept(theirs, usage=QuotaUsage(passes=60))
     with pytest.raises(errors.BudgetSpent) as refused:
-        ledger.accept(theirs, needs=Needs(passes=41))
+        ledger.accept(theirs, usage=QuotaUsage(passes=41))
     assert 0 < refused.value.extra["retry_after"] <= 86_400
-    ledger.accept(theirs, needs=Needs(passes=40))
-    assert spent(server) == 100
+    ledger.accept(theirs, usage=QuotaUsage(passes=40))
+    assert count_spent_passes(server) == 100
     [today] = server.keys("ts:passes:*")
     assert 86_400 < server.ttl(today) <= 2 * 86_400
     yesterday = f"ts:passes:{int(today.rpartition(':')[2]) - 1}"
     server.rename(today, yesterday)
-    assert ledger.accept(theirs, needs=Needs(passes=100))[1], "another day"
+    assert ledger.accept(theirs, usage=QuotaUsage(passes=100))[1], "another day"
 
 
 @pytest.mark.parametrize("way", ["cancel", "delete"])
-def test_what_was_never_begun_is_given_back_and_nothing_else(
+def test_passes_of_jobs_that_never_started_are_refunded_and_no_others(
     ledger: Ledger, theirs: Submission, server: redis.Redis, way: str
 ) -> None:
-    ledger.allowances.set("them", Allowance(passes=100))
-    begun, waiting = (ledger.accept(theirs, needs=Needs(passes=30))[0] for _ in range(2))
+    ledger.quotas.set("them", Quota(passes=100))
+    begun, waiting = (ledger.accept(theirs, usage=QuotaUsage(passes=30))[0] for _ in range(2))
     ledger.release(begun.id, claim(ledger, begun).claims)
     for job in (waiting, begun):
         getattr(ledger, way)(job.id)
-    assert spent(server) == 30
+    assert count_spent_passes(server) == 30
 
 
-def test_nothing_is_given_back_for_a_day_that_is_forgotten(
+def test_no_passes_are_refunded_for_an_expired_day(
     ledger: Ledger, theirs: Submission, server: redis.Redis
 ) -> None:
-    ledger.allowances.set("them", Allowance(passes=100))
-    job, _ = ledger.accept(theirs, needs=Needs(passes=30))
+    ledger.quotas.set("them", Quota(passes=100))
+    job, _ = ledger.accept(theirs, usage=QuotaUsage(passes=30))
     server.delete(*server.keys("ts:passes:*"))
     ledger.cancel(job.id)
     assert server.keys("ts:passes:*") == []
 
 
-def take(allowances: Allowances, rate: Rate) -> Standing:
+def take(allowances: Quotas, rate: Rate) -> RateLimitResult:
     standing = allowances.take("them", rate)
     assert standing is not None
     return standing
 
 
-def test_a_bucket_holds_a_minutes_worth_and_fills_evenly(allowances: Allowances) -> None:
-    allowances.set("them", Allowance(requests=3000, submissions=2))
+def test_rate_limit_allows_a_minutes_requests_and_refills_evenly(allowances: Quotas) -> None:
+    allowances.set("them", Quota(requests=3000, submissions=2))
     first, second, third = (take(allowances, "submissions") for _ in range(3))
     assert [one.granted for one in (first, second, third)] == [True, True, False]
-    assert [one.left for one in (first, second, third)] == [1, 0, 0]
-    assert 10 < first.seconds <= 30
-    assert 40 < second.seconds <= 60
-    assert 10 < third.seconds <= 30, "the next one comes in half a minute"
-    assert take(allowances, "requests").left == 2999, "another bucket"
+    assert [one.remaining for one in (first, second, third)] == [1, 0, 0]
+    assert 10 < first.reset_seconds <= 30
+    assert 40 < second.reset_seconds <= 60
+    assert 10 < third.reset_seconds <= 30, "the next one comes in half a minute"
+    assert take(allowances, "requests").remaining == 2999, "another bucket"
     assert allowances.take(LOCAL, "requests") is None
 
 
-def test_a_bucket_that_was_emptied_is_filled_again(allowances: Allowances, server: redis.Redis) -> None:
-    allowances.set("them", Allowance(requests=600))
+def test_exhausted_rate_limit_allows_requests_again_after_its_wait(
+    allowances: Quotas, server: redis.Redis
+) -> None:
+    allowances.set("them", Quota(requests=600))
     second, micro = server.time()
     server.set("ts:rate:requests:them", (second + 61) * 10**6 + micro)
     empty = take(allowances, "requests")
     assert not empty.granted
-    assert 0 < empty.seconds <= 1.1
-    time.sleep(empty.seconds)
+    assert 0 < empty.reset_seconds <= 1.1
+    time.sleep(empty.reset_seconds)
     assert take(allowances, "requests").granted
     assert 0 < server.ttl("ts:rate:requests:them") <= 60, "one that is full is forgotten"
 
 
 @pytest.fixture
 def own(settings: Settings) -> Iterator[Api]:
-    with serving(settings) as api:
+    with run_service(settings) as api:
         yield api
 
 
-def test_requests_that_come_too_fast_are_refused_and_every_answer_says_how_it_stands(own: Api) -> None:
+def test_requests_over_the_rate_limit_answer_429_and_all_show_the_limit(own: Api) -> None:
     assert "RateLimit" not in own.client.get("/v1/jobs").headers
-    own.ledger.allowances.set(LOCAL, Allowance(requests=3, submissions=1))
+    own.ledger.quotas.set(LOCAL, Quota(requests=3, submissions=1))
     answers = [own.client.get(path) for path in ("/v1/jobs", "/v1/jobs/none", "/v1/models", "/v1/jobs")]
     assert [answer.status_code for answer in answers] == [200, 404, 200, 429]
     assert {answer.headers["RateLimit-Policy"] for answer in answers} == {'"requests";q=3;w=60'}
@@ -159,29 +159,31 @@ def test_requests_that_come_too_fast_are_refused_and_every_answer_says_how_it_st
         assert match
         assert int(match[1]) == left
         assert seconds - 10 < int(match[2]) <= seconds, "less what passed since the first request"
-    refused = problem(answers[-1], 429, "rate_limited")
+    refused = assert_problem(answers[-1], 429, "rate_limited")
     assert stands[-1]
     assert answers[-1].headers["Retry-After"] == stands[-1][2]
     assert refused["limit"] == 3
     assert own.submit().headers["RateLimit"] == '"submissions";r=0;t=60'
-    problem(own.submit(), 429, "rate_limited")
+    assert_problem(own.submit(), 429, "rate_limited")
     assert own.client.get("/healthz").status_code == 200, "nobody's"
 
 
-def test_a_full_share_and_a_spent_budget_are_told_with_when_to_come_back(own: Api) -> None:
-    own.ledger.allowances.set(LOCAL, Allowance(passes=400))
+def test_spent_budget_and_full_tenant_queue_answer_429(own: Api) -> None:
+    own.ledger.quotas.set(LOCAL, Quota(passes=400))
     assert own.submit(steps="40", early_stop="false").status_code == 200
     refused = own.submit(steps="100")
-    assert problem(refused, 429, "budget_spent")["retry_after"] == int(refused.headers["Retry-After"])
-    own.ledger.allowances.set(LOCAL, Allowance(waiting=0))
-    problem(own.submit(), 429, "tenant_queue_full")
+    assert assert_problem(refused, 429, "budget_spent")["retry_after"] == int(refused.headers["Retry-After"])
+    own.ledger.quotas.set(LOCAL, Quota(waiting=0))
+    assert_problem(own.submit(), 429, "tenant_queue_full")
 
 
-def test_without_a_ledger_nothing_is_counted(own: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_not_rate_limited_while_the_ledger_is_unavailable(
+    own: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreachable(*_: object) -> None:
         raise errors.LedgerUnavailable("gone")
 
-    monkeypatch.setattr(Allowances, "take", unreachable)
+    monkeypatch.setattr(Quotas, "take", unreachable)
     assert own.client.get("/v1/attacks").status_code == 200
 
 
@@ -201,16 +203,16 @@ def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-def test_the_command_line_sets_and_lists_allowances(run: Run, allowances: Allowances) -> None:
+def test_tenants_command_sets_lists_and_resets_quotas(run: Run, allowances: Quotas) -> None:
     assert "10,000" in run("list")
     run("set", "them", "--waiting", "7", "--requests", "none")
-    assert allowances.all() == {"them": Allowance(waiting=7, submissions=3_000, storage=2**35)}
+    assert allowances.all() == {"them": Quota(waiting=7, submissions=3_000, storage=2**35)}
     assert "them" in run("set", "them", "--passes", "1000")
-    assert allowances.all()["them"] == Allowance(waiting=7, passes=1000, submissions=3_000, storage=2**35)
+    assert allowances.all()["them"] == Quota(waiting=7, passes=1000, submissions=3_000, storage=2**35)
     assert "them" not in run("reset", "them")
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--waiting", "-1"), ("--requests", "0"), ("--passes", "1e9")])
-def test_an_allowance_that_is_no_number_is_refused(run: Run, flag: str, value: str) -> None:
+def test_tenants_command_refuses_an_invalid_quota(run: Run, flag: str, value: str) -> None:
     with pytest.raises(errors.InvalidParameter, match=flag):
         run("set", "them", flag, value)

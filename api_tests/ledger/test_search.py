@@ -12,8 +12,8 @@ import redis
 from touchstone.errors import InvalidCursor
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, ModelRef, Submission
-from touchstone.ledger.replies import Page
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.replies import JobPage
+from touchstone.ledger.tenant_ledger import TenantLedger
 
 METHODS = ("pgd", "fgsm", "square")
 MODELS = ("digits", "fashion")
@@ -26,92 +26,96 @@ def variants(submission: Submission) -> itertools.cycle[Submission]:
     )
 
 
-def fill(ledger: Ledger, submission: Submission, count: int) -> list[str]:
+def accept_jobs(ledger: Ledger, submission: Submission, count: int) -> list[str]:
     """Accept many jobs; their ids from new to old."""
     jobs = [ledger.accept(kind)[0].id for kind, _ in zip(variants(submission), range(count), strict=False)]
     return jobs[::-1]
 
 
-def every_page(ledger: Ledger, **filters: Any) -> list[Page]:
-    pages = [Holdings.of(ledger, LOCAL).find(**filters)]
+def find_all_pages(ledger: Ledger, **filters: Any) -> list[JobPage]:
+    pages = [TenantLedger.of(ledger, LOCAL).find(**filters)]
     while pages[-1].cursor:
-        pages.append(Holdings.of(ledger, LOCAL).find(**filters, cursor=pages[-1].cursor))
+        pages.append(TenantLedger.of(ledger, LOCAL).find(**filters, cursor=pages[-1].cursor))
     return pages
 
 
-def ids(*pages: Page) -> list[str]:
+def ids(*pages: JobPage) -> list[str]:
     return [job.id for page in pages for job in page.jobs]
 
 
 def test_pages_hold_every_job_once_newest_first(ledger: Ledger, submission: Submission) -> None:
-    jobs = fill(ledger, submission, 25)
-    pages = every_page(ledger, limit=10)
+    jobs = accept_jobs(ledger, submission, 25)
+    pages = find_all_pages(ledger, limit=10)
     assert [len(page.jobs) for page in pages] == [10, 10, 5]
     assert ids(*pages) == jobs
 
 
-def test_a_full_last_page_has_no_cursor(ledger: Ledger, submission: Submission) -> None:
-    fill(ledger, submission, 10)
-    assert Holdings.of(ledger, LOCAL).find(limit=10).cursor is None
-    assert Holdings.of(ledger, LOCAL).find(limit=9).cursor is not None
+def test_full_last_page_has_no_cursor(ledger: Ledger, submission: Submission) -> None:
+    accept_jobs(ledger, submission, 10)
+    assert TenantLedger.of(ledger, LOCAL).find(limit=10).cursor is None
+    assert TenantLedger.of(ledger, LOCAL).find(limit=9).cursor is not None
 
 
-def test_an_empty_ledger_has_an_empty_page(ledger: Ledger) -> None:
-    assert Holdings.of(ledger, LOCAL).find() == Page((), None)
-    assert Holdings.of(ledger, LOCAL).find(status="failed", method="pgd") == Page((), None)
+def test_empty_ledger_returns_an_empty_page(ledger: Ledger) -> None:
+    assert TenantLedger.of(ledger, LOCAL).find() == JobPage((), None)
+    assert TenantLedger.of(ledger, LOCAL).find(status="failed", method="pgd") == JobPage((), None)
 
 
-def test_filters_combine(ledger: Ledger, submission: Submission) -> None:
-    jobs = fill(ledger, submission, 60)
+def test_filters_can_be_combined(ledger: Ledger, submission: Submission) -> None:
+    jobs = accept_jobs(ledger, submission, 60)
     for name in jobs[:30]:
         ledger.cancel(name)
-    pages = every_page(ledger, status="canceled", kind="attack", method="pgd", model="digits", limit=2)
+    pages = find_all_pages(ledger, status="canceled", kind="attack", method="pgd", model="digits", limit=2)
     found = [job for page in pages for job in page.jobs]
     assert ids(*pages) == [
-        name for name in jobs[:30] if name in ids(*every_page(ledger, method="pgd", model="digits"))
+        name for name in jobs[:30] if name in ids(*find_all_pages(ledger, method="pgd", model="digits"))
     ]
     assert len(found) == 5
     assert all(job.submission.method == "pgd" and job.status == "canceled" for job in found)
-    assert Holdings.of(ledger, LOCAL).find(method="unheard-of").jobs == ()
-    assert Holdings.of(ledger, LOCAL).find(kind="prediction").jobs == ()
+    assert TenantLedger.of(ledger, LOCAL).find(method="unheard-of").jobs == ()
+    assert TenantLedger.of(ledger, LOCAL).find(kind="prediction").jobs == ()
 
 
 def test_new_jobs_do_not_shift_later_pages(ledger: Ledger, submission: Submission) -> None:
-    jobs = fill(ledger, submission, 20)
-    first = Holdings.of(ledger, LOCAL).find(limit=10)
-    fill(ledger, submission, 5)
-    assert ids(first, Holdings.of(ledger, LOCAL).find(limit=10, cursor=first.cursor)) == jobs
+    jobs = accept_jobs(ledger, submission, 20)
+    first = TenantLedger.of(ledger, LOCAL).find(limit=10)
+    accept_jobs(ledger, submission, 5)
+    assert ids(first, TenantLedger.of(ledger, LOCAL).find(limit=10, cursor=first.cursor)) == jobs
 
 
-def test_deleting_the_job_at_the_cursor_does_not_break_it(ledger: Ledger, submission: Submission) -> None:
-    jobs = fill(ledger, submission, 20)
-    first = Holdings.of(ledger, LOCAL).find(limit=10)
+def test_deleting_the_job_at_the_cursor_keeps_the_cursor_valid(
+    ledger: Ledger, submission: Submission
+) -> None:
+    jobs = accept_jobs(ledger, submission, 20)
+    first = TenantLedger.of(ledger, LOCAL).find(limit=10)
     ledger.cancel(jobs[9])
     ledger.delete(jobs[9])
-    assert ids(Holdings.of(ledger, LOCAL).find(limit=10, cursor=first.cursor)) == jobs[10:]
+    assert ids(TenantLedger.of(ledger, LOCAL).find(limit=10, cursor=first.cursor)) == jobs[10:]
 
 
-def test_a_forged_or_foreign_cursor_is_refused(ledger: Ledger, submission: Submission) -> None:
-    fill(ledger, submission, 20)
-    cursor = Holdings.of(ledger, LOCAL).find(limit=5).cursor
+def test_forged_or_mismatched_cursor_is_refused(ledger: Ledger, submission: Submission) -> None:
+    accept_jobs(ledger, submission, 20)
+    cursor = TenantLedger.of(ledger, LOCAL).find(limit=5).cursor
     assert cursor is not None
     flipped = ("B" if cursor[0] == "A" else "A") + cursor[1:]
     for forged in (flipped, cursor[:-1], cursor + "A", "x", "ü", "%00", "A" * 10_000):
         with pytest.raises(InvalidCursor):
-            Holdings.of(ledger, LOCAL).find(limit=5, cursor=forged)
+            TenantLedger.of(ledger, LOCAL).find(limit=5, cursor=forged)
     with pytest.raises(InvalidCursor):
-        Holdings.of(ledger, LOCAL).find(method="pgd", limit=5, cursor=cursor)
+        TenantLedger.of(ledger, LOCAL).find(method="pgd", limit=5, cursor=cursor)
 
 
-def test_another_process_reads_the_cursor(ledger: Ledger, settings: Any, submission: Submission) -> None:
-    jobs = fill(ledger, submission, 10)
-    cursor = Holdings.of(ledger, LOCAL).find(limit=5).cursor
+def test_cursor_is_valid_in_another_ledger_client(
+    ledger: Ledger, settings: Any, submission: Submission
+) -> None:
+    jobs = accept_jobs(ledger, submission, 10)
+    cursor = TenantLedger.of(ledger, LOCAL).find(limit=5).cursor
     other = Ledger(settings.redis_url, settings)
-    assert ids(Holdings.of(other, LOCAL).find(limit=5, cursor=cursor)) == jobs[5:]
+    assert ids(TenantLedger.of(other, LOCAL).find(limit=5, cursor=cursor)) == jobs[5:]
     other.close()
 
 
-def test_a_rare_job_among_thousands_is_found_quickly(
+def test_rare_job_among_thousands_is_found_with_few_commands(
     ledger: Ledger, settings: Any, submission: Submission
 ) -> None:
     """Two large indexes whose overlap is one job, the oldest: the worst case of the walk."""
@@ -121,42 +125,44 @@ def test_a_rare_job_among_thousands_is_found_quickly(
     jobs = [ledger.accept(plain[place % 2])[0].id for place in range(2200)]
     ledger.cancel_all(jobs[1::2])
     with redis.Redis.from_url(settings.redis_url) as client:
-        before = calls(client)
-        assert ids(Holdings.of(ledger, LOCAL).find(status="canceled", method="pgd", limit=1)) == [rare.id]
-        assert calls(client) - before < 1500, "a look at each of 1100 jobs"
+        before = count_commands(client)
+        assert ids(TenantLedger.of(ledger, LOCAL).find(status="canceled", method="pgd", limit=1)) == [rare.id]
+        assert count_commands(client) - before < 1500, "a look at each of 1100 jobs"
 
 
-def test_a_page_costs_the_same_anywhere(ledger: Ledger, settings: Any, submission: Submission) -> None:
-    fill(ledger, submission, 600)
+def test_page_cost_does_not_depend_on_its_position(
+    ledger: Ledger, settings: Any, submission: Submission
+) -> None:
+    accept_jobs(ledger, submission, 600)
     cursor, costs = None, []
     with redis.Redis.from_url(settings.redis_url) as client:
         for _ in range(11):
-            before = calls(client)
-            cursor = Holdings.of(ledger, LOCAL).find(limit=50, cursor=cursor).cursor
-            costs.append(calls(client) - before)
+            before = count_commands(client)
+            cursor = TenantLedger.of(ledger, LOCAL).find(limit=50, cursor=cursor).cursor
+            costs.append(count_commands(client) - before)
     assert max(costs) < 1.2 * min(costs), costs
 
 
-def test_a_walk_that_finds_nothing_ends_and_can_be_continued(
+def test_search_with_few_matches_ends_early_and_can_be_continued(
     ledger: Ledger, submission: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("touchstone.ledger.search._LOOKS", 3)
+    monkeypatch.setattr("touchstone.ledger.search._SCAN_LIMIT", 3)
     rare, _ = ledger.accept(submission)
     ledger.cancel(rare.id)
     for _ in range(100):
         ledger.accept(submission)
     for _ in range(100):
         ledger.cancel(ledger.accept(submission.model_copy(update={"method": "fgsm"}))[0].id)
-    pages = every_page(ledger, status="canceled", method="pgd", limit=5)
+    pages = find_all_pages(ledger, status="canceled", method="pgd", limit=5)
     assert len(pages) > 1
     assert ids(*pages) == [rare.id]
 
 
 HOUR = datetime(2026, 11, 22, 9, tzinfo=UTC)
-TICK = timedelta(milliseconds=1)
+MILLISECOND = timedelta(milliseconds=1)
 
 
-def date(url: str, jobs: list[str]) -> None:
+def set_acceptance_times(url: str, jobs: list[str]) -> None:
     """Pretend that these jobs, from new to old, were accepted a minute apart, the oldest at `HOUR`."""
     with redis.Redis.from_url(url) as client, client.pipeline() as pipe:
         for minute, job in enumerate(reversed(jobs)):
@@ -168,8 +174,8 @@ def date(url: str, jobs: list[str]) -> None:
 @pytest.fixture
 def dated(ledger: Ledger, settings: Any, submission: Submission) -> list[str]:
     """Thirty jobs, a minute apart, from old to new."""
-    jobs = fill(ledger, submission, 30)
-    date(settings.redis_url, jobs)
+    jobs = accept_jobs(ledger, submission, 30)
+    set_acceptance_times(settings.redis_url, jobs)
     return jobs[::-1]
 
 
@@ -190,7 +196,7 @@ def dated(ledger: Ledger, settings: Any, submission: Submission) -> list[str]:
         (7, 5, (0, 0)),
     ],
 )
-def test_jobs_are_found_by_when_they_were_accepted(
+def test_jobs_are_found_by_their_acceptance_time(
     ledger: Ledger, dated: list[str], since: float | None, until: float | None, expected: tuple[int, int]
 ) -> None:
     bounds = {
@@ -198,21 +204,23 @@ def test_jobs_are_found_by_when_they_were_accepted(
         for name, minute in (("since", since), ("until", until))
         if minute is not None
     }
-    assert ids(*every_page(ledger, limit=4, **bounds)) == dated[slice(*expected)][::-1]
+    assert ids(*find_all_pages(ledger, limit=4, **bounds)) == dated[slice(*expected)][::-1]
 
 
-def test_bounds_are_exact_to_the_microsecond_and_in_any_zone(ledger: Ledger, dated: list[str]) -> None:
+def test_time_bounds_are_exact_to_the_microsecond_in_any_time_zone(ledger: Ledger, dated: list[str]) -> None:
     second = HOUR + timedelta(minutes=1)
     just_after = second + timedelta(microseconds=1)
-    assert ids(Holdings.of(ledger, LOCAL).find(since=second, until=just_after)) == [dated[1]]
-    assert ids(Holdings.of(ledger, LOCAL).find(since=just_after, until=second + TICK)) == []
+    assert ids(TenantLedger.of(ledger, LOCAL).find(since=second, until=just_after)) == [dated[1]]
+    assert ids(TenantLedger.of(ledger, LOCAL).find(since=just_after, until=second + MILLISECOND)) == []
     elsewhere = second.astimezone(datetime.fromisoformat("2026-01-01T00:00:00+05:30").tzinfo)
-    assert ids(Holdings.of(ledger, LOCAL).find(since=elsewhere, until=elsewhere + TICK)) == [dated[1]]
+    assert ids(TenantLedger.of(ledger, LOCAL).find(since=elsewhere, until=elsewhere + MILLISECOND)) == [
+        dated[1]
+    ]
     ends = {"since": datetime.min.replace(tzinfo=UTC), "until": datetime.max.replace(tzinfo=UTC)}
-    assert len(ids(Holdings.of(ledger, LOCAL).find(**ends))) == 30
+    assert len(ids(TenantLedger.of(ledger, LOCAL).find(**ends))) == 30
 
 
-def test_times_combine_with_other_filters_and_survive_deletions(ledger: Ledger, dated: list[str]) -> None:
+def test_time_bounds_combine_with_filters_and_survive_deletions(ledger: Ledger, dated: list[str]) -> None:
     bounds = {"since": HOUR + timedelta(minutes=6), "until": HOUR + timedelta(minutes=24)}
     fitting = [
         job
@@ -220,44 +228,46 @@ def test_times_combine_with_other_filters_and_survive_deletions(ledger: Ledger, 
         if ledger.read(job).submission.method == "fgsm" and ledger.read(job).submission.model.id == "digits"
     ]
     assert len(fitting) == 3
-    found = every_page(ledger, method="fgsm", model="digits", limit=1, **bounds)
+    found = find_all_pages(ledger, method="fgsm", model="digits", limit=1, **bounds)
     assert ids(*found) == fitting
-    first = Holdings.of(ledger, LOCAL).find(limit=5, **bounds)
+    first = TenantLedger.of(ledger, LOCAL).find(limit=5, **bounds)
     for job in (dated[6], dated[23], dated[18], dated[15]):
         ledger.delete(job)
-    assert ids(Holdings.of(ledger, LOCAL).find(limit=3, cursor=first.cursor, **bounds)) == [
+    assert ids(TenantLedger.of(ledger, LOCAL).find(limit=3, cursor=first.cursor, **bounds)) == [
         dated[17],
         dated[16],
         dated[14],
     ]
 
 
-def test_a_cursor_is_good_for_its_times_only(ledger: Ledger, dated: list[str]) -> None:
+def test_cursor_is_valid_only_for_its_time_bounds(ledger: Ledger, dated: list[str]) -> None:
     bounds = {"since": HOUR, "until": HOUR + timedelta(minutes=20)}
-    cursor = Holdings.of(ledger, LOCAL).find(limit=5, **bounds).cursor
-    assert ids(Holdings.of(ledger, LOCAL).find(limit=5, cursor=cursor, **bounds)) == dated[10:15][::-1]
-    for other in ({}, {"since": HOUR}, {**bounds, "since": HOUR + TICK}, {**bounds, "until": HOUR}):
+    cursor = TenantLedger.of(ledger, LOCAL).find(limit=5, **bounds).cursor
+    assert ids(TenantLedger.of(ledger, LOCAL).find(limit=5, cursor=cursor, **bounds)) == dated[10:15][::-1]
+    for other in ({}, {"since": HOUR}, {**bounds, "since": HOUR + MILLISECOND}, {**bounds, "until": HOUR}):
         with pytest.raises(InvalidCursor):
-            Holdings.of(ledger, LOCAL).find(limit=5, cursor=cursor, **other)
+            TenantLedger.of(ledger, LOCAL).find(limit=5, cursor=cursor, **other)
 
 
-def test_times_are_found_without_looking_at_all_jobs(
+def test_time_bounds_are_found_without_reading_all_jobs(
     ledger: Ledger, settings: Any, submission: Submission
 ) -> None:
     """Among thousands, a time costs a few looks, and jobs outside the times cost none at all."""
-    jobs = fill(ledger, submission, 1200)
-    date(settings.redis_url, jobs)
+    jobs = accept_jobs(ledger, submission, 1200)
+    set_acceptance_times(settings.redis_url, jobs)
     bounds = {"since": HOUR + timedelta(minutes=600), "until": HOUR + timedelta(minutes=610)}
-    fitting = set(ids(*every_page(ledger, status="queued", method="pgd", model="digits", limit=200)))
+    fitting = set(ids(*find_all_pages(ledger, status="queued", method="pgd", model="digits", limit=200)))
     with redis.Redis.from_url(settings.redis_url) as client:
-        before = calls(client)
-        found = ids(Holdings.of(ledger, LOCAL).find(status="queued", method="pgd", model="digits", **bounds))
-        assert calls(client) - before < 150
+        before = count_commands(client)
+        found = ids(
+            TenantLedger.of(ledger, LOCAL).find(status="queued", method="pgd", model="digits", **bounds)
+        )
+        assert count_commands(client) - before < 150
     assert found == [job for job in jobs[590:600] if job in fitting]
     assert found
 
 
-def calls(client: redis.Redis) -> int:
+def count_commands(client: redis.Redis) -> int:
     """Commands that the server has run, those of scripts included."""
     stats: Any = client.info("commandstats")
     return sum(entry["calls"] for entry in stats.values())

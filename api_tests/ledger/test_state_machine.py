@@ -15,48 +15,48 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from api_tests.support.job_state_model import MOST_ATTEMPTS, Life, Turns
-from touchstone.errors import Crowded, IdempotencyMismatch, JobConflict, QueueFull, UnknownJob
+from api_tests.support.job_state_model import MAX_ATTEMPTS, FairQueueModel, JobModel
+from touchstone.errors import IdempotencyMismatch, JobConflict, NoFreeSlot, QueueFull, UnknownJob
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
-from touchstone.ledger.quotas import Needs
+from touchstone.ledger.quotas import QuotaUsage
 from touchstone.ledger.records import Job, JobKind, Progress, Status, Submission
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.settings import Settings
 
 WORKERS = st.sampled_from(["ann", "bob"])
 TENANTS = st.sampled_from(["north", "south"])
-STALE = st.sampled_from([0, 0, 0, 0, -1, 1])
+CLAIM_OFFSETS = st.sampled_from([0, 0, 0, 0, -1, 1])
 """How far a claim's number is off."""
-Which = tuple[int, bool]
-FIT = st.tuples(st.integers(0, 99), st.sampled_from([False, False, False, True]))
+JobChoice = tuple[int, bool]
+JOB_CHOICES = st.tuples(st.integers(0, 99), st.sampled_from([False, False, False, True]))
 """Which job: its place, among those that a step is meant for or now and then among all there ever were."""
-MOST_QUEUED = 4
-NEEDS = Needs(brings=1000, leaves=1)
+MAX_QUEUED = 4
+NEEDS = QuotaUsage(input_bytes=1000, output_bytes=1)
 
 
-class Lives(RuleBasedStateMachine):
+class LedgerMachine(RuleBasedStateMachine):
     """A ledger and a model of it, which are told the same."""
 
     def __init__(self, ledger: Ledger, server: redis.Redis, submission: Submission) -> None:
         super().__init__()
         self.ledger, self.server, self.submission = ledger, server, submission
-        self.lives: dict[str, Life] = {}
+        self.jobs: dict[str, JobModel] = {}
         self.keys: dict[tuple[str, str | None], tuple[str, str]] = {}
-        self.turns = Turns()
+        self.queue_model = FairQueueModel()
         self.tokens = map(str, itertools.count())
         self.seen: dict[str, Job] = {}
         self.touched: set[str] = set()
         self.names = ["no-such-job"]
         server.flushall()
 
-    def pick(self, which: Which, status: Status) -> tuple[str, Life | None]:
+    def pick(self, choice: JobChoice, status: Status) -> tuple[str, JobModel | None]:
         """A job for a step, by name and in the model."""
-        place, any_will_do = which
-        fitting = [] if any_will_do else [life.id for life in self.having(status)]
+        place, any_will_do = choice
+        fitting = [] if any_will_do else [life.id for life in self.with_status(status)]
         names = fitting or self.names
         job = names[place % len(names)]
-        return job, self.lives.get(job)
+        return job, self.jobs.get(job)
 
     def compare(self, job: str, done: object, expected: object) -> None:
         """Both did it, or both did not: then nothing has changed."""
@@ -64,9 +64,9 @@ class Lives(RuleBasedStateMachine):
         if done:
             self.touched.add(job)
 
-    def having(self, status: Status) -> list[Life]:
+    def with_status(self, status: Status) -> list[JobModel]:
         """All jobs of a status."""
-        return [life for life in self.lives.values() if life.status == status]
+        return [life for life in self.jobs.values() if life.status == status]
 
     @initialize(workers=st.lists(WORKERS, min_size=2, max_size=4), crashed=st.booleans())
     def begin(self, workers: list[str], crashed: bool) -> None:
@@ -90,51 +90,51 @@ class Lives(RuleBasedStateMachine):
         idempotency = (key, digest) if key else None
         submission = self.submission.model_copy(update={"kind": kind})
         try:
-            job, created = Holdings.of(self.ledger, tenant).accept(
-                submission, idempotency=idempotency, needs=NEEDS
+            job, created = TenantLedger.of(self.ledger, tenant).accept(
+                submission, idempotency=idempotency, usage=NEEDS
             )
         except IdempotencyMismatch:
-            assert known in self.lives
+            assert known in self.jobs
             assert digest != first
             return
         except QueueFull:
-            assert known not in self.lives
-            assert len(self.having("queued")) >= MOST_QUEUED
+            assert known not in self.jobs
+            assert len(self.with_status("queued")) >= MAX_QUEUED
             return
-        assert created == (known not in self.lives)
+        assert created == (known not in self.jobs)
         if created:
-            self.lives[job.id] = Life(job.id, kind, tenant)
+            self.jobs[job.id] = JobModel(job.id, kind, tenant)
             if key:
                 self.keys[tenant, key] = (job.id, digest)
             self.names.append(job.id)
         assert created or (job.id, digest) == (known, first)
 
-    @rule(which=FIT, worker=WORKERS, crowd=st.lists(TENANTS, max_size=2), again=st.booleans())
-    def claim(self, which: Which, worker: str, crowd: list[str], again: bool) -> None:
+    @rule(which=JOB_CHOICES, worker=WORKERS, crowd=st.lists(TENANTS, max_size=2), again=st.booleans())
+    def claim(self, which: JobChoice, worker: str, crowd: list[str], again: bool) -> None:
         bell, life = self.pick(which, "running" if again else "queued")
         token = life.token if again and life and life.token else next(self.tokens)
-        known = next((life for life in self.having("running") if life.token == token), None)
-        taken = known or self.turns.next(self.lives.values(), crowd)
+        known = next((life for life in self.with_status("running") if life.token == token), None)
+        taken = known or self.queue_model.next_job(self.jobs.values(), crowd)
         try:
-            claimed = self.ledger.claim(bell, worker, token=token, crowd=crowd)
-        except Crowded:
+            claimed = self.ledger.claim(bell, worker, token=token, busy_tenants=crowd)
+        except NoFreeSlot:
             assert not taken
-            assert self.having("queued")
+            assert self.with_status("queued")
             return
         if taken and not known:
             taken.claim(worker, token)
-            self.turns.taken(taken.tenant)
+            self.queue_model.record_turn(taken.tenant)
             self.touched.add(taken.id)
-            self.forget_turns()
+            self.reset_turns()
         assert (taken and taken.id) == (claimed and claimed.id)
 
-    def forget_turns(self) -> None:
+    def reset_turns(self) -> None:
         """Nobody waits: whoever comes next begins anew."""
-        if not self.having("queued"):
-            self.turns = Turns()
+        if not self.with_status("queued"):
+            self.queue_model = FairQueueModel()
 
-    @rule(which=FIT, off=STALE, steps=st.lists(st.integers(0, 3), max_size=3))
-    def report(self, which: Which, off: int, steps: list[int]) -> None:
+    @rule(which=JOB_CHOICES, off=CLAIM_OFFSETS, steps=st.lists(st.integers(0, 3), max_size=3))
+    def report(self, which: JobChoice, off: int, steps: list[int]) -> None:
         job, life = self.pick(which, "running")
         claim = life.claims + off if life else 1
         heard = self.ledger.report_all(
@@ -143,40 +143,40 @@ class Lives(RuleBasedStateMachine):
         for done, written in zip(steps, heard, strict=True):
             self.compare(job, written, life and life.report(claim, done, 3))
 
-    @rule(chosen=st.lists(FIT, max_size=3), worker=WORKERS, off=STALE)
-    def renew(self, chosen: list[Which], worker: str, off: int) -> None:
+    @rule(chosen=st.lists(JOB_CHOICES, max_size=3), worker=WORKERS, off=CLAIM_OFFSETS)
+    def renew(self, chosen: list[JobChoice], worker: str, off: int) -> None:
         lives = dict(self.pick(which, "running") for which in chosen)
         claims = {job: life.claims + off if life else 1 for job, life in lives.items()}
         told = {job: life.renew(worker, claims[job]) if life else "lost" for job, life in lives.items()}
         assert self.ledger.renew(worker, claims) == told
 
-    @rule(which=FIT, off=STALE, status=st.sampled_from(["succeeded", "failed", "canceled"]))
-    def finish(self, which: Which, off: int, status: Status) -> None:
+    @rule(which=JOB_CHOICES, off=CLAIM_OFFSETS, status=st.sampled_from(["succeeded", "failed", "canceled"]))
+    def finish(self, which: JobChoice, off: int, status: Status) -> None:
         job, life = self.pick(which, "running")
         claim, result = (life.claims if life else 1) + off, {"by": off}
         ended = self.ledger.finish(job, claim, status=status, result=result)
         self.compare(job, ended, life and life.finish(claim, status, result))
 
-    @rule(which=FIT, off=STALE)
-    def release(self, which: Which, off: int) -> None:
+    @rule(which=JOB_CHOICES, off=CLAIM_OFFSETS)
+    def release(self, which: JobChoice, off: int) -> None:
         job, life = self.pick(which, "running")
         claim = life.claims + off if life else 1
         self.compare(job, self.ledger.release(job, claim), life and life.release(claim))
 
-    @rule(which=FIT)
-    def cancel(self, which: Which) -> None:
+    @rule(which=JOB_CHOICES)
+    def cancel(self, which: JobChoice) -> None:
         job, life = self.pick(which, "running")
         try:
             self.ledger.cancel(job)
         except UnknownJob:
             assert life is None
         except JobConflict:
-            self.compare(job, False, life is None or life.ask_to_end())
+            self.compare(job, False, life is None or life.request_cancel())
         else:
-            self.compare(job, True, life and life.ask_to_end())
+            self.compare(job, True, life and life.request_cancel())
 
-    @rule(which=FIT)
-    def delete(self, which: Which) -> None:
+    @rule(which=JOB_CHOICES)
+    def delete(self, which: JobChoice) -> None:
         job, life = self.pick(which, "succeeded")
         try:
             self.ledger.delete(job)
@@ -188,39 +188,39 @@ class Lives(RuleBasedStateMachine):
         else:
             assert life is not None
             assert life.status != "running"
-            del self.lives[job]
+            del self.jobs[job]
 
-    @rule(which=FIT)
-    def expire(self, which: Which) -> None:
+    @rule(which=JOB_CHOICES)
+    def expire(self, which: JobChoice) -> None:
         """As if it had ended long ago."""
         job, life = self.pick(which, "succeeded")
-        if life is not None and life.over:
+        if life is not None and life.ended:
             self.server.zadd("ts:ended", {job: 1})
-            assert self.ledger.keeping.expire() == 1
-            del self.lives[job]
+            assert self.ledger.retention.expire() == 1
+            del self.jobs[job]
 
     @rule()
     def reap(self) -> None:
-        for place, life in enumerate(self.having("queued")):  # as if their bells had been rung long ago
+        for place, life in enumerate(self.with_status("queued")):  # as if their bells had been rung long ago
             self.server.zadd("ts:bells", {life.id: place + 1})
         reaped = self.ledger.reap()
-        lost = {life.id for life in self.lives.values() if life.reap()}
+        lost = {life.id for life in self.jobs.values() if life.reap()}
         self.touched |= lost
         assert set(reaped.lost) == lost
-        assert set(reaped.ring) == {life.id for life in self.having("queued")}
+        assert set(reaped.to_dispatch) == {life.id for life in self.with_status("queued")}
 
     @rule(worker=WORKERS, noticed=st.booleans())
     def crash(self, worker: str, noticed: bool) -> None:
         """As if the worker had died and its leases had run out."""
-        for life in self.having("running"):
+        for life in self.with_status("running"):
             if life.worker == worker:
                 life.silent = True
                 self.server.zadd("ts:leases", {life.id: 1})
         if noticed:
             self.reap()
 
-    @rule(which=FIT)
-    def take_long(self, which: Which) -> None:
+    @rule(which=JOB_CHOICES)
+    def pass_deadline(self, which: JobChoice) -> None:
         job, life = self.pick(which, "running")
         """As if its deadline were over."""
         if life is not None and life.status == "running":
@@ -228,45 +228,45 @@ class Lives(RuleBasedStateMachine):
             self.server.hset(f"ts:job:{job}", "due", 1)
 
     @invariant()
-    def every_job_is_as_the_model_says(self) -> None:
-        for job, life in self.lives.items():
+    def every_job_matches_the_model(self) -> None:
+        for job, life in self.jobs.items():
             found = self.ledger.read(job)
             before = self.seen.get(job)
-            assert life.shows(found)
-            assert found.attempts <= MOST_ATTEMPTS
+            assert life.matches(found)
+            assert found.attempts <= MAX_ATTEMPTS
             if before is not None and (job not in self.touched or before.finished_at):
                 assert found == before
             self.seen[job] = found
         self.touched.clear()
-        self.forget_turns()
+        self.reset_turns()
 
     @invariant()
-    def every_list_is_as_the_model_says(self) -> None:
-        of = {status: {one.id for one in self.having(status)} for status in STATUSES}
-        assert self.ledger.counts() == {status: len(jobs) for status, jobs in of.items()}
+    def every_index_matches_the_model(self) -> None:
+        of = {status: {one.id for one in self.with_status(status)} for status in STATUSES}
+        assert self.ledger.count_by_status() == {status: len(jobs) for status, jobs in of.items()}
         assert set(self.server.zrange("ts:leases", 0, -1)) == of["running"]
         assert set(self.server.zrange("ts:bells", 0, -1)) == of["queued"]
         held = self.server.hget("ts:references", self.submission.source)
-        assert int(held or 0) == len({life.tenant for life in self.lives.values()})
+        assert int(held or 0) == len({life.tenant for life in self.jobs.values()})
 
     @invariant()
-    def every_tenant_has_its_own(self) -> None:
+    def tenants_see_only_their_own_jobs(self) -> None:
         for tenant, other in (("north", "south"), ("south", "north")):
-            own = [job for job, life in self.lives.items() if life.tenant == tenant]
-            assert [job.id for job in Holdings.of(self.ledger, tenant).find(limit=200).jobs] == own[::-1]
-            under_way = sum(not self.lives[job].over for job in own)
+            own = [job for job, life in self.jobs.items() if life.tenant == tenant]
+            assert [job.id for job in TenantLedger.of(self.ledger, tenant).find(limit=200).jobs] == own[::-1]
+            under_way = sum(not self.jobs[job].ended for job in own)
             assert (
-                Holdings.of(self.ledger, tenant).storage()[0]
-                == bool(own) * NEEDS.brings + under_way * NEEDS.leaves
+                TenantLedger.of(self.ledger, tenant).storage()[0]
+                == bool(own) * NEEDS.input_bytes + under_way * NEEDS.output_bytes
             )
             for job in own[-1:]:
                 with pytest.raises(UnknownJob):
-                    Holdings.of(self.ledger, other).cancel(job)
+                    TenantLedger.of(self.ledger, other).cancel(job)
 
     def teardown(self) -> None:
-        for job, life in self.lives.items():
+        for job, life in self.jobs.items():
             check_events(self.ledger, job, life)
-        for job in self.seen.keys() - self.lives.keys():
+        for job in self.seen.keys() - self.jobs.keys():
             with pytest.raises(UnknownJob):
                 self.ledger.read(job)
 
@@ -274,13 +274,13 @@ class Lives(RuleBasedStateMachine):
 STATUSES: tuple[Status, ...] = ("queued", "running", "succeeded", "failed", "canceled")
 
 
-def check_events(ledger: Ledger, job: str, life: Life) -> None:
+def check_events(ledger: Ledger, job: str, life: JobModel) -> None:
     """A job's events tell its life once and in order; progress goes back only where an attempt begins."""
     events = ledger.events(job)
     versions = [event.data["version"] for event in events if event.type == "status"]
     assert versions == sorted(set(versions))
-    assert [event.type for event in events].count("completed") == life.over
-    assert not life.over or events[-1].type == "completed"
+    assert [event.type for event in events].count("completed") == life.ended
+    assert not life.ended or events[-1].type == "completed"
     done = 0
     for event in events:
         if (
@@ -294,27 +294,29 @@ def check_events(ledger: Ledger, job: str, life: Life) -> None:
             done = event.data["done"]
 
 
-def live(url: str, home_settings: Settings, submission: Submission, how: settings) -> None:
+def run_machine(url: str, home_settings: Settings, submission: Submission, profile: settings) -> None:
     """Let as many ledgers live as the settings say, each as long as they say."""
-    ledger = Ledger(url, home_settings.model_copy(update={"queue_limit": MOST_QUEUED}))
+    ledger = Ledger(url, home_settings.model_copy(update={"queue_limit": MAX_QUEUED}))
     server = connect(url)
     try:
-        run_state_machine_as_test(lambda: Lives(ledger, server, submission), settings=how)
+        run_state_machine_as_test(lambda: LedgerMachine(ledger, server, submission), settings=profile)
     finally:
         server.close()
         ledger.close()
 
 
-def test_the_ledger_stands_as_the_model_says(valkey: str, submission: Submission, settings: Settings) -> None:
-    live(valkey, settings, submission, HOW)
+def test_ledger_matches_the_job_state_model_after_any_operations(
+    valkey: str, submission: Submission, settings: Settings
+) -> None:
+    run_machine(valkey, settings, submission, PROFILE)
 
 
-BY_HAND = "TOUCHSTONE_FUZZ" in os.environ
-HOW = settings(
-    max_examples=1_000 if BY_HAND else 40,
+FUZZING = "TOUCHSTONE_FUZZ" in os.environ
+PROFILE = settings(
+    max_examples=1_000 if FUZZING else 40,
     phases=[Phase.generate],  # to make the steps fewer takes minutes
     stateful_step_count=60,
-    derandomize=not BY_HAND,
+    derandomize=not FUZZING,
     database=None,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.support.linear_models import distances, greyish, linear_model
+from api_tests.support.linear_models import exact_distances, gray_images, linear_model
 from touchstone.engine import NORMS
-from touchstone.engine.search.rounding import SETTLING
-from touchstone.methods import FixedBudget, MinimalNorm, card, catalogue, cost_of, find
+from touchstone.engine.search.rounding import MAX_ROUNDING_QUERIES
+from touchstone.methods import FixedBudget, MinimalNorm, build_card, catalogue, find, total_cost
 
-WEAK = {("fgsm", "l1"): 0.5, ("onepixel", "l0"): 0.3}
+MIN_SUCCESS = {("fgsm", "l1"): 0.5, ("onepixel", "l0"): 0.3}
 """The share of targets within reach of attacks that change little."""
 EPS = {"linf": 0.01, "l2": 0.1, "l1": 1.0, "l0": 2}
 QUERIES = {"zoo": 4_000}
@@ -22,23 +22,23 @@ CASES = [(name, norm) for name, method in catalogue("attack").items() for norm i
 pytestmark = pytest.mark.parametrize(("name", "norm"), CASES)
 
 
-STANDIN = touchstone.wrap(linear_model(classes=10))
+SURROGATE = touchstone.wrap(linear_model(classes=10))
 
 
 def attack(model, x, labels, name, **asked):
     """Attack; where a method crafts on surrogates, one that is like the model."""
-    surrogates = [STANDIN] if "surrogate" in find(name).model_fields else []
+    surrogates = [SURROGATE] if "surrogate" in find(name).model_fields else []
     return touchstone.attack(model, x, labels, name, surrogates=surrogates, **asked)
 
 
-def budget(name, norm):
+def small_budget(name, norm):
     """The norm and, where a method has one, a small radius; few queries, where a method counts them."""
     fields = find(name).model_fields
     asked = {"norm": norm, "eps": EPS[norm], "queries": QUERIES.get(name, 400)}
     return {field: value for field, value in asked.items() if field in fields}
 
 
-def few(name):
+def few_steps(name):
     """Few steps and queries, where a method counts them."""
     asked = {"steps": 3, "inner_steps": 2, "queries": 60}
     return {field: value for field, value in asked.items() if field in find(name).model_fields}
@@ -54,7 +54,7 @@ def model(module):
     return touchstone.wrap(module, classes=[f"class {i}" for i in range(10)])
 
 
-class Steady(torch.nn.Module):
+class BatchInvariantModel(torch.nn.Module):
     """The same, and what it answers for a row is to the bit the same whatever is beside it."""
 
     def __init__(self):
@@ -68,12 +68,12 @@ class Steady(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def steady():
-    return touchstone.wrap(Steady())
+    return touchstone.wrap(BatchInvariantModel())
 
 
 def test_perturbation_stays_in_ball_and_box_after_rounding(model, name, norm):
-    x = torch.cat([greyish(8), torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)])
-    asked = budget(name, norm)
+    x = torch.cat([gray_images(8), torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8)])
+    asked = small_budget(name, norm)
     found = attack(model, x, None, name, **asked)
     d = NORMS[norm].size(found.images.double() - x.double())
     assert torch.allclose(d, found.distance, atol=1e-6)
@@ -82,11 +82,11 @@ def test_perturbation_stays_in_ball_and_box_after_rounding(model, name, norm):
     assert torch.equal((found.images * 255).round() / 255, found.images)
 
 
-def test_a_radius_of_zero_changes_nothing(model, name, norm):
+def test_radius_of_zero_changes_nothing(model, name, norm):
     if not issubclass(find(name), FixedBudget):
         return
-    x = greyish(4)
-    small = {**budget(name, norm), "eps": 0}
+    x = gray_images(4)
+    small = {**small_budget(name, norm), "eps": 0}
     for quantize in (True, False):
         found = attack(model, x, None, name, quantize=quantize, **small)
         assert torch.allclose(found.images, x, atol=1e-7)
@@ -94,61 +94,63 @@ def test_a_radius_of_zero_changes_nothing(model, name, norm):
         assert torch.all(found.distance < 1e-6)
 
 
-def test_same_seed_same_bytes(model, name, norm):
-    x = greyish(4)
-    runs = [attack(model, x, None, name, seed=s, quantize=False, **budget(name, norm)) for s in (3, 3)]
+def test_same_seed_gives_the_same_images(model, name, norm):
+    x = gray_images(4)
+    runs = [attack(model, x, None, name, seed=s, quantize=False, **small_budget(name, norm)) for s in (3, 3)]
     assert torch.equal(runs[0].images, runs[1].images)
 
 
-def test_a_row_alone_equals_the_row_among_others(steady, name, norm):
-    x = greyish(6)
+def test_row_result_is_the_same_alone_and_in_a_batch(steady, name, norm):
+    x = gray_images(6)
     seeds = list(range(10, 16))
-    together = attack(steady, x, None, name, seed=seeds, **budget(name, norm))
+    together = attack(steady, x, None, name, seed=seeds, **small_budget(name, norm))
     for i in (0, 3, 5):
-        alone = attack(steady, x[i : i + 1], None, name, seed=[seeds[i]], **budget(name, norm))
+        alone = attack(steady, x[i : i + 1], None, name, seed=[seeds[i]], **small_budget(name, norm))
         assert torch.equal(alone.success, together.success[i : i + 1])
         assert torch.allclose(alone.images, together.images[i : i + 1], atol=1.5 / 255)
         assert float((alone.images != together.images[i : i + 1]).float().mean()) < 0.02
 
 
-def test_what_is_left_open_is_decided_as_it_would_be_told(steady, name, norm):
-    asked = find(name).parse(budget(name, norm))
-    decided = asked.decided(10)
+def test_resolved_defaults_give_the_same_result_as_explicit_parameters(steady, name, norm):
+    asked = find(name).parse(small_budget(name, norm))
+    decided = asked.resolve_defaults(10)
     told = asked.model_copy(update=decided).model_dump(mode="json")
     assert None not in told.values()
     assert find(name).parse(told).model_dump(mode="json") == told
     if decided:
-        open_, closed = (attack(steady, greyish(4), None, name, **one) for one in (budget(name, norm), told))
+        open_, closed = (
+            attack(steady, gray_images(4), None, name, **one) for one in (small_budget(name, norm), told)
+        )
         assert torch.equal(open_.success, closed.success)
         assert torch.allclose(open_.images, closed.images, atol=1.5 / 255)
 
 
-def test_targeted_reaches_its_target(model, module, name, norm):
+def test_targeted_attack_reaches_its_target(model, module, name, norm):
     if not find(name).info.targeted:
         return
-    x = greyish(6)
+    x = gray_images(6)
     label = module.eval()(x).argmax(1)
     module.train()
     target = (label + 1) % 10
-    wide = budget(name, norm)
+    wide = small_budget(name, norm)
     if "eps" in wide:
         wide["eps"] *= 20
     found = attack(model, x, None, name, targets=target, **wide)
     module.eval()
-    assert found.success.float().mean() >= WEAK.get((name, norm), 1)
+    assert found.success.float().mean() >= MIN_SUCCESS.get((name, norm), 1)
     assert torch.equal(module(found.images).argmax(1) == target, found.success)
     module.train()
 
 
-def test_success_is_what_the_model_says_of_the_returned_images(model, module, name, norm):
-    x = greyish(16)
+def test_success_agrees_with_the_model_on_the_returned_images(model, module, name, norm):
+    x = gray_images(16)
     label = module.eval()(x).argmax(1)
-    found = attack(model, x, label, name, **budget(name, norm))
+    found = attack(model, x, label, name, **small_budget(name, norm))
     assert torch.equal(module(found.images).argmax(1) != label, found.success)
     module.train()
 
 
-def test_no_image_outside_the_box_is_asked_about(name, norm):
+def test_queried_images_stay_inside_the_box(name, norm):
     linear, ends = linear_model(classes=10), []
 
     class Watched(torch.nn.Module):
@@ -156,75 +158,75 @@ def test_no_image_outside_the_box_is_asked_about(name, norm):
             ends.extend(map(float, x.detach().aminmax()))
             return linear(x)
 
-    x = torch.cat([torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), greyish(1).round()])
-    attack(touchstone.wrap(Watched()), x, None, name, **{**budget(name, norm), **few(name)})
+    x = torch.cat([torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), gray_images(1).round()])
+    attack(touchstone.wrap(Watched()), x, None, name, **{**small_budget(name, norm), **few_steps(name)})
     assert ends
     assert all(0 <= end <= 1 for end in ends)
 
 
-def test_already_misclassified_images_are_left_alone(model, module, name, norm):
-    x = greyish(4)
+def test_misclassified_images_are_returned_unchanged(model, module, name, norm):
+    x = gray_images(4)
     wrong = (module.eval()(x).argmax(1) + 1) % 10
     module.train()
-    found = attack(model, x, wrong, name, **budget(name, norm))
+    found = attack(model, x, wrong, name, **small_budget(name, norm))
     assert found.success.all()
     assert torch.equal(found.images, x)
     assert not found.distance.any()
 
 
 def test_declared_query_bound_holds(model, name, norm):
-    method = find(name).parse(budget(name, norm))
-    settling = SETTLING if isinstance(method, MinimalNorm) else 0
+    method = find(name).parse(small_budget(name, norm))
+    settling = MAX_ROUNDING_QUERIES if isinstance(method, MinimalNorm) else 0
     for early_stop in (True, False) if isinstance(method, FixedBudget) else (None,):
-        asked = budget(name, norm) | ({} if early_stop is None else {"early_stop": early_stop})
-        found = attack(model, greyish(1), None, name, **asked)
-        cost = cost_of(find(name).parse(asked))
+        asked = small_budget(name, norm) | ({} if early_stop is None else {"early_stop": early_stop})
+        found = attack(model, gray_images(1), None, name, **asked)
+        cost = total_cost(find(name).parse(asked))
         assert found.queries.forward <= cost.forward + settling + 2  # the clean look and the verdict
         assert found.queries.backward <= cost.backward
 
 
-def test_declared_query_bound_holds_for_an_image_that_resists_to_the_last_step(name, norm):
-    module, asked = linear_model(classes=10), {**budget(name, norm), **few(name)}
+def test_declared_query_bound_holds_for_a_robust_image(name, norm):
+    module, asked = linear_model(classes=10), {**small_budget(name, norm), **few_steps(name)}
     with torch.no_grad():
         module[1].bias[0] += 1e5
-    found = attack(touchstone.wrap(module), greyish(1), None, name, **asked)
-    cost = cost_of(find(name).parse(asked))
+    found = attack(touchstone.wrap(module), gray_images(1), None, name, **asked)
+    cost = total_cost(find(name).parse(asked))
     assert not found.success.any()
     assert found.queries.forward <= cost.forward + 2  # the clean look and the verdict
     assert found.queries.backward <= cost.backward
 
 
-def test_mean_gradients_of_a_model_that_never_wavers_only_cost_more(model, name, norm):
+def test_eot_on_a_deterministic_model_only_costs_more_gradients(model, name, norm):
     if find(name).info.access != "gradients":
         assert "eot" not in find(name).model_fields
         return
     few = {"steps": 5} if "steps" in find(name).model_fields else {}
-    x, asked = greyish(1), budget(name, norm) | few
+    x, asked = gray_images(1), small_budget(name, norm) | few
     once = attack(model, x, None, name, **asked)
     twice = attack(model, x, None, name, eot=2, **asked)
     assert twice.queries.backward == 2 * once.queries.backward
     assert torch.equal(twice.images, once.images)
 
 
-def test_a_black_box_method_needs_no_gradient_and_keeps_its_budget(module, name, norm):
+def test_black_box_method_needs_no_gradient_and_keeps_its_budget(module, name, norm):
     if find(name).info.access == "gradients":
         return
     blind = touchstone.wrap(module, knowledge="black-box")
-    asked = budget(name, norm)
-    found = attack(blind, greyish(3), None, name, **asked)
+    asked = small_budget(name, norm)
+    found = attack(blind, gray_images(3), None, name, **asked)
     assert found.queries.backward == 0
     if "queries" in asked:
-        settling = SETTLING if issubclass(find(name), MinimalNorm) else 0
+        settling = MAX_ROUNDING_QUERIES if issubclass(find(name), MinimalNorm) else 0
         assert found.queries.forward <= 3 * (asked["queries"] + settling + 2)
 
 
-def test_a_minimal_norm_method_comes_near_the_exact_distance(module, name, norm):
+def test_minimal_norm_method_finds_nearly_the_exact_distance(module, name, norm):
     method = find(name)
     if not issubclass(method, MinimalNorm) or method.info.access != "gradients" or norm == "l0":
         return
-    x = greyish(6)
+    x = gray_images(6)
     linear = module.eval()[0]
-    exact = distances(linear, x, norm)
+    exact = exact_distances(linear, x, norm)
     found = attack(touchstone.wrap(linear), x, None, name, norm=norm, quantize=False)
     module.train()
     assert found.success.all()
@@ -232,13 +234,13 @@ def test_a_minimal_norm_method_comes_near_the_exact_distance(module, name, norm)
     assert float((found.distance / exact).median()) < 1.1
 
 
-def test_nothing_of_the_callers_is_touched(module, name, norm):
-    x = greyish(3)
+def test_attack_leaves_the_callers_model_images_and_random_state_unchanged(module, name, norm):
+    x = gray_images(3)
     before, weights = x.clone(), copy.deepcopy(module.state_dict())
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    attack(touchstone.wrap(module), x, None, name, **budget(name, norm))
+    attack(touchstone.wrap(module), x, None, name, **small_budget(name, norm))
     assert torch.equal(torch.rand(3), expected), "the global random generator moved"
     assert module.training
     assert all(p.requires_grad and p.grad is None for p in module.parameters())
@@ -247,8 +249,8 @@ def test_nothing_of_the_callers_is_touched(module, name, norm):
     assert torch.is_grad_enabled()
 
 
-def test_the_card_is_complete(name, norm):
-    shown = card(find(name))
+def test_method_card_is_complete(name, norm):
+    shown = build_card(find(name))
     assert norm in shown["norms"]
     assert len(shown["description"]) > 80
     assert shown["paper"]["url"].startswith("https://")

@@ -8,18 +8,18 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
-from service.submissions.continuation import Continue
+from service.submissions.continuation import ContinuationFields
 from touchstone import methods
-from touchstone.methods import FixedBudget, Info, card, catalogue
+from touchstone.methods import FixedBudget, Info, build_card, catalogue
 from touchstone.methods.prediction import Predict
 from touchstone.training import recipes
 
 RECIPES = [one for one in vars(recipes).values() if isinstance(one, type) and issubclass(one, BaseModel)]
-MODELS = [*catalogue().values(), Predict, Continue, *RECIPES]
+MODELS = [*catalogue().values(), Predict, ContinuationFields, *RECIPES]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_no_bound_of_a_field_is_overridden_by_that_of_its_type(model: type[BaseModel]) -> None:
+def test_field_bounds_are_not_overridden_by_the_bounds_of_the_type(model: type[BaseModel]) -> None:
     """Of two equal bounds pydantic keeps the last, which is that of the type."""
     for name, field in model.model_fields.items():
         bounds = Counter(type(one) for one in field.metadata if isinstance(one, Ge | Gt | Le | Lt))
@@ -27,12 +27,12 @@ def test_no_bound_of_a_field_is_overridden_by_that_of_its_type(model: type[BaseM
 
 
 @pytest.mark.parametrize("name", [name for name, one in catalogue().items() if "norm" in one.model_fields])
-def test_a_method_offers_no_other_norms_than_its_own(name: str) -> None:
-    shown = card(catalogue()[name])["schema"]["properties"]["norm"]
+def test_method_schema_offers_only_its_own_norms(name: str) -> None:
+    shown = build_card(catalogue()[name])["schema"]["properties"]["norm"]
     assert shown["enum"] == list(catalogue()[name].info.norms)
 
 
-def test_a_new_method_says_only_once_which_norms_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norm_field_of_a_new_method_follows_from_its_info(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "_registered", {})
 
     class Flat(FixedBudget):

@@ -7,61 +7,61 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from api_tests.support.wait import SECONDS
-from touchstone.models.cache import Residency
+from api_tests.support.wait import TIMEOUT_SECONDS
+from touchstone.models.cache import ModelCache
 
 
-def residency(budget: int, loads: list[str]) -> Residency[str, str]:
+def build_cache(budget: int, loads: list[str]) -> ModelCache[str, str]:
     def load(key: str) -> tuple[str, int]:
         loads.append(key)
         return key.upper(), 10
 
-    return Residency(budget, load)
+    return ModelCache(budget, load)
 
 
-def visit(models: Residency[str, str], *keys: str) -> None:
+def acquire_each(models: ModelCache[str, str], *keys: str) -> None:
     for key in keys:
-        with models.hold(key) as value:
+        with models.acquire(key) as value:
             assert value == key.upper()
 
 
-def test_several_stay_while_the_budget_allows() -> None:
+def test_models_stay_cached_within_the_memory_budget() -> None:
     loads: list[str] = []
-    models = residency(30, loads)
-    visit(models, "a", "b", "c", "a", "b", "c")
+    models = build_cache(30, loads)
+    acquire_each(models, "a", "b", "c", "a", "b", "c")
     assert loads == ["a", "b", "c"]
-    assert models.resident() == {"a": 10, "b": 10, "c": 10}
+    assert models.loaded_sizes() == {"a": 10, "b": 10, "c": 10}
 
 
-def test_the_least_recently_used_leaves() -> None:
+def test_least_recently_used_model_is_evicted() -> None:
     loads: list[str] = []
-    models = residency(20, loads)
-    visit(models, "a", "b", "a", "c")
-    assert list(models.resident()) == ["a", "c"]
-    visit(models, "b")
+    models = build_cache(20, loads)
+    acquire_each(models, "a", "b", "a", "c")
+    assert list(models.loaded_sizes()) == ["a", "c"]
+    acquire_each(models, "b")
     assert loads == ["a", "b", "c", "b"]
 
 
-def test_what_is_in_use_stays_though_the_budget_is_exceeded() -> None:
-    models = residency(10, [])
-    with models.hold("a"), models.hold("b"):
-        assert list(models.resident()) == ["a", "b"]
-    assert len(models.resident()) == 1
+def test_models_in_use_are_kept_even_over_budget() -> None:
+    models = build_cache(10, [])
+    with models.acquire("a"), models.acquire("b"):
+        assert list(models.loaded_sizes()) == ["a", "b"]
+    assert len(models.loaded_sizes()) == 1
 
 
-def test_many_threads_load_a_model_once() -> None:
+def test_concurrent_threads_load_a_model_once() -> None:
     loads: list[str] = []
     gate = threading.Event()
 
     def load(key: str) -> tuple[str, int]:
-        gate.wait(SECONDS)
+        gate.wait(TIMEOUT_SECONDS)
         loads.append(key)
         return key, 1
 
-    models: Residency[str, str] = Residency(100, load)
+    models: ModelCache[str, str] = ModelCache(100, load)
 
     def use(_: int) -> str:
-        with models.hold("a") as value:
+        with models.acquire("a") as value:
             return value
 
     with ThreadPoolExecutor(8) as pool:
@@ -71,7 +71,7 @@ def test_many_threads_load_a_model_once() -> None:
     assert loads == ["a"]
 
 
-def test_a_model_that_cannot_be_loaded_is_tried_again() -> None:
+def test_failed_load_is_retried() -> None:
     tries: list[str] = []
 
     def load(key: str) -> tuple[str, int]:
@@ -80,9 +80,9 @@ def test_a_model_that_cannot_be_loaded_is_tried_again() -> None:
             raise OSError("no such file")
         return key, 1
 
-    models: Residency[str, str] = Residency(100, load)
-    with pytest.raises(OSError, match="no such file"), models.hold("a"):
+    models: ModelCache[str, str] = ModelCache(100, load)
+    with pytest.raises(OSError, match="no such file"), models.acquire("a"):
         pass
-    with models.hold("a") as value:
+    with models.acquire("a") as value:
         assert value == "a"
     assert tries == ["a", "a"]

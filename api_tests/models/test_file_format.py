@@ -23,8 +23,8 @@ from onnx import TensorProto, helper
 from safetensors.torch import save
 
 from touchstone.errors import InvalidModel, ModelTooLarge
-from touchstone.models.file_format import format_of
-from touchstone.models.safetensors_header import MOST_HEADER
+from touchstone.models.file_format import detect_format
+from touchstone.models.safetensors_header import MAX_HEADER_BYTES
 
 LIMIT = 2**25
 
@@ -46,7 +46,7 @@ def onnx_file() -> bytes:
     return bytes(helper.make_model(graph).SerializeToString())
 
 
-def archive(**files: bytes) -> bytes:
+def zip_archive(**files: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as target:
         for name, data in files.items():
@@ -54,9 +54,9 @@ def archive(**files: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def pickled(*others: str) -> bytes:
+def pickle_in_archive(*others: str) -> bytes:
     """A pickle in an archive, and what else is there."""
-    return archive(**dict.fromkeys([*others, "m/data.pkl"], b""))
+    return zip_archive(**dict.fromkeys([*others, "m/data.pkl"], b""))
 
 
 def torch_file(value: Any, **options: Any) -> bytes:
@@ -65,13 +65,13 @@ def torch_file(value: Any, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def npy() -> bytes:
+def npy_file() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))
     return buffer.getvalue()
 
 
-def tar() -> bytes:
+def tar_file() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as target:
         target.addfile(tarfile.TarInfo("model.onnx"))
@@ -89,27 +89,33 @@ def graph_def() -> bytes:
 FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
     "torch, old": (lambda: torch_file({"w": torch.ones(1)}, _use_new_zipfile_serialization=False), "pickle"),
     "torch, new": (lambda: torch_file({"w": torch.ones(1)}), "pickle in an archive"),
-    "torchscript": (lambda: archive(**{"m/constants.pkl": b"", "m/data.pkl": b""}), "TorchScript"),
-    "torchscript code": (lambda: archive(**{"m/code/__torch__.py": b"", "m/data.pkl": b""}), "TorchScript"),
-    "export": (lambda: archive(**{"m/archive_format": b"pt2", "m/data/c.pkl": b""}), "torch.export"),
-    "old export": (lambda: archive(**{"serialized_exported_program.json": b"{}"}), "torch.export"),
-    "keras": (lambda: archive(**{"config.json": b"{}", "model.weights.h5": b""}), "Keras"),
-    "npz": (lambda: archive(**{"a.npy": npy()}), "NumPy"),
-    "zip": (lambda: archive(**{"model.onnx": onnx_file()}), "zip archive"),
+    "torchscript": (lambda: zip_archive(**{"m/constants.pkl": b"", "m/data.pkl": b""}), "TorchScript"),
+    "torchscript code": (
+        lambda: zip_archive(**{"m/code/__torch__.py": b"", "m/data.pkl": b""}),
+        "TorchScript",
+    ),
+    "export": (lambda: zip_archive(**{"m/archive_format": b"pt2", "m/data/c.pkl": b""}), "torch.export"),
+    "old export": (lambda: zip_archive(**{"serialized_exported_program.json": b"{}"}), "torch.export"),
+    "keras": (lambda: zip_archive(**{"config.json": b"{}", "model.weights.h5": b""}), "Keras"),
+    "npz": (lambda: zip_archive(**{"a.npy": npy_file()}), "NumPy"),
+    "zip": (lambda: zip_archive(**{"model.onnx": onnx_file()}), "zip archive"),
     "broken zip": (lambda: b"PK\x03\x04" + b"\x00" * 99, "zip archive"),
-    "zip of the future": (lambda: pickled().replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\x99"), "zip archive"),
-    "zip of no names": (lambda: pickled("é").replace("é".encode(), b"\xff\xff"), "zip archive"),
-    "zip of very many": (lambda: pickled(*map(str, range(30_000))), "zip archive"),
-    "saved model in zip": (lambda: archive(**{"m/saved_model.pb": b""}), "SavedModel"),
+    "zip of the future": (
+        lambda: pickle_in_archive().replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\x99"),
+        "zip archive",
+    ),
+    "zip of no names": (lambda: pickle_in_archive("é").replace("é".encode(), b"\xff\xff"), "zip archive"),
+    "zip of very many": (lambda: pickle_in_archive(*map(str, range(30_000))), "zip archive"),
+    "saved model in zip": (lambda: zip_archive(**{"m/saved_model.pb": b""}), "SavedModel"),
     "gzip": (lambda: gzip.compress(onnx_file()), "gzip"),
     "bzip2": (lambda: bz2.compress(onnx_file()), "bzip2"),
     "xz": (lambda: lzma.compress(onnx_file()), "xz"),
-    "tar": (tar, "tar archive"),
+    "tar": (tar_file, "tar archive"),
     "hdf5": (lambda: b"\x89HDF\r\n\x1a\n" + b"\x00" * 99, "HDF5"),
     "saved model": (saved_model, "SavedModel"),
     "graph def": (graph_def, "frozen TensorFlow graph"),
     "tflite": (lambda: b"\x1c\x00\x00\x00TFL3" + b"\x00" * 99, "TensorFlow Lite"),
-    "npy": (npy, "NumPy"),
+    "npy": (npy_file, "NumPy"),
     "png": (lambda: b"\x89PNG\r\n\x1a\n" + b"\x00" * 99, "an image"),
     "html": (lambda: b"<html></html>", "text"),
     "noise": (lambda: bytes(range(255, 0, -1)), "neither ONNX nor safetensors"),
@@ -128,105 +134,108 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_foreign_file_is_told_by_its_content(kind: str) -> None:
+def test_foreign_file_format_is_recognized_by_content_and_refused(kind: str) -> None:
     make, name = FOREIGN[kind]
     with pytest.raises(InvalidModel, match=name) as refused:
-        format_of(make(), limit=LIMIT)
+        detect_format(make(), limit=LIMIT)
     assert "torch.onnx.export" in refused.value.detail, "what to do instead"
     assert refused.value.field == "file"
 
 
-def test_no_more_of_a_pickle_is_read_than_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_start_of_a_pickle_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     monkeypatch.setattr(pickletools, "genops", lambda data: read.append(len(data)) or [])
     with pytest.raises(InvalidModel):
-        format_of(b"(" * 2**20, limit=LIMIT)
+        detect_format(b"(" * 2**20, limit=LIMIT)
     assert read == [2**16]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_pickle_is_refused_and_not_loaded(protocol: int, tmp_path: Path) -> None:
+def test_pickle_is_refused_and_not_loaded(protocol: int, tmp_path: Path) -> None:
     leaves = tmp_path / "ran"
     data = pickle.dumps(Payload(leaves), protocol)
-    for file in (data, data[:-1] + b"." + b"\x00" * 50, archive(**{"m/data.pkl": data})):
+    for file in (data, data[:-1] + b"." + b"\x00" * 50, zip_archive(**{"m/data.pkl": data})):
         with pytest.raises(InvalidModel, match=r"pickle.*would run whatever code"):
-            format_of(file, limit=LIMIT)
+            detect_format(file, limit=LIMIT)
     assert not leaves.exists()
     pickle.loads(data)
     assert leaves.exists(), "the payload would have worked"
 
 
-def test_onnx_and_safetensors_pass() -> None:
-    assert format_of(onnx_file(), limit=LIMIT) == "onnx"
+def test_onnx_and_safetensors_files_are_accepted() -> None:
+    assert detect_format(onnx_file(), limit=LIMIT) == "onnx"
     for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
         tensors = {"a": torch.ones(2, 3).to(dtype), "b": torch.zeros(0), "c": torch.ones(())}
-        assert format_of(save(tensors, {"format": "pt"}), limit=LIMIT) == "safetensors"
+        assert detect_format(save(tensors, {"format": "pt"}), limit=LIMIT) == "safetensors"
 
 
 @pytest.mark.parametrize("length", [0x80, 0x0280, 0x4B50, 0x8B1F, 0x5A4D, 0x3C])
-def test_a_header_as_long_as_another_kinds_mark_misleads_nobody(length: int) -> None:
-    text = json.dumps(one()).encode().ljust(length)
-    assert format_of(tensors(text), limit=LIMIT) == "safetensors"
+def test_safetensors_header_length_is_not_taken_for_another_format(length: int) -> None:
+    text = json.dumps(tensor_header()).encode().ljust(length)
+    assert detect_format(safetensors_file(text), limit=LIMIT) == "safetensors"
 
 
-def test_size_is_bounded() -> None:
+def test_empty_and_too_large_files_are_refused() -> None:
     with pytest.raises(InvalidModel, match="empty"):
-        format_of(b"", limit=LIMIT)
+        detect_format(b"", limit=LIMIT)
     data = onnx_file()
-    assert format_of(data, limit=len(data)) == "onnx"
+    assert detect_format(data, limit=len(data)) == "onnx"
     with pytest.raises(ModelTooLarge, match="at most"):
-        format_of(data, limit=len(data) - 1)
+        detect_format(data, limit=len(data) - 1)
 
 
-def tensors(header: Any, body: bytes = b"\x00" * 8, *, length: int | None = None) -> bytes:
+def safetensors_file(header: Any, body: bytes = b"\x00" * 8, *, length: int | None = None) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 
 
-def one(**changes: Any) -> dict[str, Any]:
+def tensor_header(**changes: Any) -> dict[str, Any]:
     return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
 
 
-EMPTY = one(shape=[0], data_offsets=[0, 0])["a"]
+EMPTY = tensor_header(shape=[0], data_offsets=[0, 0])["a"]
 DAMAGED: dict[str, tuple[bytes, str]] = {
-    "header beyond the file": (tensors(one(), length=10_000), "claims"),
-    "header of 2^63": (tensors(one(), length=2**55), "claims"),
-    "no JSON": (tensors(b"{nonsense}"), "no JSON"),
-    "deep JSON": (tensors(b'{"a":' + b"[" * 90_000), "no JSON"),
-    "not UTF-8": (tensors(b'{"\xff": 1}'), "no JSON"),
-    "a list": (tensors({"a": []}), "malformed"),
-    "unknown key": (tensors(one(code="x")), "malformed"),
-    "unknown type": (tensors(one(dtype="F31")), "not known"),
-    "negative side": (tensors(one(shape=[-2])), "malformed"),
-    "float side": (tensors(one(shape=[2.0])), "malformed"),
-    "huge shape": (tensors(one(shape=[2**40, 2**40])), "bytes that its shape needs"),
-    "too few bytes": (tensors(one(data_offsets=[0, 4])), "bytes that its shape needs"),
-    "backwards": (tensors(one(data_offsets=[8, 0])), "bytes that its shape needs"),
-    "beyond the end": (tensors(one(data_offsets=[8, 16])), "overlap, leave gaps"),
-    "a gap before": (tensors(one(data_offsets=[8, 16]), b"\x00" * 16), "overlap, leave gaps"),
-    "bytes left over": (tensors(one(), b"\x00" * 9), "overlap, leave gaps"),
-    "overlap": (tensors({**one(), "b": one()["a"]}), "overlap, leave gaps"),
-    "nothing": (tensors({}, b""), "0 tensors"),
-    "very many": (tensors(dict.fromkeys(map(str, range(100_001)), EMPTY), b""), "100,001 tensors"),
-    "a large header": (tensors(b"{" + b" " * MOST_HEADER + b"}"), "claims"),
-    "metadata alone": (tensors({"__metadata__": {"a": "b"}}, b""), "0 tensors"),
+    "header beyond the file": (safetensors_file(tensor_header(), length=10_000), "claims"),
+    "header of 2^63": (safetensors_file(tensor_header(), length=2**55), "claims"),
+    "no JSON": (safetensors_file(b"{nonsense}"), "no JSON"),
+    "deep JSON": (safetensors_file(b'{"a":' + b"[" * 90_000), "no JSON"),
+    "not UTF-8": (safetensors_file(b'{"\xff": 1}'), "no JSON"),
+    "a list": (safetensors_file({"a": []}), "malformed"),
+    "unknown key": (safetensors_file(tensor_header(code="x")), "malformed"),
+    "unknown type": (safetensors_file(tensor_header(dtype="F31")), "not known"),
+    "negative side": (safetensors_file(tensor_header(shape=[-2])), "malformed"),
+    "float side": (safetensors_file(tensor_header(shape=[2.0])), "malformed"),
+    "huge shape": (safetensors_file(tensor_header(shape=[2**40, 2**40])), "bytes that its shape needs"),
+    "too few bytes": (safetensors_file(tensor_header(data_offsets=[0, 4])), "bytes that its shape needs"),
+    "backwards": (safetensors_file(tensor_header(data_offsets=[8, 0])), "bytes that its shape needs"),
+    "beyond the end": (safetensors_file(tensor_header(data_offsets=[8, 16])), "overlap, leave gaps"),
+    "a gap before": (
+        safetensors_file(tensor_header(data_offsets=[8, 16]), b"\x00" * 16),
+        "overlap, leave gaps",
+    ),
+    "bytes left over": (safetensors_file(tensor_header(), b"\x00" * 9), "overlap, leave gaps"),
+    "overlap": (safetensors_file({**tensor_header(), "b": tensor_header()["a"]}), "overlap, leave gaps"),
+    "nothing": (safetensors_file({}, b""), "0 tensors"),
+    "very many": (safetensors_file(dict.fromkeys(map(str, range(100_001)), EMPTY), b""), "100,001 tensors"),
+    "a large header": (safetensors_file(b"{" + b" " * MAX_HEADER_BYTES + b"}"), "claims"),
+    "metadata alone": (safetensors_file({"__metadata__": {"a": "b"}}, b""), "0 tensors"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_a_damaged_safetensors_header_is_refused(kind: str) -> None:
+def test_damaged_safetensors_header_is_refused(kind: str) -> None:
     data, why = DAMAGED[kind]
     with pytest.raises(InvalidModel, match=why):
-        format_of(data, limit=LIMIT)
+        detect_format(data, limit=LIMIT)
 
 
-def test_no_short_or_mangled_file_breaks_the_reader() -> None:
+def test_truncated_and_mangled_files_do_not_break_the_reader() -> None:
     draw = np.random.default_rng(0)
     for whole in (onnx_file(), save({"a": torch.ones(5)}), pickle.dumps([1, 2], 0)):
         for _ in range(300):
             data = bytearray(whole[: draw.integers(1, len(whole) + 1)])
             data[draw.integers(len(data))] = draw.integers(256)
             try:
-                assert format_of(bytes(data), limit=LIMIT) in ("onnx", "safetensors")
+                assert detect_format(bytes(data), limit=LIMIT) in ("onnx", "safetensors")
             except InvalidModel:
                 continue

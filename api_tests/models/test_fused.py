@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from touchstone.models.fused import onednn
-from touchstone.models.fused.convolution import RELU, RELU6, FrozenConv, Stage, fold
+from touchstone.models.fused.convolution import RELU, RELU6, FrozenConv, Stage, fold_batch_norm
 from touchstone.models.fused.trunk import Trunk
 
 
@@ -48,8 +48,8 @@ def trunk() -> Trunk:
     )
 
 
-def pytorch_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "serves", lambda _: False)
+def disable_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "is_supported", lambda _: False)
 
 
 def logits_and_gradient(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,18 +64,18 @@ def images(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("height", "width", "rows"), [(33, 33, 1), (30, 41, 3)])
-def test_onednn_gives_what_pytorch_gives(
+def test_onednn_convolutions_match_pytorch(
     monkeypatch: pytest.MonkeyPatch, height: int, width: int, rows: int
 ) -> None:
     net, x = trunk(), images(rows, 3, height, width)
-    assert onednn.serves(x)
+    assert onednn.is_supported(x)
     fast = logits_and_gradient(net, x)
-    pytorch_only(monkeypatch)
+    disable_onednn(monkeypatch)
     for ours, reference in zip(fast, logits_and_gradient(net, x), strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
 
 
-def test_without_a_gradient_the_answers_are_the_same() -> None:
+def test_outputs_are_the_same_without_a_gradient() -> None:
     net, x = trunk(), images(2, 3, 33, 33)
     with torch.no_grad():
         y = net(x)
@@ -83,7 +83,7 @@ def test_without_a_gradient_the_answers_are_the_same() -> None:
     assert not net(x).requires_grad
 
 
-def test_differentiating_twice_over_one_pass_overwrites_nothing() -> None:
+def test_two_backward_passes_over_one_forward_overwrite_nothing() -> None:
     net, x = trunk(), images(2, 3, 33, 33).requires_grad_()
     y = net(x)
     onto = torch.ones_like(y)
@@ -92,7 +92,7 @@ def test_differentiating_twice_over_one_pass_overwrites_nothing() -> None:
     assert torch.equal(onto, torch.ones_like(y))
 
 
-def test_weights_that_move_or_change_type_are_laid_out_again() -> None:
+def test_changed_or_converted_weights_take_effect() -> None:
     net, x = trunk(), images(1, 3, 33, 33)
     before = net(x)
     exact = copy.deepcopy(net).double()(x.double())
@@ -102,7 +102,7 @@ def test_weights_that_move_or_change_type_are_laid_out_again() -> None:
     assert not torch.allclose(net.float()(x), before)
 
 
-def test_a_folded_batch_norm_changes_no_answer() -> None:
+def test_folded_batch_norm_gives_the_same_output() -> None:
     x = images(2, 4, 9, 9)
     for bias in (True, False):
         layer, norm = nn.Conv2d(4, 6, 3, stride=2, bias=bias), nn.BatchNorm2d(6)
@@ -110,15 +110,15 @@ def test_a_folded_batch_norm_changes_no_answer() -> None:
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
         norm.eval()
-        weight, shift = fold(layer, norm)
+        weight, shift = fold_batch_norm(layer, norm)
         torch.testing.assert_close(functional.conv2d(x, weight, shift, stride=2), norm(layer(x)))
 
 
-def test_a_batch_norm_without_statistics_cannot_be_folded() -> None:
+def test_batch_norm_without_running_statistics_cannot_be_folded() -> None:
     with pytest.raises(ValueError, match="depends on the batch"):
-        fold(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, track_running_stats=False))
+        fold_batch_norm(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, track_running_stats=False))
 
 
-def test_a_skip_past_a_clamp_is_refused() -> None:
+def test_skip_past_a_clamp_is_refused() -> None:
     with pytest.raises(ValueError, match="last convolution"):
         Stage(conv(3, 3, 1, ceiling=RELU), skip=True)

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from touchstone import attack, certify, load, wrap
 from touchstone.engine import Logits
-from touchstone.engine.queries import Saved
+from touchstone.engine.queries import FileLogits
 from touchstone.errors import ModelUnusable, UnknownLabel, UnknownModel
 from touchstone.methods import catalogue
 from touchstone.models import zoo
 from touchstone.models.loader import load_module, load_plain
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import Zoo
+from touchstone.models.store import ZooStore
 from touchstone.training.datasets import fashion_mnist_sample
 
 LITE0 = "imagenet-efficientnet-lite0"
 FASHION = "fashion-mnist-cnn"
 LINF, NOISE = "fashion-mnist-cnn-linf", "fashion-mnist-cnn-noise-0.25"
-CLOTHES = (FASHION, LINF, NOISE, "fashion-mnist-cnn-noise-0.50")
+FASHION_MODELS = (FASHION, LINF, NOISE, "fashion-mnist-cnn-noise-0.50")
 PHOTOS = Path(__file__).parents[2] / "examples/photos"
 MODELS = sorted(zoo.manifests())
 
@@ -42,7 +42,7 @@ def inputs(card: Manifest, rows: int = 2) -> Tensor:
     return (x - mean) / std
 
 
-def copied(card: Manifest, folder: Path) -> Path:
+def copy_weights(card: Manifest, folder: Path) -> Path:
     """The card's weights, copied to where they may be spoilt."""
     target = folder / card.weights.file
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,21 +50,21 @@ def copied(card: Manifest, folder: Path) -> Path:
     return target
 
 
-def test_the_zoo_has_the_models_that_the_readme_names() -> None:
-    assert {LITE0, *CLOTHES} <= set(MODELS)
+def test_zoo_has_the_expected_models() -> None:
+    assert {LITE0, *FASHION_MODELS} <= set(MODELS)
 
 
-@pytest.mark.parametrize("model", CLOTHES)
-def test_the_small_models_are_small(model: str) -> None:
-    assert zoo.weights_file(zoo.manifest(model)).stat().st_size < 2_000_000
+@pytest.mark.parametrize("model", FASHION_MODELS)
+def test_fashion_models_are_under_two_megabytes(model: str) -> None:
+    assert zoo.weights_file(zoo.find_manifest(model)).stat().st_size < 2_000_000
 
 
-def test_an_unknown_model_is_refused_with_those_there_are() -> None:
+def test_unknown_model_error_lists_the_zoo() -> None:
     with pytest.raises(UnknownModel, match=f"'resnet'.*{FASHION}.*{LITE0}"):
-        zoo.manifest("resnet")
+        zoo.find_manifest("resnet")
 
 
-def test_cards_and_weights_are_found_without_loading_torch() -> None:
+def test_manifests_and_weights_are_read_without_loading_torch() -> None:
     program = (
         "import sys; from touchstone.models import zoo\n"
         "for card in zoo.manifests().values(): zoo.read_weights(card)\n"
@@ -74,14 +74,14 @@ def test_cards_and_weights_are_found_without_loading_torch() -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_card_counts_its_networks_weights(model: str) -> None:
-    card = zoo.manifest(model)
+def test_manifest_counts_the_parameters_of_its_network(model: str) -> None:
+    card = zoo.find_manifest(model)
     assert card.parameters == sum(weight.numel() for weight in load_plain(card).parameters())
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_fast_network_gives_the_plain_ones_logits_and_gradients(model: str) -> None:
-    card = zoo.manifest(model)
+def test_fused_network_matches_plain_logits_and_gradients(model: str) -> None:
+    card = zoo.find_manifest(model)
     x = inputs(card).requires_grad_()
     answers = [net(x) for net in (load_plain(card), load_module(card))]
     assert torch.allclose(*answers, rtol=0, atol=1e-4)
@@ -91,65 +91,65 @@ def test_the_fast_network_gives_the_plain_ones_logits_and_gradients(model: str) 
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_loaded_network_is_frozen_and_leaves_no_trace(
+def test_loading_freezes_the_network_and_has_no_side_effects(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = torch.random.get_rng_state()
-    net = load_module(zoo.manifest(model))
+    net = load_module(zoo.find_manifest(model))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert capsys.readouterr() == ("", "")
     assert not any(module.training for module in net.modules())
     assert not any(weight.requires_grad for weight in net.parameters())
 
 
-def test_a_weights_file_of_another_digest_is_refused(tmp_path: Path) -> None:
-    card = zoo.manifest(FASHION)
-    file = copied(card, tmp_path)
-    assert load_module(card, Zoo(tmp_path))
+def test_weights_file_with_another_digest_is_refused(tmp_path: Path) -> None:
+    card = zoo.find_manifest(FASHION)
+    file = copy_weights(card, tmp_path)
+    assert load_module(card, ZooStore(tmp_path))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(ModelUnusable, match=r"not the file of the card: sha256:\w{64}, not sha256:"):
-        load_module(card, Zoo(tmp_path))
+        load_module(card, ZooStore(tmp_path))
 
 
-def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
+def test_missing_weights_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(ModelUnusable, match=r"fashion-mnist-cnn\.safetensors: No such file"):
-        load_module(zoo.manifest(FASHION), Zoo(tmp_path))
+        load_module(zoo.find_manifest(FASHION), ZooStore(tmp_path))
 
 
-def changed(card: Manifest, **fields: object) -> Manifest:
+def change_manifest(card: Manifest, **fields: object) -> Manifest:
     return Manifest.model_validate({**card.model_dump(), **fields})
 
 
 @pytest.mark.parametrize("package", ["no_such_package", "os.path", "../touchstone"])
-def test_a_package_that_is_not_installed_is_refused(package: str) -> None:
-    card = changed(zoo.manifest(LITE0), weights={"file": "weights.pth", "package": package})
+def test_weights_package_that_is_not_installed_is_refused(package: str) -> None:
+    card = change_manifest(zoo.find_manifest(LITE0), weights={"file": "weights.pth", "package": package})
     with pytest.raises(ModelUnusable, match=f"{re.escape(package)}.*is not installed"):
         load_module(card)
 
 
 @pytest.mark.parametrize("file", ["../zoo.py", "/etc/passwd"])
-def test_a_weights_file_outside_its_folder_is_refused(file: str) -> None:
+def test_weights_file_outside_its_folder_is_refused(file: str) -> None:
     with pytest.raises(ModelUnusable, match="outside its folder"):
-        zoo.weights_file(changed(zoo.manifest(FASHION), weights={"file": file}))
+        zoo.weights_file(change_manifest(zoo.find_manifest(FASHION), weights={"file": file}))
 
 
-def test_a_pickle_is_read_only_for_a_card_of_the_zoo() -> None:
-    stranger = changed(zoo.manifest(LITE0), id="stranger")
+def test_pickled_weights_are_refused_outside_the_zoo() -> None:
+    stranger = change_manifest(zoo.find_manifest(LITE0), id="stranger")
     with pytest.raises(ModelUnusable, match="must be safetensors"):
         load_module(stranger)
 
 
 def test_weights_of_another_shape_are_refused() -> None:
-    card = changed(zoo.manifest(FASHION), classes=["a", "b"])
+    card = change_manifest(zoo.find_manifest(FASHION), classes=["a", "b"])
     with pytest.raises(ModelUnusable, match="do not fit small-cnn"):
         load_module(card)
 
 
-def test_an_unknown_architecture_is_refused() -> None:
+def test_unknown_architecture_is_refused() -> None:
     with pytest.raises(ModelUnusable, match="'vgg'; there are: efficientnet-lite0, small-cnn"):
-        load_module(changed(zoo.manifest(FASHION), architecture="vgg"))
+        load_module(change_manifest(zoo.find_manifest(FASHION), architecture="vgg"))
 
 
 def sample(rows: int = 256, skip: int = 0) -> tuple[Tensor, Tensor]:
@@ -159,22 +159,24 @@ def sample(rows: int = 256, skip: int = 0) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images)[:, None].float() / 255, torch.from_numpy(labels.astype(np.int64))
 
 
-@pytest.mark.parametrize("model", CLOTHES)
-def test_the_fashion_models_are_right_about_the_sample(model: str) -> None:
-    card, (x, y) = zoo.manifest(model), sample()
+@pytest.mark.parametrize("model", FASHION_MODELS)
+def test_fashion_model_accuracy_matches_its_manifest(model: str) -> None:
+    card, (x, y) = zoo.find_manifest(model), sample()
     share = float((load_module(card)((x - card.mean[0]) / card.std[0]).argmax(1) == y).float().mean())
     claimed = card.accuracy[0]
     assert claimed.measured
     assert abs(share - claimed.value) < 0.05, "the sample and the card should tell about the same"
 
 
-def claimed(model: str, note: str) -> float:
+def find_claimed_accuracy(model: str, note: str) -> float:
     """The one accuracy of a card whose note starts like this."""
-    (found,) = [one for one in zoo.manifest(model).accuracy if one.note.startswith(note) and one.measured]
+    (found,) = [
+        one for one in zoo.find_manifest(model).accuracy if one.note.startswith(note) and one.measured
+    ]
     return found.value
 
 
-def test_the_adversarially_trained_model_withstands_what_fools_the_plain_one() -> None:
+def test_adversarially_trained_model_resists_pgd_that_fools_the_plain_one() -> None:
     x, y = sample(100)
     kept = {
         model: 1 - float(attack(load(model), x, y, "pgd", eps=0.1, steps=40).success.float().mean())
@@ -183,20 +185,20 @@ def test_the_adversarially_trained_model_withstands_what_fools_the_plain_one() -
     assert kept[FASHION] < 0.1
     assert kept[LINF] > 0.5
     for model, share in kept.items():
-        assert abs(share - claimed(model, "under PGD: L∞ ε 0.1, 40 steps")) < 0.15, model
+        assert abs(share - find_claimed_accuracy(model, "under PGD: L∞ ε 0.1, 40 steps")) < 0.15, model
 
 
 @pytest.mark.parametrize("model", [FASHION, NOISE])
-def test_only_the_model_trained_under_noise_certifies_most_images(model: str) -> None:
+def test_only_the_noise_trained_model_certifies_most_images(model: str) -> None:
     x, y = sample(40)
     proven = certify(load(model), x, sigma=0.25, n=1000, target_radius=0.25)
     right = (proven.radius >= 0.25) & (proven.label == y)
     share = float(right.float().mean())
     assert share > 0.55 if model == NOISE else share < 0.4
-    assert abs(share - claimed(model, "certified at L2 radius 0.25")) < 0.2
+    assert abs(share - find_claimed_accuracy(model, "certified at L2 radius 0.25")) < 0.2
 
 
-class Averaged(nn.Module):
+class SmoothedNetwork(nn.Module):
     """The logarithm of the mean of a network's probabilities under some fixed noise: a smoothed network that
     has gradients, so that an attack can climb on what the certificate is about.
     """
@@ -213,23 +215,25 @@ class Averaged(nn.Module):
         return shares.view(len(self.noise), len(x), -1).mean(0).log()
 
 
-INSIDE = [
+L2_ATTACKS = [
     name
     for name, one in catalogue("attack").items()
     if "l2" in one.info.norms and "eps" in one.model_fields and one.info.access != "transfer"
 ]
-FEW = {"steps": 10, "queries": 50}
+SHORT_PARAMETERS = {"steps": 10, "queries": 50}
 """The averaged model is slow, and what is proved holds for any attack however short."""
 
 
-@pytest.mark.parametrize("method", INSIDE)
+@pytest.mark.parametrize("method", L2_ATTACKS)
 def test_no_attack_changes_the_smoothed_answer_inside_the_certified_radius(method: str) -> None:
     model, (x, _) = load(NOISE), sample(12, skip=40)
     proven = certify(model, x, sigma=0.25, n=1000)
     x, radius, label = (values[~proven.abstained] for values in (x, proven.radius, proven.label))
     assert len(x) >= 8
-    smoothed = wrap(Averaged(model.manifest, 0.25))
-    short = {name: value for name, value in FEW.items() if name in catalogue()[method].model_fields}
+    smoothed = wrap(SmoothedNetwork(model.manifest, 0.25))
+    short = {
+        name: value for name, value in SHORT_PARAMETERS.items() if name in catalogue()[method].model_fields
+    }
     for attacked in (model, smoothed):
         found = attack(
             attacked,
@@ -249,20 +253,20 @@ def test_no_attack_changes_the_smoothed_answer_inside_the_certified_radius(metho
         assert torch.equal(after.label, label), "the majority of 1,000 fresh votes at the point found"
 
 
-def test_far_outside_the_certified_radius_the_smoothed_answer_does_change() -> None:
+def test_attack_far_outside_the_certified_radius_changes_the_smoothed_answer() -> None:
     model, (x, _) = load(NOISE), sample(12, skip=40)
     label = certify(model, x, sigma=0.25, n=100).label
     found = attack(
-        wrap(Averaged(model.manifest, 0.25)), x, label, "pgd", norm="l2", eps=3.0, early_stop=False
+        wrap(SmoothedNetwork(model.manifest, 0.25)), x, label, "pgd", norm="l2", eps=3.0, early_stop=False
     )
     after = certify(model, found.images, sigma=0.25, n=100, seed=1)
     assert (after.label != label).float().mean() > 0.25, "or else the test above could not fail"
 
 
-def test_the_page_of_models_shows_the_cards_figures() -> None:
+def test_models_page_shows_the_accuracies_of_the_manifests() -> None:
     page = (Path(__file__).parents[2] / "docs/models.md").read_text()
-    for model in CLOTHES:
-        figures = " | ".join(f"{100 * one.value:.1f} %" for one in zoo.manifest(model).accuracy)
+    for model in FASHION_MODELS:
+        figures = " | ".join(f"{100 * one.value:.1f} %" for one in zoo.find_manifest(model).accuracy)
         assert f"| `{model}` | {figures} |" in page
 
 
@@ -286,24 +290,24 @@ def reference_input(file: str) -> Tensor:
         ("camera.png", (872,), 0.9),
     ],
 )
-def test_photos_are_recognised(file: str, classes: tuple[int, ...], mass: float) -> None:
-    shares = load_module(zoo.manifest(LITE0))(reference_input(file)[None]).softmax(1)[0]
+def test_photos_are_classified_correctly(file: str, classes: tuple[int, ...], mass: float) -> None:
+    shares = load_module(zoo.find_manifest(LITE0))(reference_input(file)[None]).softmax(1)[0]
     assert int(shares.argmax()) in classes
     assert shares[list(classes)].sum() > mass
 
 
 @pytest.mark.parametrize("file", ["chelsea.png", "coffee.png", "rocket.jpg", "camera.png"])
-def test_a_file_is_judged_as_its_own_pipeline_would(file: str) -> None:
+def test_file_logits_match_the_published_pipeline(file: str) -> None:
     with Image.open(PHOTOS / file) as photo:
         pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)[None]
     oracle = load(LITE0).oracle
-    exact, near = (oracle.answer([kind(pixels / 255)])[0].logits for kind in (Saved, Logits))
-    expected = load_plain(zoo.manifest(LITE0))(reference_input(file)[None])
+    exact, near = (oracle.answer([kind(pixels / 255)])[0].logits for kind in (FileLogits, Logits))
+    expected = load_plain(zoo.find_manifest(LITE0))(reference_input(file)[None])
     assert (exact - expected).abs().max() < 1e-3  # the frozen network's own rounding
     assert (near - expected).abs().max() < 0.5  # Pillow rounds to 8 bits, what has a gradient does not
 
 
-def test_every_photo_stands_in_the_licence_table() -> None:
+def test_every_photo_is_listed_in_the_license_table() -> None:
     table = (PHOTOS / "README.md").read_text()
     assert all(f"`{photo.name}`" in table for photo in PHOTOS.iterdir() if photo.suffix in (".png", ".jpg"))
 
@@ -311,26 +315,26 @@ def test_every_photo_stands_in_the_licence_table() -> None:
 @pytest.mark.parametrize(
     ("value", "index"), [("espresso", 967), ("Espresso", 967), (" 872 ", 872), (0, 0), ("tripod", 872)]
 )
-def test_a_class_is_found_by_index_or_name(value: int | str, index: int) -> None:
-    assert zoo.manifest(LITE0).label(value) == index
+def test_class_is_found_by_index_or_name(value: int | str, index: int) -> None:
+    assert zoo.find_manifest(LITE0).resolve_label(value) == index
 
 
 @pytest.mark.parametrize(("name", "indices"), [("missile", [657, 744]), ("sunglasses", [836, 837])])
-def test_a_name_of_two_classes_is_refused_with_both(name: str, indices: list[int]) -> None:
+def test_ambiguous_class_name_error_lists_both_classes(name: str, indices: list[int]) -> None:
     with pytest.raises(UnknownLabel) as refused:
-        zoo.manifest(LITE0).label(name)
+        zoo.find_manifest(LITE0).resolve_label(name)
     assert [one["label"] for one in refused.value.extra["candidates"]] == indices
 
 
 @pytest.mark.parametrize("value", ["cats and dogs", -1, 10, "10"])
-def test_a_class_that_is_not_there_is_refused(value: int | str) -> None:
+def test_unknown_class_is_refused(value: int | str) -> None:
     with pytest.raises(UnknownLabel):
-        zoo.manifest(FASHION).label(value)
+        zoo.find_manifest(FASHION).resolve_label(value)
 
 
-def test_a_tensor_at_the_networks_size_is_attacked_as_it_is() -> None:
+def test_attack_on_a_network_sized_tensor_also_fools_the_plain_network() -> None:
     """The plain network, which shares no code with the engine, is fooled by what fools the oracle."""
-    card = zoo.manifest("imagenet-efficientnet-lite0")
+    card = zoo.find_manifest("imagenet-efficientnet-lite0")
     crop = Image.open(PHOTOS / "coffee.png").convert("RGB").crop((100, 50, 324, 274))
     x = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None] / 255
     plain = load_plain(card)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from api_tests.support.dns import PUBLIC, finding
+from api_tests.support.dns import PUBLIC_ADDRESS, fake_resolver
 from touchstone.errors import AddressRefused, RemoteUnavailable
 from touchstone.net.addresses import Permits, is_closed
-from touchstone.net.outbound import Outgoing, Target
+from touchstone.net.outbound import OutboundClient, Target
 
 
 @pytest.mark.parametrize(
@@ -41,18 +41,18 @@ from touchstone.net.outbound import Outgoing, Target
         *("fc00::1", "fd00:ec2::254", "fe80::1", "fe80::1%eth0", "fec0::1", "ff02::1", "4000::1"),
     ],
 )
-def test_addresses_that_are_not_the_internet_are_closed(text: str) -> None:
+def test_private_and_reserved_addresses_are_refused(text: str) -> None:
     assert is_closed(ipaddress.ip_address(text))
     with pytest.raises(AddressRefused, match="private or reserved"):
-        Outgoing(find=finding(text)).check("https://a.example/")
+        OutboundClient(resolver=fake_resolver(text)).check("https://a.example/")
 
 
 @pytest.mark.parametrize(
-    "text", ["8.8.8.8", PUBLIC, "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"]
+    "text", ["8.8.8.8", PUBLIC_ADDRESS, "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"]
 )
-def test_public_addresses_are_open_for_https_alone(text: str) -> None:
+def test_public_addresses_are_allowed_over_https_only(text: str) -> None:
     assert not is_closed(ipaddress.ip_address(text))
-    out = Outgoing(find=finding(text))
+    out = OutboundClient(resolver=fake_resolver(text))
     out.check("https://a.example/x?y=z")
     with pytest.raises(AddressRefused, match="only https"):
         out.check("http://a.example/")
@@ -83,7 +83,7 @@ def test_public_addresses_are_open_for_https_alone(text: str) -> None:
         ),
     ],
 )
-def test_what_is_no_plain_url_is_refused(url: str) -> None:
+def test_malformed_url_is_refused(url: str) -> None:
     with pytest.raises(AddressRefused):
         Target.parse(url)
 
@@ -91,18 +91,18 @@ def test_what_is_no_plain_url_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     "host", ["127.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::ffff:7f00:1]", "localhost"]
 )
-def test_loopback_in_disguise_is_refused(host: str) -> None:
+def test_disguised_loopback_address_is_refused(host: str) -> None:
     with pytest.raises(AddressRefused, match="private or reserved"):
-        Outgoing().check(f"https://{host}/")
+        OutboundClient().check(f"https://{host}/")
 
 
-def test_every_address_of_a_name_is_checked() -> None:
+def test_every_resolved_address_of_a_name_is_checked() -> None:
     with pytest.raises(AddressRefused):
-        Outgoing(find=finding([PUBLIC, "10.0.0.1"])).check("https://a.example/")
+        OutboundClient(resolver=fake_resolver([PUBLIC_ADDRESS, "10.0.0.1"])).check("https://a.example/")
     with pytest.raises(RemoteUnavailable, match="no address"):
-        Outgoing(find=finding([])).check("https://a.example/")
+        OutboundClient(resolver=fake_resolver([])).check("https://a.example/")
     with pytest.raises(RemoteUnavailable, match="cannot be resolved"):
-        Outgoing().check("https://nowhere.invalid/")
+        OutboundClient().check("https://nowhere.invalid/")
 
 
 @pytest.mark.parametrize(
@@ -117,10 +117,10 @@ def test_every_address_of_a_name_is_checked() -> None:
         ("fd00::/8", "https://a.example/", "fd12::1"),
     ],
 )
-def test_the_operator_may_allow_hosts_ports_and_networks(allow: str, url: str, address: str) -> None:
-    Outgoing(allow, find=finding(address)).check(url)
+def test_operator_can_allow_hosts_ports_and_networks(allow: str, url: str, address: str) -> None:
+    OutboundClient(allow, resolver=fake_resolver(address)).check(url)
     with pytest.raises(AddressRefused):
-        Outgoing(find=finding(address)).check(url)
+        OutboundClient(resolver=fake_resolver(address)).check(url)
 
 
 @pytest.mark.parametrize(
@@ -133,13 +133,13 @@ def test_the_operator_may_allow_hosts_ports_and_networks(allow: str, url: str, a
         ("127.0.0.0/8", "https://a.example/", "::ffff:127.0.0.1"),
     ],
 )
-def test_and_no_more_than_that(allow: str, url: str, address: str) -> None:
+def test_allowed_hosts_ports_and_networks_open_no_others(allow: str, url: str, address: str) -> None:
     with pytest.raises(AddressRefused):
-        Outgoing(allow, find=finding(address)).check(url)
+        OutboundClient(allow, resolver=fake_resolver(address)).check(url)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1/8", "a b", "https://a", "a:b", "a:99999", "*.internal", "a:0"])
-def test_an_exception_that_cannot_be_read_is_told_at_once(text: str) -> None:
+def test_invalid_allow_list_entry_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no host"):
         Permits.parse(text)
 
@@ -160,12 +160,12 @@ def test_an_exception_that_cannot_be_read_is_told_at_once(text: str) -> None:
         ("10.0.0.0/8", "http://8.8.8.8/", False),
     ],
 )
-def test_what_is_written_is_judged_without_resolving(allow: str | None, url: str, *, taken: bool) -> None:
+def test_written_url_is_checked_without_resolving_it(allow: str | None, url: str, *, taken: bool) -> None:
     def find(*_: Any) -> Any:
         raise AssertionError("resolved")
 
-    outgoing = Outgoing(allow, find=find)
+    outgoing = OutboundClient(allow, resolver=find)
     if taken:
-        return outgoing.check_written(url)
+        return outgoing.check_url(url)
     with pytest.raises(AddressRefused):
-        outgoing.check_written(url)
+        outgoing.check_url(url)

@@ -15,36 +15,36 @@ from typing import Any
 import pytest
 
 from api_tests.support import remote_models
-from api_tests.support.dns import PUBLIC, finding
-from api_tests.support.ports import reserved
-from api_tests.support.remote_models import Model, saying
-from api_tests.support.wait import SECONDS, wait_until
+from api_tests.support.dns import PUBLIC_ADDRESS, fake_resolver
+from api_tests.support.ports import reserve_port
+from api_tests.support.remote_models import FakeRemoteModel, reply_with
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from touchstone.errors import AddressRefused, Failure, RemoteAnswer, RemoteUnavailable
-from touchstone.net.outbound import Outgoing, _is_stale, resolve
+from touchstone.net.outbound import OutboundClient, _is_stale, resolve
 
 
 @pytest.fixture
-def model() -> Iterator[Model]:
-    with remote_models.serving() as model:
+def model() -> Iterator[FakeRemoteModel]:
+    with remote_models.serve_model() as model:
         yield model
 
 
-def post(out: Outgoing, url: str, *, seconds: float = 5, most: int = 10_000, **headers: str) -> Any:
+def post(out: OutboundClient, url: str, *, seconds: float = 5, most: int = 10_000, **headers: str) -> Any:
     channel = out.channel(url)
     try:
-        return channel.post(b'{"instances": [[1]]}', headers, seconds=seconds, most=most)
+        return channel.post(b'{"instances": [[1]]}', headers, seconds=seconds, max_bytes=most)
     finally:
         channel.close()
 
 
 @pytest.fixture(autouse=True)
-def _any_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Model, "logits", lambda _self, x: x)
+def _echo_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeRemoteModel, "logits", lambda _self, x: x)
 
 
-def test_a_name_that_turns_private_after_the_check_is_refused(model: Model) -> None:
+def test_name_that_turns_private_after_the_check_is_refused(model: FakeRemoteModel) -> None:
     """Rebinding: the check sees a public address, the connection would see a private one."""
-    out = Outgoing(find=finding(PUBLIC, "127.0.0.1"))
+    out = OutboundClient(resolver=fake_resolver(PUBLIC_ADDRESS, "127.0.0.1"))
     url = f"https://a.example:{model.port}/"
     out.check(url)
     with pytest.raises(AddressRefused):
@@ -52,7 +52,7 @@ def test_a_name_that_turns_private_after_the_check_is_refused(model: Model) -> N
     assert model.requests == 0
 
 
-def test_each_connection_resolves_once_and_goes_to_that_address(model: Model, monkeypatch: Any) -> None:
+def test_connection_resolves_once_and_goes_to_that_address(model: FakeRemoteModel, monkeypatch: Any) -> None:
     asked = []
 
     def find(host: str, port: int) -> Any:
@@ -62,7 +62,7 @@ def test_each_connection_resolves_once_and_goes_to_that_address(model: Model, mo
     def never(*args: Any, **_: Any) -> Any:
         raise AssertionError(args)
 
-    out = Outgoing("a.example", find=find)
+    out = OutboundClient("a.example", resolver=find)
     monkeypatch.setattr(socket, "create_connection", never)
     monkeypatch.setattr(socket, "gethostbyname", never)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
@@ -72,25 +72,27 @@ def test_each_connection_resolves_once_and_goes_to_that_address(model: Model, mo
     assert model.headers[0]["Accept-Encoding"] == "identity"
 
 
-def test_connections_are_kept_and_opened_anew_when_the_other_side_closed_them(model: Model) -> None:
-    channel = Outgoing("127.0.0.1").channel(model.url)
+def test_connections_are_reused_and_reopened_when_the_server_closes_them(model: FakeRemoteModel) -> None:
+    channel = OutboundClient("127.0.0.1").channel(model.url)
 
     def ask() -> None:
-        assert channel.post(b'{"instances": [[1]]}', {}, seconds=SECONDS, most=1000).status == 200
+        assert (
+            channel.post(b'{"instances": [[1]]}', {}, seconds=TIMEOUT_SECONDS, max_bytes=1000).status == 200
+        )
 
     for _ in range(3):
         ask()
     assert len(model.connections) == 1
-    model.plan = [saying(200, b"", Connection="close")]
+    model.next_actions = [reply_with(200, b"", Connection="close")]
     ask()
     ask()
     assert len(model.connections) == 2
 
-    def close_without_a_word(handler: remote_models.Handler) -> None:
+    def close_without_a_word(handler: remote_models.RemoteModelHandler) -> None:
         handler.reply(200, b"")
         handler.close_connection = True
 
-    model.plan = [close_without_a_word]
+    model.next_actions = [close_without_a_word]
     ask()
     kept = channel._socket
     assert kept
@@ -101,92 +103,94 @@ def test_connections_are_kept_and_opened_anew_when_the_other_side_closed_them(mo
     assert model.requests == 7
 
 
-def test_redirects_are_answers(model: Model) -> None:
-    model.act = saying(302, Location="http://127.0.0.1:1/")
-    assert post(Outgoing("127.0.0.1"), model.url).status == 302
+def test_redirects_are_returned_and_not_followed(model: FakeRemoteModel) -> None:
+    model.action = reply_with(302, Location="http://127.0.0.1:1/")
+    assert post(OutboundClient("127.0.0.1"), model.url).status == 302
     assert model.requests == 1
 
 
-def test_an_answer_has_a_size(model: Model) -> None:
-    model.act = saying(200, b"x" * 1001)
-    assert len(post(Outgoing("127.0.0.1"), model.url, most=1001).body) == 1001
+def test_response_over_the_size_limit_is_refused(model: FakeRemoteModel) -> None:
+    model.action = reply_with(200, b"x" * 1001)
+    assert len(post(OutboundClient("127.0.0.1"), model.url, most=1001).body) == 1001
     with pytest.raises(RemoteAnswer, match="more than 1,000 bytes"):
-        post(Outgoing("127.0.0.1"), model.url, most=1000)
+        post(OutboundClient("127.0.0.1"), model.url, most=1000)
 
 
-def test_an_endless_answer_has_one_too(model: Model) -> None:
-    def forever(handler: remote_models.Handler) -> None:
+def test_endless_response_is_cut_off_at_the_size_limit(model: FakeRemoteModel) -> None:
+    def forever(handler: remote_models.RemoteModelHandler) -> None:
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         for _ in range(1000):
             handler.wfile.write(b"400\r\n" + b"x" * 1024 + b"\r\n")
 
-    model.act = forever
+    model.action = forever
     with pytest.raises(RemoteAnswer, match="more than"):
-        post(Outgoing("127.0.0.1"), model.url, most=100_000)
+        post(OutboundClient("127.0.0.1"), model.url, most=100_000)
 
 
-def test_compressed_answers_are_not_taken(model: Model) -> None:
-    model.act = saying(200, b"\x1f\x8b", Content_Encoding="gzip")
+def test_compressed_response_is_refused(model: FakeRemoteModel) -> None:
+    model.action = reply_with(200, b"\x1f\x8b", Content_Encoding="gzip")
     with pytest.raises(RemoteAnswer, match="compressed"):
-        post(Outgoing("127.0.0.1"), model.url)
+        post(OutboundClient("127.0.0.1"), model.url)
 
 
-@pytest.mark.parametrize("act", [remote_models.hang, remote_models.drip])
-def test_slow_answers_end_in_time(model: Model, act: remote_models.Act) -> None:
-    model.act = act
+@pytest.mark.parametrize("act", [remote_models.hang, remote_models.send_slowly])
+def test_slow_response_times_out(model: FakeRemoteModel, act: remote_models.Action) -> None:
+    model.action = act
     began = time.monotonic()
     with pytest.raises(RemoteUnavailable, match="did not answer within") as caught:
-        post(Outgoing("127.0.0.1"), model.url, seconds=0.3)
+        post(OutboundClient("127.0.0.1"), model.url, seconds=0.3)
     assert 0.3 <= time.monotonic() - began < 20
     assert caught.value.extra == {"timed_out": True}
 
 
-def test_an_abort_from_another_thread_ends_the_wait(model: Model) -> None:
-    model.act = remote_models.hang
-    channel = Outgoing("127.0.0.1").channel(model.url)
+def test_abort_from_another_thread_ends_the_request(model: FakeRemoteModel) -> None:
+    model.action = remote_models.hang
+    channel = OutboundClient("127.0.0.1").channel(model.url)
     threading.Timer(0.1, channel.abort).start()
     began = time.monotonic()
     with pytest.raises(RemoteUnavailable):
-        channel.post(b'{"instances": [[1]]}', {}, seconds=SECONDS, most=10)
+        channel.post(b'{"instances": [[1]]}', {}, seconds=TIMEOUT_SECONDS, max_bytes=10)
     assert time.monotonic() - began < 20
 
 
-def test_broken_answers_are_told(model: Model) -> None:
-    for act in (remote_models.hang_up, lambda handler: handler.wfile.write(b"what?\r\n\r\n")):
-        model.act = act
+def test_broken_response_raises_remote_unavailable(model: FakeRemoteModel) -> None:
+    for act in (remote_models.close_silently, lambda handler: handler.wfile.write(b"what?\r\n\r\n")):
+        model.action = act
         with pytest.raises(RemoteUnavailable, match=r"cannot be asked|did not answer"):
-            post(Outgoing("127.0.0.1"), model.url, seconds=0.5)
+            post(OutboundClient("127.0.0.1"), model.url, seconds=0.5)
 
-    def cut_short(handler: remote_models.Handler) -> None:
+    def cut_short(handler: remote_models.RemoteModelHandler) -> None:
         handler.send(200, b"x", Content_Length="100")
         handler.close_connection = True
 
-    model.act = cut_short
+    model.action = cut_short
     with pytest.raises(RemoteUnavailable, match="IncompleteRead"):
-        post(Outgoing("127.0.0.1"), model.url)
+        post(OutboundClient("127.0.0.1"), model.url)
 
 
-def test_nobody_there() -> None:
-    with reserved() as port, pytest.raises(RemoteUnavailable, match="refused"):
-        post(Outgoing("127.0.0.1"), f"http://127.0.0.1:{port}/")
+def test_closed_port_raises_remote_unavailable() -> None:
+    with reserve_port() as port, pytest.raises(RemoteUnavailable, match="refused"):
+        post(OutboundClient("127.0.0.1"), f"http://127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("7", 7), ("-1", None), ("soon", None), ("0", 0)])
-def test_retry_after_in_seconds(model: Model, text: str, seconds: float | None) -> None:
-    model.act = saying(429, Retry_After=text)
-    assert post(Outgoing("127.0.0.1"), model.url).retry_after == seconds
+def test_retry_after_is_read_in_seconds(model: FakeRemoteModel, text: str, seconds: float | None) -> None:
+    model.action = reply_with(429, Retry_After=text)
+    assert post(OutboundClient("127.0.0.1"), model.url).retry_after == seconds
 
 
-def test_retry_after_as_a_date(model: Model) -> None:
-    model.act = saying(429, Retry_After="Fri, 31 Dec 1999 23:59:59 GMT")
-    assert post(Outgoing("127.0.0.1"), model.url).retry_after == 0
+def test_retry_after_is_read_as_a_date(model: FakeRemoteModel) -> None:
+    model.action = reply_with(429, Retry_After="Fri, 31 Dec 1999 23:59:59 GMT")
+    assert post(OutboundClient("127.0.0.1"), model.url).retry_after == 0
 
 
-def test_what_is_logged_holds_no_header_and_no_path(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_contains_no_request_header_or_path(
+    model: FakeRemoteModel, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.DEBUG):
-        post(Outgoing("127.0.0.1"), model.url + "/?key=swordfish", Authorization="Bearer swordfish")
+        post(OutboundClient("127.0.0.1"), model.url + "/?key=swordfish", Authorization="Bearer swordfish")
     assert model.headers[0]["Authorization"] == "Bearer swordfish"
     assert "swordfish" not in caplog.text
 
@@ -214,15 +218,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tls_goes_to_the_checked_address_and_by_the_name(certificate: Path) -> None:
+def test_tls_connects_to_the_checked_address_and_verifies_the_name(certificate: Path) -> None:
     names: list[Any] = []
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
     server.sni_callback = lambda _socket, name, _context: names.append(name)
-    with remote_models.serving(server) as model:
+    with remote_models.serve_model(server) as model:
         trusting = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
-        find = finding("127.0.0.1")
-        out = Outgoing("127.0.0.1", find=find, tls=trusting)
+        find = fake_resolver("127.0.0.1")
+        out = OutboundClient("127.0.0.1", resolver=find, tls=trusting)
         assert post(out, f"https://a.example:{model.port}/").status == 200
         assert (names, model.headers[0]["Host"]) == (["a.example"], f"a.example:{model.port}")
         for url, tls in (
@@ -230,27 +234,27 @@ def test_tls_goes_to_the_checked_address_and_by_the_name(certificate: Path) -> N
             (f"https://a.example:{model.port}/", None),
         ):
             with pytest.raises(RemoteUnavailable, match="no certificate to be trusted"):
-                post(Outgoing("127.0.0.1", find=find, tls=tls), url)
+                post(OutboundClient("127.0.0.1", resolver=find, tls=tls), url)
     assert model.requests == 1
 
 
-def test_failures_have_their_codes() -> None:
+def test_outbound_failures_have_their_codes() -> None:
     codes = {kind.code for kind in (AddressRefused, RemoteAnswer, RemoteUnavailable)}
     assert codes == {"address_refused", "remote_answer", "remote_unavailable"}
     assert all(issubclass(kind, Failure) for kind in (AddressRefused, RemoteAnswer, RemoteUnavailable))
 
 
-def test_an_answer_s_head_alone_may_be_enough(model: Model) -> None:
+def test_response_body_is_not_read_without_a_size_limit(model: FakeRemoteModel) -> None:
     answers = [
-        saying(202, b"x" * 10_000_000),
-        saying(204, b"", Content_Encoding="gzip"),
-        saying(429, b"", Retry_After="7"),
-        saying(302, b"", Location="http://127.0.0.1:1/"),
+        reply_with(202, b"x" * 10_000_000),
+        reply_with(204, b"", Content_Encoding="gzip"),
+        reply_with(429, b"", Retry_After="7"),
+        reply_with(302, b"", Location="http://127.0.0.1:1/"),
     ]
-    model.plan = [*answers]
-    channel = Outgoing("127.0.0.1").channel(model.url)
+    model.next_actions = [*answers]
+    channel = OutboundClient("127.0.0.1").channel(model.url)
     body = b'{"instances": [[[[0.0]]]]}'
-    replies = [channel.post(body, {}, seconds=5, most=None) for _ in answers]
+    replies = [channel.post(body, {}, seconds=5, max_bytes=None) for _ in answers]
     assert [reply.status for reply in replies] == [202, 204, 429, 302]
     assert [(reply.body, reply.retry_after) for reply in replies][1:3] == [(b"", None), (b"", 7.0)]
     assert len(model.connections) == len(answers)

@@ -78,12 +78,12 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda name, record: (tmp_path / f"{name}.json").write_text(json.dumps(record))
 
 
-def test_the_tables_are_those_of_the_catalogue_and_the_records() -> None:
+def test_attack_docs_tables_match_catalogue_and_records() -> None:
     text = DOCUMENT.read_text()
-    assert attack_tables.written(text) == text, "run `python -m benchmarks.attacks --write-docs`"
+    assert attack_tables.fill_tables(text) == text, "run `python -m benchmarks.attacks --write-docs`"
 
 
-def test_every_attack_has_its_row_and_no_other_has() -> None:
+def test_catalogue_table_has_one_row_for_each_attack() -> None:
     text = DOCUMENT.read_text()
     inside = text.partition("<!-- catalogue -->")[2].partition("<!-- end of catalogue -->")[0]
     assert sorted(re.findall(r"^\| `([^`]+)`", inside, re.MULTILINE)) == list(catalogue("attack"))
@@ -95,25 +95,25 @@ def test_the_changelog_names_every_attack_and_the_readme_links_the_page() -> Non
     assert "(docs/attacks.md)" in (ROOT / "README.md").read_text()
 
 
-def test_without_records_nothing_is_said(records: Any) -> None:
-    assert attack_tables.figures() == ""
-    text = attack_tables.written("a\n<!-- figures -->\nold\n<!-- end of figures -->\nb\n")
+def test_figures_are_empty_without_records(records: Any) -> None:
+    assert attack_tables.result_tables() == ""
+    text = attack_tables.fill_tables("a\n<!-- figures -->\nold\n<!-- end of figures -->\nb\n")
     assert text == "a\n<!-- figures -->\n<!-- end of figures -->\nb\n"
 
 
-def test_figures_are_those_of_the_records(records: Any) -> None:
+def test_figures_match_the_records(records: Any) -> None:
     records(attack_tables.TABLE, ATTACKS)
-    table = attack_tables.figures()
+    table = attack_tables.result_tables()
     assert "| `pgd` | L∞ | 7 | 25 % | 0.0988 | 1,234 | 12 | 12.3 |" in table
     assert "| `zoo` | L2 | 7 | 0 % | none | 9 | 0 (8 of surrogates) | 1,000.0 |" in table
     assert "speedup" not in table
-    records(attack_tables.BESIDE, PEERS)
-    table = attack_tables.figures()
+    records(attack_tables.PEERS, PEERS)
+    table = attack_tables.result_tables()
     assert "| `net` | `ddn` | L2 | adv-lib | 7 | 0.5000 | 0.6250 | 3 | 1.00 | 2.50 | 2.5 | 3.5 |" in table
     assert (
         "| `net` | `apgd` | L∞ | authors | 7 | 50.0 % robust | 62.5 % robust | 1 | 1.00 | 3.00 | 3 | 4 |"
         in table
     )
-    records(attack_tables.NEAR, NEAR)
-    table = attack_tables.figures()
+    records(attack_tables.EQUALLY_NEAR, NEAR)
+    table = attack_tables.result_tables()
     assert "| `net` | `ddn` | L2 | adv-lib | 7 | 0.6250 | 30 | 100 | 0.50 | 2.50 | 5 |" in table

@@ -35,7 +35,7 @@ TRANSPORT = {
     "socket_keepalive": True,
     "health_check_interval": 10,
 }
-SOUND = {
+MIN_VERSIONS = {
     "celery": "5.7",
     "kombu": "5.7",
     "onnx": "1.22",
@@ -46,13 +46,15 @@ SOUND = {
 }
 
 
-def test_celery_does_what_the_ledger_needs() -> None:
+def test_celery_app_has_the_settings_the_ledger_needs() -> None:
     found = celery_app("redis://localhost/0").conf
     assert {name: found[name] for name in NEEDED} == NEEDED
     assert found["broker_transport_options"].items() >= TRANSPORT.items()
 
 
-def test_the_worker_is_started_as_the_ledger_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_worker_starts_with_thread_pool_without_mingle_or_gossip(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     app = celery_app("redis://localhost/0")
     asked: dict[str, Any] = {}
 
@@ -71,24 +73,24 @@ def test_the_worker_is_started_as_the_ledger_needs(monkeypatch: pytest.MonkeyPat
     assert asked.items() >= needed.items()
 
 
-@pytest.mark.parametrize("name", SOUND)
-def test_nothing_older_is_installed_than_is_known_to_be_sound(name: str) -> None:
+@pytest.mark.parametrize("name", MIN_VERSIONS)
+def test_installed_and_pinned_versions_are_not_older_than_known_good(name: str) -> None:
     pins = dict(
         re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text().lower(), re.MULTILINE)
     )
-    assert Version(pins[name]) >= Version(SOUND[name])
-    assert Version(version(name).partition("+")[0]) >= Version(SOUND[name])
+    assert Version(pins[name]) >= Version(MIN_VERSIONS[name])
+    assert Version(version(name).partition("+")[0]) >= Version(MIN_VERSIONS[name])
 
 
-@pytest.mark.parametrize("name", sorted(set(SOUND) - {"kombu"}))  # Celery asks for its own
-def test_what_is_older_is_not_asked_for_either(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(set(MIN_VERSIONS) - {"kombu"}))  # Celery asks for its own
+def test_pyproject_requirement_excludes_versions_older_than_known_good(name: str) -> None:
     text = (ROOT / "pyproject.toml").read_text()
     asked = [Requirement(line) for line in re.findall(r'^    "([a-z][^"]+)"', text, re.MULTILINE)]
     [mine] = [one for one in asked if one.name == name]
-    assert not mine.specifier.contains(_before(SOUND[name]))
+    assert not mine.specifier.contains(_version_below(MIN_VERSIONS[name]))
 
 
-def _before(text: str) -> str:
+def _version_below(text: str) -> str:
     """A version just below this one."""
     *head, last = map(int, text.split("."))
     return ".".join(map(str, [*head, last - 1, 999]))

@@ -31,15 +31,15 @@ def services() -> dict[str, Any]:
     return found
 
 
-def dockerfile(service: dict[str, Any]) -> str:
+def read_dockerfile(service: dict[str, Any]) -> str:
     return (ROOT / service["build"]["dockerfile"]).read_text()
 
 
-def modules_started(text: str) -> list[str]:
+def find_started_modules(text: str) -> list[str]:
     return re.findall(r'"-m", "([\w.]+)"', text)
 
 
-def setting_names(text: str) -> set[str]:
+def find_setting_names(text: str) -> set[str]:
     return set(re.findall(r"TOUCHSTONE_([A-Z_]+)", text))
 
 
@@ -59,18 +59,18 @@ def test_dockerfiles_pass_the_linter(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_dockerfiles_start_what_exists_with_settings_that_exist(path: Path) -> None:
+def test_dockerfiles_start_existing_modules_with_existing_settings_as_non_root(path: Path) -> None:
     text = path.read_text()
-    modules = modules_started(text)
+    modules = find_started_modules(text)
     assert modules
     assert all(exists(module) for module in modules), modules
-    assert {name.lower() for name in setting_names(text)} <= set(Settings.model_fields)
+    assert {name.lower() for name in find_setting_names(text)} <= set(Settings.model_fields)
     assert "HEALTHCHECK" in text
     assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE), "runs as somebody without rights"
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_dockerfiles_copy_what_the_build_is_sent(path: Path) -> None:
+def test_dockerfiles_copy_only_files_of_the_build_context(path: Path) -> None:
     sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")]
     for line in re.findall(r"^COPY (?!--from)(.+)$", path.read_text(), re.MULTILINE):
         for source in line.split()[:-1]:
@@ -78,16 +78,16 @@ def test_dockerfiles_copy_what_the_build_is_sent(path: Path) -> None:
             assert (ROOT / source).exists()
 
 
-def test_the_composition_starts_the_same_commands(services: dict[str, Any]) -> None:
+def test_compose_starts_the_same_commands_as_the_dockerfiles(services: dict[str, Any]) -> None:
     assert set(services) == {*OWN, "valkey"}
     for name in OWN:
         command = services[name]["command"]
         module = "service" if name == "api" else "workers"
         assert command == ["python", "-m", module]
-        assert f'CMD ["python", "-m", "{module}"]' in dockerfile(services[name])
+        assert f'CMD ["python", "-m", "{module}"]' in read_dockerfile(services[name])
 
 
-def test_every_setting_in_the_composition_exists(services: dict[str, Any]) -> None:
+def test_compose_uses_only_existing_settings(services: dict[str, Any]) -> None:
     for name in OWN:
         environment = services[name]["environment"]
         settings = {key.removeprefix("TOUCHSTONE_").lower(): value for key, value in environment.items()}
@@ -97,40 +97,40 @@ def test_every_setting_in_the_composition_exists(services: dict[str, Any]) -> No
         assert f"data:{parsed.home}" in services[name]["volumes"], "all share the blobs"
 
 
-def test_everything_is_watched_and_waits_for_the_ledger(services: dict[str, Any]) -> None:
+def test_compose_services_have_health_checks_and_wait_for_valkey(services: dict[str, Any]) -> None:
     assert "healthcheck" in services["valkey"]
     for name in OWN:
-        assert "HEALTHCHECK" in dockerfile(services[name])
+        assert "HEALTHCHECK" in read_dockerfile(services[name])
         assert services[name]["depends_on"] == {"valkey": {"condition": "service_healthy"}}
         assert services[name]["restart"] == "unless-stopped"
 
 
-def test_the_api_is_given_up_where_touchstone_up_would(services: dict[str, Any]) -> None:
+def test_api_image_health_check_matches_that_of_touchstone_up(services: dict[str, Any]) -> None:
     """Docker's own patience with it must be that of `touchstone up`, unless an operator wants another."""
-    asked = re.search(r"HEALTHCHECK (.+) \\", dockerfile(services["api"]))
+    asked = re.search(r"HEALTHCHECK (.+) \\", read_dockerfile(services["api"]))
     assert asked
     options = dict(option.removeprefix("--").split("=") for option in asked[1].split())
-    assert float(options["interval"].removesuffix("s")) == processes.ASK_SECONDS
+    assert float(options["interval"].removesuffix("s")) == processes.HEALTH_CHECK_SECONDS
     assert float(options["timeout"].removesuffix("s")) == up.ANSWER_SECONDS
-    assert int(options["retries"]) == processes.SILENCES
+    assert int(options["retries"]) == processes.MAX_TIMEOUTS
     assert "healthcheck" not in services["api"], "the image's own holds"
 
 
-def test_the_api_is_published_on_the_loopback_only_and_nothing_else_is(services: dict[str, Any]) -> None:
+def test_compose_publishes_only_the_api_and_only_on_loopback(services: dict[str, Any]) -> None:
     port = services["api"]["environment"]["TOUCHSTONE_PORT"]
     assert services["api"]["ports"] == [f"127.0.0.1:{port}:{port}"]
     assert not any("ports" in service for name, service in services.items() if name != "api")
 
 
-def test_one_worker_holds_a_gpu(services: dict[str, Any]) -> None:
+def test_compose_gpu_worker_reserves_one_gpu(services: dict[str, Any]) -> None:
     (device,) = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"], len(device["device_ids"])) == ("nvidia", ["gpu"], 1)
     assert services["worker-gpu"]["profiles"] == ["gpu"]
     arguments = set(services["worker-gpu"]["build"]["args"])
-    assert arguments <= set(re.findall(r"^ARG (\w+)", dockerfile(services["worker-gpu"]), re.MULTILINE))
+    assert arguments <= set(re.findall(r"^ARG (\w+)", read_dockerfile(services["worker-gpu"]), re.MULTILINE))
 
 
-def test_the_ledger_writes_before_it_answers(services: dict[str, Any]) -> None:
+def test_compose_valkey_syncs_to_disk_before_it_answers(services: dict[str, Any]) -> None:
     command = services["valkey"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options == {
@@ -142,7 +142,7 @@ def test_the_ledger_writes_before_it_answers(services: dict[str, Any]) -> None:
     assert "ledger:/data" in services["valkey"]["volumes"]
 
 
-def test_the_api_needs_nothing_that_its_image_lacks() -> None:
+def test_api_imports_without_the_packages_its_image_leaves_out() -> None:
     """The modules of the packages that the API's image leaves out must not be imported by it."""
     with (ROOT / "pyproject.toml").open("rb") as project:
         printed = subprocess.run(
@@ -169,7 +169,7 @@ def test_the_api_needs_nothing_that_its_image_lacks() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_an_installed_package_has_its_files() -> None:
+def test_package_data_covers_all_files_that_are_not_python() -> None:
     """An image holds the package as it is installed, and only what `package-data` names comes with it."""
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     for package in ("touchstone", "service", "workers"):

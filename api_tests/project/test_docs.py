@@ -16,11 +16,11 @@ import pytest
 from onnx import helper
 
 from api_tests.support.own_models import onnx_file
-from benchmarks.table import table
+from benchmarks.table import comparison_table
 from touchstone.methods import catalogue
 from touchstone.models.zoo import manifests
 from touchstone.settings import Settings
-from touchstone.supervisor.up import running
+from touchstone.supervisor.up import run_service
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -29,7 +29,7 @@ DOCUMENTS = [
 ]
 
 
-def blocks(document: Path, language: str) -> list[str]:
+def read_code_blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -37,33 +37,33 @@ PYTHON = [
     pytest.param(code, id=f"{document.stem}-{number}")
     for document in DOCUMENTS
     if document.name not in ("CONTRIBUTING.md", "webhooks.md")
-    for number, code in enumerate(blocks(document, "python"))
+    for number, code in enumerate(read_code_blocks(document, "python"))
 ]
 
 
-def called(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_command(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command in the project's folder and capture what it says."""
     options = {"cwd": ROOT, "timeout": 100, **options}
     return subprocess.run(words, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.mark.parametrize("code", PYTHON)
-def test_python_blocks_run(code: str) -> None:
+def test_python_blocks_in_docs_run(code: str) -> None:
     (ROOT / "build").mkdir(exist_ok=True)
-    done = called(sys.executable, "-c", code)
+    done = run_command(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_recipe_for_an_attack_makes_one(tmp_path: Path) -> None:
+def test_attack_recipe_in_contributing_passes_conformance_tests(tmp_path: Path) -> None:
     """The recipe's file, saved as told in a copy of the package, passes the conformance tests."""
-    [code] = blocks(ROOT / "CONTRIBUTING.md", "python")
+    [code] = read_code_blocks(ROOT / "CONTRIBUTING.md", "python")
     _copy(ROOT / "touchstone", tmp_path / "touchstone")
     for part in ("api_tests", "pyproject.toml", "service", "workers"):
         (tmp_path / part).symlink_to(ROOT / part)
     (tmp_path / "touchstone/attacks/ascent.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     tests = ["-q", "-p", "no:cacheprovider", "-k", "ascent", "api_tests/methods/test_conformance.py"]
-    done = called(sys.executable, "-m", "pytest", *tests, cwd=tmp_path, env=environment)
+    done = run_command(sys.executable, "-m", "pytest", *tests, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
@@ -84,29 +84,33 @@ def _copy(source: Path, target: Path) -> None:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service as `touchstone up` starts it."""
-    with running(Settings(home=tmp_path_factory.mktemp("home"), port=0), lambda _line: None) as url:
+    with run_service(Settings(home=tmp_path_factory.mktemp("home"), port=0), lambda _line: None) as url:
         yield url
 
 
-def test_the_readmes_curl_line_fools_the_network(address: str) -> None:
-    job = curled(address, "/v1/attacks/")
+def test_readme_curl_attack_changes_the_predicted_class(address: str) -> None:
+    job = run_readme_curl(address, "/v1/attacks/")
     assert job["result"]["success"] is True
     assert job["result"]["adversarial"]["label"] != job["result"]["original"]["label"]
     assert job["result"]["perturbation"]["linf"] <= 2 / 255
 
 
-def curled(address: str, path: str, **options: Any) -> dict[str, Any]:
+def run_readme_curl(address: str, path: str, **options: Any) -> dict[str, Any]:
     """The job that the readme's curl line to this path leaves, once it has succeeded."""
-    [line] = [code for code in blocks(ROOT / "README.md", "bash") if code.startswith("curl") and path in code]
+    [line] = [
+        code
+        for code in read_code_blocks(ROOT / "README.md", "bash")
+        if code.startswith("curl") and path in code
+    ]
     words = shlex.split(line.replace("\\\n", " ").replace("http://127.0.0.1:8000", address))
-    done = called(*words, "--silent", "--fail-with-body", **options)
+    done = run_command(*words, "--silent", "--fail-with-body", **options)
     assert done.returncode == 0, done.stdout
     job: dict[str, Any] = json.loads(done.stdout)
     assert job["status"] == "succeeded", job["error"]
     return job
 
 
-def test_the_readmes_curl_line_registers_a_network(address: str, tmp_path: Path) -> None:
+def test_readme_curl_line_registers_a_model(address: str, tmp_path: Path) -> None:
     shape = (3, 224, 224)
     nodes = [
         helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
@@ -114,44 +118,46 @@ def test_the_readmes_curl_line_registers_a_network(address: str, tmp_path: Path)
     ]
     (tmp_path / "my-net.onnx").write_bytes(onnx_file(nodes, {}, "y", classes=3, shape=shape))
     (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
-    job = curled(address, "/v1/models", cwd=tmp_path)
+    job = run_readme_curl(address, "/v1/models", cwd=tmp_path)
     assert job["result"]["model"]["classes"] == ["red", "green", "blue"]
 
 
-def test_a_network_is_registered_as_the_document_says(address: str, tmp_path: Path) -> None:
+def test_models_doc_commands_register_a_model(address: str, tmp_path: Path) -> None:
     document = ROOT / "docs/models.md"
-    [export] = blocks(document, "python")
-    [commands] = blocks(document, "bash")
+    [export] = read_code_blocks(document, "python")
+    [commands] = read_code_blocks(document, "bash")
     (tmp_path / "build").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
-    exported = called(sys.executable, "-c", export, cwd=tmp_path, env=environment)
+    exported = run_command(sys.executable, "-c", export, cwd=tmp_path, env=environment)
     assert exported.returncode == 0, exported.stderr
     script = commands.replace("http://127.0.0.1:8000", address).replace(
         ".venv/bin/touchstone register", f"{sys.executable} -m touchstone register --url {address}"
     )
-    done = called("bash", "-e", "-c", script, cwd=tmp_path, env=environment)
+    done = run_command("bash", "-e", "-c", script, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Registered my-net as sha256:" in done.stdout
     assert '"status":"succeeded"' in done.stdout
 
 
-def test_the_readmes_commands_run() -> None:
-    [block] = [code for code in blocks(ROOT / "README.md", "bash") if ".venv/bin/touchstone" in code]
+def test_readme_commands_run() -> None:
+    [block] = [
+        code for code in read_code_blocks(ROOT / "README.md", "bash") if ".venv/bin/touchstone" in code
+    ]
     (ROOT / "build").mkdir(exist_ok=True)
     for line in block.splitlines():
         words = shlex.split(line.replace(".venv/bin/touchstone", f"{sys.executable} -m touchstone"))
-        done = called(*words)
+        done = run_command(*words)
         assert done.returncode == 0, done.stderr
 
 
-def test_the_demo_does_what_it_promises(tmp_path: Path) -> None:
-    done = called(sys.executable, "-m", "touchstone", "demo", "--folder", str(tmp_path))
+def test_demo_writes_images_prints_curl_line_and_leaves_no_processes(tmp_path: Path) -> None:
+    done = run_command(sys.executable, "-m", "touchstone", "demo", "--folder", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "adversarial.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "side-by-side.png").exists()
     assert "curl -H 'Prefer: wait=30'" in done.stdout
     assert "success: L∞ 2/255" in done.stdout
-    left = called("pgrep", "-f", str(tmp_path))
+    left = run_command("pgrep", "-f", str(tmp_path))
     assert left.stdout == "", "the demo left processes behind"
 
 
@@ -163,18 +169,18 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
-def test_the_settings_table_is_that_of_the_code() -> None:
+def test_settings_table_in_docs_matches_the_settings() -> None:
     assert settings_table() in (ROOT / "docs/operations.md").read_text(), (
         f"it should be:\n\n{settings_table()}"
     )
 
 
-def test_the_readmes_figures_are_those_of_the_records() -> None:
-    assert table() in (ROOT / "README.md").read_text(), f"it should be:\n\n{table()}"
+def test_readme_figures_match_the_records() -> None:
+    assert comparison_table() in (ROOT / "README.md").read_text(), f"it should be:\n\n{comparison_table()}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_links_within_the_project_lead_somewhere(document: Path) -> None:
+def test_relative_links_in_docs_point_to_existing_files(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
 

@@ -32,7 +32,7 @@ MAY_IMPORT = {
 }
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
+def list_imported_packages(tree: ast.AST) -> Iterator[str]:
     """The packages that a module imports, wherever in it; those for the type checker alone do not count."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -42,21 +42,21 @@ def imported(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module.partition(".")[0]
         else:
-            yield from imported(node)
+            yield from list_imported_packages(node)
 
 
-def trespasses(path: str, text: str) -> list[str]:
+def find_forbidden_imports(path: str, text: str) -> list[str]:
     """The packages that this file imports and may not."""
     return [
         package
-        for package in imported(ast.parse(text))
+        for package in list_imported_packages(ast.parse(text))
         if package in MAY_IMPORT and not path.startswith(MAY_IMPORT[package])
     ]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_imports_only_what_its_layer_may(path: Path) -> None:
-    assert trespasses(path.relative_to(ROOT).as_posix(), path.read_text("utf-8")) == []
+    assert find_forbidden_imports(path.relative_to(ROOT).as_posix(), path.read_text("utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_every_file_imports_only_what_its_layer_may(path: Path) -> None:
         ("touchstone/attacks/pgd.py", "try:\n    import torch\nexcept ImportError:\n    pass", "torch"),
     ],
 )
-def test_a_trespass_is_found(path: str, text: str, package: str) -> None:
-    assert trespasses(path, text) == [package]
+def test_forbidden_import_is_reported(path: str, text: str, package: str) -> None:
+    assert find_forbidden_imports(path, text) == [package]
 
 
-def test_an_import_for_types_alone_is_none() -> None:
-    assert trespasses("service/app.py", "if TYPE_CHECKING:\n    import torch\n") == []
+def test_type_checking_import_is_not_reported() -> None:
+    assert find_forbidden_imports("service/app.py", "if TYPE_CHECKING:\n    import torch\n") == []
 
 
 @pytest.mark.parametrize(
@@ -88,13 +88,13 @@ def test_an_import_for_types_alone_is_none() -> None:
         ("workers.celery_app", ("fastapi", "uvicorn", "service")),
     ],
 )
-def test_what_is_not_needed_is_not_loaded(module: str, absent: tuple[str, ...]) -> None:
+def test_module_import_does_not_load_unneeded_packages(module: str, absent: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print(*[name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == []
 
 
-def test_the_catalogue_is_read_without_torch() -> None:
+def test_openapi_with_the_catalogue_is_built_without_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from touchstone.settings import Settings;"
         "from service.app import create_app;"

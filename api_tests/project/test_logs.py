@@ -14,15 +14,15 @@ import pytest
 from PIL import PngImagePlugin
 
 from api_tests.service.test_service_process import Process
-from api_tests.support.fake_service import data_url, encoded, picture, png, some_model
-from api_tests.workers.test_workers import Yard, wait_until
+from api_tests.support.fake_service import data_url, encode_image, gradient_image, png, sample_manifest
+from api_tests.workers.test_workers import WorkerCluster, wait_until
 from touchstone.ledger.records import Submission
 
 CANARY = "swordfish"
 LINES = f'{CANARY}\r\n\x1b[31m{{"level": "forged"}}\u2028\x00'
 """What would break a line, colour a terminal or look like another event, if it came through."""
 
-WAYS = (
+LOG_CALLS = (
     "logs.get_logger('x').error(text);"
     "logs.get_logger('x').error('it', field=text);"
     "logs.get_logger('x').error('it', field=[ValueError(text), text]);"
@@ -32,7 +32,7 @@ WAYS = (
 """All the ways in which a text may come into a log."""
 
 
-def program(code: str) -> list[str]:
+def run_and_read_log(code: str) -> list[str]:
     """The lines that a program logs which ends as this code does."""
     begin = "import logging, threading, warnings; from touchstone import logs; logs.configure('debug');"
     command = [sys.executable, "-c", begin + code]
@@ -40,8 +40,8 @@ def program(code: str) -> list[str]:
     return ended.stderr.decode().splitlines()
 
 
-def test_whoever_writes_writes_a_line_of_json() -> None:
-    lines = program(
+def test_logs_warnings_and_uncaught_errors_are_json_lines() -> None:
+    lines = run_and_read_log(
         "logs.get_logger('ours').info('one', n=1);"
         "logging.getLogger('theirs').error('two %s', 2);"
         "warnings.warn('three', UserWarning);"
@@ -56,8 +56,8 @@ def test_whoever_writes_writes_a_line_of_json() -> None:
     assert "six" in events[5]["exception"]
 
 
-def test_nothing_breaks_a_line() -> None:
-    lines = program(f"text = {LINES!r}; {WAYS}")
+def test_control_characters_do_not_break_a_log_line() -> None:
+    lines = run_and_read_log(f"text = {LINES!r}; {LOG_CALLS}")
     assert [json.loads(line)["level"] for line in lines] == ["error"] * 5
     assert all(CANARY in line and line.isascii() and line.isprintable() for line in lines)
 
@@ -74,19 +74,19 @@ def test_nothing_breaks_a_line() -> None:
         f"ts_{CANARY * 4}",
     ],
 )
-def test_what_looks_like_a_secret_is_taken_out(text: str) -> None:
-    lines = program(f"text = {text!r}; {WAYS}")
+def test_secrets_are_redacted_from_log_lines(text: str) -> None:
+    lines = run_and_read_log(f"text = {text!r}; {LOG_CALLS}")
     assert len(lines) == 5
     assert CANARY not in "".join(lines)
 
 
-def test_a_line_has_a_bounded_length() -> None:
-    [line] = program("logging.getLogger('x').error('x' * 10**6 + 'end')")
+def test_log_line_length_is_bounded() -> None:
+    [line] = run_and_read_log("logging.getLogger('x').error('x' * 10**6 + 'end')")
     assert len(line) < 20_000
     assert json.loads(line)["event"].endswith("end")
 
 
-SECRETIVE = {
+SECRET_HEADERS = {
     "Authorization": f"Bearer {CANARY}",
     "Idempotency-Key": CANARY,
     "Cookie": f"session={CANARY}",
@@ -101,7 +101,7 @@ URL = f"https://u:{CANARY}@x.invalid/{CANARY}?{CANARY}"
 def marked_png() -> bytes:
     told = PngImagePlugin.PngInfo()
     told.add_text("comment", LINES.replace("\x00", ""))
-    return encoded(picture(), pnginfo=told)
+    return encode_image(gradient_image(), pnginfo=told)
 
 
 def send_canaries(client: httpx2.Client) -> None:
@@ -115,7 +115,7 @@ def send_canaries(client: httpx2.Client) -> None:
 
 
 def send_submissions(client: httpx2.Client) -> None:
-    model, files = {"model": some_model().id}, {"image": (LINES, marked_png())}
+    model, files = {"model": sample_manifest().id}, {"image": (LINES, marked_png())}
     for path in ("/v1/attacks/pgd", "/v1/predictions", f"/v1/attacks/{CANARY}"):
         for said in ({}, {"seed": LINES}, {"model": LINES}, {LINES: LINES}, {"webhook": URL}):
             client.post(path, data={**model, **said}, files=files)
@@ -143,8 +143,8 @@ def service(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     process.stop()
 
 
-def test_no_canary_comes_out_of_the_service(service: Process) -> None:
-    with httpx2.Client(base_url=service.client.base_url, headers=SECRETIVE) as client:
+def test_service_logs_leak_nothing_that_clients_send(service: Process) -> None:
+    with httpx2.Client(base_url=service.client.base_url, headers=SECRET_HEADERS) as client:
         send_canaries(client)
         with suppress(httpx2.TransportError):
             client.get("/", headers={"X": "y" * 100_000 + CANARY})
@@ -156,8 +156,8 @@ def test_no_canary_comes_out_of_the_service(service: Process) -> None:
     assert {"level", "event", "logger", "timestamp"} <= set.intersection(*map(set, service.lines))
 
 
-def test_a_job_is_found_by_its_request(service: Process) -> None:
-    asked = {"data": {"model": some_model().id}, "files": {"image": ("a.png", png())}}
+def test_request_id_links_the_request_log_to_its_job(service: Process) -> None:
+    asked = {"data": {"model": sample_manifest().id}, "files": {"image": ("a.png", png())}}
     ok = service.client.post("/v1/predictions", headers={"X-Request-Id": "mine"}, **asked)
     assert ok.status_code == 202, ok.text
     wait_until(lambda: service.lines[-1].get("event") == "request")
@@ -166,11 +166,11 @@ def test_a_job_is_found_by_its_request(service: Process) -> None:
     assert (mine[0]["job"], mine[0]["tenant"], mine[1]["tenant"]) == (ok.json()["id"], "local", "local")
 
 
-def test_no_canary_comes_out_of_a_worker(
+def test_worker_logs_leak_no_job_parameters_or_secrets(
     tmp_path: Path, submission: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", CANARY)
-    yard = Yard(tmp_path, submission)
+    yard = WorkerCluster(tmp_path, submission)
     try:
         yard.start_worker()
         ended = [yard.accept(note=LINES, then=then) for then in ("", "fail", "nan")]

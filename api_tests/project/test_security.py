@@ -21,7 +21,7 @@ def names_in(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("threat", THREATS)
-def test_every_control_is_shown_by_tests_that_are_there(threat: str) -> None:
+def test_every_security_control_cites_existing_tests(threat: str) -> None:
     shown = re.findall(r"`([a-z_/]+\.py)::(test_\w+)`", THREATS[threat])
     assert shown
     assert len(shown) == THREATS[threat].count("`") / 2
@@ -29,6 +29,6 @@ def test_every_control_is_shown_by_tests_that_are_there(threat: str) -> None:
         assert name in names_in(HERE / file), f"{file} has no {name}"
 
 
-def test_every_row_names_threat_control_and_tests() -> None:
+def test_every_security_row_names_threat_control_and_tests() -> None:
     assert len(THREATS) == len(ROWS) - 2 > 20
     assert all(len(row) == 3 and all(row) for row in ROWS)

@@ -18,7 +18,7 @@ SKIPPED = {
 
 
 @pytest.mark.parametrize("how", SKIPPED)
-def test_what_is_skipped_fails_in_ci(tmp_path: Path, how: str) -> None:
+def test_skipped_test_fails_in_ci(tmp_path: Path, how: str) -> None:
     test = tmp_path / "test_it.py"
     test.write_text(f"import pytest\n{SKIPPED[how]}\n")
     path = str(ROOT)

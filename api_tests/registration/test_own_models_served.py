@@ -16,15 +16,15 @@ from onnx import helper
 from PIL import Image
 from torch import Tensor, nn
 
-from api_tests.support.fake_service import problem
-from api_tests.support.linear_models import distances
-from api_tests.support.own_models import SAID, linear_net, linear_onnx, onnx_file
+from api_tests.support.fake_service import assert_problem
+from api_tests.support.linear_models import exact_distances
+from api_tests.support.own_models import REGISTRATION_FIELDS, linear_net, linear_onnx, onnx_file
 from touchstone.models import zoo
 from touchstone.settings import Settings
-from touchstone.supervisor.up import running
+from touchstone.supervisor.up import run_service
 from touchstone.training.datasets import fashion_mnist_sample
 
-CNN = zoo.manifest("fashion-mnist-cnn")
+CNN = zoo.find_manifest("fashion-mnist-cnn")
 SEED = 3
 
 
@@ -33,7 +33,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
     """A client of a service as `touchstone up` starts it."""
     settings = Settings(home=tmp_path_factory.mktemp("own"), port=0, redis_url=None)
     with (
-        running(settings, lambda _line: None) as url,
+        run_service(settings, lambda _line: None) as url,
         httpx2.Client(base_url=url, timeout=90, headers={"Prefer": "wait=60"}) as client,
     ):
         yield client
@@ -41,7 +41,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
 
 def register(client: httpx2.Client, data: bytes, **said: Any) -> dict[str, Any]:
     """The job of a registration, once it has ended."""
-    parts = {"file": ("model", data), "manifest": ("m.json", json.dumps({**SAID, **said}))}
+    parts = {"file": ("model", data), "manifest": ("m.json", json.dumps({**REGISTRATION_FIELDS, **said}))}
     response = client.post("/v1/models", files=parts)
     assert response.status_code == 200, response.text
     job: dict[str, Any] = response.json()
@@ -69,7 +69,7 @@ def linear(client: httpx2.Client) -> dict[str, Any]:
     return register(client, linear_onnx(seed=SEED), id="linear")
 
 
-def between_two_levels() -> Tensor:
+def image_between_levels() -> Tensor:
     """An image (1, C, H, W) whose L∞ distance to the other class lies between 5 and 6 grey levels."""
     weight = linear_net(seed=SEED)[1].weight.detach()  # type: ignore[index]
     away = torch.sign(weight[0] - weight[1]).reshape(1, 3, 8, 8)
@@ -78,15 +78,17 @@ def between_two_levels() -> Tensor:
     return (128 + away * levels) / 255
 
 
-def exact(norm: str, model: nn.Module | None = None) -> float:
-    return float(distances(model or linear_net(seed=SEED), between_two_levels(), norm)[0])
+def exact_distance(norm: str, model: nn.Module | None = None) -> float:
+    return float(exact_distances(model or linear_net(seed=SEED), image_between_levels(), norm)[0])
 
 
 def linear_png() -> bytes:
-    return png((between_two_levels()[0].permute(1, 2, 0) * 255).round())
+    return png((image_between_levels()[0].permute(1, 2, 0) * 255).round())
 
 
-def test_what_was_found_out_is_told(client: httpx2.Client, linear: dict[str, Any]) -> None:
+def test_registration_result_and_model_card_show_the_probe(
+    client: httpx2.Client, linear: dict[str, Any]
+) -> None:
     assert (linear["status"], linear["progress"]) == ("succeeded", {"done": 5, "total": 5})
     card = client.get("/v1/models/linear").json()
     assert linear["result"]["model"].items() <= card.items()
@@ -97,11 +99,11 @@ def test_what_was_found_out_is_told(client: httpx2.Client, linear: dict[str, Any
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
-def test_attacks_succeed_from_the_exact_distance_on(
+def test_attack_succeeds_only_above_the_exact_distance(
     client: httpx2.Client, linear: dict[str, Any], attack: str
 ) -> None:
     assert linear["model"]["id"] == "linear"
-    assert 5.2 < 255 * exact("linf") < 5.8
+    assert 5.2 < 255 * exact_distance("linf") < 5.8
     results = [
         run(client, f"attacks/{attack}", linear_png(), model="linear", norm="linf", eps=f"{levels}/255")[
             "result"
@@ -112,14 +114,16 @@ def test_attacks_succeed_from_the_exact_distance_on(
     assert 5 / 255 < results[1]["perturbation"]["linf"] <= 6 / 255 + 1e-9
 
 
-def test_a_certificate_comes_close_to_the_exact_radius(client: httpx2.Client, linear: dict[str, Any]) -> None:
+def test_certified_radius_comes_close_to_the_exact_radius(
+    client: httpx2.Client, linear: dict[str, Any]
+) -> None:
     fields = {"model": f"linear@{linear['model']['digest']}", "sigma": 0.25, "n": 10_000, "rule": "fixed"}
     result = run(client, "certificates/smoothing", linear_png(), **fields)["result"]
-    assert 0.85 * exact("l2") < result["radius"] <= exact("l2")
+    assert 0.85 * exact_distance("l2") < result["radius"] <= exact_distance("l2")
     assert result["digests"]["model"] == linear["model"]["digest"]
 
 
-def test_registered_weights_answer_as_those_they_came_from(client: httpx2.Client) -> None:
+def test_registered_zoo_weights_give_the_same_results_as_the_zoo_model(client: httpx2.Client) -> None:
     said = CNN.model_dump(mode="json", include={"input", "mean", "std", "architecture", "classes"})
     job = register(client, zoo.read_weights(CNN), id="own-cnn", **said)
     assert job["status"] == "succeeded", job["error"]
@@ -131,7 +135,7 @@ def test_registered_weights_answer_as_those_they_came_from(client: httpx2.Client
     assert files[0] == files[1]
 
 
-def test_a_model_in_use_stays_until_its_jobs_have_ended(client: httpx2.Client) -> None:
+def test_model_deletion_is_refused_until_its_jobs_have_ended(client: httpx2.Client) -> None:
     job = register(client, linear_onnx(seed=9), id="busy")
     assert job["status"] == "succeeded"
     fields = {
@@ -150,15 +154,15 @@ def test_a_model_in_use_stays_until_its_jobs_have_ended(client: httpx2.Client) -
     while (status := client.get(path, headers={"Prefer": ""}).json()["status"]) == "queued":
         time.sleep(0.05)
     assert status == "running"
-    assert problem(client.delete("/v1/models/busy"), 409, "model_in_use")["job"] == long["id"]
+    assert assert_problem(client.delete("/v1/models/busy"), 409, "model_in_use")["job"] == long["id"]
     assert client.post(long["links"]["cancel"]).status_code == 202
     assert client.get(path).json()["status"] == "canceled"
     assert client.delete("/v1/models/busy").status_code == 204
     refused = client.post("/v1/attacks/fgsm", files=image, data={"model": "busy"})
-    problem(refused, 404, "unknown_model", "model")
+    assert_problem(refused, 404, "unknown_model", "model")
 
 
-def test_hostile_networks_fail_their_job_and_are_not_registered(client: httpx2.Client) -> None:
+def test_hostile_models_fail_their_job_and_are_not_registered(client: httpx2.Client) -> None:
     string = [helper.make_node("StringNormalizer", ["x"], ["y"])]
     nan = [
         helper.make_node("Flatten", ["x"], ["flat"]),
@@ -172,8 +176,11 @@ def test_hostile_networks_fail_their_job_and_are_not_registered(client: httpx2.C
     ):
         job = register(client, data, id="hostile")
         assert (job["status"], job["error"]["code"]) == ("failed", code), job
-        problem(client.get("/v1/models/hostile"), 404, "unknown_model", "model")
+        assert_problem(client.get("/v1/models/hostile"), 404, "unknown_model", "model")
     buffer = io.BytesIO()
     torch.save(linear_net(), buffer)
-    parts = {"file": ("model.onnx", buffer.getvalue()), "manifest": ("m.json", json.dumps(SAID))}
-    problem(client.post("/v1/models", files=parts), 422, "invalid_model", "file")
+    parts = {
+        "file": ("model.onnx", buffer.getvalue()),
+        "manifest": ("m.json", json.dumps(REGISTRATION_FIELDS)),
+    }
+    assert_problem(client.post("/v1/models", files=parts), 422, "invalid_model", "file")

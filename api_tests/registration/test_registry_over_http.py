@@ -7,44 +7,44 @@ from typing import Any
 
 import pytest
 
-from api_tests.support.fake_service import EXAMINED, Api, png
-from api_tests.support.own_models import SAID, card_of, linear_onnx
+from api_tests.support.fake_service import MODEL_PROBE, Api, png
+from api_tests.support.own_models import REGISTRATION_FIELDS, build_manifest, linear_onnx
 from touchstone.errors import (
     LedgerUnavailable,
 )
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Submission
-from touchstone.ledger.tenant_ledger import Holdings
-from touchstone.models.store import ZOO, Shelf
-from touchstone.registration.examination import completed
+from touchstone.ledger.tenant_ledger import TenantLedger
+from touchstone.models.store import ZOO, ModelStore
+from touchstone.registration.examination import complete_manifest
 from touchstone.registration.request import Registration
 from touchstone.registration.submission import prepare
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
-from touchstone.storage.model_store import Registry
+from touchstone.storage.model_store import RegisteredStore
 
 ZOO_MODEL = "fashion-mnist-cnn"
 
 
-def test_the_zoo_needs_no_ledger(settings: Settings, tmp_path: Path) -> None:
+def test_zoo_models_are_read_without_a_ledger(settings: Settings, tmp_path: Path) -> None:
     nowhere = Ledger(f"unix://{tmp_path}/none.sock", settings)
-    shelf: Shelf = Registry(nowhere, open_blobs(settings))
+    shelf: ModelStore = RegisteredStore(nowhere, open_blobs(settings))
     card = shelf.manifest(ZOO_MODEL)
     assert shelf.versions(ZOO_MODEL) == (card,)
     assert shelf.weights(card) == ZOO.weights(card)
-    assert shelf.examined(card) is None
+    assert shelf.registration_probe(card) is None
     with pytest.raises(LedgerUnavailable):
         shelf.manifest("lin")
 
 
-def test_the_service_finds_registered_models(api: Api) -> None:
+def test_service_lists_shows_and_uses_registered_models_and_versions(api: Api) -> None:
     ledger, blobs = Ledger(str(api.settings.redis_url), api.settings), open_blobs(api.settings)
     cards = []
     for seed in (0, 1):
         data = linear_onnx(seed=seed)
-        cards.append(completed(card_of(data), data))
+        cards.append(complete_manifest(build_manifest(data), data))
         blobs.put(data)
-        Holdings.of(ledger, LOCAL).versions.register(cards[-1], EXAMINED)
+        TenantLedger.of(ledger, LOCAL).versions.register(cards[-1], MODEL_PROBE)
     listed = api.client.get("/v1/models").json()["items"]
     assert [one["id"] for one in listed] == [*ZOO.manifests(), "lin"]
     shown = api.client.get("/v1/models/lin").json()
@@ -60,9 +60,9 @@ def test_the_service_finds_registered_models(api: Api) -> None:
         assert job["label"] == 1
 
 
-def test_a_job_without_an_image_is_shown_as_such(api: Api) -> None:
+def test_registration_job_is_shown_without_image_and_refuses_rerun(api: Api) -> None:
     ledger = Ledger(str(api.settings.redis_url), api.settings)
-    submission = prepare(Registration.parse(SAID), linear_onnx(), limit=2**20)
+    submission = prepare(Registration.parse(REGISTRATION_FIELDS), linear_onnx(), limit=2**20)
     job = ledger.accept(submission)[0].id
     shown = api.client.get(f"/v1/jobs/{job}").json()
     assert (shown["kind"], shown["method"], shown["image"]) == ("registration", "probe", None)
@@ -83,6 +83,8 @@ def test_a_job_without_an_image_is_shown_as_such(api: Api) -> None:
         {"image": None},
     ],
 )
-def test_a_job_works_on_an_image_or_on_a_file(submission: Submission, changes: dict[str, Any]) -> None:
+def test_submission_without_the_image_or_file_of_its_kind_is_invalid(
+    submission: Submission, changes: dict[str, Any]
+) -> None:
     with pytest.raises(ValueError, match="works on one"):
         Submission.model_validate({**submission.model_dump(), **changes})

@@ -10,45 +10,51 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.support.linear_models import greyish
-from api_tests.support.own_models import SAID, card_of, linear_net, linear_onnx, linear_safetensors
+from api_tests.support.linear_models import gray_images
+from api_tests.support.own_models import (
+    REGISTRATION_FIELDS,
+    build_manifest,
+    linear_net,
+    linear_onnx,
+    linear_safetensors,
+)
 from touchstone.errors import InvalidModel, InvalidParameter, ModelConflict, ModelTooLarge
-from touchstone.registration.request import MOST_CLASSES, Registration
+from touchstone.registration.request import MAX_CLASSES, Registration
 from touchstone.registration.submission import prepare
 
 LIMIT = 2**20
 
 
-def test_what_is_left_out_is_filled_in() -> None:
+def test_omitted_manifest_fields_get_defaults() -> None:
     data = linear_onnx()
-    card = card_of(data)
+    card = build_manifest(data)
     assert (card.id, card.architecture, card.weights.file) == ("lin", "onnx", "model.onnx")
     assert (card.mean, card.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert (card.input.layout, card.input.channels, card.kind) == ("nchw", 3, "local")
     assert (card.softmax, card.parameters, card.licence) == ("none", 0, "not stated")
-    safe = card_of(linear_safetensors(), architecture="small-cnn")
+    safe = build_manifest(linear_safetensors(), architecture="small-cnn")
     assert (safe.architecture, safe.weights.file) == ("small-cnn", "model.safetensors")
 
 
 @pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 255.0), (-2.0, 6.0)])
-def test_a_range_is_a_mean_and_a_std(ends: tuple[float, float]) -> None:
-    card = card_of(linear_onnx(), range=ends)
+def test_input_range_becomes_mean_and_std(ends: tuple[float, float]) -> None:
+    card = build_manifest(linear_onnx(), range=ends)
     black, white = ((pixel - card.mean[0]) / card.std[0] for pixel in (0.0, 1.0))
     assert (black, white) == pytest.approx(ends)
 
 
-def test_labels_are_classes_one_a_line() -> None:
-    said = {name: value for name, value in SAID.items() if name != "classes"}
+def test_labels_text_is_read_as_one_class_per_line() -> None:
+    said = {name: value for name, value in REGISTRATION_FIELDS.items() if name != "classes"}
     one = Registration.parse({**said, "labels": " cat \r\ndog\n\n"})
     assert one.names == ("cat", "dog")
-    assert one.manifest("sha256:" + "0" * 64, "onnx").classes == ("cat", "dog")
+    assert one.build_manifest("sha256:" + "0" * 64, "onnx").classes == ("cat", "dog")
 
 
-def test_names_may_come_twice_and_are_then_told_apart_by_index() -> None:
-    card = card_of(linear_onnx(), classes=["crane", "crane"])
-    assert card.label("1") == 1
+def test_duplicate_class_names_can_be_selected_only_by_index() -> None:
+    card = build_manifest(linear_onnx(), classes=["crane", "crane"])
+    assert card.resolve_label("1") == 1
     with pytest.raises(touchstone.errors.UnknownLabel, match="2 classes of lin are named 'crane'"):
-        card.label("crane")
+        card.resolve_label("crane")
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -62,7 +68,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an empty name": ({"classes": ["cat", " "]}, "classes.1"),
     "a long name": ({"classes": ["cat", "x" * 201]}, "classes.1"),
     "a name with a line's end": ({"classes": ["cat", "d\nog"]}, "classes.1"),
-    "too many": ({"classes": ["a"] * (MOST_CLASSES + 1)}, "classes"),
+    "too many": ({"classes": ["a"] * (MAX_CLASSES + 1)}, "classes"),
     "too many letters": ({"classes": ["a" * 200] * 20_000}, "classes"),
     "both": ({"labels": "cat\ndog"}, "classes"),
     "neither": ({"classes": None}, "classes"),
@@ -88,9 +94,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_fault_names_its_field(fault: str) -> None:
+def test_invalid_registration_field_is_named_in_the_error(fault: str) -> None:
     changes, field = BAD[fault]
-    said = {name: value for name, value in {**SAID, **changes}.items() if value is not None}
+    said = {name: value for name, value in {**REGISTRATION_FIELDS, **changes}.items() if value is not None}
     for form in (said, json.dumps(said), json.dumps(said).encode()):
         with pytest.raises(InvalidParameter) as refused:
             Registration.parse(form)
@@ -99,21 +105,21 @@ def test_a_fault_names_its_field(fault: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, b"\xff"])
-def test_what_is_no_description_is_refused(text: str | bytes) -> None:
+def test_registration_that_is_no_json_object_is_refused(text: str | bytes) -> None:
     with pytest.raises(InvalidParameter):
         Registration.parse(text)
 
 
-def test_architecture_goes_with_safetensors() -> None:
+def test_architecture_is_required_for_safetensors_and_refused_for_onnx() -> None:
     with pytest.raises(InvalidParameter, match="leave this out"):
-        card_of(linear_onnx(), architecture="small-cnn")
+        build_manifest(linear_onnx(), architecture="small-cnn")
     for architecture in (None, "onnx"):
         with pytest.raises(InvalidParameter, match="name an architecture"):
-            card_of(linear_safetensors(), architecture=architecture)
+            build_manifest(linear_safetensors(), architecture=architecture)
 
 
-def test_a_registration_is_a_job_on_a_file() -> None:
-    data, registration = linear_onnx(), Registration.parse(SAID)
+def test_prepare_turns_registration_into_file_job_or_refuses_it() -> None:
+    data, registration = linear_onnx(), Registration.parse(REGISTRATION_FIELDS)
     submission = prepare(registration, data, limit=LIMIT)
     assert (submission.kind, submission.method, submission.image) == ("registration", "probe", None)
     assert submission.file == submission.source == submission.model.digest
@@ -127,12 +133,12 @@ def test_a_registration_is_a_job_on_a_file() -> None:
         prepare(zoo, data, limit=LIMIT)
 
 
-def test_a_file_is_loaded_without_a_server(tmp_path: Path) -> None:
+def test_load_reads_model_file_with_manifest_without_a_server(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(linear_onnx(end="Exp"))
-    (tmp_path / "model.json").write_text(json.dumps(SAID))
-    x = greyish(4)
+    (tmp_path / "model.json").write_text(json.dumps(REGISTRATION_FIELDS))
+    x = gray_images(4)
     expected = linear_net()(x).softmax(1)
-    for manifest in (SAID, tmp_path / "model.json"):
+    for manifest in (REGISTRATION_FIELDS, tmp_path / "model.json"):
         model = touchstone.load(tmp_path / "model.onnx", manifest=manifest, device="cpu")
         assert model.manifest is not None
         assert (model.classes, model.manifest.softmax) == (("cat", "dog"), "inverted")
@@ -141,4 +147,4 @@ def test_a_file_is_loaded_without_a_server(tmp_path: Path) -> None:
     assert found.success.all()
     (tmp_path / "model.onnx").write_bytes(b"\x80\x04.")
     with pytest.raises(InvalidModel, match="pickle"):
-        touchstone.load(tmp_path / "model.onnx", manifest=SAID)
+        touchstone.load(tmp_path / "model.onnx", manifest=REGISTRATION_FIELDS)

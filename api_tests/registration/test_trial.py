@@ -19,41 +19,41 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from api_tests.support.own_models import (
-    card_of,
-    greedy_onnx,
+    build_manifest,
     linear_net,
     linear_onnx,
     linear_safetensors,
+    memory_hungry_onnx,
     slow_onnx,
-    stub_timm,
+    write_timm_stub,
 )
 from api_tests.support.wait import wait_until
-from touchstone.engine.oracles.oracle import Oracle
-from touchstone.engine.oracles.preprocessing import Sight
-from touchstone.errors import Canceled, DeadlineExceeded, InvalidModel, ModelTooCostly, ModelUnusable
+from touchstone.engine.oracles.oracle import TorchOracle
+from touchstone.engine.oracles.preprocessing import Preprocessing
+from touchstone.errors import DeadlineExceeded, InvalidModel, JobCanceled, ModelTooCostly, ModelUnusable
 from touchstone.registration import trial, trial_process
-from touchstone.registration.examination import GRADIENT_TOLERANCE, examine, gradient_error
-from touchstone.registration.messages import STEPS, Findings
+from touchstone.registration.examination import GRADIENT_TOLERANCE, gradient_error, probe_model
+from touchstone.registration.messages import STEPS, TrialResult
 from touchstone.registration.trial import Trial
 
 GIB = 2**30
 
 
-def tried(data: bytes, *, seconds: float = 60, memory: int = 2 * GIB, **said: Any) -> Findings:
-    one = Trial(card_of(data, **said), seconds=seconds, memory=memory)
+def run_trial(data: bytes, *, seconds: float = 60, memory: int = 2 * GIB, **said: Any) -> TrialResult:
+    one = Trial(build_manifest(data, **said), seconds=seconds, memory=memory)
     return one.run(lambda: data, lambda _: None, threading.Semaphore())
 
 
-def found(data: bytes, **said: Any) -> Findings:
+def probe_in_process(data: bytes, **said: Any) -> TrialResult:
     """The same in this process, for what the process does not matter to."""
-    return examine(card_of(data, **said), data, lambda _: None)
+    return probe_model(build_manifest(data, **said), data, lambda _: None)
 
 
-def test_a_good_model_is_tried_from_end_to_end() -> None:
+def test_trial_of_valid_model_runs_all_steps_and_returns_its_probe() -> None:
     data, steps = linear_onnx(), []
-    one = Trial(card_of(data), seconds=60, memory=2 * GIB)
+    one = Trial(build_manifest(data), seconds=60, memory=2 * GIB)
     findings = one.run(lambda: data, steps.append, threading.Semaphore())
-    examined = findings.examined
+    examined = findings.probe
     assert steps == list(range(len(STEPS)))
     assert (findings.parameters, findings.softmax) == (2 * 192 + 2, "none")
     assert examined.deterministic
@@ -66,72 +66,74 @@ def test_a_good_model_is_tried_from_end_to_end() -> None:
     assert examined.row_bytes is not None
 
 
-def test_a_model_that_needs_too_much_memory_is_stopped() -> None:
+def test_trial_that_needs_too_much_memory_is_stopped() -> None:
     with pytest.raises(ModelTooCostly, match="memory"):
-        tried(greedy_onnx(600_000), memory=GIB // 4)  # its largest value takes 460 MB
+        run_trial(memory_hungry_onnx(600_000), memory=GIB // 4)  # its largest value takes 460 MB
 
 
-def test_a_model_that_takes_too_long_is_stopped() -> None:
+def test_trial_that_takes_too_long_is_stopped() -> None:
     began = time.monotonic()
     with pytest.raises(ModelTooCostly, match="longer than 6 s"):
-        tried(slow_onnx(200), seconds=6, memory=16 * GIB, input={"height": 64, "width": 64})
+        run_trial(slow_onnx(200), seconds=6, memory=16 * GIB, input={"height": 64, "width": 64})
     assert time.monotonic() - began < 40
 
 
-def test_probabilities_are_turned_into_logits() -> None:
-    assert found(linear_onnx(end="Softmax")).softmax == "removed"
-    assert found(linear_onnx(end="Exp")).softmax == "inverted"
-    assert found(linear_onnx(end="Sigmoid")).softmax == "none"
+def test_softmax_outputs_are_turned_into_logits() -> None:
+    assert probe_in_process(linear_onnx(end="Softmax")).softmax == "removed"
+    assert probe_in_process(linear_onnx(end="Exp")).softmax == "inverted"
+    assert probe_in_process(linear_onnx(end="Sigmoid")).softmax == "none"
 
 
-def test_a_network_of_one_row_is_asked_row_by_row() -> None:
-    examined = found(linear_onnx(batch=1)).examined
+def test_model_with_fixed_batch_of_one_is_queried_row_by_row() -> None:
+    examined = probe_in_process(linear_onnx(batch=1)).probe
     assert examined.batch_invariant
     assert examined.logits_difference == 0
 
 
-def test_classes_and_layout_must_be_those_of_the_file() -> None:
+def test_manifest_that_contradicts_the_model_file_is_refused() -> None:
     with pytest.raises(InvalidModel, match="answers 3 numbers, but 2 classes"):
-        found(linear_onnx(classes=3))
+        probe_in_process(linear_onnx(classes=3))
     with pytest.raises(InvalidModel, match="layout is nchw"):
-        found(linear_onnx(), input={"height": 8, "width": 8, "layout": "nhwc"})
+        probe_in_process(linear_onnx(), input={"height": 8, "width": 8, "layout": "nhwc"})
     with pytest.raises(InvalidModel, match="3 channels, not 1"):
-        found(linear_onnx(), input={"height": 8, "width": 8, "channels": 1})
+        probe_in_process(linear_onnx(), input={"height": 8, "width": 8, "channels": 1})
     with pytest.raises(InvalidModel, match="8x8, not 9x9"):
-        found(linear_onnx(), input={"height": 9, "width": 9})
+        probe_in_process(linear_onnx(), input={"height": 9, "width": 9})
 
 
-def test_answers_must_be_finite() -> None:
+def test_model_with_nan_or_infinite_outputs_is_refused() -> None:
     with pytest.raises(InvalidModel, match="answers NaN or infinity to"):
-        found(linear_onnx(end="Log"))
+        probe_in_process(linear_onnx(end="Log"))
 
 
-def test_weights_must_fit_the_architecture() -> None:
+def test_weights_that_do_not_fit_the_architecture_are_refused() -> None:
     with pytest.raises(InvalidModel, match="weights do not fit small-cnn"):
-        found(linear_safetensors(), architecture="small-cnn")
+        probe_in_process(linear_safetensors(), architecture="small-cnn")
     with pytest.raises(InvalidModel, match="no architecture named 'vgg'"):
-        found(linear_safetensors(), architecture="vgg")
+        probe_in_process(linear_safetensors(), architecture="vgg")
 
 
-def test_timm_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_architectures_need_the_timm_extra_and_fitting_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = linear_safetensors()
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(ModelUnusable, match=r"touchstone-robustness\[timm\]"):
-        found(data, architecture="timm/linear")
+        probe_in_process(data, architecture="timm/linear")
     monkeypatch.delitem(__import__("sys").modules, "timm")
-    monkeypatch.syspath_prepend(str(stub_timm(tmp_path)))
-    assert found(data, architecture="timm/linear").parameters == 2 * 192 + 2
+    monkeypatch.syspath_prepend(str(write_timm_stub(tmp_path)))
+    assert probe_in_process(data, architecture="timm/linear").parameters == 2 * 192 + 2
     for name in ("timm/resnet", "timm/hf-hub:someone/something", "timm/../linear", "timm/"):
         with pytest.raises(InvalidModel, match="no architecture named"):
-            found(data, architecture=name)
+            probe_in_process(data, architecture=name)
     wrong = save({"1.weight": torch.ones(2, 191), "1.bias": torch.ones(2)})
     with pytest.raises(InvalidModel, match="size mismatch"):
-        found(wrong, architecture="timm/linear")
+        probe_in_process(wrong, architecture="timm/linear")
     half = save({name: value.half() for name, value in linear_net().state_dict().items()})
-    assert found(half, architecture="timm/linear").examined.gradient_agrees, "in single precision"
+    assert probe_in_process(half, architecture="timm/linear").probe.gradient_agrees, "in single precision"
 
 
-class Bent(nn.Module):
+class NetWithWrongGradient(nn.Module):
     """Answers one thing, and has the gradient of another."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -143,22 +145,22 @@ class Bent(nn.Module):
         return self.net(x + (rounded - x).detach())  # type: ignore[no-any-return]
 
 
-def test_a_gradient_that_is_not_that_of_the_answers_is_noticed() -> None:
+def test_gradient_error_is_large_when_gradient_contradicts_outputs() -> None:
     x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     device = torch.device("cpu")
-    for net, agrees in ((linear_net(), True), (Bent(linear_net()), False)):
-        oracle = Oracle(net.eval(), Sight(None, None, None), device)
+    for net, agrees in ((linear_net(), True), (NetWithWrongGradient(linear_net()), False)):
+        oracle = TorchOracle(net.eval(), Preprocessing(None, None, None), device)
         assert (gradient_error(oracle, x) <= GRADIENT_TOLERANCE) is agrees
 
 
-def test_bends_of_a_network_are_no_wrong_gradient() -> None:
+def test_relu_kinks_do_not_count_as_gradient_error() -> None:
     torch.manual_seed(0)
     layers = (nn.Flatten(), nn.Linear(192, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3))
-    oracle = Oracle(nn.Sequential(*layers).eval(), Sight(None, None, None), torch.device("cpu"))
+    oracle = TorchOracle(nn.Sequential(*layers).eval(), Preprocessing(None, None, None), torch.device("cpu"))
     assert gradient_error(oracle, torch.rand(1, 3, 8, 8)) <= GRADIENT_TOLERANCE
 
 
-BEGUN = 'print(\'{"begun": {"step": 1}}\', flush=True)'
+STEP_STARTED = 'print(\'{"begun": {"step": 1}}\', flush=True)'
 
 
 @pytest.fixture
@@ -170,12 +172,12 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         environment = {**trial._environment(), "PYTHONPATH": str(tmp_path)}
         monkeypatch.setattr(trial, "_environment", lambda: environment)
         monkeypatch.setattr(trial, "MODULE", "pretended_child")
-        return Trial(card_of(linear_onnx()), seconds=seconds, memory=GIB)
+        return Trial(build_manifest(linear_onnx()), seconds=seconds, memory=GIB)
 
     return made
 
 
-def go(one: Trial, begun: Callable[[int], object] = lambda _: None) -> Findings:
+def run_fake_trial(one: Trial, begun: Callable[[int], object] = lambda _: None) -> TrialResult:
     return one.run(linear_onnx, begun, threading.Semaphore())
 
 
@@ -193,23 +195,23 @@ def go(one: Trial, begun: Callable[[int], object] = lambda _: None) -> Findings:
         ('print(\'{"begun": {"step": 99}}\')', InvalidModel, "what it never should"),
         ('print(\'{"findings": {"parameters": -1}}\')', InvalidModel, "what it never should"),
         ("print('x' * 2**24)", InvalidModel, "what it never should"),
-        (f"for _ in range({trial.MOST_LINES}): {BEGUN}", InvalidModel, "what it never should"),
+        (f"for _ in range({trial.MAX_LINES}): {STEP_STARTED}", InvalidModel, "what it never should"),
         ('print(\'{"fault": {"code": "internal_error", "detail": "d"}}\')', InvalidModel, "^d$"),
     ],
 )
-def test_whatever_becomes_of_the_child_is_a_failure_of_the_model(
+def test_child_crash_or_bad_output_is_reported_as_model_error(
     pretend: Callable[[str], Trial], code: str, kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
-        go(pretend(f"{BEGUN}\n{code}"))
+        run_fake_trial(pretend(f"{STEP_STARTED}\n{code}"))
 
 
-def test_a_child_that_never_starts_is_a_fault_of_ours(pretend: Callable[[str], Trial]) -> None:
+def test_child_that_fails_to_start_raises_model_unusable(pretend: Callable[[str], Trial]) -> None:
     with pytest.raises(ModelUnusable, match="did not start"):
-        go(pretend("raise ImportError('no torch')"))
+        run_fake_trial(pretend("raise ImportError('no torch')"))
 
 
-def test_the_child_inherits_nothing(
+def test_child_inherits_no_secrets_files_or_working_directory(
     pretend: Callable[[str], Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET", "swordfish")
@@ -220,15 +222,15 @@ def test_the_child_inherits_nothing(
     with (tmp_path / "open").open("w") as mine:
         os.set_inheritable(mine.fileno(), True)
         with pytest.raises(ModelUnusable):
-            go(one)
+            run_fake_trial(one)
     folder, safe_path, names, files = eval(seen.read_text())
     assert (folder, safe_path) == ("/", True), "nothing is imported from where we stand"
     assert set(names) <= {"PATH", "LANG", "OMP_NUM_THREADS", "PYTHONPATH", "LC_CTYPE"}
     assert len(files) <= 5, "the three of each process, that of the list, and that of what is written"
 
 
-@pytest.mark.parametrize(("end", "kind"), [("cancel", Canceled), ("expire", DeadlineExceeded)])
-def test_the_child_and_its_offspring_end_at_once(
+@pytest.mark.parametrize(("end", "kind"), [("cancel", JobCanceled), ("expire", DeadlineExceeded)])
+def test_child_and_its_descendants_end_on_cancel_or_deadline(
     pretend: Callable[[str], Trial], tmp_path: Path, end: str, kind: type[Exception]
 ) -> None:
     pids = tmp_path / "pids"
@@ -237,19 +239,19 @@ def test_the_child_and_its_offspring_end_at_once(
         child = os.fork()
         if child:
             open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child}}')
-            {BEGUN}
+            {STEP_STARTED}
         time.sleep(60)
         """
     )
     began = time.monotonic()
     with pytest.raises(kind):
-        go(one, begun=lambda _: getattr(one, end)())
+        run_fake_trial(one, begun=lambda _: getattr(one, end)())
     assert time.monotonic() - began < 40
     for pid in pids.read_text().split():
-        wait_until(lambda pid=pid: not alive(int(pid)))  # type: ignore[misc]
+        wait_until(lambda pid=pid: not is_alive(int(pid)))  # type: ignore[misc]
 
 
-CONFINED = """
+CONFINED_PROGRAM = """
 import re, resource, signal
 from touchstone.engine import sandbox
 from touchstone.registration.messages import Request
@@ -266,34 +268,36 @@ print("Alarm", signal.alarm(0), sep="=")
 """
 
 
-def test_a_trial_is_confined_for_good() -> None:
-    done = subprocess.run([sys.executable, "-c", CONFINED], capture_output=True, text=True, check=True)
+def test_trial_process_has_hard_resource_limits() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CONFINED_PROGRAM], capture_output=True, text=True, check=True
+    )
     limits = dict(line.split("=") for line in done.stdout.splitlines())
     assert int(limits["Max address space"]) > GIB
     assert limits["Max open files"] == "32", "where less is allowed already, that stays"
-    assert limits["Max file size"] == str(trial_process.WRITTEN_BYTES)
+    assert limits["Max file size"] == str(trial_process.MAX_WRITTEN_BYTES)
     assert limits["Max core file size"] == "0"
     assert 50 < int(limits["Max cpu time"]) <= 60 * (os.cpu_count() or 1)
     assert 50 < int(limits["Alarm"]) < 60, "it ends even where nobody is left to end it"
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def test_one_that_waits_for_its_turn_can_be_canceled(pretend: Callable[[str], Trial]) -> None:
+def test_trial_waiting_for_the_lock_can_be_canceled(pretend: Callable[[str], Trial]) -> None:
     one, gate, reads = pretend("sys.exit(1)"), threading.Semaphore(0), list[bytes]()
     threading.Timer(0.2, one.cancel).start()
-    with pytest.raises(Canceled):
+    with pytest.raises(JobCanceled):
         one.run(lambda: reads.append(b"") or b"", lambda _: None, gate)
     assert not reads, "many large files may wait"
     assert not gate.acquire(blocking=False), "it had no turn to give back"
 
 
-def test_one_that_nobody_wants_any_more_is_not_read(pretend: Callable[[str], Trial]) -> None:
+def test_expired_trial_ends_without_reading_its_file(pretend: Callable[[str], Trial]) -> None:
     one, gate, reads = pretend("sys.exit(1)"), threading.Semaphore(), list[bytes]()
     one.expire()
     one.cancel()
@@ -303,26 +307,26 @@ def test_one_that_nobody_wants_any_more_is_not_read(pretend: Callable[[str], Tri
     assert gate.acquire(blocking=False)
 
 
-def test_one_that_is_canceled_before_it_starts_ends_at_once(pretend: Callable[[str], Trial]) -> None:
+def test_trial_canceled_before_its_child_starts_ends_at_once(pretend: Callable[[str], Trial]) -> None:
     one, began = pretend("time.sleep(100)", seconds=1000), time.monotonic()
 
     def read() -> bytes:
         one.cancel()
         return b""
 
-    with pytest.raises(Canceled):
+    with pytest.raises(JobCanceled):
         one.run(read, lambda _: None, threading.Semaphore())
     assert time.monotonic() - began < 50
 
 
-def test_the_gate_is_left_open(pretend: Callable[[str], Trial]) -> None:
+def test_lock_is_released_after_a_failed_trial(pretend: Callable[[str], Trial]) -> None:
     gate = threading.Semaphore()
     with pytest.raises(InvalidModel):
-        pretend(f"{BEGUN}\nsys.exit(1)").run(bytes, lambda _: None, gate)
+        pretend(f"{STEP_STARTED}\nsys.exit(1)").run(bytes, lambda _: None, gate)
     assert gate.acquire(blocking=False)
 
 
-def test_a_child_that_cannot_be_timed_does_not_stay(
+def test_child_is_ended_when_its_timer_cannot_start(
     pretend: Callable[[str], Trial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, started = pretend("time.sleep(60)"), list[subprocess.Popen[bytes]]()
@@ -330,5 +334,5 @@ def test_a_child_that_cannot_be_timed_does_not_stay(
     monkeypatch.setattr(one, "_start", lambda *files: started.append(start(*files)) or started[0])
     no_thread = patch.object(threading.Timer, "start", side_effect=RuntimeError("can't start new thread"))
     with no_thread, pytest.raises(RuntimeError):
-        go(one)
+        run_fake_trial(one)
     assert started[0].returncode is not None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from touchstone.engine import Engine, Logits, RemoteOracle
-from touchstone.evaluation.run import Finished, run
+from touchstone.evaluation.run import JobOutcome, run_job
 from touchstone.images import encode
 from touchstone.ledger.records import ImageRef, ModelRef, Submission
 from touchstone.models.manifest import Manifest
@@ -28,16 +28,18 @@ class Shelf:
         return self
 
 
-def asked(oracle: RemoteOracle, x: torch.Tensor) -> torch.Tensor:
+def query_logits(oracle: RemoteOracle, x: torch.Tensor) -> torch.Tensor:
     [answer] = oracle.answer([Logits(x)])
     if isinstance(answer, Exception):
         raise answer
     return answer.logits
 
 
-def job(engine: Engine, card: Manifest, image: Any, *, kind: str = "certificate", **more: Any) -> Finished:
+def run_job(
+    engine: Engine, card: Manifest, image: Any, *, kind: str = "certificate", **more: Any
+) -> JobOutcome:
     """Run a job on an image (C, H, W) in [0,1]."""
-    engine.shelf.cards[card.digest] = card  # type: ignore[attr-defined]
+    engine.store.cards[card.digest] = card  # type: ignore[attr-defined]
     pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     method = more.pop("method", "smoothing" if kind == "certificate" else "predict")
     calls = {name: more.pop(name) for name in ("deadline", "started", "report") if name in more}
@@ -48,4 +50,4 @@ def job(engine: Engine, card: Manifest, image: Any, *, kind: str = "certificate"
         image=ImageRef(digest="sha256:" + "1" * 64, width=8, height=8, channels=3),
         parameters=more,
     )
-    return run(submission, encode(pixels), engine, **calls)
+    return run_job(submission, encode(pixels), engine, **calls)

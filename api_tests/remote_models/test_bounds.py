@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.remote_models.queries import asked
+from api_tests.remote_models.queries import query_logits
 from api_tests.support import remote_models
-from api_tests.support.linear_models import greyish
-from api_tests.support.remote_models import Model, saying
-from touchstone.engine import CrossEntropy, Engine, Goal, Gradient, Ways
+from api_tests.support.linear_models import gray_images
+from api_tests.support.remote_models import FakeRemoteModel, reply_with
+from touchstone.engine import CrossEntropy, Engine, Goal, Gradient, RemoteAccess
 from touchstone.errors import (
     AddressRefused,
     GradientRefused,
@@ -25,43 +25,45 @@ from touchstone.errors import (
     RemoteUnavailable,
 )
 from touchstone.ledger.ledger import Ledger
-from touchstone.net.outbound import Outgoing, resolve
-from touchstone.settings import Settings, secret
+from touchstone.net.outbound import OutboundClient, resolve
+from touchstone.settings import Settings, read_secret
 from touchstone.supervisor import up
 
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
 
 
-def test_gradients_are_refused(ways: Ways, model: Model) -> None:
+def test_remote_model_refuses_gradient_queries(ways: RemoteAccess, model: FakeRemoteModel) -> None:
     goal = Goal.of(torch.zeros(1, dtype=torch.long), targeted=False)
     with pytest.raises(GradientRefused, match="tells no gradients"):
-        ways.to(model.card()).answer([Gradient(greyish(1), CrossEntropy(goal))])
+        ways.oracle_for(model.manifest()).answer([Gradient(gray_images(1), CrossEntropy(goal))])
     assert model.requests == 0
 
 
-def test_without_a_way_out_nothing_is_asked(model: Model) -> None:
+def test_engine_without_remote_access_refuses_remote_models(model: FakeRemoteModel) -> None:
     engine = Engine("cpu")
     try:
         with pytest.raises(ModelUnusable, match="only a worker"):
-            engine.remote(model.card())
+            engine.remote_oracle(model.manifest())
     finally:
         engine.stop()
 
 
-def test_private_addresses_are_not_asked(model: Model, ledger: Ledger) -> None:
-    oracle = Ways(Outgoing(), ledger.spending, secret).to(model.card())
+def test_private_address_is_refused_without_a_request(model: FakeRemoteModel, ledger: Ledger) -> None:
+    oracle = RemoteAccess(OutboundClient(), ledger.query_budget, read_secret).oracle_for(model.manifest())
     with pytest.raises(AddressRefused, match="private or reserved"):
-        asked(oracle, greyish(1))
+        query_logits(oracle, gray_images(1))
     assert model.requests == 0
 
 
-def test_a_name_that_turns_private_is_not_asked(model: Model, ledger: Ledger) -> None:
+def test_host_name_that_later_resolves_to_private_address_is_refused(
+    model: FakeRemoteModel, ledger: Ledger
+) -> None:
     turns = iter(["93.184.216.34", "127.0.0.1"])
-    out = Outgoing(find=lambda _host, port: resolve(next(turns), port))
-    card = model.card(url=f"https://a.example:{model.port}/", retries=3)
+    out = OutboundClient(resolver=lambda _host, port: resolve(next(turns), port))
+    card = model.manifest(url=f"https://a.example:{model.port}/", retries=3)
     out.check(f"https://a.example:{model.port}/")
     with pytest.raises(AddressRefused):
-        asked(Ways(out, ledger.spending, secret).to(card), greyish(1))
+        query_logits(RemoteAccess(out, ledger.query_budget, read_secret).oracle_for(card), gray_images(1))
     assert model.requests == 0
 
 
@@ -75,74 +77,83 @@ def test_a_name_that_turns_private_is_not_asked(model: Model, ledger: Ledger) ->
         (500, RemoteUnavailable),
     ],
 )
-def test_statuses_that_are_no_answers(
-    model: Model, ways: Ways, status: int, failure: type[Exception]
+def test_error_status_fails_without_retry_or_leaking_the_body(
+    model: FakeRemoteModel, ways: RemoteAccess, status: int, failure: type[Exception]
 ) -> None:
-    model.act = saying(status, b"swordfish", Location="http://127.0.0.1/")
+    model.action = reply_with(status, b"swordfish", Location="http://127.0.0.1/")
     with pytest.raises(failure, match=str(status)) as caught:
-        asked(ways.to(model.card(retries=3)), greyish(1))
+        query_logits(ways.oracle_for(model.manifest(retries=3)), gray_images(1))
     assert model.requests == 1
     assert "swordfish" not in str(caught.value)
 
 
-def test_one_that_is_busy_is_asked_again_when_it_says(model: Model, ways: Ways, ledger: Ledger) -> None:
-    card = model.card(retries=2)
-    model.plan = [saying(429, Retry_After="1"), saying(503)]
+def test_busy_model_is_retried_after_its_retry_after(
+    model: FakeRemoteModel, ways: RemoteAccess, ledger: Ledger
+) -> None:
+    card = model.manifest(retries=2)
+    model.next_actions = [reply_with(429, Retry_After="1"), reply_with(503)]
     began = time.monotonic()
-    assert asked(ways.to(card), greyish(3)).shape == (3, 4)
+    assert query_logits(ways.oracle_for(card), gray_images(3)).shape == (3, 4)
     assert time.monotonic() - began > 1
     assert (model.requests, model.rows) == (3, 9)
-    assert ledger.spending.spent([card.digest])[card.digest] == 9
+    assert ledger.query_budget.read_spent([card.digest])[card.digest] == 9
 
 
-def test_but_not_for_ever(model: Model, ways: Ways) -> None:
-    model.act = saying(503)
+def test_busy_model_fails_after_its_retries_or_on_long_retry_after(
+    model: FakeRemoteModel, ways: RemoteAccess
+) -> None:
+    model.action = reply_with(503)
     with pytest.raises(RemoteUnavailable, match="503"):
-        asked(ways.to(model.card(retries=1)), greyish(1))
+        query_logits(ways.oracle_for(model.manifest(retries=1)), gray_images(1))
     assert model.requests == 2
-    model.act = saying(429, Retry_After="86400")
+    model.action = reply_with(429, Retry_After="86400")
     with pytest.raises(RemoteUnavailable) as caught:
-        asked(ways.to(model.card(retries=3)), greyish(1))
+        query_logits(ways.oracle_for(model.manifest(retries=3)), gray_images(1))
     assert caught.value.extra["retry_after"] == 86400
     assert model.requests == 3
 
 
-def test_a_broken_connection_is_tried_again_and_a_slow_answer_is_not(model: Model, ways: Ways) -> None:
-    model.plan = [remote_models.hang_up]
-    asked(ways.to(model.card(retries=1)), greyish(1))
+def test_broken_connection_is_retried_and_timeout_is_not(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+    model.next_actions = [remote_models.close_silently]
+    query_logits(ways.oracle_for(model.manifest(retries=1)), gray_images(1))
     assert model.requests == 2
-    model.plan = [remote_models.drip]
+    model.next_actions = [remote_models.send_slowly]
     with pytest.raises(RemoteUnavailable, match="within"):
-        asked(ways.to(model.card(retries=3, timeout=0.2)), greyish(1))
+        query_logits(ways.oracle_for(model.manifest(retries=3, timeout=0.2)), gray_images(1))
     assert model.requests == 3
 
 
-def test_secrets_go_to_their_host_and_nowhere_else(
-    model: Model, ways: Ways, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_secret_is_sent_only_to_its_allowed_hosts_and_never_shown(
+    model: FakeRemoteModel,
+    ways: RemoteAccess,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    card = model.card(secret="ACME")
+    card = model.manifest(secret="ACME")
     with pytest.raises(ModelUnusable, match="TOUCHSTONE_SECRET_ACME"):
-        ways.to(card)
+        ways.oracle_for(card)
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", "swordfish")
     for hosts in ("", "a.example", "27.0.0.1"):
         monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_HOSTS", hosts)
         with pytest.raises(ModelUnusable, match=r"is not for 127\.0\.0\.1") as caught:
-            ways.to(card)
+            ways.oracle_for(card)
         assert "swordfish" not in str(caught.value)
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_HOSTS", "a.example, 127.0.0.1")
     caplog.set_level("DEBUG")
-    asked(ways.to(card), greyish(1))
-    asked(ways.to(model.card(secret="ACME", secret_header="X-Key: $secret")), greyish(1))
+    query_logits(ways.oracle_for(card), gray_images(1))
+    query_logits(
+        ways.oracle_for(model.manifest(secret="ACME", secret_header="X-Key: $secret")), gray_images(1)
+    )
     assert [one.get("Authorization") for one in model.headers] == ["Bearer swordfish", None]
     assert model.headers[1]["X-Key"] == "swordfish"
-    model.act = saying(401)
+    model.action = reply_with(401)
     with pytest.raises(RemoteAnswer) as refused:
-        asked(ways.to(card), greyish(1))
+        query_logits(ways.oracle_for(card), gray_images(1))
     shown = [json.dumps(card.card()), repr(card), caplog.text, str(refused.value), str(refused.value.extra)]
     assert not any("swordfish" in text for text in shown)
 
 
-def test_a_start_of_all_hands_secrets_on_and_no_other_setting(
+def test_touchstone_up_passes_on_secrets_but_not_other_touchstone_variables(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", "swordfish")
@@ -152,39 +163,43 @@ def test_a_start_of_all_hands_secrets_on_and_no_other_setting(
     assert environment["TOUCHSTONE_LEASE"] == "5.0"
 
 
-def test_a_secret_that_no_header_can_carry(model: Model, ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_with_control_characters_is_refused(
+    model: FakeRemoteModel, ways: RemoteAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", "sword\r\nfish: x")
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_HOSTS", "127.0.0.1")
     with pytest.raises(ModelUnusable, match="printable") as caught:
-        ways.to(model.card(secret="ACME"))
+        ways.oracle_for(model.manifest(secret="ACME"))
     assert "fish" not in str(caught.value)
 
 
-def test_a_budget_holds_over_oracles_and_is_spent_exactly(model: Model, ways: Ways, ledger: Ledger) -> None:
-    card = model.card(budget=20)
-    asked(ways.to(card), greyish(15))
+def test_query_budget_is_shared_by_oracles_and_spent_exactly(
+    model: FakeRemoteModel, ways: RemoteAccess, ledger: Ledger
+) -> None:
+    card = model.manifest(budget=20)
+    query_logits(ways.oracle_for(card), gray_images(15))
     with pytest.raises(QueryBudgetSpent, match="15 were sent") as caught:
-        asked(ways.to(card), greyish(8))
+        query_logits(ways.oracle_for(card), gray_images(8))
     assert caught.value.extra == {"budget": 20, "spent": 15}
-    asked(ways.to(card), greyish(5))
-    assert model.rows == 20 == ledger.spending.spent([card.digest])[card.digest]
-    assert ledger.spending.spent(["sha256:other"]) == {"sha256:other": 0}
+    query_logits(ways.oracle_for(card), gray_images(5))
+    assert model.rows == 20 == ledger.query_budget.read_spent([card.digest])[card.digest]
+    assert ledger.query_budget.read_spent(["sha256:other"]) == {"sha256:other": 0}
 
 
-def test_a_call_of_the_ledger_repeated_is_one(ledger: Ledger) -> None:
+def test_repeated_budget_call_with_one_token_is_counted_once(ledger: Ledger) -> None:
     for _ in range(3):
-        assert ledger.spending("m", 5, budget=7, rate=None, token="a") == 0
+        assert ledger.query_budget("m", 5, budget=7, rate=None, token="a") == 0
     with pytest.raises(QueryBudgetSpent):
-        ledger.spending("m", 5, budget=7, rate=None, token="b")
-    assert ledger.spending.spent(["m"]) == {"m": 5}
+        ledger.query_budget("m", 5, budget=7, rate=None, token="b")
+    assert ledger.query_budget.read_spent(["m"]) == {"m": 5}
 
 
-def test_many_spend_no_more_than_there_is(ledger: Ledger) -> None:
+def test_concurrent_spending_does_not_exceed_the_query_budget(ledger: Ledger) -> None:
     refused = []
 
     def spend(number: int) -> None:
         try:
-            ledger.spending("m", 1, budget=30, rate=None, token=str(number))
+            ledger.query_budget("m", 1, budget=30, rate=None, token=str(number))
         except QueryBudgetSpent:
             refused.append(number)
 
@@ -193,19 +208,19 @@ def test_many_spend_no_more_than_there_is(ledger: Ledger) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(refused), ledger.spending.spent(["m"])["m"]) == (20, 30)
+    assert (len(refused), ledger.query_budget.read_spent(["m"])["m"]) == (20, 30)
 
 
-def test_a_rate_is_kept(model: Model, ways: Ways) -> None:
-    card = model.card(rate=100, batch=4)
+def test_remote_queries_keep_to_the_rate_limit(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+    card = model.manifest(rate=100, batch=4)
     began = time.monotonic()
-    asked(ways.to(card), greyish(48))
-    asked(ways.to(card), greyish(12))
+    query_logits(ways.oracle_for(card), gray_images(48))
+    query_logits(ways.oracle_for(card), gray_images(12))
     assert 0.4 <= time.monotonic() - began < 20
     assert model.rows == 60
 
 
-def test_an_outage_of_the_ledger_is_waited_for(model: Model, ways: Ways) -> None:
+def test_remote_query_waits_out_a_ledger_outage(model: FakeRemoteModel, ways: RemoteAccess) -> None:
     calls = []
 
     def shaky(*args: Any, **more: Any) -> float:
@@ -214,5 +229,5 @@ def test_an_outage_of_the_ledger_is_waited_for(model: Model, ways: Ways) -> None
             raise touchstone.errors.LedgerUnavailable("gone")
         return ways.spend(*args, **more)
 
-    asked(Ways(ways.outgoing, shaky, secret).to(model.card()), greyish(1))
+    query_logits(RemoteAccess(ways.outgoing, shaky, read_secret).oracle_for(model.manifest()), gray_images(1))
     assert (len(calls), model.rows) == (3, 1)

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from api_tests.remote_models.queries import asked
+from api_tests.remote_models.queries import query_logits
 from api_tests.support import remote_models
-from api_tests.support.linear_models import greyish, linear_model
-from api_tests.support.remote_models import CLASSES, Model, saying
-from touchstone.engine import Logits, Ways
+from api_tests.support.linear_models import gray_images, linear_model
+from api_tests.support.remote_models import CLASSES, FakeRemoteModel, reply_with
+from touchstone.engine import Logits, RemoteAccess
 from touchstone.errors import (
     RemoteAnswer,
 )
@@ -32,7 +32,7 @@ PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer"
 
 
 ROWS = {"request": {"instances": {"$rows": "$tensor"}}}
-EACH = [
+REMOTE_FIELDS = [
     {},
     {"layout": "nhwc"},
     {"protocol": "oip", "oip": {"model": "m"}},
@@ -43,31 +43,33 @@ EACH = [
 ]
 
 
-@pytest.mark.parametrize("how", EACH)
-def test_tensors_arrive_as_they_are(model: Model, ways: Ways, ledger: Ledger, how: dict[str, Any]) -> None:
+@pytest.mark.parametrize("how", REMOTE_FIELDS)
+def test_tensors_reach_the_remote_model_unchanged(
+    model: FakeRemoteModel, ways: RemoteAccess, ledger: Ledger, how: dict[str, Any]
+) -> None:
     x = torch.rand(11, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    card = model.card(**how)
-    oracle = ways.to(card)
-    found = asked(oracle, x)
+    card = model.manifest(**how)
+    oracle = ways.oracle_for(card)
+    found = query_logits(oracle, x)
     assert torch.allclose(found, linear_model(classes=4)(x), atol=1e-5)
     assert model.rows == 11
     assert model.requests == -(-11 // oracle.remote.batch_rows)
-    assert ledger.spending.spent([card.digest]) == {card.digest: 11}
+    assert ledger.query_budget.read_spent([card.digest]) == {card.digest: 11}
     assert len(model.connections) <= oracle.remote.parallel
-    oracle.rest()
+    oracle.close_idle()
 
 
-def test_normalisation_is_done_here(model: Model, ways: Ways) -> None:
-    card = model.card().model_copy(update={"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)})
-    x = greyish(2)
+def test_inputs_are_normalized_before_they_are_sent(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+    card = model.manifest().model_copy(update={"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)})
+    x = gray_images(2)
     seen = (x - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
-    assert torch.allclose(asked(ways.to(card), x), linear_model(classes=4)(seen), atol=1e-4)
+    assert torch.allclose(query_logits(ways.oracle_for(card), x), linear_model(classes=4)(seen), atol=1e-4)
 
 
-def test_files_arrive_at_the_uploads_size_and_in_8_bits(model: Model, ways: Ways) -> None:
+def test_png_requests_carry_8_bit_images_at_upload_size(model: FakeRemoteModel, ways: RemoteAccess) -> None:
     x = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
-    oracle = ways.to(model.card(**PNG))
-    asked(oracle, x)
+    oracle = ways.oracle_for(model.manifest(**PNG))
+    query_logits(oracle, x)
     seen = [json.loads(body)["image"].partition(",")[2] for body in model.bodies]
     with Image.open(io.BytesIO(base64.b64decode(seen[0]))) as image:
         pixels = np.asarray(image)
@@ -76,29 +78,33 @@ def test_files_arrive_at_the_uploads_size_and_in_8_bits(model: Model, ways: Ways
     assert arrived == {encode((one * 255).round().byte().permute(1, 2, 0).numpy()) for one in x}
 
 
-def test_files_of_many_sizes_share_a_request(model: Model, ways: Ways) -> None:
-    card = model.card(request={"instances": {"$rows": {"b64": "$image_png_base64"}}}, batch=4)
-    answers = ways.to(card).answer([Logits(torch.rand(1, 3, 20, 30)), Logits(torch.rand(2, 1, 9, 8))])
+def test_images_of_different_sizes_share_a_request(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+    card = model.manifest(request={"instances": {"$rows": {"b64": "$image_png_base64"}}}, batch=4)
+    answers = ways.oracle_for(card).answer([Logits(torch.rand(1, 3, 20, 30)), Logits(torch.rand(2, 1, 9, 8))])
     assert [len(answer) for answer in answers if not isinstance(answer, Exception)] == [1, 2]
     assert (model.requests, model.rows) == (1, 3)
 
 
-def named(z: Any) -> Any:
+def name_scores(z: Any) -> Any:
     return [dict(zip(CLASSES, row, strict=True)) for row in z.tolist()]
 
 
-def test_probabilities_become_their_logarithms(model: Model, ways: Ways) -> None:
-    x = greyish(5)
-    for shape in (lambda z: model.probabilities(z).tolist(), lambda z: named(model.probabilities(z))):
-        model.shape = shape
-        logits = asked(ways.to(model.card(answers="probabilities")), x)
+def test_probability_answers_become_log_probabilities(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+    x = gray_images(5)
+    for shape in (lambda z: model.probabilities(z).tolist(), lambda z: name_scores(model.probabilities(z))):
+        model.encode_logits = shape
+        logits = query_logits(ways.oracle_for(model.manifest(answers="probabilities")), x)
         expected = linear_model(classes=4)(x).softmax(1)
         assert torch.allclose(logits.softmax(1), expected, atol=1e-5)
 
 
-def test_a_probability_of_nothing_stays_finite(model: Model, ways: Ways) -> None:
-    model.shape = lambda z: [[1.0, 0.0, 0.0, 0.0]] * len(z)
-    assert bool(asked(ways.to(model.card(answers="probabilities")), greyish(1)).isfinite().all())
+def test_zero_probability_gives_finite_logits(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+    model.encode_logits = lambda z: [[1.0, 0.0, 0.0, 0.0]] * len(z)
+    assert bool(
+        query_logits(ways.oracle_for(model.manifest(answers="probabilities")), gray_images(1))
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,32 +115,38 @@ def test_a_probability_of_nothing_stays_finite(model: Model, ways: Ways) -> None
         lambda label, p: {"score": p, "label": str(label)},
     ],
 )
-def test_the_likeliest_classes_leave_the_rest_to_the_others(model: Model, ways: Ways, entry: Any) -> None:
-    model.shape = lambda z: [[entry(2, 0.5), entry(1, 0.3)]] * len(z)
-    shares = asked(ways.to(model.card(answers="top-k")), greyish(1)).softmax(1)
+def test_top_k_answer_spreads_remaining_probability_over_other_classes(
+    model: FakeRemoteModel, ways: RemoteAccess, entry: Any
+) -> None:
+    model.encode_logits = lambda z: [[entry(2, 0.5), entry(1, 0.3)]] * len(z)
+    shares = query_logits(ways.oracle_for(model.manifest(answers="top-k")), gray_images(1)).softmax(1)
     assert torch.allclose(shares, torch.tensor([[0.1, 0.3, 0.5, 0.1]]), atol=1e-6)
 
 
-def test_the_rest_never_outweighs_what_is_told(model: Model, ways: Ways) -> None:
-    model.shape = lambda z: [{"cow": 0.2}] * len(z)
-    logits = asked(ways.to(model.card(answers="top-k")), greyish(1))
+def test_top_k_remainder_never_exceeds_the_listed_classes(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+    model.encode_logits = lambda z: [{"cow": 0.2}] * len(z)
+    logits = query_logits(ways.oracle_for(model.manifest(answers="top-k")), gray_images(1))
     assert bool((logits <= logits[0, 2]).all())
 
 
-def test_labels_alone_are_decisions(model: Model, ways: Ways) -> None:
-    x = greyish(6)
+def test_label_only_answers_give_the_predicted_class(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+    x = gray_images(6)
     expected = linear_model(classes=4)(x).argmax(1)
     for shape in (lambda z: z.argmax(1).tolist(), lambda z: [CLASSES[one] for one in z.argmax(1)]):
-        model.shape = shape
-        assert torch.equal(asked(ways.to(model.card(answers="labels")), x).argmax(1), expected)
+        model.encode_logits = shape
+        assert torch.equal(
+            query_logits(ways.oracle_for(model.manifest(answers="labels")), x).argmax(1), expected
+        )
 
 
-def test_one_row_needs_no_list_of_rows(model: Model, ways: Ways) -> None:
-    card = model.card(**ROWS, answer="$.predictions[0]", batch=1)
-    assert asked(ways.to(card), greyish(3)).shape == (3, 4)
+def test_batch_of_one_accepts_an_answer_without_a_list_of_rows(
+    model: FakeRemoteModel, ways: RemoteAccess
+) -> None:
+    card = model.manifest(**ROWS, answer="$.predictions[0]", batch=1)
+    assert query_logits(ways.oracle_for(card), gray_images(3)).shape == (3, 4)
 
 
-WRONG: list[tuple[str, Any]] = [
+UNDECLARED_ANSWERS: list[tuple[str, Any]] = [
     ("logits", lambda z: z[:, :3].tolist()),
     ("logits", lambda z: z.tolist()[:-1]),
     ("logits", lambda z: [[float("nan")] * 4] * len(z)),
@@ -161,50 +173,54 @@ WRONG: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("answers", "shape"), WRONG)
-def test_what_was_not_declared_is_refused(model: Model, ways: Ways, answers: str, shape: Any) -> None:
-    model.shape = shape
+@pytest.mark.parametrize(("answers", "shape"), UNDECLARED_ANSWERS)
+def test_answer_that_differs_from_the_declared_form_is_refused(
+    model: FakeRemoteModel, ways: RemoteAccess, answers: str, shape: Any
+) -> None:
+    model.encode_logits = shape
     with pytest.raises(RemoteAnswer):
-        asked(ways.to(model.card(answers=answers)), greyish(2))
+        query_logits(ways.oracle_for(model.manifest(answers=answers)), gray_images(2))
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[" * 100_000, b"9" * 5000, b"\xff", b"{}", b'{"predictions": {}}']
 )
-def test_what_cannot_be_read_is_refused(model: Model, ways: Ways, body: bytes) -> None:
-    model.act = saying(200, body)
+def test_malformed_answer_body_is_refused(model: FakeRemoteModel, ways: RemoteAccess, body: bytes) -> None:
+    model.action = reply_with(200, body)
     with pytest.raises(RemoteAnswer):
-        asked(ways.to(model.card()), greyish(1))
+        query_logits(ways.oracle_for(model.manifest()), gray_images(1))
 
 
 @pytest.mark.parametrize(
     "value", [[], {"outputs": 7}, {"outputs": []}, {"outputs": [{"name": "output", "data": [1] * 7}]}]
 )
-def test_a_tensor_that_is_not_there_is_refused(model: Model, ways: Ways, value: Any) -> None:
-    model.act = saying(200, value)
+def test_oip_answer_without_the_output_tensor_is_refused(
+    model: FakeRemoteModel, ways: RemoteAccess, value: Any
+) -> None:
+    model.action = reply_with(200, value)
     with pytest.raises(RemoteAnswer):
-        asked(ways.to(model.card(protocol="oip", oip={"model": "m"})), greyish(2))
+        query_logits(ways.oracle_for(model.manifest(protocol="oip", oip={"model": "m"})), gray_images(2))
 
 
-def test_a_huge_answer_is_refused(model: Model, ways: Ways) -> None:
-    model.act = saying(200, b" " * 2_000_000)
+def test_oversized_answer_is_refused(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+    model.action = reply_with(200, b" " * 2_000_000)
     with pytest.raises(RemoteAnswer, match="more than"):
-        asked(ways.to(model.card()), greyish(1))
+        query_logits(ways.oracle_for(model.manifest()), gray_images(1))
 
 
 @pytest.mark.parametrize("text", ["a[*].b[0].c-d[*]", "$", "$.a", "[*]", "$[2].x"])
-def test_paths_are_read(text: str) -> None:
+def test_row_path_survives_parsing_and_formatting(text: str) -> None:
     path = RowPath.parse(text)
     assert RowPath.parse(str(path)) == path
 
 
 @pytest.mark.parametrize("text", ["a b", "a..b", "[-1]", "[x]", "a[", "$$", "a[**]", "."])
-def test_what_is_no_path_is_refused(text: str) -> None:
+def test_invalid_row_path_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no step"):
         RowPath.parse(text)
 
 
-def test_paths_lead_to_rows() -> None:
+def test_row_path_selects_rows() -> None:
     value = {"r": [{"c": [{"p": 1}, {"p": 2}]}, {"c": [{"p": 3}]}]}
     assert RowPath.parse("r[*].c[*].p").rows(value) == [[1, 2], [3]]
     assert RowPath.parse("r[0].c[1]").rows(value) == [{"p": 2}]
@@ -247,15 +263,20 @@ def test_paths_lead_to_rows() -> None:
         {"batch": 257},
     ],
 )
-def test_what_does_not_fit_together_is_refused(fields: dict[str, Any]) -> None:
-    said = {"url": "https://a.example", "protocol": "json", "answers": "logits", **remote_models.BATCH}
+def test_inconsistent_or_out_of_range_remote_fields_are_refused(fields: dict[str, Any]) -> None:
+    said = {
+        "url": "https://a.example",
+        "protocol": "json",
+        "answers": "logits",
+        **remote_models.BATCH_TEMPLATE,
+    }
     Remote(**said)
     with pytest.raises(ValidationError):
         Remote(**{**said, **fields})
 
 
-def test_requests_that_would_fill_the_memory_are_refused(model: Model) -> None:
-    card = model.card()
+def test_batch_too_large_for_memory_is_refused(model: FakeRemoteModel) -> None:
+    card = model.manifest()
     wide = card.input.model_copy(update={"height": 1024, "width": 1024})
     said = {**card.model_dump(), "input": wide}
     with pytest.raises(ValidationError, match="smaller batch"):
@@ -266,13 +287,15 @@ def test_requests_that_would_fill_the_memory_are_refused(model: Model) -> None:
         Manifest.model_validate({**said, "remote": {**said["remote"], **files}})
 
 
-def test_settings_that_cannot_be_read_are_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_outgoing_network_setting_fails_when_settings_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TOUCHSTONE_OUTGOING_ALLOW", "10.0.0.1/8")
     with pytest.raises(ValidationError, match=r"10\.0\.0\.1/8"):
         Settings()
 
 
-def test_a_template_has_a_depth() -> None:
+def test_too_deeply_nested_request_template_is_refused() -> None:
     deep: Any = "$tensor"
     for _ in range(30):
         deep = [deep]

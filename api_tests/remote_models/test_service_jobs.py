@@ -13,31 +13,31 @@ from typing import Any
 import pytest
 
 from api_tests.support import remote_models
-from api_tests.support.fake_service import Api, png, problem
-from api_tests.support.remote_models import CLASSES, Model
-from api_tests.support.wait import SECONDS, wait_until
+from api_tests.support.fake_service import Api, assert_problem, png
+from api_tests.support.remote_models import CLASSES, FakeRemoteModel
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from service.openapi import examples
-from service.state.backend import at_once
+from service.state.backend import check_concurrency
 from touchstone.check import check
-from touchstone.engine import Engine, Ways
+from touchstone.engine import Engine, RemoteAccess
 from touchstone.errors import AddressRefused, InvalidParameter, ModelConflict, UnknownModel
-from touchstone.evaluation.local import canonical
-from touchstone.evaluation.run import run
+from touchstone.evaluation.local import canonicalize
+from touchstone.evaluation.run import run_job
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Job, ModelRef, Submission
-from touchstone.ledger.tenant_ledger import Holdings
-from touchstone.models.measurements import Reached
-from touchstone.net.outbound import Outgoing
+from touchstone.ledger.tenant_ledger import TenantLedger
+from touchstone.models.measurements import RemoteProbe
+from touchstone.net.outbound import OutboundClient
 from touchstone.registration.request import Registration
 from touchstone.registration.submission import prepare_remote
-from touchstone.settings import Settings, secret
+from touchstone.settings import Settings, read_secret
 from touchstone.storage.blobs import digest_of, open_blobs
-from touchstone.storage.model_store import Registry
-from workers.lease_keeper import Keeper
+from touchstone.storage.model_store import RegisteredStore
+from workers.lease_keeper import LeaseKeeper
 from workers.runner import Runner
 
-OUTGOING = Outgoing("127.0.0.1")
-REACHED = Reached(
+OUTGOING = OutboundClient("127.0.0.1")
+REMOTE_PROBE = RemoteProbe(
     measured_at=datetime(2026, 1, 1, tzinfo=UTC),
     queries=5,
     query_seconds=0.01,
@@ -49,8 +49,14 @@ REACHED = Reached(
 )
 
 
-def described(model: Model, **remote_fields: Any) -> Registration:
-    said = {"url": model.url, "protocol": "json", "answers": "logits", **remote_models.BATCH, "batch": 64}
+def make_registration(model: FakeRemoteModel, **remote_fields: Any) -> Registration:
+    said = {
+        "url": model.url,
+        "protocol": "json",
+        "answers": "logits",
+        **remote_models.BATCH_TEMPLATE,
+        "batch": 64,
+    }
     return Registration.parse(
         {
             "id": "far-away",
@@ -61,17 +67,17 @@ def described(model: Model, **remote_fields: Any) -> Registration:
     )
 
 
-class Bench:
+class InProcessWorker:
     """A worker in this process, with a way out."""
 
     def __init__(self, settings: Settings) -> None:
         self.ledger = Ledger(str(settings.redis_url), settings)
         self.blobs = open_blobs(settings)
-        self.registry = Registry(self.ledger, self.blobs)
-        ways = Ways(OUTGOING, self.ledger.spending, secret)
-        self.engine = Engine("cpu", shelf=self.registry, ways=ways)
-        keeper = Keeper("w1", self.ledger, self.engine, settings, give_up=lambda _: None)
-        answer = partial(run, engine=self.engine)
+        self.registry = RegisteredStore(self.ledger, self.blobs)
+        ways = RemoteAccess(OUTGOING, self.ledger.query_budget, read_secret)
+        self.engine = Engine("cpu", store=self.registry, remote_access=ways)
+        keeper = LeaseKeeper("w1", self.ledger, self.engine, settings, give_up=lambda _: None)
+        answer = partial(run_job, engine=self.engine)
         self.runner = Runner(self.ledger, self.blobs, keeper, answer, settings, self.registry)
         self.keeper = keeper
         keeper.start()
@@ -81,15 +87,15 @@ class Bench:
         self.engine.stop()
         self.ledger.close()
 
-    def go(self, submission: Submission, data: bytes) -> Job:
+    def run(self, submission: Submission, data: bytes) -> Job:
         self.blobs.put(data)
         job = self.ledger.accept(submission)[0].id
         self.runner(job)
         return self.ledger.read(job)
 
-    def ask(self, kind: str, method: str, **parameters: Any) -> Job:
+    def run_on_image(self, kind: str, method: str, **parameters: Any) -> Job:
         card = self.registry.manifest("far-away")
-        file, image = canonical(png(8, 8))
+        file, image = canonicalize(png(8, 8))
         model = ModelRef(id=card.id, digest=card.digest)
         submission = Submission(
             kind=kind,  # type: ignore[arg-type]
@@ -98,99 +104,105 @@ class Bench:
             image=image,
             parameters=parameters,
         )
-        return self.go(submission, file)
+        return self.run(submission, file)
 
 
 @pytest.fixture
-def model() -> Iterator[Model]:
-    with remote_models.serving() as model:
+def model() -> Iterator[FakeRemoteModel]:
+    with remote_models.serve_model() as model:
         yield model
 
 
 @pytest.fixture
-def bench(settings: Settings) -> Iterator[Bench]:
-    bench = Bench(settings)
+def bench(settings: Settings) -> Iterator[InProcessWorker]:
+    bench = InProcessWorker(settings)
     yield bench
     bench.close()
 
 
-def test_from_the_registration_to_the_jobs(bench: Bench, model: Model) -> None:
-    submission, told = prepare_remote(described(model, budget=3000), OUTGOING)
+def test_registered_remote_model_serves_jobs_and_every_query_is_counted(
+    bench: InProcessWorker, model: FakeRemoteModel
+) -> None:
+    submission, told = prepare_remote(make_registration(model, budget=3000), OUTGOING)
     assert submission.file == submission.model.digest == digest_of(told)
-    done = bench.go(submission, told)
+    done = bench.run(submission, told)
     assert done.status == "succeeded", done.error
     assert done.result is not None
     assert done.result["model"]["kind"] == "remote"
     assert done.result["probe"]["deterministic"] is True
     card = bench.registry.manifest("far-away")
     assert card.digest == submission.model.digest
-    assert bench.registry.examined(card) == Reached.model_validate(done.result["probe"])
+    assert bench.registry.registration_probe(card) == RemoteProbe.model_validate(done.result["probe"])
 
-    seen = bench.ask("prediction", "predict", top=2)
+    seen = bench.run_on_image("prediction", "predict", top=2)
     assert seen.status == "succeeded", seen.error
-    proved = bench.ask("certificate", "smoothing", n=500, sigma=0.05)
+    proved = bench.run_on_image("certificate", "smoothing", n=500, sigma=0.05)
     assert proved.result is not None
     job = json.loads(proved.model_dump_json())
     assert [one for one in check({**job, **job["submission"]}) if not one.agrees] == []
     queries = [(one.result or {})["queries"]["forward"] for one in (seen, proved)]
     assert sum(queries) + done.result["probe"]["queries"] == model.rows
-    assert bench.ledger.spending.spent([card.digest])[card.digest] == model.rows
+    assert bench.ledger.query_budget.read_spent([card.digest])[card.digest] == model.rows
 
 
-def test_what_cannot_be_reached_is_not_registered(bench: Bench, model: Model) -> None:
-    submission, told = prepare_remote(described(model), OUTGOING)
-    model.act = remote_models.saying(404)
-    done = bench.go(submission, told)
+def test_unreachable_remote_model_is_not_registered(bench: InProcessWorker, model: FakeRemoteModel) -> None:
+    submission, told = prepare_remote(make_registration(model), OUTGOING)
+    model.action = remote_models.reply_with(404)
+    done = bench.run(submission, told)
     assert (done.status, done.error and done.error.code) == ("failed", "remote_answer")
     with pytest.raises(UnknownModel):
         bench.registry.manifest("far-away")
 
 
-def test_an_attack_that_slipped_through_is_refused_by_the_worker(bench: Bench, model: Model) -> None:
-    bench.go(*prepare_remote(described(model), OUTGOING))
+def test_worker_refuses_gradient_attack_on_remote_model(
+    bench: InProcessWorker, model: FakeRemoteModel
+) -> None:
+    bench.run(*prepare_remote(make_registration(model), OUTGOING))
     before = model.rows
-    done = bench.ask("attack", "pgd")
+    done = bench.run_on_image("attack", "pgd")
     assert (done.status, done.error and done.error.code) == ("failed", "gradient_refused")
     assert model.rows == before
 
 
-def test_a_version_is_what_its_manifest_says(model: Model) -> None:
-    one, told = described(model).remote_manifest(LOCAL)
-    assert described(model).remote_manifest(LOCAL) == (one, told)
-    assert described(model, rate=5).remote_manifest(LOCAL)[0].digest != one.digest
+def test_remote_version_digest_depends_only_on_its_manifest(model: FakeRemoteModel) -> None:
+    one, told = make_registration(model).build_remote_manifest(LOCAL)
+    assert make_registration(model).build_remote_manifest(LOCAL) == (one, told)
+    assert make_registration(model, rate=5).build_remote_manifest(LOCAL)[0].digest != one.digest
     assert one.digest.encode() not in told
 
 
-def test_descriptions_that_contradict_themselves(model: Model) -> None:
-    both = described(model)
+def test_contradictory_remote_registrations_are_refused(model: FakeRemoteModel) -> None:
+    both = make_registration(model)
     with pytest.raises(InvalidParameter, match="either a file or behind an address"):
-        both.manifest("sha256:" + "0" * 64, "onnx")
+        both.build_manifest("sha256:" + "0" * 64, "onnx")
     without = both.model_copy(update={"remote": None})
     with pytest.raises(InvalidParameter, match="tell where"):
-        without.remote_manifest(LOCAL)
+        without.build_remote_manifest(LOCAL)
     with pytest.raises(ModelConflict):
         prepare_remote(both.model_copy(update={"id": "fashion-mnist-cnn"}), OUTGOING)
     with pytest.raises(AddressRefused):
-        prepare_remote(both, Outgoing())
+        prepare_remote(both, OutboundClient())
 
 
 @pytest.fixture
-def registered(api: Api, model: Model) -> Iterator[Api]:
-    card, _ = described(model, secret="ACME").remote_manifest(LOCAL)
-    Holdings.of(api.ledger, LOCAL).versions.register(card, REACHED)
+def registered(api: Api, model: FakeRemoteModel) -> Iterator[Api]:
+    card, _ = make_registration(model, secret="ACME").build_remote_manifest(LOCAL)
+    TenantLedger.of(api.ledger, LOCAL).versions.register(card, REMOTE_PROBE)
     yield api
-    Holdings.of(api.ledger, LOCAL).versions.forget("far-away")
+    TenantLedger.of(api.ledger, LOCAL).versions.delete("far-away")
 
 
-def test_gradients_are_refused_at_the_submission(registered: Api) -> None:
+def test_gradient_attack_on_remote_model_is_refused_at_submission(registered: Api) -> None:
     answer = registered.submit(wait=None, model="far-away")
-    told = problem(answer, 422, "gradient_refused", "model")
+    told = assert_problem(answer, 422, "gradient_refused", "model")
     assert "black-box" in told["detail"]
     cost = registered.client.get("/v1/attacks/pgd/cost", params={"model": "far-away"})
-    problem(cost, 422, "gradient_refused", "model")
+    assert_problem(cost, 422, "gradient_refused", "model")
 
 
-def test_a_card_tells_how_it_is_asked(registered: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_model_card_names_its_secret_but_does_not_show_it(
+    registered: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", "swordfish")
     response = registered.client.get("/v1/models/far-away")
     card = response.json()
@@ -199,35 +211,35 @@ def test_a_card_tells_how_it_is_asked(registered: Api, monkeypatch: pytest.Monke
     assert "swordfish" not in response.text
 
 
-def test_certificates_of_files_are_refused_at_the_submission(api: Api, model: Model) -> None:
+def test_certificates_on_png_remote_model_are_refused_at_submission(api: Api, model: FakeRemoteModel) -> None:
     request = {"x": "$image_png_base64"}
-    card, _ = described(model, request=request, answer="scores", batch=1).remote_manifest(LOCAL)
-    Holdings.of(api.ledger, LOCAL).versions.register(card, REACHED)
+    card, _ = make_registration(model, request=request, answer="scores", batch=1).build_remote_manifest(LOCAL)
+    TenantLedger.of(api.ledger, LOCAL).versions.register(card, REMOTE_PROBE)
     for path, fields in (("certificates/smoothing", {}), ("predictions", {"defence": "smoothing"})):
         files, data = {"image": ("a.png", png())}, {"model": "far-away", **fields}
-        told = problem(
+        told = assert_problem(
             api.client.post(f"/v1/{path}", files=files, data=data), 422, "invalid_parameter", "model"
         )
         assert "8-bit" in told["detail"]
 
 
-def test_a_name_that_resolves_slowly_keeps_no_other_submission_waiting(
+def test_slow_host_name_lookup_does_not_delay_other_submissions(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
     go_on = threading.Event()
 
-    def slowly(_: Outgoing, url: str) -> None:
+    def slowly(_: OutboundClient, url: str) -> None:
         asked.append(url)
-        go_on.wait(2 * SECONDS)
+        go_on.wait(2 * TIMEOUT_SECONDS)
 
-    monkeypatch.setattr(Outgoing, "check", slowly)
+    monkeypatch.setattr(OutboundClient, "check", slowly)
     post = partial(api.client.post, "/v1/models", json=examples.REMOTE)
     with ThreadPoolExecutor() as pool:
-        registrations = [pool.submit(post) for _ in range(at_once())]
+        registrations = [pool.submit(post) for _ in range(check_concurrency())]
         try:
             wait_until(lambda: len(asked) == len(registrations))
-            assert api.job()["status"] == "succeeded"
+            assert api.run_job()["status"] == "succeeded"
         finally:
             go_on.set()
         assert {one.result().status_code for one in registrations} == {202}

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from api_tests.support.fake_service import Api, encoded, picture, png, problem
+from api_tests.support.fake_service import Api, assert_problem, encode_image, gradient_image, png
 from api_tests.support.fuzz_images import decode, mutants
 from touchstone.errors import ImageTooLarge, InvalidImage, NotReady
-from touchstone.evaluation.local import canonical
+from touchstone.evaluation.local import canonicalize
 from touchstone.images import decode as decode_here
 from touchstone.sandbox import decoder, decoder_pool
-from touchstone.sandbox.confinement import FILES, environment
-from touchstone.sandbox.decoder_pool import Decoders
+from touchstone.sandbox.confinement import MAX_FILES, environment
+from touchstone.sandbox.decoder_pool import DecoderPool
 
 HOSTILE = """
 import os, signal, time
@@ -67,14 +67,14 @@ decoder.main()
 
 
 @pytest.fixture
-def decoders() -> Iterator[Decoders]:
-    decoders = Decoders(2)
+def decoders() -> Iterator[DecoderPool]:
+    decoders = DecoderPool(2)
     yield decoders
     decoders.stop()
 
 
 @pytest.fixture
-def hostile(decoders: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decoders:
+def hostile(decoders: DecoderPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DecoderPool:
     """Decoders of which some uploads make short work."""
     (tmp_path / "hostile.py").write_text(HOSTILE)
     path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
@@ -83,31 +83,37 @@ def hostile(decoders: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return decoders
 
 
-def processes() -> list[int]:
+def decoder_pids() -> list[int]:
     """The decoders that this process has started."""
     mine = re.compile(rb"-P\0-m\0(touchstone\.sandbox\.decoder|hostile)\0")
-    return [process for process in _children() if mine.search(_of(process, "cmdline"))]
+    return [process for process in _child_pids() if mine.search(_read_proc(process, "cmdline"))]
 
 
-def _children() -> list[int]:
+def _child_pids() -> list[int]:
     tasks = Path("/proc/self/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
-def _of(process: int, what: str) -> bytes:
+def _read_proc(process: int, what: str) -> bytes:
     return Path(f"/proc/{process}/{what}").read_bytes()
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("JPEG", "CMYK"), ("WEBP", "RGBA"), ("PNG", "1")])
-def test_an_image_is_the_same_from_there_as_from_here(decoders: Decoders, kind: str, mode: str) -> None:
-    upload = encoded(picture(30, 20, mode), kind)
-    assert decoders.canonical(upload) == canonical(upload)
+def test_decoder_process_gives_the_same_image_as_decoding_in_process(
+    decoders: DecoderPool, kind: str, mode: str
+) -> None:
+    upload = encode_image(gradient_image(30, 20, mode), kind)
+    assert decoders.canonical(upload) == canonicalize(upload)
     assert np.array_equal(decoders.pixels(upload), decode_here(upload).pixels)
 
 
-def test_refusals_are_the_same_too(decoders: Decoders) -> None:
+def test_decoder_process_refuses_invalid_images_without_dying(decoders: DecoderPool) -> None:
     with pytest.raises(InvalidImage, match="animation") as refused:
-        decoders.canonical(encoded(picture(), "WEBP", save_all=True, append_images=[picture().rotate(180)]))
+        decoders.canonical(
+            encode_image(
+                gradient_image(), "WEBP", save_all=True, append_images=[gradient_image().rotate(180)]
+            )
+        )
     assert refused.value.field == "image"
     with pytest.raises(ImageTooLarge, match="4097x8 is too large"):
         decoders.pixels(png(4097, 8))
@@ -116,58 +122,60 @@ def test_refusals_are_the_same_too(decoders: Decoders) -> None:
     assert decoders.deaths == 0
 
 
-def test_the_largest_image_fits(decoders: Decoders) -> None:
+def test_largest_allowed_image_is_decoded(decoders: DecoderPool) -> None:
     values = np.linspace(0, 255, 4096, dtype=np.uint8)
     whole = Image.fromarray(np.broadcast_to(values[:, None, None], (4096, 4096, 4)))
     exif = Image.Exif()
     exif[0x0112] = 6
-    _, image = decoders.canonical(encoded(whole, compress_level=1, exif=exif))
+    _, image = decoders.canonical(encode_image(whole, compress_level=1, exif=exif))
     assert (image.width, image.height, image.channels) == (4096, 4096, 3)
     assert image.conversions == ("EXIF orientation applied", "transparency of RGBA laid over white")
     assert decoders.deaths == 0
 
 
-def test_they_start_when_they_are_needed_and_end_when_they_are_not(decoders: Decoders) -> None:
-    before = processes()
+def test_decoder_starts_on_first_use_and_ends_on_stop(decoders: DecoderPool) -> None:
+    before = decoder_pids()
     decoders.canonical(png())
     decoders.canonical(png())
-    started = set(processes()) - set(before)
+    started = set(decoder_pids()) - set(before)
     assert len(started) == 1
     decoders.stop()
-    assert not started & set(processes())
+    assert not started & set(decoder_pids())
 
 
-def test_no_more_run_than_there_may_be(decoders: Decoders) -> None:
-    before = processes()
+def test_number_of_decoder_processes_is_limited(decoders: DecoderPool) -> None:
+    before = decoder_pids()
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: decoders.canonical(png()), range(64)))
     assert len(found) == 1
-    assert len(set(processes()) - set(before)) == 2
+    assert len(set(decoder_pids()) - set(before)) == 2
 
 
-def test_a_decoder_has_nothing_that_it_does_not_need(
-    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+def test_decoder_process_runs_without_secrets_and_with_resource_limits(
+    decoders: DecoderPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET_NAME", "swordfish")
-    before = processes()
+    before = decoder_pids()
     decoders.canonical(png())
-    (process,) = set(processes()) - set(before)
-    assert b"swordfish" not in _of(process, "environ")
-    limits = dict(re.findall(r"^(Max [a-z ]+?) {2,}(\d+|unlimited)", _of(process, "limits").decode(), re.M))
+    (process,) = set(decoder_pids()) - set(before)
+    assert b"swordfish" not in _read_proc(process, "environ")
+    limits = dict(
+        re.findall(r"^(Max [a-z ]+?) {2,}(\d+|unlimited)", _read_proc(process, "limits").decode(), re.M)
+    )
     assert int(limits["Max address space"]) < decoder.MEMORY + 2**30
     assert limits["Max file size"] == limits["Max core file size"] == "0"
-    assert limits["Max open files"] == str(FILES)
+    assert limits["Max open files"] == str(MAX_FILES)
     assert os.readlink(f"/proc/{process}/cwd") == "/"
     assert os.getsid(process) == process, "what the terminal sends is not for it"
-    assert _of(process, "oom_score_adj").strip() == b"1000"
+    assert _read_proc(process, "oom_score_adj").strip() == b"1000"
 
 
-def test_one_that_was_killed_is_replaced(decoders: Decoders) -> None:
-    before = processes()
+def test_killed_decoder_is_replaced(decoders: DecoderPool) -> None:
+    before = decoder_pids()
     decoders.canonical(png())
-    (process,) = set(processes()) - set(before)
+    (process,) = set(decoder_pids()) - set(before)
     os.kill(process, signal.SIGKILL)
-    assert decoders.canonical(png()) == canonical(png())
+    assert decoders.canonical(png()) == canonicalize(png())
     assert decoders.deaths == 1
 
 
@@ -175,37 +183,37 @@ def test_one_that_was_killed_is_replaced(decoders: Decoders) -> None:
     ("upload", "deaths"),
     [(b"crash", 2), (b"eat", 2), (b"spin", 1), (b"boast", 2), (b"giant", 2), (b"flood", 2)],
 )
-def test_a_file_that_kills_its_decoder_is_refused(hostile: Decoders, upload: bytes, deaths: int) -> None:
+def test_file_that_kills_its_decoder_is_refused(hostile: DecoderPool, upload: bytes, deaths: int) -> None:
     with pytest.raises(InvalidImage):
         hostile.canonical(upload)
     assert hostile.deaths == deaths
-    assert hostile.canonical(png()) == canonical(png())
+    assert hostile.canonical(png()) == canonicalize(png())
 
 
-def test_pixels_are_as_many_as_was_said(hostile: Decoders) -> None:
+def test_image_is_refused_when_its_decoder_sends_too_few_pixels(hostile: DecoderPool) -> None:
     with pytest.raises(InvalidImage):
         hostile.pixels(b"short")
     assert hostile.deaths == 2
 
 
-def test_the_time_of_one_is_not_that_of_the_next(hostile: Decoders) -> None:
+def test_decoder_timer_is_cleared_after_each_image(hostile: DecoderPool) -> None:
     with pytest.raises(InvalidImage, match=r"^0\.0$"):
         hostile.canonical(b"timer")
 
 
 @pytest.mark.parametrize("upload", [b"sleep", b"pause"])
-def test_one_that_says_nothing_is_not_waited_for(
-    hostile: Decoders, monkeypatch: pytest.MonkeyPatch, upload: bytes
+def test_silent_decoder_is_ended_and_its_image_refused(
+    hostile: DecoderPool, monkeypatch: pytest.MonkeyPatch, upload: bytes
 ) -> None:
     hostile.canonical(png())
-    monkeypatch.setattr(decoder_pool, "PATIENCE", 0.2)
+    monkeypatch.setattr(decoder_pool, "TIMEOUT_SECONDS", 0.2)
     with pytest.raises(InvalidImage):
         hostile.canonical(upload)
     assert hostile.deaths == 2
 
 
-def test_an_answer_that_was_not_heard_is_nobody_elses(
-    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+def test_unread_answer_is_not_given_to_the_next_image(
+    decoders: DecoderPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoders.canonical(png())
 
@@ -213,58 +221,58 @@ def test_an_answer_that_was_not_heard_is_nobody_elses(
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoder_pool._Decoder, "_hear", deaf)
+        patch.setattr(decoder_pool._Decoder, "_receive", deaf)
         with pytest.raises(MemoryError):
             decoders.canonical(png(30, 20))
-    assert decoders.canonical(png()) == canonical(png())
+    assert decoders.canonical(png()) == canonicalize(png())
 
 
-def test_none_that_starts_is_no_fault_of_the_file(
-    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+def test_decoder_that_cannot_start_raises_not_ready(
+    decoders: DecoderPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoder_pool, "MODULE", "no.such.module")
     with pytest.raises(NotReady):
         decoders.canonical(png())
 
 
-def test_one_that_never_is_ready_is_ended(
-    hostile: Decoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_decoder_that_never_gets_ready_is_ended(
+    hostile: DecoderPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hostile.py").write_text("import time\ntime.sleep(600)")
     monkeypatch.setattr(decoder_pool, "START_SECONDS", 0.2)
-    before = processes()
+    before = decoder_pids()
     with pytest.raises(NotReady):
         hostile.canonical(png())
-    assert processes() == before
+    assert decoder_pids() == before
 
 
-def test_the_service_outlives_its_decoders(api: Api) -> None:
-    before = processes()
-    api.job()
-    for process in set(processes()) - set(before) or before:
+def test_service_keeps_working_after_its_decoders_are_killed(api: Api) -> None:
+    before = decoder_pids()
+    api.run_job()
+    for process in set(decoder_pids()) - set(before) or before:
         os.kill(process, signal.SIGKILL)
-    assert api.job()["status"] == "succeeded"
+    assert api.run_job()["status"] == "succeeded"
 
 
-def scans(count: int) -> bytes:
+def jpeg_of_scans(count: int) -> bytes:
     """A progressive JPEG that goes over its pixels again and again."""
-    whole = encoded(Image.new("RGB", (2048, 2048)), "JPEG", progressive=True)
+    whole = encode_image(Image.new("RGB", (2048, 2048)), "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     scan = whole[whole.rindex(b"\xff\xc4", 0, last) : -2]
     return whole[:-2] + scan * count + whole[-2:]
 
 
-def test_a_jpeg_of_very_many_scans(api: Api) -> None:
+def test_jpeg_with_too_many_scans_is_refused_quickly(api: Api) -> None:
     began = time.monotonic()
-    body = problem(api.submit(wait=None, image=scans(20_000)), 422, "invalid_image", "image")
+    body = assert_problem(api.submit(wait=None, image=jpeg_of_scans(20_000)), 422, "invalid_image", "image")
     assert "scans" in body["detail"]
     assert time.monotonic() - began < 30
 
 
-def test_mutated_files_give_an_image_or_a_failure(decoders: Decoders) -> None:
-    before = processes()
+def test_mutated_files_give_an_image_or_a_documented_error(decoders: DecoderPool) -> None:
+    before = decoder_pids()
     outcomes = {decode(decoders, data) for data in islice(mutants(7), 5000)}
     assert outcomes == {"decoded", "invalid_image", "image_too_large"}
-    (process,) = set(processes()) - set(before)
-    (peak,) = re.findall(rb"VmHWM:\s+(\d+) kB", _of(process, "status"))
+    (process,) = set(decoder_pids()) - set(before)
+    (peak,) = re.findall(rb"VmHWM:\s+(\d+) kB", _read_proc(process, "status"))
     assert int(peak) * 1024 < decoder.MEMORY

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from touchstone.errors import ModelUnusable
-from touchstone.memory import lacks_memory, tells_of_lack
+from touchstone.memory import is_out_of_memory, mentions_out_of_memory
 
-STARVED = """
+LOW_MEMORY_PROGRAM = """
 import resource, threading, torch, {more}
 convolve = torch.nn.Conv2d(8, 8, 3)
 held = resource.getrlimit(resource.RLIMIT_AS)
@@ -35,24 +35,24 @@ except BaseException as raised:
         ("zlib.decompress(zlib.compress(bytes(100)), bufsize=2**30)", "zlib"),
     ],
 )
-def test_whoever_gets_no_memory_says_so(what: str, more: str) -> None:
+def test_failed_allocation_is_recognized_as_lack_of_memory(what: str, more: str) -> None:
     """In a process that may have no more, whatever way each asks for it."""
-    code = STARVED.format(what=what, more=more)
+    code = LOW_MEMORY_PROGRAM.format(what=what, more=more)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "told\n", done.stderr
 
 
-def unfit() -> None:
+def raise_unusable() -> None:
     try:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
     except RuntimeError:
         raise ModelUnusable("digits: the weights do not fit") from None
 
 
-def test_an_error_that_came_of_it_counts() -> None:
+def test_error_raised_while_handling_lack_of_memory_counts_as_such() -> None:
     with pytest.raises(ModelUnusable) as raised:
-        unfit()
-    assert lacks_memory(raised.value)
+        raise_unusable()
+    assert is_out_of_memory(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,11 @@ def test_an_error_that_came_of_it_counts() -> None:
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     ],
 )
-def test_nothing_else_does(error: Exception | None) -> None:
-    assert not lacks_memory(error)
+def test_other_errors_are_not_lack_of_memory(error: Exception | None) -> None:
+    assert not is_out_of_memory(error)
 
 
-def test_a_gpu_says_so_too() -> None:
-    assert lacks_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
-    assert lacks_memory(RuntimeError("CUDA error: out of memory"))
-    assert tells_of_lack("terminate called after throwing an instance of 'std::bad_alloc'")
+def test_cuda_and_cpp_out_of_memory_errors_are_lack_of_memory() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert mentions_out_of_memory("terminate called after throwing an instance of 'std::bad_alloc'")

@@ -15,9 +15,9 @@ from service.auth.caller import caller_of
 from service.auth.permissions import identify
 from touchstone.settings import Settings
 
-APP = create_app(Settings(home=Path("nowhere")), ring=lambda _: None)
+APP = create_app(Settings(home=Path("nowhere")), dispatch=lambda _: None)
 
-OPEN = {
+PUBLIC_PATHS = {
     "/",
     *("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"),
     *("/docs", "/docs/start.js", "/openapi.json"),
@@ -39,16 +39,16 @@ def scopes(route: Any) -> list[str]:
     return list(first[0].scopes)
 
 
-def test_every_route_but_the_open_ones_names_its_scope_before_all_else() -> None:
-    assert {route.path for route in routes() if not scopes(route)} == OPEN
+def test_every_route_but_the_public_ones_checks_its_scope_first() -> None:
+    assert {route.path for route in routes() if not scopes(route)} == PUBLIC_PATHS
 
 
-def test_what_changes_something_needs_more_than_to_read() -> None:
+def test_routes_that_change_state_need_more_than_the_read_scope() -> None:
     changing = [route for route in routes() if not route.methods <= {"GET", "HEAD"}]
     assert changing
     assert not [route.path for route in changing if "read" in scopes(route)]
 
 
-def test_a_route_without_a_scope_has_no_caller() -> None:
+def test_caller_of_raises_on_a_route_without_a_scope() -> None:
     with pytest.raises(KeyError):
         caller_of(Request({"type": "http"}))

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import redis
 
-from api_tests.service.test_access import APP, OPEN
-from api_tests.support.fake_service import EXAMINED, Api, data_url, png, serving
-from api_tests.support.own_models import card_of, linear_onnx
-from touchstone.ledger.api_keys import INCLUDED, KeyRequest, Scope
-from touchstone.ledger.tenant_ledger import Holdings
-from touchstone.registration.examination import completed
+from api_tests.service.test_access import APP, PUBLIC_PATHS
+from api_tests.support.fake_service import MODEL_PROBE, Api, data_url, png, run_service
+from api_tests.support.own_models import build_manifest, linear_onnx
+from touchstone.ledger.api_keys import IMPLIED_SCOPES, KeyRequest, Scope
+from touchstone.ledger.tenant_ledger import TenantLedger
+from touchstone.registration.examination import complete_manifest
 from touchstone.settings import Settings
 
 OPENAPI: dict[str, Any] = APP.openapi()
@@ -31,20 +31,20 @@ GUARDED = {name: found for name, found in OPERATIONS.items() if "security" in fo
 ENDLESS = ("stream_all_events",)
 
 
-def parts(path: str) -> set[str]:
+def path_parameters(path: str) -> set[str]:
     """The names in a path's braces."""
     return set(re.findall(r"\{(\w+)\}", path))
 
 
-def needed(name: str) -> Scope:
+def scope_of(name: str) -> Scope:
     """The scope that OpenAPI says an operation needs."""
     [scheme] = GUARDED[name][2]["security"]
     [scope] = scheme["key"]
-    assert scope in INCLUDED
+    assert scope in IMPLIED_SCOPES
     return scope  # type: ignore[no-any-return]
 
 
-NOWHERE = {
+UNKNOWN = {
     "job": "0" * 32,
     "id": "none-net",
     "model": "none-net",
@@ -54,25 +54,27 @@ NOWHERE = {
 }
 """Names that nothing has."""
 
-OWNED = {name for name, (_, path, _) in GUARDED.items() if parts(path) & set(NOWHERE)} - {"revoke_key"}
+OWNED = {name for name, (_, path, _) in GUARDED.items() if path_parameters(path) & set(UNKNOWN)} - {
+    "revoke_key"
+}
 """Operations on something that is a tenant's; keys are the operator's."""
 
 
 @dataclass(frozen=True)
-class Room:
+class GuardedService:
     """A service that wants keys, with a job, a model and a webhook of one tenant, and keys of all kinds."""
 
     api: Api
     keys: Mapping[str, str]
     things: Mapping[str, str]
 
-    def ask(self, name: str, who: str, things: Mapping[str, str] | None = None) -> Answer:
+    def call(self, name: str, who: str, things: Mapping[str, str] | None = None) -> Answer:
         """How somebody's call of an operation is answered."""
         verb, path, operation = OPERATIONS[name]
         headers = {} if who == "nobody" else {"Authorization": f"Bearer {self.keys[who]}"}
         body = {"json": {}} if "requestBody" in operation else {}
         with self.api.client.stream(
-            verb, filled(path, things or self.things), headers=headers, **body
+            verb, fill_path(path, things or self.things), headers=headers, **body
         ) as response:
             endless = name in ENDLESS and response.status_code == 200
             text = "" if endless else response.read().decode(errors="replace")
@@ -88,7 +90,7 @@ class Answer:
     text: str
 
 
-def filled(path: str, things: Mapping[str, str]) -> str:
+def fill_path(path: str, things: Mapping[str, str]) -> str:
     """An operation's path with the names of things; what everybody may know is the same for all."""
     public = {"name": "adversarial.png"} if "artifacts" in path else {"name": "pgd"}
     public |= {"name": "smoothing"} if "certificates" in path else {}
@@ -97,46 +99,46 @@ def filled(path: str, things: Mapping[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def room(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+def room(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedService]:
     with redis.Redis.from_url(valkey_server) as client:
         client.flushall()
     home = tmp_path_factory.mktemp("room")
     settings = Settings(home=home, redis_url=valkey_server, require_keys=True, refused_keys=10_000)
-    with serving(settings) as api:
+    with run_service(settings) as api:
         keys = {
-            "reader": key(api, "acme", "read"),
-            "submitter": key(api, "acme", "submit"),
-            "admin": key(api, "acme", "admin"),
-            "other": key(api, "other", "submit"),
-            "revoked": key(api, "acme", "admin"),
-            "expired": key(api, "acme", "admin", expires_at=soon()),
+            "reader": create_key(api, "acme", "read"),
+            "submitter": create_key(api, "acme", "submit"),
+            "admin": create_key(api, "acme", "admin"),
+            "other": create_key(api, "other", "submit"),
+            "revoked": create_key(api, "acme", "admin"),
+            "expired": create_key(api, "acme", "admin", expires_at=make_expiry()),
             "unknown": f"ts_{'0' * 16}_{'0' * 64}",
             "malformed": "ts_x",
         }
         api.ledger.keys.revoke(keys["revoked"].split("_")[1])
-        api.ledger.beat("w1", {"running": 0})
-        things = own_things(api, keys["submitter"]) | {"key": keys["reader"].split("_")[1]}
+        api.ledger.heartbeat("w1", {"running": 0})
+        things = create_resources(api, keys["submitter"]) | {"key": keys["reader"].split("_")[1]}
         time.sleep(0.05)  # until one has expired
-        yield Room(api, keys, things)
+        yield GuardedService(api, keys, things)
 
 
-def key(api: Api, tenant: str, scope: Scope, **more: Any) -> str:
+def create_key(api: Api, tenant: str, scope: Scope, **more: Any) -> str:
     return api.ledger.keys.create(KeyRequest(name="test", tenant=tenant, scope=scope, **more)).text
 
 
-def soon() -> datetime:
+def make_expiry() -> datetime:
     return datetime.now(UTC) + timedelta(milliseconds=40)
 
 
-def own_things(api: Api, text: str) -> dict[str, str]:
+def create_resources(api: Api, text: str) -> dict[str, str]:
     """What acme has: a job that has ended, a model, an endpoint and a delivery to it."""
     headers = {"Authorization": f"Bearer {text}"}
     job = api.submit(headers=headers)
     assert job.status_code == 200, job.text
     data = linear_onnx()
-    card = completed(card_of(data), data).model_copy(update={"id": "acme-net"})
-    acme = Holdings.of(api.ledger, "acme")
-    acme.versions.register(card, EXAMINED)
+    card = complete_manifest(build_manifest(data), data).model_copy(update={"id": "acme-net"})
+    acme = TenantLedger.of(api.ledger, "acme")
+    acme.versions.register(card, MODEL_PROBE)
     endpoint = acme.endpoints.add("https://ci.example/", ["job.failed"], description="", secret="whsec_")
     delivery = acme.endpoints.ping(endpoint.id)
     return {
@@ -146,8 +148,8 @@ def own_things(api: Api, text: str) -> dict[str, str]:
     }
 
 
-def test_whatever_has_no_rule_is_open_to_everybody() -> None:
-    assert {path for _, path, operation in OPERATIONS.values() if "security" not in operation} <= OPEN
+def test_operations_without_a_security_rule_are_public_ones() -> None:
+    assert {path for _, path, operation in OPERATIONS.values() if "security" not in operation} <= PUBLIC_PATHS
 
 
 @pytest.mark.parametrize(
@@ -160,33 +162,35 @@ def test_whatever_has_no_rule_is_open_to_everybody() -> None:
         ("expired", "key_expired", 'Bearer realm="touchstone", error="invalid_token"'),
     ],
 )
-def test_without_a_good_key_nothing_is_to_be_had(room: Room, who: str, code: str, challenge: str) -> None:
+def test_guarded_operations_are_401_without_a_valid_key(
+    room: GuardedService, who: str, code: str, challenge: str
+) -> None:
     for name in GUARDED:
-        answer = room.ask(name, who)
+        answer = room.call(name, who)
         assert (name, answer.status, answer.problem["code"]) == (name, 401, code)
         assert answer.challenge == challenge
 
 
 @pytest.mark.parametrize("who", ["reader", "submitter"])
-def test_a_key_permits_what_its_scope_includes_and_no_more(room: Room, who: str) -> None:
+def test_operation_beyond_the_scope_of_the_key_is_403(room: GuardedService, who: str) -> None:
     scope: Scope = "read" if who == "reader" else "submit"
-    beyond = [name for name in GUARDED if needed(name) not in INCLUDED[scope]]
+    beyond = [name for name in GUARDED if scope_of(name) not in IMPLIED_SCOPES[scope]]
     assert beyond
     for name in beyond:
-        answer = room.ask(name, who)
+        answer = room.call(name, who)
         assert (name, answer.status, answer.problem["code"]) == (name, 403, "insufficient_scope")
-        assert answer.problem["scope"] == needed(name)
-        assert (answer.challenge or "").endswith(f'error="insufficient_scope", scope="{needed(name)}"')
+        assert answer.problem["scope"] == scope_of(name)
+        assert (answer.challenge or "").endswith(f'error="insufficient_scope", scope="{scope_of(name)}"')
 
 
-def test_another_tenant_is_answered_as_if_there_were_nothing(room: Room) -> None:
+def test_other_tenants_resources_are_answered_like_nonexistent_ones(room: GuardedService) -> None:
     for name in OWNED:
-        real, none = room.ask(name, "other"), room.ask(name, "other", {**room.things, **NOWHERE})
+        real, none = room.call(name, "other"), room.call(name, "other", {**room.things, **UNKNOWN})
         assert (name, real.status) == (name, 404)
-        assert anonymous(real, room.things) == anonymous(none, NOWHERE), name
+        assert anonymize(real, room.things) == anonymize(none, UNKNOWN), name
 
 
-def anonymous(answer: Answer, things: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+def anonymize(answer: Answer, things: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
     """An answer without the names that were asked for."""
     text = answer.text
     for thing in sorted(things.values(), key=len, reverse=True):
@@ -194,31 +198,31 @@ def anonymous(answer: Answer, things: Mapping[str, str]) -> tuple[int, dict[str,
     return answer.status, json.loads(text)
 
 
-def test_no_list_of_another_names_what_is_not_theirs(room: Room) -> None:
+def test_lists_do_not_show_other_tenants_resources(room: GuardedService) -> None:
     for name in set(GUARDED) - OWNED:
-        if needed(name) == "admin":
+        if scope_of(name) == "admin":
             continue
-        answer = room.ask(name, "other")
+        answer = room.call(name, "other")
         assert answer.status not in (401, 403), name
         assert not [
             thing for part, thing in room.things.items() if part != "key" and f'"{thing}"' in answer.text
         ], name
 
 
-def test_a_model_of_another_cannot_be_named(room: Room) -> None:
+def test_other_tenants_model_is_answered_like_a_nonexistent_one(room: GuardedService) -> None:
     """Whatever takes a model's id answers as to one that there is not."""
     naming = [(name, *found) for name, found in GUARDED.items() if takes_model(found[2])]
     assert len(naming) > 50
     headers = {"Authorization": f"Bearer {room.keys['other']}"}
     for name, verb, path, _ in naming:
         said = []
-        for model in (room.things["model"], NOWHERE["model"]):
+        for model in (room.things["model"], UNKNOWN["model"]):
             fields = {"model": model, "image": data_url(png())}
             sent = {"json": fields} if verb == "POST" else {"params": {"model": model}}
             said.append(room.api.client.request(verb, path, headers=headers, **sent))
         assert {one.status_code for one in said} == {404}, name
         assert said[0].json()["detail"] == said[1].json()["detail"].replace(
-            NOWHERE["model"], room.things["model"]
+            UNKNOWN["model"], room.things["model"]
         )
 
 
@@ -231,9 +235,9 @@ def takes_model(operation: Mapping[str, Any]) -> bool:
     return query or "model" in content.get("schema", {}).get("properties", {})
 
 
-def test_the_right_key_opens_every_door(room: Room) -> None:
+def test_key_with_the_needed_scope_permits_every_operation(room: GuardedService) -> None:
     """Last, because it also deletes."""
     for name in sorted(GUARDED, key=lambda name: GUARDED[name][0] == "DELETE"):
-        who = {"read": "reader", "submit": "submitter", "admin": "admin"}[needed(name)]
-        answer = room.ask(name, who)
+        who = {"read": "reader", "submit": "submitter", "admin": "admin"}[scope_of(name)]
+        answer = room.call(name, who)
         assert answer.status not in (401, 403, 404), (name, answer.text)

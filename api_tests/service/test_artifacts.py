@@ -9,10 +9,10 @@ from api_tests.support.fake_service import Api
 
 @pytest.fixture(scope="module")
 def job(api: Api) -> dict[str, str]:
-    return dict(api.job()["links"]["artifacts"])
+    return dict(api.run_job()["links"]["artifacts"])
 
 
-def test_a_file_is_whole_and_cached_for_good(api: Api, job: dict[str, str]) -> None:
+def test_artifact_is_sent_whole_and_immutably_cached(api: Api, job: dict[str, str]) -> None:
     for name, path in job.items():
         response = api.client.get(path)
         digest = hashlib.sha256(response.content).hexdigest()
@@ -39,7 +39,9 @@ def test_a_file_is_whole_and_cached_for_good(api: Api, job: dict[str, str]) -> N
         ("bytes=1048570-2097160", 1048570, 2097161),
     ],
 )
-def test_a_part(api: Api, job: dict[str, str], asked: str, start: int, stop: int | None) -> None:
+def test_byte_range_returns_206_with_that_part(
+    api: Api, job: dict[str, str], asked: str, start: int, stop: int | None
+) -> None:
     path = job["adversarial.npy"]
     whole = api.client.get(path).content
     response = api.client.get(path, headers={"Range": asked})
@@ -67,7 +69,9 @@ def test_a_part(api: Api, job: dict[str, str], asked: str, start: int, stop: int
     ],
     ids=lambda asked: asked[:20],
 )
-def test_what_is_not_one_range_gives_the_whole(api: Api, job: dict[str, str], asked: str) -> None:
+def test_malformed_or_multiple_ranges_return_the_whole_file(
+    api: Api, job: dict[str, str], asked: str
+) -> None:
     path = job["adversarial.png"]
     response = api.client.get(path, headers={"Range": asked})
     assert response.status_code == 200
@@ -75,13 +79,13 @@ def test_what_is_not_one_range_gives_the_whole(api: Api, job: dict[str, str], as
 
 
 @pytest.mark.parametrize("asked", ["bytes=999999999-", "bytes=-0", "bytes=3000006-3000010"])
-def test_a_range_outside_is_a_problem(api: Api, job: dict[str, str], asked: str) -> None:
+def test_range_outside_the_file_is_416(api: Api, job: dict[str, str], asked: str) -> None:
     response = api.client.get(job["adversarial.npy"], headers={"Range": asked})
     assert (response.status_code, response.json()["code"]) == (416, "range_not_satisfiable")
     assert response.headers["content-range"] == "bytes */3000006"
 
 
-def test_a_range_holds_only_for_the_entity_meant(api: Api, job: dict[str, str]) -> None:
+def test_range_is_ignored_when_if_range_does_not_match(api: Api, job: dict[str, str]) -> None:
     path = job["adversarial.png"]
     etag = api.client.get(path).headers["etag"]
     for condition, status in ((etag, 206), ('"sha256:other"', 200), ("Sun, 06 Nov 1994 08:49:37 GMT", 200)):
@@ -89,7 +93,7 @@ def test_a_range_holds_only_for_the_entity_meant(api: Api, job: dict[str, str]) 
         assert response.status_code == status
 
 
-def test_what_the_client_has_is_not_sent(api: Api, job: dict[str, str]) -> None:
+def test_artifact_with_matching_etag_is_304(api: Api, job: dict[str, str]) -> None:
     path = job["adversarial.png"]
     etag = api.client.get(path).headers["etag"]
     for condition in (etag, f"W/{etag}", "*", f'"x", {etag}'):
@@ -97,11 +101,11 @@ def test_what_the_client_has_is_not_sent(api: Api, job: dict[str, str]) -> None:
         assert (response.status_code, response.content) == (304, b"")
 
 
-def test_head_knows_no_ranges(api: Api, job: dict[str, str]) -> None:
+def test_head_request_ignores_ranges(api: Api, job: dict[str, str]) -> None:
     assert api.client.head(job["adversarial.png"], headers={"Range": "bytes=0-3"}).status_code == 200
 
 
-def test_head_says_the_same_without_the_bytes(api: Api, job: dict[str, str]) -> None:
+def test_head_request_returns_the_same_headers_without_body(api: Api, job: dict[str, str]) -> None:
     for path in job.values():
         whole, head = api.client.get(path), api.client.head(path)
         assert (head.status_code, head.content) == (200, b"")
@@ -112,7 +116,7 @@ def test_head_says_the_same_without_the_bytes(api: Api, job: dict[str, str]) -> 
 @pytest.mark.parametrize(
     "name", ["nothing.png", "..%2f..%2fetc%2fpasswd", "%2e%2e", "a%00b", "é", "x" * 3000]
 )
-def test_no_name_leads_elsewhere(api: Api, job: dict[str, str], name: str) -> None:
+def test_unknown_or_hostile_artifact_name_is_404(api: Api, job: dict[str, str], name: str) -> None:
     folder = job["adversarial.png"].rpartition("/")[0]
     response = api.client.get(f"{folder}/{name}")
     assert response.status_code == 404

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from api_tests.service.test_bad_input import BOUNDARY, IMAGE, MODEL, form, post
-from api_tests.support.fake_service import Api, problem, serving
-from api_tests.support.wait import SECONDS
+from api_tests.support.fake_service import Api, assert_problem, run_service
+from api_tests.support.wait import TIMEOUT_SECONDS
 from service import app
-from service.http.body_limits import Bounds
+from service.http.body_limits import BodyLimits
 from touchstone.settings import Settings
 
 WHOLE, TYPE = form(IMAGE, MODEL)
@@ -24,7 +24,7 @@ HEAD = (
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
 
 
-def exchange(api: Api, sent: bytes, *, seconds: float = SECONDS) -> bytes:
+def exchange(api: Api, sent: bytes, *, seconds: float = TIMEOUT_SECONDS) -> bytes:
     """What comes back for raw bytes until the service closes the connection or falls silent."""
     with socket.create_connection(("127.0.0.1", api.port), timeout=seconds) as line:
         received = b""
@@ -37,7 +37,7 @@ def exchange(api: Api, sent: bytes, *, seconds: float = SECONDS) -> bytes:
         return received
 
 
-def refused(answer: bytes, status: int, code: str) -> None:
+def assert_refused(answer: bytes, status: int, code: str) -> None:
     """Whether this is one answer, the problem that was expected, after which the connection ended."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status), answer[:300]
@@ -63,8 +63,8 @@ INVALID = {
 
 
 @pytest.mark.parametrize("sent", INVALID.values(), ids=INVALID)
-def test_what_is_not_http(api: Api, sent: bytes) -> None:
-    refused(exchange(api, sent), 400, "invalid_http")
+def test_malformed_http_is_400(api: Api, sent: bytes) -> None:
+    assert_refused(exchange(api, sent), 400, "invalid_http")
 
 
 LARGE = {
@@ -77,44 +77,44 @@ LARGE = {
 
 
 @pytest.mark.parametrize("sent", LARGE.values(), ids=LARGE)
-def test_a_head_that_is_too_large(api: Api, sent: bytes) -> None:
-    refused(exchange(api, sent), 431, "head_too_large")
+def test_oversized_request_head_is_431(api: Api, sent: bytes) -> None:
+    assert_refused(exchange(api, sent), 431, "head_too_large")
 
 
-def test_a_head_below_the_limit_is_taken(api: Api) -> None:
+def test_request_head_below_the_limit_is_accepted(api: Api) -> None:
     sent = GET + b"Connection: close\r\n" + b"".join(b"X-%d: y\r\n" % i for i in range(4000)) + b"\r\n"
     assert exchange(api, sent).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_body_over_the_limit_by_its_own_word(api: Api) -> None:
+def test_body_with_declared_length_over_the_limit_is_413(api: Api) -> None:
     sent = HEAD + b"Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
-    refused(exchange(api, sent), 413, "body_too_large")
+    assert_refused(exchange(api, sent), 413, "body_too_large")
 
 
-def test_a_body_over_the_limit_that_is_sent_whole(api: Api) -> None:
-    problem(post(api, bytes(20 * 2**20), TYPE), 413, "body_too_large")
+def test_body_over_the_limit_that_is_sent_completely_is_413(api: Api) -> None:
+    assert_problem(post(api, bytes(20 * 2**20), TYPE), 413, "body_too_large")
 
 
-def test_a_chunked_body_over_the_limit(api: Api) -> None:
+def test_chunked_body_over_the_limit_is_413(api: Api) -> None:
     start = form((IMAGE[0], b""), end=False)[0].removesuffix(b"\r\n")
     response = api.client.post("/v1/attacks/pgd", content=iter([start, *[bytes(2**20)] * 20]), headers=TYPE)
-    problem(response, 413, "body_too_large")
+    assert_problem(response, 413, "body_too_large")
 
 
-def test_a_length_shorter_than_the_body(api: Api) -> None:
+def test_content_length_shorter_than_the_body_is_400(api: Api) -> None:
     sent = HEAD + b"Connection: close\r\nContent-Length: 100\r\n\r\n" + WHOLE
-    refused(exchange(api, sent), 400, "invalid_body")
+    assert_refused(exchange(api, sent), 400, "invalid_body")
 
 
 @pytest.fixture
 def hasty(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """A service that waits for no body."""
-    monkeypatch.setattr(app, "Bounds", partial(Bounds, patience=0.3))
-    with serving(Settings(home=tmp_path, redis_url=valkey)) as api:
+    monkeypatch.setattr(app, "BodyLimits", partial(BodyLimits, patience=0.3))
+    with run_service(Settings(home=tmp_path, redis_url=valkey)) as api:
         yield api
 
 
-def test_bodies_that_never_end(hasty: Api) -> None:
+def test_body_that_never_ends_is_408(hasty: Api) -> None:
     chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     for sent in (
         HEAD + b"Content-Length: %d\r\n\r\n" % (len(WHOLE) + 100) + WHOLE,
@@ -123,20 +123,20 @@ def test_bodies_that_never_end(hasty: Api) -> None:
         chunked + b"5;" + b"x" * 10_000,
         chunked,
     ):
-        refused(exchange(hasty, sent), 408, "body_too_slow")
+        assert_refused(exchange(hasty, sent), 408, "body_too_slow")
 
 
-def test_the_heads_of_parts_are_bounded(api: Api) -> None:
+def test_oversized_part_headers_are_400(api: Api) -> None:
     for head in (b"X: y\r\n" * 9, b"X: " + b"y" * 5000 + b"\r\n", b"X" * 5000 + b": y\r\n"):
         body = f"--{BOUNDARY}\r\n".encode() + head + b"\r\n\r\n" + WHOLE
-        said = problem(post(api, body, TYPE), 400, "invalid_body")
+        said = assert_problem(post(api, body, TYPE), 400, "invalid_body")
         assert "header" in said["detail"]
 
 
-def test_a_thousand_parts_and_one(api: Api) -> None:
-    said = problem(post(api, *form(*[('name="x"', b"")] * 1001)), 400, "invalid_body")
+def test_form_with_too_many_parts_is_400(api: Api) -> None:
+    said = assert_problem(post(api, *form(*[('name="x"', b"")] * 1001)), 400, "invalid_body")
     assert "more than 64 parts" in said["detail"]
 
 
-def test_the_service_is_well_after_all_that(api: Api) -> None:
-    assert api.job()["status"] == "succeeded"
+def test_service_still_works_after_bad_http(api: Api) -> None:
+    assert api.run_job()["status"] == "succeeded"

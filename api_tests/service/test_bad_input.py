@@ -5,7 +5,7 @@ import zlib
 import httpx2
 import pytest
 
-from api_tests.support.fake_service import Api, data_url, png, problem, some_model
+from api_tests.support.fake_service import Api, assert_problem, data_url, png, sample_manifest
 
 BOUNDARY = "frontier"
 
@@ -23,7 +23,7 @@ def form(*parts: tuple[str, bytes], end: bool = True) -> tuple[bytes, dict[str, 
 
 
 IMAGE = ('name="image"; filename="a.png"', png())
-MODEL = ('name="model"', some_model().id.encode())
+MODEL = ('name="model"', sample_manifest().id.encode())
 
 
 def post(api: Api, body: bytes, headers: dict[str, str], path: str = "/v1/attacks/pgd") -> httpx2.Response:
@@ -49,8 +49,8 @@ def post(api: Api, body: bytes, headers: dict[str, str], path: str = "/v1/attack
         *(("early_stop", value) for value in ("maybe", "2")),
     ],
 )
-def test_a_value_that_cannot_be_used(api: Api, field: str, value: str) -> None:
-    body = problem(api.submit(wait=None, **{field: value}), 422, "invalid_parameter", field)
+def test_invalid_form_value_is_422(api: Api, field: str, value: str) -> None:
+    body = assert_problem(api.submit(wait=None, **{field: value}), 422, "invalid_parameter", field)
     assert field in body["detail"]
 
 
@@ -67,77 +67,94 @@ def test_a_value_that_cannot_be_used(api: Api, field: str, value: str) -> None:
         *(("image", value) for value in (1, [], {}, True)),
     ],
 )
-def test_a_json_value_of_a_wrong_kind(api: Api, field: str, value: object) -> None:
-    body = {"image": data_url(png()), "model": some_model().id, field: value}
-    problem(api.client.post("/v1/attacks/pgd", json=body), 422, "invalid_parameter", field)
+def test_json_value_of_wrong_type_is_422(api: Api, field: str, value: object) -> None:
+    body = {"image": data_url(png()), "model": sample_manifest().id, field: value}
+    assert_problem(api.client.post("/v1/attacks/pgd", json=body), 422, "invalid_parameter", field)
 
 
 @pytest.mark.parametrize(
     "value",
-    ["-1", str(len(some_model().classes)), "9" * 100, "no such class", "--5", "٣", "a\0b", "x" * 150, " "],
+    [
+        "-1",
+        str(len(sample_manifest().classes)),
+        "9" * 100,
+        "no such class",
+        "--5",
+        "٣",
+        "a\0b",
+        "x" * 150,
+        " ",
+    ],
 )
 @pytest.mark.parametrize("field", ["label", "target"])
-def test_a_class_that_the_model_has_not(api: Api, field: str, value: str) -> None:
-    problem(api.submit(wait=None, **{field: value}), 422, "unknown_label", field)
+def test_unknown_class_is_422(api: Api, field: str, value: str) -> None:
+    assert_problem(api.submit(wait=None, **{field: value}), 422, "unknown_label", field)
 
 
 @pytest.mark.parametrize("field", ["label", "target"])
-def test_a_class_name_has_a_bounded_length(api: Api, field: str) -> None:
+def test_empty_or_too_long_class_name_is_422(api: Api, field: str) -> None:
     for value in ("", "x" * 10_000):
-        problem(api.submit(wait=None, **{field: value}), 422, "invalid_parameter", field)
+        assert_problem(api.submit(wait=None, **{field: value}), 422, "invalid_parameter", field)
 
 
-def test_the_target_is_another_class(api: Api) -> None:
-    problem(api.submit(wait=None, label=1, target=1), 422, "invalid_parameter", "target")
-    problem(
-        api.submit(wait=None, label=1, target=some_model().classes[1]), 422, "invalid_parameter", "target"
+def test_target_equal_to_the_label_is_422(api: Api) -> None:
+    assert_problem(api.submit(wait=None, label=1, target=1), 422, "invalid_parameter", "target")
+    assert_problem(
+        api.submit(wait=None, label=1, target=sample_manifest().classes[1]),
+        422,
+        "invalid_parameter",
+        "target",
     )
 
 
 @pytest.mark.parametrize("model", ["../x", "%2e%2e", "a\0b", "іmagenet", "x", "\r\n", "' OR 1", "*"])
-def test_a_model_that_there_is_not(api: Api, model: str) -> None:
-    body = problem(api.submit(wait=None, model=model), 404, "unknown_model", "model")
-    assert some_model().id in body["detail"]
+def test_unknown_model_is_404(api: Api, model: str) -> None:
+    body = assert_problem(api.submit(wait=None, model=model), 404, "unknown_model", "model")
+    assert sample_manifest().id in body["detail"]
 
 
-@pytest.mark.parametrize("top", ["0", "-1", "1.5", str(len(some_model().classes) + 1), "x", "9" * 30])
-def test_no_more_classes_than_there_are(api: Api, top: str) -> None:
-    problem(api.submit("/v1/predictions", wait=None, top=top), 422, "invalid_parameter", "top")
+@pytest.mark.parametrize("top", ["0", "-1", "1.5", str(len(sample_manifest().classes) + 1), "x", "9" * 30])
+def test_top_beyond_the_number_of_classes_is_422(api: Api, top: str) -> None:
+    assert_problem(api.submit("/v1/predictions", wait=None, top=top), 422, "invalid_parameter", "top")
 
 
-def test_an_unknown_field_is_named_with_those_that_exist(api: Api) -> None:
-    body = problem(api.submit(wait=None, epsilon="8/255"), 422, "invalid_parameter", "epsilon")
+def test_unknown_field_is_422_and_suggests_the_nearest_field(api: Api) -> None:
+    body = assert_problem(api.submit(wait=None, epsilon="8/255"), 422, "invalid_parameter", "epsilon")
     assert 'did you mean "eps"' in body["detail"]
-    problem(api.submit("/v1/predictions", wait=None, eps=1), 422, "invalid_parameter", "eps")
-    problem(api.submit("/v1/predictions", wait=None, target=1), 422, "invalid_parameter", "target")
+    assert_problem(api.submit("/v1/predictions", wait=None, eps=1), 422, "invalid_parameter", "eps")
+    assert_problem(api.submit("/v1/predictions", wait=None, target=1), 422, "invalid_parameter", "target")
     name = "\0" + "x" * 2000
-    problem(post(api, *form(IMAGE, MODEL, (f'name="{name}"', b"1"))), 422, "invalid_parameter", name[:60])
+    assert_problem(
+        post(api, *form(IMAGE, MODEL, (f'name="{name}"', b"1"))), 422, "invalid_parameter", name[:60]
+    )
 
 
-def test_the_cost_is_bounded_before_the_job_is_accepted(api: Api) -> None:
-    body = problem(api.submit(wait=None, steps=10_000, restarts=100), 422, "cost_too_high")
+def test_cost_above_the_limit_is_422(api: Api) -> None:
+    body = assert_problem(api.submit(wait=None, steps=10_000, restarts=100), 422, "cost_too_high")
     assert body["cost"]["total"] > body["limit"] == api.settings.cost_limit
 
 
-def test_parts_that_are_missing_doubled_or_too_many(api: Api) -> None:
-    problem(post(api, *form(MODEL)), 422, "invalid_parameter", "image")
-    problem(post(api, *form(IMAGE)), 422, "invalid_parameter", "model")
-    problem(post(api, *form(IMAGE, MODEL, IMAGE)), 422, "invalid_parameter", "image")
-    problem(post(api, *form(IMAGE, MODEL, MODEL)), 422, "invalid_parameter", "model")
-    problem(
+def test_missing_duplicate_or_too_many_form_parts_are_refused(api: Api) -> None:
+    assert_problem(post(api, *form(MODEL)), 422, "invalid_parameter", "image")
+    assert_problem(post(api, *form(IMAGE)), 422, "invalid_parameter", "model")
+    assert_problem(post(api, *form(IMAGE, MODEL, IMAGE)), 422, "invalid_parameter", "image")
+    assert_problem(post(api, *form(IMAGE, MODEL, MODEL)), 422, "invalid_parameter", "model")
+    assert_problem(
         post(api, *form(IMAGE, MODEL, ('name="eps"; filename="e"', b"1"))), 422, "invalid_parameter", "eps"
     )
-    problem(post(api, *form(IMAGE, MODEL, *[('name="x"', b"")] * 1001)), 400, "invalid_body")
-    problem(post(api, *form(IMAGE, MODEL, *[('name="x"; filename="f"', b"")] * 1001)), 400, "invalid_body")
-    problem(post(api, *form(IMAGE, ('name="model"', b"x" * 100_000))), 400, "invalid_body")
+    assert_problem(post(api, *form(IMAGE, MODEL, *[('name="x"', b"")] * 1001)), 400, "invalid_body")
+    assert_problem(
+        post(api, *form(IMAGE, MODEL, *[('name="x"; filename="f"', b"")] * 1001)), 400, "invalid_body"
+    )
+    assert_problem(post(api, *form(IMAGE, ('name="model"', b"x" * 100_000))), 400, "invalid_body")
 
 
-def test_a_form_without_an_end(api: Api) -> None:
-    body = problem(post(api, *form(IMAGE, MODEL, MODEL, end=False)), 400, "invalid_body")
+def test_form_without_closing_boundary_is_400(api: Api) -> None:
+    body = assert_problem(post(api, *form(IMAGE, MODEL, MODEL, end=False)), 400, "invalid_body")
     assert "closing boundary" in body["detail"]
 
 
-def test_forms_that_are_none(api: Api) -> None:
+def test_malformed_forms_are_refused(api: Api) -> None:
     whole, headers = form(IMAGE, MODEL)
     broken = [
         (whole[: len(whole) // 2], headers),
@@ -157,20 +174,20 @@ def test_forms_that_are_none(api: Api) -> None:
         assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_text_is_utf_8_whatever_the_charset_says(api: Api) -> None:
+def test_form_text_is_utf_8_whatever_the_charset_parameter_says(api: Api) -> None:
     for charset in ("punycode", "idna", "hex", "utf-16", "%00"):
         body, headers = form(IMAGE, MODEL)
         headers = {"Content-Type": headers["Content-Type"] + f"; charset={charset}"}
         assert post(api, body, headers).status_code == 202
         body, _ = form(IMAGE, ('name="model"', b"\xff\\x\x80"))
-        problem(post(api, body, headers), 400, "invalid_body")
+        assert_problem(post(api, body, headers), 400, "invalid_body")
 
 
 @pytest.mark.parametrize(
     "name",
     ["../../etc/passwd", "a\0b", "con", "x" * 2000, "<script>", "é", '"', "%2e%2e%2f", "..\\..\\x", ""],
 )
-def test_the_name_and_type_of_the_file_do_not_matter(api: Api, name: str) -> None:
+def test_file_name_and_content_type_of_the_image_part_are_ignored(api: Api, name: str) -> None:
     quoted = name.replace('"', '\\"')
     text = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{quoted}"\r\n'
     body = text.encode() + b"Content-Type: text/html\r\n\r\n" + png() + b"\r\n" + form(MODEL)[0]
@@ -204,45 +221,45 @@ def test_the_name_and_type_of_the_file_do_not_matter(api: Api, name: str) -> Non
     ],
     ids=lambda text: text[:20].decode("latin-1"),
 )
-def test_what_is_not_a_json_object(api: Api, text: bytes) -> None:
-    problem(post(api, text, {"Content-Type": "application/json"}), 400, "invalid_body")
+def test_json_body_that_is_no_valid_object_is_400(api: Api, text: bytes) -> None:
+    assert_problem(post(api, text, {"Content-Type": "application/json"}), 400, "invalid_body")
 
 
 @pytest.mark.parametrize("number", ["1e309", "-1e309", "-1", "1" + "0" * 4000])
-def test_a_json_number_that_is_no_radius(api: Api, number: str) -> None:
-    text = f'{{"image": "{data_url(png())}", "model": "{some_model().id}", "eps": {number}}}'
+def test_json_number_out_of_range_is_422(api: Api, number: str) -> None:
+    text = f'{{"image": "{data_url(png())}", "model": "{sample_manifest().id}", "eps": {number}}}'
     kind = {"Content-Type": "application/json"}
-    problem(post(api, text.encode(), kind), 422, "invalid_parameter", "eps")
+    assert_problem(post(api, text.encode(), kind), 422, "invalid_parameter", "eps")
 
 
-def test_a_doubled_member(api: Api) -> None:
+def test_duplicate_json_member_is_422(api: Api) -> None:
     text = b'{"model": "a", "model": "b"}'
-    problem(post(api, text, {"Content-Type": "application/json"}), 422, "invalid_parameter", "model")
+    assert_problem(post(api, text, {"Content-Type": "application/json"}), 422, "invalid_parameter", "model")
 
 
 @pytest.mark.parametrize(
     "image", ["data:image/png;base64,!!!", "data:image/png,abc", "x", "é", "data:", "a" * 101]
 )
-def test_an_image_that_is_no_base64(api: Api, image: str) -> None:
-    body = {"image": image, "model": some_model().id}
-    problem(api.client.post("/v1/attacks/pgd", json=body), 422, "invalid_image", "image")
+def test_image_that_is_not_base64_is_422(api: Api, image: str) -> None:
+    body = {"image": image, "model": sample_manifest().id}
+    assert_problem(api.client.post("/v1/attacks/pgd", json=body), 422, "invalid_image", "image")
 
 
 @pytest.mark.parametrize(
     "kind",
     ["text/plain", "application/x-www-form-urlencoded", "", "image/png", "\xff", "application/xml", ";"],
 )
-def test_other_types_of_bodies(api: Api, kind: str) -> None:
+def test_unsupported_content_type_is_415(api: Api, kind: str) -> None:
     response = api.client.post(
         "/v1/attacks/pgd", content=b"a=1", headers={b"Content-Type": kind.encode("latin-1")}
     )
-    body = problem(response, 415, "unsupported_media_type")
+    body = assert_problem(response, 415, "unsupported_media_type")
     assert "multipart/form-data" in body["detail"]
 
 
-def test_compressed_bodies(api: Api) -> None:
+def test_compressed_body_is_415(api: Api) -> None:
     body, headers = form(IMAGE, MODEL)
-    problem(
+    assert_problem(
         post(api, zlib.compress(body), {**headers, "Content-Encoding": "gzip"}), 415, "unsupported_media_type"
     )
 
@@ -250,7 +267,7 @@ def test_compressed_bodies(api: Api) -> None:
 @pytest.mark.parametrize(
     "job", ["x", "0" * 32, "%2E%2E", "%00", "A" * 32, "ж" * 30, "x" * 5000, "0" * 31 + ":", "*"]
 )
-def test_jobs_that_there_are_not(api: Api, job: str) -> None:
+def test_unknown_job_is_404(api: Api, job: str) -> None:
     for method, tail in (
         ("GET", ""),
         ("DELETE", ""),
@@ -273,8 +290,8 @@ def test_jobs_that_there_are_not(api: Api, job: str) -> None:
         *(("status=done", "status"), ("kind=x", "kind"), ("method=" + "x" * 65, "method")),
     ],
 )
-def test_lists_with_impossible_filters(api: Api, query: str, field: str) -> None:
-    problem(api.client.get(f"/v1/jobs?{query}"), 422, "invalid_parameter", field)
+def test_invalid_job_list_filter_is_422(api: Api, query: str, field: str) -> None:
+    assert_problem(api.client.get(f"/v1/jobs?{query}"), 422, "invalid_parameter", field)
 
 
 @pytest.mark.parametrize(
@@ -285,31 +302,31 @@ def test_lists_with_impossible_filters(api: Api, query: str, field: str) -> None
     ],
 )
 @pytest.mark.parametrize("cursor", ["x", "é", "AAAA", "%00", "A" * 150, "0-0"])
-def test_forged_cursors(api: Api, path: str, cursor: str) -> None:
-    problem(api.client.get(f"{path}?cursor={cursor}"), 422, "invalid_cursor", "cursor")
+def test_forged_cursor_is_422(api: Api, path: str, cursor: str) -> None:
+    assert_problem(api.client.get(f"{path}?cursor={cursor}"), 422, "invalid_cursor", "cursor")
 
 
-def test_a_cursor_of_another_list(api: Api) -> None:
+def test_cursor_of_another_list_is_422(api: Api) -> None:
     for _ in range(2):
-        api.job()
+        api.run_job()
     cursor = api.client.get("/v1/jobs?limit=1&method=pgd").json()["cursor"]
-    problem(api.client.get(f"/v1/jobs?limit=1&cursor={cursor}"), 422, "invalid_cursor", "cursor")
+    assert_problem(api.client.get(f"/v1/jobs?limit=1&cursor={cursor}"), 422, "invalid_cursor", "cursor")
 
 
 @pytest.mark.parametrize("name", ["nope", "PGD", "%00", "x" * 3000, "pgd%20"])
 @pytest.mark.parametrize("kind", ["attacks", "certificates"])
-def test_methods_that_there_are_not(api: Api, kind: str, name: str) -> None:
+def test_unknown_method_is_404(api: Api, kind: str, name: str) -> None:
     for method in ("GET", "POST"):
-        problem(api.client.request(method, f"/v1/{kind}/{name}"), 404, "unknown_method", "method")
+        assert_problem(api.client.request(method, f"/v1/{kind}/{name}"), 404, "unknown_method", "method")
 
 
-def test_paths_and_verbs_that_there_are_not(api: Api) -> None:
-    problem(api.client.get("/v1/nothing"), 404, "not_found")
+def test_unknown_path_is_404_and_unknown_verb_is_405(api: Api) -> None:
+    assert_problem(api.client.get("/v1/nothing"), 404, "not_found")
     for method in ("TRACE", "PUT", "PATCH", "BREW"):
         response = api.client.request(method, "/v1/attacks/pgd")
-        problem(response, 405, "method_not_allowed")
+        assert_problem(response, 405, "method_not_allowed")
         assert response.headers["allow"] == "GET, POST"
 
 
-def test_the_service_is_well_after_all_that(api: Api) -> None:
-    assert api.job()["status"] == "succeeded"
+def test_service_still_works_after_bad_input(api: Api) -> None:
+    assert api.run_job()["status"] == "succeeded"

@@ -11,9 +11,9 @@ from functools import partial
 import pytest
 
 from api_tests.service.test_bad_http import HEAD
-from api_tests.support.fake_service import Api, png, problem, serving
-from api_tests.support.wait import SECONDS, wait_until
-from service.http.body_limits import Room
+from api_tests.support.fake_service import Api, assert_problem, png, run_service
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
+from service.http.body_limits import BodyMemory
 from touchstone.settings import Settings
 
 MIB = 2**20
@@ -25,58 +25,58 @@ LARGE = png() + bytes(MIB)
 def cramped(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A service that holds three megabytes of bodies."""
     home = tmp_path_factory.mktemp("cramped")
-    with serving(Settings(home=home, redis_url=valkey_server, bodies_memory=3 * MIB)) as api:
+    with run_service(Settings(home=home, redis_url=valkey_server, bodies_memory=3 * MIB)) as api:
         yield api
 
 
 @pytest.fixture
-def room(cramped: Api) -> Room:
+def room(cramped: Api) -> BodyMemory:
     """What the service holds."""
     app = cramped.server.config.app
     (room,) = [layer.kwargs["room"] for layer in app.user_middleware if "room" in layer.kwargs]  # type: ignore[union-attr]
-    assert isinstance(room, Room)
+    assert isinstance(room, BodyMemory)
     return room
 
 
-def begin(api: Api, size: int) -> socket.socket:
+def send_partial_body(api: Api, size: int) -> socket.socket:
     """Somebody who sends so much of a body, and then nothing."""
-    line = socket.create_connection(("127.0.0.1", api.port), timeout=SECONDS)
+    line = socket.create_connection(("127.0.0.1", api.port), timeout=TIMEOUT_SECONDS)
     line.sendall(HEAD + b"Content-Length: 9999999\r\n\r\n" + bytes(size))
     return line
 
 
-def test_a_body_for_which_there_is_no_room(cramped: Api, room: Room) -> None:
+def test_body_is_503_while_body_memory_is_full(cramped: Api, room: BodyMemory) -> None:
     with ExitStack() as stack:
         for _ in range(2):
-            stack.enter_context(begin(cramped, 5 * MIB // 4))
-        wait_until(lambda: room.held >= 5 * MIB // 2)
+            stack.enter_context(send_partial_body(cramped, 5 * MIB // 4))
+        wait_until(lambda: room.used >= 5 * MIB // 2)
         response = cramped.submit(wait=None, image=LARGE)
-        problem(response, 503, "overloaded")
+        assert_problem(response, 503, "overloaded")
         assert response.headers["retry-after"] == "1"
         assert response.headers["connection"] == "close"
         assert cramped.submit(wait=None).status_code == 202
     wait_until(lambda: cramped.submit(wait=None, image=LARGE).status_code == 202)
-    assert room.held == 0
+    assert room.used == 0
 
 
-def test_who_waits_for_a_job_holds_no_body(cramped: Api, room: Room) -> None:
+def test_request_waiting_for_its_job_holds_no_body_memory(cramped: Api, room: BodyMemory) -> None:
     queued = partial(cramped.client.get, "/v1/jobs", params={"status": "queued"})
 
     def wait(_: int) -> int:
         return cramped.submit(wait=20, image=LARGE).status_code
 
     with ThreadPoolExecutor(6) as pool:
-        with cramped.worker.resting():
+        with cramped.worker.pause():
             before = len(queued().json()["items"])
             answers = pool.map(wait, range(2))
             wait_until(lambda: len(queued().json()["items"]) == before + 2)
             more = pool.map(wait, range(2))
             wait_until(lambda: len(queued().json()["items"]) == before + 4)
-            assert room.held == 0
+            assert room.used == 0
         assert [*answers, *more] == [200] * 4
 
 
-def test_files_that_go_to_the_disk_need_no_room(cramped: Api, room: Room) -> None:
+def test_file_upload_to_disk_holds_no_body_memory(cramped: Api, room: BodyMemory) -> None:
     response = cramped.client.post("/v1/models", files={"file": bytes(5 * MIB), "manifest": b"{}"})
     assert response.status_code == 422
-    assert room.held == 0
+    assert room.used == 0

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from api_tests.support.fake_service import Api, Work, problem, succeed
-from api_tests.support.wait import SECONDS
+from api_tests.support.fake_service import Api, FakeJob, assert_problem, succeed
+from api_tests.support.wait import TIMEOUT_SECONDS
 
 
 def cancel(api: Api, *jobs: str) -> list[dict[str, Any]]:
@@ -18,9 +18,9 @@ def cancel(api: Api, *jobs: str) -> list[dict[str, Any]]:
     return items
 
 
-def test_each_is_answered_for_and_none_spoils_the_others(api: Api) -> None:
-    done, nobody = api.job()["id"], "0" * 32
-    with api.worker.resting():
+def test_bulk_cancel_reports_each_job_and_cancels_the_others_despite_failures(api: Api) -> None:
+    done, nobody = api.run_job()["id"], "0" * 32
+    with api.worker.pause():
         waiting = [api.submit(wait=None).json()["id"] for _ in range(2)]
         items = cancel(api, waiting[0], nobody, done, "no id at all", waiting[1], waiting[0])
     canceled = {"status": "canceled", "code": None, "detail": None}
@@ -42,14 +42,14 @@ def test_each_is_answered_for_and_none_spoils_the_others(api: Api) -> None:
         assert api.client.get(f"/v1/jobs/{job}").json()["status"] == "canceled"
 
 
-def test_a_running_job_is_told(api: Api) -> None:
+def test_bulk_cancel_cancels_a_running_job(api: Api) -> None:
     go_on = threading.Event()
 
-    def slowly(work: Work) -> None:
-        go_on.wait(SECONDS)
+    def slowly(work: FakeJob) -> None:
+        go_on.wait(TIMEOUT_SECONDS)
         succeed(work)
 
-    with api.worker.doing(slowly):
+    with api.worker.with_behavior(slowly):
         path = api.submit(wait=None).json()["links"]["self"]
         while api.client.get(path).json()["status"] == "queued":
             time.sleep(0.01)
@@ -60,11 +60,13 @@ def test_a_running_job_is_told(api: Api) -> None:
     assert job["status"] == "canceled"
 
 
-def test_two_hundred_are_one_call_of_the_ledger(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bulk_cancel_of_two_hundred_jobs_is_one_ledger_call(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     run = api.ledger.scripts.run
     monkeypatch.setattr(api.ledger.scripts, "run", lambda name, *args: calls.append(name) or run(name, *args))
-    jobs = [api.job()["id"], *(f"{number:032x}" for number in range(199))]
+    jobs = [api.run_job()["id"], *(f"{number:032x}" for number in range(199))]
     assert len(cancel(api, *jobs)) == 200
     assert calls.count("jobs/cancel") == 1
 
@@ -81,19 +83,19 @@ def test_two_hundred_are_one_call_of_the_ledger(api: Api, monkeypatch: pytest.Mo
         ({"jobs": ["x"], "job": "y"}, "job"),
     ],
 )
-def test_what_is_no_list_of_ids_is_refused(api: Api, body: dict[str, Any], field: str) -> None:
-    problem(api.client.post("/v1/jobs/cancel", json=body), 422, "invalid_parameter", field)
+def test_bulk_cancel_without_a_valid_list_of_ids_is_422(api: Api, body: dict[str, Any], field: str) -> None:
+    assert_problem(api.client.post("/v1/jobs/cancel", json=body), 422, "invalid_parameter", field)
 
 
-def test_half_a_character_is_refused_rather_than_stumbled_over(api: Api) -> None:
+def test_lone_surrogate_in_a_job_id_is_refused_without_a_crash(api: Api) -> None:
     headers = {"Content-Type": "application/json"}
     response = api.client.post("/v1/jobs/cancel", content=b'{"jobs": ["\\ud800"]}', headers=headers)
     assert response.status_code in (400, 422)
 
 
-def test_only_json_will_do(api: Api) -> None:
+def test_bulk_cancel_accepts_only_json(api: Api) -> None:
     response = api.client.post("/v1/jobs/cancel", files={"jobs": ("a", b"x")})
-    problem(response, 415, "unsupported_media_type")
+    assert_problem(response, 415, "unsupported_media_type")
     assert response.headers["accept"] == "application/json"
     headers = {"Content-Type": "application/json"}
-    problem(api.client.post("/v1/jobs/cancel", content=b"{", headers=headers), 400, "invalid_body")
+    assert_problem(api.client.post("/v1/jobs/cancel", content=b"{", headers=headers), 400, "invalid_body")

@@ -11,15 +11,15 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from api_tests.support.fake_service import Api, serving
-from api_tests.support.wait import SECONDS, wait_until
+from api_tests.support.fake_service import Api, run_service
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from service.http import connections
-from service.http.read_deadline import Patience
+from service.http.read_deadline import ReadDeadline
 from touchstone.settings import Settings
 
 
-def lines(api: Api, count: int) -> list[socket.socket]:
-    return [socket.create_connection(("127.0.0.1", api.port), timeout=SECONDS) for _ in range(count)]
+def open_connections(api: Api, count: int) -> list[socket.socket]:
+    return [socket.create_connection(("127.0.0.1", api.port), timeout=TIMEOUT_SECONDS) for _ in range(count)]
 
 
 def read_until(line: socket.socket, text: bytes, *, times: int = 1) -> bytes:
@@ -32,22 +32,22 @@ def read_until(line: socket.socket, text: bytes, *, times: int = 1) -> bytes:
     return received
 
 
-def test_heads_that_never_end_are_cut_off(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_with_unfinished_heads_are_closed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
-    opened = lines(api, 20)
+    opened = open_connections(api, 20)
     for line in opened:
         with suppress(ConnectionError):  # the first may have been cut off before the last is here
             line.sendall(b"GET / HTTP/1.1\r\nX: ")
     for line in opened:
-        assert said(line) == b""
+        assert receive_first_bytes(line) == b""
         line.close()
 
 
-def test_a_second_head_is_not_waited_for_longer_than_the_first(
+def test_unfinished_second_head_is_closed_after_the_same_time(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
-    (line,) = lines(api, 1)
+    (line,) = open_connections(api, 1)
     with line:
         line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_until(line, b"alive")
@@ -55,35 +55,35 @@ def test_a_second_head_is_not_waited_for_longer_than_the_first(
         assert line.recv(10) == b""
 
 
-def test_an_answer_may_take_longer_than_a_head(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_may_take_longer_than_the_head_timeout(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 1.0)
-    with api.worker.resting():
+    with api.worker.pause():
         job = api.submit(wait=None).json()["links"]["self"]
-        (line,) = lines(api, 1)
+        (line,) = open_connections(api, 1)
         with line:
             line.sendall(f"GET {job} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=2\r\n\r\n".encode())
             assert line.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_pipelined_requests_are_all_answered(api: Api) -> None:
-    (line,) = lines(api, 1)
+    (line,) = open_connections(api, 1)
     with line:
         line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
         assert read_until(line, b"alive", times=3).count(b"HTTP/1.1 200 OK") == 3
 
 
 @contextmanager
-def hardly_reading(api: Api, path: str) -> Iterator[socket.socket]:
+def open_slow_reader(api: Api, path: str) -> Iterator[socket.socket]:
     """Somebody who asks for something large, and has little room for it."""
     with socket.socket() as line:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.settimeout(SECONDS)
+        line.settimeout(TIMEOUT_SECONDS)
         line.connect(("127.0.0.1", api.port))
         line.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         yield line
 
 
-def held(api: Api) -> int:
+def count_connections(api: Api) -> int:
     """The connections that the service holds."""
     return len(api.server.server_state.connections)
 
@@ -91,30 +91,30 @@ def held(api: Api) -> int:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that waits for nobody."""
-    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(connections, "Patience", lambda: Patience(1.5, 10**5))
+    monkeypatch.setattr(connections, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "ReadDeadline", lambda: ReadDeadline(1.5, 10**5))
 
 
-def large(api: Api) -> str:
+def large_artifact_path(api: Api) -> str:
     """The path of three megabytes."""
-    path: str = api.job()["links"]["artifacts"]["adversarial.npy"]
+    path: str = api.run_job()["links"]["artifacts"]["adversarial.npy"]
     return path
 
 
 @pytest.mark.usefixtures("hasty")
-def test_answers_that_nobody_reads_are_cut_off(api: Api) -> None:
-    path = large(api)
+def test_connections_with_unread_answers_are_closed(api: Api) -> None:
+    path = large_artifact_path(api)
     with ExitStack() as stack:
         for _ in range(10):
-            stack.enter_context(hardly_reading(api, path))
-        wait_until(lambda: held(api) > 5)
-        wait_until(lambda: held(api) <= 1)
+            stack.enter_context(open_slow_reader(api, path))
+        wait_until(lambda: count_connections(api) > 5)
+        wait_until(lambda: count_connections(api) <= 1)
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_slow_reader_who_keeps_the_pace_gets_everything(api: Api) -> None:
-    path, began, size = large(api), time.monotonic(), 0
-    with hardly_reading(api, path) as line:
+def test_slow_reader_above_the_minimum_rate_gets_the_whole_answer(api: Api) -> None:
+    path, began, size = large_artifact_path(api), time.monotonic(), 0
+    with open_slow_reader(api, path) as line:
         while size < 3_000_006:
             piece = line.recv(100_000)
             assert piece, size
@@ -124,9 +124,9 @@ def test_a_slow_reader_who_keeps_the_pace_gets_everything(api: Api) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_reader_is_not_blamed_for_a_service_that_stood_still(api: Api) -> None:
-    loop = api.server._backend.waiting.news._loop
-    with hardly_reading(api, large(api)) as line:
+def test_reader_is_not_cut_off_because_the_event_loop_was_blocked(api: Api) -> None:
+    loop = api.server._backend.waiters.broadcaster._loop
+    with open_slow_reader(api, large_artifact_path(api)) as line:
         size = len(line.recv(1))
         loop.call_soon_threadsafe(time.sleep, 2)
         time.sleep(2.2)
@@ -137,47 +137,49 @@ def test_a_reader_is_not_blamed_for_a_service_that_stood_still(api: Api) -> None
 
 
 @pytest.mark.usefixtures("hasty")
-def test_an_answer_that_takes_its_time_is_no_fault_of_the_reader(api: Api) -> None:
-    with api.worker.resting():
+def test_waiting_for_a_job_does_not_count_as_slow_reading(api: Api) -> None:
+    with api.worker.pause():
         path = api.submit(wait=None).json()["links"]["self"]
         assert api.client.get(path, headers={"Prefer": "wait=1"}).status_code == 200
 
 
-def test_the_patience_with_readers_is_less_than_fifteen_seconds() -> None:
-    assert Patience().longest + connections.LOOK_SECONDS < 15
+def test_read_deadline_is_less_than_fifteen_seconds() -> None:
+    assert ReadDeadline().max_wait + connections.CHECK_SECONDS < 15
 
 
 @contextmanager
-def small(valkey: str, home: Path, **most: int) -> Iterator[Api]:
+def serve_with_limits(valkey: str, home: Path, **most: int) -> Iterator[Api]:
     """A service for few."""
     settings = Settings.model_validate({"home": home, "redis_url": valkey, **most})
-    with serving(settings) as api:
+    with run_service(settings) as api:
         yield api
 
 
 @pytest.mark.parametrize("setting", ["connections", "connections_each"])
-def test_one_connection_too_many_is_turned_away(valkey: str, tmp_path: Path, setting: str) -> None:
-    with small(valkey, tmp_path, **{setting: 3}) as api, ExitStack() as stack:
-        opened = [stack.enter_context(line) for line in lines(api, 3)]
-        wait_until(lambda: held(api) == 3)
+def test_connection_over_the_limit_is_503(valkey: str, tmp_path: Path, setting: str) -> None:
+    with serve_with_limits(valkey, tmp_path, **{setting: 3}) as api, ExitStack() as stack:
+        opened = [stack.enter_context(line) for line in open_connections(api, 3)]
+        wait_until(lambda: count_connections(api) == 3)
         answer = httpx2.get(f"{api.origin}/healthz")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["code"] == "too_many_connections"
         opened[0].close()
-        wait_until(lambda: held(api) == 2)
+        wait_until(lambda: count_connections(api) == 2)
         assert httpx2.get(f"{api.origin}/healthz").status_code == 200
 
 
-def test_a_flood_is_not_even_answered(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LINGER_SECONDS", SECONDS)
-    with small(valkey, tmp_path, connections=2) as api, ExitStack() as stack:
-        opened = [stack.enter_context(line) for line in lines(api, 8)]
-        answers = [said(line) for line in opened[2:]]
+def test_connections_far_over_the_limit_are_closed_without_answer(
+    valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LINGER_SECONDS", TIMEOUT_SECONDS)
+    with serve_with_limits(valkey, tmp_path, connections=2) as api, ExitStack() as stack:
+        opened = [stack.enter_context(line) for line in open_connections(api, 8)]
+        answers = [receive_first_bytes(line) for line in opened[2:]]
     assert [answer[:12] for answer in answers] == [b"HTTP/1.1 503"] * 2 + [b""] * 4
 
 
-def said(line: socket.socket) -> bytes:
+def receive_first_bytes(line: socket.socket) -> bytes:
     """What comes first, if anything does."""
     try:
         return line.recv(1000)
@@ -185,16 +187,18 @@ def said(line: socket.socket) -> bytes:
         return b""
 
 
-def test_who_is_turned_away_is_not_kept(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_connection_is_closed_after_a_short_linger(
+    valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "LINGER_SECONDS", 0.3)
-    with small(valkey, tmp_path, connections=2) as api, ExitStack() as stack:
-        opened = [stack.enter_context(line) for line in lines(api, 3)]
-        assert said(opened[2])[:12] == b"HTTP/1.1 503"
-        wait_until(lambda: held(api) == 2)
+    with serve_with_limits(valkey, tmp_path, connections=2) as api, ExitStack() as stack:
+        opened = [stack.enter_context(line) for line in open_connections(api, 3)]
+        assert receive_first_bytes(opened[2])[:12] == b"HTTP/1.1 503"
+        wait_until(lambda: count_connections(api) == 2)
 
 
-def test_requests_count_whose_connections_are_gone(valkey: str, tmp_path: Path) -> None:
-    with small(valkey, tmp_path, connections=2) as api, api.worker.resting():
+def test_running_requests_of_closed_connections_count_toward_the_limit(valkey: str, tmp_path: Path) -> None:
+    with serve_with_limits(valkey, tmp_path, connections=2) as api, api.worker.pause():
         job = api.submit(wait=None).json()["links"]["self"]
         asked = f"GET {job} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n\r\n".encode()
         api.client.close()
@@ -203,11 +207,11 @@ def test_requests_count_whose_connections_are_gone(valkey: str, tmp_path: Path) 
             with socket.create_connection(("127.0.0.1", api.port)) as line:
                 line.sendall(asked)
                 wait_until(lambda count=count: len(tasks) == count)  # type: ignore[misc]
-        wait_until(lambda: held(api) == 0)
+        wait_until(lambda: count_connections(api) == 0)
         assert httpx2.get(f"{api.origin}/healthz").status_code == 503
 
 
-def test_little_is_taken_for_who_does_not_read(api: Api) -> None:
+def test_slow_reader_is_buffered_only_up_to_the_limit(api: Api) -> None:
     assert api.client.get("/healthz").status_code == 200
     for connection in tuple(api.server.server_state.connections):
         transport = connection.transport  # type: ignore[union-attr]
@@ -215,24 +219,24 @@ def test_little_is_taken_for_who_does_not_read(api: Api) -> None:
         assert (unsent, transport.get_write_buffer_limits()) == (128 * 2**10, (0, 0))
 
 
-def test_an_idle_connection_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 10 * SECONDS)
+def test_idle_keep_alive_connection_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 10 * TIMEOUT_SECONDS)
     monkeypatch.setattr(api.server.config, "timeout_keep_alive", 0.2)
-    (line,) = lines(api, 1)
+    (line,) = open_connections(api, 1)
     with line:
         line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         read_until(line, b"alive")
         assert line.recv(10) == b""
 
 
-def test_slow_clients_keep_nobody_waiting(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_clients_do_not_delay_other_requests(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifty who send a head a byte at a time; `benchmarks.slow_clients` measures 200, and bodies too."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 10 * SECONDS)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 10 * TIMEOUT_SECONDS)
     with ExitStack() as stack:
-        opened = [stack.enter_context(line) for line in lines(api, 50)]
+        opened = [stack.enter_context(line) for line in open_connections(api, 50)]
         for byte in b"GET /healthz HTTP/1.1\r\n":
             for line in opened:
                 line.sendall(bytes([byte]))
             assert api.client.get("/healthz").status_code == 200
-        assert held(api) > 50
-    wait_until(lambda: held(api) <= 1)
+        assert count_connections(api) > 50
+    wait_until(lambda: count_connections(api) <= 1)

@@ -5,26 +5,26 @@ import re
 from api_tests.support.fake_service import Api
 
 
-def test_health_and_readiness(api: Api) -> None:
+def test_readiness_needs_a_worker_and_liveness_does_not(api: Api) -> None:
     assert api.client.get("/healthz").json() == {"status": "alive"}
     response = api.client.get("/readyz")
     assert (response.status_code, response.json()["missing"]) == (503, ["worker"])
     assert response.json()["code"] == "not_ready"
-    api.ledger.beat("w1", {"running": 0})
+    api.ledger.heartbeat("w1", {"running": 0})
     assert api.client.get("/readyz").json() == {"status": "ready", "workers": 1}
-    api.ledger.leave("w1")
+    api.ledger.remove_worker("w1")
 
 
 LOADED = [{"id": "m", "digest": f"sha256:{number}", "bytes": 9} for number in range(2)]
 
 
-def test_metrics(api: Api) -> None:
-    api.job()
+def test_metrics_show_queue_workers_batches_and_requests(api: Api) -> None:
+    api.run_job()
     histogram = {"buckets": {"1": 3, "8": 5, "16": 6}, "sum": 30, "count": 7}
     info = {"batch_rows": histogram, "queries": {"forward": 30, "backward": 20}, "resident_models": LOADED}
-    api.ledger.beat("w1", info)
+    api.ledger.heartbeat("w1", info)
     text = api.client.get("/metrics").text
-    api.ledger.leave("w1")
+    api.ledger.remove_worker("w1")
     for line in (
         "touchstone_ledger_up 1.0",
         "touchstone_queue_depth 0.0",
@@ -42,7 +42,7 @@ def test_metrics(api: Api) -> None:
     )
 
 
-def test_docs_come_from_this_machine_only(api: Api) -> None:
+def test_docs_page_loads_files_of_this_service_only(api: Api) -> None:
     page = api.client.get("/docs")
     assert (
         page.headers["content-security-policy"].count("'unsafe-inline'") == 1
@@ -53,7 +53,7 @@ def test_docs_come_from_this_machine_only(api: Api) -> None:
         assert api.client.get(path).status_code == 200
 
 
-def test_the_description_comes_compressed_to_who_takes_it(api: Api) -> None:
+def test_openapi_is_compressed_when_the_client_accepts_gzip(api: Api) -> None:
     plain, packed = (
         api.client.get("/openapi.json", headers={"Accept-Encoding": encoding})
         for encoding in ("identity", "gzip")
@@ -64,7 +64,7 @@ def test_the_description_comes_compressed_to_who_takes_it(api: Api) -> None:
     assert "/v1/attacks/pgd" in plain.json()["paths"]
 
 
-def test_every_answer_is_safe_and_has_an_id(api: Api) -> None:
+def test_every_answer_has_security_headers_and_a_request_id(api: Api) -> None:
     for path in ("/healthz", "/v1/jobs", "/nothing", "/docs"):
         headers = api.client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"

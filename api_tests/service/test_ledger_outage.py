@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from api_tests.support.fake_service import Api, serving
-from api_tests.support.wait import SECONDS, wait_until
+from api_tests.support.fake_service import Api, run_service
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from service import app
-from service.state.dispatch import Ringer
-from service.state.job_waiters import Waiting
+from service.state.dispatch import Dispatcher
+from service.state.job_waiters import JobWaiters
 from touchstone.errors import LedgerUnavailable
 from touchstone.ledger import quotas
 from touchstone.ledger.connection import ANSWER_SECONDS
@@ -26,7 +26,7 @@ from touchstone.settings import Settings
 from touchstone.supervisor import valkey
 
 
-class Outage:
+class FreezableValkey:
     """A Valkey that can be frozen."""
 
     def __init__(self, home: Path) -> None:
@@ -45,35 +45,39 @@ class Outage:
 
 
 @pytest.fixture(scope="module")
-def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outage]:
-    outage = Outage(tmp_path_factory.mktemp("outage"))
+def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreezableValkey]:
+    outage = FreezableValkey(tmp_path_factory.mktemp("outage"))
     yield outage
     outage.server.stop()
 
 
 @pytest.fixture
-def api(outage: Outage, tmp_path: Path) -> Iterator[Api]:  # instead of the one that all modules share
-    with serving(Settings(home=tmp_path, redis_url=outage.server.url)) as api:
+def api(
+    outage: FreezableValkey, tmp_path: Path
+) -> Iterator[Api]:  # instead of the one that all modules share
+    with run_service(Settings(home=tmp_path, redis_url=outage.server.url)) as api:
         yield api
 
 
-def tried(api: Api) -> tuple[int, str]:
+def submit_and_read_code(api: Api) -> tuple[int, str]:
     response = api.submit(wait=None)
     return response.status_code, response.json().get("code", "")
 
 
-def test_everyone_hears_of_it_at_once_and_nobody_else_waits(api: Api, outage: Outage) -> None:
-    api.job()
+def test_ledger_outage_is_503_and_does_not_delay_requests_without_ledger(
+    api: Api, outage: FreezableValkey
+) -> None:
+    api.run_job()
     meanwhile = 0
     with outage.frozen(), ThreadPoolExecutor(16) as pool:
-        answers = [pool.submit(tried, api) for _ in range(16)]
+        answers = [pool.submit(submit_and_read_code, api) for _ in range(16)]
         while not any(answer.done() for answer in answers):
             assert api.client.get("/healthz").status_code == 200
             meanwhile += 1
         assert {answer.result(20) for answer in answers} == {(503, "ledger_unavailable")}
         assert api.client.get("/readyz").json()["missing"] == ["ledger", "worker"]
     assert meanwhile > 1, "only who asks for the ledger waits until it counts as gone"
-    assert api.job()["status"] == "succeeded"
+    assert api.run_job()["status"] == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -86,11 +90,11 @@ def test_everyone_hears_of_it_at_once_and_nobody_else_waits(api: Api, outage: Ou
         ("/metrics", 200),
     ],
 )
-def test_nobody_waits_for_the_ledger_twice(
-    api: Api, outage: Outage, path: str, status: int, monkeypatch: pytest.MonkeyPatch
+def test_request_waits_for_at_most_one_ledger_timeout(
+    api: Api, outage: FreezableValkey, path: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even where what a tenant may use must be asked before anything else."""
-    monkeypatch.setattr(quotas, "REMEMBERED_SECONDS", 0)
+    monkeypatch.setattr(quotas, "CACHE_SECONDS", 0)
     assert api.client.get(path).status_code == 200
     with outage.frozen():
         began = time.monotonic()
@@ -99,10 +103,12 @@ def test_nobody_waits_for_the_ledger_twice(
     assert api.client.get(path).status_code == 200
 
 
-def test_who_waits_for_a_job_that_was_accepted_is_told_of_the_job(api: Api, outage: Outage) -> None:
-    with api.worker.resting(), ThreadPoolExecutor() as pool:
+def test_waiting_submission_returns_the_accepted_job_during_an_outage(
+    api: Api, outage: FreezableValkey
+) -> None:
+    with api.worker.pause(), ThreadPoolExecutor() as pool:
         waiting = pool.submit(api.submit, wait=3)
-        while not api.worker.rung:  # before that, the service may not have heard what the ledger wrote
+        while not api.worker.dispatched:  # before that, the service may not have heard what the ledger wrote
             time.sleep(0.01)
         with outage.frozen():
             response = waiting.result()
@@ -110,8 +116,8 @@ def test_who_waits_for_a_job_that_was_accepted_is_told_of_the_job(api: Api, outa
     assert response.json()["status"] == "queued"
 
 
-def test_waiters_are_woken_again_after_it(api: Api, outage: Outage) -> None:
-    with api.worker.resting():
+def test_waiters_are_woken_after_the_outage(api: Api, outage: FreezableValkey) -> None:
+    with api.worker.pause():
         path = api.submit(wait=None).json()["links"]
         woken: list[float] = []
 
@@ -129,7 +135,7 @@ def test_waiters_are_woken_again_after_it(api: Api, outage: Outage) -> None:
     assert woken[0] - began < 20
 
 
-def test_a_watch_that_was_not_confirmed_is_none(outage: Outage, tmp_path: Path) -> None:
+def test_watch_raises_when_its_subscription_is_not_confirmed(outage: FreezableValkey, tmp_path: Path) -> None:
     ledger = Ledger(outage.server.url, Settings(home=tmp_path))
     ledger.ping()  # opens the connection that the watch will use
     with outage.frozen(), pytest.raises(LedgerUnavailable):
@@ -139,21 +145,21 @@ def test_a_watch_that_was_not_confirmed_is_none(outage: Outage, tmp_path: Path) 
     ledger.close()
 
 
-def test_who_waits_leaves_the_threads_to_requests(
+def test_waiting_requests_leave_the_threads_to_other_requests(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looking: list[str] = []
     go_on = threading.Event()
 
-    def slowly(_: Waiting, job: Job, _may_wait: object) -> Job:
+    def slowly(_: JobWaiters, job: Job, _may_wait: object) -> Job:
         looking.append(job.id)
-        go_on.wait(SECONDS)
+        go_on.wait(TIMEOUT_SECONDS)
         return job
 
     monkeypatch.setattr(app, "THREADS", 2)
-    monkeypatch.setattr(Waiting, "_look", slowly)
-    with serving(settings) as api, ThreadPoolExecutor() as pool:
-        with api.worker.resting():
+    monkeypatch.setattr(JobWaiters, "_read", slowly)
+    with run_service(settings) as api, ThreadPoolExecutor() as pool:
+        with api.worker.pause():
             waiters = [pool.submit(api.submit, wait=50) for _ in range(3)]
             try:
                 wait_until(lambda: len(looking) == len(waiters))
@@ -163,7 +169,7 @@ def test_who_waits_leaves_the_threads_to_requests(
         assert {waiter.result().json()["status"] for waiter in waiters} == {"succeeded"}
 
 
-def test_a_bell_that_cannot_be_rung_keeps_none_from_being_rung() -> None:
+def test_dispatcher_goes_on_after_a_failed_dispatch() -> None:
     rung: list[str] = []
 
     def ring(job: str) -> None:
@@ -171,9 +177,9 @@ def test_a_bell_that_cannot_be_rung_keeps_none_from_being_rung() -> None:
         if job == "first":
             raise RuntimeError("not foreseen")
 
-    ringer = Ringer(ring)
+    ringer = Dispatcher(ring)
     ringer.start()
-    ringer.ring("first")
-    ringer.ring("second")
+    ringer.dispatch("first")
+    ringer.dispatch("second")
     ringer.stop()
     assert rung == ["first", "second"]

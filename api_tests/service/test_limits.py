@@ -9,17 +9,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service.http import connections
-from service.http.body_limits import SMALL, Bounds, Limits, Room, allow
+from service.http.body_limits import SMALL_BODY, BodyLimitMiddleware, BodyLimits, BodyMemory, allow
 
 Message = dict[str, Any]
 
 
-def piece(body: bytes, *, more: bool) -> Message:
+def body_message(body: bytes, *, more: bool) -> Message:
     return {"type": "http.request", "body": body, "more_body": more}
 
 
-async def take(
-    pieces: AsyncIterator[Message], bounds: Bounds, room: Room | None = None, **headers: str
+async def receive_body(
+    pieces: AsyncIterator[Message], bounds: BodyLimits, room: BodyMemory | None = None, **headers: str
 ) -> bytes:
     """What an application receives of a body through the limits."""
     received = bytearray()
@@ -33,57 +33,57 @@ async def take(
 
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "headers": raw}
-    await Limits(app, bounds, room or Room(10**9))(scope, pieces.__anext__, None)  # type: ignore[arg-type]
+    await BodyLimitMiddleware(app, bounds, room or BodyMemory(10**9))(scope, pieces.__anext__, None)  # type: ignore[arg-type]
     return bytes(received)
 
 
-async def sent(*bodies: bytes, pause: float = 0) -> AsyncIterator[Message]:
+async def stream_body(*bodies: bytes, pause: float = 0) -> AsyncIterator[Message]:
     for place, body in enumerate(bodies, 1):
         await asyncio.sleep(pause)
-        yield piece(body, more=place < len(bodies))
+        yield body_message(body, more=place < len(bodies))
 
 
-def test_a_body_within_the_bounds_is_left_alone() -> None:
-    assert asyncio.run(take(sent(b"ab", b"cd"), Bounds(4))) == b"abcd"
+def test_body_within_the_limits_passes_unchanged() -> None:
+    assert asyncio.run(receive_body(stream_body(b"ab", b"cd"), BodyLimits(4))) == b"abcd"
 
 
-def test_a_body_over_the_bounds_is_413() -> None:
+def test_body_over_the_limit_is_413() -> None:
     with pytest.raises(HTTPException) as refused:
-        asyncio.run(take(sent(b"ab", b"cde"), Bounds(4)))
+        asyncio.run(receive_body(stream_body(b"ab", b"cde"), BodyLimits(4)))
     assert refused.value.status_code == 413
     assert refused.value.headers == {"Connection": "close"}
 
 
-def test_a_client_that_sends_on_is_heard_out_to_a_point() -> None:
-    pieces = sent(*[b"x" * 10] * 100)
+def test_refused_body_is_drained_only_up_to_the_drain_limit() -> None:
+    pieces = stream_body(*[b"x" * 10] * 100)
 
     async def rest() -> int:
         with pytest.raises(HTTPException):
-            await take(pieces, Bounds(4, drain=200))
+            await receive_body(pieces, BodyLimits(4, drain=200))
         return len([message async for message in pieces])
 
     assert 75 < asyncio.run(rest()) < 85
 
 
-def test_what_is_small_or_refused_takes_no_room() -> None:
-    room, held = Room(10**9), list[int]()
+def test_small_or_refused_bodies_use_no_body_memory() -> None:
+    room, held = BodyMemory(10**9), list[int]()
 
     async def pieces() -> AsyncIterator[Message]:
         for place in range(5):
-            held.append(room.held)
-            yield piece(bytes(SMALL), more=place < 4)
+            held.append(room.used)
+            yield body_message(bytes(SMALL_BODY), more=place < 4)
 
     with pytest.raises(HTTPException):
-        asyncio.run(take(pieces(), Bounds(2 * SMALL), room))
-    assert held == [0, 0, 2 * SMALL, 0, 0], "the third is one too many, and heard out"
+        asyncio.run(receive_body(pieces(), BodyLimits(2 * SMALL_BODY), room))
+    assert held == [0, 0, 2 * SMALL_BODY, 0, 0], "the third is one too many, and heard out"
 
 
-def test_one_that_asks_before_it_sends_is_not() -> None:
-    pieces = sent(b"never")
+def test_refused_body_with_expect_continue_is_not_read() -> None:
+    pieces = stream_body(b"never")
 
     async def rest() -> list[Message]:
         with pytest.raises(HTTPException) as refused:
-            await take(pieces, Bounds(4), content_length="5", expect="100-continue")
+            await receive_body(pieces, BodyLimits(4), content_length="5", expect="100-continue")
         assert refused.value.status_code == 413
         return [message async for message in pieces]
 
@@ -91,7 +91,7 @@ def test_one_that_asks_before_it_sends_is_not() -> None:
 
 
 @pytest.mark.parametrize("length", ["", "x", "-5", "9" * 30, "٣"])
-def test_a_length_that_is_none_is_not_believed(length: str) -> None:
+def test_invalid_content_length_is_ignored(length: str) -> None:
     async def declared() -> bytes:
         scope: Any = {"type": "http", "headers": [(b"content-length", length.encode())]}
         received = b""
@@ -100,35 +100,43 @@ def test_a_length_that_is_none_is_not_believed(length: str) -> None:
             nonlocal received
             received = (await receive())["body"]
 
-        await Limits(app, Bounds(4), Room(10**9))(scope, sent(b"abc").__anext__, None)  # type: ignore[arg-type]
+        await BodyLimitMiddleware(app, BodyLimits(4), BodyMemory(10**9))(
+            scope, stream_body(b"abc").__anext__, None
+        )  # type: ignore[arg-type]
         return received
 
     assert asyncio.run(declared()) == b"abc"
 
 
-def test_a_body_that_stands_still_is_408() -> None:
+def test_stalled_body_is_408() -> None:
     with pytest.raises(HTTPException) as refused:
-        asyncio.run(take(sent(*[b"x"] * 100, pause=0.05), Bounds(1000, patience=0.2, pace=1000)))
+        asyncio.run(
+            receive_body(
+                stream_body(*[b"x"] * 100, pause=0.05), BodyLimits(1000, max_wait=0.2, min_rate=1000)
+            )
+        )
     assert refused.value.status_code == 408
 
 
-def test_a_slow_body_that_keeps_its_pace_is_not() -> None:
-    body = asyncio.run(take(sent(*[b"x" * 100] * 20, pause=0.1), Bounds(2000, patience=1.5, pace=100)))
+def test_slow_body_above_the_minimum_rate_is_accepted() -> None:
+    body = asyncio.run(
+        receive_body(stream_body(*[b"x" * 100] * 20, pause=0.1), BodyLimits(2000, max_wait=1.5, min_rate=100))
+    )
     assert len(body) == 2000
 
 
-def test_what_came_fast_is_no_credit_for_standing_still() -> None:
+def test_fast_start_gives_no_credit_for_stalling_later() -> None:
     async def stalled() -> AsyncIterator[Message]:
-        yield piece(b"x" * 100_000, more=True)
+        yield body_message(b"x" * 100_000, more=True)
         await asyncio.sleep(5)
-        yield piece(b"x", more=False)
+        yield body_message(b"x", more=False)
 
     with pytest.raises(HTTPException) as refused:
-        asyncio.run(take(stalled(), Bounds(10**6, patience=0.2, pace=1000)))
+        asyncio.run(receive_body(stalled(), BodyLimits(10**6, max_wait=0.2, min_rate=1000)))
     assert refused.value.status_code == 408
 
 
-def test_a_route_may_allow_more() -> None:
+def test_route_can_raise_the_body_limit() -> None:
     received = 0
 
     async def app(scope: Any, receive: Callable[[], Awaitable[Message]], _: Any) -> None:
@@ -138,14 +146,22 @@ def test_a_route_may_allow_more() -> None:
             received += len((await receive())["body"])
 
     scope: Any = {"type": "http", "headers": []}
-    asyncio.run(Limits(app, Bounds(4), Room(10**9))(scope, sent(b"abc", b"def").__anext__, None))  # type: ignore[arg-type]
+    asyncio.run(
+        BodyLimitMiddleware(app, BodyLimits(4), BodyMemory(10**9))(
+            scope, stream_body(b"abc", b"def").__anext__, None
+        )
+    )  # type: ignore[arg-type]
     assert received == 6
     with pytest.raises(HTTPException):
-        asyncio.run(Limits(app, Bounds(4), Room(10**9))(scope, sent(b"abc", b"defg").__anext__, None))  # type: ignore[arg-type]
+        asyncio.run(
+            BodyLimitMiddleware(app, BodyLimits(4), BodyMemory(10**9))(
+                scope, stream_body(b"abc", b"defg").__anext__, None
+            )
+        )  # type: ignore[arg-type]
 
 
-def test_the_patience_of_the_service_is_less_than_fifteen_seconds() -> None:
-    bounds = Bounds(1)
+def test_body_and_head_timeouts_are_less_than_fifteen_seconds() -> None:
+    bounds = BodyLimits(1)
     trickled = 15
-    assert bounds.patience + trickled / bounds.pace < 15
+    assert bounds.max_wait + trickled / bounds.min_rate < 15
     assert connections.HEAD_SECONDS < 15

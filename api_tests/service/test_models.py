@@ -18,14 +18,21 @@ import pytest
 from fastapi import Request
 from obstore.store import MemoryStore
 
-from api_tests.support.fake_service import EXAMINED, Api, fail, problem, serving, some_model
-from api_tests.support.own_models import SAID, linear_onnx, linear_safetensors
-from api_tests.support.wait import SECONDS, wait_until
-from service.http.body_limits import Bounds, Limits, Room
+from api_tests.support.fake_service import (
+    MODEL_PROBE,
+    Api,
+    assert_problem,
+    fail,
+    run_service,
+    sample_manifest,
+)
+from api_tests.support.own_models import REGISTRATION_FIELDS, linear_onnx, linear_safetensors
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
+from service.http.body_limits import BodyLimitMiddleware, BodyLimits, BodyMemory
 from service.openapi import examples
 from service.submissions import file_uploads
 from touchstone.settings import Settings
-from touchstone.storage.blobs import FolderBlobs, StoreBlobs, digest_of
+from touchstone.storage.blobs import FolderBlobs, ObjectStoreBlobs, digest_of
 
 ONNX = linear_onnx()
 BOUNDARY = b"frontier"
@@ -33,10 +40,10 @@ MIB = 2**20
 
 
 def manifest(model: str, **said: Any) -> dict[str, Any]:
-    return {**SAID, "id": model, **said}
+    return {**REGISTRATION_FIELDS, "id": model, **said}
 
 
-def send(
+def send_registration(
     api: Api, model: str, data: bytes = ONNX, *, wait: int | None = 10, headers: Any = None, **said: Any
 ) -> httpx2.Response:
     """Register a model."""
@@ -49,16 +56,16 @@ def send(
     )
 
 
-def registered(api: Api, model: str, data: bytes = ONNX, **said: Any) -> dict[str, Any]:
+def register_model(api: Api, model: str, data: bytes = ONNX, **said: Any) -> dict[str, Any]:
     """A model that can be used, as it is listed."""
-    assert send(api, model, data, **said).status_code == 200
+    assert send_registration(api, model, data, **said).status_code == 200
     card: dict[str, Any] = api.client.get(f"/v1/models/{model}").json()
     return card
 
 
-def test_a_registration_is_a_job(api: Api) -> None:
-    with api.worker.resting():
-        response = send(api, "net-job", wait=None)
+def test_registration_is_a_job_without_an_image(api: Api) -> None:
+    with api.worker.pause():
+        response = send_registration(api, "net-job", wait=None)
         job = response.json()
         assert response.status_code == 202
         assert response.headers["location"] == f"/v1/jobs/{job['id']}"
@@ -66,11 +73,11 @@ def test_a_registration_is_a_job(api: Api) -> None:
         assert job["model"] == {"id": "net-job", "digest": digest_of(ONNX)}
         assert job["parameters"]["classes"] == ["cat", "dog"]
         assert job["links"]["artifacts"] == {}
-        problem(api.client.get("/v1/models/net-job"), 404, "unknown_model", "model")
+        assert_problem(api.client.get("/v1/models/net-job"), 404, "unknown_model", "model")
 
 
-def test_a_finished_one_shows_card_and_probe(api: Api) -> None:
-    response = send(api, "net-done")
+def test_finished_registration_shows_card_and_probe(api: Api) -> None:
+    response = send_registration(api, "net-done")
     job = response.json()
     assert (response.status_code, job["status"]) == (200, "succeeded")
     assert response.headers["preference-applied"] == "wait"
@@ -79,22 +86,22 @@ def test_a_finished_one_shows_card_and_probe(api: Api) -> None:
     assert api.client.get("/v1/jobs", params={"kind": "registration"}).json()["items"][0]["id"] == job["id"]
 
 
-def test_the_model_is_listed_after_those_that_came_along(api: Api) -> None:
-    card = registered(api, "net-listed", provenance="drawn by hand")
+def test_registered_model_is_listed_after_the_zoo(api: Api) -> None:
+    card = register_model(api, "net-listed", provenance="drawn by hand")
     items = api.client.get("/v1/models").json()["items"]
-    assert items[0]["id"] == some_model().id
+    assert items[0]["id"] == sample_manifest().id
     assert card in items
     assert (card["kind"], card["digest"], card["provenance"]) == ("local", digest_of(ONNX), "drawn by hand")
-    assert card["probe"] == EXAMINED.model_dump(mode="json")
+    assert card["probe"] == MODEL_PROBE.model_dump(mode="json")
     assert [one["digest"] for one in card["versions"]] == [digest_of(ONNX)]
     assert card["versions"][0]["registered_at"].endswith("Z")
     [first] = items[0]["versions"]
-    assert first == {"digest": some_model().digest, "registered_at": None}
+    assert first == {"digest": sample_manifest().digest, "registered_at": None}
 
 
-def test_another_file_is_a_new_version_and_both_can_be_named(api: Api) -> None:
-    registered(api, "net-twice")
-    card = registered(api, "net-twice", other := linear_onnx(seed=5))
+def test_second_file_is_a_new_version_and_both_can_be_selected(api: Api) -> None:
+    register_model(api, "net-twice")
+    card = register_model(api, "net-twice", other := linear_onnx(seed=5))
     assert card["digest"] == digest_of(other)
     assert [one["digest"] for one in card["versions"]] == [digest_of(other), digest_of(ONNX)]
     earlier = api.client.get("/v1/models/net-twice", params={"version": digest_of(ONNX)}).json()
@@ -102,44 +109,46 @@ def test_another_file_is_a_new_version_and_both_can_be_named(api: Api) -> None:
     short = digest_of(ONNX).removeprefix("sha256:")[:12]
     assert api.client.get("/v1/models/net-twice", params={"version": short}).json() == earlier
     for name in (f"net-twice@{short}", f"net-twice@{digest_of(ONNX)}"):
-        assert api.job(model=name)["model"] == {"id": "net-twice", "digest": digest_of(ONNX)}
-    assert api.job(model="net-twice")["model"]["digest"] == digest_of(other)
-    problem(
+        assert api.run_job(model=name)["model"] == {"id": "net-twice", "digest": digest_of(ONNX)}
+    assert api.run_job(model="net-twice")["model"]["digest"] == digest_of(other)
+    assert_problem(
         api.client.get("/v1/models/net-twice", params={"version": "0" * 12}), 404, "unknown_model", "model"
     )
-    problem(
+    assert_problem(
         api.client.get("/v1/models/net-twice", params={"version": "x"}), 422, "invalid_parameter", "version"
     )
 
 
-def test_the_same_again_is_answered_with_its_card(api: Api) -> None:
-    card = registered(api, "net-again")
-    response = send(api, "net-again", wait=None)
+def test_repeated_registration_returns_the_card_and_a_changed_one_is_409(api: Api) -> None:
+    card = register_model(api, "net-again")
+    response = send_registration(api, "net-again", wait=None)
     assert response.status_code == 200
     assert response.headers["location"] == f"/v1/models/net-again?version={digest_of(ONNX)}"
     assert response.json() == card
-    body = problem(send(api, "net-again", mean=[0.1] * 3, std=[1] * 3), 409, "model_conflict", "id")
+    body = assert_problem(
+        send_registration(api, "net-again", mean=[0.1] * 3, std=[1] * 3), 409, "model_conflict", "id"
+    )
     assert "delete it first" in body["detail"]
 
 
-def test_a_key_stands_for_one_job(api: Api) -> None:
+def test_idempotency_key_makes_one_registration_job(api: Api) -> None:
     key = {"Idempotency-Key": "one"}
-    first = send(api, "net-key", headers=key).json()
-    assert send(api, "net-key", headers=key).json()["id"] == first["id"]
-    problem(send(api, "net-other", headers=key), 422, "idempotency_mismatch")
+    first = send_registration(api, "net-key", headers=key).json()
+    assert send_registration(api, "net-key", headers=key).json()["id"] == first["id"]
+    assert_problem(send_registration(api, "net-other", headers=key), 422, "idempotency_mismatch")
 
 
-def test_a_card_is_not_sent_twice(api: Api) -> None:
-    registered(api, "net-tag")
+def test_model_card_and_list_with_matching_etag_are_304(api: Api) -> None:
+    register_model(api, "net-tag")
     for path in ("/v1/models/net-tag", "/v1/models"):
         tag = api.client.get(path).headers["etag"]
         unchanged = api.client.get(path, headers={"If-None-Match": tag})
         assert (unchanged.status_code, unchanged.content) == (304, b"")
-    registered(api, "net-tag", linear_onnx(seed=6))
+    register_model(api, "net-tag", linear_onnx(seed=6))
     assert api.client.get("/v1/models", headers={"If-None-Match": tag}).status_code == 200
 
 
-def test_labels_come_as_a_file_of_lines(api: Api) -> None:
+def test_labels_file_is_read_as_one_class_per_line(api: Api) -> None:
     said = {key: value for key, value in manifest("net-lines").items() if key != "classes"}
 
     def post(lines: bytes, **more: Any) -> httpx2.Response:
@@ -151,10 +160,10 @@ def test_labels_come_as_a_file_of_lines(api: Api) -> None:
         return api.client.post("/v1/models", files=parts, headers={"Prefer": "wait=10"})
 
     assert post(b"\xef\xbb\xbfcat\r\nhot dog\n").json()["result"]["model"]["classes"] == ["cat", "hot dog"]
-    problem(post(b"cat\xff\ndog"), 422, "invalid_parameter", "labels")
-    problem(post(b"cat\n\ndog"), 422, "invalid_parameter", "labels")
-    problem(post(b"cat\ndog", labels="cat\ndog"), 422, "invalid_parameter", "labels")
-    problem(post(b"cat\ndog", classes=["a", "b"]), 422, "invalid_parameter", "classes")
+    assert_problem(post(b"cat\xff\ndog"), 422, "invalid_parameter", "labels")
+    assert_problem(post(b"cat\n\ndog"), 422, "invalid_parameter", "labels")
+    assert_problem(post(b"cat\ndog", labels="cat\ndog"), 422, "invalid_parameter", "labels")
+    assert_problem(post(b"cat\ndog", classes=["a", "b"]), 422, "invalid_parameter", "classes")
 
 
 @pytest.mark.parametrize(
@@ -170,9 +179,9 @@ def test_labels_come_as_a_file_of_lines(api: Api) -> None:
         ({"architecture": "small-cnn"}, "architecture"),
     ],
 )
-def test_a_manifest_that_says_something_wrong(api: Api, said: dict[str, Any], field: str) -> None:
+def test_invalid_manifest_field_is_422(api: Api, said: dict[str, Any], field: str) -> None:
     said = {"model": "net-wrong", **{("model" if key == "id" else key): value for key, value in said.items()}}
-    problem(send(api, **said), 422, "invalid_parameter", field)
+    assert_problem(send_registration(api, **said), 422, "invalid_parameter", field)
 
 
 @pytest.mark.parametrize(
@@ -184,23 +193,28 @@ def test_a_manifest_that_says_something_wrong(api: Api, said: dict[str, Any], fi
         ({"manifest": (None, "[]"), "file": ("a", ONNX)}, "manifest"),
         ({"manifest": (None, '{"id": 1, "id": 2}'), "file": ("a", ONNX)}, "id"),
         ({"manifest": (None, "[" * 100_000), "file": ("a", ONNX)}, "manifest"),
-        ({"manifest": (None, json.dumps(SAID))}, "file"),
-        ({"manifest": (None, json.dumps(SAID)), "file": (None, "text")}, "file"),
-        ({"manifest": (None, json.dumps(SAID)), "file": ("a", ONNX), "weights": ("b", b"")}, "weights"),
+        ({"manifest": (None, json.dumps(REGISTRATION_FIELDS))}, "file"),
+        ({"manifest": (None, json.dumps(REGISTRATION_FIELDS)), "file": (None, "text")}, "file"),
+        (
+            {"manifest": (None, json.dumps(REGISTRATION_FIELDS)), "file": ("a", ONNX), "weights": ("b", b"")},
+            "weights",
+        ),
     ],
 )
-def test_parts_that_are_missing_or_wrong(api: Api, parts: dict[str, Any], field: str) -> None:
-    problem(api.client.post("/v1/models", files=parts), 422, "invalid_parameter", field)
+def test_missing_or_wrong_registration_parts_are_422(api: Api, parts: dict[str, Any], field: str) -> None:
+    assert_problem(api.client.post("/v1/models", files=parts), 422, "invalid_parameter", field)
 
 
-def test_json_alone_has_no_file(api: Api) -> None:
-    body = problem(api.client.post("/v1/models", json=SAID), 422, "invalid_parameter", "file")
+def test_json_registration_without_file_or_allowed_address_is_refused(api: Api) -> None:
+    body = assert_problem(
+        api.client.post("/v1/models", json=REGISTRATION_FIELDS), 422, "invalid_parameter", "file"
+    )
     assert "multipart/form-data" in body["detail"]
     said = {**examples.REMOTE, "remote": {**examples.REMOTE["remote"], "url": "https://127.0.0.1:9"}}
-    problem(api.client.post("/v1/models", json=said), 422, "address_refused", "url")
+    assert_problem(api.client.post("/v1/models", json=said), 422, "address_refused", "url")
     said["remote"]["url"] = "https://nowhere.invalid"
-    problem(api.client.post("/v1/models", json=said), 422, "address_refused", "url")
-    problem(api.client.post("/v1/models", content=b"x"), 415, "unsupported_media_type")
+    assert_problem(api.client.post("/v1/models", json=said), 422, "address_refused", "url")
+    assert_problem(api.client.post("/v1/models", content=b"x"), 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(
@@ -215,53 +229,57 @@ def test_json_alone_has_no_file(api: Api) -> None:
         (b"<html>", "text"),
     ],
 )
-def test_what_is_no_network_is_refused_at_once(api: Api, data: bytes, words: str) -> None:
-    body = problem(send(api, "net-hostile", data, wait=None), 422, "invalid_model", "file")
+def test_file_that_is_no_model_is_refused_at_once(api: Api, data: bytes, words: str) -> None:
+    body = assert_problem(
+        send_registration(api, "net-hostile", data, wait=None), 422, "invalid_model", "file"
+    )
     assert words in body["detail"]
 
 
-def test_weights_need_an_architecture(api: Api) -> None:
-    problem(send(api, "net-st", linear_safetensors()), 422, "invalid_parameter", "architecture")
-    card = registered(api, "net-st", linear_safetensors(), architecture="small-cnn")
+def test_safetensors_registration_needs_an_architecture(api: Api) -> None:
+    assert_problem(
+        send_registration(api, "net-st", linear_safetensors()), 422, "invalid_parameter", "architecture"
+    )
+    card = register_model(api, "net-st", linear_safetensors(), architecture="small-cnn")
     assert card["weights"]["file"] == "model.safetensors"
 
 
-def test_models_that_came_along_stay_as_they_are(api: Api) -> None:
-    problem(send(api, some_model().id), 409, "model_conflict", "id")
-    problem(api.client.delete(f"/v1/models/{some_model().id}"), 409, "model_conflict", "id")
+def test_zoo_models_cannot_be_replaced_or_deleted(api: Api) -> None:
+    assert_problem(send_registration(api, sample_manifest().id), 409, "model_conflict", "id")
+    assert_problem(api.client.delete(f"/v1/models/{sample_manifest().id}"), 409, "model_conflict", "id")
 
 
-def test_one_that_cannot_be_used_is_not_there(api: Api) -> None:
-    with api.worker.doing(fail):
-        job = send(api, "net-failed").json()
+def test_failed_registration_leaves_no_model(api: Api) -> None:
+    with api.worker.with_behavior(fail):
+        job = send_registration(api, "net-failed").json()
     assert (job["status"], job["error"]["code"]) == ("failed", "non_finite_output")
-    problem(api.submit(wait=None, model="net-failed"), 404, "unknown_model", "model")
+    assert_problem(api.submit(wait=None, model="net-failed"), 404, "unknown_model", "model")
 
 
-def test_a_registration_is_neither_run_again_nor_continued(api: Api) -> None:
-    job = send(api, "net-rerun").json()
-    problem(api.client.post(f"/v1/jobs/{job['id']}/rerun"), 409, "job_conflict")
-    problem(api.client.post(f"/v1/jobs/{job['id']}/continue", json={"n": 5}), 409, "job_conflict")
+def test_registration_cannot_be_rerun_or_continued(api: Api) -> None:
+    job = send_registration(api, "net-rerun").json()
+    assert_problem(api.client.post(f"/v1/jobs/{job['id']}/rerun"), 409, "job_conflict")
+    assert_problem(api.client.post(f"/v1/jobs/{job['id']}/continue", json={"n": 5}), 409, "job_conflict")
 
 
-def test_deleting_a_model_and_one_version_of_it(api: Api) -> None:
-    registered(api, "net-gone")
-    registered(api, "net-gone", other := linear_onnx(seed=7))
+def test_model_or_one_version_of_it_is_deleted(api: Api) -> None:
+    register_model(api, "net-gone")
+    register_model(api, "net-gone", other := linear_onnx(seed=7))
     version = {"version": digest_of(other)}
     assert api.client.delete("/v1/models/net-gone", params=version).status_code == 204
     assert api.client.get("/v1/models/net-gone").json()["digest"] == digest_of(ONNX)
-    problem(api.client.delete("/v1/models/net-gone", params=version), 404, "unknown_model", "model")
+    assert_problem(api.client.delete("/v1/models/net-gone", params=version), 404, "unknown_model", "model")
     assert api.client.delete("/v1/models/net-gone").status_code == 204
-    problem(api.client.delete("/v1/models/net-gone"), 404, "unknown_model", "model")
-    problem(api.submit(wait=None, model="net-gone"), 404, "unknown_model", "model")
-    assert registered(api, "net-gone")["digest"] == digest_of(ONNX)
+    assert_problem(api.client.delete("/v1/models/net-gone"), 404, "unknown_model", "model")
+    assert_problem(api.submit(wait=None, model="net-gone"), 404, "unknown_model", "model")
+    assert register_model(api, "net-gone")["digest"] == digest_of(ONNX)
 
 
-def test_a_model_that_jobs_name_is_not_deleted(api: Api) -> None:
-    registered(api, "net-busy")
-    with api.worker.resting():
+def test_model_used_by_waiting_jobs_is_not_deleted(api: Api) -> None:
+    register_model(api, "net-busy")
+    with api.worker.pause():
         job = api.submit(wait=None, model="net-busy").json()
-        body = problem(api.client.delete("/v1/models/net-busy"), 409, "model_in_use")
+        body = assert_problem(api.client.delete("/v1/models/net-busy"), 409, "model_in_use")
         assert body["job"] == job["id"]
         api.client.post(f"/v1/jobs/{job['id']}/cancel")
     assert api.client.delete("/v1/models/net-busy").status_code == 204
@@ -272,35 +290,42 @@ def test_a_model_that_jobs_name_is_not_deleted(api: Api) -> None:
 def small(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A service that takes models of up to two MiB, and images of up to ten thousand bytes."""
     home = tmp_path_factory.mktemp("small")
-    with serving(
+    with run_service(
         Settings(home=home, redis_url=valkey_server, model_limit=2 * MIB, upload_limit=10_000)
     ) as api:
         yield api
 
 
-def nothing_is_left(api: Api) -> None:
+def wait_until_no_uploads(api: Api) -> None:
     """Wait until no file is on its way in."""
     incoming = api.settings.home / "blobs" / "incoming"
     wait_until(lambda: not any(incoming.iterdir()))
 
 
-def test_a_file_beyond_the_limit_is_413(small: Api) -> None:
-    body = problem(send(small, "net-large", ONNX + bytes(2 * MIB)), 413, "model_too_large", "file")
+def test_model_file_over_the_limit_is_413(small: Api) -> None:
+    body = assert_problem(
+        send_registration(small, "net-large", ONNX + bytes(2 * MIB)), 413, "model_too_large", "file"
+    )
     assert f"{2 * MIB:,}" in body["detail"]
-    problem(send(small, "net-huge", bytes(2 * MIB + file_uploads.ENVELOPE)), 413, "body_too_large")
-    nothing_is_left(small)
+    assert_problem(
+        send_registration(small, "net-huge", bytes(2 * MIB + file_uploads.ENVELOPE)), 413, "body_too_large"
+    )
+    wait_until_no_uploads(small)
 
 
-def test_other_routes_keep_their_own_bound(small: Api) -> None:
+def test_other_routes_keep_their_own_body_limit(small: Api) -> None:
     for path in ("/v1/attacks/pgd", "/v1/predictions", "/v1/jobs/cancel"):
         response = small.client.post(path, content=bytes(MIB), headers={"Content-Type": "application/json"})
-        problem(response, 413, "body_too_large")
-    assert send(small, "net-larger", ONNX, provenance="x" * 4000, licence="y" * 2000).status_code == 200
+        assert_problem(response, 413, "body_too_large")
+    assert (
+        send_registration(small, "net-larger", ONNX, provenance="x" * 4000, licence="y" * 2000).status_code
+        == 200
+    )
 
 
-def head(api: Api, length: int, *more: bytes) -> socket.socket:
+def announce_upload(api: Api, length: int, *more: bytes) -> socket.socket:
     """A connection on which a registration was announced."""
-    line = socket.create_connection(("127.0.0.1", api.port), timeout=SECONDS)
+    line = socket.create_connection(("127.0.0.1", api.port), timeout=TIMEOUT_SECONDS)
     lines = [
         b"POST /v1/models HTTP/1.1",
         b"Host: localhost",
@@ -315,34 +340,34 @@ def head(api: Api, length: int, *more: bytes) -> socket.socket:
 OPENING = b"--" + BOUNDARY + b'\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 
 
-def test_six_hundred_mib_are_refused_before_they_are_sent(api: Api) -> None:
-    with head(api, 600 * MIB, b"Expect: 100-continue") as line:
+def test_too_large_model_is_refused_before_it_is_sent(api: Api) -> None:
+    with announce_upload(api, 600 * MIB, b"Expect: 100-continue") as line:
         answer = b"".join(iter(lambda: line.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"body_too_large" in answer
-    nothing_is_left(api)
+    wait_until_no_uploads(api)
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(api: Api) -> None:
+def test_aborted_upload_leaves_no_file(api: Api) -> None:
     blobs = set((api.settings.home / "blobs").rglob("*"))
-    with head(api, 5 * MIB) as line:
+    with announce_upload(api, 5 * MIB) as line:
         line.sendall(OPENING + bytes(3 * MIB))
         time.sleep(0.1)
-    nothing_is_left(api)
+    wait_until_no_uploads(api)
     new = set((api.settings.home / "blobs").rglob("*")) - blobs
     assert not [path for path in new if "aside" not in path.parts], "what the sweeper put aside is older"
 
 
-def test_a_form_without_an_end_is_400(api: Api) -> None:
+def test_incomplete_registration_form_is_400(api: Api) -> None:
     body = OPENING + ONNX
     headers = {"Content-Type": "multipart/form-data; boundary=frontier"}
-    problem(api.client.post("/v1/models", content=body, headers=headers), 400, "invalid_body")
-    problem(api.client.post("/v1/models", content=b"nothing", headers=headers), 400, "invalid_body")
+    assert_problem(api.client.post("/v1/models", content=body, headers=headers), 400, "invalid_body")
+    assert_problem(api.client.post("/v1/models", content=b"nothing", headers=headers), 400, "invalid_body")
     no_boundary = {"Content-Type": "multipart/form-data"}
-    problem(api.client.post("/v1/models", content=body, headers=no_boundary), 400, "invalid_body")
+    assert_problem(api.client.post("/v1/models", content=body, headers=no_boundary), 400, "invalid_body")
 
 
-def test_a_file_goes_to_the_disk_and_not_to_memory(tmp_path: Path) -> None:
+def test_uploaded_file_is_streamed_to_disk_with_little_memory(tmp_path: Path) -> None:
     blobs, count, piece = FolderBlobs(tmp_path), 512, bytes(64 * 2**10)
     pieces = iter([OPENING, *[piece] * count, b"\r\n--" + BOUNDARY + b"--\r\n"])
     digest = hashlib.sha256()
@@ -354,7 +379,7 @@ def test_a_file_goes_to_the_disk_and_not_to_memory(tmp_path: Path) -> None:
         return {"type": "http.request", "body": body, "more_body": not body.endswith(b"--\r\n")}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        async with file_uploads.taken(
+        async with file_uploads.receive_form(
             Request(scope, receive, send), blobs, name="file", limit=2**30
         ) as taken:
             assert taken.file.digest == f"sha256:{digest.hexdigest()}"
@@ -364,7 +389,9 @@ def test_a_file_goes_to_the_disk_and_not_to_memory(tmp_path: Path) -> None:
     content_type = (b"content-type", b"multipart/form-data; boundary=" + BOUNDARY)
     tracemalloc.start()
     asyncio.run(
-        Limits(app, Bounds(1000), Room(10**9))({"type": "http", "headers": [content_type]}, receive, None)
+        BodyLimitMiddleware(app, BodyLimits(1000), BodyMemory(10**9))(
+            {"type": "http", "headers": [content_type]}, receive, None
+        )
     )  # type: ignore[arg-type]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -372,8 +399,8 @@ def test_a_file_goes_to_the_disk_and_not_to_memory(tmp_path: Path) -> None:
     assert list((tmp_path / "incoming").iterdir()) == []
 
 
-def test_object_storage_takes_a_file_in_parts(tmp_path: Path) -> None:
-    blobs = StoreBlobs(MemoryStore(), tmp_path)
+def test_large_file_is_stored_in_object_storage(tmp_path: Path) -> None:
+    blobs = ObjectStoreBlobs(MemoryStore(), tmp_path)
     data = bytes(range(256)) * 40_000
     file = tmp_path / "a"
     file.write_bytes(data)

@@ -8,14 +8,14 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
-from api_tests.support.fake_service import Api, some_model
+from api_tests.support.fake_service import Api, sample_manifest
 from service.app import create_app
 from touchstone.check import check
 from touchstone.methods import catalogue
 from touchstone.registration.request import Registration
 from touchstone.settings import Settings
 
-OPENAPI: dict[str, Any] = create_app(Settings(home=Path("nowhere")), ring=lambda _: None).openapi()
+OPENAPI: dict[str, Any] = create_app(Settings(home=Path("nowhere")), dispatch=lambda _: None).openapi()
 OPERATIONS = {
     operation["operationId"]: (path, verb)
     for path, verbs in OPENAPI["paths"].items()
@@ -23,21 +23,21 @@ OPERATIONS = {
 }
 
 
-def operation(name: str) -> dict[str, Any]:
+def find_operation(name: str) -> dict[str, Any]:
     path, verb = OPERATIONS[name]
     found: dict[str, Any] = OPENAPI["paths"][path][verb]
     return found
 
 
-def inside(value: object) -> Iterator[dict[str, Any]]:
+def walk_objects(value: object) -> Iterator[dict[str, Any]]:
     """Every object of the document."""
     if isinstance(value, dict):
         yield value
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from inside(part)
+        yield from walk_objects(part)
 
 
-def valid(schema: dict[str, Any], example: object) -> bool:
+def is_valid(schema: dict[str, Any], example: object) -> bool:
     whole = {**copy.deepcopy(schema), "components": OPENAPI["components"]}
     return jsonschema_rs.validator_for(whole).is_valid(example)
 
@@ -47,7 +47,7 @@ def test_operation_ids_are_unique() -> None:
     assert len(OPERATIONS) == len(operations)
 
 
-def test_every_row_of_the_contract_is_there() -> None:
+def test_openapi_paths_equal_the_contract() -> None:
     paths = {(verb.upper(), path) for path, verb in OPERATIONS.values()}
     contract = {
         *(("POST", f"/v1/{method.kind}s/{name}") for name, method in catalogue().items()),
@@ -94,7 +94,7 @@ def test_every_row_of_the_contract_is_there() -> None:
 
 def examples(name: str) -> Iterator[tuple[dict[str, Any], object]]:
     """Schemas of an operation with the examples beside them."""
-    found = operation(name)
+    found = find_operation(name)
     bodies = [found.get("requestBody", {}), *found["responses"].values()]
     for media in (media for body in bodies for media in body.get("content", {}).values()):
         if "example" in media:
@@ -102,19 +102,19 @@ def examples(name: str) -> Iterator[tuple[dict[str, Any], object]]:
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_has_an_example_that_is_valid(name: str) -> None:
+def test_every_operation_has_valid_examples(name: str) -> None:
     found = list(examples(name))
-    ok = next(iter(operation(name)["responses"]))
+    ok = next(iter(find_operation(name)["responses"]))
     assert found or ok == "204"
-    assert all(valid(schema, example) for schema, example in found)
-    for parameter in operation(name).get("parameters", ()):
+    assert all(is_valid(schema, example) for schema, example in found)
+    for parameter in find_operation(name).get("parameters", ()):
         shown = parameter.get("example", *parameter["schema"].get("examples", [])[:1])
-        assert shown is None or valid(parameter["schema"], shown)
+        assert shown is None or is_valid(parameter["schema"], shown)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_every_operation_is_described(name: str) -> None:
-    found = operation(name)
+def test_every_operation_has_summary_description_tags_and_problem(name: str) -> None:
+    found = find_operation(name)
     assert found["summary"]
     assert found["description"]
     assert found["tags"]
@@ -131,12 +131,14 @@ OTHER_BODIES = (
     "create_webhook",
     "create_key",
 )
-SUBMISSIONS = [name for name in OPERATIONS if "requestBody" in operation(name) and name not in OTHER_BODIES]
+SUBMISSIONS = [
+    name for name in OPERATIONS if "requestBody" in find_operation(name) and name not in OTHER_BODIES
+]
 
 
 @pytest.mark.parametrize("name", SUBMISSIONS)
-def test_a_submission_shows_its_fields_as_form_and_as_json(name: str) -> None:
-    content = operation(name)["requestBody"]["content"]
+def test_submission_schema_has_the_same_fields_as_form_and_json(name: str) -> None:
+    content = find_operation(name)["requestBody"]["content"]
     form, text = (content[kind]["schema"] for kind in ("multipart/form-data", "application/json"))
     assert form["properties"]["image"]["format"] == "binary"
     assert list(form["properties"]) == list(text["properties"])
@@ -144,16 +146,16 @@ def test_a_submission_shows_its_fields_as_form_and_as_json(name: str) -> None:
     assert {"seed", "execution", "deadline", "webhook"} <= set(text["properties"])
 
 
-def test_a_continuation_takes_its_fields_as_form_and_as_json() -> None:
-    content = operation("continue_job")["requestBody"]["content"]
+def test_continuation_schema_has_the_same_fields_as_form_and_json() -> None:
+    content = find_operation("continue_job")["requestBody"]["content"]
     form, text = (content[kind] for kind in ("multipart/form-data", "application/json"))
     assert form == text
     assert form["schema"]["required"] == ["n"]
     assert set(form["schema"]["properties"]) == {"n", "target_radius", "deadline", "webhook"}
 
 
-def test_a_registration_takes_a_file_and_what_its_manifest_says() -> None:
-    form = operation("register_model")["requestBody"]["content"]["multipart/form-data"]["schema"]
+def test_registration_schema_has_file_and_all_manifest_fields() -> None:
+    form = find_operation("register_model")["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["file", "manifest"]
     assert form["properties"]["file"]["format"] == "binary"
     assert set(form["properties"]["manifest"]["properties"]) == set(Registration.model_fields)
@@ -161,41 +163,41 @@ def test_a_registration_takes_a_file_and_what_its_manifest_says() -> None:
 
 
 @pytest.mark.parametrize("name", catalogue())
-def test_a_method_s_own_fields_are_shown_with_their_texts(name: str) -> None:
-    content = operation(f"run_{name}")["requestBody"]["content"]
+def test_method_fields_are_shown_with_their_descriptions(name: str) -> None:
+    content = find_operation(f"run_{name}")["requestBody"]["content"]
     for field, info in catalogue()[name].model_fields.items():
         shown = content["application/json"]["schema"]["properties"][field]
         assert shown["description"] == info.description
 
 
-def test_bounds_are_written_as_json_schema_writes_them() -> None:
-    assert not [part for part in inside(OPENAPI) if {"ge", "gt", "le", "lt"} & set(part)]
+def test_bounds_use_json_schema_keywords() -> None:
+    assert not [part for part in walk_objects(OPENAPI) if {"ge", "gt", "le", "lt"} & set(part)]
 
 
-def test_every_reference_leads_somewhere() -> None:
-    references = {part["$ref"] for part in inside(OPENAPI) if "$ref" in part}
+def test_every_schema_reference_exists() -> None:
+    references = {part["$ref"] for part in walk_objects(OPENAPI) if "$ref" in part}
     schemas = {f"#/components/schemas/{name}" for name in OPENAPI["components"]["schemas"]}
     assert references <= schemas
 
 
-def test_the_examples_work_as_they_stand(api: Api) -> None:
+def test_submission_examples_succeed_when_sent(api: Api) -> None:
     for name in SUBMISSIONS:
-        example = operation(name)["requestBody"]["content"]["application/json"]["example"]
+        example = find_operation(name)["requestBody"]["content"]["application/json"]["example"]
         response = api.client.post(OPERATIONS[name][0], json=example, headers={"Prefer": "wait=10"})
         assert response.status_code == 200, response.text
 
 
 @pytest.mark.parametrize("name", ["infer_model", "infer_version"])
-def test_the_example_of_an_inference_works_as_it_stands(api: Api, name: str) -> None:
-    example = operation(name)["requestBody"]["content"]["application/json"]["example"]
-    path = OPERATIONS[name][0].format(model=some_model().id, version=some_model().digest)
+def test_inference_example_succeeds_when_sent(api: Api, name: str) -> None:
+    example = find_operation(name)["requestBody"]["content"]["application/json"]["example"]
+    path = OPERATIONS[name][0].format(model=sample_manifest().id, version=sample_manifest().digest)
     assert api.client.post(path, json=example).status_code == 200
 
 
-def test_the_service_serves_it(api: Api) -> None:
+def test_openapi_json_is_served_as_generated(api: Api) -> None:
     assert api.client.get("/openapi.json").json() == OPENAPI
 
 
-def test_the_certificate_shown_is_valid() -> None:
-    shown = operation("run_smoothing")["responses"]["200"]["content"]["application/json"]["example"]
+def test_certificate_example_passes_the_checker() -> None:
+    shown = find_operation("run_smoothing")["responses"]["200"]["content"]["application/json"]["example"]
     assert [finding for finding in check(shown) if not finding.agrees] == []

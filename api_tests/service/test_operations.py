@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from api_tests.support.fake_service import EXAMINED, Api, problem, some_model
-from touchstone.methods import Method, catalogue, cost_of
+from api_tests.support.fake_service import MODEL_PROBE, Api, assert_problem, sample_manifest
+from touchstone.methods import Method, catalogue, total_cost
 from touchstone.models import zoo
 from touchstone.models.measurements import Probe
 from touchstone.settings import Settings
@@ -30,35 +30,35 @@ INFO = {
     "step_seconds": HISTOGRAM,
     "queries": {"forward": 60, "backward": 40},
     "resident_models": [
-        {"id": some_model().id, "digest": some_model().digest, "bytes": 1_000},
-        {"id": some_model().id, "digest": "sha256:0", "bytes": 7},
+        {"id": sample_manifest().id, "digest": sample_manifest().digest, "bytes": 1_000},
+        {"id": sample_manifest().id, "digest": "sha256:0", "bytes": 7},
     ],
 }
 PROBE = Probe.model_validate(
-    EXAMINED.model_dump(include=set(Probe.model_fields))
+    MODEL_PROBE.model_dump(include=set(Probe.model_fields))
     | {"bytes": 1_000, "gradient_rate": 3_000, "single_rate": 100, "forward_rate": 5_000}
 )
-PRICED = [
+COST_PATHS = [
     *((f"/v1/{method.kind}s/{name}", method) for name, method in catalogue().items()),
     ("/v1/predictions", None),
 ]
 
 
 @contextmanager
-def worker(api: Api, info: dict[str, Any]) -> Iterator[None]:
-    api.ledger.beat("w1", info)
+def beat_worker(api: Api, info: dict[str, Any]) -> Iterator[None]:
+    api.ledger.heartbeat("w1", info)
     yield
-    api.ledger.leave("w1")
+    api.ledger.remove_worker("w1")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def measured(api: Api) -> None:
-    api.ledger.note_probe(some_model().digest, PROBE)
+    api.ledger.store_probe(sample_manifest().digest, PROBE)
 
 
 def test_operations_show_queue_jobs_and_workers(api: Api) -> None:
-    api.job()
-    with worker(api, INFO), api.worker.resting():
+    api.run_job()
+    with beat_worker(api, INFO), api.worker.pause():
         waiting = api.submit(wait=None).json()["id"]
         found = api.client.get("/v1/operations").json()
     api.client.get(f"/v1/jobs/{waiting}", headers={"Prefer": "wait=10"})
@@ -68,44 +68,46 @@ def test_operations_show_queue_jobs_and_workers(api: Api) -> None:
     assert found["jobs"]["succeeded"] >= 1
     assert set(found["jobs"]) == {"queued", "running", "succeeded", "failed", "canceled"}
     assert datetime.fromisoformat(shown.pop("seen_at")).tzinfo is not None
-    models = [{"id": some_model().id, "bytes": 1_000}]  # that of another tenant is not shown
+    models = [{"id": sample_manifest().id, "bytes": 1_000}]  # that of another tenant is not shown
     told = {name: value for name, value in INFO.items() if name != "resident_models"}
     assert shown == {"id": "w1", **told, "models": models, "serves": None}
 
 
-def test_a_worker_that_tells_nothing_is_shown_too(api: Api) -> None:
-    with worker(api, {}):
+def test_worker_without_reported_info_is_shown_with_defaults(api: Api) -> None:
+    with beat_worker(api, {}):
         [shown] = api.client.get("/v1/operations").json()["workers"]
     assert (shown["device"], shown["running"], shown["models"]) == (None, 0, [])
     assert shown["batch_rows"] == {"buckets": {}, "sum": 0, "count": 0}
 
 
-def test_models_tell_what_was_measured_and_who_holds_them(api: Api) -> None:
-    with worker(api, INFO):
+def test_models_show_their_probe_and_the_workers_that_loaded_them(api: Api) -> None:
+    with beat_worker(api, INFO):
         models = api.client.get("/v1/models").json()["items"]
         assert models == [api.client.get(f"/v1/models/{model['id']}").json() for model in models]
-    assert [model["resident"] for model in models if model["id"] != some_model().id] == [[]] * 4
+    assert [model["resident"] for model in models if model["id"] != sample_manifest().id] == [[]] * 4
     [known] = [model for model in models if model["probe"]]
-    assert (known["id"], known["resident"]) == (some_model().id, ["w1"])
+    assert (known["id"], known["resident"]) == (sample_manifest().id, ["w1"])
     assert known["probe"] == PROBE.model_dump(mode="json")
-    assert api.client.get(f"/v1/models/{some_model().id}").json()["resident"] == []
+    assert api.client.get(f"/v1/models/{sample_manifest().id}").json()["resident"] == []
 
 
-def expected(method: type[Method] | None) -> int:
-    return cost_of(method()).total if method else 1
+def expected_cost(method: type[Method] | None) -> int:
+    return total_cost(method()).total if method else 1
 
 
-@pytest.mark.parametrize(("path", "method"), PRICED)
-def test_a_cost_is_told_before_it_is_paid(api: Api, path: str, method: type[Method] | None) -> None:
+@pytest.mark.parametrize(("path", "method"), COST_PATHS)
+def test_cost_route_returns_calls_and_estimated_seconds(
+    api: Api, path: str, method: type[Method] | None
+) -> None:
     found = api.client.get(f"{path}/cost").json()
-    assert found["total"] == found["forward"] + found["backward"] == expected(method)
+    assert found["total"] == found["forward"] + found["backward"] == expected_cost(method)
     assert (found["limit"], found["seconds"]) == (Settings().cost_limit, None)
-    timed = api.client.get(f"{path}/cost", params={"model": some_model().id}).json()
+    timed = api.client.get(f"{path}/cost", params={"model": sample_manifest().id}).json()
     assert timed["seconds"] > 0
 
 
-def test_an_attack_asks_row_by_row_and_a_certificate_in_full_passes(api: Api) -> None:
-    model = some_model().id
+def test_cost_counts_attacks_by_row_and_certificates_by_full_batches(api: Api) -> None:
+    model = sample_manifest().id
     attack = api.client.get("/v1/attacks/pgd/cost", params={"steps": 10, "model": model}).json()
     assert (attack["forward"], attack["backward"]) == (32, 20)
     assert attack["seconds"] == pytest.approx((20 + 12 / 3) / 100)
@@ -118,18 +120,22 @@ def test_an_attack_asks_row_by_row_and_a_certificate_in_full_passes(api: Api) ->
     assert api.client.get("/v1/attacks/pgd/cost", params={"model": unmeasured}).json()["seconds"] is None
 
 
-def test_what_would_be_refused_is_priced_all_the_same(api: Api) -> None:
+def test_cost_is_returned_even_above_the_limit(api: Api) -> None:
     found = api.client.get("/v1/attacks/pgd/cost?steps=10000&restarts=1000").json()
     assert found["total"] > found["limit"]
 
 
-@pytest.mark.parametrize(("path", "method"), PRICED)
-def test_a_cost_is_refused_as_the_submission_is(api: Api, path: str, method: type[Method] | None) -> None:
+@pytest.mark.parametrize(("path", "method"), COST_PATHS)
+def test_cost_with_invalid_fields_is_refused_like_the_submission(
+    api: Api, path: str, method: type[Method] | None
+) -> None:
     kind = method.kind if method else "prediction"
     bad = {"attack": {"defence": "prayer"}, "certificate": {"sigma": "-1"}, "prediction": {"top": "0"}}[kind]
-    fields = {"model": some_model().id, **bad}
+    fields = {"model": sample_manifest().id, **bad}
     asked, submitted = api.client.get(f"{path}/cost", params=fields), api.submit(path, **fields)
-    told, refused = (problem(one, 422, "invalid_parameter", next(iter(bad))) for one in (asked, submitted))
+    told, refused = (
+        assert_problem(one, 422, "invalid_parameter", next(iter(bad))) for one in (asked, submitted)
+    )
     assert (told["detail"], told.get("errors")) == (refused["detail"], refused.get("errors"))
 
 
@@ -146,13 +152,13 @@ def test_a_cost_is_refused_as_the_submission_is(api: Api, path: str, method: typ
         ("/v1/predictions/cost?n=5", 422, "invalid_parameter", "n"),
     ],
 )
-def test_a_cost_needs_sense(api: Api, path: str, status: int, code: str, field: str) -> None:
-    told = problem(api.client.get(path), status, code, field)
+def test_invalid_cost_request_is_refused(api: Api, path: str, status: int, code: str, field: str) -> None:
+    told = assert_problem(api.client.get(path), status, code, field)
     if field == "stepps":
         assert 'did you mean "steps"?' in told["detail"]
 
 
-def test_samples_are_what_the_list_says(api: Api) -> None:
+def test_sample_images_match_their_list_entries(api: Api) -> None:
     samples = api.client.get("/samples").json()["items"]
     assert len({sample["name"] for sample in samples}) == len(samples) == 10
     for sample in samples:
@@ -173,9 +179,9 @@ def test_samples_are_what_the_list_says(api: Api) -> None:
     assert api.client.get("/samples/README.md").status_code == 404
 
 
-def test_samples_of_clothes_show_their_labels(api: Api) -> None:
+def test_fashion_samples_match_their_labels(api: Api) -> None:
     clothes = [one for one in api.client.get("/samples").json()["items"] if one["label"] is not None]
-    classes = zoo.manifest("fashion-mnist-cnn").classes
+    classes = zoo.find_manifest("fashion-mnist-cnn").classes
     assert len(clothes) == 5
     for sample in clothes:
         with Image.open(io.BytesIO(api.client.get(sample["href"]).content)) as image:
@@ -183,15 +189,15 @@ def test_samples_of_clothes_show_their_labels(api: Api) -> None:
         assert classes[sample["label"]] == sample["title"]
 
 
-def test_photos_are_in_the_package_with_their_licences() -> None:
+def test_sample_photos_are_in_the_package_with_their_license() -> None:
     folder = ROOT / "touchstone/photos"
     assert (ROOT / "examples/photos").resolve() == folder
     assert "CC0" in (folder / "README.md").read_text()
 
 
-def test_a_submission_may_be_one_of_the_samples(api: Api) -> None:
+def test_sample_image_is_accepted_as_a_submission(api: Api) -> None:
     image = api.client.get("/samples/horse.png").content
-    assert api.job(image=image)["image"]["conversions"]
+    assert api.run_job(image=image)["image"]["conversions"]
 
 
 @pytest.mark.parametrize(
@@ -204,11 +210,13 @@ def test_a_submission_may_be_one_of_the_samples(api: Api) -> None:
         ({"budget": "fixed", "norm": "l1"}, lambda card: card["budget"] == "fixed" and "l1" in card["norms"]),
     ],
 )
-def test_attacks_are_listed_by_what_they_need_and_do(api: Api, query: dict[str, str], fits: Any) -> None:
+def test_attacks_are_filtered_by_access_norm_target_and_budget(
+    api: Api, query: dict[str, str], fits: Any
+) -> None:
     every = api.client.get("/v1/attacks").json()["items"]
     listed = api.client.get("/v1/attacks", params=query).json()["items"]
     assert [card["name"] for card in listed] == [card["name"] for card in every if fits(card)]
 
 
-def test_a_filter_that_makes_no_sense_is_refused(api: Api) -> None:
-    problem(api.client.get("/v1/attacks", params={"norm": "l7"}), 422, "invalid_parameter", "norm")
+def test_invalid_attack_filter_is_422(api: Api) -> None:
+    assert_problem(api.client.get("/v1/attacks", params={"norm": "l7"}), 422, "invalid_parameter", "norm")

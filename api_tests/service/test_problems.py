@@ -9,39 +9,39 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from api_tests.support.fake_service import Api, serving
+from api_tests.support.fake_service import Api, run_service
 from service import problems
 from service.app import create_app
-from service.http.request_context import Edge
-from service.state.metrics import Durations
+from service.http.request_context import RequestContext
+from service.state.metrics import RequestMetrics
 from touchstone import errors
 from touchstone.errors import CostTooHigh, Failure, QueueFull
 from touchstone.settings import Settings
 
 
-def kinds(failure: type[Failure] = Failure) -> Iterator[type[Failure]]:
+def all_failures(failure: type[Failure] = Failure) -> Iterator[type[Failure]]:
     yield failure
     for kind in failure.__subclasses__():
-        yield from kinds(kind)
+        yield from all_failures(kind)
 
 
-def declared() -> list[type[Failure]]:
+def declared_failures() -> list[type[Failure]]:
     return [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, Failure)]
 
 
-def test_every_failure_has_a_status_and_nothing_else_has() -> None:
-    assert set(problems.STATUSES) == set(declared())
-    assert set(kinds()) >= set(declared())
+def test_every_failure_has_exactly_one_status() -> None:
+    assert set(problems.STATUSES) == set(declared_failures())
+    assert set(all_failures()) >= set(declared_failures())
     assert all(400 <= status <= 599 for status in problems.STATUSES.values())
 
 
-def test_codes_are_unique_words() -> None:
-    codes = [kind.code for kind in declared()]
+def test_error_codes_are_unique_words() -> None:
+    codes = [kind.code for kind in declared_failures()]
     assert len(set(codes)) == len(codes)
     assert all(code.replace("_", "").isalpha() and code.islower() for code in codes)
 
 
-def test_only_faults_of_ours_are_5xx() -> None:
+def test_only_server_side_failures_are_5xx() -> None:
     ours = {kind.code for kind, status in problems.STATUSES.items() if status >= 500}
     assert ours == {
         *("internal_error", "model_unusable", "out_of_memory", "worker_lost", "worker_stopping"),
@@ -54,11 +54,11 @@ def test_only_faults_of_ours_are_5xx() -> None:
 def app() -> FastAPI:
     app = FastAPI()
     problems.install(app)
-    app.add_middleware(Edge, durations=Durations())
+    app.add_middleware(RequestContext, durations=RequestMetrics())
 
     @app.get("/fail/{name}")
     async def fail(name: str) -> None:
-        known = {kind.code: kind for kind in declared()}
+        known = {kind.code: kind for kind in declared_failures()}
         raise known[name]("what was wrong", field="eps", more=1)
 
     @app.get("/crash")
@@ -80,7 +80,7 @@ def app() -> FastAPI:
     return app
 
 
-def test_each_failure_as_a_problem(app: FastAPI) -> None:
+def test_each_failure_is_answered_as_a_problem(app: FastAPI) -> None:
     with TestClient(app) as client:
         for kind, status in problems.STATUSES.items():
             response = client.get(f"/fail/{kind.code}")
@@ -99,7 +99,7 @@ def test_each_failure_as_a_problem(app: FastAPI) -> None:
             }
 
 
-def test_a_crash_tells_nothing_and_still_has_an_id(app: FastAPI) -> None:
+def test_unexpected_error_is_500_with_request_id_and_no_details(app: FastAPI) -> None:
     with TestClient(app) as client:
         response = client.get("/crash")
     assert response.status_code == 500
@@ -109,19 +109,19 @@ def test_a_crash_tells_nothing_and_still_has_an_id(app: FastAPI) -> None:
     assert "Error" not in response.text
 
 
-def test_particulars_never_replace_the_members_of_a_problem(app: FastAPI) -> None:
+def test_extra_fields_never_replace_standard_problem_members(app: FastAPI) -> None:
     with TestClient(app) as client:
         problem = client.get("/clash").json()
     assert (problem["status"], problem["code"], problem["cost"]) == (422, "cost_too_high", 5)
 
 
-def test_a_full_queue_tells_when_to_come_back(app: FastAPI) -> None:
+def test_queue_full_failure_sets_retry_after(app: FastAPI) -> None:
     with TestClient(app) as client:
         response = client.get("/full")
     assert (response.status_code, response.headers["retry-after"]) == (429, "7")
 
 
-def test_what_fastapi_refuses_is_a_problem_too(app: FastAPI) -> None:
+def test_fastapi_errors_are_answered_as_problems(app: FastAPI) -> None:
     with TestClient(app) as client:
         problem = client.get("/number/x").json()
         assert (problem["code"], problem["field"]) == ("invalid_parameter", "number")
@@ -130,13 +130,13 @@ def test_what_fastapi_refuses_is_a_problem_too(app: FastAPI) -> None:
     assert (response.status_code, response.headers["allow"]) == (405, "GET")
 
 
-def test_the_path_in_a_problem_is_a_uri_reference(app: FastAPI) -> None:
+def test_problem_instance_is_a_uri_reference(app: FastAPI) -> None:
     with TestClient(app) as client:
         instance = client.get("/%22%3Cé%00%20").json()["instance"]
     assert instance == "/%22%3C%C3%A9%00%20"
 
 
-def test_a_queue_that_is_full(api: Api) -> None:
+def test_submission_to_a_full_queue_is_429_with_retry_after(api: Api) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise QueueFull("20,000 jobs are waiting", retry_after=3)
 
@@ -147,17 +147,17 @@ def test_a_queue_that_is_full(api: Api) -> None:
     assert response.json()["code"] == "queue_full"
 
 
-def test_a_queue_has_a_limit(settings: Settings) -> None:
-    with serving(settings.model_copy(update={"queue_limit": 2})) as api, api.worker.resting():
+def test_queue_limit_setting_makes_further_submissions_429(settings: Settings) -> None:
+    with run_service(settings.model_copy(update={"queue_limit": 2})) as api, api.worker.pause():
         assert [api.submit(wait=None).status_code for _ in range(2)] == [202, 202]
         response = api.submit(wait=None)
     assert (response.status_code, response.json()["code"]) == (429, "queue_full")
     assert int(response.headers["retry-after"]) >= 1
 
 
-def test_an_unreachable_ledger_is_a_503_at_once(tmp_path: Path) -> None:
+def test_unreachable_ledger_is_503_at_once(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, redis_url=f"unix://{tmp_path}/nobody.sock")
-    app = create_app(settings, ring=lambda _: None)
+    app = create_app(settings, dispatch=lambda _: None)
     with TestClient(app, base_url="http://localhost") as client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["missing"]) == (503, ["ledger", "worker"])

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from api_tests.support.fake_service import data_url, png, some_model
-from api_tests.support.wait import SECONDS, wait_until
+from api_tests.support.fake_service import data_url, png, sample_manifest
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Submission
@@ -37,7 +37,7 @@ class Process:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         address = wait_until(self._address)
-        self.client = httpx2.Client(base_url=address, timeout=SECONDS)
+        self.client = httpx2.Client(base_url=address, timeout=TIMEOUT_SECONDS)
 
     def _read(self) -> None:
         assert self._child.stderr
@@ -52,7 +52,7 @@ class Process:
     def stop(self) -> None:
         """Tell it to end."""
         self._child.send_signal(signal.SIGTERM)
-        self._child.wait(SECONDS)
+        self._child.wait(TIMEOUT_SECONDS)
         self._reader.join()
         assert self._child.stderr
         self._child.stderr.close()
@@ -69,25 +69,25 @@ def process(valkey: str, tmp_path: Path) -> Iterator[Process]:
 
 
 def submit(process: Process, prefer: str) -> httpx2.Response:
-    files, data = {"image": ("a.png", png())}, {"model": some_model().id}
+    files, data = {"image": ("a.png", png())}, {"model": sample_manifest().id}
     return process.client.post("/v1/attacks/pgd", files=files, data=data, headers={"Prefer": prefer})
 
 
-def asking(process: Process, path: str, body: object = None) -> HTTPConnection:
+def open_request(process: Process, path: str, body: object = None) -> HTTPConnection:
     """Somebody who has asked, would wait for a minute, and has not heard of the answer."""
     url = process.client.base_url
-    line = HTTPConnection(url.host, url.port, timeout=SECONDS)
+    line = HTTPConnection(url.host, url.port, timeout=TIMEOUT_SECONDS)
     headers = {"Prefer": "wait=60", "Content-Type": "application/json"}
     line.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
     return line
 
 
-def test_those_who_wait_are_let_go_when_it_ends(process: Process) -> None:
+def test_waiting_requests_are_answered_when_the_service_stops(process: Process) -> None:
     path = submit(process, "wait=0").json()["links"]
-    image = {"image": data_url(png()), "model": some_model().id}
+    image = {"image": data_url(png()), "model": sample_manifest().id}
     with ExitStack() as stack:
         submission, poll, stream = (
-            stack.enter_context(closing(asking(process, *what)))
+            stack.enter_context(closing(open_request(process, *what)))
             for what in (("/v1/attacks/pgd", image), (path["self"],), (path["events"],))
         )
         following = stream.getresponse()
@@ -98,7 +98,7 @@ def test_those_who_wait_are_let_go_when_it_ends(process: Process) -> None:
         assert b"event: status" in following.read()
 
 
-def test_a_request_is_a_line_of_the_log(process: Process) -> None:
+def test_request_is_logged_with_its_id_route_and_status(process: Process) -> None:
     response = submit(process, "wait=0")
     process.stop()
     (line,) = [line for line in process.lines if line.get("route") == "/v1/attacks/pgd"]
@@ -107,7 +107,7 @@ def test_a_request_is_a_line_of_the_log(process: Process) -> None:
     assert isinstance(line["ms"], float)
 
 
-def test_it_does_not_start_on_what_it_would_take_for_nobodys(
+def test_service_refuses_to_start_on_a_ledger_with_jobs_without_tenant(
     valkey: str, ledger: Ledger, submission: Submission, tmp_path: Path
 ) -> None:
     job, _ = ledger.accept(submission)
@@ -119,7 +119,7 @@ def test_it_does_not_start_on_what_it_would_take_for_nobodys(
         capture_output=True,
         text=True,
         check=False,
-        timeout=SECONDS,
+        timeout=TIMEOUT_SECONDS,
     )
     assert done.returncode == 1
     assert "start with another TOUCHSTONE_HOME" in done.stderr

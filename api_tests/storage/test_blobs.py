@@ -16,7 +16,7 @@ from obstore.store import MemoryStore
 from touchstone.errors import StorageFull, UnknownArtifact
 from touchstone.settings import Settings
 from touchstone.storage import local as module
-from touchstone.storage.blobs import Blobs, FolderBlobs, StoreBlobs, digest_of, open_blobs
+from touchstone.storage.blobs import Blobs, FolderBlobs, ObjectStoreBlobs, digest_of, open_blobs
 
 DATA = bytes(range(256)) * 5
 DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
@@ -35,10 +35,10 @@ NOT_DIGESTS = (
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
     if request.param == "folder":
         return FolderBlobs(tmp_path / "blobs")
-    return StoreBlobs(MemoryStore(), tmp_path / "incoming")
+    return ObjectStoreBlobs(MemoryStore(), tmp_path / "incoming")
 
 
-def test_bytes_come_back_under_their_digest(blobs: Blobs) -> None:
+def test_stored_bytes_are_read_by_their_digest(blobs: Blobs) -> None:
     assert blobs.put(DATA) == DIGEST
     assert blobs.put(DATA) == DIGEST
     assert blobs.get(DIGEST) == DATA
@@ -48,61 +48,61 @@ def test_bytes_come_back_under_their_digest(blobs: Blobs) -> None:
 @pytest.mark.parametrize(
     ("start", "length"), [(0, 10), (250, 20), (0, len(DATA)), (1270, 99), (5000, 10), (3, 0)]
 )
-def test_a_part_is_the_slice(blobs: Blobs, start: int, length: int) -> None:
+def test_partial_read_returns_the_slice(blobs: Blobs, start: int, length: int) -> None:
     blobs.put(DATA)
     assert blobs.read(DIGEST, start, length) == DATA[start : start + length]
 
 
 @pytest.mark.parametrize("digest", NOT_DIGESTS)
-def test_what_is_not_there_is_unknown(blobs: Blobs, digest: str) -> None:
+def test_missing_blob_or_invalid_digest_raises_unknown_artifact(blobs: Blobs, digest: str) -> None:
     for ask in (blobs.get, blobs.size, lambda name: blobs.read(name, 0, 1)):
         with pytest.raises(UnknownArtifact):
             ask(digest)
 
 
-def test_what_is_forgotten_is_gone_and_may_come_again(blobs: Blobs) -> None:
+def test_forgotten_blob_is_gone_and_can_be_stored_again(blobs: Blobs) -> None:
     blobs.put(DATA)
     for _ in range(2):
-        blobs.forget(DIGEST)
+        blobs.delete(DIGEST)
     with pytest.raises(UnknownArtifact):
         blobs.get(DIGEST)
     assert blobs.put(DATA) == DIGEST
     assert blobs.get(DIGEST) == DATA
 
 
-def test_many_are_put_like_one(blobs: Blobs) -> None:
+def test_put_many_stores_files_like_single_puts(blobs: Blobs) -> None:
     files = [DATA, b"", DATA, *(bytes([i]) * i for i in range(1, 40))]
     assert blobs.put_many(files) == [blobs.put(data) for data in files]
     assert [blobs.get(digest) for digest in blobs.put_many(files)] == files
     assert blobs.put_many([]) == []
 
 
-def test_nothing_is_a_blob_too(blobs: Blobs) -> None:
+def test_empty_blob_is_stored(blobs: Blobs) -> None:
     digest = blobs.put(b"")
     assert blobs.get(digest) == b""
     assert blobs.size(digest) == 0
 
 
-def test_many_may_put_the_same_bytes_at_once(blobs: Blobs) -> None:
+def test_concurrent_puts_of_the_same_bytes_store_one_blob(blobs: Blobs) -> None:
     with ThreadPoolExecutor(16) as pool:
         assert set(pool.map(lambda _: blobs.put(DATA), range(64))) == {DIGEST}
     assert blobs.get(DIGEST) == DATA
 
 
-def stored(root: Path) -> list[Path]:
+def stored_files(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.is_file()]
 
 
-def test_a_file_has_its_place_and_nothing_else_stays(tmp_path: Path) -> None:
+def test_put_leaves_only_the_blob_file_at_its_path(tmp_path: Path) -> None:
     FolderBlobs(tmp_path).put(DATA)
     name = DIGEST[7:]
-    assert stored(tmp_path) == [tmp_path / name[:2] / name]
+    assert stored_files(tmp_path) == [tmp_path / name[:2] / name]
 
 
-def test_a_damaged_file_is_noticed_and_a_short_one_is_replaced(tmp_path: Path) -> None:
+def test_damaged_blob_is_detected_and_truncated_one_is_replaced(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path)
     blobs.put(DATA)
-    (path,) = stored(tmp_path)
+    (path,) = stored_files(tmp_path)
     path.write_bytes(DATA[::-1])
     with pytest.raises(UnknownArtifact, match="damaged"):
         blobs.get(DIGEST)
@@ -111,7 +111,7 @@ def test_a_damaged_file_is_noticed_and_a_short_one_is_replaced(tmp_path: Path) -
     assert blobs.get(DIGEST) == DATA
 
 
-def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -120,7 +120,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("touchstone.storage.local.os.fsync", full)
     with pytest.raises(StorageFull):
         blobs.put(DATA)
-    assert stored(tmp_path) == []
+    assert stored_files(tmp_path) == []
     with pytest.raises(UnknownArtifact):
         blobs.size(DIGEST)
 
@@ -144,12 +144,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return steps
 
 
-def test_bytes_are_on_the_disk_before_they_have_their_name(tmp_path: Path, steps: list[str]) -> None:
+def test_bytes_are_synced_to_disk_before_they_are_renamed(tmp_path: Path, steps: list[str]) -> None:
     FolderBlobs(tmp_path).put(DATA)
     assert steps[-3:] == ["file", "name", "folder"]
 
 
-def test_names_are_on_the_disk_before_many_are_stored(tmp_path: Path, steps: list[str]) -> None:
+def test_put_many_syncs_files_then_renames_then_syncs_folders(tmp_path: Path, steps: list[str]) -> None:
     blobs = FolderBlobs(tmp_path)
     blobs.put(b"the first makes the folders")
     steps.clear()
@@ -159,9 +159,7 @@ def test_names_are_on_the_disk_before_many_are_stored(tmp_path: Path, steps: lis
     assert steps[6:] == ["folder"] * folders
 
 
-def test_known_bytes_are_not_written_again_but_their_name_is_made_sure(
-    tmp_path: Path, steps: list[str]
-) -> None:
+def test_known_bytes_are_not_rewritten_but_their_folder_is_synced(tmp_path: Path, steps: list[str]) -> None:
     blobs = FolderBlobs(tmp_path)
     blobs.put(DATA)
     steps.clear()
@@ -169,17 +167,17 @@ def test_known_bytes_are_not_written_again_but_their_name_is_made_sure(
     assert steps == ["folder"]
 
 
-def test_the_settings_choose(tmp_path: Path) -> None:
+def test_settings_choose_folder_or_object_storage(tmp_path: Path) -> None:
     folder = open_blobs(Settings(home=tmp_path))
     folder.put(DATA)
-    assert len(stored(tmp_path / "blobs")) == 1
+    assert len(stored_files(tmp_path / "blobs")) == 1
     bucket = open_blobs(Settings(home=tmp_path, blobs_url="memory:///prefix"))
-    assert isinstance(bucket, StoreBlobs)
+    assert isinstance(bucket, ObjectStoreBlobs)
     assert bucket.get(bucket.put(DATA)) == DATA
 
 
 @pytest.mark.parametrize("ask", ["get", "size"])
-def test_a_store_that_fails_is_no_blob_that_is_missing(
+def test_object_storage_failure_is_not_reported_as_missing_blob(
     ask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -187,7 +185,7 @@ def test_a_store_that_fails_is_no_blob_that_is_missing(
 
     for name in ("put", "get", "head"):
         monkeypatch.setattr(obstore, name, fail)
-    blobs = StoreBlobs(MemoryStore(), tmp_path)
+    blobs = ObjectStoreBlobs(MemoryStore(), tmp_path)
     with pytest.raises(OSError, match="GenericError"):
         blobs.put(b"data")
     with pytest.raises(OSError, match="GenericError"):

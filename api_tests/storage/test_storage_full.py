@@ -14,16 +14,16 @@ import pytest
 import redis
 
 from api_tests.service.test_bad_http import exchange
-from api_tests.support.fake_service import Api, problem, serving, some_model
+from api_tests.support.fake_service import Api, assert_problem, run_service, sample_manifest
 from api_tests.support.full_disk import full_disk, large_png
-from api_tests.support.own_models import SAID, linear_onnx
+from api_tests.support.own_models import REGISTRATION_FIELDS, linear_onnx
 from touchstone.errors import LedgerUnavailable, StorageFull
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Submission
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.storage.blobs import FolderBlobs
-from touchstone.storage.garbage_collector import Sweeper
+from touchstone.storage.garbage_collector import GarbageCollector
 
 MORE_THAN_ANY_DISK = 2**62
 
@@ -31,7 +31,7 @@ MORE_THAN_ANY_DISK = 2**62
 @pytest.fixture(scope="module")
 def crowded(api: Api) -> Iterator[Api]:
     """The same service with a reserve that no disk has."""
-    with serving(api.settings.model_copy(update={"disk_reserve": MORE_THAN_ANY_DISK})) as crowded:
+    with run_service(api.settings.model_copy(update={"disk_reserve": MORE_THAN_ANY_DISK})) as crowded:
         yield crowded
 
 
@@ -43,22 +43,22 @@ def register(api: Api, data: bytes, wait: int = 0) -> httpx2.Response:
     return api.client.post(
         "/v1/models",
         files={"file": ("a.onnx", data)},
-        data={"manifest": json.dumps({**SAID, "id": "big"})},
+        data={"manifest": json.dumps({**REGISTRATION_FIELDS, "id": "big"})},
         headers={"Prefer": f"wait={wait}"},
     )
 
 
 def infer(api: Api, **options: Any) -> httpx2.Response:
-    spec = some_model().input
+    spec = sample_manifest().input
     shape = [1, spec.channels, spec.height, spec.width]
     data = [0.0] * (shape[1] * shape[2] * shape[3])
     tensor = {"name": "image", "datatype": "FP32", "shape": shape, "data": data}
-    return api.client.post(f"/v2/models/{some_model().id}/infer", json={"inputs": [tensor]}, **options)
+    return api.client.post(f"/v2/models/{sample_manifest().id}/infer", json={"inputs": [tensor]}, **options)
 
 
-def test_nothing_new_is_taken_while_the_disk_is_nearly_full(api: Api, crowded: Api) -> None:
-    job = api.job()
-    before = files(api), api.ledger.counts()
+def test_submissions_are_507_while_the_disk_is_nearly_full(api: Api, crowded: Api) -> None:
+    job = api.run_job()
+    before = files(api), api.ledger.count_by_status()
     for response in (
         crowded.submit(),
         crowded.submit("/v1/predictions"),
@@ -66,12 +66,12 @@ def test_nothing_new_is_taken_while_the_disk_is_nearly_full(api: Api, crowded: A
         register(crowded, linear_onnx()),
         infer(crowded),
     ):
-        problem(response, 507, "storage_full")
+        assert_problem(response, 507, "storage_full")
         assert response.headers["retry-after"] == "60"
-    assert (files(api), api.ledger.counts()) == before
+    assert (files(api), api.ledger.count_by_status()) == before
 
 
-def test_a_model_for_which_there_is_no_room_is_refused_before_it_comes(crowded: Api) -> None:
+def test_registration_is_507_before_its_body_is_read_when_disk_is_full(crowded: Api) -> None:
     head = (
         b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
         b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
@@ -79,49 +79,49 @@ def test_a_model_for_which_there_is_no_room_is_refused_before_it_comes(crowded: 
     assert exchange(crowded, head, seconds=1).startswith(b"HTTP/1.1 507 ")
 
 
-def test_what_is_there_can_be_read_and_deleted_then(api: Api, crowded: Api) -> None:
-    path = api.job()["links"]["self"]
+def test_jobs_can_be_read_and_deleted_while_the_disk_is_nearly_full(api: Api, crowded: Api) -> None:
+    path = api.run_job()["links"]["self"]
     assert crowded.client.get(path).json()["status"] == "succeeded"
     assert crowded.client.get(f"{path}/artifacts/adversarial.png").status_code == 200
     assert crowded.client.delete(path).status_code == 204
 
 
-def test_operators_see_how_much_is_free(crowded: Api) -> None:
+def test_operations_and_metrics_show_free_storage(crowded: Api) -> None:
     shown = crowded.client.get("/v1/operations").json()["storage"]
     assert 0 < shown["free"] < shown["reserve"] == MORE_THAN_ANY_DISK
     [line] = re.findall(r"(?m)^touchstone_storage_free_bytes (\S+)", crowded.client.get("/metrics").text)
     assert abs(float(line) - shown["free"]) < 2**30
 
 
-def test_where_everything_is_deleted_no_bytes_stay(api: Api) -> None:
+def test_no_blobs_remain_after_all_jobs_and_models_are_deleted(api: Api) -> None:
     assert infer(api).status_code == 200
-    api.job()
-    api.job(path="/v1/predictions")
+    api.run_job()
+    api.run_job(path="/v1/predictions")
     assert register(api, linear_onnx(), wait=10).status_code == 200
     assert api.client.delete("/v1/models/big").status_code == 204
     for job in api.client.get("/v1/jobs", params={"limit": 200}).json()["items"]:
         assert api.client.delete(job["links"]["self"]).status_code == 204
-    Sweeper(api.ledger, FolderBlobs(api.settings.home / "blobs"), aside_seconds=-1).sweep()
+    GarbageCollector(api.ledger, FolderBlobs(api.settings.home / "blobs"), aside_seconds=-1).sweep()
     assert {path.name for path in files(api)} <= {"owner"}
 
 
-def test_an_image_that_does_not_fit_is_507_and_leaves_nothing(api: Api) -> None:
+def test_image_that_does_not_fit_is_507_and_leaves_no_file(api: Api) -> None:
     before = files(api)
-    with api.worker.resting(), full_disk():
-        problem(api.submit(image=large_png()), 507, "storage_full")
+    with api.worker.pause(), full_disk():
+        assert_problem(api.submit(image=large_png()), 507, "storage_full")
         assert files(api) == before
         assert api.submit(wait=None).status_code == 202, "a small one fits"
     assert api.submit(image=large_png()).status_code == 200
 
 
-def test_a_model_that_does_not_fit_is_507_and_leaves_nothing(api: Api) -> None:
+def test_model_that_does_not_fit_is_507_and_leaves_no_file(api: Api) -> None:
     before = files(api)
     with full_disk():
-        problem(register(api, linear_onnx() + bytes(3 * 2**20)), 507, "storage_full")
+        assert_problem(register(api, linear_onnx() + bytes(3 * 2**20)), 507, "storage_full")
         assert files(api) == before
 
 
-def test_a_blob_that_does_not_fit_is_not_there(tmp_path: Path) -> None:
+def test_failed_put_on_full_disk_leaves_no_file(tmp_path: Path) -> None:
     blobs = FolderBlobs(tmp_path)
     with full_disk(), pytest.raises(StorageFull):
         blobs.put_many([b"small", large_png()])
@@ -143,7 +143,7 @@ def out_of_memory(server: redis.Redis) -> Iterator[None]:
         server.config_set("maxmemory", 0)
 
 
-def test_a_ledger_without_memory_takes_nothing_and_forgets_what_it_should(
+def test_ledger_without_memory_refuses_jobs_but_expires_and_deletes_them(
     ledger: Ledger, submission: Submission, server: redis.Redis, tmp_path: Path
 ) -> None:
     first, second, third = (ledger.accept(submission)[0].id for _ in range(3))
@@ -153,14 +153,14 @@ def test_a_ledger_without_memory_takes_nothing_and_forgets_what_it_should(
     with out_of_memory(server):
         with pytest.raises(LedgerUnavailable):
             ledger.accept(submission)
-        Sweeper(ledger, FolderBlobs(tmp_path)).expire()
+        GarbageCollector(ledger, FolderBlobs(tmp_path)).expire()
         for job in (second, third):
             ledger.delete(job)
-    assert Holdings.of(ledger, LOCAL).find().jobs == ()
+    assert TenantLedger.of(ledger, LOCAL).find().jobs == ()
     ledger.delete(ledger.accept(submission)[0].id)  # its image is nowhere, and a service listens
 
 
-def test_a_ledger_without_memory_is_503(api: Api) -> None:
+def test_ledger_without_memory_is_503_for_submissions(api: Api) -> None:
     with connect(str(api.settings.redis_url)) as server, out_of_memory(server):
-        problem(api.submit(), 503, "ledger_unavailable")
+        assert_problem(api.submit(), 503, "ledger_unavailable")
         assert api.client.get("/v1/jobs").status_code == 200

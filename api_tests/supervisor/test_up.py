@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from api_tests.support.wait import SECONDS, wait_until
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from touchstone.errors import StartError
 from touchstone.ledger import address
 from touchstone.ledger.ledger import Ledger
@@ -30,7 +30,7 @@ from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from touchstone.supervisor import processes
 from touchstone.supervisor import valkey as embedded
-from touchstone.supervisor.up import ANSWER_SECONDS, _free_port
+from touchstone.supervisor.up import ANSWER_SECONDS, _find_free_port
 
 PROGRAM = """
 import sys
@@ -43,14 +43,14 @@ sys.exit(up.serve(settings, lambda line: print(line, flush=True), worker_module=
 """
 
 
-def running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-class House:
+class UpRunner:
     """A home, and every `touchstone up` that a test started on it."""
 
     def __init__(self, home: Path, submission: Submission) -> None:
@@ -59,7 +59,7 @@ class House:
         self.ledger = Ledger(address.ledger_url(self.settings), self.settings)
         self.submission = submission
         self.ups: list[subprocess.Popen[str]] = []
-        self.checkup = (processes.ASK_SECONDS, ANSWER_SECONDS)
+        self.checkup = (processes.HEALTH_CHECK_SECONDS, ANSWER_SECONDS)
         """How often the API is asked whether it lives, and how long it may take to answer."""
 
     def start(self, port: int = 0) -> subprocess.Popen[str]:
@@ -79,9 +79,9 @@ class House:
 
     def ready(self, port: int = 0) -> tuple[subprocess.Popen[str], str]:
         """A service that is ready, and its address."""
-        return self.heard(self.start(port))
+        return self.read_until_ready(self.start(port))
 
-    def heard(self, up: subprocess.Popen[str]) -> tuple[subprocess.Popen[str], str]:
+    def read_until_ready(self, up: subprocess.Popen[str]) -> tuple[subprocess.Popen[str], str]:
         assert up.stdout is not None
         heard = []
         for line in up.stdout:
@@ -118,8 +118,8 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[House]:
-    house = House(tmp_path_factory.mktemp("u"), submission)
+def house(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[UpRunner]:
+    house = UpRunner(tmp_path_factory.mktemp("u"), submission)
     yield house
     house.close()
 
@@ -129,7 +129,7 @@ def get(url: str) -> Any:
         return json.load(answer)
 
 
-def works(url: str) -> bool:
+def is_ready(url: str) -> bool:
     try:
         return bool(get(f"{url}/readyz")["status"] == "ready")
     except OSError:
@@ -137,7 +137,9 @@ def works(url: str) -> bool:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_it_serves_and_stops_in_order(house: House, signum: signal.Signals) -> None:
+def test_up_serves_and_stops_in_order_and_requeues_the_running_job(
+    house: UpRunner, signum: signal.Signals
+) -> None:
     up, url = house.ready()
     assert get(f"{url}/readyz")["status"] == "ready"
     job = house.accept(steps=2)
@@ -147,16 +149,16 @@ def test_it_serves_and_stops_in_order(house: House, signum: signal.Signals) -> N
     pids = [house.worker_pid(), house.api_pid(), process_id(address.socket_url(house.home))]
     up.send_signal(signum)
     begun = time.monotonic()
-    assert up.wait(SECONDS) == 0
+    assert up.wait(TIMEOUT_SECONDS) == 0
     assert time.monotonic() - begun < 40
-    assert not any(running(pid) for pid in pids if pid)
+    assert not any(is_running(pid) for pid in pids if pid)
     up, _ = house.ready()
     assert house.ledger.read(job).status == "succeeded"
     wait_until(lambda: house.ledger.read(left_over).status == "running")
     assert house.ledger.read(left_over).attempts == 1, "stopping in order costs no attempt"
 
 
-def test_after_a_kill_nothing_half_dead_stops_the_next_start(house: House) -> None:
+def test_up_starts_again_after_a_kill_and_adopts_the_living_valkey(house: UpRunner) -> None:
     up, url = house.ready()
     job = house.accept(steps=3000)
     wait_until(lambda: house.ledger.read(job).status == "running")
@@ -166,28 +168,28 @@ def test_after_a_kill_nothing_half_dead_stops_the_next_start(house: House) -> No
     up.wait()
     port = int(url.rpartition(":")[2])
     house.ready(port)
-    assert not running(api)
-    wait_until(lambda: not running(worker))
+    assert not is_running(api)
+    wait_until(lambda: not is_running(worker))
     assert process_id(address.socket_url(house.home)) == valkey, "the living Valkey is adopted"
     wait_until(lambda: house.ledger.read(job).status == "running")
 
 
 @pytest.mark.parametrize("who", ["worker", "api", "valkey"])
-def test_a_child_that_dies_is_started_again(house: House, who: str) -> None:
+def test_killed_child_process_is_restarted(house: UpRunner, who: str) -> None:
     _, url = house.ready()
     pid = {"worker": house.worker_pid, "api": house.api_pid}.get(
         who, lambda: process_id(address.socket_url(house.home))
     )()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not running(pid))
+    wait_until(lambda: not is_running(pid))
 
-    wait_until(lambda: works(url) and house.worker_pid() != pid)
+    wait_until(lambda: is_ready(url) and house.worker_pid() != pid)
     job = house.accept()
     wait_until(lambda: house.ledger.read(job).status == "succeeded")
 
 
-def test_a_child_is_started_again_although_nobody_listens_to_us(house: House) -> None:
+def test_killed_child_is_restarted_although_stdout_is_closed(house: UpRunner) -> None:
     up, url = house.ready()
     assert up.stdout
     up.stdout.close()
@@ -195,36 +197,36 @@ def test_a_child_is_started_again_although_nobody_listens_to_us(house: House) ->
     pid = house.worker_pid()
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: house.worker_pid() != pid)
-    assert works(url)
+    assert is_ready(url)
 
 
-def test_who_looks_after_others_stumbles_over_none() -> None:
+def test_supervisor_goes_on_after_a_check_raises() -> None:
     looks: list[str] = []
 
     class Broken:
-        def look(self) -> None:
+        def ensure_running(self) -> None:
             looks.append("broken")
             raise RuntimeError("not foreseen")
 
         def stop(self) -> None:
             pass
 
-    watcher = processes.Watcher([Broken()], lambda _: None)
+    watcher = processes.Supervisor([Broken()], lambda _: None)
     wait_until(lambda: len(looks) > 1)
     watcher.stop()
 
 
-def test_an_api_that_hangs_is_started_again(house: House) -> None:
+def test_api_that_fails_its_health_check_is_restarted(house: UpRunner) -> None:
     house.checkup = (0.2, 1.0)
     started, url = house.ready()
     hung = house.api_pid()
     os.kill(hung, signal.SIGSTOP)
     assert started.stdout is not None
     assert "The API is there and does not answer; ending it\n" in started.stdout
-    wait_until(lambda: not running(hung) and works(url))
+    wait_until(lambda: not is_running(hung) and is_ready(url))
 
 
-def test_the_command_serves_with_real_models(house: House) -> None:
+def test_up_command_serves_predictions_with_real_models(house: UpRunner) -> None:
     command = Path(sys.executable).with_name("touchstone")
     up = subprocess.Popen(
         [command, "up", "--home", house.home, "--port", "0"],
@@ -233,7 +235,7 @@ def test_the_command_serves_with_real_models(house: House) -> None:
         text=True,
     )
     house.ups.append(up)
-    _, url = house.heard(up)
+    _, url = house.read_until_ready(up)
     photo = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(photo, "PNG")
     body = {
@@ -245,48 +247,50 @@ def test_the_command_serves_with_real_models(house: House) -> None:
         json.dumps(body).encode(),
         {"Content-Type": "application/json", "Prefer": "wait=30"},
     )
-    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
         assert json.load(answer)["status"] == "succeeded"
 
 
-def test_two_on_one_home_give_a_clear_error(house: House) -> None:
+def test_second_up_on_one_home_exits_with_a_clear_error(house: UpRunner) -> None:
     house.ready()
     second = house.start()
-    said, _ = second.communicate(timeout=SECONDS)
+    said, _ = second.communicate(timeout=TIMEOUT_SECONDS)
     assert second.returncode == 1
     assert "in use by another `touchstone up`" in said
 
 
-def test_a_port_in_use_gives_a_clear_error(house: House) -> None:
+def test_port_in_use_gives_a_clear_error(house: UpRunner) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said, _ = house.start(port).communicate(timeout=SECONDS)
+        said, _ = house.start(port).communicate(timeout=TIMEOUT_SECONDS)
     assert f"port {port}" in said
     assert "choose another --port" in said
     assert process_id(address.socket_url(house.home)) is None, "nothing stays behind"
 
 
-def test_a_port_that_becomes_free_is_waited_for(tmp_path: Path) -> None:
+def test_start_waits_for_its_port_to_become_free(tmp_path: Path) -> None:
     """The API of a start that was killed may need a moment to end."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = Settings(home=tmp_path, port=taken.getsockname()[1])
         with pytest.raises(StartError):
-            _free_port(settings, wait=False, wanted=lambda: True)
+            _find_free_port(settings, wait=False, is_wanted=lambda: True)
         threading.Timer(0.3, taken.close).start()
-        assert _free_port(settings, wait=True, wanted=lambda: True) == settings.port
+        assert _find_free_port(settings, wait=True, is_wanted=lambda: True) == settings.port
 
 
-def test_a_signal_before_it_is_ready_stops_it(house: House) -> None:
+def test_signal_before_up_is_ready_stops_it(house: UpRunner) -> None:
     up = house.start()
     assert up.stdout is not None
     up.stdout.readline()
     wait_until(lambda: process_id(address.socket_url(house.home)))
     up.terminate()
-    assert up.wait(SECONDS) == 0
+    assert up.wait(TIMEOUT_SECONDS) == 0
     assert process_id(address.socket_url(house.home)) is None
 
 
-def test_a_worker_that_cannot_start_says_why(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_cannot_start_is_reported_with_its_reason(
+    house: UpRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOUCHSTONE_LOG_LEVEL", "nonsense")
     said, _ = house.start().communicate(timeout=100)
     assert house.ups[-1].returncode == 1

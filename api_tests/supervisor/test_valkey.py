@@ -60,7 +60,7 @@ def kill(valkey: embedded.Valkey) -> None:
     embedded._wait_until_gone(valkey, 5)
 
 
-def test_it_listens_on_a_private_socket_only_and_writes_before_it_answers(home: Path, start: Start) -> None:
+def test_valkey_listens_only_on_a_private_socket_and_syncs_every_write(home: Path, start: Start) -> None:
     valkey = start(home)
     config = connect(valkey.url).config_get()
     assert {name: config[name] for name in ("port", "appendonly", "appendfsync", "maxmemory-policy")} == {
@@ -71,26 +71,26 @@ def test_it_listens_on_a_private_socket_only_and_writes_before_it_answers(home: 
     }
     assert stat.S_IMODE((home / "valkey").stat().st_mode) == 0o700
     valkey.stop()
-    assert not valkey.alive()
+    assert not valkey.is_alive()
 
 
-def test_a_living_one_is_adopted_and_stopped(home: Path, start: Start) -> None:
+def test_running_valkey_is_adopted_and_stopped(home: Path, start: Start) -> None:
     first = start(home)
     second = start(home)
     assert second.child is None
     assert process_id(second.url) == first.child.pid if first.child else False
     second.stop()
-    assert not first.alive()
+    assert not first.is_alive()
     assert process_id(first.url) is None
 
 
-def test_many_starts_at_once_make_one_server(home: Path, start: Start) -> None:
+def test_concurrent_starts_make_one_valkey(home: Path, start: Start) -> None:
     with ThreadPoolExecutor(6) as pool:
         started = list(pool.map(lambda _: start(home), range(6)))
     assert sum(valkey.child is not None for valkey in started) == 1
 
 
-def test_every_accepted_job_survives_a_kill(home: Path, start: Start, submission: Submission) -> None:
+def test_accepted_jobs_survive_a_kill_of_valkey(home: Path, start: Start, submission: Submission) -> None:
     """A job counts as accepted once its answer arrived, however the server ends right after it."""
     settings = Settings(home=home)
     accepted: list[str] = []
@@ -111,7 +111,9 @@ def test_every_accepted_job_survives_a_kill(home: Path, start: Start, submission
     ledger.close()
 
 
-def test_a_dead_server_and_its_return_are_noticed(home: Path, start: Start, submission: Submission) -> None:
+def test_ledger_notices_when_valkey_dies_and_returns(
+    home: Path, start: Start, submission: Submission
+) -> None:
     valkey = start(home)
     ledger = Ledger(valkey.url, Settings(home=home))
     job, _ = ledger.accept(submission)
@@ -126,7 +128,9 @@ def test_a_dead_server_and_its_return_are_noticed(home: Path, start: Start, subm
     ledger.close()
 
 
-def test_a_long_home_gets_a_short_private_socket(tmp_path: Path, start: Start, short_tempdir: Path) -> None:
+def test_long_home_path_gets_a_short_private_socket(
+    tmp_path: Path, start: Start, short_tempdir: Path
+) -> None:
     home = tmp_path / ("long" * 30)
     path = address.socket_path(home)
     assert len(os.fsencode(path)) < 100
@@ -136,7 +140,7 @@ def test_a_long_home_gets_a_short_private_socket(tmp_path: Path, start: Start, s
     valkey.stop()
 
 
-def test_a_folder_laid_by_someone_else_is_refused(tmp_path: Path, start: Start, short_tempdir: Path) -> None:
+def test_socket_folder_of_someone_else_is_refused(tmp_path: Path, start: Start, short_tempdir: Path) -> None:
     home = tmp_path / ("long" * 30)
     (tmp_path / "elsewhere").mkdir()
     address.socket_path(home).parent.symlink_to(tmp_path / "elsewhere")
@@ -144,14 +148,14 @@ def test_a_folder_laid_by_someone_else_is_refused(tmp_path: Path, start: Start, 
         start(home)
 
 
-def test_a_server_that_cannot_start_says_why(home: Path, start: Start) -> None:
+def test_valkey_that_cannot_start_is_reported_with_its_reason(home: Path, start: Start) -> None:
     (home / "valkey" / "appendonlydir").mkdir(parents=True)
     (home / "valkey" / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
     with pytest.raises(errors.StartError, match=r"did not start: .+"):
         start(home)
 
 
-def test_a_home_has_one_user(home: Path) -> None:
+def test_home_is_used_by_one_process_at_a_time(home: Path) -> None:
     holder = "import sys, pathlib; from touchstone.supervisor.valkey import sole_use\n"
     holder += "with sole_use(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
@@ -159,14 +163,14 @@ def test_a_home_has_one_user(home: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(errors.StartError, match="in use by another"), embedded.sole_use(home):
+        with pytest.raises(errors.StartError, match="in use by another"), embedded.exclusive_home(home):
             pass
         other.kill()
         other.wait()
-    with embedded.sole_use(home):
+    with embedded.exclusive_home(home):
         pass
 
 
-def test_the_address_follows_the_settings(tmp_path: Path) -> None:
+def test_ledger_url_follows_the_settings(tmp_path: Path) -> None:
     assert address.ledger_url(Settings(home=tmp_path, redis_url="redis://there:1/2")) == "redis://there:1/2"
     assert address.ledger_url(Settings(home=tmp_path)) == f"unix://{tmp_path}/valkey/valkey.sock"

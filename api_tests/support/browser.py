@@ -29,8 +29,8 @@ PICTURES = ROOT / "docs/pictures"
 
 OpenPage = Callable[..., Page]
 
-PATIENCE = 30_000  # milliseconds that an action or an expectation may take: the machine may be busy
-QUIET = (
+TIMEOUT_MS = 30_000  # milliseconds that an action or an expectation may take: the machine may be busy
+CHROMIUM_FLAGS = (
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -48,7 +48,7 @@ PHONE: dict[str, Any] = {
 }
 
 # The browser tells pages of what their policy forbade; its own line in the console does not name the place.
-_TELL_VIOLATIONS = """
+_LOG_CSP_VIOLATIONS = """
 addEventListener("securitypolicyviolation", (violation) => console.error(
   `CSP violation: ${violation.effectiveDirective} forbids ${violation.blockedURI}`
   + ` in ${violation.sourceFile}:${violation.lineNumber} ${violation.sample}`,
@@ -69,17 +69,17 @@ def chromium() -> Iterator[Browser]:
     """
     if not CHROMIUM:
         pytest.skip(NO_CHROMIUM)
-    expect.set_options(timeout=PATIENCE)
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, headless=True, chromium_sandbox=False, args=QUIET
+            executable_path=CHROMIUM, headless=True, chromium_sandbox=False, args=CHROMIUM_FLAGS
         )
         yield browser
         browser.close()
 
 
 @dataclass
-class Troubles:
+class PageErrors:
     """What went wrong in the pages of a test, and what of it the test foresaw."""
 
     seen: list[str] = field(default_factory=list)
@@ -96,15 +96,15 @@ class Troubles:
 
     def watch(self, context: BrowserContext, origin: str) -> None:
         """Note each trouble of this context's pages; to ask any other origin is one."""
-        context.add_init_script(_TELL_VIOLATIONS)
-        context.on("console", self._hear)
+        context.add_init_script(_LOG_CSP_VIOLATIONS)
+        context.on("console", self._record_console_error)
         context.on("weberror", lambda thrown: self.seen.append(f"uncaught: {thrown.error}"))
-        context.on("page", lambda page: page.on("crash", self._mourn))
-        context.on("request", lambda request: self._judge_address(request, origin))
-        context.on("requestfailed", self._judge_failure)
-        context.on("response", self._judge_status)
+        context.on("page", lambda page: page.on("crash", self._record_crash))
+        context.on("request", lambda request: self._check_origin(request, origin))
+        context.on("requestfailed", self._check_failed_request)
+        context.on("response", self._check_status)
 
-    def unforeseen(self) -> list[str]:
+    def list_unexpected(self) -> list[str]:
         """What the test did not foresee, and what it foresaw in vain."""
         foreseen = [*self._expected, *self._allowed]
         came = [told for told in self.seen if not any(re.search(pattern, told) for pattern in foreseen)]
@@ -113,54 +113,56 @@ class Troubles:
         ]
         return came + [f"expected, but did not come: {pattern}" for pattern in vain]
 
-    def _hear(self, said: ConsoleMessage) -> None:
-        if said.type == "error":
-            place = said.location
-            self.seen.append(f"console: {said.text} ({place['url']}:{place['lineNumber']})")
+    def _record_console_error(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            place = message.location
+            self.seen.append(f"console: {message.text} ({place['url']}:{place['lineNumber']})")
 
-    def _mourn(self, page: Page) -> None:
+    def _record_crash(self, page: Page) -> None:
         self.seen.append(f"crash: {page.url}")
 
-    def _judge_address(self, request: Request, origin: str) -> None:
+    def _check_origin(self, request: Request, origin: str) -> None:
         if not request.url.startswith((f"{origin}/", "data:", "blob:")):
             self.seen.append(f"another origin: {request.url}")
 
-    def _judge_failure(self, request: Request) -> None:
+    def _check_failed_request(self, request: Request) -> None:
         # Aborted is what the page itself gave up: a closed stream, a download, a page left.
         if request.failure != "net::ERR_ABORTED":
             self.seen.append(f"request failed: {request.failure} {request.url}")
 
-    def _judge_status(self, answer: Response) -> None:
+    def _check_status(self, answer: Response) -> None:
         if answer.status >= 500:
             self.seen.append(f"{answer.status}: {answer.url}")
 
 
 @contextmanager
-def watched(browser: Browser, origin: str, troubles: Troubles, **options: Any) -> Iterator[Page]:
+def open_watched_page(
+    browser: Browser, origin: str, page_errors: PageErrors, **options: Any
+) -> Iterator[Page]:
     """A page in a fresh context, with addresses relative to the origin; options as of `new_context`."""
     usual = {**DESKTOP, "locale": "en-US", "timezone_id": "UTC", "base_url": origin}
     context = browser.new_context(**{**usual, **options})
-    context.set_default_timeout(PATIENCE)
-    troubles.watch(context, origin)
+    context.set_default_timeout(TIMEOUT_MS)
+    page_errors.watch(context, origin)
     try:
         yield context.new_page()
         for page in context.pages:
-            settle(page)
+            wait_for_pending_events(page)
     finally:
         context.close()
 
 
-def settle(page: Page) -> None:
+def wait_for_pending_events(page: Page) -> None:
     """Let the page tell what it has to tell by now."""
     page.evaluate("() => new Promise((done) => setTimeout(done))")
 
 
-def drawn(page: Page) -> None:
+def wait_for_paint(page: Page) -> None:
     """Let the page draw what has changed by now."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-class Held:
+class HeldRequests:
     """The first requests to an address, kept until the test answers them; later ones go on."""
 
     def __init__(self, page: Page, address: str | re.Pattern[str], times: int = 1) -> None:
@@ -190,10 +192,10 @@ def axe(page: Page, within: str | None = None) -> list[str]:
         "async (within) => (await axe.run(within ?? document, {resultTypes: ['violations']})).violations",
         within,
     )
-    return [_barrier(rule) for rule in found if rule["impact"] in ("serious", "critical")]
+    return [_format_violation(rule) for rule in found if rule["impact"] in ("serious", "critical")]
 
 
-def _barrier(rule: dict[str, Any]) -> str:
+def _format_violation(rule: dict[str, Any]) -> str:
     places = "; ".join(f"{node['target']} {node['failureSummary']}" for node in rule["nodes"])
     return f"{rule['impact']} {rule['id']}: {rule['help']}: {places}"
 

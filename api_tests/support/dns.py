@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-PUBLIC = "93.184.216.34"
+PUBLIC_ADDRESS = "93.184.216.34"
 
 
-def finding(*answers: str | list[str]) -> Any:
+def fake_resolver(*answers: str | list[str]) -> Any:
     """A resolver that gives one answer after the other, the last again and again."""
     left = list(answers)
 

@@ -17,32 +17,32 @@ import httpx2
 import numpy as np
 from PIL import Image, ImageOps
 
-from api_tests.support.wait import SECONDS
+from api_tests.support.wait import TIMEOUT_SECONDS
 from service.app import create_app
 from service.http.server import Server
 from touchstone.ledger.ledger import Ledger
-from touchstone.ledger.records import Artifact, Job, Problem, Progress, Timings
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Timings
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.methods.inference import to_npy
 from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Examined
+from touchstone.models.measurements import ModelProbe
 from touchstone.settings import Settings
 from touchstone.storage.blobs import Blobs, open_blobs
 
 
-def some_model() -> Manifest:
+def sample_manifest() -> Manifest:
     """Any model of the zoo, the same each time."""
     return next(iter(zoo.manifests().values()))
 
 
-def picture(width: int = 9, height: int = 8, mode: str = "RGB") -> Image.Image:
+def gradient_image(width: int = 9, height: int = 8, mode: str = "RGB") -> Image.Image:
     """A small gradient, which is no single colour and needs no file."""
     values = np.linspace(0, 255, width * height, dtype=np.uint8).reshape(height, width)
     return Image.fromarray(values).convert(mode)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encode_image(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     """The bytes of a file with this image."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -51,7 +51,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 def png(width: int = 9, height: int = 8, mode: str = "RGB") -> bytes:
     """The bytes of a small PNG."""
-    return encoded(picture(width, height, mode))
+    return encode_image(gradient_image(width, height, mode))
 
 
 def data_url(data: bytes) -> str:
@@ -60,7 +60,7 @@ def data_url(data: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class Work:
+class FakeJob:
     """What a pretended job has in its hands."""
 
     job: Job
@@ -80,16 +80,16 @@ class Work:
         return Artifact(digest=self.blobs.put(data), media_type=media_type, size=len(data))
 
 
-def infer(work: Work) -> None:
+def infer(work: FakeJob) -> None:
     """Answer every image with logits that count up, one more for each image."""
     rows = work.job.submission.parameters["rows"]
-    classes = len(zoo.manifest(work.job.submission.model.id).classes)
+    classes = len(zoo.find_manifest(work.job.submission.model.id).classes)
     logits = np.add.outer(np.arange(rows), np.arange(classes)).astype(np.float32)
     file = work.store(to_npy([logits]), "application/octet-stream")
     work.finish(status="succeeded", result={"rows": rows}, artifacts={"outputs.npy": file})
 
 
-EXAMINED = Examined(
+MODEL_PROBE = ModelProbe(
     measured_at=datetime(2026, 11, 22, 9, 30, tzinfo=UTC),
     device="cpu",
     torch="2.13.0",
@@ -115,18 +115,18 @@ EXAMINED = Examined(
 """What trying a pretended model finds."""
 
 
-def register(work: Work) -> None:
+def register_model(work: FakeJob) -> None:
     """Find that a model can be used."""
     card = Manifest.model_validate(work.job.submission.parameters).model_copy(update={"parameters": 386})
-    Holdings.of(work.ledger, work.job.submission.tenant).versions.register(card, EXAMINED)
-    probe = EXAMINED.model_dump(mode="json")
+    TenantLedger.of(work.ledger, work.job.submission.tenant).versions.register(card, MODEL_PROBE)
+    probe = MODEL_PROBE.model_dump(mode="json")
     work.finish(status="succeeded", result={"model": card.card(), "probe": probe})
 
 
-def succeed(work: Work) -> None:
+def succeed(work: FakeJob) -> None:
     """Invert the image and call it adversarial; of a model, find that it can be used."""
     if work.job.submission.kind == "registration":
-        register(work)
+        register_model(work)
         return
     if work.job.submission.kind == "inference":
         infer(work)
@@ -138,15 +138,15 @@ def succeed(work: Work) -> None:
         result={"outcome": "success", "success": True},
         timings=Timings(compute=0.01),
         artifacts={
-            "adversarial.png": work.store(encoded(ImageOps.invert(original))),
+            "adversarial.png": work.store(encode_image(ImageOps.invert(original))),
             "adversarial.npy": work.store(b"\x93NUMPY" + bytes(3_000_000), "application/octet-stream"),
         },
     )
 
 
-def fail(work: Work) -> None:
+def fail(work: FakeJob) -> None:
     """Find the model's answers to be no numbers."""
-    problem = Problem(code="non_finite_output", detail="the model answered NaN", extra={"row": 0})
+    problem = JobFailure(code="non_finite_output", detail="the model answered NaN", extra={"row": 0})
     work.finish(status="failed", error=problem)
 
 
@@ -155,49 +155,49 @@ class FakeWorker:
 
     def __init__(self, url: str, settings: Settings) -> None:
         self._ledger, self._blobs = Ledger(url, settings), open_blobs(settings)
-        self._bells: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.rung: list[str] = []
-        self._behaviour: Callable[[Work], None] = succeed
-        self._free = threading.Event()
-        self._free.set()
+        self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.dispatched: list[str] = []
+        self._behavior: Callable[[FakeJob], None] = succeed
+        self._resumed = threading.Event()
+        self._resumed.set()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def ring(self, job: str) -> None:
+    def dispatch(self, job: str) -> None:
         """Take a job soon."""
-        self.rung.append(job)
-        self._bells.put(job)
+        self.dispatched.append(job)
+        self._queue.put(job)
 
     @contextmanager
-    def doing(self, behaviour: Callable[[Work], None]) -> Iterator[None]:
+    def with_behavior(self, behavior: Callable[[FakeJob], None]) -> Iterator[None]:
         """Do this with the jobs that come."""
-        self._behaviour = behaviour
+        self._behavior = behavior
         try:
             yield
         finally:
-            self._behaviour = succeed
+            self._behavior = succeed
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Take no jobs: they stay queued."""
-        self._free.clear()
+        self._resumed.clear()
         try:
             yield
         finally:
-            self._free.set()
+            self._resumed.set()
 
     def stop(self) -> None:
         """End the thread."""
-        self._bells.put(None)
+        self._queue.put(None)
         self._thread.join()
         self._ledger.close()
 
     def _run(self) -> None:
-        while (job := self._bells.get()) is not None:
-            self._free.wait()
+        while (job := self._queue.get()) is not None:
+            self._resumed.wait()
             claimed = self._ledger.claim(job, "pretender")
             if claimed is not None:
-                self._behaviour(Work(claimed, self._ledger, self._blobs))
+                self._behavior(FakeJob(claimed, self._ledger, self._blobs))
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,10 @@ class Api:
         image = fields.pop("image", png())
         if wait is not None:
             headers = {"Prefer": f"wait={wait}", **headers}
-        data = {"model": some_model().id, **fields}
+        data = {"model": sample_manifest().id, **fields}
         return self.client.post(path, files={"image": ("a.png", image)}, data=data, headers=headers)
 
-    def job(self, **fields: Any) -> dict[str, Any]:
+    def run_job(self, **fields: Any) -> dict[str, Any]:
         """A job that has ended."""
         response = self.submit(**fields)
         assert response.status_code == 200, response.text
@@ -236,18 +236,18 @@ class Api:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[Api]:
+def run_service(settings: Settings) -> Iterator[Api]:
     """Serve until the block ends."""
     assert settings.redis_url
     worker = FakeWorker(settings.redis_url, settings)
-    app = create_app(settings, ring=worker.ring)
+    app = create_app(settings, dispatch=worker.dispatch)
     server = Server(app, settings)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT_SECONDS) as client:
             yield Api(client, worker, app.state.backend.ledger, settings, port, server)
     finally:
         server.should_exit = True
@@ -255,7 +255,9 @@ def serving(settings: Settings) -> Iterator[Api]:
         worker.stop()
 
 
-def problem(response: httpx2.Response, status: int, code: str, field: str | None = None) -> dict[str, Any]:
+def assert_problem(
+    response: httpx2.Response, status: int, code: str, field: str | None = None
+) -> dict[str, Any]:
     """The problem, once it is the one expected."""
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
         response.text[:500]

@@ -1,6 +1,6 @@
 """A worker whose jobs only pretend: what each does stands in its parameters.
 
-Run as a program, it serves. `start` starts one by forking from a process that has everything imported.
+Run as a program, it serves. `start_stream` starts one by forking from a process that has everything imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from touchstone import logs
-from touchstone.errors import Canceled, ModelUnusable, NonFiniteOutput, WorkerStopping
+from touchstone.errors import JobCanceled, ModelUnusable, NonFiniteOutput, WorkerStopping
 from touchstone.ledger.records import Progress, Submission, Timings
 from touchstone.settings import Settings
 from workers.serve import serve
@@ -26,19 +26,19 @@ from workers.serve import serve
 STEP_SECONDS = 0.02
 
 
-class Engine:
+class FakeEngine:
     """Counts the steps of all pretended jobs."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.running = 0
-        self.go_on = threading.Event()  # ends what hangs
+        self.release_hang = threading.Event()  # ends what hangs
 
     @property
     def busy(self) -> bool:
         return self.running > 0
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         return {"device": "pretended"}
 
     def probes(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Engine:
         pass
 
 
-class Task:
+class FakeTask:
     def __init__(self) -> None:
         self.canceled = threading.Event()
         self.expired = False
@@ -61,7 +61,7 @@ class Task:
         self.canceled.set()
 
 
-class Ended:
+class FakeOutcome:
     def __init__(self, result: dict[str, Any], artifacts: dict[str, tuple[bytes, str]]) -> None:
         self.result = result
         self.artifacts = artifacts
@@ -74,53 +74,53 @@ def run(
     submission: Submission,
     png: bytes,
     *,
-    engine: Engine,
+    engine: FakeEngine,
     deadline: float | None,
     started: Any,
     report: Any,
     prior: Any,
-) -> Ended:
+) -> FakeOutcome:
     """Do what `parameters` say: `steps` of 20 ms each, a note in the file `diary`, and `then` how to end."""
     parameters = submission.parameters
-    note(parameters, "begin")
-    task = Task()
+    write_diary(parameters, "begin")
+    task = FakeTask()
     started(task)
     engine.running += 1
     try:
         for step in range(parameters.get("steps", 1)):
             if task.canceled.wait(STEP_SECONDS):
-                note(parameters, "canceled")
-                raise Canceled("the job was canceled")
+                write_diary(parameters, "canceled")
+                raise JobCanceled("the job was canceled")
             engine.steps += 1
             report(Progress(done=step + 1, total=parameters["steps"]), {"step": float(step)})
-        end(parameters.get("then"), engine)
+        end_job(parameters.get("then"), engine)
     finally:
         engine.running -= 1
-    note(parameters, "end")
+    write_diary(parameters, "end")
     result = (
         {"read": len(png), "bad": float("nan")} if parameters.get("then") == "nan" else {"read": len(png)}
     )
-    return Ended(result, {"adversarial.png": (b"an image of " + png, "image/png")})
+    return FakeOutcome(result, {"adversarial.png": (b"an image of " + png, "image/png")})
 
 
-def end(then: str | None, engine: Engine) -> None:
-    if then == "fail":
+def end_job(ending: str | None, engine: FakeEngine) -> None:
+    if ending == "fail":
         raise NonFiniteOutput("The model answered NaN.", field="image", rows=1)
-    if then == "starve":
+    if ending == "starve":
         raise MemoryError
-    if then == "starve as it loads":
+    if ending == "starve as it loads":
         raise ModelUnusable("digits: the weights do not fit") from MemoryError()
-    if then == "too many files":
+    if ending == "too many files":
         raise OSError(errno.EMFILE, "Too many open files")
-    if then == "stop":
+    if ending == "stop":
         raise WorkerStopping("the engine was stopped")
-    if then == "break":
+    if ending == "break":
         raise RuntimeError("the password is swordfish")
-    if then == "hang":
-        engine.go_on.wait()
+    if ending == "hang":
+        engine.release_hang.wait()
 
 
-def note(parameters: dict[str, Any], line: str) -> None:
+def write_diary(parameters: dict[str, Any], line: str) -> None:
     if "diary" in parameters:
         with Path(parameters["diary"]).open("a") as diary:
             diary.write(line + "\n")
@@ -128,26 +128,26 @@ def note(parameters: dict[str, Any], line: str) -> None:
 
 def main(settings: Settings | None = None) -> int:
     logs.configure("info")
-    engine = Engine()
+    engine = FakeEngine()
     return serve(settings or Settings(), engine, partial(run, engine=engine))
 
 
-def _unprepared(_: Settings) -> None:
+def _do_nothing(_: Settings) -> None:
     """Nothing to prepare."""
 
 
-def start(settings: Settings, *, prepare: Callable[[Settings], None] = _unprepared) -> BaseProcess:
+def start(settings: Settings, *, prepare: Callable[[Settings], None] = _do_nothing) -> BaseProcess:
     """A worker in a process of its own, which calls `prepare` first and writes to workers.log."""
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload([__name__])
-    process = forking.Process(target=_work, args=[settings, prepare])
+    process = forking.Process(target=_run_worker, args=[settings, prepare])
     path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path)):
         process.start()
     return process
 
 
-def _work(settings: Settings, prepare: Callable[[Settings], None]) -> None:
+def _run_worker(settings: Settings, prepare: Callable[[Settings], None]) -> None:
     log = os.open(settings.home / "workers.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

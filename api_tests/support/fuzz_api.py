@@ -25,11 +25,11 @@ from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 
-from api_tests.support.fake_service import Api, data_url, png, serving, some_model
+from api_tests.support.fake_service import Api, data_url, png, run_service, sample_manifest
 from api_tests.support.own_models import linear_onnx
 from touchstone import logs
 from touchstone.ledger.records import LOCAL
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.ledger.webhooks.signatures import new_secret
 from touchstone.settings import Settings
 from touchstone.supervisor import valkey as embedded
@@ -42,42 +42,44 @@ CHECKS = (
     "response_headers_conformance",
     "response_schema_conformance",
 )
-ENDLESS = ("stream_all_events",)
-PATIENT = {"lease": 600.0}
+STREAMING_OPERATIONS = ("stream_all_events",)
+LONG_LEASE = {"lease": 600.0}
 """Settings for a worker that gives one sign of life and is alive for as long as anybody fuzzes."""
 
 
 @dataclass
-class Findings:
+class FuzzReport:
     """What was asked, how it was answered, and what should not have been."""
 
     cases: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    undrawn: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    generation_errors: list[str] = field(default_factory=list)
     """Where Schemathesis itself failed to think of anything."""
 
-    def note(self, event: events.EngineEvent) -> None:
+    def record(self, event: events.EngineEvent) -> None:
         """Take in what the engine tells."""
         if isinstance(event, events.ScenarioFinished):
             answered = [one.response for one in event.recorder.interactions.values() if one.response]
             self.cases[event.phase.name] += len(answered)
             self.statuses.update(response.status_code for response in answered)
-            self.wrong += _failures(event)
+            self.failures += _list_failures(event)
         elif isinstance(event, events.FatalError):
-            self.wrong.append(repr(event.exception))
+            self.failures.append(repr(event.exception))
         elif isinstance(event, events.NonFatalError):
             answer_is_missing = isinstance(event.value, requests.RequestException)
-            (self.wrong if answer_is_missing else self.undrawn).append(f"{event.label}: {event.value!r}")
+            (self.failures if answer_is_missing else self.generation_errors).append(
+                f"{event.label}: {event.value!r}"
+            )
 
-    def told(self) -> str:
+    def summarize(self) -> str:
         """All of it in a line."""
         answers = dict(sorted(self.statuses.items()))
         told = f"{self.cases.total():,} requests {dict(self.cases)}, answers {answers}"
-        return f"{told}, not drawn {self.undrawn}" if self.undrawn else told
+        return f"{told}, not drawn {self.generation_errors}" if self.generation_errors else told
 
 
-def _failures(event: events.ScenarioFinished) -> Iterator[str]:
+def _list_failures(event: events.ScenarioFinished) -> Iterator[str]:
     for check in itertools.chain.from_iterable(event.recorder.checks.values()):
         if check.failure_info is not None:
             found = check.failure_info
@@ -85,23 +87,25 @@ def _failures(event: events.ScenarioFinished) -> Iterator[str]:
 
 
 def fuzz(
-    api: Api, phases: Collection[str], *, examples: int, seed: int, without: Collection[str] = ()
-) -> Findings:
+    api: Api, phases: Collection[str], *, examples: int, seed: int, excluded: Collection[str] = ()
+) -> FuzzReport:
     """Ask the service what these phases of Schemathesis think of; where they draw, so often an operation.
 
     Operations are left out by their ids.
     """
-    api.ledger.beat("pretender", {"running": 0})
+    api.ledger.heartbeat("pretender", {"running": 0})
     description = f"{api.origin}/openapi.json"
-    schema = schemathesis.openapi.from_url(description, config=_config(phases, examples, seed))
-    findings = Findings()
-    with _mixed_in(Reality(api)):
-        for event in engine.from_schema(schema.exclude(operation_id=[*ENDLESS, *without])).execute():
-            findings.note(event)
+    schema = schemathesis.openapi.from_url(description, config=_build_config(phases, examples, seed))
+    findings = FuzzReport()
+    with _insert_real_values(RealValues(api)):
+        for event in engine.from_schema(
+            schema.exclude(operation_id=[*STREAMING_OPERATIONS, *excluded])
+        ).execute():
+            findings.record(event)
     return findings
 
 
-def _config(phases: Collection[str], examples: int, seed: int) -> SchemathesisConfig:
+def _build_config(phases: Collection[str], examples: int, seed: int) -> SchemathesisConfig:
     return SchemathesisConfig.from_dict(
         {
             "seed": seed,
@@ -114,55 +118,55 @@ def _config(phases: Collection[str], examples: int, seed: int) -> SchemathesisCo
     )
 
 
-class Reality:
+class RealValues:
     """Puts things that exist into half of the requests, which would hardly meet any by chance."""
 
     def __init__(self, api: Api) -> None:
-        self._jobs = itertools.cycle([api.job()["id"] for _ in range(30)])
-        self._endpoints, self._deliveries = _webhooks(api)
-        self._turns = itertools.count()
+        self._jobs = itertools.cycle([api.run_job()["id"] for _ in range(30)])
+        self._endpoints, self._deliveries = _create_webhooks(api)
+        self._requests = itertools.count()
 
-    def mix_in(self, context: Any, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
+    def insert(self, context: Any, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
         """Change a request that is about to be sent."""
-        if next(self._turns) % 2:
+        if next(self._requests) % 2:
             return
         path = {
             "job": next(self._jobs),
-            "model": some_model().id,
+            "model": sample_manifest().id,
             "name": "adversarial.png",
             "endpoint": next(self._endpoints),
             "delivery": next(self._deliveries),
         }
         case.path_parameters.update({name: path[name] for name in path if name in case.path_parameters})
         if isinstance(case.body, dict):
-            case.body = {**case.body, **self._body(case)}
+            case.body = {**case.body, **self._real_fields(case)}
 
     @staticmethod
-    def _body(case: schemathesis.Case) -> dict[str, Any]:
+    def _real_fields(case: schemathesis.Case) -> dict[str, Any]:
         """What replaces parts of a body that has them."""
         form = case.media_type == "multipart/form-data"
         real = {
             "image": png() if form else data_url(png()),
-            "model": some_model().id,
+            "model": sample_manifest().id,
             "file": linear_onnx(),
         }
         return {name: real[name] for name in real if name in case.body}
 
 
-def _webhooks(api: Api) -> tuple[Iterator[str], Iterator[str]]:
+def _create_webhooks(api: Api) -> tuple[Iterator[str], Iterator[str]]:
     """Endpoints that are told of little, and deliveries to them, over and over."""
     url, secret = "https://192.0.2.1/", new_secret()  # an address for documents, to which nothing is sent
-    endpoints = Holdings.of(api.ledger, LOCAL).endpoints
+    endpoints = TenantLedger.of(api.ledger, LOCAL).endpoints
     for one in endpoints.all():
-        endpoints.forget(one.id)
+        endpoints.delete(one.id)
     made = [endpoints.add(url, ["job.failed"], description="", secret=secret) for _ in range(10)]
     pings = [endpoints.ping(one.id).id for one in made]
     return itertools.cycle([one.id for one in made]), itertools.cycle(pings)
 
 
 @contextmanager
-def _mixed_in(reality: Reality) -> Iterator[None]:
-    hook = partial(reality.mix_in)
+def _insert_real_values(reality: RealValues) -> Iterator[None]:
+    hook = partial(reality.insert)
     schemathesis.hook("before_call")(hook)
     try:
         yield
@@ -178,12 +182,14 @@ def main(minutes: float) -> int:
         home = Path(folder)
         valkey = embedded.start(home)
         try:
-            with serving(Settings(home=home, redis_url=valkey.url, **PATIENT)) as api:
+            with run_service(Settings(home=home, redis_url=valkey.url, **LONG_LEASE)) as api:
                 while time.monotonic() < end:
                     seed = secrets.randbits(32)
                     findings = fuzz(api, PHASES, examples=50, seed=seed)
-                    print(json.dumps({"seed": seed, "told": findings.told(), "wrong": findings.wrong}))
-                    if findings.wrong:
+                    print(
+                        json.dumps({"seed": seed, "told": findings.summarize(), "wrong": findings.failures})
+                    )
+                    if findings.failures:
                         return 1
         finally:
             valkey.stop()

@@ -16,44 +16,44 @@ from pathlib import Path
 
 from PIL import Image
 
-from api_tests.support.fake_service import encoded, picture
+from api_tests.support.fake_service import encode_image, gradient_image
 from touchstone.errors import ImageTooLarge, InvalidImage
-from touchstone.sandbox.decoder_pool import Decoders
+from touchstone.sandbox.decoder_pool import DecoderPool
 
-KEPT = Path(__file__).parents[2] / "build/fuzz"
-LARGEST = 10 * 2**20
-SLOWEST_SECONDS = 5.0
+CRASH_FOLDER = Path(__file__).parents[2] / "build/fuzz"
+MAX_BYTES = 10 * 2**20
+MAX_SECONDS = 5.0
 _SIGNATURE = 8
 
 Mutation = Callable[[random.Random, bytearray], bytes]
 
 
-def seeds() -> list[bytes]:
+def seed_files() -> list[bytes]:
     """A file of each kind that is taken, and some that are not."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    frames = [picture(24, 16), picture(24, 16).rotate(180)]
+    frames = [gradient_image(24, 16), gradient_image(24, 16).rotate(180)]
     animated = {"save_all": True, "append_images": frames[1:], "duration": 100}
     return [
-        *(encoded(picture(24, 16, mode)) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
-        *(encoded(picture(24, 16, mode), "JPEG") for mode in ("L", "RGB", "CMYK")),
-        encoded(picture(64, 48), "JPEG", progressive=True, exif=exif, icc_profile=bytes(300)),
-        encoded(picture(24, 16), "JPEG", restart_marker_blocks=1),
-        encoded(picture(24, 16), "WEBP"),
-        encoded(picture(24, 16, "RGBA"), "WEBP", lossless=True, exif=exif),
-        *(encoded(frames[0], kind, **animated) for kind in ("PNG", "WEBP", "GIF")),
-        encoded(picture(24, 16), "TIFF"),
+        *(encode_image(gradient_image(24, 16, mode)) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+        *(encode_image(gradient_image(24, 16, mode), "JPEG") for mode in ("L", "RGB", "CMYK")),
+        encode_image(gradient_image(64, 48), "JPEG", progressive=True, exif=exif, icc_profile=bytes(300)),
+        encode_image(gradient_image(24, 16), "JPEG", restart_marker_blocks=1),
+        encode_image(gradient_image(24, 16), "WEBP"),
+        encode_image(gradient_image(24, 16, "RGBA"), "WEBP", lossless=True, exif=exif),
+        *(encode_image(frames[0], kind, **animated) for kind in ("PNG", "WEBP", "GIF")),
+        encode_image(gradient_image(24, 16), "TIFF"),
     ]
 
 
-def flip(chance: random.Random, data: bytearray) -> bytes:
+def change_bytes(chance: random.Random, data: bytearray) -> bytes:
     """Change a few bytes."""
     for _ in range(chance.randint(1, 8)):
         data[chance.randrange(len(data))] = chance.randrange(256)
     return bytes(data)
 
 
-def exaggerate(chance: random.Random, data: bytearray) -> bytes:
+def insert_extreme_number(chance: random.Random, data: bytearray) -> bytes:
     """Write a number that is hard to bear anywhere."""
     extreme = chance.choice([0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 4096, 65500])
     size = chance.choice([1, 2, 4])
@@ -62,22 +62,22 @@ def exaggerate(chance: random.Random, data: bytearray) -> bytes:
     return bytes(data[:place] + number + data[place + size :])
 
 
-def cut(chance: random.Random, data: bytearray) -> bytes:
+def delete_range(chance: random.Random, data: bytearray) -> bytes:
     """Leave something out."""
     start, end = sorted((chance.randrange(len(data)), chance.randrange(len(data))))
     return bytes(data[:start] + data[end:])
 
 
-def repeat(chance: random.Random, data: bytearray) -> bytes:
+def repeat_range(chance: random.Random, data: bytearray) -> bytes:
     """Say something many times."""
     start, end = sorted((chance.randrange(len(data)), chance.randrange(len(data))))
     return bytes(data[:end] + data[start:end] * chance.randint(1, 200) + data[end:])
 
 
-MUTATIONS: tuple[Mutation, ...] = (flip, exaggerate, cut, repeat)
+MUTATIONS: tuple[Mutation, ...] = (change_bytes, insert_extreme_number, delete_range, repeat_range)
 
 
-def with_checksums(data: bytes) -> bytes:
+def fix_checksums(data: bytes) -> bytes:
     """A PNG whose chunks have right checksums again, so that what is in them is looked at."""
     whole, place = bytearray(data), _SIGNATURE
     while place + 12 <= len(whole):
@@ -92,17 +92,17 @@ def with_checksums(data: bytes) -> bytes:
 
 def mutants(seed: int) -> Iterator[bytes]:
     """Damaged files without end; the same for the same seed."""
-    chance, whole = random.Random(seed), seeds()
+    chance, whole = random.Random(seed), seed_files()
     while True:
         data = chance.choice(whole)
         for _ in range(chance.randint(1, 3)):
-            data = chance.choice(MUTATIONS)(chance, bytearray(data))[:LARGEST] or b"\0"
+            data = chance.choice(MUTATIONS)(chance, bytearray(data))[:MAX_BYTES] or b"\0"
         if data.startswith(b"\x89PNG") and chance.random() < 0.8:
-            data = with_checksums(data)
+            data = fix_checksums(data)
         yield data
 
 
-def decode(decoders: Decoders, data: bytes) -> str:
+def decode(decoders: DecoderPool, data: bytes) -> str:
     """What comes of a file, in a word; raises where that is none of what may be."""
     deaths, began = decoders.deaths, time.monotonic()
     try:
@@ -112,7 +112,7 @@ def decode(decoders: Decoders, data: bytes) -> str:
         outcome = failure.code
     if decoders.deaths > deaths:
         raise AssertionError("a decoder died")
-    if time.monotonic() - began > SLOWEST_SECONDS:
+    if time.monotonic() - began > MAX_SECONDS:
         raise AssertionError(f"it took {time.monotonic() - began:.1f} s")
     return outcome
 
@@ -120,15 +120,15 @@ def decode(decoders: Decoders, data: bytes) -> str:
 def main() -> None:
     """Go on for the minutes named on the command line, and say what came of it."""
     end, counts, seed = time.monotonic() + 60 * float(sys.argv[1]), dict[str, int](), random.randrange(2**32)
-    decoders = Decoders(1)
+    decoders = DecoderPool(1)
     for data in mutants(seed):
         if time.monotonic() > end:
             break
         try:
             outcome = decode(decoders, data)
         except AssertionError as error:
-            KEPT.mkdir(parents=True, exist_ok=True)
-            (KEPT / f"{zlib.crc32(data):08x}").write_bytes(data)
+            CRASH_FOLDER.mkdir(parents=True, exist_ok=True)
+            (CRASH_FOLDER / f"{zlib.crc32(data):08x}").write_bytes(data)
             outcome = str(error)
         counts[outcome] = counts.get(outcome, 0) + 1
     decoders.stop()

@@ -8,11 +8,11 @@ from typing import Any
 
 from touchstone.ledger.records import TERMINAL, Job, JobKind, Status
 
-MOST_ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 
 
 @dataclass
-class Life:
+class JobModel:
     """One job, and what may be seen of it."""
 
     id: str
@@ -21,7 +21,7 @@ class Life:
     status: Status = "queued"
     attempts: int = 0
     claims: int = 0
-    cancel: bool = False
+    cancel_requested: bool = False
     done: int = 0
     total: int = 0
     result: dict[str, Any] | None = None
@@ -30,19 +30,27 @@ class Life:
     token: str = ""
     overdue: bool = False
     silent: bool = False
-    ended_by: int | None = None
-    given_back: int | None = None
+    finished_claim: int | None = None
+    released_claim: int | None = None
 
-    def shows(self, job: Job) -> bool:
+    def matches(self, job: Job) -> bool:
         """Whether a job in the ledger looks like this."""
-        mine = (self.status, self.attempts, self.claims, self.cancel, self.done, self.total, self.result)
+        mine = (
+            self.status,
+            self.attempts,
+            self.claims,
+            self.cancel_requested,
+            self.done,
+            self.total,
+            self.result,
+        )
         progress = job.progress
         theirs = (job.status, job.attempts, job.claims, job.cancel_requested, progress.done, progress.total)
         error = job.error.code if job.error else None
-        return mine == (*theirs, job.result) and error == self.error and self.over == bool(job.finished_at)
+        return mine == (*theirs, job.result) and error == self.error and self.ended == bool(job.finished_at)
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
         """Whether it has ended."""
         return self.status in TERMINAL
 
@@ -67,35 +75,35 @@ class Life:
         if not self.holds(claim) or self.worker != worker:
             return "lost"
         self.silent = False
-        return "canceled" if self.cancel else "overdue" if self.overdue else "fine"
+        return "canceled" if self.cancel_requested else "overdue" if self.overdue else "fine"
 
     def finish(self, claim: int, status: Status, result: dict[str, Any]) -> bool:
         """An attempt ends it, unless another holds it; a cancellation that was granted stays."""
-        if claim == self.ended_by:
+        if claim == self.finished_claim:
             return True
         if not self.holds(claim):
             return False
-        self.ended_by = claim
-        if not self.cancel or (self.kind == "certificate" and status != "failed"):
+        self.finished_claim = claim
+        if not self.cancel_requested or (self.kind == "certificate" and status != "failed"):
             self.result = result
-        self.status = "canceled" if self.cancel else status
+        self.status = "canceled" if self.cancel_requested else status
         return True
 
     def release(self, claim: int) -> bool:
         """An attempt gives it back, uncounted."""
-        if claim == self.given_back:
+        if claim == self.released_claim:
             return True
         if not self.holds(claim):
             return False
-        self.given_back, self.attempts = claim, self.attempts - 1
-        self.status = "canceled" if self.cancel else "queued"
+        self.released_claim, self.attempts = claim, self.attempts - 1
+        self.status = "canceled" if self.cancel_requested else "queued"
         return True
 
-    def ask_to_end(self) -> bool:
+    def request_cancel(self) -> bool:
         """A client cancels it."""
-        if self.over:
+        if self.ended:
             return self.status == "canceled"
-        self.cancel = True
+        self.cancel_requested = True
         if self.status == "queued":
             self.status = "canceled"
         return True
@@ -104,9 +112,9 @@ class Life:
         """It is taken from a worker that fell silent."""
         if self.status != "running" or not self.silent:
             return False
-        if self.cancel:
+        if self.cancel_requested:
             self.status = "canceled"
-        elif self.attempts >= MOST_ATTEMPTS:
+        elif self.attempts >= MAX_ATTEMPTS:
             self.status, self.error = "failed", "worker_lost"
         else:
             self.status = "queued"
@@ -114,22 +122,22 @@ class Life:
 
 
 @dataclass
-class Turns:
+class FairQueueModel:
     """Whose turn it is: the tenant's that runs the fewest, then its whose last turn is the longest ago."""
 
-    latest: dict[str, int] = field(default_factory=dict)
+    last_turns: dict[str, int] = field(default_factory=dict)
 
-    def next(self, lives: Iterable[Life], crowd: Collection[str]) -> Life | None:
+    def next_job(self, jobs: Iterable[JobModel], busy_tenants: Collection[str]) -> JobModel | None:
         """The oldest of that tenant's jobs, but none of the crowd's; lives come in the order of birth."""
-        everybody = list(lives)
+        everybody = list(jobs)
         running = [life.tenant for life in everybody if life.status == "running"]
-        waiting = [life for life in everybody if life.status == "queued" and life.tenant not in crowd]
+        waiting = [life for life in everybody if life.status == "queued" and life.tenant not in busy_tenants]
 
-        def place(life: Life) -> tuple[int, int, str]:
-            return running.count(life.tenant), self.latest.get(life.tenant, 0), life.tenant
+        def place(life: JobModel) -> tuple[int, int, str]:
+            return running.count(life.tenant), self.last_turns.get(life.tenant, 0), life.tenant
 
         return min(waiting, key=place, default=None)
 
-    def taken(self, tenant: str) -> None:
+    def record_turn(self, tenant: str) -> None:
         """A tenant had its turn."""
-        self.latest[tenant] = max(self.latest.values(), default=0) + 1
+        self.last_turns[tenant] = max(self.last_turns.values(), default=0) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
+DUAL_NORMS = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 
 
 def linear_model(*, classes: int = 2, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0) -> nn.Module:
@@ -18,13 +18,13 @@ def linear_model(*, classes: int = 2, shape: tuple[int, int, int] = (3, 8, 8), s
     return nn.Sequential(nn.Flatten(), layer)
 
 
-def greyish(count: int, *, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 1) -> Tensor:
+def gray_images(count: int, *, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 1) -> Tensor:
     """Images on the 8-bit lattice, far enough from black and white for the box not to matter."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(100, 156, (count, *shape), generator=draw) / 255
 
 
-def distances(model: nn.Module, x: Tensor, norm: str) -> Tensor:
+def exact_distances(model: nn.Module, x: Tensor, norm: str) -> Tensor:
     """min_k (z_y - z_k) / ‖w_y - w_k‖_q per image, q the dual norm.
 
     The box is not taken into account.
@@ -38,7 +38,7 @@ def distances(model: nn.Module, x: Tensor, norm: str) -> Tensor:
         y = int(aim[i])
         others = [k for k in range(z.shape[1]) if k != y]
         gaps = [
-            (z[i, y] - z[i, k]) / torch.linalg.vector_norm(weight[y] - weight[k], ord=DUAL[norm])
+            (z[i, y] - z[i, k]) / torch.linalg.vector_norm(weight[y] - weight[k], ord=DUAL_NORMS[norm])
             for k in others
         ]
         rows.append(min(gaps))

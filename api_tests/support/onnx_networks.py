@@ -22,7 +22,7 @@ def conv(inputs: int, outputs: int, k: int, stride: int = 1, groups: int = 1) ->
     return [layer, nn.BatchNorm2d(outputs)]
 
 
-class Basic(nn.Module):
+class BasicBlock(nn.Module):
     """The block of ResNet-18."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -42,12 +42,12 @@ def resnet(width: int = 8) -> nn.Module:
     sizes = [(1, 1, 1), (1, 1, 1), (1, 2, 2), (2, 2, 1), (2, 4, 2), (4, 4, 1), (4, 8, 2), (8, 8, 1)]
     return nn.Sequential(
         *(*conv(3, width, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)),
-        *(Basic(width * a, width * b, stride) for a, b, stride in sizes),
+        *(BasicBlock(width * a, width * b, stride) for a, b, stride in sizes),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 10)),
     )
 
 
-class Inverted(nn.Module):
+class InvertedResidual(nn.Module):
     """The block of MobileNetV2."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -68,7 +68,12 @@ def mobilenet() -> nn.Module:
     """A short MobileNetV2 with the head of a MobileNetV3."""
     return nn.Sequential(
         *(*conv(3, 16, 3, 2), nn.ReLU6(inplace=True)),
-        *(Inverted(16, 16), Inverted(16, 24, 2), Inverted(24, 24), Inverted(24, 24)),
+        *(
+            InvertedResidual(16, 16),
+            InvertedResidual(16, 24, 2),
+            InvertedResidual(24, 24),
+            InvertedResidual(24, 24),
+        ),
         *(nn.Conv2d(24, 64, 1), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2)),
         nn.Linear(64, 10),
     )
@@ -123,7 +128,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
-class Encoder(nn.Module):
+class EncoderBlock(nn.Module):
     """The block of a vision transformer."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -145,17 +150,17 @@ class ViT(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, width, 8, 8)
         self.token = nn.Parameter(torch.randn(1, 1, width))
-        self.places = nn.Parameter(0.1 * torch.randn(1, 17, width))
-        self.blocks = nn.Sequential(*(Encoder(width, heads) for _ in range(depth)))
+        self.positions = nn.Parameter(0.1 * torch.randn(1, 17, width))
+        self.blocks = nn.Sequential(*(EncoderBlock(width, heads) for _ in range(depth)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.patches(x).flatten(2).transpose(1, 2)
-        y = torch.cat([self.token.expand(y.shape[0], -1, -1), y], 1) + self.places
+        y = torch.cat([self.token.expand(y.shape[0], -1, -1), y], 1) + self.positions
         return self.head(self.norm(self.blocks(y))[:, 0])
 
 
-class Squeeze(nn.Module):
+class SqueezeExcitation(nn.Module):
     """Squeeze and excitation."""
 
     def __init__(self, width: int) -> None:
@@ -172,7 +177,7 @@ def efficientnet() -> nn.Module:
     """Layers as in an EfficientNet, a few rarer ones, and TensorFlow's uneven padding."""
     return nn.Sequential(
         *(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.SiLU()),
-        *(*conv(16, 16, 3, groups=16), nn.SiLU(), Squeeze(16), *conv(16, 24, 1)),
+        *(*conv(16, 16, 3, groups=16), nn.SiLU(), SqueezeExcitation(16), *conv(16, 24, 1)),
         *(nn.GroupNorm(4, 24), nn.Mish(), nn.AvgPool2d(3, 2, 1), nn.PReLU(24), nn.InstanceNorm2d(24)),
         *(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(24, 24, 3, padding=2, dilation=2)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10)),
@@ -190,7 +195,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
 SIDE = 32
 
 
-def network(name: str) -> nn.Module:
+def build_network(name: str) -> nn.Module:
     """A network with seeded weights and statistics that differ from those it is born with."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -204,7 +209,7 @@ def network(name: str) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def export(
+def export_onnx(
     net: nn.Module, *, opset: int, dynamic: bool = True, dynamo: bool = False, side: int = SIDE
 ) -> bytes:
     """The network as PyTorch's exporters write it."""
@@ -232,7 +237,7 @@ def export(
     return file.getvalue()
 
 
-def file_of(
+def build_onnx_model(
     *nodes: onnx.NodeProto,
     weights: Mapping[str, Any] | None = None,
     shape: tuple[int | str, ...] = ("n", 3, 6, 6),
@@ -252,7 +257,7 @@ def file_of(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def head(features: str, count: int) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
+def linear_head(features: str, count: int) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
     """Five logits out of any features that have `count` numbers an image."""
     weight = np.random.default_rng(0).standard_normal((count, 5)).astype("f4") / count**0.5
     nodes = [

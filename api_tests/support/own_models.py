@@ -12,13 +12,17 @@ from torch import nn
 
 from api_tests.support.linear_models import linear_model
 from touchstone.models.manifest import Manifest
-from touchstone.registration.request import Registration, described
+from touchstone.registration.request import Registration, describe_model
 
 SIDE = 8
 PIXELS = 3 * SIDE * SIDE
-SAID: dict[str, Any] = {"id": "lin", "classes": ["cat", "dog"], "input": {"height": SIDE, "width": SIDE}}
+REGISTRATION_FIELDS: dict[str, Any] = {
+    "id": "lin",
+    "classes": ["cat", "dog"],
+    "input": {"height": SIDE, "width": SIDE},
+}
 
-STUB = '''
+TIMM_STUB = '''
 """Stands for the real timm: one architecture, which is linear."""
 from torch import nn
 __version__ = "0"
@@ -32,9 +36,9 @@ def create_model(name, pretrained, num_classes, in_chans):
 '''
 
 
-def stub_timm(folder: Path) -> Path:
+def write_timm_stub(folder: Path) -> Path:
     """A folder with a package of this name."""
-    (folder / "timm.py").write_text(STUB)
+    (folder / "timm.py").write_text(TIMM_STUB)
     return folder
 
 
@@ -86,7 +90,7 @@ def onnx_file(
     return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString())
 
 
-def greedy_onnx(times: int) -> bytes:
+def memory_hungry_onnx(times: int) -> bytes:
     """Copies its input so many times over before it adds it all up: legal, and larger than any memory."""
     weights = {
         "column": np.array([0, PIXELS, 1], np.int64),
@@ -120,6 +124,6 @@ def slow_onnx(layers: int) -> bytes:
     return onnx_file(nodes, weights, "y", shape=(3, 64, 64))
 
 
-def card_of(data: bytes, **said: Any) -> Manifest:
+def build_manifest(data: bytes, **fields: Any) -> Manifest:
     """The card of a file before it was tried."""
-    return described(Registration.parse({**SAID, **said}), data, limit=2**29)
+    return describe_model(Registration.parse({**REGISTRATION_FIELDS, **fields}), data, limit=2**29)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def reserved() -> Iterator[int]:
+def reserve_port() -> Iterator[int]:
     """A port that nobody is given by chance; a server that is told of it may listen there."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

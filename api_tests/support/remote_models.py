@@ -20,21 +20,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from api_tests.support.linear_models import linear_model
-from api_tests.support.wait import SECONDS
-from api_tests.support.webhook_receiver import Server, listening
+from api_tests.support.wait import TIMEOUT_SECONDS
+from api_tests.support.webhook_receiver import LoopbackServer, serve_in_thread
 from touchstone.models.manifest import InputSpec, Manifest, Weights
 from touchstone.models.remote_manifest import Remote
 
 SHAPE = (3, 8, 8)
 CLASSES = ("ant", "bee", "cow", "dog")
-BATCH = {"request": {"instances": "$tensor"}, "answer": "predictions[*]"}
+BATCH_TEMPLATE = {"request": {"instances": "$tensor"}, "answer": "predictions[*]"}
 
 Floats = NDArray[np.float64]
-Act = Callable[["Handler"], None]
+Action = Callable[["RemoteModelHandler"], None]
 
 
 @dataclass
-class Model:
+class FakeRemoteModel:
     """What is behind the address, and what it saw."""
 
     port: int = 0
@@ -43,10 +43,10 @@ class Model:
     headers: list[dict[str, str]] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
     connections: set[Any] = field(default_factory=set)
-    act: Act | None = None
-    """What it does instead of answering; `plan` does so for the next requests only."""
-    plan: list[Act] = field(default_factory=list)
-    shape: Callable[[Floats], Any] = lambda z: z.tolist()
+    action: Action | None = None
+    """What it does instead of answering; `next_actions` does so for the next requests only."""
+    next_actions: list[Action] = field(default_factory=list)
+    encode_logits: Callable[[Floats], Any] = lambda z: z.tolist()
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -64,12 +64,19 @@ class Model:
         shares = np.exp(z - z.max(1, keepdims=True))
         return np.asarray(shares / shares.sum(1, keepdims=True))
 
-    def card(self, **remote: Any) -> Manifest:
+    def manifest(self, **remote: Any) -> Manifest:
         """A manifest for it, whose digest is that of what it says."""
         layout = remote.pop("layout", "nchw")
-        said = {"url": self.url, "protocol": "json", "answers": "logits", **BATCH, "batch": 8, **remote}
+        said = {
+            "url": self.url,
+            "protocol": "json",
+            "answers": "logits",
+            **BATCH_TEMPLATE,
+            "batch": 8,
+            **remote,
+        }
         if said["protocol"] == "oip":
-            said = {name: value for name, value in said.items() if name not in BATCH}
+            said = {name: value for name, value in said.items() if name not in BATCH_TEMPLATE}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         return Manifest(
             kind="remote",
@@ -89,31 +96,31 @@ class Model:
         )
 
 
-class Handler(BaseHTTPRequestHandler):
+class RemoteModelHandler(BaseHTTPRequestHandler):
     """Answers template requests at any path, and the Open Inference Protocol at its own."""
 
     protocol_version = "HTTP/1.1"
-    timeout = SECONDS
+    timeout = TIMEOUT_SECONDS
 
     @property
-    def model(self) -> Model:
-        model: Model = self.server.model  # type: ignore[attr-defined]
+    def model(self) -> FakeRemoteModel:
+        model: FakeRemoteModel = self.server.model  # type: ignore[attr-defined]
         return model
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        x, wrap = read(self.path, dict(self.headers), body)
+        x, wrap = parse_request(self.path, dict(self.headers), body)
         with self.model.lock:
             self.model.rows += len(x)
             self.model.requests += 1
             self.model.headers.append(dict(self.headers))
             self.model.bodies.append(body)
             self.model.connections.add(self.client_address)
-            act = self.model.plan.pop(0) if self.model.plan else self.model.act
+            act = self.model.next_actions.pop(0) if self.model.next_actions else self.model.action
         if act is not None:
             act(self)
         else:
-            self.reply(200, wrap(self.model.shape(self.model.logits(x))))
+            self.reply(200, wrap(self.model.encode_logits(self.model.logits(x))))
 
     def reply(self, status: int, value: Any, **headers: str) -> None:
         self.send(status, value if isinstance(value, bytes) else json.dumps(value).encode(), **headers)
@@ -129,7 +136,7 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def read(path: str, headers: dict[str, str], body: bytes) -> tuple[Floats, Callable[[Any], Any]]:
+def parse_request(path: str, headers: dict[str, str], body: bytes) -> tuple[Floats, Callable[[Any], Any]]:
     """The images of a request (B, ...), and how their answers are wrapped."""
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
     asked = json.loads(body[:length])
@@ -143,15 +150,15 @@ def read(path: str, headers: dict[str, str], body: bytes) -> tuple[Floats, Calla
     if "instances" in asked:
         x = np.stack(
             [
-                np.array(one, dtype=np.float64) if isinstance(one, list) else of_png(one["b64"])
+                np.array(one, dtype=np.float64) if isinstance(one, list) else decode_png(one["b64"])
                 for one in asked["instances"]
             ]
         )
         return x.transpose(0, 3, 1, 2) if x.shape[-1] == 3 else x, lambda z: {"predictions": z}
-    return of_png(asked["image"].removeprefix("data:image/png;base64,"))[None], lambda z: {"scores": z[0]}
+    return decode_png(asked["image"].removeprefix("data:image/png;base64,"))[None], lambda z: {"scores": z[0]}
 
 
-def of_png(text: str) -> Floats:
+def decode_png(text: str) -> Floats:
     """What a model's own pipeline makes of a file."""
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
         pixels = np.asarray(image.convert("RGB").resize((8, 8)))
@@ -159,25 +166,25 @@ def of_png(text: str) -> Floats:
 
 
 @contextmanager
-def serving(tls: ssl.SSLContext | None = None) -> Iterator[Model]:
-    server = Server(("127.0.0.1", 0), Handler)
+def serve_model(tls: ssl.SSLContext | None = None) -> Iterator[FakeRemoteModel]:
+    server = LoopbackServer(("127.0.0.1", 0), RemoteModelHandler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    model = Model(port=server.server_address[1])
+    model = FakeRemoteModel(port=server.server_address[1])
     server.model = model  # type: ignore[attr-defined]
-    with listening(server):
+    with serve_in_thread(server):
         yield model
 
 
-def hang(handler: Handler) -> None:
+def hang(handler: RemoteModelHandler) -> None:
     """Wait until the other side goes away, at most a while."""
-    handler.connection.settimeout(SECONDS)
+    handler.connection.settimeout(TIMEOUT_SECONDS)
     with_nothing = handler.connection.recv(1)
     assert with_nothing == b""
     handler.close_connection = True
 
 
-def drip(handler: Handler) -> None:
+def send_slowly(handler: RemoteModelHandler) -> None:
     """A byte now and then, for as long as anybody listens."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
@@ -187,11 +194,11 @@ def drip(handler: Handler) -> None:
         time.sleep(0.05)
 
 
-def saying(status: int, value: Any = b"", **headers: str) -> Act:
+def reply_with(status: int, value: Any = b"", **headers: str) -> Action:
     """Answer so."""
     return lambda handler: handler.reply(status, value, **headers)
 
 
-def hang_up(handler: Handler) -> None:
+def close_silently(handler: RemoteModelHandler) -> None:
     """Close the connection without a word."""
     handler.close_connection = True

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-Seen = TypeVar("Seen")
+Result = TypeVar("Seen")
 
-SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 """In which whatever works comes, and which nothing that a test waits for in vain outlasts."""
 
 
-def wait_until(look: Callable[[], Seen], seconds: float = SECONDS) -> Seen:
+def wait_until(condition: Callable[[], Result], seconds: float = TIMEOUT_SECONDS) -> Result:
     """What it sees, once it sees something."""
     end = time.monotonic() + seconds
-    while not (seen := look()):
+    while not (seen := condition()):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
     return seen

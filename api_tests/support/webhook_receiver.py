@@ -11,9 +11,9 @@ from typing import Any
 
 from standardwebhooks import Webhook
 
-from api_tests.support.wait import SECONDS, wait_until
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 
-Act = Callable[["Handler"], None]
+Action = Callable[["WebhookHandler"], None]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Message:
     def id(self) -> str:
         return self.headers["webhook-id"]
 
-    def verified(self, secret: str) -> dict[str, Any]:
+    def verify(self, secret: str) -> dict[str, Any]:
         """What it says, once a signature of this secret was found on it."""
         told: dict[str, Any] = Webhook(secret).verify(self.body, self.headers)
         return told
@@ -38,7 +38,7 @@ class Message:
 class Receiver:
     port: int = 0
     messages: list[Message] = field(default_factory=list)
-    plan: list[Act] = field(default_factory=list)
+    next_actions: list[Action] = field(default_factory=list)
     """What it does with the next requests instead of answering 204."""
 
     @property
@@ -51,25 +51,25 @@ class Receiver:
         return self.messages
 
 
-class Handler(BaseHTTPRequestHandler):
-    timeout = SECONDS
+class WebhookHandler(BaseHTTPRequestHandler):
+    timeout = TIMEOUT_SECONDS
 
     def do_POST(self) -> None:
         receiver: Receiver = self.server.receiver  # type: ignore[attr-defined]
         body = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         receiver.messages.append(Message(self.path, headers, body))
-        act = receiver.plan.pop(0) if receiver.plan else answering(204)
+        act = receiver.next_actions.pop(0) if receiver.next_actions else reply_with(204)
         act(self)
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
 
 
-def answering(status: int, body: bytes = b"", **headers: str) -> Act:
+def reply_with(status: int, body: bytes = b"", **headers: str) -> Action:
     """Answer so."""
 
-    def act(handler: Handler) -> None:
+    def act(handler: WebhookHandler) -> None:
         handler.send_response(status)
         for name, value in {"Content_Length": str(len(body)), **headers}.items():
             handler.send_header(name.replace("_", "-"), value)
@@ -79,17 +79,17 @@ def answering(status: int, body: bytes = b"", **headers: str) -> Act:
     return act
 
 
-def hanging(until: threading.Event) -> Act:
+def reply_after(until: threading.Event) -> Action:
     """Answer only then."""
 
-    def act(handler: Handler) -> None:
-        until.wait(SECONDS)
-        answering(204)(handler)
+    def act(handler: WebhookHandler) -> None:
+        until.wait(TIMEOUT_SECONDS)
+        reply_with(204)(handler)
 
     return act
 
 
-class Server(ThreadingHTTPServer):
+class LoopbackServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
@@ -97,7 +97,7 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def listening(server: Server) -> Iterator[None]:
+def serve_in_thread(server: LoopbackServer) -> Iterator[None]:
     """Let a server answer while the block lasts."""
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -110,9 +110,9 @@ def listening(server: Server) -> Iterator[None]:
 
 
 @contextmanager
-def receiving() -> Iterator[Receiver]:
-    server = Server(("127.0.0.1", 0), Handler)
+def run_receiver() -> Iterator[Receiver]:
+    server = LoopbackServer(("127.0.0.1", 0), WebhookHandler)
     receiver = Receiver(port=server.server_address[1])
     server.receiver = receiver  # type: ignore[attr-defined]
-    with listening(server):
+    with serve_in_thread(server):
         yield receiver

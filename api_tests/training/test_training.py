@@ -22,13 +22,13 @@ from touchstone.errors import DataUnavailable, InvalidParameter
 from touchstone.ledger.records import Progress
 from touchstone.models.loader import load_module
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import Zoo
+from touchstone.models.store import ZooStore
 from touchstone.training import datasets
 from touchstone.training.datasets import Split, draw_sample, fashion_mnist_sample
-from touchstone.training.recipes import RECIPES, Fast, Gaussian, Madry, Recipe, Standard, recipe
-from touchstone.training.train import Plan, jitter, one_cycle, train
+from touchstone.training.recipes import RECIPES, Fast, Gaussian, Madry, Recipe, Standard, build_recipe
+from touchstone.training.train import TrainingPlan, augment, one_cycle_rate, train
 
-TINY = Plan(epochs=2, batch=16, rate=3e-3)
+TINY = TrainingPlan(epochs=2, batch=16, rate=3e-3)
 
 
 class GaveUpError(Exception):
@@ -41,9 +41,7 @@ def halves() -> tuple[Split, Split]:
 
 
 @pytest.mark.parametrize("recipe", [Standard(), Fast(eps=0.02)], ids=["unguarded", "guarded"])
-def test_a_resumed_training_ends_in_the_weights_of_an_uninterrupted_one(
-    recipe: Recipe, tmp_path: Path
-) -> None:
+def test_resumed_training_gives_the_weights_of_an_uninterrupted_one(recipe: Recipe, tmp_path: Path) -> None:
     plan = replace(TINY, recipe=recipe)
     whole = train(plan, halves(), tmp_path / "whole")
 
@@ -81,11 +79,11 @@ class Recorder(Recipe):
 
 def batches(folder: Path, seed: int) -> list[Tensor]:
     recorder = Recorder()
-    train(Plan(recorder, epochs=2, batch=64, seed=seed), halves(), folder)
+    train(TrainingPlan(recorder, epochs=2, batch=64, seed=seed), halves(), folder)
     return recorder.batches
 
 
-def test_a_recipe_is_given_pixels_in_an_order_that_follows_from_seed_and_epoch(tmp_path: Path) -> None:
+def test_batch_order_is_determined_by_seed_and_epoch(tmp_path: Path) -> None:
     first, again, other = (batches(tmp_path, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     drawn = [*first, *other]
@@ -93,34 +91,35 @@ def test_a_recipe_is_given_pixels_in_an_order_that_follows_from_seed_and_epoch(t
     assert all(batch.min() == 0 and batch.max() == 1 for batch in drawn)
 
 
-def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
-    one = Plan(epochs=1, batch=64)
+def test_same_seed_gives_same_weights_and_another_seed_others(tmp_path: Path) -> None:
+    one = TrainingPlan(epochs=1, batch=64)
     digests = {
-        train(plan, halves(), tmp_path).digest for plan in (one, one, Plan(epochs=1, batch=64, seed=1))
+        train(plan, halves(), tmp_path).digest
+        for plan in (one, one, TrainingPlan(epochs=1, batch=64, seed=1))
     }
     assert len(digests) == 2
 
 
-def test_training_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+def test_training_does_not_change_the_global_random_state(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    train(Plan(epochs=1, batch=64), halves(), tmp_path)
+    train(TrainingPlan(epochs=1, batch=64), halves(), tmp_path)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-GENTLE = (Standard(), Gaussian(sigma=0.1), Madry(eps=0.02, steps=3, step_size=0.02), Fast(eps=0.02))
+MILD_RECIPES = (Standard(), Gaussian(sigma=0.1), Madry(eps=0.02, steps=3, step_size=0.02), Fast(eps=0.02))
 
 
-def test_there_is_a_gentle_one_of_every_recipe() -> None:
-    assert {one.name for one in GENTLE} == set(RECIPES)
+def test_every_recipe_has_mild_parameters_for_the_tests() -> None:
+    assert {one.name for one in MILD_RECIPES} == set(RECIPES)
 
 
-@pytest.mark.parametrize("gentle", GENTLE, ids=lambda one: one.name)
-def test_every_recipe_learns_and_leaves_a_card_that_loads(gentle: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gentle", MILD_RECIPES, ids=lambda one: one.name)
+def test_every_recipe_learns_and_writes_a_loadable_manifest(gentle: Recipe, tmp_path: Path) -> None:
     seen: list[dict[str, float]] = []
-    plan = Plan(gentle, epochs=12, batch=16, rate=3e-3)
+    plan = TrainingPlan(gentle, epochs=12, batch=16, rate=3e-3)
     card = train(plan, halves(), tmp_path, model="mine", report=lambda _, metric: seen.append(metric))
     assert Manifest.model_validate_json((tmp_path / "mine.json").read_bytes()) == card
-    assert load_module(card, Zoo(tmp_path))(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    assert load_module(card, ZooStore(tmp_path))(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
     assert f"--recipe {gentle.name}" in card.provenance
     assert all(f" {value}" in card.provenance for value in gentle.model_dump().values())
     assert halves()[0].digest() in card.provenance
@@ -136,12 +135,12 @@ def test_every_recipe_learns_and_leaves_a_card_that_loads(gentle: Recipe, tmp_pa
         (Gaussian(sigma=0.5), "fashion-mnist-cnn-noise-0.50"),
     ],
 )
-def test_a_model_is_named_after_its_recipe(made: Recipe, name: str, tmp_path: Path) -> None:
+def test_trained_model_is_named_after_its_recipe(made: Recipe, name: str, tmp_path: Path) -> None:
     few = Split(halves()[0].images[:2], halves()[0].labels[:2])
-    assert train(Plan(made, epochs=1), (few, few), tmp_path).id == name
+    assert train(TrainingPlan(made, epochs=1), (few, few), tmp_path).id == name
 
 
-class Picky(nn.Module):
+class EvalOnlyNet(nn.Module):
     """A linear network that must be asked in eval mode."""
 
     def __init__(self) -> None:
@@ -160,8 +159,8 @@ def pixels(rows: int = 64) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("harsh", [Madry(eps=0.1, steps=7, step_size=0.04), Fast(eps=0.1)])
-def test_adversarial_recipes_climb_within_ball_and_box_in_eval_mode(harsh: Recipe) -> None:
-    (x, y), net = pixels(), Picky().train()
+def test_adversarial_recipes_raise_the_loss_within_the_ball_in_eval_mode(harsh: Recipe) -> None:
+    (x, y), net = pixels(), EvalOnlyNet().train()
     moved = harsh.batch(net, x, y, torch.Generator().manual_seed(0))
     assert net.training
     assert not moved.requires_grad
@@ -174,8 +173,8 @@ def test_adversarial_recipes_climb_within_ball_and_box_in_eval_mode(harsh: Recip
     assert not torch.equal(moved, harsh.batch(net, x, y, torch.Generator().manual_seed(1)))
 
 
-def test_more_steps_climb_higher_and_each_starts_at_random() -> None:
-    (x, y), net = pixels(), Picky().eval()
+def test_more_madry_steps_raise_the_loss_further_from_a_random_start() -> None:
+    (x, y), net = pixels(), EvalOnlyNet().eval()
     noise = torch.Generator().manual_seed(0)
     one = Madry(eps=0.1, steps=1, step_size=0.1).batch(net, x, y, noise)
     ten = Madry(eps=0.1, steps=10, step_size=0.025).batch(net, x, y, noise)
@@ -184,17 +183,17 @@ def test_more_steps_climb_higher_and_each_starts_at_random() -> None:
     assert inside.float().mean() > 0.1, "a step as long as the radius does not undo the random start"
 
 
-def test_noise_is_gaussian_in_pixels_and_not_clipped() -> None:
+def test_gaussian_recipe_adds_unclipped_noise_in_pixels() -> None:
     x, y = pixels()
     noise = torch.Generator().manual_seed(0)
-    first, second = (Gaussian(sigma=0.5).batch(Picky(), x, y, noise) - x for _ in range(2))
+    first, second = (Gaussian(sigma=0.5).batch(EvalOnlyNet(), x, y, noise) - x for _ in range(2))
     assert float(first.std()) == pytest.approx(0.5, rel=0.02)
     assert float(first.mean()) == pytest.approx(0, abs=0.01)
     assert float((x + first).min()) < -0.5
     assert not torch.equal(first, second)
 
 
-class Spoilt(Fast):
+class CollapsingRecipe(Fast):
     """From a certain batch on, the images are negatives: what was learned is lost within an epoch."""
 
     name = "spoilt"
@@ -206,10 +205,10 @@ class Spoilt(Fast):
         return x if len(self.seen) <= self.after else 1 - x
 
 
-def test_the_guard_undoes_the_epoch_in_which_robustness_collapses_and_stops(tmp_path: Path) -> None:
+def test_guard_restores_weights_and_stops_when_robustness_collapses(tmp_path: Path) -> None:
     sample = fashion_mnist_sample()
-    spoilt = Spoilt(eps=0.01, after=8 * 15)  # 231 images, 25 held out: 15 steps an epoch
-    plan = Plan(spoilt, epochs=12, batch=16, rate=3e-3)
+    spoilt = CollapsingRecipe(eps=0.01, after=8 * 15)  # 231 images, 25 held out: 15 steps an epoch
+    plan = TrainingPlan(spoilt, epochs=12, batch=16, rate=3e-3)
     epochs: list[float] = []
 
     def interrupt(progress: Progress, _metric: dict[str, float]) -> None:
@@ -232,15 +231,17 @@ def test_the_guard_undoes_the_epoch_in_which_robustness_collapses_and_stops(tmp_
     assert card.accuracy[0].value > 0.6, "the weights are those of before the collapse"
 
 
-def test_a_fine_training_is_not_stopped_by_the_guard(tmp_path: Path) -> None:
+def test_guard_does_not_stop_a_training_without_collapse(tmp_path: Path) -> None:
     sample = fashion_mnist_sample()
     card = train(
-        Plan(Spoilt(eps=0.01, after=1000), epochs=6, batch=16, rate=3e-3), (sample, sample), tmp_path
+        TrainingPlan(CollapsingRecipe(eps=0.01, after=1000), epochs=6, batch=16, rate=3e-3),
+        (sample, sample),
+        tmp_path,
     )
     assert "Stopped" not in card.provenance
 
 
-def test_a_checkpoint_of_another_plan_is_not_overwritten(tmp_path: Path) -> None:
+def test_checkpoint_of_another_training_plan_is_not_overwritten(tmp_path: Path) -> None:
     def give_up(progress: Progress, _metric: dict[str, float]) -> None:
         if progress.done > 8:
             raise GaveUpError
@@ -248,14 +249,14 @@ def test_a_checkpoint_of_another_plan_is_not_overwritten(tmp_path: Path) -> None
     with pytest.raises(GaveUpError):
         train(TINY, halves(), tmp_path, report=give_up)
     with pytest.raises(InvalidParameter, match="belongs to another training"):
-        train(Plan(epochs=3, batch=16), halves(), tmp_path)
+        train(TrainingPlan(epochs=3, batch=16), halves(), tmp_path)
     with pytest.raises(InvalidParameter, match="belongs to another training"):
         train(replace(TINY, recipe=Gaussian()), halves(), tmp_path, model="fashion-mnist-cnn")
 
 
-def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
+def test_unknown_recipe_is_refused_and_the_known_ones_are_listed() -> None:
     with pytest.raises(InvalidParameter, match=r"'magic'; there are: .*standard"):
-        recipe("magic")
+        build_recipe("magic")
 
 
 @pytest.mark.parametrize(
@@ -267,26 +268,26 @@ def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
         ("fast", {"sigma": "1"}, "sigma: Extra inputs"),
     ],
 )
-def test_parameters_out_of_bounds_are_refused(name: str, parameters: dict[str, str], said: str) -> None:
+def test_invalid_recipe_parameters_are_refused(name: str, parameters: dict[str, str], said: str) -> None:
     with pytest.raises(InvalidParameter, match=said):
-        recipe(name, parameters)
+        build_recipe(name, parameters)
 
 
-def test_parameters_are_read_as_they_are_written() -> None:
-    assert recipe("madry", {"eps": "8/255", "steps": "10"}) == Madry(eps=8 / 255, steps=10)
+def test_recipe_parameters_are_parsed_from_text() -> None:
+    assert build_recipe("madry", {"eps": "8/255", "steps": "10"}) == Madry(eps=8 / 255, steps=10)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+def run_train_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr("sys.argv", ["touchstone", "train", *words])
     app.main()
 
 
-def test_the_command_line_trains(
+def test_train_command_writes_a_model(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--recipe", "noise", "--sigma", "1/2", "--epochs", "2", "--data", str(files.parent))
     with pytest.raises(SystemExit) as ended:
-        command(monkeypatch, *flags, "--out", str(tmp_path / "made"))
+        run_train_command(monkeypatch, *flags, "--out", str(tmp_path / "made"))
     assert ended.value.code == 0
     made = Manifest.model_validate_json((tmp_path / "made/fashion-mnist-cnn-noise-0.50.json").read_bytes())
     assert "--sigma 0.5:" in made.provenance
@@ -304,7 +305,7 @@ def test_the_command_line_trains(
         (("--out", __file__), "cannot be made a folder"),
     ],
 )
-def test_the_command_line_refuses_in_a_sentence(
+def test_train_command_refuses_invalid_flags_with_a_message(
     words: tuple[str, ...],
     said: str,
     files: Path,
@@ -312,7 +313,7 @@ def test_the_command_line_refuses_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        command(monkeypatch, "--data", str(files.parent), *words)
+        run_train_command(monkeypatch, "--data", str(files.parent), *words)
     assert ended.value.code == 2
     told = capsys.readouterr().err
     assert "invalid_parameter: " in told
@@ -320,8 +321,8 @@ def test_the_command_line_refuses_in_a_sentence(
     assert not list(files.parent.glob("*checkpoint*"))
 
 
-def test_the_rate_rises_and_falls() -> None:
-    rates = [one_cycle(step, 100, 1.0) for step in range(100)]
+def test_one_cycle_learning_rate_rises_and_falls() -> None:
+    rates = [one_cycle_rate(step, 100, 1.0) for step in range(100)]
     assert max(rates) == rates[30] == 1.0
     assert rates[0] < 0.1
     assert rates[99] < 0.01
@@ -333,7 +334,7 @@ def test_jitter_shifts_and_mirrors_whole_images() -> None:
     x = torch.zeros(200, 2, 7, 9)
     x[:, 0, 3, 3] = 1
     x[:, 1, 3, 3] = 2
-    y = jitter(x, torch.Generator().manual_seed(0))
+    y = augment(x, torch.Generator().manual_seed(0))
     assert y.shape == x.shape
     assert torch.equal(y[:, 1], 2 * y[:, 0])
     assert torch.equal(y[:, 0].sum((1, 2)), torch.ones(200))
@@ -342,7 +343,7 @@ def test_jitter_shifts_and_mirrors_whole_images() -> None:
     assert set(column) == set(range(1, 8)), "3 ± 2, and its mirror image 5 ± 2"
 
 
-def test_the_sample_is_balanced_and_drawn_from_the_test_images_in_order() -> None:
+def test_sample_is_balanced_and_keeps_the_order_of_the_test_images() -> None:
     sample = fashion_mnist_sample()
     assert np.bincount(sample.labels).tolist() == [26] * 6 + [25] * 4
     shuffled = np.argsort(sample.labels, kind="stable")
@@ -377,13 +378,15 @@ def test_idx_files_are_read_from_the_cache(files: Path) -> None:
     assert test_split.labels.tolist() == [0, 1, 2]
 
 
-def test_an_altered_data_file_is_refused(files: Path) -> None:
+def test_altered_data_file_is_refused(files: Path) -> None:
     (files / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(np.zeros(3, np.uint8)))
     with pytest.raises(DataUnavailable, match=r"t10k-labels.*is not the file that was published"):
         datasets.fashion_mnist(files.parent)
 
 
-def test_without_apt_it_is_said_how_to_get_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_error_tells_how_to_get_it_without_apt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(datasets, "INSTALLED", Path("nowhere"))
     with pytest.raises(DataUnavailable, match=r"apt-get update.*train-images-idx3-ubyte\.gz"):

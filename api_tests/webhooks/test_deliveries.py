@@ -8,26 +8,26 @@ from typing import Any
 import pytest
 import redis
 
-from api_tests.support.webhook_jobs import SECRET, ended, listening, settled
+from api_tests.support.webhook_jobs import SECRET, add_endpoint, finish_job, wait_for_deliveries
 from api_tests.support.webhook_receiver import Receiver
 from service import schemas
 from touchstone.errors import UnknownDelivery
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Submission
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.ledger.webhooks import signatures
-from touchstone.ledger.webhooks.endpoints import Endpoint
+from touchstone.ledger.webhooks.endpoints import WebhookEndpoint
 
 pytestmark = pytest.mark.usefixtures("impatience")
 
 
-def test_an_end_is_told_as_the_specification_has_it(
-    ledger: Ledger, receiver: Receiver, endpoint: Endpoint, deliver: Any, submission: Submission
+def test_ended_job_is_delivered_signed_as_standard_webhooks_specify(
+    ledger: Ledger, receiver: Receiver, endpoint: WebhookEndpoint, deliver: Any, submission: Submission
 ) -> None:
     deliver()
-    job = ended(ledger, submission)
+    job = finish_job(ledger, submission)
     [message] = receiver.wait()
-    told = message.verified(SECRET)
+    told = message.verify(SECRET)
     assert told == {
         "type": "job.succeeded",
         "timestamp": schemas.show(job).model_dump(mode="json")["finished_at"],
@@ -35,7 +35,7 @@ def test_an_end_is_told_as_the_specification_has_it(
     }
     assert message.headers["content-type"] == "application/json"
     assert abs(int(message.headers["webhook-timestamp"]) - time.time()) < 60
-    [delivery] = settled(ledger)
+    [delivery] = wait_for_deliveries(ledger)
     assert (delivery.id, delivery.status, delivery.job, delivery.endpoint) == (
         message.id,
         "delivered",
@@ -44,7 +44,7 @@ def test_an_end_is_told_as_the_specification_has_it(
     )
     assert [(attempt.status, attempt.error) for attempt in delivery.attempts] == [(204, None)]
     with pytest.raises(Exception, match="No matching signature"):
-        message.verified(signatures.new_secret())
+        message.verify(signatures.new_secret())
 
 
 def cancel_waiting(ledger: Ledger, submission: Submission) -> str:
@@ -73,7 +73,7 @@ def release_canceled(ledger: Ledger, submission: Submission) -> str:
 
 
 def fail(ledger: Ledger, submission: Submission) -> str:
-    return ended(ledger, submission, "failed").id
+    return finish_job(ledger, submission, "failed").id
 
 
 def lose_workers(ledger: Ledger, submission: Submission) -> str:
@@ -98,7 +98,7 @@ def lose_workers(ledger: Ledger, submission: Submission) -> str:
     ],
 )
 @pytest.mark.usefixtures("endpoint")
-def test_whatever_ends_a_job_tells_each_receiver_once(
+def test_every_kind_of_job_end_is_delivered_once_to_each_receiver(
     ledger: Ledger,
     receiver: Receiver,
     deliver: Any,
@@ -109,104 +109,109 @@ def test_whatever_ends_a_job_tells_each_receiver_once(
     job = end(ledger, submission.model_copy(update={"webhook": receiver.url + "/own"}))
     deliver()
     deliver()
-    found = settled(ledger, count=2)
+    found = wait_for_deliveries(ledger, count=2)
     messages = receiver.wait(2)
     assert sorted(message.path for message in messages) == ["/hook", "/hook/own"]
     assert {message.id for message in messages} == {one.id for one in found}
     assert {(one.type, one.job, one.status) for one in found} == {(kind, job, "delivered")}
 
 
-def test_only_what_an_endpoint_asked_for_is_told_and_only_of_its_tenant(
+def test_endpoint_gets_only_its_event_types_and_only_of_its_tenant(
     ledger: Ledger, receiver: Receiver, submission: Submission
 ) -> None:
-    failures = listening(ledger, receiver, "job.failed")
-    listening(ledger, receiver, tenant="other")
-    ended(ledger, submission)
-    assert Holdings.of(ledger, LOCAL).deliveries.find() == ([], None)
-    ended(ledger, submission, "failed")
-    [delivery] = Holdings.of(ledger, LOCAL).deliveries.find()[0]
-    assert (delivery.endpoint, Holdings.of(ledger, "other").deliveries.find()[0]) == (failures.id, [])
-    theirs = ended(ledger, submission.model_copy(update={"tenant": "other"}))
-    [other] = Holdings.of(ledger, "other").deliveries.find()[0]
+    failures = add_endpoint(ledger, receiver, "job.failed")
+    add_endpoint(ledger, receiver, tenant="other")
+    finish_job(ledger, submission)
+    assert TenantLedger.of(ledger, LOCAL).deliveries.find() == ([], None)
+    finish_job(ledger, submission, "failed")
+    [delivery] = TenantLedger.of(ledger, LOCAL).deliveries.find()[0]
+    assert (delivery.endpoint, TenantLedger.of(ledger, "other").deliveries.find()[0]) == (failures.id, [])
+    theirs = finish_job(ledger, submission.model_copy(update={"tenant": "other"}))
+    [other] = TenantLedger.of(ledger, "other").deliveries.find()[0]
     assert other.job == theirs.id
-    assert Holdings.of(ledger, LOCAL).deliveries.find(job=theirs.id)[0] == []
-    for ask in (Holdings.of(ledger, LOCAL).deliveries.read, Holdings.of(ledger, LOCAL).deliveries.replay):
+    assert TenantLedger.of(ledger, LOCAL).deliveries.find(job=theirs.id)[0] == []
+    for ask in (
+        TenantLedger.of(ledger, LOCAL).deliveries.read,
+        TenantLedger.of(ledger, LOCAL).deliveries.replay,
+    ):
         with pytest.raises(UnknownDelivery):
             ask(other.id)
 
 
-def test_inference_is_answered_where_it_was_asked(
-    ledger: Ledger, endpoint: Endpoint, submission: Submission
+def test_inference_jobs_make_no_delivery(
+    ledger: Ledger, endpoint: WebhookEndpoint, submission: Submission
 ) -> None:
     asked = {"kind": "inference", "image": None, "file": "sha256:" + "1" * 64}
-    ended(ledger, submission.model_copy(update=asked))
-    assert Holdings.of(ledger, LOCAL).deliveries.find()[0] == []
+    finish_job(ledger, submission.model_copy(update=asked))
+    assert TenantLedger.of(ledger, LOCAL).deliveries.find()[0] == []
 
 
-def test_a_webhook_without_a_secret_is_signed_by_one_that_can_be_drawn(
+def test_submission_webhook_is_signed_with_the_secret_of_the_tenant(
     ledger: Ledger, receiver: Receiver, deliver: Any, submission: Submission
 ) -> None:
     deliver()
     hooked = submission.model_copy(update={"webhook": receiver.url})
-    ended(ledger, hooked)
+    finish_job(ledger, hooked)
     receiver.wait()
-    secret, _ = Holdings.of(ledger, LOCAL).endpoints.rotate()
-    ended(ledger, hooked)
-    assert receiver.wait(2)[1].verified(secret)["type"] == "job.succeeded"
+    secret, _ = TenantLedger.of(ledger, LOCAL).endpoints.rotate()
+    finish_job(ledger, hooked)
+    assert receiver.wait(2)[1].verify(secret)["type"] == "job.succeeded"
 
 
-def test_a_rotated_secret_stays_good_for_a_day(
+def test_rotated_secret_stays_valid_for_a_day(
     ledger: Ledger,
     receiver: Receiver,
-    endpoint: Endpoint,
+    endpoint: WebhookEndpoint,
     deliver: Any,
     submission: Submission,
 ) -> None:
     deliver()
     server = ledger.client
-    fresh, until = Holdings.of(ledger, LOCAL).endpoints.rotate(endpoint.id)
+    fresh, until = TenantLedger.of(ledger, LOCAL).endpoints.rotate(endpoint.id)
     assert 86_300 < until.timestamp() - time.time() < 86_500
-    ended(ledger, submission)
+    finish_job(ledger, submission)
     [message] = receiver.wait()
-    assert message.verified(fresh) == message.verified(SECRET)
+    assert message.verify(fresh) == message.verify(SECRET)
     stored = server.hget(f"ts:webhook-secrets:{LOCAL}", endpoint.id)
     server.hset(
         f"ts:webhook-secrets:{LOCAL}", endpoint.id, stored.replace('"good_until":1', '"good_until":0.1')
     )
-    ended(ledger, submission)
+    finish_job(ledger, submission)
     message = receiver.wait(2)[1]
-    assert message.verified(fresh)
+    assert message.verify(fresh)
     with pytest.raises(Exception, match="No matching signature"):
-        message.verified(SECRET)
+        message.verify(SECRET)
 
 
-def test_deliveries_go_with_their_job_and_when_they_are_old(
-    ledger: Ledger, endpoint: Endpoint, submission: Submission, server: redis.Redis
+def test_deliveries_are_deleted_with_their_job_or_when_they_expire(
+    ledger: Ledger, endpoint: WebhookEndpoint, submission: Submission, server: redis.Redis
 ) -> None:
-    ledger.delete(ended(ledger, submission).id)
-    assert Holdings.of(ledger, LOCAL).deliveries.find()[0] == []
+    ledger.delete(finish_job(ledger, submission).id)
+    assert TenantLedger.of(ledger, LOCAL).deliveries.find()[0] == []
     assert ledger.outbox.claim({}) == []
-    server.zadd("ts:ended", {ended(ledger, submission).id: 1})
-    assert ledger.keeping.expire() == 1
-    assert Holdings.of(ledger, LOCAL).deliveries.find()[0] == []
-    job = ended(ledger, submission)
-    server.zadd("ts:deliveries", {Holdings.of(ledger, LOCAL).deliveries.find()[0][0].id: 1})
+    server.zadd("ts:ended", {finish_job(ledger, submission).id: 1})
+    assert ledger.retention.expire() == 1
+    assert TenantLedger.of(ledger, LOCAL).deliveries.find()[0] == []
+    job = finish_job(ledger, submission)
+    server.zadd("ts:deliveries", {TenantLedger.of(ledger, LOCAL).deliveries.find()[0][0].id: 1})
     assert ledger.outbox.claim({}) == []
-    assert Holdings.of(ledger, LOCAL).deliveries.find(job=job.id)[0] == []
-    lost = ended(ledger, submission)
+    assert TenantLedger.of(ledger, LOCAL).deliveries.find(job=job.id)[0] == []
+    lost = finish_job(ledger, submission)
     server.delete(f"ts:job:{lost.id}")
     assert ledger.outbox.claim({}) == []
     assert server.keys("ts:deliver*") == []
 
 
-def test_deliveries_are_listed_in_pages(ledger: Ledger, endpoint: Endpoint, submission: Submission) -> None:
-    jobs = [ended(ledger, submission).id for _ in range(5)]
-    first, cursor = Holdings.of(ledger, LOCAL).deliveries.find(
+def test_deliveries_are_listed_in_pages(
+    ledger: Ledger, endpoint: WebhookEndpoint, submission: Submission
+) -> None:
+    jobs = [finish_job(ledger, submission).id for _ in range(5)]
+    first, cursor = TenantLedger.of(ledger, LOCAL).deliveries.find(
         status="pending", endpoint=endpoint.id, limit=3
     )
-    rest, end = Holdings.of(ledger, LOCAL).deliveries.find(
+    rest, end = TenantLedger.of(ledger, LOCAL).deliveries.find(
         status="pending", endpoint=endpoint.id, limit=3, cursor=cursor
     )
     assert [one.job for one in [*first, *rest]] == jobs[::-1]
     assert end is None
-    assert Holdings.of(ledger, LOCAL).deliveries.find(status="failed")[0] == []
+    assert TenantLedger.of(ledger, LOCAL).deliveries.find(status="failed")[0] == []

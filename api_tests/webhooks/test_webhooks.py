@@ -16,14 +16,14 @@ import httpx2
 import pytest
 import redis
 
-from api_tests.support.fake_service import Api, problem, serving
-from api_tests.support.own_models import SAID, linear_onnx
-from api_tests.support.ports import reserved
+from api_tests.support.fake_service import Api, assert_problem, run_service
+from api_tests.support.own_models import REGISTRATION_FIELDS, linear_onnx
+from api_tests.support.ports import reserve_port
 from api_tests.support.wait import wait_until
-from api_tests.support.webhook_receiver import Receiver, answering
+from api_tests.support.webhook_receiver import Receiver, reply_with
 from service.auth.caller import Caller
 from touchstone.ledger.webhooks import dispatcher, signatures
-from touchstone.ledger.webhooks.endpoints import MOST_ENDPOINTS
+from touchstone.ledger.webhooks.endpoints import MAX_ENDPOINTS
 from touchstone.settings import Settings
 
 
@@ -35,19 +35,19 @@ def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     settings = Settings(
         home=tmp_path_factory.mktemp("api"), redis_url=valkey_server, outgoing_allow="127.0.0.1"
     )
-    with pytest.MonkeyPatch.context() as patch, serving(settings) as api:
-        patch.setattr(dispatcher, "PAUSE_SECONDS", 0.02)
+    with pytest.MonkeyPatch.context() as patch, run_service(settings) as api:
+        patch.setattr(dispatcher, "POLL_SECONDS", 0.02)
         yield api
 
 
 @pytest.fixture
 def endpoint(api: Api, receiver: Receiver) -> Iterator[dict[str, Any]]:
-    made = created(api, url=receiver.url)
+    made = create_endpoint(api, url=receiver.url)
     yield made
     api.client.delete(f"/v1/webhooks/{made['id']}")
 
 
-def created(api: Api, **fields: Any) -> dict[str, Any]:
+def create_endpoint(api: Api, **fields: Any) -> dict[str, Any]:
     response = api.client.post("/v1/webhooks", json=fields)
     assert response.status_code == 201, response.text
     made: dict[str, Any] = response.json()
@@ -56,7 +56,7 @@ def created(api: Api, **fields: Any) -> dict[str, Any]:
     return made
 
 
-def settled(api: Api, **filters: str) -> list[dict[str, Any]]:
+def wait_until_settled(api: Api, **filters: str) -> list[dict[str, Any]]:
     def look() -> list[dict[str, Any]]:
         answer = api.client.get("/v1/webhooks/deliveries", params=filters)
         found: list[dict[str, Any]] = answer.json()["items"]
@@ -65,13 +65,13 @@ def settled(api: Api, **filters: str) -> list[dict[str, Any]]:
     return wait_until(look)
 
 
-def test_a_submission_s_webhook_is_told_and_verified(api: Api, receiver: Receiver) -> None:
+def test_submission_webhook_gets_a_verifiable_delivery(api: Api, receiver: Receiver) -> None:
     drawn = api.client.post("/v1/webhooks/secret")
     assert drawn.headers["cache-control"] == "no-store"
-    job = api.job(webhook=receiver.url)
-    told = receiver.wait()[0].verified(drawn.json()["secret"])
+    job = api.run_job(webhook=receiver.url)
+    told = receiver.wait()[0].verify(drawn.json()["secret"])
     assert told == {"type": "job.succeeded", "timestamp": job["finished_at"], "data": job}
-    [delivery] = settled(api, job=job["id"])
+    [delivery] = wait_until_settled(api, job=job["id"])
     assert 'touchstone_deliveries{status="delivered"} 1.0' in api.client.get("/metrics").text
     assert (delivery["endpoint"], delivery["url"], delivery["next_attempt_at"]) == (None, receiver.url, None)
     assert api.client.get(f"/v1/webhooks/deliveries/{delivery['id']}").json() == delivery
@@ -79,35 +79,37 @@ def test_a_submission_s_webhook_is_told_and_verified(api: Api, receiver: Receive
 
 
 @pytest.mark.parametrize("path", ["/v1/predictions", "/v1/certificates/smoothing"])
-def test_every_submission_takes_a_webhook(api: Api, receiver: Receiver, path: str) -> None:
-    api.job(path=path, webhook=receiver.url)
+def test_every_kind_of_submission_accepts_a_webhook(api: Api, receiver: Receiver, path: str) -> None:
+    api.run_job(path=path, webhook=receiver.url)
     receiver.wait()
 
 
-def test_a_rerun_tells_whoever_the_job_told(api: Api, receiver: Receiver) -> None:
-    job = api.job(webhook=receiver.url)
+def test_rerun_delivers_to_the_webhook_of_the_job(api: Api, receiver: Receiver) -> None:
+    job = api.run_job(webhook=receiver.url)
     again = api.client.post(f"/v1/jobs/{job['id']}/rerun", headers={"Prefer": "wait=10"}).json()
     found = receiver.wait(2)
     secret = api.client.post("/v1/webhooks/secret").json()["secret"]
     assert secret.startswith("whsec_")
-    assert {settled(api, job=one)[0]["id"] for one in (job["id"], again["id"])} == {one.id for one in found}
+    assert {wait_until_settled(api, job=one)[0]["id"] for one in (job["id"], again["id"])} == {
+        one.id for one in found
+    }
 
 
-def test_a_registration_tells_of_its_end(api: Api, receiver: Receiver) -> None:
+def test_registration_accepts_a_webhook_and_delivers_its_end(api: Api, receiver: Receiver) -> None:
     files: dict[str, Any] = {
         "file": linear_onnx(),
-        "manifest": (None, json.dumps(SAID)),
+        "manifest": (None, json.dumps(REGISTRATION_FIELDS)),
         "webhook": (None, receiver.url),
     }
     response = api.client.post("/v1/models", files=files, headers={"Prefer": "wait=10"})
     assert response.status_code == 200, response.text
     receiver.wait()
     files["webhook"] = (None, "ftp://a.example/")
-    problem(api.client.post("/v1/models", files=files), 422, "address_refused", "webhook")
+    assert_problem(api.client.post("/v1/models", files=files), 422, "address_refused", "webhook")
 
 
-def test_an_endpoint_lives_through_its_routes(api: Api, receiver: Receiver) -> None:
-    made = created(api, url=receiver.url, events=["job.failed", "job.failed"], description="ci")
+def test_endpoint_is_created_listed_pinged_rotated_and_deleted(api: Api, receiver: Receiver) -> None:
+    made = create_endpoint(api, url=receiver.url, events=["job.failed", "job.failed"], description="ci")
     shown = {name: value for name, value in made.items() if name != "secret"}
     here = f"/v1/webhooks/{made['id']}"
     assert (made["events"], made["description"], made["disabled_at"]) == (["job.failed"], "ci", None)
@@ -115,25 +117,25 @@ def test_an_endpoint_lives_through_its_routes(api: Api, receiver: Receiver) -> N
     assert api.client.get("/v1/webhooks").json() == {"items": [shown], "cursor": None}
     ping = api.client.post(f"{here}/ping")
     assert ping.status_code == 202
-    assert receiver.wait()[0].verified(made["secret"])["type"] == "webhook.ping"
-    assert [one["id"] for one in settled(api, endpoint=made["id"])] == [ping.json()["id"]]
+    assert receiver.wait()[0].verify(made["secret"])["type"] == "webhook.ping"
+    assert [one["id"] for one in wait_until_settled(api, endpoint=made["id"])] == [ping.json()["id"]]
     fresh = api.client.post(f"{here}/rotate").json()["secret"]
     api.client.post(f"{here}/ping")
     message = receiver.wait(2)[1]
-    assert message.verified(fresh) == message.verified(made["secret"])
+    assert message.verify(fresh) == message.verify(made["secret"])
     assert api.client.delete(here).status_code == 204
     for verb, path in (("GET", here), ("DELETE", here), ("POST", f"{here}/ping"), ("POST", f"{here}/rotate")):
-        problem(api.client.request(verb, path), 404, "unknown_webhook")
+        assert_problem(api.client.request(verb, path), 404, "unknown_webhook")
 
 
-def test_a_secret_is_shown_once_and_never_again(
+def test_webhook_secret_is_shown_only_once(
     api: Api, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = signatures.new_secret()
-    made = created(api, url=receiver.url, secret=secret)
+    made = create_endpoint(api, url=receiver.url, secret=secret)
     assert made["secret"] == secret
-    api.job()
-    assert receiver.wait()[0].verified(secret)
+    api.run_job()
+    assert receiver.wait()[0].verify(secret)
     paths = ("", f"/{made['id']}", "/deliveries", f"/deliveries/{receiver.messages[0].id}")
     seen = [api.client.get(f"/v1/webhooks{path}").text for path in paths]
     api.client.delete(f"/v1/webhooks/{made['id']}")
@@ -141,9 +143,9 @@ def test_a_secret_is_shown_once_and_never_again(
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_MTIz", "x" * 40, "whsec_" + "é" * 40, 7])
-def test_a_secret_has_its_form(api: Api, secret: Any) -> None:
+def test_malformed_webhook_secret_is_422(api: Api, secret: Any) -> None:
     response = api.client.post("/v1/webhooks", json={"url": "https://a.example/", "secret": secret})
-    problem(response, 422, "invalid_parameter", "secret")
+    assert_problem(response, 422, "invalid_parameter", "secret")
 
 
 @pytest.mark.parametrize(
@@ -166,15 +168,15 @@ def test_a_secret_has_its_form(api: Api, secret: Any) -> None:
         *("https://localhost.:1/x\n", "https://2130706434/"),
     ],
 )
-def test_what_nothing_may_be_sent_to_is_refused_at_once(api: Api, url: str) -> None:
-    problem(api.submit(webhook=url), 422, "address_refused", "webhook")
-    problem(api.client.post("/v1/webhooks", json={"url": url}), 422, "address_refused", "url")
+def test_forbidden_webhook_url_is_refused_at_once(api: Api, url: str) -> None:
+    assert_problem(api.submit(webhook=url), 422, "address_refused", "webhook")
+    assert_problem(api.client.post("/v1/webhooks", json={"url": url}), 422, "address_refused", "url")
 
 
-def test_without_permits_neither_http_nor_loopback_is_taken(settings: Settings) -> None:
-    with serving(settings) as api:
+def test_http_and_loopback_webhooks_are_refused_by_default(settings: Settings) -> None:
+    with run_service(settings) as api:
         for url in ("http://a.example/", "https://localhost/", "https://127.1/", "https://a.localhost/"):
-            problem(api.submit(webhook=url), 422, "address_refused", "webhook")
+            assert_problem(api.submit(webhook=url), 422, "address_refused", "webhook")
         assert api.submit(webhook="https://a.example/hook").status_code == 200
 
 
@@ -189,14 +191,16 @@ def test_without_permits_neither_http_nor_loopback_is_taken(settings: Settings) 
         ({"url": "https://a.example/", "description": "x" * 201}, "description"),
     ],
 )
-def test_a_bad_endpoint_is_refused(api: Api, body: dict[str, Any], field: str) -> None:
-    problem(api.client.post("/v1/webhooks", json=body), 422, "invalid_parameter", field)
+def test_invalid_endpoint_is_422(api: Api, body: dict[str, Any], field: str) -> None:
+    assert_problem(api.client.post("/v1/webhooks", json=body), 422, "invalid_parameter", field)
 
 
-def test_a_tenant_has_no_more_endpoints_than_may_be(api: Api) -> None:
-    made = [created(api, url="https://a.example/", events=["job.failed"]) for _ in range(MOST_ENDPOINTS)]
+def test_number_of_endpoints_of_a_tenant_is_limited(api: Api) -> None:
+    made = [
+        create_endpoint(api, url="https://a.example/", events=["job.failed"]) for _ in range(MAX_ENDPOINTS)
+    ]
     response = api.client.post("/v1/webhooks", json={"url": "https://a.example/"})
-    problem(response, 409, "webhook_conflict")
+    assert_problem(response, 409, "webhook_conflict")
     first = api.client.get("/v1/webhooks?limit=15").json()
     rest = api.client.get("/v1/webhooks", params={"cursor": first["cursor"]}).json()
     assert {one["id"] for one in first["items"] + rest["items"]} == {one["id"] for one in made}
@@ -204,33 +208,38 @@ def test_a_tenant_has_no_more_endpoints_than_may_be(api: Api) -> None:
         api.client.delete(f"/v1/webhooks/{one['id']}")
 
 
-def test_a_delivery_is_replayed(api: Api, receiver: Receiver, endpoint: dict[str, Any]) -> None:
-    receiver.plan = [answering(410)]
-    api.job()
-    [delivery] = settled(api, endpoint=endpoint["id"])
+def test_failed_delivery_is_replayed_once_its_endpoint_is_enabled(
+    api: Api, receiver: Receiver, endpoint: dict[str, Any]
+) -> None:
+    receiver.next_actions = [reply_with(410)]
+    api.run_job()
+    [delivery] = wait_until_settled(api, endpoint=endpoint["id"])
     path = f"/v1/webhooks/deliveries/{delivery['id']}/replay"
-    problem(api.client.post(path), 409, "webhook_conflict")
+    assert_problem(api.client.post(path), 409, "webhook_conflict")
     api.client.post(f"/v1/webhooks/{endpoint['id']}/ping")
-    settled(api, endpoint=endpoint["id"])
+    wait_until_settled(api, endpoint=endpoint["id"])
     replayed = api.client.post(path)
     assert (replayed.status_code, replayed.json()["id"]) == (202, delivery["id"])
     assert receiver.wait(3)[2].id == delivery["id"]
-    assert settled(api, endpoint=endpoint["id"], status="delivered")[1]["attempts"][0]["status"] == 410
+    assert (
+        wait_until_settled(api, endpoint=endpoint["id"], status="delivered")[1]["attempts"][0]["status"]
+        == 410
+    )
 
 
-def test_another_tenant_sees_nothing(
+def test_endpoints_and_deliveries_are_hidden_from_other_tenants(
     api: Api, receiver: Receiver, endpoint: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api.job()
-    [delivery] = settled(api, endpoint=endpoint["id"])
+    api.run_job()
+    [delivery] = wait_until_settled(api, endpoint=endpoint["id"])
     there, one = f"/v1/webhooks/{endpoint['id']}", f"/v1/webhooks/deliveries/{delivery['id']}"
-    monkeypatch.setattr("service.auth.caller.EVERYBODY", Caller("other", frozenset(("read", "submit"))))
+    monkeypatch.setattr("service.auth.caller.ANONYMOUS", Caller("other", frozenset(("read", "submit"))))
     for verb, path, code in (
         *(("GET", there, "unknown_webhook"), ("DELETE", there, "unknown_webhook")),
         *(("POST", f"{there}/{act}", "unknown_webhook") for act in ("rotate", "ping")),
         *(("GET", one, "unknown_delivery"), ("POST", f"{one}/replay", "unknown_delivery")),
     ):
-        problem(api.client.request(verb, path), 404, code)
+        assert_problem(api.client.request(verb, path), 404, code)
     for path in (
         "",
         "/deliveries",
@@ -241,20 +250,20 @@ def test_another_tenant_sees_nothing(
     assert len(receiver.messages) == 1
 
 
-def test_what_is_no_id_is_unknown(api: Api) -> None:
+def test_malformed_endpoint_or_delivery_id_is_404(api: Api) -> None:
     for name in ("deliveries", "x", "%00", "wh_" + "0" * 24, "é" * 100):
-        problem(api.client.delete(f"/v1/webhooks/{name}"), 404, "unknown_webhook")
-        problem(api.client.get(f"/v1/webhooks/deliveries/{name}"), 404, "unknown_delivery")
+        assert_problem(api.client.delete(f"/v1/webhooks/{name}"), 404, "unknown_webhook")
+        assert_problem(api.client.get(f"/v1/webhooks/deliveries/{name}"), 404, "unknown_delivery")
 
 
-def test_the_document_s_receiver_takes_what_is_sent(api: Api, tmp_path: Path) -> None:
+def test_receiver_example_in_docs_verifies_deliveries(api: Api, tmp_path: Path) -> None:
     document = (Path(__file__).parents[2] / "docs/webhooks.md").read_text()
     [code] = re.findall(r"^```python\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
     secret = api.client.post("/v1/webhooks/secret").json()["secret"]
-    with reserved() as port, started(code, PORT=str(port), WEBHOOK_SECRET=secret) as receiver:
+    with reserve_port() as port, run_program(code, PORT=str(port), WEBHOOK_SECRET=secret) as receiver:
         try:
             wait_until(lambda: _is_listening(port))
-            job = api.job(webhook=f"http://127.0.0.1:{port}/")
+            job = api.run_job(webhook=f"http://127.0.0.1:{port}/")
             assert receiver.stdout is not None
             line = receiver.stdout.readline().decode().split()
             assert line[1:] == ["job.succeeded", job["links"]["self"]]
@@ -263,7 +272,7 @@ def test_the_document_s_receiver_takes_what_is_sent(api: Api, tmp_path: Path) ->
             receiver.kill()
 
 
-def started(code: str, **environment: str) -> subprocess.Popen[bytes]:
+def run_program(code: str, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},

@@ -9,31 +9,31 @@ from contextlib import ExitStack
 
 import pytest
 
-from api_tests.support.own_models import SAID, linear_onnx
+from api_tests.support.own_models import REGISTRATION_FIELDS, linear_onnx
 from touchstone.ledger.records import Submission
 from touchstone.registration.request import Registration
 from touchstone.registration.submission import prepare
 from touchstone.registration.trial import Trial
 from touchstone.settings import Settings
-from workers.fair_lock import Turn, Turns
+from workers.fair_lock import FairLock, Ticket
 from workers.trials import Trials
 
-Come = Callable[[str], Turn]
+WaitInLine = Callable[[str], Ticket]
 
 
 @pytest.fixture
-def turns() -> Turns:
-    return Turns()
+def turns() -> FairLock:
+    return FairLock()
 
 
 @pytest.fixture
-def come(turns: Turns) -> Iterator[Come]:
+def come(turns: FairLock) -> Iterator[WaitInLine]:
     """Let one of a tenant stand in line, until the test ends."""
     with ExitStack() as line:
-        yield lambda tenant: line.enter_context(turns.stand_in_line(tenant))
+        yield lambda tenant: line.enter_context(turns.wait_in_line(tenant))
 
 
-def rotate(waiting: list[Turn]) -> Turn:
+def serve_next(waiting: list[Ticket]) -> Ticket:
     """The one whose turn it is, after it has had it."""
     [turn] = [turn for turn in waiting if turn.acquire(timeout=0)]
     assert not any(other.acquire(timeout=0) for other in waiting if other is not turn), "one at a time"
@@ -42,36 +42,36 @@ def rotate(waiting: list[Turn]) -> Turn:
     return turn
 
 
-def test_who_fills_the_line_makes_another_wait_for_one_turn(come: Come) -> None:
+def test_tenant_with_many_waiting_delays_another_by_one_turn_only(come: WaitInLine) -> None:
     waiting = [come("them") for _ in range(5)]
     first, second = waiting[:2]
     assert first.acquire(timeout=0)
     waiting += [come("us"), come("us")]
     first.release()
     waiting.remove(first)
-    order = [rotate(waiting) for _ in range(6)]
+    order = [serve_next(waiting) for _ in range(6)]
     assert [turn.tenant for turn in order] == ["us", "them", "us", "them", "them", "them"]
     assert order[1] is second, "within a tenant the oldest first"
 
 
-def test_who_comes_again_and_again_is_not_always_next(come: Come) -> None:
+def test_tenant_that_keeps_returning_alternates_with_others(come: WaitInLine) -> None:
     waiting = [come("them"), come("them"), come("us")]
     order = []
     for _ in range(4):
-        order.append(rotate(waiting).tenant)
+        order.append(serve_next(waiting).tenant)
         if order[-1] == "us":
             waiting.append(come("us"))
     assert order == ["them", "us", "them", "us"]
 
 
-def test_who_gives_up_holds_up_nobody(turns: Turns, come: Come) -> None:
-    with turns.stand_in_line("them"):
+def test_waiter_that_gives_up_does_not_block_the_next(turns: FairLock, come: WaitInLine) -> None:
+    with turns.wait_in_line("them"):
         late = come("us")
         assert not late.acquire(timeout=0)
     assert late.acquire(timeout=0)
 
 
-def test_who_waits_is_woken(come: Come) -> None:
+def test_waiter_is_woken_when_the_lock_is_released(come: WaitInLine) -> None:
     first, second = come("them"), come("us")
     assert first.acquire(timeout=0)
     threading.Timer(0.05, first.release).start()
@@ -81,16 +81,16 @@ def test_who_waits_is_woken(come: Come) -> None:
 
 
 def submission_of(tenant: str) -> Submission:
-    asked = prepare(Registration.parse(SAID), linear_onnx(), limit=2**20)
+    asked = prepare(Registration.parse(REGISTRATION_FIELDS), linear_onnx(), limit=2**20)
     return asked.model_copy(update={"tenant": tenant})
 
 
-def test_registrations_stand_in_line_for_their_tenants(
+def test_trials_wait_in_line_by_the_tenant_of_the_registration(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gates: list[Turn] = []
+    gates: list[Ticket] = []
 
-    def run(_: Trial, __: object, ___: object, gate: Turn) -> None:
+    def run(_: Trial, __: object, ___: object, gate: Ticket) -> None:
         gates.append(gate)
         raise InterruptedError
 
@@ -99,4 +99,4 @@ def test_registrations_stand_in_line_for_their_tenants(
     for tenant in ("them", "us"):
         with pytest.raises(InterruptedError):
             trials(submission_of(tenant), bytes, settings, started=lambda _: None, report=lambda *_: None)
-    assert [(gate.turns, gate.tenant) for gate in gates] == [(trials.turns, "them"), (trials.turns, "us")]
+    assert [(gate.lock, gate.tenant) for gate in gates] == [(trials.lock, "them"), (trials.lock, "us")]

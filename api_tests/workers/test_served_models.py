@@ -9,9 +9,9 @@ import pytest
 import redis
 import torch
 
-from api_tests.ledger.test_ledger import silence_bells
+from api_tests.ledger.test_ledger import age_dispatches
 from api_tests.support.wait import wait_until
-from api_tests.workers.test_workers import Yard
+from api_tests.workers.test_workers import WorkerCluster
 from touchstone.engine import Engine
 from touchstone.ledger import broker
 from touchstone.ledger.ledger import Ledger
@@ -23,13 +23,13 @@ OTHER = ModelRef(id="letters", digest="sha256:" + "2" * 64)
 
 
 @pytest.fixture
-def yard(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[Yard]:
-    yard = Yard(tmp_path_factory.mktemp("y"), submission)
+def yard(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[WorkerCluster]:
+    yard = WorkerCluster(tmp_path_factory.mktemp("y"), submission)
     yield yard
     yard.close()
 
 
-def accept_other(yard: Yard) -> str:
+def accept_other(yard: WorkerCluster) -> str:
     """A job on the model that has no worker of its own."""
     ours, yard.submission = yard.submission, yard.submission.model_copy(update={"model": OTHER})
     job = yard.accept()
@@ -37,43 +37,45 @@ def accept_other(yard: Yard) -> str:
     return job
 
 
-def test_a_bell_is_rung_where_the_model_is_served(
+def test_job_is_dispatched_to_the_queue_of_the_workers_that_serve_its_model(
     ledger: Ledger, submission: Submission, server: redis.Redis
 ) -> None:
     job, _ = ledger.accept(submission)
-    assert ledger.queue_of(job.id) == broker.QUEUE
-    ledger.beat("special", {}, ["digits", "letters"])
-    assert ledger.queue_of(ledger.accept(submission)[0].id) == broker.queue_of("digits")
-    silence_bells(server)
+    assert ledger.broker_queue_of(job.id) == broker.QUEUE
+    ledger.heartbeat("special", {}, ["digits", "letters"])
+    assert ledger.broker_queue_of(ledger.accept(submission)[0].id) == broker.queue_name("digits")
+    age_dispatches(server)
     ledger.reap()
-    assert ledger.queue_of(job.id) == broker.queue_of("digits"), "a bell that is rung again is rung there"
-    assert ledger.queue_of("no such job") == broker.QUEUE
+    assert ledger.broker_queue_of(job.id) == broker.queue_name("digits"), (
+        "a bell that is rung again is rung there"
+    )
+    assert ledger.broker_queue_of("no such job") == broker.QUEUE
 
 
-def test_bells_that_nobody_hears_make_up_for_none_that_is_missing(
+def test_messages_in_unserved_queues_do_not_hide_a_missing_dispatch(
     ledger: Ledger, submission: Submission, server: redis.Redis
 ) -> None:
-    ledger.beat("special", {}, ["digits"])
+    ledger.heartbeat("special", {}, ["digits"])
     server.lpush(broker.QUEUE, *["message"] * 5)  # of jobs for which there was no worker, canceled since
     job, _ = ledger.accept(submission)
-    silence_bells(server)
-    assert ledger.reap().ring == (job.id,)
+    age_dispatches(server)
+    assert ledger.reap().to_dispatch == (job.id,)
 
 
-def test_a_bell_that_is_missing_is_found_behind_many_that_are_not(
+def test_missing_dispatch_is_found_behind_many_present_ones(
     ledger: Ledger, submission: Submission, server: redis.Redis
 ) -> None:
-    ledger.beat("special", {}, ["digits"])
+    ledger.heartbeat("special", {}, ["digits"])
     many = 1100
     for _ in range(many):
         ledger.accept(submission.model_copy(update={"model": OTHER}))
     server.lpush(broker.QUEUE, *["message"] * many)
     job, _ = ledger.accept(submission)
-    silence_bells(server)
-    assert [ledger.reap().ring for _ in range(2)] == [(), (job.id,)]
+    age_dispatches(server)
+    assert [ledger.reap().to_dispatch for _ in range(2)] == [(), (job.id,)]
 
 
-def test_a_worker_that_serves_one_model_gets_its_jobs_and_no_others(yard: Yard) -> None:
+def test_worker_that_serves_one_model_gets_only_its_jobs(yard: WorkerCluster) -> None:
     yard.start_worker(models="digits")
     own, other = yard.accept(), accept_other(yard)
     wait_until(lambda: yard.read(own).status == "succeeded")
@@ -82,7 +84,7 @@ def test_a_worker_that_serves_one_model_gets_its_jobs_and_no_others(yard: Yard) 
     wait_until(lambda: yard.read(other).status == "succeeded")
 
 
-def test_when_the_last_worker_of_a_model_is_gone_its_jobs_go_to_the_others(yard: Yard) -> None:
+def test_jobs_go_to_other_workers_when_the_last_one_serving_a_model_is_gone(yard: WorkerCluster) -> None:
     special = yard.start_worker(models="digits")
     yard.start_worker(lease=2.0)  # three of these without a sign of life, and it counts as gone
     special.kill()
@@ -91,18 +93,18 @@ def test_when_the_last_worker_of_a_model_is_gone_its_jobs_go_to_the_others(yard:
     wait_until(lambda: yard.read(job).status == "succeeded")
 
 
-def test_a_worker_tells_what_it_serves(yard: Yard) -> None:
+def test_worker_reports_the_models_it_serves(yard: WorkerCluster) -> None:
     yard.start_worker(models=" digits, letters ")
     told: list[Any] = [worker.info["serves"] for worker in yard.ledger.workers()]
     assert told == [["digits", "letters"]]
 
 
-def test_a_worker_loads_what_it_serves_before_it_is_asked() -> None:
+def test_worker_loads_its_served_models_at_startup() -> None:
     torch.set_num_threads(1)
     engine = Engine("cpu")
     try:
-        served = Settings(models="nothing-of-the-kind,fashion-mnist-cnn").served
+        served = Settings(models="nothing-of-the-kind,fashion-mnist-cnn").served_models
         warm_up(engine, served)
-        assert [one["id"] for one in engine.figures()["resident_models"]] == ["fashion-mnist-cnn"]
+        assert [one["id"] for one in engine.metrics()["resident_models"]] == ["fashion-mnist-cnn"]
     finally:
         engine.stop()

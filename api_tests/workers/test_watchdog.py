@@ -32,12 +32,12 @@ def run(**how: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("library", ["PyDLL", "CDLL"])  # the first keeps the interpreter to itself
-def test_a_process_that_is_not_fed_ends_and_says_where_it_stood(library: str) -> None:
+def test_watchdog_ends_a_stalled_process_with_a_traceback(library: str) -> None:
     done = run(fed=0.2, library=library, still=600)
     assert (done.returncode, done.stdout) == (1, "fed\n")
     assert 'File "<string>"' in done.stderr
 
 
-def test_a_process_that_is_fed_lives_on() -> None:
+def test_watchdog_leaves_a_process_that_feeds_it_alone() -> None:
     done = run(fed=3, library="CDLL", still=0)
     assert (done.returncode, done.stdout, done.stderr) == (0, "fed\n", "")

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from api_tests.support import fake_worker
-from api_tests.support.wait import SECONDS, wait_until
-from service.state.dispatch import open_bell
+from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
+from service.state.dispatch import open_dispatch
 from touchstone.ledger import broker
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
@@ -30,11 +30,11 @@ from workers import healthcheck
 LEASE = 20.0
 """Seconds for which a worker may stand still and keep its jobs; the one that a test kills has fewer."""
 
-LONG = 10_000
+MANY_STEPS = 10_000
 """Steps of 20 ms: a job that outlasts its test."""
 
 
-class Yard:
+class WorkerCluster:
     """A home with a Valkey and as many workers as a test likes, all of them stopped in the end."""
 
     def __init__(self, home: Path, submission: Submission) -> None:
@@ -43,7 +43,7 @@ class Yard:
         self.url = self.valkeys[0].url
         self.settings = Settings(home=home, lease=LEASE)
         self.ledger = Ledger(self.url, self.settings)
-        self.ring = open_bell(self.url, self.ledger.queue_of)
+        self.dispatch = open_dispatch(self.url, self.ledger.broker_queue_of)
         digest = open_blobs(self.settings).put(b"PNG")
         self.submission = submission.model_copy(
             update={"image": submission.image.model_copy(update={"digest": digest})}
@@ -65,22 +65,22 @@ class Yard:
         pid = process_id(self.url)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not self.valkeys[-1].alive())
+        wait_until(lambda: not self.valkeys[-1].is_alive())
         self.valkeys.append(embedded.start(self.home))
 
-    def accept(self, *, ring: int = 1, tenant: str = LOCAL, **parameters: Any) -> str:
+    def accept(self, *, dispatches: int = 1, tenant: str = LOCAL, **parameters: Any) -> str:
         changes = {"tenant": tenant, "parameters": {"steps": 1, "diary": str(self.diary), **parameters}}
         job, _ = self.ledger.accept(self.submission.model_copy(update=changes))
-        assert all(self.ring(job.id) for _ in range(ring))
+        assert all(self.dispatch(job.id) for _ in range(dispatches))
         return job.id
 
     def read(self, job: str) -> Job:
         return self.ledger.read(job)
 
-    def notes(self) -> Counter[str]:
+    def count_diary_entries(self) -> Counter[str]:
         return Counter(self.diary.read_text().split()) if self.diary.exists() else Counter()
 
-    def bells(self) -> int:
+    def count_messages(self) -> int:
         """Messages that wait in the broker."""
         return int(connect(self.url).llen(broker.QUEUE))  # type: ignore[arg-type]
 
@@ -96,110 +96,110 @@ class Yard:
             valkey.stop()
 
 
-def told(worker: BaseProcess, signum: signal.Signals) -> int | None:
+def stop_worker(worker: BaseProcess, signum: signal.Signals) -> int | None:
     """The exit code of a worker that is told to stop."""
     assert worker.pid is not None
     os.kill(worker.pid, signum)
-    worker.join(SECONDS)
+    worker.join(TIMEOUT_SECONDS)
     return worker.exitcode
 
 
 @pytest.fixture
-def yard(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[Yard]:
-    yard = Yard(tmp_path_factory.mktemp("y"), submission)
+def yard(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[WorkerCluster]:
+    yard = WorkerCluster(tmp_path_factory.mktemp("y"), submission)
     yield yard
     yard.close()
 
 
-def test_jobs_run_and_a_second_bell_finds_nothing(yard: Yard) -> None:
+def test_job_dispatched_twice_runs_once(yard: WorkerCluster) -> None:
     yard.start_worker()
-    jobs = [yard.accept(ring=2) for _ in range(20)]
-    wait_until(lambda: yard.ledger.counts()["succeeded"] == 20)
-    wait_until(lambda: yard.bells() == 0)
+    jobs = [yard.accept(dispatches=2) for _ in range(20)]
+    wait_until(lambda: yard.ledger.count_by_status()["succeeded"] == 20)
+    wait_until(lambda: yard.count_messages() == 0)
     assert all(yard.read(job).attempts == 1 for job in jobs)
-    assert yard.notes() == {"begin": 20, "end": 20}
+    assert yard.count_diary_entries() == {"begin": 20, "end": 20}
 
 
-def test_a_full_worker_leaves_the_rest_in_the_queue(yard: Yard) -> None:
+def test_full_worker_prefetches_only_one_message(yard: WorkerCluster) -> None:
     yard.start_worker(concurrency=2)
     for _ in range(8):
-        yard.accept(steps=LONG)
-    wait_until(lambda: yard.ledger.counts()["running"] == 2)
-    wait_until(lambda: yard.bells() < 6)
-    assert yard.bells() == 5, "one bell is at hand, and nothing is fetched ahead"
+        yard.accept(steps=MANY_STEPS)
+    wait_until(lambda: yard.ledger.count_by_status()["running"] == 2)
+    wait_until(lambda: yard.count_messages() < 6)
+    assert yard.count_messages() == 5, "one bell is at hand, and nothing is fetched ahead"
 
 
-def test_whoever_fills_a_worker_keeps_nobody_else_waiting(yard: Yard) -> None:
+def test_spare_slot_of_a_full_worker_runs_another_tenants_job(yard: WorkerCluster) -> None:
     yard.start_worker(concurrency=2)
     for _ in range(4):
-        yard.accept(steps=LONG)
-    wait_until(lambda: yard.ledger.counts()["running"] == 2)
+        yard.accept(steps=MANY_STEPS)
+    wait_until(lambda: yard.ledger.count_by_status()["running"] == 2)
     job = yard.accept(tenant="another")
     wait_until(lambda: yard.read(job).status == "succeeded")
-    assert yard.ledger.counts()["running"] == 2, "the spare place is for tenants that have none"
+    assert yard.ledger.count_by_status()["running"] == 2, "the spare place is for tenants that have none"
 
 
-def test_a_full_worker_goes_on_at_once(yard: Yard) -> None:
+def test_full_worker_starts_the_next_job_at_once(yard: WorkerCluster) -> None:
     yard.start_worker(concurrency=2)
     jobs = [yard.accept(steps=5) for _ in range(20)]
-    wait_until(lambda: yard.ledger.counts()["succeeded"] == len(jobs))
+    wait_until(lambda: yard.ledger.count_by_status()["succeeded"] == len(jobs))
     ran = [yard.read(job) for job in jobs]
     begun, ended = sorted(job.started_at for job in ran), sorted(job.finished_at for job in ran)
     idle = [(later - earlier).total_seconds() for earlier, later in zip(ended, begun[2:], strict=False)]
     assert median(idle) < 0.5, "a consumer that sleeps where there is no room does so for 0.8 s"
 
 
-def test_a_job_whose_worker_is_killed_ends_on_another(yard: Yard) -> None:
+def test_job_of_a_killed_worker_ends_on_another(yard: WorkerCluster) -> None:
     doomed = yard.start_worker(lease=2.0)
     job = yard.accept(steps=50)
-    wait_until(lambda: yard.notes()["begin"] == 1)
+    wait_until(lambda: yard.count_diary_entries()["begin"] == 1)
     doomed.kill()
     yard.start_worker()
-    wait_until(lambda: yard.notes()["begin"] == 2)
+    wait_until(lambda: yard.count_diary_entries()["begin"] == 2)
     wait_until(lambda: yard.read(job).status in TERMINAL)
     assert (yard.read(job).status, yard.read(job).attempts) == ("succeeded", 2)
-    assert yard.notes() == {"begin": 2, "end": 1}
+    assert yard.count_diary_entries() == {"begin": 2, "end": 1}
 
 
-def test_running_and_waiting_jobs_survive_a_kill_of_the_broker(yard: Yard) -> None:
+def test_running_and_queued_jobs_survive_a_kill_of_the_broker(yard: WorkerCluster) -> None:
     yard.start_worker()
     jobs = [yard.accept(steps=40) for _ in range(12)]
-    wait_until(lambda: yard.notes()["begin"] >= 8)
+    wait_until(lambda: yard.count_diary_entries()["begin"] >= 8)
     yard.restart_valkey()
-    wait_until(lambda: yard.ledger.counts()["succeeded"] == len(jobs))
+    wait_until(lambda: yard.ledger.count_by_status()["succeeded"] == len(jobs))
     assert all(yard.read(job).attempts == 1 for job in jobs)
-    assert yard.notes() == {"begin": 12, "end": 12}
+    assert yard.count_diary_entries() == {"begin": 12, "end": 12}
 
 
-def test_the_next_job_starts_within_seconds_of_a_broker_restart(yard: Yard) -> None:
+def test_next_job_starts_within_seconds_of_a_broker_restart(yard: WorkerCluster) -> None:
     yard.start_worker()
     yard.restart_valkey()
     job = yard.accept()
     wait_until(lambda: yard.read(job).status == "succeeded", seconds=20)
 
 
-def test_a_lost_bell_is_rung_again(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("touchstone.ledger.ledger.RING_SECONDS", 0.5)
+def test_lost_dispatch_is_repeated(yard: WorkerCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("touchstone.ledger.ledger.REDISPATCH_SECONDS", 0.5)
     yard.start_worker()
-    job = yard.accept(ring=0)
+    job = yard.accept(dispatches=0)
     wait_until(lambda: yard.read(job).status == "succeeded")
 
 
-def test_a_canceled_job_ends_soon(yard: Yard) -> None:
+def test_running_job_ends_soon_after_a_cancel(yard: WorkerCluster) -> None:
     yard.start_worker()
-    job = yard.accept(steps=LONG)
-    wait_until(lambda: yard.notes()["begin"] == 1)
+    job = yard.accept(steps=MANY_STEPS)
+    wait_until(lambda: yard.count_diary_entries()["begin"] == 1)
     yard.ledger.cancel(job)
     wait_until(lambda: yard.read(job).status == "canceled", seconds=20)
-    assert yard.notes() == {"begin": 1, "canceled": 1}
+    assert yard.count_diary_entries() == {"begin": 1, "canceled": 1}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_told_to_stop_gives_its_job_back_and_leaves(yard: Yard, signum: signal.Signals) -> None:
+def test_worker_releases_its_job_and_exits_on_signal(yard: WorkerCluster, signum: signal.Signals) -> None:
     leaving = yard.start_worker()
-    job = yard.accept(steps=LONG)
-    wait_until(lambda: yard.notes()["begin"] == 1)
-    assert told(leaving, signum) == 0
+    job = yard.accept(steps=MANY_STEPS)
+    wait_until(lambda: yard.count_diary_entries()["begin"] == 1)
+    assert stop_worker(leaving, signum) == 0
     assert (yard.read(job).status, yard.read(job).attempts) == ("queued", 0)
     assert yard.ledger.workers() == []
     yard.start_worker()
@@ -207,20 +207,20 @@ def test_a_worker_told_to_stop_gives_its_job_back_and_leaves(yard: Yard, signum:
     assert yard.read(job).attempts == 1
 
 
-def test_a_worker_stops_although_the_broker_is_gone(yard: Yard) -> None:
+def test_worker_stops_although_the_broker_is_gone(yard: WorkerCluster) -> None:
     worker = yard.start_worker()
-    yard.accept(steps=LONG)
-    wait_until(lambda: yard.notes()["begin"] == 1)
+    yard.accept(steps=MANY_STEPS)
+    wait_until(lambda: yard.count_diary_entries()["begin"] == 1)
     yard.valkeys[-1].stop()
-    assert told(worker, signal.SIGTERM) == 0
+    assert stop_worker(worker, signal.SIGTERM) == 0
 
 
-def test_the_health_check_tells_whether_this_host_has_a_worker(
-    yard: Yard, monkeypatch: pytest.MonkeyPatch
+def test_health_check_succeeds_only_with_a_worker_on_this_host(
+    yard: WorkerCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_HOME", str(yard.home))
     assert healthcheck.main() == 1
-    yard.ledger.beat("a worker elsewhere", {"host": "elsewhere", "pid": 0})
+    yard.ledger.heartbeat("a worker elsewhere", {"host": "elsewhere", "pid": 0})
     assert healthcheck.main() == 1
     yard.start_worker()
     assert healthcheck.main() == 0
@@ -228,14 +228,14 @@ def test_the_health_check_tells_whether_this_host_has_a_worker(
     assert healthcheck.main() == 1
 
 
-def test_a_bell_without_a_broker_is_refused_quickly(yard: Yard) -> None:
+def test_dispatch_without_a_broker_fails_quickly(yard: WorkerCluster) -> None:
     yard.valkeys[-1].stop()
     begun = time.monotonic()
-    assert not yard.ring("a-job")
+    assert not yard.dispatch("a-job")
     assert time.monotonic() - begun < 20
 
 
-def test_a_worker_stays_where_the_broker_refuses_to_write_for_a_while(yard: Yard) -> None:
+def test_worker_survives_a_broker_that_refuses_writes_for_a_while(yard: WorkerCluster) -> None:
     worker = yard.start_worker()
     with connect(yard.url) as server:
         server.config_set("min-replicas-to-write", 1)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from fastapi import Request
 
-from touchstone.ledger.api_keys import INCLUDED, Scope
+from touchstone.ledger.api_keys import IMPLIED_SCOPES, Scope
 from touchstone.ledger.records import LOCAL
 
 _CALLER = "touchstone.caller"
@@ -23,7 +23,7 @@ class Caller:
     key_id: str | None = None
 
 
-EVERYBODY = Caller(LOCAL, INCLUDED["admin"])
+ANONYMOUS = Caller(LOCAL, IMPLIED_SCOPES["admin"])
 """Whoever sends no key where none is needed."""
 
 
@@ -32,6 +32,6 @@ def caller_of(request: Request) -> Caller:
     return cast(Caller, request.scope[_CALLER])
 
 
-def found_in(scope: Mapping[str, Any]) -> Caller | None:
+def find_caller(scope: Mapping[str, Any]) -> Caller | None:
     """Who sent the request of this ASGI scope, where that was asked for already."""
     return cast(Caller | None, scope.get(_CALLER))

@@ -11,7 +11,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from service.auth import rate_limits
-from service.auth.caller import _CALLER, EVERYBODY, Caller, caller_of
+from service.auth.caller import _CALLER, ANONYMOUS, Caller, caller_of
 from touchstone.errors import (
     InsufficientScope,
     KeyExpired,
@@ -20,10 +20,10 @@ from touchstone.errors import (
     LedgerUnavailable,
     RateLimited,
 )
-from touchstone.ledger.api_keys import INCLUDED
+from touchstone.ledger.api_keys import IMPLIED_SCOPES
 
 if TYPE_CHECKING:
-    from service.state.backend import Whole
+    from service.state.backend import Backend
 
 
 _BEARER = HTTPBearer(
@@ -42,7 +42,7 @@ async def identify(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Caller:
     """The caller, once it is known that they may do this."""
-    caller = await _caller(request, credentials)
+    caller = await _authenticate(request, credentials)
     request.scope[_CALLER] = caller
     missing = [scope for scope in needed.scopes if scope not in caller.scopes]
     if missing:
@@ -53,25 +53,25 @@ async def identify(
     return caller
 
 
-async def _caller(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
-    whole: Whole = request.app.state.backend
+async def _authenticate(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
+    backend: Backend = request.app.state.backend
     if credentials is not None:
         try:
-            key = await to_thread.run_sync(whole.ledger.keys.check, credentials.credentials)
+            key = await to_thread.run_sync(backend.ledger.keys.check, credentials.credentials)
         except (KeyInvalid, KeyExpired):
-            _slow_down(request, whole)
+            _limit_failures(request, backend)
             raise
-        return Caller(key.tenant, INCLUDED[key.scope], key.id)
-    if whole.settings.needs_keys:
+        return Caller(key.tenant, IMPLIED_SCOPES[key.scope], key.id)
+    if backend.settings.needs_keys:
         raise KeyMissing("Authorization: an API key is needed; send it as Authorization: Bearer ts_…")
-    return EVERYBODY
+    return ANONYMOUS
 
 
-def _slow_down(request: Request, whole: Whole) -> None:
+def _limit_failures(request: Request, backend: Backend) -> None:
     """Raise `RateLimited` where too many refused keys came from the request's address."""
-    after = math.ceil(whole.strangers.refuse(request.client.host if request.client else ""))
+    after = math.ceil(backend.failed_keys.record(request.client.host if request.client else ""))
     if after:
-        most = whole.settings.refused_keys
+        most = backend.settings.refused_keys
         raise RateLimited(
             f"Authorization: more than {most:,} refused API keys a minute came from your address, and this "
             f"was another; try again in {after} s, with a good one",
@@ -90,12 +90,12 @@ admin = Security(identify, scopes=["admin"])
 """For routes of the operator."""
 
 
-def still_permitted(request: Request) -> bool:
+def is_still_permitted(request: Request) -> bool:
     """Whether the caller's key is still good: answers that last ask again and again. It asks the ledger;
     raises LedgerUnavailable.
     """
-    caller, whole = caller_of(request), cast("Whole", request.app.state.backend)
-    return caller.key_id is None or whole.ledger.keys.stands(caller.key_id)
+    caller, backend = caller_of(request), cast("Backend", request.app.state.backend)
+    return caller.key_id is None or backend.ledger.keys.is_valid(caller.key_id)
 
 
 def check_still_permitted(request: Request) -> None:
@@ -103,5 +103,5 @@ def check_still_permitted(request: Request) -> None:
     while the ledger is out of reach.
     """
     with suppress(LedgerUnavailable):
-        if not still_permitted(request):
+        if not is_still_permitted(request):
             raise KeyInvalid("Authorization: the API key was revoked, or has expired, while you waited")

@@ -14,7 +14,7 @@ from fastapi import Request
 from starlette.types import Scope
 
 from touchstone.errors import LedgerUnavailable, RateLimited
-from touchstone.ledger.quotas import Allowances, Rate, Standing
+from touchstone.ledger.quotas import Quotas, Rate, RateLimitResult
 
 WINDOW = 60
 _STANDING = "touchstone.standing"
@@ -25,9 +25,9 @@ async def take(request: Request, tenant: str, rate: Rate) -> None:
 
     While the ledger is out of reach nothing is counted: whatever needs it fails anyway.
     """
-    allowances: Allowances = request.app.state.backend.ledger.allowances  # which tenant's is asked here first
+    quotas: Quotas = request.app.state.backend.ledger.allowances  # which tenant's is asked here first
     try:
-        standing = await to_thread.run_sync(allowances.take, tenant, rate)
+        standing = await to_thread.run_sync(quotas.take, tenant, rate)
     except LedgerUnavailable:
         return
     if standing is not None:
@@ -35,22 +35,22 @@ async def take(request: Request, tenant: str, rate: Rate) -> None:
         _check(standing)
 
 
-def _check(standing: Standing) -> None:
+def _check(standing: RateLimitResult) -> None:
     if not standing.granted:
-        after = math.ceil(standing.seconds)
+        after = math.ceil(standing.reset_seconds)
         raise RateLimited(
-            f"at most {standing.most:,} {standing.rate} a minute are allowed; try again in {after} s",
+            f"at most {standing.limit:,} {standing.rate} a minute are allowed; try again in {after} s",
             retry_after=after,
-            limit=standing.most,
+            limit=standing.limit,
         )
 
 
 def headers(scope: Scope) -> dict[str, str]:
     """What an answer says of the rate that its request counted against; nothing where none applies."""
-    standing: Standing | None = scope.get(_STANDING)
+    standing: RateLimitResult | None = scope.get(_STANDING)
     if standing is None:
         return {}
     return {
-        "RateLimit-Policy": f'"{standing.rate}";q={standing.most};w={WINDOW}',
-        "RateLimit": f'"{standing.rate}";r={standing.left};t={math.ceil(standing.seconds)}',
+        "RateLimit-Policy": f'"{standing.rate}";q={standing.limit};w={WINDOW}',
+        "RateLimit": f'"{standing.rate}";r={standing.remaining};t={math.ceil(standing.reset_seconds)}',
     }

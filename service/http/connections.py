@@ -13,12 +13,12 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service import problems
-from service.http.read_deadline import Patience
+from service.http.read_deadline import ReadDeadline
 from touchstone.logs import get_logger
 
 HEAD_BYTES = 64 * 2**10
 HEAD_SECONDS = 10.0
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 LINGER_SECONDS = 1.0
 """A connection that is closed at once takes the answer with it that its client was to read."""
 
@@ -27,49 +27,49 @@ _log = get_logger("connections")
 
 
 @dataclass(frozen=True)
-class Most:
+class ConnectionLimit:
     """How many connections there may be, in all and from each address."""
 
-    together: int
-    each: int
+    total: int
+    per_address: int
 
 
-class Protocol(H11Protocol):
+class HttpProtocol(H11Protocol):
     """Closes a connection whose request's head has not come within `HEAD_SECONDS`, or whose client reads too
     slowly; turns those away that are too many.
     """
 
-    _head: asyncio.TimerHandle | None = None
-    _look: asyncio.TimerHandle | None = None
-    _turned_away = False
+    _head_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
+    _refused = False
 
-    def __init__(self, *args: Any, most: Most, **options: Any) -> None:
+    def __init__(self, *args: Any, limit: ConnectionLimit, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._most = most
-        self._patience = Patience()
-        self._unread, self._seen = 0, 0.0
+        self._limit = limit
+        self._deadline = ReadDeadline()
+        self._unread, self._checked_at = 0, 0.0
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request."""
         super().connection_made(transport)
-        _prepare(transport.get_extra_info("socket"))
+        _configure_socket(transport.get_extra_info("socket"))
         # Writing pauses as soon as anything is left unsent: each pause tells of a client that reads slowly.
         transport.set_write_buffer_limits(high=0)
-        if len(self.connections) > 2 * self._most.together:
+        if len(self.connections) > 2 * self._limit.total:
             transport.abort()
-        elif self._is_crowded():
-            self._turn_away()
+        elif self._is_over_limit():
+            self._refuse()
         else:
             self._expect_head(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         """Stop the clock once a request has begun."""
-        if self._turned_away:
+        if self._refused:
             return
         before = self.cycle
         super().data_received(data)
         if self.cycle is not before:
-            self._stop_clock()
+            self._cancel_head_timer()
 
     def on_response_complete(self) -> None:
         """Begin to wait for the next request, unless it is there already."""
@@ -82,16 +82,18 @@ class Protocol(H11Protocol):
         """Say as a problem that this is not HTTP, or too much of it, and hang up."""
         error = sys.exception()
         if getattr(error, "error_status_hint", 400) == 431:
-            self._say(431, "head_too_large", f"the request's head has more than {HEAD_BYTES:,} bytes")
+            self._write_problem(
+                431, "head_too_large", f"the request's head has more than {HEAD_BYTES:,} bytes"
+            )
         else:
-            self._say(400, "invalid_http", f"{msg.rstrip('.')}: {str(error).partition(':')[0]}")
+            self._write_problem(400, "invalid_http", f"{msg.rstrip('.')}: {str(error).partition(':')[0]}")
         self.transport.close()
 
     def pause_writing(self) -> None:
         """Begin to watch how the client reads what it asked for."""
         super().pause_writing()
-        self._unread, self._seen = self.transport.get_write_buffer_size(), self.loop.time()
-        self._look = self.loop.call_later(LOOK_SECONDS, self._watch)
+        self._unread, self._checked_at = self.transport.get_write_buffer_size(), self.loop.time()
+        self._read_timer = self.loop.call_later(CHECK_SECONDS, self._check_reading)
 
     def resume_writing(self) -> None:
         """The client has taken everything."""
@@ -101,14 +103,14 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is expected any more."""
-        self._stop_clock()
+        self._cancel_head_timer()
         self._stop_watching()
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
+    def _check_reading(self) -> None:
         self._note_reading()
-        if self._patience.left > 0:
-            self._look = self.loop.call_later(LOOK_SECONDS, self._watch)
+        if self._deadline.left > 0:
+            self._read_timer = self.loop.call_later(CHECK_SECONDS, self._check_reading)
         else:
             _log.info("a client reads too slowly", unread=self._unread)
             self.transport.abort()
@@ -116,32 +118,34 @@ class Protocol(H11Protocol):
     def _note_reading(self) -> None:
         unread, now = self.transport.get_write_buffer_size(), self.loop.time()
         # We look often: if it has been long, it is we who stood still.
-        self._patience.waited(min(now - self._seen, 2 * LOOK_SECONDS), self._unread - unread)
-        self._unread, self._seen = unread, now
+        self._deadline.spend(min(now - self._checked_at, 2 * CHECK_SECONDS), self._unread - unread)
+        self._unread, self._checked_at = unread, now
 
     def _stop_watching(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
 
-    def _is_crowded(self) -> bool:
+    def _is_over_limit(self) -> bool:
         """Whether there are too many connections with this one, or requests: some outlive theirs."""
-        if max(len(self.connections), len(self.tasks)) > self._most.together:
+        if max(len(self.connections), len(self.tasks)) > self._limit.total:
             return True
         if self.client is None:  # a socket of the file system has no addresses
             return False
         hosts = [
-            other.client[0] for other in self.connections if isinstance(other, Protocol) and other.client
+            other.client[0] for other in self.connections if isinstance(other, HttpProtocol) and other.client
         ]
-        return hosts.count(self.client[0]) > self._most.each
+        return hosts.count(self.client[0]) > self._limit.per_address
 
-    def _turn_away(self) -> None:
-        self._turned_away = True
+    def _refuse(self) -> None:
+        self._refused = True
         detail = "there are too many connections already, in all or from this address; try again soon"
-        self._say(503, "too_many_connections", detail, [("Retry-After", "1")])
+        self._write_problem(503, "too_many_connections", detail, [("Retry-After", "1")])
         self.transport.write_eof()
         self._expect_head(LINGER_SECONDS)
 
-    def _say(self, status: int, code: str, detail: str, more: list[tuple[str, str]] | None = None) -> None:
+    def _write_problem(
+        self, status: int, code: str, detail: str, more: list[tuple[str, str]] | None = None
+    ) -> None:
         """Write a problem without the application."""
         body = json.dumps(problems.members(status, code, detail, path="/")).encode()
         headers = [
@@ -154,20 +158,20 @@ class Protocol(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
 
     def _expect_head(self, seconds: float) -> None:
-        self._stop_clock()
-        self._head = self.loop.call_later(seconds, self.transport.close)
+        self._cancel_head_timer()
+        self._head_timer = self.loop.call_later(seconds, self.transport.close)
 
-    def _stop_clock(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
+    def _cancel_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
 
 
-def _prepare(line: socket.socket) -> None:
+def _configure_socket(sock: socket.socket) -> None:
     """Set what asyncio does not."""
-    if line.family == socket.AF_UNIX:
+    if sock.family == socket.AF_UNIX:
         return
     # asyncio does this only where a socket knows its protocol's number, as inherited ones may not.
     # Without it an answer's body waits 40 ms for the acknowledgement of its head.
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # The system takes megabytes for a client that reads none of them, and then says nothing for long.
-    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)

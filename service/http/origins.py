@@ -32,14 +32,14 @@ class Origins:
         """Serve one request, or write why not."""
         app = self._app
         if scope["type"] == "http" and not self._settings.needs_keys:
-            failure = self._refused(scope["method"], Headers(scope=scope))
+            failure = self._find_refusal(scope["method"], Headers(scope=scope))
             if failure is not None:
                 app = problems.from_failure(Request(scope), failure)
         await app(scope, receive, send)
 
-    def _refused(self, method: str, headers: Headers) -> Failure | None:
+    def _find_refusal(self, method: str, headers: Headers) -> Failure | None:
         host = headers.get("host", "")
-        if not self._is_own(_name(host)):
+        if not self._is_own(_parse_hostname(host)):
             return HostRefused(
                 f"Host: {host[:100]!r} is not this machine; without API keys only loopback names are "
                 "answered, and those in TOUCHSTONE_ALLOWED_HOSTS"
@@ -52,13 +52,13 @@ class Origins:
         if headers.get("sec-fetch-site", "none") not in _OWN:
             return True
         there = headers.get("origin", f"//{host}").partition("//")[2]
-        return there != host and _name(there) not in self._settings.hosts
+        return there != host and _parse_hostname(there) not in self._settings.hosts
 
     def _is_own(self, name: str) -> bool:
         return name in self._settings.hosts or on_loopback(name)
 
 
-def _name(authority: str) -> str:
+def _parse_hostname(authority: str) -> str:
     """The host of `host:port`; empty where it is none."""
     try:
         return urlsplit(f"//{authority}").hostname or ""

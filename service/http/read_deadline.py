@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Patience:
-    """The seconds that somebody may still keep us waiting; `pace` bytes make up for one.
+class ReadDeadline:
+    """The seconds that somebody may still keep us waiting; `min_rate` bytes make up for one.
 
-    However many have come, nobody is waited for longer than `longest` at a time.
+    However many have come, nobody is waited for longer than `max_wait` at a time.
     """
 
-    longest: float = 10.0
-    pace: float = 16 * 2**10
+    max_wait: float = 10.0
+    min_rate: float = 16 * 2**10
     left: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.left = self.longest
+        self.left = self.max_wait
 
-    def waited(self, seconds: float, size: int) -> None:
+    def spend(self, seconds: float, size: int) -> None:
         """Note that it took so long, and that so many bytes moved meanwhile."""
-        self.left = min(self.longest, self.left - seconds + size / self.pace)
+        self.left = min(self.max_wait, self.left - seconds + size / self.min_rate)

@@ -15,11 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
 from service.auth import caller, rate_limits
-from service.state.metrics import Durations
-from touchstone.ledger.connection import waiting_once
-from touchstone.logs import bound, get_logger
+from service.state.metrics import RequestMetrics
+from touchstone.ledger.connection import wait_once
+from touchstone.logs import bind_fields, get_logger
 
-_SAFETY = {
+_SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -30,12 +30,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 CLIENT_CLOSED = 499
 
 
-class Edge:
+class RequestContext:
     """The outermost ASGI middleware of our own."""
 
-    def __init__(self, app: ASGIApp, durations: Durations) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
-        self._durations = durations
+        self._metrics = metrics
         self._log = get_logger("access")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,40 +43,40 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, send)
-        with bound(request_id=exchange.id), waiting_once():
-            await self._serve(scope, receive, exchange)
+        response = _Response(scope, send)
+        with bind_fields(request_id=response.id), wait_once():
+            await self._serve(scope, receive, response)
 
-    async def _serve(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, response: _Response) -> None:
         try:
-            await self._app(scope, receive, exchange.send)
+            await self._app(scope, receive, response.send)
         except ClientDisconnect:
-            exchange.status = CLIENT_CLOSED
+            response.status = CLIENT_CLOSED
         except Exception:
             self._log.exception("request failed")
-            if exchange.status:
+            if response.status:
                 raise
-            await problems.internal(Request(scope))(scope, receive, exchange.send)
+            await problems.internal_error(Request(scope))(scope, receive, response.send)
         finally:
-            self._note(exchange)
+            self._log_request(response)
 
-    def _note(self, exchange: _Exchange) -> None:
-        seconds = time.perf_counter() - exchange.started
-        route = exchange.route()
-        self._durations.note(route, exchange.method, exchange.status, seconds)
-        caller = exchange.caller()
+    def _log_request(self, response: _Response) -> None:
+        seconds = time.perf_counter() - response.started
+        route = response.route()
+        self._metrics.observe(route, response.method, response.status, seconds)
+        caller = response.caller()
         self._log.info(
             "request",
             tenant=caller.tenant if caller else None,
             key=caller.key_id if caller else None,
-            method=exchange.method,
+            method=response.method,
             route=route,
-            status=exchange.status,
+            status=response.status,
             ms=round(seconds * 1000, 1),
         )
 
 
-class _Exchange:
+class _Response:
     """One request and what was answered."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -99,13 +99,13 @@ class _Exchange:
 
     def caller(self) -> caller.Caller | None:
         """Who sent it, once that is known."""
-        return caller.found_in(self._scope)
+        return caller.find_caller(self._scope)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in _SAFETY.items():
+            for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             headers.update(rate_limits.headers(self._scope))
             headers["X-Request-Id"] = self.id

@@ -8,23 +8,23 @@ from functools import partial
 import uvicorn
 from fastapi import FastAPI
 
-from service.http.connections import HEAD_BYTES, HEAD_SECONDS, Most, Protocol
-from service.state.backend import Whole
+from service.http.connections import HEAD_BYTES, HEAD_SECONDS, ConnectionLimit, HttpProtocol
+from service.state.backend import Backend
 from touchstone.settings import Settings
 
-END_SECONDS = 10
+SHUTDOWN_SECONDS = 10
 
 
 class Server(uvicorn.Server):
     """Lets everybody go who waits for a job, then shuts down in order."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
-        most = Most(settings.connections, settings.connections_each)
+        limit = ConnectionLimit(settings.connections, settings.connections_each)
         config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=partial(Protocol, most=most),  # type: ignore[arg-type]  # all uvicorn does is to call it
+            http=partial(HttpProtocol, limit=limit),  # type: ignore[arg-type]  # all uvicorn does is to call it
             h11_max_incomplete_event_size=HEAD_BYTES,
             log_config=None,
             access_log=False,
@@ -32,12 +32,12 @@ class Server(uvicorn.Server):
             forwarded_allow_ips=settings.proxies or [],
             server_header=False,
             timeout_keep_alive=int(HEAD_SECONDS),  # longer than clients do, which is mostly 5 s
-            timeout_graceful_shutdown=END_SECONDS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
         super().__init__(config)
-        self._backend: Whole = app.state.backend
+        self._backend: Backend = app.state.backend
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End in order."""
-        self._backend.waiting.close()
+        self._backend.waiters.close()
         await super().shutdown(sockets)

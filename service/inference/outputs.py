@@ -24,16 +24,16 @@ Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _TensorData:
     """An output: numbers (N, K), or texts (N, n)."""
 
     datatype: str
     values: NDArray[Any]
 
-    def in_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {"data": self.values.ravel().tolist()}
 
-    def as_bytes(self) -> bytes:
+    def to_bytes(self) -> bytes:
         if self.datatype != "BYTES":
             return self.values.astype("<f4").tobytes()
         return b"".join(struct.pack("<I", len(text)) + text for text in map(str.encode, self.values.flat))
@@ -41,7 +41,7 @@ class _Tensor:
 
 def check(request: InferenceRequest, classes: int) -> None:
     """Raise `InvalidParameter` where more classes are wanted than there are."""
-    for output in request.wanted():
+    for output in request.wanted_outputs():
         if output.parameters.classification > classes:
             raise InvalidParameter(
                 f"classification: {output.parameters.classification} classes, but the model has {classes}",
@@ -49,23 +49,23 @@ def check(request: InferenceRequest, classes: int) -> None:
             )
 
 
-def answer(request: InferenceRequest, card: Manifest, logits: Logits) -> Response:
+def build_response(request: InferenceRequest, manifest: Manifest, logits: Logits) -> Response:
     """The outputs that were asked for, in the order and form that was asked for."""
     shown, tail = [], []
-    for wanted in request.wanted():
-        tensor = _tensor(wanted, card.classes, logits)
+    for wanted in request.wanted_outputs():
+        tensor = _tensor(wanted, manifest.classes, logits)
         described = {"name": wanted.name, "datatype": tensor.datatype, "shape": list(tensor.values.shape)}
-        if request.as_bytes(wanted):
-            tail.append(tensor.as_bytes())
+        if request.wants_bytes(wanted):
+            tail.append(tensor.to_bytes())
             shown.append({**described, "parameters": {"binary_data_size": len(tail[-1])}})
         else:
-            shown.append({**described, **tensor.in_json()})
+            shown.append({**described, **tensor.to_json()})
     named = {"id": request.id} if request.id is not None else {}
-    head = {"model_name": card.id, "model_version": card.digest, **named, "outputs": shown}
-    return _response(head, tail)
+    head = {"model_name": manifest.id, "model_version": manifest.digest, **named, "outputs": shown}
+    return _encode(head, tail)
 
 
-def _response(head: Mapping[str, Any], tail: Sequence[bytes]) -> Response:
+def _encode(head: Mapping[str, Any], tail: Sequence[bytes]) -> Response:
     text = json.dumps(head).encode()
     if not tail:
         return Response(text, media_type=JSON)
@@ -73,11 +73,11 @@ def _response(head: Mapping[str, Any], tail: Sequence[bytes]) -> Response:
     return Response(text + b"".join(tail), headers=headers, media_type=BINARY)
 
 
-def _tensor(wanted: WantedOutput, names: Sequence[str], logits: Logits) -> _Tensor:
+def _tensor(wanted: WantedOutput, names: Sequence[str], logits: Logits) -> _TensorData:
     values = logits if wanted.name == "logits" else _probabilities(logits)
     if wanted.parameters.classification:
-        return _Tensor("BYTES", _best(values, names, wanted.parameters.classification))
-    return _Tensor("FP32", values)
+        return _TensorData("BYTES", _top_classes(values, names, wanted.parameters.classification))
+    return _TensorData("FP32", values)
 
 
 def _probabilities(logits: Logits) -> Logits:
@@ -87,7 +87,7 @@ def _probabilities(logits: Logits) -> Logits:
     return shares
 
 
-def _best(values: Logits, names: Sequence[str], count: int) -> NDArray[Any]:
+def _top_classes(values: Logits, names: Sequence[str], count: int) -> NDArray[Any]:
     """The best classes as Triton writes them, the best first."""
     order = np.argsort(-values, axis=1, kind="stable")[:, :count]
     texts = [

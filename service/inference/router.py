@@ -13,9 +13,9 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from service import problems
 from service.auth.permissions import check_still_permitted, reader, submitter
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from service.inference import inputs, outputs, schemas
-from service.inference.inputs import HEADER_LENGTH, Question
+from service.inference.inputs import HEADER_LENGTH, ParsedRequest
 from service.inference.outputs import BINARY
 from service.inference.schemas import (
     InferenceAnswer,
@@ -27,16 +27,16 @@ from service.inference.schemas import (
 )
 from service.openapi import examples, operations
 from service.routers import health
-from service.state.backend import Backend
-from service.state.job_waiters import LONGEST_SECONDS
+from service.state.backend import TenantBackend
+from service.state.job_waiters import MAX_WAIT_SECONDS
 from service.submissions import acceptance, bodies, responses
-from service.submissions.bodies import Received
-from service.submissions.validation import Prepared
+from service.submissions.bodies import RawBody
+from service.submissions.validation import PreparedJob
 from touchstone.errors import Failure, JobConflict, NotReady
 from touchstone.ledger.records import Job, ModelRef, Submission
 from touchstone.methods.inference import OUTPUTS, Infer, from_npy, pack
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import find
+from touchstone.models.store import find_model
 from touchstone.storage.blobs import digest_of
 
 router = APIRouter(tags=["inference"])
@@ -53,7 +53,7 @@ Model = Annotated[
         json_schema_extra={"pattern": r"^[a-z0-9][a-z0-9._-]{0,63}$"},
     ),
 ]
-HeadLength = Annotated[
+HeaderLength = Annotated[
     str | None,
     Header(
         alias=HEADER_LENGTH,
@@ -61,7 +61,7 @@ HeadLength = Annotated[
         json_schema_extra={"pattern": "^[0-9]{1,19}$"},
     ),
 ]
-_OF_VERSION = {
+_VERSION_PARAMETER = {
     "name": "version",
     "in": "path",
     "required": True,
@@ -108,29 +108,29 @@ def get_ready(request: Request) -> Ready:
     return Ready(ready=True)
 
 
-def named(request: Request, model: Model) -> Manifest:
+def find_path_model(request: Request, model: Model) -> Manifest:
     """The model in the path: the version that the path names, or the current one."""
     version = request.path_params.get("version")
-    return find(backend_of(request).models, model if version is None else f"{model}@{version}")
+    return find_model(get_tenant_backend(request).models, model if version is None else f"{model}@{version}")
 
 
-Card = Annotated[Manifest, Depends(named)]
+KnownModel = Annotated[Manifest, Depends(find_path_model)]
 E = TypeVar("E", bound=Callable[..., Any])
 
 
-def _for_models(verb: str, tail: str, name: str, **told: Any) -> Callable[[E], E]:
+def _for_models(verb: str, tail: str, name: str, **options: Any) -> Callable[[E], E]:
     """Have something answer for a model, and likewise for a version of one."""
-    extra = told.pop("openapi_extra", {})
+    extra = options.pop("openapi_extra", {})
 
     def add(endpoint: E) -> E:
-        for path, kind, parameters in ((_MODEL, "model", []), (_VERSION, "version", [_OF_VERSION])):
+        for path, kind, parameters in ((_MODEL, "model", []), (_VERSION, "version", [_VERSION_PARAMETER])):
             router.add_api_route(
                 path + tail,
                 endpoint,
                 methods=[verb],
                 operation_id=name.format(kind),
                 openapi_extra={**extra, "parameters": parameters},
-                **told,
+                **options,
             )
         return endpoint
 
@@ -145,10 +145,10 @@ def _for_models(verb: str, tail: str, name: str, **told: Any) -> Callable[[E], E
     summary="What tensors a model takes and gives",
     responses={200: examples.content(examples.TENSORS), **problems.responses(404)},
 )
-def get_metadata(request: Request, card: Card) -> ModelMetadata:
+def get_metadata(request: Request, manifest: KnownModel) -> ModelMetadata:
     """The input takes other datatypes, too, which its `parameters` describe."""
-    versions = backend_of(request).models.versions(card.id)
-    return schemas.metadata(card, [one.digest for one in versions])
+    versions = get_tenant_backend(request).models.versions(manifest.id)
+    return schemas.metadata(manifest, [one.digest for one in versions])
 
 
 @_for_models(
@@ -162,10 +162,10 @@ def get_metadata(request: Request, card: Card) -> ModelMetadata:
         **problems.responses(404),
     },
 )
-def get_model_ready(request: Request, card: Card) -> ModelReady:
+def get_model_ready(request: Request, manifest: KnownModel) -> ModelReady:
     """It is there, and a worker is alive; a model is loaded when it is asked."""
     health.get_readiness(request)
-    return ModelReady(name=card.id, ready=True)
+    return ModelReady(name=manifest.id, ready=True)
 
 
 _BYTES = {
@@ -175,7 +175,7 @@ _BYTES = {
 }
 
 
-def _body() -> dict[str, Any]:
+def _describe_request() -> dict[str, Any]:
     """How OpenAPI describes a request."""
     schema = InferenceRequest.model_json_schema(ref_template=operations.REF)
     definitions = schema.pop("$defs")
@@ -184,7 +184,7 @@ def _body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}, "x-definitions": definitions}
 
 
-_TOLD = {**examples.content(examples.INFERRED)["content"], BINARY: {"schema": _BYTES}}
+_RESPONSE_CONTENT = {**examples.content(examples.INFERENCE_ANSWER)["content"], BINARY: {"schema": _BYTES}}
 
 
 @_for_models(
@@ -194,70 +194,75 @@ _TOLD = {**examples.content(examples.INFERRED)["content"], BINARY: {"schema": _B
     dependencies=[submitter],
     summary="Ask a model about images",
     response_model=InferenceAnswer,
-    responses={200: {"content": _TOLD}, **problems.responses(400, 404, 408, 409, 413, 415, 422, 429, 507)},
-    openapi_extra=_body(),
+    responses={
+        200: {"content": _RESPONSE_CONTENT},
+        **problems.responses(400, 404, 408, 409, 413, 415, 422, 429, 507),
+    },
+    openapi_extra=_describe_request(),
 )
-async def infer(request: Request, card: Card, header_length: HeadLength = None) -> Response:
+async def infer(request: Request, manifest: KnownModel, header_length: HeaderLength = None) -> Response:
     """Logits and probabilities of a batch of images. Tensors come and go in JSON, or as bytes behind it.
 
     While it runs it is a job like any other, and is batched with all of them; it ends with the answer, which
     takes at most a minute.
     """
-    backend = backend_of(request)
-    prepare = partial(_prepare, header_length=header_length, card=card, backend=backend)
-    asked, prepared = await acceptance.checked(request, prepare, *_TYPES)
+    backend = get_tenant_backend(request)
+    prepare = partial(_prepare, header_length=header_length, manifest=manifest, backend=backend)
+    asked, prepared = await acceptance.receive_checked(request, prepare, *_TYPES)
     job: Job | None = None
     try:
-        job = await acceptance.run(request, prepared, seconds=LONGEST_SECONDS)
+        job = await acceptance.accept_and_wait(request, prepared, seconds=MAX_WAIT_SECONDS)
         if job.status != "succeeded":
-            return await to_thread.run_sync(_without_answer, request, backend, job)
-        return await to_thread.run_sync(_answer, backend, asked, card, job)
+            return await to_thread.run_sync(_respond_without_result, request, backend, job)
+        return await to_thread.run_sync(_build_response, backend, asked, manifest, job)
     finally:
-        await to_thread.run_sync(_forget, backend, prepared, job)
+        await to_thread.run_sync(_clean_up, backend, prepared, job)
 
 
 def _prepare(
-    received: Received, *, header_length: str | None, card: Manifest, backend: Backend
-) -> tuple[InferenceRequest, Prepared]:
-    question = inputs.read(received, header_length, card.input, backend.settings, backend.decoders)
-    outputs.check(question.request, len(card.classes))
-    return question.request.without_data(), _prepared(question, card)
+    received: RawBody, *, header_length: str | None, manifest: Manifest, backend: TenantBackend
+) -> tuple[InferenceRequest, PreparedJob]:
+    parsed = inputs.parse_request(received, header_length, manifest.input, backend.settings, backend.decoders)
+    outputs.check(parsed.request, len(manifest.classes))
+    return parsed.request.without_data(), _build_job(parsed, manifest)
 
 
-def _prepared(question: Question, card: Manifest) -> Prepared:
-    file = pack(question.stacks)
-    asked = Infer(datatype=question.request.inputs[0].datatype, rows=question.rows)
+def _build_job(parsed: ParsedRequest, manifest: Manifest) -> PreparedJob:
+    file = pack(parsed.stacks)
+    asked = Infer(datatype=parsed.request.inputs[0].datatype, rows=parsed.rows)
     submission = Submission(
         kind="inference",
         method="infer",
-        model=ModelRef(id=card.id, digest=card.digest),
+        model=ModelRef(id=manifest.id, digest=manifest.digest),
         file=digest_of(file),
         parameters=asked.model_dump(mode="json"),
-        execution=question.request.parameters.execution,
-        deadline=LONGEST_SECONDS,
+        execution=parsed.request.parameters.execution,
+        deadline=MAX_WAIT_SECONDS,
     )
-    return Prepared(submission, file, question.rows)
+    return PreparedJob(submission, file, parsed.rows)
 
 
-def _answer(backend: Backend, asked: InferenceRequest, card: Manifest, job: Job) -> Response:
+def _build_response(
+    backend: TenantBackend, asked: InferenceRequest, manifest: Manifest, job: Job
+) -> Response:
     (logits,) = from_npy(backend.blobs.get(job.artifacts[OUTPUTS].digest))
-    return outputs.answer(asked, card, logits)
+    return outputs.build_response(asked, manifest, logits)
 
 
-def _without_answer(request: Request, backend: Backend, job: Job) -> Response:
+def _respond_without_result(request: Request, backend: TenantBackend, job: Job) -> Response:
     if responses.is_over(job):
-        return responses.failed(request, job, {})
+        return responses.problem_response(request, job, {})
     with suppress(JobConflict):  # it has just ended
         backend.ledger.cancel(job.id)
     check_still_permitted(request)
     raise NotReady(
-        f"the model did not answer within {LONGEST_SECONDS} seconds: too much waits, or no worker is alive"
+        f"the model did not answer within {MAX_WAIT_SECONDS} seconds: too much waits, or no worker is alive"
     )
 
 
-def _forget(backend: Backend, prepared: Prepared, job: Job | None) -> None:
+def _clean_up(backend: TenantBackend, prepared: PreparedJob, job: Job | None) -> None:
     """Leave nothing of what was answered, for such requests are many; what failed stays to be looked at."""
     with suppress(Failure):
-        backend.blobs.forget(prepared.submission.source)
+        backend.blobs.delete(prepared.submission.source)
         if job and job.status == "succeeded":
             backend.ledger.delete(job.id)

@@ -19,36 +19,36 @@ Datatype = Literal["FP32", "UINT8", "BYTES"]
 Output = Literal["logits", "probabilities"]
 Data = Annotated[Any, WithJsonSchema({"type": "array", "items": {}})]
 
-_MOST_DIMENSIONS = 8
+_MAX_DIMENSIONS = 8
 
 
-class _Said(BaseModel):
+class RequestModel(BaseModel):
     """What a client says. Members that nobody knows are left alone, as the protocol wants it."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_shared_memory(cls, said: Any) -> Any:
-        if isinstance(said, dict) and "shared_memory_region" in said:
+    def _refuse_shared_memory(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "shared_memory_region" in value:
             raise ValueError("shared_memory_region: there is no shared memory here; send the data itself")
-        return said
+        return value
 
 
-class InputParameters(_Said):
+class InputParameters(RequestModel):
     """Where an input's data is."""
 
     binary_data_size: int | None = Field(None, ge=0, description="Bytes of the tensor behind the JSON.")
 
 
-class OutputParameters(_Said):
+class OutputParameters(RequestModel):
     """How an output is wanted."""
 
     binary_data: bool | None = Field(None, description="As bytes behind the JSON, not in it.")
     classification: int = Field(0, ge=0, description='The n best classes as "value:index:name" instead.')
 
 
-class RequestParameters(_Said):
+class RequestParameters(RequestModel):
     """How everything is wanted."""
 
     binary_data_output: bool = Field(False, description="`binary_data` of outputs that do not say.")
@@ -57,7 +57,7 @@ class RequestParameters(_Said):
     )
 
 
-class InputTensor(_Said):
+class InputTensor(RequestModel):
     """The images.
 
     FP32 [N, C, H, W] in [0,1] at the size that the metadata names, taken as they are; UINT8 [N, H, W, C] at
@@ -66,20 +66,20 @@ class InputTensor(_Said):
     """
 
     name: Literal["image"]
-    shape: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(min_length=1, max_length=_MOST_DIMENSIONS)
+    shape: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(min_length=1, max_length=_MAX_DIMENSIONS)
     datatype: Datatype
     parameters: InputParameters = InputParameters()
     data: Data = Field(None, description="Numbers, nested or in a row; for BYTES data URLs or base64.")
 
 
-class WantedOutput(_Said):
+class WantedOutput(RequestModel):
     """An output that is wanted."""
 
     name: Output
     parameters: OutputParameters = OutputParameters()
 
 
-class InferenceRequest(_Said):
+class InferenceRequest(RequestModel):
     """A question about images."""
 
     id: str | None = Field(None, max_length=256, description="Comes back with the answer.")
@@ -96,7 +96,7 @@ class InferenceRequest(_Said):
             raise ValueError("outputs: each can be asked for once")
         return self
 
-    def wanted(self) -> list[WantedOutput]:
+    def wanted_outputs(self) -> list[WantedOutput]:
         """The outputs to answer with, in order."""
         return self.outputs or [WantedOutput(name="logits"), WantedOutput(name="probabilities")]
 
@@ -105,7 +105,7 @@ class InferenceRequest(_Said):
         inputs = [tensor.model_copy(update={"data": None}) for tensor in self.inputs]
         return self.model_copy(update={"inputs": inputs})
 
-    def as_bytes(self, output: WantedOutput) -> bool:
+    def wants_bytes(self, output: WantedOutput) -> bool:
         """Whether an output is to be sent as bytes."""
         asked = output.parameters.binary_data
         return self.parameters.binary_data_output if asked is None else asked
@@ -176,9 +176,9 @@ class ModelReady(BaseModel):
     ready: bool
 
 
-def metadata(card: Manifest, versions: list[str]) -> ModelMetadata:
+def metadata(manifest: Manifest, versions: list[str]) -> ModelMetadata:
     """A model as its clients see it."""
-    spec, classes = card.input, len(card.classes)
+    spec, classes = manifest.input, len(manifest.classes)
     also = {
         "range": "[0,1], without the model's mean and standard deviation",
         "UINT8": "[-1, height, width, 1 or 3]: pixels at any size",
@@ -186,9 +186,9 @@ def metadata(card: Manifest, versions: list[str]) -> ModelMetadata:
     }
     shape = [-1, spec.channels, spec.height, spec.width]
     return ModelMetadata(
-        name=card.id,
+        name=manifest.id,
         versions=versions,
-        platform=f"touchstone_{card.architecture}",
+        platform=f"touchstone_{manifest.architecture}",
         inputs=[TensorMetadata(name=INPUT, datatype="FP32", shape=shape, parameters=also)],
         outputs=[TensorMetadata(name=name, datatype="FP32", shape=[-1, classes]) for name in OUTPUTS],
     )

@@ -204,7 +204,7 @@ INFERENCE: dict[str, Any] = {
     "outputs": [{"name": "probabilities", "parameters": {"classification": 2}}],
 }
 
-INFERRED: dict[str, Any] = {
+INFERENCE_ANSWER: dict[str, Any] = {
     "model_name": "fashion-mnist-cnn",
     "model_version": DIGEST,
     "id": "42",
@@ -219,18 +219,18 @@ INFERRED: dict[str, Any] = {
 }
 
 
-_WRITTEN = "x-written-example"
+_ENCODED = "x-written-example"
 
 
 def content(example: Any, media_type: str = "application/json") -> dict[str, Any]:
     """The part of an OpenAPI response that shows an example; `unfold` completes it."""
-    return {"content": {media_type: {_WRITTEN: json.dumps(example)}}}
+    return {"content": {media_type: {_ENCODED: json.dumps(example)}}}
 
 
 def unfold(media: dict[str, Any]) -> None:
     """Put the example in its place; FastAPI would have dropped every null of it on the way."""
-    if _WRITTEN in media:
-        media["example"] = json.loads(media.pop(_WRITTEN))
+    if _ENCODED in media:
+        media["example"] = json.loads(media.pop(_ENCODED))
 
 
 def page(item: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from service.openapi import examples
 from service.submissions.bodies import JSON, MULTIPART
 from service.submissions.webhook_urls import WEBHOOK
 
-_Own = Mapping[str, tuple[dict[str, Any], Any]]
+_OwnFields = Mapping[str, tuple[dict[str, Any], Any]]
 """Schema and example of the fields that differ between a form and JSON."""
 
 REF = "#/components/schemas/{model}"
@@ -47,18 +47,18 @@ HEADERS = [PREFER, _KEY]
 _WEBHOOK = {"type": "string", "minLength": 1, "description": WEBHOOK.description}
 
 
-def submission(*models: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
+def describe_submission(*models: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of an operation that FastAPI cannot tell from a signature: its body and its headers."""
     form, text = {"image": (_FILE, "(the file)")}, {"image": (_TEXT, examples.IMAGE)}
-    return _described(models, example, form, text)
+    return _describe_body(models, example, form, text)
 
 
-def fields(model: type[BaseModel], *, example: Mapping[str, Any]) -> dict[str, Any]:
+def describe_fields(model: type[BaseModel], *, example: Mapping[str, Any]) -> dict[str, Any]:
     """The same for a body without an image."""
-    return _described((model,), example, {}, {})
+    return _describe_body((model,), example, {}, {})
 
 
-def registration(model: type[BaseModel]) -> dict[str, Any]:
+def describe_registration(model: type[BaseModel]) -> dict[str, Any]:
     """The same for a model's file with what its manifest says of it."""
     schema = model.model_json_schema(ref_template=REF)
     definitions = schema.pop("$defs", {})
@@ -91,9 +91,9 @@ def registration(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def query(*models: type[BaseModel]) -> dict[str, Any]:
+def describe_query(*models: type[BaseModel]) -> dict[str, Any]:
     """The parameters of an operation that takes a method's own fields in its query."""
-    properties, _, definitions = _members(models)
+    properties, _, definitions = _merge_schemas(models)
     parameters = [
         {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
         for name, schema in properties.items()
@@ -110,12 +110,12 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**rest, **(choices[0] if len(choices) == 1 else {"anyOf": choices})}
 
 
-def _described(
-    models: tuple[type[BaseModel], ...], example: Mapping[str, Any], form: _Own, text: _Own
+def _describe_body(
+    models: tuple[type[BaseModel], ...], example: Mapping[str, Any], form: _OwnFields, text: _OwnFields
 ) -> dict[str, Any]:
-    properties, required, definitions = _members(models)
+    properties, required, definitions = _merge_schemas(models)
 
-    def media(own: _Own) -> dict[str, Any]:
+    def media(own: _OwnFields) -> dict[str, Any]:
         schemas = {name: schema for name, (schema, _) in own.items()} | properties
         shown = {name: value for name, (_, value) in own.items()} | dict(example)
         schema = {"type": "object", "required": [*own, *required], "additionalProperties": False}
@@ -128,7 +128,7 @@ def _described(
     }
 
 
-def _members(
+def _merge_schemas(
     models: tuple[type[BaseModel], ...],
 ) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     properties: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def _members(
     return properties, required, definitions
 
 
-def shown(model: type[BaseModel]) -> dict[str, Any]:
+def example_parameters(model: type[BaseModel]) -> dict[str, Any]:
     """A method's parameters for an example: the example of a field where it has one, else its default."""
     fields = model.model_json_schema()["properties"]
     return {
@@ -152,7 +152,9 @@ def shown(model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def responses(*, png: bool, example: Mapping[str, Any] = examples.JOB) -> dict[int | str, dict[str, Any]]:
+def describe_responses(
+    *, png: bool, example: Mapping[str, Any] = examples.JOB
+) -> dict[int | str, dict[str, Any]]:
     """What a submission may be answered with."""
     job = examples.content(example)
     done = {"model": views.Job, "description": "The job has ended.", **job}

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Header, Path, Request, Response
 from service import headers as preferences
 from service import problems
 from service.auth.permissions import reader
-from service.dependencies import KnownJob, backend_of
-from service.downloads import Span, find, part, send
+from service.dependencies import KnownJob, get_tenant_backend
+from service.downloads import ByteRange, find_file, parse_range, send
 
 router = APIRouter(tags=["jobs"], dependencies=[reader])
 _CONTENT = {
@@ -52,16 +52,16 @@ async def get_artifact(
     if_none_match: preferences.IfNoneMatch = None,
 ) -> Response:
     """The image that was judged, what it was before, their difference, or the exact numbers as `.npy`."""
-    backend = backend_of(request)
-    file = await to_thread.run_sync(find, backend, job, name)
+    backend = get_tenant_backend(request)
+    file = await to_thread.run_sync(find_file, backend, job, name)
     headers = file.headers(job)
     if preferences.matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(file.size)}, media_type=file.media_type)
-    span = part(range_, if_range, file)
+    span = parse_range(range_, if_range, file)
     if span is None:
-        return await send(backend.blobs, file, Span(0, file.size), headers)
+        return await send(backend.blobs, file, ByteRange(0, file.size), headers)
     headers["Content-Range"] = f"bytes {span.start}-{span.start + span.length - 1}/{file.size}"
     return await send(backend.blobs, file, span, headers, status=206)
 

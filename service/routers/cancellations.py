@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service import problems
 from service.auth.permissions import submitter
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from service.openapi import examples
 from service.submissions import bodies
-from service.submissions.bodies import JSON, Received
+from service.submissions.bodies import JSON, RawBody
 from touchstone.fields import refuse_unknown
 from touchstone.ledger.records import Status
 from touchstone.ledger.replies import Cancellation
@@ -21,7 +21,7 @@ from touchstone.methods import invalid_parameter
 
 router = APIRouter(tags=["jobs"])
 
-MOST_JOBS = 200
+MAX_JOBS = 200
 
 
 class Jobs(BaseModel):
@@ -30,7 +30,7 @@ class Jobs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     jobs: list[Annotated[str, Field(max_length=64)]] = Field(
-        min_length=1, max_length=MOST_JOBS, description="The ids of the jobs to cancel."
+        min_length=1, max_length=MAX_JOBS, description="The ids of the jobs to cancel."
     )
 
 
@@ -81,17 +81,17 @@ async def cancel_jobs(request: Request) -> Response:
     """All in one step. One that cannot be canceled keeps none of the others; a running one ends within a
     second, and its status is `running` until then.
     """
-    ledger = backend_of(request).ledger
+    ledger = get_tenant_backend(request).ledger
     received = await bodies.receive(request, JSON)
 
     def cancel() -> AllCanceled:
-        return AllCanceled(items=[_shown(answer) for answer in ledger.cancel_all(_asked(received).jobs)])
+        return AllCanceled(items=[_show(answer) for answer in ledger.cancel_all(_parse(received).jobs)])
 
     answer = await to_thread.run_sync(cancel)
     return Response(answer.model_dump_json(), media_type=JSON)
 
 
-def _asked(received: Received) -> Jobs:
+def _parse(received: RawBody) -> Jobs:
     fields = bodies.fields_of(received)
     refuse_unknown(fields, list(Jobs.model_fields), "cancel")
     try:
@@ -100,6 +100,6 @@ def _asked(received: Received) -> Jobs:
         raise invalid_parameter(error) from None
 
 
-def _shown(answer: Cancellation) -> Canceled:
-    code, detail = (answer.refused.code, answer.refused.detail) if answer.refused else (None, None)
+def _show(answer: Cancellation) -> Canceled:
+    code, detail = (answer.refusal.code, answer.refusal.detail) if answer.refusal else (None, None)
     return Canceled.model_validate({"id": answer.id, "status": answer.status, "code": code, "detail": detail})

@@ -12,13 +12,13 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from service import problems, schemas
 from service.auth.permissions import reader, submitter
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from service.openapi import examples, operations
-from service.pagination import Cursor, Limit, Page, cut, link_next
+from service.pagination import Cursor, Limit, Page, link_next, paginate
 from service.submissions import acceptance
-from service.submissions.validation import Asked, asked_of, method_submission, prediction
+from service.submissions.validation import CommonFields, prepare_method, prepare_prediction, request_fields
 from touchstone.fields import NormName, parse_norm
-from touchstone.methods import Access, Kind, Method, card, catalogue, find
+from touchstone.methods import Access, Kind, Method, build_card, catalogue, find
 from touchstone.methods.prediction import Predict
 from touchstone.models import zoo
 
@@ -36,7 +36,7 @@ _EXAMPLES = {"attack": examples.JOB, "certificate": examples.CERTIFICATE}
 _MODEL = {"model": next(iter(zoo.manifests()), "my-net")}
 
 
-class Wanted(BaseModel):
+class MethodFilters(BaseModel):
     """What a method of a list must be."""
 
     knowledge: Literal["white-box", "black-box"] | None = Field(
@@ -51,7 +51,7 @@ class Wanted(BaseModel):
         None, description="Whether it stays within a radius, or looks for the smallest."
     )
 
-    def fits(self, card: Card) -> bool:
+    def matches(self, card: Card) -> bool:
         """Whether a card is as wanted."""
         asked = self.model_dump(exclude_none=True, exclude={"norm"})
         alike = all(card[name] == value for name, value in asked.items())
@@ -69,14 +69,14 @@ def router_of(kind: Kind) -> APIRouter:
 
 @cache
 def _cards(kind: Kind) -> dict[str, Card]:
-    return {name: card(method) for name, method in catalogue(kind).items()}
+    return {name: build_card(method) for name, method in catalogue(kind).items()}
 
 
 def _add_submission(router: APIRouter, method: type[Method]) -> None:
     name = method.info.name
     router.add_api_route(
         f"/v1/{method.kind}s/{name}",
-        _submit(method),
+        _build_endpoint(method),
         methods=["POST"],
         dependencies=[submitter],
         operation_id=f"run_{name}",
@@ -84,21 +84,21 @@ def _add_submission(router: APIRouter, method: type[Method]) -> None:
         description=inspect.cleandoc(method.__doc__ or ""),
         status_code=202,
         response_model=schemas.Job,
-        responses=operations.responses(png=method.kind == "attack", example=_EXAMPLES[method.kind]),
-        openapi_extra=operations.submission(
-            asked_of(method), method, example={**_MODEL, **operations.shown(method)}
+        responses=operations.describe_responses(png=method.kind == "attack", example=_EXAMPLES[method.kind]),
+        openapi_extra=operations.describe_submission(
+            request_fields(method), method, example={**_MODEL, **operations.example_parameters(method)}
         ),
     )
 
 
-def _submit(method: type[Method]) -> Callable[[Request], Awaitable[Response]]:
+def _build_endpoint(method: type[Method]) -> Callable[[Request], Awaitable[Response]]:
     async def submit(request: Request) -> Response:
-        backend = backend_of(request)
+        backend = get_tenant_backend(request)
         check = partial(
-            method_submission,
+            prepare_method,
             method,
             settings=backend.settings,
-            shelf=backend.models,
+            store=backend.models,
             decoders=backend.decoders,
         )
         return await acceptance.submit(request, check)
@@ -112,11 +112,13 @@ def _add_cards(router: APIRouter, kind: Kind) -> None:
     def list_cards(
         request: Request,
         response: Response,
-        wanted: Annotated[Wanted, Query()],
+        wanted: Annotated[MethodFilters, Query()],
         limit: Limit = 200,
         cursor: Cursor = None,
     ) -> Page[Card]:
-        page = cut({name: one for name, one in _cards(kind).items() if wanted.fits(one)}, limit, cursor)
+        page = paginate(
+            {name: one for name, one in _cards(kind).items() if wanted.matches(one)}, limit, cursor
+        )
         link_next(request, response, page.cursor)
         return page
 
@@ -161,8 +163,8 @@ predictions = APIRouter(tags=["predictions"], dependencies=[submitter])
     summary="What a model says of an image",
     status_code=202,
     response_model=schemas.Job,
-    responses=operations.responses(png=False),
-    openapi_extra=operations.submission(Asked, Predict, example={**_MODEL, "top": 3}),
+    responses=operations.describe_responses(png=False),
+    openapi_extra=operations.describe_submission(CommonFields, Predict, example={**_MODEL, "top": 3}),
 )
 async def predict(request: Request) -> Response:
     """The likeliest classes with their confidences; a prediction is a job too.
@@ -170,6 +172,8 @@ async def predict(request: Request) -> Response:
     With `defence=smoothing`, `smoothed` in the result is the class that most of `n` noisy copies vote for, or
     an abstention where chance may have decided between the first two.
     """
-    backend = backend_of(request)
-    check = partial(prediction, settings=backend.settings, shelf=backend.models, decoders=backend.decoders)
+    backend = get_tenant_backend(request)
+    check = partial(
+        prepare_prediction, settings=backend.settings, store=backend.models, decoders=backend.decoders
+    )
     return await acceptance.submit(request, check)

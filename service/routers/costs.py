@@ -10,20 +10,20 @@ from pydantic import BaseModel, Field
 
 from service import problems
 from service.auth.permissions import reader
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from service.openapi import examples, operations
 from service.routers.models import probe_of
-from service.state.backend import Backend
+from service.state.backend import TenantBackend
 from service.submissions import bodies
-from service.submissions.validation import AskedOfCost, Costly, costly_method, costly_prediction
-from touchstone.methods import Kind, Method, catalogue, cost_of, find
+from service.submissions.validation import CostFields, CostRequest, parse_method_cost, parse_prediction_cost
+from touchstone.methods import Kind, Method, catalogue, find, total_cost
 from touchstone.methods.prediction import Predict
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import Shelf
+from touchstone.models.store import ModelStore
 
 _EXAMPLE = {"forward": 122, "backward": 80, "total": 202, "limit": 200_000, "seconds": 0.08}
 
-Check = Callable[[dict[str, str], Shelf], Costly]
+Check = Callable[[dict[str, str], ModelStore], CostRequest]
 
 
 class Cost(BaseModel):
@@ -43,10 +43,10 @@ def router_of(kind: Kind) -> APIRouter:
     """The costs of all attacks, or of all certificates."""
     router = APIRouter(tags=[f"{kind}s"], dependencies=[reader])
     for method in catalogue(kind).values():
-        _add(
+        _add_route(
             router,
             f"/v1/{kind}s/{method.info.name}/cost",
-            partial(costly_method, method),
+            partial(parse_method_cost, method),
             method,
             name=method.info.name,
         )
@@ -61,34 +61,36 @@ def router_of(kind: Kind) -> APIRouter:
 def prediction_router() -> APIRouter:
     """The cost of predictions."""
     router = APIRouter(tags=["predictions"], dependencies=[reader])
-    _add(router, "/v1/predictions/cost", costly_prediction, Predict, name="predict")
+    _add_route(router, "/v1/predictions/cost", parse_prediction_cost, Predict, name="predict")
     return router
 
 
-def _add(router: APIRouter, path: str, check: Check, own: type[Method | Predict], *, name: str) -> None:
+def _add_route(router: APIRouter, path: str, check: Check, own: type[Method | Predict], *, name: str) -> None:
     router.add_api_route(
         path,
-        _get(check),
+        _build_endpoint(check),
         methods=["GET"],
         operation_id=f"cost_of_{name}",
         summary=f"What {name} would cost",
         description="The most queries that a job with these parameters may ask for, and an estimate of their "
         "time. A cost beyond the limit is told, too; a submission of it would be refused.",
         responses={200: examples.content(_EXAMPLE), **problems.responses(404, 422)},
-        openapi_extra=operations.query(AskedOfCost, own),
+        openapi_extra=operations.describe_query(CostFields, own),
     )
 
 
-def _get(check: Check) -> Callable[[Request], Cost]:
+def _build_endpoint(check: Check) -> Callable[[Request], Cost]:
     def get_cost(request: Request) -> Cost:
-        backend = backend_of(request)
-        return _cost(backend, *check(bodies.once(request.query_params.multi_items()), backend.models))
+        backend = get_tenant_backend(request)
+        return _estimate(
+            backend, *check(bodies.unique_fields(request.query_params.multi_items()), backend.models)
+        )
 
     return get_cost
 
 
-def _cost(backend: Backend, chosen: Method | Predict, manifest: Manifest | None) -> Cost:
-    cost = cost_of(chosen)
+def _estimate(backend: TenantBackend, chosen: Method | Predict, manifest: Manifest | None) -> Cost:
+    cost = total_cost(chosen)
     probe = probe_of(backend.ledger, manifest) if manifest else None
     return Cost(
         forward=cost.forward,

@@ -38,7 +38,7 @@ class Assets(StaticFiles):
 
 
 @cache
-def address() -> str:
+def find_assets_path() -> str:
     """Where the files are, by their content."""
     digest = hashlib.sha256()
     for path in sorted(_HERE.rglob("*.*")):
@@ -61,17 +61,21 @@ def show_dashboard() -> HTMLResponse:
 @cache
 def _page() -> str:
     """The page with the addresses of its files; what it needs first, it names at once."""
-    styles = [f'<link rel="stylesheet" href="{address()}/{one}">' for one in _named("css/*.css")]
-    modules = [f'<link rel="modulepreload" href="{address()}/{one}">' for one in _named("app/*.js")]
+    styles = [
+        f'<link rel="stylesheet" href="{find_assets_path()}/{one}">' for one in _list_files("css/*.css")
+    ]
+    modules = [
+        f'<link rel="modulepreload" href="{find_assets_path()}/{one}">' for one in _list_files("app/*.js")
+    ]
     indent = "\n    "
     return (
         (_HERE / "index.html")
         .read_text("utf-8")
         .replace("{styles}", indent.join(styles))
         .replace("{preloads}", indent.join(modules))
-        .replace("{assets}", address())
+        .replace("{assets}", find_assets_path())
     )
 
 
-def _named(pattern: str) -> list[str]:
+def _list_files(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(_HERE)) for path in _HERE.glob(pattern) if path.name != "theme.js")

@@ -10,12 +10,12 @@ from pydantic import BaseModel, Field
 
 from service import problems, schemas
 from service.auth.permissions import reader, submitter
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from service.openapi import examples
 from service.pagination import Cursor, Limit, Page, link_next
 from touchstone.ledger.records import Job
 from touchstone.ledger.webhooks import deliveries
-from touchstone.ledger.webhooks.deliveries import Attempt, DeliveryStatus, EventType
+from touchstone.ledger.webhooks.deliveries import Attempt, DeliveryStatus, DeliveryType
 
 router = APIRouter(tags=["webhooks"])
 
@@ -36,7 +36,7 @@ class Delivery(BaseModel):
     """Something that one receiver is told."""
 
     id: str = Field(description="The `webhook-id` of its message, the same at every attempt.")
-    type: EventType
+    type: DeliveryType
     status: DeliveryStatus
     endpoint: str | None = Field(description="Its id; null where a submission named the URL.")
     url: str
@@ -60,19 +60,19 @@ _DELIVERY: dict[str, Any] = {
 PING = {**_DELIVERY, "type": "webhook.ping", "job": None, "attempts": []}
 
 
-def told(job: Job) -> dict[str, Any]:
+def delivery_payload(job: Job) -> dict[str, Any]:
     """A job as receivers are told of it: as every answer shows it."""
     return schemas.show(job).model_dump(mode="json")
 
 
-def _shown(found: deliveries.Delivery) -> Delivery:
+def _show(found: deliveries.DeliveryRecord) -> Delivery:
     return Delivery(**found.model_dump(exclude={"tenant", "due_at"}), next_attempt_at=found.due_at)
 
 
-def accepted(response: Response, delivery: deliveries.Delivery) -> Delivery:
+def show_accepted(response: Response, delivery: deliveries.DeliveryRecord) -> Delivery:
     """A delivery that will be sent soon."""
     response.headers["Location"] = f"{_HERE}/{delivery.id}"
-    return _shown(delivery)
+    return _show(delivery)
 
 
 @router.get(
@@ -93,11 +93,11 @@ def list_deliveries(
     cursor: Cursor = None,
 ) -> Page[Delivery]:
     """Those that fit every filter given. They are kept as long as their jobs, but no longer than a week."""
-    found, following = backend_of(request).ledger.deliveries.find(
+    found, following = get_tenant_backend(request).ledger.deliveries.find(
         status=status, endpoint=endpoint, job=job, limit=limit, cursor=cursor
     )
     link_next(request, response, following)
-    return Page[Delivery](items=[_shown(one) for one in found], cursor=following)
+    return Page[Delivery](items=[_show(one) for one in found], cursor=following)
 
 
 @router.get(
@@ -109,7 +109,7 @@ def list_deliveries(
 )
 def get_delivery(request: Request, delivery: DeliveryId) -> Delivery:
     """What a receiver answered besides its status is neither kept nor shown."""
-    return _shown(backend_of(request).ledger.deliveries.read(delivery))
+    return _show(get_tenant_backend(request).ledger.deliveries.read(delivery))
 
 
 @router.post(
@@ -122,4 +122,4 @@ def get_delivery(request: Request, delivery: DeliveryId) -> Delivery:
 )
 def replay_delivery(request: Request, response: Response, delivery: DeliveryId) -> Delivery:
     """At once and under the same `webhook-id`, with all attempts before it."""
-    return accepted(response, backend_of(request).ledger.deliveries.replay(delivery))
+    return show_accepted(response, get_tenant_backend(request).ledger.deliveries.replay(delivery))

@@ -44,16 +44,16 @@ def start_docs() -> FileResponse:
 def get_openapi(request: Request) -> Response:
     """Every operation in full, compressed for whoever takes that: each method's schema makes it long."""
     packed = "gzip" in request.headers.get("accept-encoding", "")
-    body = _packed(request.app) if packed else _description(request.app)
+    body = _compress_openapi(request.app) if packed else _encode_openapi(request.app)
     headers = {"Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if packed else {})}
     return Response(body, headers=headers, media_type="application/json")
 
 
 @cache
-def _description(app: FastAPI) -> bytes:
+def _encode_openapi(app: FastAPI) -> bytes:
     return json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @cache
-def _packed(app: FastAPI) -> bytes:
-    return gzip.compress(_description(app))
+def _compress_openapi(app: FastAPI) -> bytes:
+    return gzip.compress(_encode_openapi(app))

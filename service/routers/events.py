@@ -14,10 +14,10 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from service import problems
 from service.auth.caller import caller_of
-from service.auth.permissions import reader, still_permitted
-from service.dependencies import JobId, backend_of
+from service.auth.permissions import is_still_permitted, reader
+from service.dependencies import JobId, get_tenant_backend
 from service.openapi import examples
-from service.state.broadcaster import Reader
+from service.state.broadcaster import Subscriber
 from service.state.job_waiters import RECHECK_SECONDS
 from service.submissions.responses import is_over
 from touchstone.errors import LedgerUnavailable, UnknownJob
@@ -25,7 +25,7 @@ from touchstone.ledger.replies import Event
 
 router = APIRouter(tags=["jobs"], dependencies=[reader])
 
-LOOK_SECONDS = 0.5
+KEY_CHECK_SECONDS = 0.5
 """How often it is asked whether the key of somebody who reads on is still good."""
 
 LastEventId = Annotated[
@@ -35,7 +35,7 @@ LastEventId = Annotated[
 
 
 @dataclass(frozen=True)
-class Start:
+class StreamStart:
     """Where a stream begins: the events so far after the client's last one, and whether more can come."""
 
     after: str | None
@@ -43,14 +43,16 @@ class Start:
     over: bool
 
 
-def start(request: Request, response: Response, job: JobId, last_event_id: LastEventId = None) -> Start:
+def start_stream(
+    request: Request, response: Response, job: JobId, last_event_id: LastEventId = None
+) -> StreamStart:
     """The events so far; 204 where none will ever come, which tells an EventSource to stay away."""
-    ledger = backend_of(request).ledger
+    ledger = get_tenant_backend(request).ledger
     over = is_over(ledger.read(job))
     events = ledger.events(job, after=last_event_id)
     if over and not events:
         response.status_code = 204
-    return Start(last_event_id, events, over)
+    return StreamStart(last_event_id, events, over)
 
 
 @router.get(
@@ -71,61 +73,67 @@ def start(request: Request, response: Response, job: JobId, last_event_id: LastE
     },
 )
 async def stream_events(
-    request: Request, job: JobId, first: Annotated[Start, Depends(start)]
+    request: Request, job: JobId, first: Annotated[StreamStart, Depends(start_stream)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """`status`, `progress` and `metric` as they come, and `completed` as the last.
+    """`status`, `progress` and `metric` as they come, and `complete_manifest` as the last.
 
     Each event's id resumes the stream after it, as `Last-Event-ID`. Comments keep an idle connection alive.
     """
-    backend = backend_of(request)
-    with backend.waiting.listen(job) as listener:
+    backend = get_tenant_backend(request)
+    with backend.waiters.listen(job) as listener:
         events: list[Event] | None = first.events
         after = first.after
-        while events is not None and not backend.waiting.closing:
+        while events is not None and not backend.waiters.closing:
             for event in events:
                 yield ServerSentEvent(event=event.type, id=event.id, raw_data=json.dumps(event.data))
                 after = event.id
             if first.over or any(event.type == "completed" for event in events):
                 return
             if not events:
-                await listener.changed(RECHECK_SECONDS)
-            events = await to_thread.run_sync(_more, request, job, after, limiter=backend.waiting.looks)
+                await listener.wait(RECHECK_SECONDS)
+            events = await to_thread.run_sync(
+                _read_more, request, job, after, limiter=backend.waiters.read_limiter
+            )
 
 
-def _more(request: Request, job: str, after: str | None) -> list[Event] | None:
+def _read_more(request: Request, job: str, after: str | None) -> list[Event] | None:
     """The events since; None ends the stream, and a client that wants more comes back with its last id."""
     try:
-        return backend_of(request).ledger.events(job, after=after) if still_permitted(request) else None
+        return (
+            get_tenant_backend(request).ledger.events(job, after=after)
+            if is_still_permitted(request)
+            else None
+        )
     except (UnknownJob, LedgerUnavailable):
         return None
 
 
-async def everything(request: Request) -> AsyncIterator[Reader]:
+async def subscribe(request: Request) -> AsyncIterator[Subscriber]:
     """Hear of all jobs of the tenant from before the answer begins: a list read after that leaves no gap."""
     caller = caller_of(request)
-    with backend_of(request).waiting.news.reader(caller.tenant) as reader:
-        watch = asyncio.create_task(_watch(request, reader)) if caller.key_id else None
+    with get_tenant_backend(request).waiters.broadcaster.subscribe(caller.tenant) as subscriber:
+        watch = asyncio.create_task(_watch_key(request, subscriber)) if caller.key_id else None
         try:
-            yield reader
+            yield subscriber
         finally:
             if watch:
                 watch.cancel()
 
 
-async def _watch(request: Request, reader: Reader) -> None:
+async def _watch_key(request: Request, subscriber: Subscriber) -> None:
     """Let a reader go whose key is good no longer, or cannot be asked after any more."""
-    looks = backend_of(request).waiting.looks
+    looks = get_tenant_backend(request).waiters.read_limiter
     try:
-        while await to_thread.run_sync(_may_read_on, request, limiter=looks):
-            await asyncio.sleep(LOOK_SECONDS)
+        while await to_thread.run_sync(_may_continue, request, limiter=looks):
+            await asyncio.sleep(KEY_CHECK_SECONDS)
     finally:
-        reader.end()
+        subscriber.close()
 
 
-def _may_read_on(request: Request) -> bool:
+def _may_continue(request: Request) -> bool:
     """While the ledger is out of reach nothing is told, so nobody has to go."""
     try:
-        return still_permitted(request)
+        return is_still_permitted(request)
     except LedgerUnavailable:
         return True
 
@@ -148,7 +156,7 @@ def _may_read_on(request: Request) -> bool:
     },
 )
 async def stream_all_events(
-    reader: Annotated[Reader, Depends(everything)],
+    subscriber: Annotated[Subscriber, Depends(subscribe)],
 ) -> AsyncIterator[ServerSentEvent]:
     """`job` with the job where it is new or its status changes, `progress` with those that moved, at most
     once a second, and `deleted` with the id.
@@ -156,5 +164,5 @@ async def stream_all_events(
     Who reads slowly gets only the latest of each job. There is no resuming: open the stream, then read the
     list, and do so again whenever the stream has ended. Comments keep an idle connection alive.
     """
-    while (item := await reader.next()) is not None:
+    while (item := await subscriber.next()) is not None:
         yield ServerSentEvent(event=item.event, raw_data=item.data)

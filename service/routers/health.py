@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from service import problems
-from service.dependencies import whole_of
+from service.dependencies import get_backend
 from service.openapi import examples
 from touchstone.errors import LedgerUnavailable, NotReady
 
@@ -34,7 +34,7 @@ async def get_health() -> dict[str, str]:
 def get_readiness(request: Request) -> dict[str, Any]:
     """The ledger answers and a worker is alive; otherwise 503 names in `missing` what is not there."""
     try:
-        workers = whole_of(request).ledger.workers()
+        workers = get_backend(request).ledger.workers()
     except LedgerUnavailable as failure:
         raise NotReady("the ledger does not answer", missing=["ledger", "worker"]) from failure
     if not workers:

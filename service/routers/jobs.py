@@ -9,20 +9,20 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from service import headers, problems, schemas
-from service.auth.permissions import check_still_permitted, reader, still_permitted, submitter
-from service.dependencies import JobId, KnownJob, backend_of
+from service.auth.permissions import check_still_permitted, is_still_permitted, reader, submitter
+from service.dependencies import JobId, KnownJob, get_tenant_backend
 from service.headers import IfNoneMatch
 from service.openapi import examples, operations
 from service.pagination import Cursor, Limit, Moment, Page, link_next
-from service.state.backend import Backend
+from service.state.backend import TenantBackend
 from service.submissions import acceptance
-from service.submissions.continuation import Continue, continuation
-from service.submissions.responses import is_over, job_response, unchanged
-from service.submissions.validation import Prepared, check_model, passes_of
+from service.submissions.continuation import ContinuationFields, prepare_continuation
+from service.submissions.responses import is_over, job_response, not_modified
+from service.submissions.validation import PreparedJob, check_model, passes_of
 from touchstone.errors import InvalidParameter, JobConflict, LedgerUnavailable
 from touchstone.ledger.records import Job, JobKind, Status
-from touchstone.ledger.replies import Change
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.replies import JobChange
+from touchstone.ledger.tenant_ledger import TenantLedger
 
 router = APIRouter(tags=["jobs"])
 
@@ -60,7 +60,7 @@ def list_jobs(
     """Those that fit every filter given."""
     if since and until and until < since:
         raise InvalidParameter("until: it lies before since, so no time fits both; swap them", field="until")
-    found = backend_of(request).ledger.find(
+    found = get_tenant_backend(request).ledger.find(
         status=status,
         kind=kind,
         method=method,
@@ -94,29 +94,29 @@ async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = Non
 
     `ahead`, of a job that waits, is no part of its entity tag.
     """
-    backend, seconds = backend_of(request), headers.wait_seconds(request)
+    backend, seconds = get_tenant_backend(request), headers.wait_seconds(request)
 
-    def wanted(found: Job | Change) -> bool:
+    def matches_wait(found: Job | JobChange) -> bool:
         if if_none_match is None:
             return is_over(found)
         return not headers.matches(if_none_match, schemas.etag(found))
 
-    with backend.waiting.listen(job, wanted) as listener:
+    with backend.waiters.listen(job, matches_wait) as listener:
         found = await to_thread.run_sync(backend.ledger.read, job)
         if seconds:
-            may_wait = partial(still_permitted, request)
-            found = await backend.waiting.until_wanted(listener, found, seconds=seconds, may_wait=may_wait)
+            may_wait = partial(is_still_permitted, request)
+            found = await backend.waiters.wait_until(listener, found, seconds=seconds, may_wait=may_wait)
             await to_thread.run_sync(check_still_permitted, request)
     if headers.matches(if_none_match, schemas.etag(found)):
-        return unchanged(found)
-    ahead = await to_thread.run_sync(_ahead, backend.ledger, found)
+        return not_modified(found)
+    ahead = await to_thread.run_sync(_count_ahead, backend.ledger, found)
     return job_response(found, waited=seconds is not None, ahead=ahead)
 
 
-def _ahead(ledger: Holdings, job: Job) -> int | None:
+def _count_ahead(ledger: TenantLedger, job: Job) -> int | None:
     """How many jobs wait before one that waits; without a ledger the job is shown without it."""
     try:
-        return ledger.ahead(job.id) if job.status == "queued" else None
+        return ledger.count_ahead(job.id) if job.status == "queued" else None
     except LedgerUnavailable:
         return None
 
@@ -132,7 +132,7 @@ def _ahead(ledger: Holdings, job: Job) -> int | None:
 )
 def cancel_job(request: Request, job: JobId) -> Response:
     """A waiting job ends at once, a running one within a second. Canceling twice is canceling once."""
-    return job_response(backend_of(request).ledger.cancel(job), status=202, location=True)
+    return job_response(get_tenant_backend(request).ledger.cancel(job), status=202, location=True)
 
 
 @router.post(
@@ -152,8 +152,8 @@ def cancel_job(request: Request, job: JobId) -> Response:
 async def rerun_job(request: Request, job: KnownJob) -> Response:
     """A new job of the same submission; `rerun` in its result says whether the bytes agree."""
     key = headers.idempotency_key(request)
-    prepared = await to_thread.run_sync(_again, backend_of(request), job)
-    return await acceptance.answer(request, prepared, key)
+    prepared = await to_thread.run_sync(_prepare_rerun, get_tenant_backend(request), job)
+    return await acceptance.accept_and_respond(request, prepared, key)
 
 
 @router.post(
@@ -168,18 +168,18 @@ async def rerun_job(request: Request, job: KnownJob) -> Response:
         202: examples.content(examples.CONTINUATION),
         **problems.responses(400, 404, 408, 409, 413, 415, 422, 429, 507),
     },
-    openapi_extra=operations.fields(Continue, example={"n": 10_000, "target_radius": 0.5}),
+    openapi_extra=operations.describe_fields(ContinuationFields, example={"n": 10_000, "target_radius": 0.5}),
 )
 async def continue_job(request: Request, job: KnownJob) -> Response:
     """A new job with `n` more samples on top of those counted; for certificates with `rule=e_process`, which
     may be looked at, ended and resumed at any time and stay true.
     """
-    backend = backend_of(request)
-    prepare = partial(continuation, job, backend=backend)
+    backend = get_tenant_backend(request)
+    prepare = partial(prepare_continuation, job, backend=backend)
     return await acceptance.submit(request, prepare)
 
 
-def _again(backend: Backend, job: Job) -> Prepared:
+def _prepare_rerun(backend: TenantBackend, job: Job) -> PreparedJob:
     if job.submission.image is None:
         raise JobConflict(f"a job of kind {job.submission.kind} cannot be run again; submit it anew")
     if job.status != "succeeded":
@@ -190,7 +190,7 @@ def _again(backend: Backend, job: Job) -> Prepared:
     check_model(asked, backend.models)
     drawn = (job.result or {}).get("sampling", {}).get("seed", asked.seed)  # of the pool, where there was one
     changes = {"rerun_of": job.id, "continues": None, "seed": drawn}
-    return Prepared(asked.model_copy(update=changes), backend.blobs.get(asked.source), passes_of(asked))
+    return PreparedJob(asked.model_copy(update=changes), backend.blobs.get(asked.source), passes_of(asked))
 
 
 @router.delete(
@@ -203,5 +203,5 @@ def _again(backend: Backend, job: Job) -> Prepared:
 )
 def delete_job(request: Request, job: JobId) -> Response:
     """A running job has to be canceled first."""
-    backend_of(request).ledger.delete(job)
+    get_tenant_backend(request).ledger.delete(job)
     return Response(status_code=204)

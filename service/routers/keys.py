@@ -10,13 +10,13 @@ from pydantic import Field, ValidationError
 
 from service import problems
 from service.auth.permissions import admin
-from service.dependencies import whole_of
+from service.dependencies import get_backend
 from service.openapi import examples
-from service.pagination import Cursor, Limit, Page, cut, link_next
+from service.pagination import Cursor, Limit, Page, link_next, paginate
 from service.submissions import bodies
-from service.submissions.bodies import JSON, Received
+from service.submissions.bodies import JSON, RawBody
 from touchstone.fields import refuse_unknown
-from touchstone.ledger.api_keys import Issued, Key, KeyRequest
+from touchstone.ledger.api_keys import IssuedKey, Key, KeyRequest
 from touchstone.methods import invalid_parameter
 
 router = APIRouter(tags=["keys"], dependencies=[admin])
@@ -29,10 +29,10 @@ class NewKey(Key):
 
 
 _ID = "9f86d081884c7d65"
-_ASKED = {"name": "ci of the vision team", "tenant": "vision", "scope": "submit", "expires_at": None}
-_SHOWN: dict[str, Any] = {
+_REQUEST = {"name": "ci of the vision team", "tenant": "vision", "scope": "submit", "expires_at": None}
+_EXAMPLE: dict[str, Any] = {
     "id": _ID,
-    **_ASKED,
+    **_REQUEST,
     "created_at": "2026-11-22T09:30:00.120000Z",
     "used_at": None,
 }
@@ -45,32 +45,32 @@ _SHOWN: dict[str, Any] = {
     status_code=201,
     response_model=NewKey,
     responses={
-        201: examples.content({**_SHOWN, "key": f"ts_{_ID}_{'0' * 64}"}),
+        201: examples.content({**_EXAMPLE, "key": f"ts_{_ID}_{'0' * 64}"}),
         **problems.responses(400, 408, 413, 415, 422),
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {JSON: {"schema": KeyRequest.model_json_schema(), "example": _ASKED}},
+            "content": {JSON: {"schema": KeyRequest.model_json_schema(), "example": _REQUEST}},
         }
     },
 )
 async def create_key(request: Request) -> Response:
     """The answer is the only one that ever shows it. What it makes and finds is its tenant's alone."""
     received = await bodies.receive(request, JSON)
-    issued = await to_thread.run_sync(_created, request, received)
+    issued = await to_thread.run_sync(_create, request, received)
     shown = NewKey(**issued.key.model_dump(), key=issued.text)
     return Response(shown.model_dump_json(), 201, {"Cache-Control": "no-store"}, JSON)
 
 
-def _created(request: Request, received: Received) -> Issued:
+def _create(request: Request, received: RawBody) -> IssuedKey:
     fields = bodies.fields_of(received)
     refuse_unknown(fields, list(KeyRequest.model_fields), "a key")
     try:
         asked = KeyRequest.model_validate(fields)
     except ValidationError as error:
         raise invalid_parameter(error) from None
-    return whole_of(request).ledger.keys.create(asked)
+    return get_backend(request).ledger.keys.create(asked)
 
 
 @router.get(
@@ -78,12 +78,12 @@ def _created(request: Request, received: Received) -> Issued:
     operation_id="list_keys",
     summary="All API keys",
     response_model=Page[Key],
-    responses={200: examples.page(_SHOWN), **problems.responses(422)},
+    responses={200: examples.page(_EXAMPLE), **problems.responses(422)},
 )
 def list_keys(request: Request, limit: Limit = 200, cursor: Cursor = None) -> Response:
     """Of every tenant, the oldest first, none with its text. `used_at` is exact to the minute."""
-    keys = {key.id: key for key in whole_of(request).ledger.keys.all()}
-    page = Page[Key].model_validate(cut(keys, limit, cursor).model_dump())
+    keys = {key.id: key for key in get_backend(request).ledger.keys.all()}
+    page = Page[Key].model_validate(paginate(keys, limit, cursor).model_dump())
     response = Response(page.model_dump_json(), media_type=JSON)
     link_next(request, response, page.cursor)
     return response
@@ -109,5 +109,5 @@ def revoke_key(
     ],
 ) -> Response:
     """At once, for every process; streams that it opened end within a second."""
-    whole_of(request).ledger.keys.revoke(id_)
+    get_backend(request).ledger.keys.revoke(id_)
     return Response(status_code=204)

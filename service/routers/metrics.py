@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.auth.permissions import reader
-from service.dependencies import whole_of
+from service.dependencies import get_backend
 
 router = APIRouter(tags=["service"], dependencies=[reader])
 
@@ -26,5 +26,5 @@ router = APIRouter(tags=["service"], dependencies=[reader])
 )
 def get_metrics(request: Request) -> Response:
     """The queue, jobs and deliveries by status, the workers' batches and steps, how long requests take."""
-    registry = whole_of(request).durations.registry
+    registry = get_backend(request).request_metrics.registry
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -15,16 +15,16 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from service import headers as preferences
 from service import problems
 from service.auth.permissions import reader, submitter
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from service.headers import IfNoneMatch
 from service.openapi import examples
-from service.pagination import Cursor, Limit, Page, cut, link_next
+from service.pagination import Cursor, Limit, Page, link_next, paginate
 from touchstone.errors import LedgerUnavailable, ModelConflict
-from touchstone.ledger.replies import VersionRef, Worker
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.replies import VersionRef, WorkerHeartbeat
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Probe, Shown
-from touchstone.models.store import ZOO, Shelf, find
+from touchstone.models.measurements import Probe, RegistrationProbe
+from touchstone.models.store import ZOO, ModelStore, find_model
 
 router = APIRouter(tags=["models"])
 
@@ -65,12 +65,12 @@ _CARD = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class ModelView:
     """What workers have shown of the models: probes by digest, and who is alive."""
 
     probes: Mapping[str, Probe] = field(default_factory=dict)
-    examined: Mapping[str, Shown] = field(default_factory=dict)
-    workers: Sequence[Worker] = ()
+    registration_probes: Mapping[str, RegistrationProbe] = field(default_factory=dict)
+    workers: Sequence[WorkerHeartbeat] = ()
     versions: Mapping[str, Sequence[VersionRef]] = field(default_factory=dict)
 
     def card(self, manifest: Manifest) -> Card:
@@ -79,73 +79,73 @@ class Seen:
         """
         return {
             **manifest.card(),
-            "probe": self._probe(manifest),
-            "resident": [one.id for one in self.workers if self._keeps(one, manifest)],
-            "versions": self._versions(manifest),
+            "probe": self._merge_probes(manifest),
+            "resident": [one.id for one in self.workers if self._keeps_loaded(one, manifest)],
+            "versions": self._list_versions(manifest),
         }
 
-    def _keeps(self, worker: Worker, manifest: Manifest) -> bool:
+    def _keeps_loaded(self, worker: WorkerHeartbeat, manifest: Manifest) -> bool:
         """Whether a worker keeps any version of the model loaded; another tenant's of this id is none."""
         digests = {manifest.digest, *(one.digest for one in self.versions.get(manifest.id, ()))}
         loaded = worker.info.get("resident_models", ())
         return any(one["id"] == manifest.id and one["digest"] in digests for one in loaded)
 
-    def _versions(self, manifest: Manifest) -> list[dict[str, Any]]:
+    def _list_versions(self, manifest: Manifest) -> list[dict[str, Any]]:
         known = self.versions.get(manifest.id, ())
         if not known:
             return [{"digest": manifest.digest, "registered_at": None}]
-        return [{"digest": one.digest, "registered_at": _moment(one)} for one in known]
+        return [{"digest": one.digest, "registered_at": _format_time(one)} for one in known]
 
-    def _probe(self, manifest: Manifest) -> dict[str, Any] | None:
+    def _merge_probes(self, manifest: Manifest) -> dict[str, Any] | None:
         """What the last load measured, beside what was found out at the registration."""
-        found = (self.examined.get(manifest.id), self.probes.get(manifest.digest))
+        found = (self.registration_probes.get(manifest.id), self.probes.get(manifest.digest))
         known = [one.model_dump(mode="json") for one in found if one]
         return {name: value for part in known for name, value in part.items()} or None
 
 
-def _moment(version: VersionRef) -> str:
+def _format_time(version: VersionRef) -> str:
     return version.registered_at.isoformat().replace("+00:00", "Z")
 
 
-def probe_of(ledger: Holdings, manifest: Manifest) -> Probe | None:
+def probe_of(ledger: TenantLedger, manifest: Manifest) -> Probe | None:
     """What is known of a model's speed; nothing while the ledger is out of reach."""
     try:
-        return ledger.probes([manifest.digest]).get(manifest.digest)
+        return ledger.read_probes([manifest.digest]).get(manifest.digest)
     except LedgerUnavailable:
         return None
 
 
-def _seen(request: Request, manifests: Sequence[Manifest]) -> Seen:
+def _read_view(request: Request, manifests: Sequence[Manifest]) -> ModelView:
     """The zoo's cards are told without the ledger, too."""
-    ledger, shelf = backend_of(request).ledger, backend_of(request).models
+    ledger, store = get_tenant_backend(request).ledger, get_tenant_backend(request).models
     try:
         versions = ledger.versions.all()
-        found = {one.id: shelf.examined(one) for one in manifests if one.id in versions}
+        found = {one.id: store.registration_probe(one) for one in manifests if one.id in versions}
         examined = {name: one for name, one in found.items() if one}
-        probes = ledger.probes([manifest.digest for manifest in manifests])
-        return Seen(probes, examined, ledger.workers(), versions)
+        probes = ledger.read_probes([manifest.digest for manifest in manifests])
+        return ModelView(probes, examined, ledger.workers(), versions)
     except LedgerUnavailable:
-        return Seen()
+        return ModelView()
 
 
-def _all(shelf: Shelf) -> Mapping[str, Manifest]:
+def _list_manifests(store: ModelStore) -> Mapping[str, Manifest]:
     try:
-        return shelf.manifests()
+        return store.manifests()
     except LedgerUnavailable:
         return ZOO.manifests()
 
 
-def show(
+def build_response(
     request: Request,
     manifest: Manifest,
     condition: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """A version as JSON, or 304 where the client's condition names what it would be."""
-    return _tagged(_seen(request, [manifest]).card(manifest), condition, headers or {})
+    return _etag_response(_read_view(request, [manifest]).card(manifest), condition, headers or {})
 
 
-def _tagged(content: Any, condition: str | None, headers: Mapping[str, str]) -> Response:
+def _etag_response(content: Any, condition: str | None, headers: Mapping[str, str]) -> Response:
     body = json.dumps(content).encode()
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     said = {"ETag": tag, "Cache-Control": "no-cache", **headers}
@@ -170,13 +170,13 @@ def list_models(
 ) -> Response:
     """Those that come along first, then those that were registered, in their current version: identity,
     input, classes, accuracy, origin and licence of each; `probe` is what its registration and its last load
-    measured (null before the first), `resident` names the workers that keep it loaded, `versions` lists what
+    measured (null before the first), `loaded_sizes` names the workers that keep it loaded, `versions` lists what
     `id@digest` may name, the current one first.
     """
-    page = cut(_all(backend_of(request).models), limit, cursor)
-    seen = _seen(request, page.items)
+    page = paginate(_list_manifests(get_tenant_backend(request).models), limit, cursor)
+    seen = _read_view(request, page.items)
     cards = [seen.card(manifest) for manifest in page.items]
-    response = _tagged({"items": cards, "cursor": page.cursor}, if_none_match, {})
+    response = _etag_response({"items": cards, "cursor": page.cursor}, if_none_match, {})
     link_next(request, response, page.cursor)
     return response
 
@@ -212,10 +212,12 @@ def get_model(
     request: Request, id_: Id, version: Version = None, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Identity, input, classes, accuracy, origin and licence; `probe` is what its registration and its last
-    load measured (null before the first), `resident` names the workers that keep it loaded, `versions` lists
+    load measured (null before the first), `loaded_sizes` names the workers that keep it loaded, `versions` lists
     what there is of it, the current one first.
     """
-    return show(request, find(backend_of(request).models, _named(id_, version)), if_none_match)
+    return build_response(
+        request, find_model(get_tenant_backend(request).models, _full_name(id_, version)), if_none_match
+    )
 
 
 @router.delete(
@@ -231,13 +233,13 @@ def delete_model(request: Request, id_: Id, version: Version = None) -> Response
     or runs names it, it stays; what ended jobs show of it stays in any case. Models that come along cannot be
     deleted.
     """
-    backend, name = backend_of(request), _named(id_, version)
+    backend, name = get_tenant_backend(request), _full_name(id_, version)
     if id_.partition("@")[0] in ZOO.manifests():
         raise ModelConflict(f"id: {id_[:64]} comes with Touchstone and cannot be deleted", field="id")
-    card = find(backend.models, name)
-    backend.ledger.versions.forget(card.id, card.digest if "@" in name else None)
+    manifest = find_model(backend.models, name)
+    backend.ledger.versions.delete(manifest.id, manifest.digest if "@" in name else None)
     return Response(status_code=204)
 
 
-def _named(model: str, version: str | None) -> str:
+def _full_name(model: str, version: str | None) -> str:
     return f"{model}@{version}" if version else model

@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 
 from service import problems
 from service.auth.permissions import reader
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from service.openapi import examples
-from service.state.backend import Backend
+from service.state.backend import TenantBackend
 from touchstone.ledger import replies
 from touchstone.ledger.records import Status
 from touchstone.models import zoo
@@ -118,20 +118,20 @@ _EXAMPLE = {
 )
 def get_operations(request: Request) -> Operations:
     """The jobs that wait, how many there are in each status, and the last sign of life of each worker."""
-    backend = backend_of(request)
-    ledger, queue, known = backend.ledger, backend.ledger.queue(), _known(backend)
+    backend = get_tenant_backend(request)
+    ledger, queue, known = backend.ledger, backend.ledger.queue(), _list_known_versions(backend)
     held, limit = ledger.storage()
     return Operations(
         queue=Queue(depth=queue.depth, age=queue.age),
         storage=Storage(
-            free=backend.blobs.free(), reserve=backend.settings.disk_reserve, held=held, limit=limit
+            free=backend.blobs.free_bytes(), reserve=backend.settings.disk_reserve, held=held, limit=limit
         ),
-        jobs=ledger.counts(),
-        workers=[_shown(worker, known) for worker in ledger.workers()],
+        jobs=ledger.count_by_status(),
+        workers=[_show_worker(worker, known) for worker in ledger.workers()],
     )
 
 
-def _known(backend: Backend) -> set[tuple[str, str]]:
+def _list_known_versions(backend: TenantBackend) -> set[tuple[str, str]]:
     """Versions that the tenant knows of: those of the zoo, and its own."""
     own = backend.ledger.versions.all().values()
     return {(one.id, one.digest) for refs in own for one in refs} | {
@@ -139,7 +139,7 @@ def _known(backend: Backend) -> set[tuple[str, str]]:
     }
 
 
-def _shown(worker: replies.Worker, known: Collection[tuple[str, str]]) -> Worker:
+def _show_worker(worker: replies.WorkerHeartbeat, known: Collection[tuple[str, str]]) -> Worker:
     told: dict[str, Any] = {name: worker.info[name] for name in Worker.model_fields if name in worker.info}
     loaded: Counter[str] = Counter()
     for one in worker.info.get("resident_models", ()):

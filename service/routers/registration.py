@@ -14,23 +14,23 @@ from starlette.exceptions import HTTPException
 
 from service import headers, problems, schemas
 from service.auth.permissions import submitter
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from service.openapi import examples, operations
 from service.routers import models
-from service.state.backend import Backend
+from service.state.backend import TenantBackend
 from service.submissions import acceptance, bodies, file_uploads
-from service.submissions.bodies import Received
-from service.submissions.disk_space import check_room
-from service.submissions.file_uploads import Saved, Taken
+from service.submissions.bodies import RawBody
+from service.submissions.disk_space import check_disk_space
+from service.submissions.file_uploads import SpooledFile, UploadedForm
 from service.submissions.multipart import Value
-from service.submissions.validation import Prepared
-from service.submissions.webhook_urls import check_receiver
+from service.submissions.validation import PreparedJob
+from service.submissions.webhook_urls import check_webhook_url
 from touchstone.errors import AddressRefused, InvalidParameter, ModelTooLarge, RemoteUnavailable
 from touchstone.fields import refuse_unknown
 from touchstone.ledger.records import Submission
-from touchstone.models.file_format import Format, format_of
+from touchstone.models.file_format import Format, detect_format
 from touchstone.models.manifest import Manifest
-from touchstone.net.outbound import Outgoing
+from touchstone.net.outbound import OutboundClient
 from touchstone.registration import submission as registering
 from touchstone.registration.request import Registration
 
@@ -57,7 +57,7 @@ _PARTS = ("file", "manifest", "labels", "webhook")
         },
         **problems.responses(400, 408, 409, 413, 415, 422, 429, 507),
     },
-    openapi_extra=operations.registration(Registration),
+    openapi_extra=operations.describe_registration(Registration),
 )
 async def register_model(request: Request) -> Response:
     """An ONNX file, or safetensors with a named architecture; or as JSON the manifest of a `remote` model.
@@ -68,61 +68,61 @@ async def register_model(request: Request) -> Response:
     A version is its bytes: the same id with another file becomes the model's current version, the one before
     stays and is named `id@digest`. The same file and manifest again are no new version.
     """
-    backend, key = backend_of(request), headers.idempotency_key(request)
+    backend, key = get_tenant_backend(request), headers.idempotency_key(request)
     if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
-        said = await acceptance.checked(request, _said)
+        said = await acceptance.receive_checked(request, _remote_request)
         # Nobody else waits for a name that resolves slowly.
-        prepared = await to_thread.run_sync(_without_file, backend, *said, limiter=backend.names)
-        return await acceptance.answer(request, prepared, key)
+        prepared = await to_thread.run_sync(_prepare_remote, backend, *said, limiter=backend.dns_limiter)
+        return await acceptance.accept_and_respond(request, prepared, key)
     limit = backend.settings.model_limit
     # Of what says nothing of its size, and of what is too large, no more is written than the limit.
     size = min(limit, int(request.headers.get("content-length", limit)))
     async with AsyncExitStack() as stack:
-        with backend.arrivals.expecting(backend.ledger.tenant, size):
-            await to_thread.run_sync(_check_room, backend)
-            coming = file_uploads.taken(request, backend.blobs, name="file", limit=limit)
+        with backend.pending_uploads.reserve(backend.ledger.tenant, size):
+            await to_thread.run_sync(_check_disk_space, backend)
+            coming = file_uploads.receive_form(request, backend.blobs, name="file", limit=limit)
             taken = await stack.enter_async_context(coming)
-        asked = await to_thread.run_sync(_checked, backend, taken, limiter=backend.checks)
+        asked = await to_thread.run_sync(_check_form, backend, taken, limiter=backend.check_limiter)
         # Whoever sends a key wants the job that the key stands for.
         if asked.known and key is None:
-            return await to_thread.run_sync(_registered, request, asked.known)
-        return await acceptance.answer(request, asked.prepared, key)
+            return await to_thread.run_sync(_show_registered, request, asked.known)
+        return await acceptance.accept_and_respond(request, asked.prepared, key)
 
 
-def _check_room(backend: Backend) -> None:
+def _check_disk_space(backend: TenantBackend) -> None:
     """Whether there is room for this file and all others that come at the same time."""
-    check_room(backend, backend.arrivals.all)
-    backend.ledger.check_storage(backend.arrivals.of(backend.ledger.tenant))
+    check_disk_space(backend, backend.pending_uploads.all)
+    backend.ledger.check_storage(backend.pending_uploads.of(backend.ledger.tenant))
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _CheckedRegistration:
     """A registration that may be tried, and the version that it is where that is known already."""
 
-    prepared: Prepared
+    prepared: PreparedJob
     known: Manifest | None
 
 
-def _checked(backend: Backend, taken: Taken) -> _Asked:
+def _check_form(backend: TenantBackend, form: UploadedForm) -> _CheckedRegistration:
     """Everything that can be said of a registration without trying the model."""
-    fields = bodies.once(taken.parts)
+    fields = bodies.unique_fields(form.parts)
     refuse_unknown(fields, _PARTS, "a registration")
-    registration, file = _registration(fields), taken.file
+    registration, file = _parse_registration(fields), form.file
     if not isinstance(fields.get("file"), bytes):
         raise InvalidParameter("file: missing; an ONNX or safetensors file is needed", field="file")
     if file.size > file.limit:
         raise ModelTooLarge(
             f"the file has {file.size:,} bytes; at most {file.limit:,} are allowed", field="file"
         )
-    submission = registering.prepare_known(registration, file.digest, _format(file))
-    submission = _told(
-        submission, _text(fields["webhook"], "webhook") if "webhook" in fields else None, backend
+    submission = registering.prepare_known(registration, file.digest, _detect_format(file))
+    submission = _with_webhook(
+        submission, _decode_text(fields["webhook"], "webhook") if "webhook" in fields else None, backend
     )
-    known = registering.known(Manifest.model_validate(submission.parameters), backend.models)
-    return _Asked(Prepared(submission, file.path), known)
+    known = registering.find_registered(Manifest.model_validate(submission.parameters), backend.models)
+    return _CheckedRegistration(PreparedJob(submission, file.path), known)
 
 
-def _registration(fields: Mapping[str, Value]) -> Registration:
+def _parse_registration(fields: Mapping[str, Value]) -> Registration:
     """What the manifest says, with the classes from a file of labels where there is one."""
     if "manifest" not in fields:
         raise InvalidParameter(
@@ -131,41 +131,41 @@ def _registration(fields: Mapping[str, Value]) -> Registration:
             field="manifest",
         )
     try:
-        said = bodies.json_fields(_bytes(fields["manifest"]))
+        said = bodies.json_fields(_encode_text(fields["manifest"]))
     except HTTPException as error:
         raise InvalidParameter(f"manifest: {error.detail}", field="manifest") from None
     if "labels" in fields:
         if "labels" in said:
             raise InvalidParameter("labels: given more than once", field="labels")
-        said["labels"] = _text(fields["labels"], "labels")
+        said["labels"] = _decode_text(fields["labels"], "labels")
     return Registration.parse(said)
 
 
-def _bytes(value: Value) -> bytes:
+def _encode_text(value: Value) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-def _text(value: Value, field: str) -> str:
+def _decode_text(value: Value, field: str) -> str:
     try:
-        return _bytes(value).decode("utf-8-sig")
+        return _encode_text(value).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidParameter(f"{field}: expected UTF-8 text", field=field) from None
 
 
-def _format(file: Saved) -> Format:
+def _detect_format(file: SpooledFile) -> Format:
     """Which format the file is in; it is looked at where it lies."""
     if file.size == 0:
-        return format_of(b"", limit=file.limit)
+        return detect_format(b"", limit=file.limit)
     with file.path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return format_of(data, limit=file.limit)
+        return detect_format(data, limit=file.limit)
 
 
-def _registered(request: Request, card: Manifest) -> Response:
-    where = f"/v1/models/{card.id}?version={card.digest}"
-    return models.show(request, card, headers={"Location": where})
+def _show_registered(request: Request, manifest: Manifest) -> Response:
+    where = f"/v1/models/{manifest.id}?version={manifest.digest}"
+    return models.build_response(request, manifest, headers={"Location": where})
 
 
-def _said(received: Received) -> tuple[Registration, Any]:
+def _remote_request(received: RawBody) -> tuple[Registration, Any]:
     """What is said of a model that answers behind an address, and the webhook."""
     fields = bodies.json_fields(received.content)
     webhook = fields.pop("webhook", None)
@@ -177,19 +177,19 @@ def _said(received: Received) -> tuple[Registration, Any]:
     return registration, webhook
 
 
-def _without_file(backend: Backend, registration: Registration, webhook: Any) -> Prepared:
+def _prepare_remote(backend: TenantBackend, registration: Registration, webhook: Any) -> PreparedJob:
     """A model that answers behind an address, which is resolved here."""
-    outgoing = Outgoing(backend.settings.outgoing_allow)
+    outgoing = OutboundClient(backend.settings.outgoing_allow)
     try:
         submission, told = registering.prepare_remote(registration, outgoing, backend.ledger.tenant)
     except RemoteUnavailable as error:  # here it is the address that is at fault, not a model that is known
         raise AddressRefused(f"url: {error.detail}", field="url") from None
-    return Prepared(_told(submission, webhook, backend), told)
+    return PreparedJob(_with_webhook(submission, webhook, backend), told)
 
 
-def _told(submission: Submission, webhook: Any, backend: Backend) -> Submission:
+def _with_webhook(submission: Submission, webhook: Any, backend: TenantBackend) -> Submission:
     """The submission with the URL that is told of its end, if there is one."""
     if webhook is not None and not isinstance(webhook, str):
         raise InvalidParameter("webhook: expected a URL as text", field="webhook")
-    check_receiver(webhook, backend.settings)
+    check_webhook_url(webhook, backend.settings)
     return submission.model_copy(update={"webhook": webhook})

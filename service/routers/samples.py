@@ -55,7 +55,7 @@ class Samples(BaseModel):
 
 
 @dataclass(frozen=True)
-class File:
+class SampleFile:
     """An image and what it is called."""
 
     title: str
@@ -73,7 +73,7 @@ class File:
         """What its bytes are."""
         return {b"\x89PNG": "image/png", b"RIFF": "image/webp"}.get(self.content[:4], "image/jpeg")
 
-    def shown(self, name: str) -> Sample:
+    def show(self, name: str) -> Sample:
         """Its entry in the list; size and channels are those that a job would work on."""
         height, width, channels = decode(self.content).pixels.shape
         return Sample(
@@ -90,26 +90,26 @@ class File:
 
 
 @cache
-def _files() -> Mapping[str, File]:
-    photos = {name: File(*about, _photo(name)) for name, about in _PHOTOS.items()}
-    clothes = {f"{CLASSES[index].lower().replace(' ', '-')}.png": _cloth(index) for index in _CLOTHES}
+def _files() -> Mapping[str, SampleFile]:
+    photos = {name: SampleFile(*about, _read_photo(name)) for name, about in _PHOTOS.items()}
+    clothes = {f"{CLASSES[index].lower().replace(' ', '-')}.png": _read_tile(index) for index in _CLOTHES}
     return MappingProxyType(photos | clothes)
 
 
-def _photo(name: str) -> bytes:
+def _read_photo(name: str) -> bytes:
     return files("touchstone").joinpath("photos", name).read_bytes()
 
 
-def _cloth(index: int) -> File:
+def _read_tile(index: int) -> SampleFile:
     """The tile of this index, whose label it is too, for the first ten."""
     sample = fashion_mnist_sample()
     label = int(sample.labels[index])
-    return File(CLASSES[label], "MIT, Zalando SE", encode(sample.images[index][:, :, None]), label)
+    return SampleFile(CLASSES[label], "MIT, Zalando SE", encode(sample.images[index][:, :, None]), label)
 
 
 @cache
 def _list() -> Samples:
-    return Samples(items=[file.shown(name) for name, file in _files().items()])
+    return Samples(items=[file.show(name) for name, file in _files().items()])
 
 
 @router.get("/samples")
@@ -122,23 +122,23 @@ def list_samples(response: Response) -> Samples:
 @router.get("/samples/{name}")
 def get_sample(name: str, if_none_match: preferences.IfNoneMatch = None) -> Response:
     """One of them, as a file."""
-    return _sent(_files(), name, if_none_match)
+    return _build_response(_files(), name, if_none_match)
 
 
 @router.get("/samples/thumbnails/{name}")
 def get_thumbnail(name: str, if_none_match: preferences.IfNoneMatch = None) -> Response:
     """One of them, small."""
-    return _sent(_thumbnails(), name, if_none_match)
+    return _build_response(_thumbnails(), name, if_none_match)
 
 
 @cache
-def _thumbnails() -> Mapping[str, File]:
+def _thumbnails() -> Mapping[str, SampleFile]:
     return MappingProxyType(
-        {name: replace(file, content=_small(file.content)) for name, file in _files().items()}
+        {name: replace(file, content=_make_thumbnail(file.content)) for name, file in _files().items()}
     )
 
 
-def _small(content: bytes) -> bytes:
+def _make_thumbnail(content: bytes) -> bytes:
     image = Image.fromarray(decode(content).pixels.squeeze())
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     small = io.BytesIO()
@@ -146,7 +146,7 @@ def _small(content: bytes) -> bytes:
     return small.getvalue()
 
 
-def _sent(files: Mapping[str, File], name: str, if_none_match: str | None) -> Response:
+def _build_response(files: Mapping[str, SampleFile], name: str, if_none_match: str | None) -> Response:
     file = files.get(name)
     if file is None:
         raise HTTPException(404)

@@ -11,15 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service import problems
 from service.auth.permissions import reader, submitter
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from service.openapi import examples
-from service.pagination import Cursor, Limit, Page, cut, link_next
+from service.pagination import Cursor, Limit, Page, link_next, paginate
 from service.routers import deliveries
 from service.routers.deliveries import Delivery
-from service.state.backend import Backend
+from service.state.backend import TenantBackend
 from service.submissions import bodies
-from service.submissions.bodies import JSON, Received
-from service.submissions.webhook_urls import Url, check_receiver
+from service.submissions.bodies import JSON, RawBody
+from service.submissions.webhook_urls import Url, check_webhook_url
 from touchstone.fields import refuse_unknown
 from touchstone.ledger.webhooks import endpoints, signatures
 from touchstone.ledger.webhooks.endpoints import JOB_EVENTS, JobEvent
@@ -119,16 +119,16 @@ async def create_webhook(request: Request) -> Response:
     """It is told of the end of every job, in messages signed as the Standard Webhooks specification has it.
     Inference requests are answered where they are asked, and are no events.
     """
-    backend = backend_of(request)
+    backend = get_tenant_backend(request)
     received = await bodies.receive(request, JSON)
     made = await to_thread.run_sync(_create, backend, received)
     headers = {"Location": f"/v1/webhooks/{made.id}", "Cache-Control": "no-store"}
     return Response(made.model_dump_json(), 201, headers, JSON)
 
 
-def _create(backend: Backend, received: Received) -> EndpointWithSecret:
-    asked = _asked(received)
-    check_receiver(asked.url, backend.settings, field="url")
+def _create(backend: TenantBackend, received: RawBody) -> EndpointWithSecret:
+    asked = _parse(received)
+    check_webhook_url(asked.url, backend.settings, field="url")
     secret = signatures.new_secret() if asked.secret is None else asked.secret
     signatures.check_secret(secret)
     events = sorted(set(asked.events), key=JOB_EVENTS.index)
@@ -136,7 +136,7 @@ def _create(backend: Backend, received: Received) -> EndpointWithSecret:
     return EndpointWithSecret(**made.model_dump(), secret=secret)
 
 
-def _asked(received: Received) -> NewEndpoint:
+def _parse(received: RawBody) -> NewEndpoint:
     fields = bodies.fields_of(received)
     refuse_unknown(fields, list(NewEndpoint.model_fields), "a webhook")
     try:
@@ -156,8 +156,8 @@ def list_webhooks(
     request: Request, response: Response, limit: Limit = 50, cursor: Cursor = None
 ) -> Page[Endpoint]:
     """The newest first; without their secrets."""
-    found = backend_of(request).ledger.endpoints.all()
-    page = cut({one.id: _shown(one) for one in found}, limit, cursor)
+    found = get_tenant_backend(request).ledger.endpoints.all()
+    page = paginate({one.id: _show(one) for one in found}, limit, cursor)
     link_next(request, response, page.cursor)
     return page
 
@@ -171,10 +171,10 @@ def list_webhooks(
 )
 def get_webhook(request: Request, endpoint: EndpointId) -> Endpoint:
     """Without its secret."""
-    return _shown(backend_of(request).ledger.endpoints.read(endpoint))
+    return _show(get_tenant_backend(request).ledger.endpoints.read(endpoint))
 
 
-def _shown(endpoint: endpoints.Endpoint) -> Endpoint:
+def _show(endpoint: endpoints.WebhookEndpoint) -> Endpoint:
     return Endpoint(**endpoint.model_dump())
 
 
@@ -188,7 +188,7 @@ def _shown(endpoint: endpoints.Endpoint) -> Endpoint:
 )
 def delete_webhook(request: Request, endpoint: EndpointId) -> Response:
     """What was still to be sent there fails."""
-    backend_of(request).ledger.endpoints.forget(endpoint)
+    get_tenant_backend(request).ledger.endpoints.delete(endpoint)
     return Response(status_code=204)
 
 
@@ -201,7 +201,7 @@ def delete_webhook(request: Request, endpoint: EndpointId) -> Response:
 )
 def rotate_webhook(request: Request, response: Response, endpoint: EndpointId) -> Secret:
     """For a day messages are signed with the secret before, too, so that no receiver misses one."""
-    return _rotated(request, response, endpoint)
+    return _rotate(request, response, endpoint)
 
 
 @router.post(
@@ -215,11 +215,11 @@ def rotate_webhook_secret(request: Request, response: Response) -> Secret:
     """What is sent to the `webhook` of a submission is signed with this secret, whichever URL that is. Each
     call draws a new one; for a day messages are signed with the one before, too.
     """
-    return _rotated(request, response, "")
+    return _rotate(request, response, "")
 
 
-def _rotated(request: Request, response: Response, endpoint: str) -> Secret:
-    secret, until = backend_of(request).ledger.endpoints.rotate(endpoint)
+def _rotate(request: Request, response: Response, endpoint: str) -> Secret:
+    secret, until = get_tenant_backend(request).ledger.endpoints.rotate(endpoint)
     response.headers["Cache-Control"] = "no-store"
     return Secret(secret=secret, previous_until=until)
 
@@ -236,4 +236,4 @@ def ping_webhook(request: Request, response: Response, endpoint: EndpointId) -> 
     """An event of type `webhook.ping`, sent like all others. An endpoint that was switched off is on again if
     it arrives.
     """
-    return deliveries.accepted(response, backend_of(request).ledger.endpoints.ping(endpoint))
+    return deliveries.show_accepted(response, get_tenant_backend(request).ledger.endpoints.ping(endpoint))

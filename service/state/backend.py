@@ -12,59 +12,59 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from anyio import CapacityLimiter
 
-from service.state.dispatch import Ringer
-from service.state.failed_keys import Strangers
-from service.state.job_waiters import Waiting
-from service.state.pending_uploads import Arrivals
+from service.state.dispatch import Dispatcher
+from service.state.failed_keys import FailedKeys
+from service.state.job_waiters import JobWaiters
+from service.state.pending_uploads import PendingUploads
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.reaper import Reaper
-from touchstone.ledger.tenant_ledger import Holdings
-from touchstone.ledger.webhooks.dispatcher import Deliverer
-from touchstone.models.store import Shelf
-from touchstone.sandbox.decoder_pool import Decoders
+from touchstone.ledger.tenant_ledger import TenantLedger
+from touchstone.ledger.webhooks.dispatcher import WebhookDispatcher
+from touchstone.models.store import ModelStore
+from touchstone.sandbox.decoder_pool import DecoderPool
 from touchstone.settings import Settings
 from touchstone.storage.blobs import Blobs
-from touchstone.storage.garbage_collector import Sweeper
+from touchstone.storage.garbage_collector import GarbageCollector
 
 if TYPE_CHECKING:
-    from service.state.metrics import Durations
+    from service.state.metrics import RequestMetrics
 
-Ring = Callable[[str], object]
+Dispatch = Callable[[str], object]
 """Tells the workers of a job, given its id; it may fail, because the ledger already holds the job."""
 
-L = TypeVar("L", Ledger, Holdings)
+L = TypeVar("L", Ledger, TenantLedger)
 
 
 @dataclass(frozen=True)
-class _Backend(Generic[L]):
+class _BackendOf(Generic[L]):
     settings: Settings
     ledger: L
     blobs: Blobs
-    models: Shelf
-    ringer: Ringer
-    waiting: Waiting
+    models: ModelStore
+    dispatcher: Dispatcher
+    waiters: JobWaiters
     reaper: Reaper
-    deliverer: Deliverer
-    sweeper: Sweeper
-    durations: Durations
-    checks: CapacityLimiter
-    names: CapacityLimiter
-    arrivals: Arrivals
-    strangers: Strangers
-    decoders: Decoders
+    deliverer: WebhookDispatcher
+    sweeper: GarbageCollector
+    request_metrics: RequestMetrics
+    check_limiter: CapacityLimiter
+    dns_limiter: CapacityLimiter
+    pending_uploads: PendingUploads
+    failed_keys: FailedKeys
+    decoders: DecoderPool
 
 
-Whole: TypeAlias = _Backend[Ledger]
+Backend: TypeAlias = _BackendOf[Ledger]
 """Everything, for the life of the application."""
 
-Backend: TypeAlias = _Backend[Holdings]
+TenantBackend: TypeAlias = _BackendOf[TenantLedger]
 """The same for one tenant: neither the ledger nor the models show what is another's."""
 
 
-def at_once() -> int:
+def check_concurrency() -> int:
     """How many bodies are checked and images decoded at once: it bounds the memory that they take."""
     return max(2, os.cpu_count() or 1)
 
 
-NAMES = 16
+MAX_DNS_LOOKUPS = 16
 """Names that are resolved at once, for as long as whoever answers for them likes to take."""

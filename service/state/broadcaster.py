@@ -12,59 +12,59 @@ from dataclasses import dataclass
 from service import schemas
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Job, Progress
-from touchstone.ledger.replies import Change
+from touchstone.ledger.replies import JobChange
 
-PAUSE_SECONDS = 1.0
+PROGRESS_SECONDS = 1.0
 """Between one word of how far the jobs are and the next."""
 
-MOST_PENDING = 10_000
+MAX_PENDING = 10_000
 """Jobs that a reader may be behind with; one that is further behind is let go, and reads the list anew."""
 
 
 @dataclass(frozen=True)
-class Item:
+class ServerEvent:
     """An event, written once for everybody."""
 
     event: str
     data: str
 
 
-class Reader:
+class Subscriber:
     """Who hears of a tenant's jobs, on the event loop; of each, only the latest waits to be taken."""
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
-        self._jobs: dict[str, Item] = {}
+        self._jobs: dict[str, ServerEvent] = {}
         self._progress: dict[str, Progress] = {}
         self._event = asyncio.Event()
-        self.over = False
+        self.closed = False
 
-    def hear(self, job: str, item: Item) -> None:
+    def note(self, job: str, event: ServerEvent) -> None:
         """Take note of what became of a job, which says more than how far it was."""
-        if len(self._jobs) >= MOST_PENDING:
-            self.end()
-        if self.over:
+        if len(self._jobs) >= MAX_PENDING:
+            self.close()
+        if self.closed:
             return
         self._progress.pop(job, None)
-        self._jobs[job] = item
+        self._jobs[job] = event
         self._event.set()
 
-    def hear_progress(self, progress: Mapping[str, Progress]) -> None:
+    def note_progress(self, progress: Mapping[str, Progress]) -> None:
         """Take note of how far some jobs are."""
-        if not self.over:
+        if not self.closed:
             self._progress.update(progress)
             self._event.set()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Nothing comes any more."""
         self._jobs.clear()
         self._progress.clear()
-        self.over = True
+        self.closed = True
         self._event.set()
 
-    async def next(self) -> Item | None:
+    async def next(self) -> ServerEvent | None:
         """The next event, once there is one; None at the end."""
-        while not self.over:
+        while not self.closed:
             if self._jobs:
                 return self._jobs.pop(next(iter(self._jobs)))
             if self._progress:
@@ -73,24 +73,24 @@ class Reader:
             await self._event.wait()
         return None
 
-    def _take_progress(self) -> Item:
+    def _take_progress(self) -> ServerEvent:
         items = [{"id": job, **far.model_dump()} for job, far in self._progress.items()]
         self._progress.clear()
-        return Item("progress", json.dumps({"items": items}))
+        return ServerEvent("progress", json.dumps({"items": items}))
 
 
-class News:
+class Broadcaster:
     """All who read, and what they have yet to be told.
 
-    The thread that hears of changes calls `hear`, `show`, `tick` and `interrupt`, so everything is told in
+    The thread that hears of changes calls `note`, `publish`, `flush_progress` and `reset`, so everything is told in
     the order in which it happened. Everything else is called on the event loop.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._readers: set[Reader] = set()
-        self._moved: dict[str, str] = {}  # by id, the tenant
-        self._ticked = 0.0
+        self._subscribers: set[Subscriber] = set()
+        self._pending_progress: dict[str, str] = {}  # by id, the tenant
+        self._flushed_at = 0.0
         self._closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -98,70 +98,72 @@ class News:
         self._loop = loop
 
     @contextmanager
-    def reader(self, tenant: str) -> Iterator[Reader]:
+    def subscribe(self, tenant: str) -> Iterator[Subscriber]:
         """Hear of everything that is this tenant's from now on."""
-        reader = Reader(tenant)
+        subscriber = Subscriber(tenant)
         if self._closed:
-            reader.end()
-        self._readers.add(reader)
+            subscriber.close()
+        self._subscribers.add(subscriber)
         try:
-            yield reader
+            yield subscriber
         finally:
-            self._readers.discard(reader)
+            self._subscribers.discard(subscriber)
 
     def close(self) -> None:
         """Let everybody go, and nobody in any more."""
         self._closed = True
-        self._let_go()
+        self._close_all()
 
-    def hear(self, change: Change) -> bool:
+    def note(self, change: JobChange) -> bool:
         """Note a change; true where the job has to be shown to those who read."""
-        if not self._readers or change.news == "metric":
+        if not self._subscribers or change.kind == "metric":
             return False
-        if change.news == "progress":
-            self._moved[change.id] = change.tenant
+        if change.kind == "progress":
+            self._pending_progress[change.id] = change.tenant
             return False
-        self._moved.pop(change.id, None)
+        self._pending_progress.pop(change.id, None)
         if change.status != "deleted":
             return True
-        self._tell_of(change.id, change.tenant, Item("deleted", json.dumps({"id": change.id})))
+        self._publish_event(change.id, change.tenant, ServerEvent("deleted", json.dumps({"id": change.id})))
         return False
 
-    def show(self, job: Job) -> None:
+    def publish(self, job: Job) -> None:
         """Tell of a job as it is now."""
-        self._tell_of(job.id, job.submission.tenant, Item("job", schemas.show(job).model_dump_json()))
+        self._publish_event(
+            job.id, job.submission.tenant, ServerEvent("job", schemas.show(job).model_dump_json())
+        )
 
-    def tick(self) -> None:
+    def flush_progress(self) -> None:
         """Tell how far the jobs are that have moved, unless that was told a moment ago."""
         now = time.monotonic()
-        if not self._moved or now - self._ticked < PAUSE_SECONDS:
+        if not self._pending_progress or now - self._flushed_at < PROGRESS_SECONDS:
             return
-        self._ticked, moved, self._moved = now, self._moved, {}
-        if self._readers:
+        self._flushed_at, moved, self._pending_progress = now, self._pending_progress, {}
+        if self._subscribers:
             progress = self._ledger.progress(moved.keys())
             for tenant in {moved[job] for job in progress}:
-                self._tell_how_far(
+                self._publish_progress(
                     tenant, {job: far for job, far in progress.items() if moved[job] == tenant}
                 )
 
-    def interrupt(self) -> None:
+    def reset(self) -> None:
         """Let everybody go because something may have been missed: they come back and read the list anew."""
-        self._loop.call_soon_threadsafe(self._let_go)
+        self._loop.call_soon_threadsafe(self._close_all)
 
-    def _tell_of(self, job: str, tenant: str, item: Item) -> None:
-        self._tell(tenant, lambda reader: reader.hear(job, item))
+    def _publish_event(self, job: str, tenant: str, event: ServerEvent) -> None:
+        self._send(tenant, lambda reader: reader.note(job, event))
 
-    def _tell_how_far(self, tenant: str, progress: Mapping[str, Progress]) -> None:
-        self._tell(tenant, lambda reader: reader.hear_progress(progress))
+    def _publish_progress(self, tenant: str, progress: Mapping[str, Progress]) -> None:
+        self._send(tenant, lambda reader: reader.note_progress(progress))
 
-    def _tell(self, tenant: str, tell: Callable[[Reader], None]) -> None:
-        def everybody() -> None:
-            for reader in self._readers:
+    def _send(self, tenant: str, note: Callable[[Subscriber], None]) -> None:
+        def send_all() -> None:
+            for reader in self._subscribers:
                 if reader.tenant == tenant:
-                    tell(reader)
+                    note(reader)
 
-        self._loop.call_soon_threadsafe(everybody)
+        self._loop.call_soon_threadsafe(send_all)
 
-    def _let_go(self) -> None:
-        for reader in self._readers:
-            reader.end()
+    def _close_all(self) -> None:
+        for reader in self._subscribers:
+            reader.close()

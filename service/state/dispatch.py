@@ -17,7 +17,7 @@ STOP_SECONDS = 2.0
 _log = get_logger("ringer")
 
 
-def open_bell(url: str, queue_of: Callable[[str], str]) -> Callable[[str], bool]:
+def open_dispatch(url: str, queue_of: Callable[[str], str]) -> Callable[[str], bool]:
     """A function that rings for a job, in the queue that is its own, and tells whether the broker took the
     message.
 
@@ -32,22 +32,22 @@ def open_bell(url: str, queue_of: Callable[[str], str]) -> Callable[[str], bool]
     )
     log = structlog.get_logger("queue")
 
-    def ring(job: str) -> bool:
+    def dispatch(job: str) -> bool:
         try:
-            broker.ring(app, job, queue_of(job))
+            broker.dispatch(app, job, queue_of(job))
         except Exception as error:  # noqa: BLE001 - kombu passes on errors of every transport it knows
             log.warning("bell not rung", job=job, reason=f"{type(error).__name__}: {error}")
             return False
         return True
 
-    return ring
+    return dispatch
 
 
-class Ringer:
+class Dispatcher:
     """Rings one bell after the other. A lost bell is no loss: reaping rings again."""
 
-    def __init__(self, ring: Callable[[str], object]) -> None:
-        self._ring = ring
+    def __init__(self, dispatch: Callable[[str], object]) -> None:
+        self._dispatch = dispatch
         self._jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ringer", daemon=True)
 
@@ -60,13 +60,13 @@ class Ringer:
         self._jobs.put(None)
         self._thread.join(STOP_SECONDS)
 
-    def ring(self, job: str) -> None:
+    def dispatch(self, job: str) -> None:
         """Have the bell of a job rung soon; returns at once."""
         self._jobs.put(job)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
-                self._ring(job)
+                self._dispatch(job)
             except Exception as error:  # noqa: BLE001 - the next bell is to be rung all the same
                 _log.warning("a bell was lost", job=job, reason=f"{type(error).__name__}: {error}")

@@ -11,30 +11,30 @@ from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 
 MINUTE = 60.0
-MOST_ADDRESSES = 10_000
+MAX_ADDRESSES = 10_000
 """So many are remembered; of more, those that were refused the longest time ago are forgotten."""
 
-_NET_BITS = 64
+_IPV6_PREFIX = 64
 """Whoever has one IPv6 address has as many as these leave."""
 
 
-class Strangers:
+class FailedKeys:
     """Lets `most` refused keys a minute come from an address; to be asked on the event loop."""
 
-    def __init__(self, most: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._each = MINUTE / most
+    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = MINUTE / limit
         self._clock = clock
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
-    def refuse(self, address: str) -> float:
+    def record(self, address: str) -> float:
         """Count a key that was refused; the seconds to wait where they were too many, otherwise 0."""
         now, whose = self._clock(), _network(address)
-        full_at = max(now, self._full_at.get(whose, now)) + self._each
+        full_at = max(now, self._full_at.get(whose, now)) + self._interval
         if full_at - now > MINUTE:
             return full_at - now - MINUTE
         self._full_at[whose] = full_at
         self._full_at.move_to_end(whose)
-        if len(self._full_at) > MOST_ADDRESSES:
+        if len(self._full_at) > MAX_ADDRESSES:
             self._full_at.popitem(last=False)
         return 0.0
 
@@ -46,4 +46,4 @@ def _network(address: str) -> str:
         return address
     if known.version == 4:
         return str(known)
-    return str(known.ipv4_mapped or ip_network((int(known), _NET_BITS), strict=False))
+    return str(known.ipv4_mapped or ip_network((int(known), _IPV6_PREFIX), strict=False))

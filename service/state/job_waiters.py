@@ -9,39 +9,39 @@ from contextlib import contextmanager, suppress
 
 from anyio import CapacityLimiter, to_thread
 
-from service.state.broadcaster import News
+from service.state.broadcaster import Broadcaster
 from touchstone.errors import LedgerUnavailable, UnknownJob
 from touchstone.ledger.events import Watch
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Job
-from touchstone.ledger.replies import Change
+from touchstone.ledger.replies import JobChange
 from touchstone.logs import get_logger
 
 RECHECK_SECONDS = 1.0
 """How often a waiter looks for itself, in case the message that should wake it was lost."""
 
-LONGEST_SECONDS = 60
+MAX_WAIT_SECONDS = 60
 
-LOOKS = 50
+MAX_READS = 50
 """Waiters that look at once: where the ledger hangs, no request queues for a thread behind all of them."""
 
-Wanted = Callable[[Job | Change], bool]
+Condition = Callable[[Job | JobChange], bool]
 
 
-class Listener:
-    """Somebody who waits for one job to be as `wanted`."""
+class Waiter:
+    """Somebody who waits for one job to be as `condition`."""
 
-    def __init__(self, wanted: Wanted) -> None:
-        self.wanted = wanted
+    def __init__(self, condition: Condition) -> None:
+        self.condition = condition
         self._event = asyncio.Event()
-        self._news: Job | None = None
+        self._job: Job | None = None
 
-    def wake(self, news: Job | None = None) -> None:
+    def wake(self, job: Job | None = None) -> None:
         """Tell of the job as it is now; to be called on the event loop."""
-        self._news = news
+        self._job = job
         self._event.set()
 
-    async def changed(self, seconds: float) -> Job | None:
+    async def wait(self, seconds: float) -> Job | None:
         """Return at the next waking, or after so many seconds: the job, if it is known."""
         try:
             async with asyncio.timeout(seconds):
@@ -49,36 +49,36 @@ class Listener:
         except TimeoutError:
             return None
         self._event.clear()
-        return self._news
+        return self._job
 
 
-class Waiting:
+class JobWaiters:
     """All who wait for jobs, and the thread that hears of changes."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._listeners: dict[str, set[Listener]] = {}
+        self._waiters: dict[str, set[Waiter]] = {}
         self._lock = threading.Lock()
         self._watch: Watch | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._hear, name="ledger-watch", daemon=True)
+        self._thread = threading.Thread(target=self._watch_changes, name="ledger-watch", daemon=True)
         self._log = get_logger("watch")
-        self.news = News(ledger)
-        self.looks = CapacityLimiter(LOOKS)
+        self.broadcaster = Broadcaster(ledger)
+        self.read_limiter = CapacityLimiter(MAX_READS)
         self.closing = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to hear of changes; listeners are woken on this loop."""
         self._loop = loop
-        self.news.start(loop)
+        self.broadcaster.start(loop)
         self._thread.start()
 
     def close(self) -> None:
         """Let everybody go, for nobody waits in a process that shuts down. To be called on the loop."""
         self.closing = True
-        self.news.close()
+        self.broadcaster.close()
         with self._lock:
-            everybody = [listener for listeners in self._listeners.values() for listener in listeners]
+            everybody = [listener for listeners in self._waiters.values() for listener in listeners]
         for listener in everybody:
             listener.wake()
 
@@ -90,37 +90,37 @@ class Waiting:
         self._thread.join()
 
     @contextmanager
-    def listen(self, job: str, wanted: Wanted = lambda _: True) -> Iterator[Listener]:
-        """Hear from now on of changes that leave a job as `wanted`; may be entered in any thread."""
-        listener = Listener(wanted)
+    def listen(self, job: str, condition: Condition = lambda _: True) -> Iterator[Waiter]:
+        """Hear from now on of changes that leave a job as `condition`; may be entered in any thread."""
+        waiter = Waiter(condition)
         with self._lock:
-            self._listeners.setdefault(job, set()).add(listener)
+            self._waiters.setdefault(job, set()).add(waiter)
         try:
-            yield listener
+            yield waiter
         finally:
             with self._lock:
-                self._listeners[job].discard(listener)
-                if not self._listeners[job]:
-                    del self._listeners[job]
+                self._waiters[job].discard(waiter)
+                if not self._waiters[job]:
+                    del self._waiters[job]
 
-    async def until_wanted(
-        self, listener: Listener, job: Job, *, seconds: float, may_wait: Callable[[], bool]
+    async def wait_until(
+        self, waiter: Waiter, job: Job, *, seconds: float, may_wait: Callable[[], bool]
     ) -> Job:
         """The job once it is as the listener wanted, or as it was last known after so many seconds, or when
         they may wait no longer; that is asked in a thread, each second.
         """
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
-        while not listener.wanted(job) and not self.closing and (left := end - clock()) > 0:
-            news = await listener.changed(min(left, RECHECK_SECONDS))
-            if news is None:
-                news = await to_thread.run_sync(self._look, job, may_wait, limiter=self.looks)
-            if news is None:
+        while not waiter.condition(job) and not self.closing and (left := end - clock()) > 0:
+            changed = await waiter.wait(min(left, RECHECK_SECONDS))
+            if changed is None:
+                changed = await to_thread.run_sync(self._read, job, may_wait, limiter=self.read_limiter)
+            if changed is None:
                 break
-            job = news
+            job = changed
         return job
 
-    def _look(self, job: Job, may_wait: Callable[[], bool]) -> Job | None:
+    def _read(self, job: Job, may_wait: Callable[[], bool]) -> Job | None:
         """The job as it is now, None for who may not wait; a ledger that is out of reach changes nothing, and
         is waited for once.
         """
@@ -129,42 +129,42 @@ class Waiting:
         except LedgerUnavailable:
             return job
 
-    def _hear(self) -> None:
+    def _watch_changes(self) -> None:
         while not self._stop.is_set():
             try:
                 with self._ledger.watch() as self._watch:
-                    self.news.interrupt()
-                    self._tell_all(self._watch)
+                    self.broadcaster.reset()
+                    self._handle_all(self._watch)
             except Exception as error:  # noqa: BLE001 - whatever it is, the next changes must be heard of
                 self._log.warning("changes are not heard of", reason=f"{type(error).__name__}: {error}")
                 self._stop.wait(RECHECK_SECONDS)
 
-    def _tell_all(self, watch: Watch) -> None:
+    def _handle_all(self, watch: Watch) -> None:
         # `stop` sets the flag before it looks for a watch to close, so one of the two sees the other.
         if self._stop.is_set():
             return
-        for change in watch.steadily():
+        for change in watch.poll():
             if change is not None:
-                self._pass_on(change)
-            self.news.tick()
+                self._handle(change)
+            self.broadcaster.flush_progress()
 
-    def _pass_on(self, change: Change) -> None:
+    def _handle(self, change: JobChange) -> None:
         """Read the job where anybody wants to see it, once for all of them."""
-        woken, shown = self._wanting(change), self.news.hear(change)
+        woken, shown = self._find_waiters(change), self.broadcaster.note(change)
         job: Job | None = None
         if woken or shown:
             with suppress(UnknownJob):
                 job = self._ledger.read(change.id)
         if job and shown:
-            self.news.show(job)
-        self._tell(woken, job)
+            self.broadcaster.publish(job)
+        self._wake(woken, job)
 
-    def _wanting(self, change: Change) -> list[Listener]:
+    def _find_waiters(self, change: JobChange) -> list[Waiter]:
         with self._lock:
-            listeners = tuple(self._listeners.get(change.id, ()))
+            listeners = tuple(self._waiters.get(change.id, ()))
         deleted = change.status == "deleted"
-        return [listener for listener in listeners if deleted or listener.wanted(change)]
+        return [listener for listener in listeners if deleted or listener.condition(change)]
 
-    def _tell(self, listeners: Iterable[Listener], job: Job | None) -> None:
-        for listener in listeners:
+    def _wake(self, waiters: Iterable[Waiter], job: Job | None) -> None:
+        for listener in waiters:
             self._loop.call_soon_threadsafe(listener.wake, job)

@@ -17,13 +17,13 @@ from prometheus_client.registry import Collector
 
 from touchstone.errors import LedgerUnavailable
 from touchstone.ledger.ledger import Ledger
-from touchstone.ledger.replies import Worker
+from touchstone.ledger.replies import WorkerHeartbeat
 from touchstone.models import zoo
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
-class Durations:
+class RequestMetrics:
     """A registry of its own, and in it the durations of requests by route."""
 
     def __init__(self) -> None:
@@ -32,16 +32,16 @@ class Durations:
             "touchstone_http_request_seconds",
             "Time from a request to the end of its answer.",
             ("route", "method", "status"),
-            buckets=_SECONDS,
+            buckets=_BUCKETS,
             registry=self.registry,
         )
 
-    def note(self, route: str, method: str, status: int, seconds: float) -> None:
+    def observe(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one request."""
         self._histogram.labels(route, method, str(status)).observe(seconds)
 
 
-class Figures(Collector):
+class ServiceCollector(Collector):
     """What the ledger and the workers' last signs of life say, read at each scrape."""
 
     def __init__(self, ledger: Ledger, free: Callable[[], int | None]) -> None:
@@ -57,8 +57,12 @@ class Figures(Collector):
         if (free := self._free()) is not None:
             yield _gauge("touchstone_storage_free_bytes", "Room on the disk that files lie on.", free)
         try:
-            queue, counts, workers = self._ledger.queue(), self._ledger.counts(), self._ledger.workers()
-            deliveries = self._ledger.outbox.counts()
+            queue, counts, workers = (
+                self._ledger.queue(),
+                self._ledger.count_by_status(),
+                self._ledger.workers(),
+            )
+            deliveries = self._ledger.outbox.count_by_status()
         except LedgerUnavailable:
             yield _gauge("touchstone_ledger_up", "Whether the ledger answers.", 0)
             return
@@ -71,7 +75,7 @@ class Figures(Collector):
         yield _histogram("touchstone_batch_rows", "Rows of a batch.", workers, "batch_rows")
         yield _histogram("touchstone_step_seconds", "Time that a batch takes.", workers, "step_seconds")
         yield _queries(workers)
-        yield _resident(workers)
+        yield _resident_models(workers)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
@@ -85,7 +89,7 @@ def _by_status(name: str, text: str, counts: Mapping[Any, int]) -> Metric:
     return family
 
 
-def _histogram(name: str, text: str, workers: list[Worker], key: str) -> Metric:
+def _histogram(name: str, text: str, workers: list[WorkerHeartbeat], key: str) -> Metric:
     family = HistogramMetricFamily(name, text, labels=("worker",))
     for worker in workers:
         data = worker.info.get(key)
@@ -96,7 +100,7 @@ def _histogram(name: str, text: str, workers: list[Worker], key: str) -> Metric:
     return family
 
 
-def _queries(workers: list[Worker]) -> Metric:
+def _queries(workers: list[WorkerHeartbeat]) -> Metric:
     family = CounterMetricFamily(
         "touchstone_queries", "Rows that the models were asked for.", labels=("worker", "pass")
     )
@@ -106,17 +110,17 @@ def _queries(workers: list[Worker]) -> Metric:
     return family
 
 
-def _resident(workers: list[Worker]) -> Metric:
+def _resident_models(workers: list[WorkerHeartbeat]) -> Metric:
     family = GaugeMetricFamily(
         "touchstone_resident_models", "Models kept loaded.", labels=("worker", "model")
     )
     for worker in workers:
-        loaded = Counter(_named(one["id"]) for one in worker.info.get("resident_models", ()))
+        loaded = Counter(_public_name(one["id"]) for one in worker.info.get("resident_models", ()))
         for model, count in loaded.items():
             family.add_metric((worker.id, model), count)
     return family
 
 
-def _named(model: str) -> str:
+def _public_name(model: str) -> str:
     """What everybody may know of a model's name."""
     return model if model in zoo.manifests() else "registered"

@@ -7,28 +7,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Arrivals:
+class PendingUploads:
     """Bytes that are expected. Changed on the event loop alone, and read in any thread."""
 
     def __init__(self) -> None:
-        self._expected: Counter[str] = Counter()
+        self._reserved: Counter[str] = Counter()
 
     @contextmanager
-    def expecting(self, tenant: str, size: int) -> Iterator[None]:
+    def reserve(self, tenant: str, size: int) -> Iterator[None]:
         """Count so many bytes at most for as long as the block lasts."""
-        self._expected[tenant] += size
+        self._reserved[tenant] += size
         try:
             yield
         finally:
-            self._expected[tenant] -= size
-            if not self._expected[tenant]:
-                del self._expected[tenant]
+            self._reserved[tenant] -= size
+            if not self._reserved[tenant]:
+                del self._reserved[tenant]
 
     def of(self, tenant: str) -> int:
         """What comes from one tenant."""
-        return self._expected.get(tenant, 0)
+        return self._reserved.get(tenant, 0)
 
     @property
     def all(self) -> int:
         """What comes from everybody."""
-        return sum(tuple(self._expected.values()))
+        return sum(tuple(self._reserved.values()))

@@ -26,7 +26,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
-class Received:
+class RawBody:
     """A body as it came, not yet parsed: that may take long, and is not done on the event loop."""
 
     content_type: str
@@ -41,22 +41,22 @@ class Body:
     image: bytes
 
 
-def most_bytes(upload_limit: int) -> int:
+def max_body_bytes(upload_limit: int) -> int:
     """The most bytes that a body with an image of the allowed size has; base64 takes four for three."""
     return upload_limit * 4 // 3 + _ENVELOPE
 
 
-async def receive(request: Request, *types: str) -> Received:
+async def receive(request: Request, *types: str) -> RawBody:
     """Take the body in; 415 where its type is none of those given, or none of the two that there are. An
     empty type stands for none at all.
     """
     check_type(request, *(types or (MULTIPART, JSON)))
     # `request.body()` would hold it for as long as the request lasts, which may be a minute of waiting.
     content = b"".join([piece async for piece in request.stream()])
-    return Received(request.headers.get("content-type", ""), content)
+    return RawBody(request.headers.get("content-type", ""), content)
 
 
-def check_type(request: Request, *possible: str) -> str:
+def check_type(request: Request, *allowed: str) -> str:
     """The body's media type; 415 where that is none of these, or where the body is compressed."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
@@ -65,18 +65,18 @@ def check_type(request: Request, *possible: str) -> str:
             "Content-Encoding: send the body as it is, not compressed",
             {"Accept-Encoding": "identity"},
         )
-    found = _media(request.headers.get("content-type", ""))
-    if found not in possible:
-        named = [name for name in possible if name]
+    found = _media_type(request.headers.get("content-type", ""))
+    if found not in allowed:
+        named = [name for name in allowed if name]
         raise HTTPException(415, f"Content-Type: expected {' or '.join(named)}", {"Accept": ", ".join(named)})
     return found
 
 
-def _media(content_type: str) -> str:
+def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def parse(received: Received, upload_limit: int) -> Body:
+def parse(received: RawBody, upload_limit: int) -> Body:
     """Fields and image of a body that was taken in."""
     fields = fields_of(received)
     image = fields.pop("image", None)
@@ -88,21 +88,21 @@ def parse(received: Received, upload_limit: int) -> Body:
     return Body(fields, image_bytes(image, upload_limit))
 
 
-def fields_of(received: Received) -> dict[str, Any]:
+def fields_of(received: RawBody) -> dict[str, Any]:
     """Every field of a body that was taken in, unchecked."""
-    if _media(received.content_type) == MULTIPART:
+    if _media_type(received.content_type) == MULTIPART:
         return _form_fields(received)
     return json_fields(received.content)
 
 
-def _form_fields(received: Received) -> dict[str, Any]:
+def _form_fields(received: RawBody) -> dict[str, Any]:
     try:
-        return once(multipart.read(received.content, received.content_type))
+        return unique_fields(multipart.read(received.content, received.content_type))
     except multipart.FormError as error:
-        invalid(str(error)[:200])
+        raise_invalid(str(error)[:200])
 
 
-def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Fields by name; raises `InvalidParameter` where one is given twice."""
     doubled = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if doubled:
@@ -113,18 +113,18 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def json_fields(text: bytes) -> dict[str, Any]:
     """The members of a JSON object, unchecked; 400 where it is none."""
     if not text.strip():
-        invalid("the body is empty; expected a JSON object")
+        raise_invalid("the body is empty; expected a JSON object")
     try:
-        value = json.loads(text.decode(), object_pairs_hook=once, parse_constant=_refuse_constant)
+        value = json.loads(text.decode(), object_pairs_hook=unique_fields, parse_constant=_refuse_constant)
         if _SURROGATE.search(text):
             # Half a surrogate pair can be written in JSON, but not in anything after it.
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        invalid("the JSON is nested too deeply")
+        raise_invalid("the JSON is nested too deeply")
     except ValueError as error:
-        invalid(f"not JSON: {str(error)[:200]}")
+        raise_invalid(f"not JSON: {str(error)[:200]}")
     if not isinstance(value, Mapping):
-        invalid("expected a JSON object whose members are the fields")
+        raise_invalid("expected a JSON object whose members are the fields")
     return dict(value)
 
 
@@ -132,7 +132,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def invalid(detail: str) -> NoReturn:
+def raise_invalid(detail: str) -> NoReturn:
     """The body cannot be read: 400."""
     raise HTTPException(400, detail)
 
@@ -142,7 +142,7 @@ def image_bytes(value: Any, limit: int) -> bytes:
     if isinstance(value, bytes):
         data = value
     elif isinstance(value, str):
-        data = _from_text(value)
+        data = _decode_text(value)
     else:
         raise InvalidParameter("image: expected a file, a data URL or base64", field="image")
     if len(data) > limit:
@@ -150,7 +150,7 @@ def image_bytes(value: Any, limit: int) -> bytes:
     return data
 
 
-def _from_text(text: str) -> bytes:
+def _decode_text(text: str) -> bytes:
     start = _DATA_URL.match(text)
     try:
         return base64.b64decode("".join(text[start.end() if start else 0 :].split()), validate=True)

@@ -6,18 +6,18 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.state.backend import Backend
+from service.state.backend import TenantBackend
 from service.submissions import bodies
-from service.submissions.bodies import Received
-from service.submissions.validation import Prepared, Seconds, check_cost, check_model
-from service.submissions.webhook_urls import WEBHOOK, Url, check_receiver
+from service.submissions.bodies import RawBody
+from service.submissions.validation import PreparedJob, Seconds, check_cost, check_model
+from service.submissions.webhook_urls import WEBHOOK, Url, check_webhook_url
 from touchstone.errors import JobConflict
 from touchstone.fields import Count, Distance, refuse_unknown
 from touchstone.ledger.records import Job, Submission
 from touchstone.methods import Certificate, find, invalid_parameter
 
 
-class Continue(BaseModel):
+class ContinuationFields(BaseModel):
     """How a certificate goes on; what is left out stays as it was."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,12 +32,12 @@ class Continue(BaseModel):
     webhook: Url | None = WEBHOOK
 
 
-def continuation(job: Job, received: Received, *, backend: Backend) -> Prepared:
+def prepare_continuation(job: Job, received: RawBody, *, backend: TenantBackend) -> PreparedJob:
     """A new job that goes on where a certificate under the e-process ended; `JobConflict` for any other."""
-    method = _continuable(job)
+    method = _check_continuable(job)
     check_model(job.submission, backend.models)
-    asked = _asked(received)
-    check_receiver(asked.webhook, backend.settings)
+    asked = _parse(received)
+    check_webhook_url(asked.webhook, backend.settings)
     passes = check_cost(method.model_copy(update={"n": asked.n}), backend.settings.cost_limit)
     before, sampling = job.submission, (job.result or {})["sampling"]
     changes: dict[str, Any] = {"n": sampling["n_used"] + asked.n}
@@ -53,25 +53,25 @@ def continuation(job: Job, received: Received, *, backend: Backend) -> Prepared:
             "rerun_of": None,
         }
     )
-    return Prepared(submission, backend.blobs.get(before.source), passes)
+    return PreparedJob(submission, backend.blobs.get(before.source), passes)
 
 
-def _asked(received: Received) -> Continue:
+def _parse(received: RawBody) -> ContinuationFields:
     fields = bodies.fields_of(received)
-    refuse_unknown(fields, list(Continue.model_fields), "continue")
+    refuse_unknown(fields, list(ContinuationFields.model_fields), "continue")
     try:
-        return Continue.model_validate(fields)
+        return ContinuationFields.model_validate(fields)
     except ValidationError as error:
         raise invalid_parameter(error) from None
 
 
-def _continuable(job: Job) -> Certificate:
+def _check_continuable(job: Job) -> Certificate:
     asked = job.submission
     method = find(asked.method).parse(asked.parameters) if asked.kind == "certificate" else None
     if not isinstance(method, Certificate):
         raise JobConflict(f"the job is of kind {asked.kind}; only a certificate has samples to add to")
-    if method.pool() is None:
-        raise JobConflict(_fixed(asked))
+    if method.pooling_parameters() is None:
+        raise JobConflict(_explain_fixed_rule(asked))
     if job.status not in ("succeeded", "canceled") or job.result is None:
         raise JobConflict(
             f"the job is {job.status} and has no counts to go on from; only a certificate that has ended "
@@ -80,9 +80,9 @@ def _continuable(job: Job) -> Certificate:
     return method
 
 
-def _fixed(asked: Submission) -> str:
-    rule = asked.parameters.get("rule", "fixed")
+def _explain_fixed_rule(submission: Submission) -> str:
+    rule = submission.parameters.get("rule", "fixed")
     return (
-        f"{asked.method} under the rule {rule} plans its samples before it starts, and more of them would "
+        f"{submission.method} under the rule {rule} plans its samples before it starts, and more of them would "
         "void what it proves; submit a new job of smoothing with rule=e_process, which may go on at any time"
     )

@@ -17,21 +17,21 @@ from starlette.exceptions import HTTPException
 
 from service.http import body_limits
 from service.submissions import bodies
-from service.submissions.multipart import Form, FormError, Room, Sink, Value
+from service.submissions.multipart import Form, FormError, FormLimits, Sink, Value
 from touchstone.errors import StorageFull
-from touchstone.storage.blobs import Blobs, storing
+from touchstone.storage.blobs import Blobs, map_disk_errors
 
-MOST_TEXT = 8 * 2**20
+MAX_TEXT = 8 * 2**20
 """The most bytes of a part that is not the file."""
 
-ENVELOPE = 2 * MOST_TEXT
+ENVELOPE = 2 * MAX_TEXT
 """What a body may have besides the file."""
 
 CHUNK = 2**20
 
 
 @dataclass
-class Saved:
+class SpooledFile:
     """A file on the disk with the digest of what came; beyond `limit` bytes it is counted and not written."""
 
     path: Path
@@ -52,12 +52,12 @@ class Saved:
         self.size += len(data)
         if self.size <= self.limit:
             self._digest.update(data)
-            with storing():
+            with map_disk_errors():
                 self._file.write(data)
 
     def close(self) -> None:
         """Write what is left to write."""
-        with storing():
+        with map_disk_errors():
             self._file.close()
 
     def discard(self) -> None:
@@ -68,42 +68,44 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class Taken:
+class UploadedForm:
     """The parts of a form, its file apart."""
 
     parts: list[tuple[str, Value]]
-    file: Saved
+    file: SpooledFile
 
 
 @asynccontextmanager
-async def taken(request: Request, blobs: Blobs, *, name: str, limit: int) -> AsyncIterator[Taken]:
+async def receive_form(
+    request: Request, blobs: Blobs, *, name: str, limit: int
+) -> AsyncIterator[UploadedForm]:
     """Take a form in whose part `name` is a file of up to `limit` bytes; the file is deleted at the end.
 
     One that is larger is heard out, so that its sender gets to read why it is refused.
     """
     body_limits.allow(request, limit + ENVELOPE)
-    saved = await to_thread.run_sync(_opened, blobs, limit)
+    saved = await to_thread.run_sync(_open_spool, blobs, limit)
     try:
         parts = await _read(request, {name: saved})
         await to_thread.run_sync(saved.close)
-        yield Taken(parts, saved)
+        yield UploadedForm(parts, saved)
     finally:
         with CancelScope(shield=True):
             await to_thread.run_sync(saved.discard)
 
 
-def _opened(blobs: Blobs, limit: int) -> Saved:
-    with storing():
-        handle, path = tempfile.mkstemp(dir=blobs.incoming(), prefix="upload-")
+def _open_spool(blobs: Blobs, limit: int) -> SpooledFile:
+    with map_disk_errors():
+        handle, path = tempfile.mkstemp(dir=blobs.incoming_folder(), prefix="upload-")
     os.close(handle)
-    return Saved(Path(path), limit)
+    return SpooledFile(Path(path), limit)
 
 
 async def _read(request: Request, sinks: dict[str, Sink]) -> list[tuple[str, Value]]:
     bodies.check_type(request, bodies.MULTIPART)
     chunks = _chunks(request)
     try:
-        form = Form(request.headers["content-type"], sinks=sinks, room=Room(MOST_TEXT, MOST_TEXT))
+        form = Form(request.headers["content-type"], sinks=sinks, limits=FormLimits(MAX_TEXT, MAX_TEXT))
         async for chunk in chunks:
             await to_thread.run_sync(form.feed, chunk)
         return form.parts()

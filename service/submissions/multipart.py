@@ -13,8 +13,8 @@ from python_multipart.multipart import parse_options_header
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-MOST_PARTS = 64
-LONGEST_TEXT = 64 * 2**10
+MAX_PARTS = 64
+MAX_TEXT = 64 * 2**10
 
 Value = str | bytes
 """Text, or the bytes of a file."""
@@ -39,10 +39,10 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Room:
+class FormLimits:
     """The most bytes of one part, as text and as a file."""
 
-    text: int = LONGEST_TEXT
+    text: int = MAX_TEXT
     file: int = 2**40
 
 
@@ -53,12 +53,12 @@ class Form:
     """
 
     def __init__(
-        self, content_type: str, *, sinks: Mapping[str, Sink] | None = None, room: Room | None = None
+        self, content_type: str, *, sinks: Mapping[str, Sink] | None = None, limits: FormLimits | None = None
     ) -> None:
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
             raise FormError("Content-Type: the boundary is missing")
-        self._parts = _Parts(sinks or {}, room or Room())
+        self._parts = _Parts(sinks or {}, limits or FormLimits())
         self._parser = _parser(boundary, self._parts)
 
     def feed(self, content: bytes) -> None:
@@ -87,7 +87,7 @@ class _Parts:
     """Collects what the parser finds."""
 
     sinks: Mapping[str, Sink]
-    room: Room
+    limits: FormLimits
     values: list[tuple[str, Value]] = field(default_factory=list)
     ended: bool = False
 
@@ -104,8 +104,8 @@ class _Parts:
         }
 
     def _begin(self) -> None:
-        if len(self.values) == MOST_PARTS:
-            raise FormParserError(f"more than {MOST_PARTS} parts")
+        if len(self.values) == MAX_PARTS:
+            raise FormParserError(f"more than {MAX_PARTS} parts")
         self._disposition = b""
         self._name = self._value = b""
         self._pieces: list[bytes] = []
@@ -125,22 +125,22 @@ class _Parts:
         options = parse_options_header(self._disposition)[1]
         if b"name" not in options:
             raise FormParserError("a part has no name")
-        self._title, self._is_file = options[b"name"].decode(), b"filename" in options
-        self._sink = self.sinks.get(self._title) if self._is_file else None
-        self._size, self._most = 0, self.room.file if self._is_file else self.room.text
+        self._field, self._is_file = options[b"name"].decode(), b"filename" in options
+        self._sink = self.sinks.get(self._field) if self._is_file else None
+        self._size, self._limit = 0, self.limits.file if self._is_file else self.limits.text
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._sink is not None:
             self._sink.write(data[start:end])
             return
         self._size += end - start
-        if self._size > self._most:
-            raise FormParserError(f"a field has more than {self._most:,} bytes")
+        if self._size > self._limit:
+            raise FormParserError(f"a field has more than {self._limit:,} bytes")
         self._pieces.append(data[start:end])
 
     def _end(self) -> None:
         content = b"".join(self._pieces)
-        self.values.append((self._title, content if self._is_file else content.decode()))
+        self.values.append((self._field, content if self._is_file else content.decode()))
 
     def _form_end(self) -> None:
         self.ended = True

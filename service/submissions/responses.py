@@ -8,15 +8,15 @@ from fastapi import Request, Response
 
 from service import downloads, problems, schemas
 from service import headers as preferences
-from service.dependencies import backend_of
+from service.dependencies import get_tenant_backend
 from touchstone.ledger.records import TERMINAL, Job
-from touchstone.ledger.replies import Change
+from touchstone.ledger.replies import JobChange
 
 ADVERSARIAL = "adversarial.png"
 _POLL_SECONDS = 1
 
 
-def is_over(job: Job | Change) -> bool:
+def is_over(job: Job | JobChange) -> bool:
     """Whether the job has reached a status that never changes."""
     return job.status in TERMINAL
 
@@ -30,7 +30,7 @@ def job_response(
     ahead: int | None = None,
 ) -> Response:
     """The job as JSON."""
-    headers = _kept_as(job)
+    headers = _cache_headers(job)
     if location:
         headers["Location"] = schemas.path(job.id)
     if status == 202:
@@ -40,41 +40,43 @@ def job_response(
     return Response(schemas.show(job, ahead=ahead).model_dump_json(), status, headers, "application/json")
 
 
-def unchanged(job: Job) -> Response:
+def not_modified(job: Job) -> Response:
     """That the job is as the client knows it, and what a cache keeps of the answer that this stands for."""
-    return Response(status_code=304, headers=_kept_as(job))
+    return Response(status_code=304, headers=_cache_headers(job))
 
 
-def _kept_as(job: Job) -> dict[str, str]:
+def _cache_headers(job: Job) -> dict[str, str]:
     return {"ETag": schemas.etag(job), "Cache-Control": "no-cache", "Vary": "Accept, Prefer"}
 
 
-async def show(request: Request, job: Job, *, waited: bool) -> Response:
+async def respond(request: Request, job: Job, *, waited: bool) -> Response:
     """The job, or where it is a finished attack and the client prefers an image, the image itself."""
     if not (waited and is_over(job)):
         return job_response(job, status=202, waited=waited, location=True)
     if preferences.wants_png(request) and job.submission.kind == "attack":
-        return await _image(request, job)
+        return await _image_response(request, job)
     return job_response(job, waited=True, location=True)
 
 
-async def _image(request: Request, job: Job) -> Response:
+async def _image_response(request: Request, job: Job) -> Response:
     """The adversarial image itself, or the problem of the job that did not make one."""
     if job.status != "succeeded":
-        return failed(request, job, {**_described_by(job), **preferences.APPLIED})
-    response = await downloads.whole(backend_of(request), job, ADVERSARIAL)
-    response.headers.update({**preferences.APPLIED, **_described_by(job), "Location": schemas.path(job.id)})
+        return problem_response(request, job, {**_link_headers(job), **preferences.APPLIED})
+    response = await downloads.build_file_response(get_tenant_backend(request), job, ADVERSARIAL)
+    response.headers.update({**preferences.APPLIED, **_link_headers(job), "Location": schemas.path(job.id)})
     response.headers["Vary"] = "Accept, Prefer"
     return response
 
 
-def failed(request: Request, job: Job, headers: Mapping[str, str]) -> Response:
+def problem_response(request: Request, job: Job, headers: Mapping[str, str]) -> Response:
     """The problem of a job that did not succeed."""
     code = job.error.code if job.error else job.status
     detail = job.error.detail if job.error else f"the job was {job.status}"
     extra = {**(job.error.extra if job.error else {}), "job": schemas.path(job.id)}
-    return problems.write(request, problems.status_of(code), code, detail, extra=extra, headers=headers)
+    return problems.build_response(
+        request, problems.status_of(code), code, detail, extra=extra, headers=headers
+    )
 
 
-def _described_by(job: Job) -> dict[str, str]:
+def _link_headers(job: Job) -> dict[str, str]:
     return {"Link": f'<{schemas.path(job.id)}>; rel="describedby"'}

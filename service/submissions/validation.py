@@ -11,24 +11,24 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from service.submissions import bodies
-from service.submissions.bodies import Received
-from service.submissions.webhook_urls import WEBHOOK, Url, check_receiver
+from service.submissions.bodies import RawBody
+from service.submissions.webhook_urls import WEBHOOK, Url, check_webhook_url
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction, refuse_unknown
-from touchstone.ledger.quotas import Needs
-from touchstone.ledger.records import ImageRef, JobKind, ModelRef, Submission, leaves_of
-from touchstone.methods import Method, cost_of, invalid_parameter
+from touchstone.ledger.quotas import QuotaUsage
+from touchstone.ledger.records import ImageRef, JobKind, ModelRef, Submission, max_output_bytes
+from touchstone.methods import Method, invalid_parameter, total_cost
 from touchstone.methods import find as find_method
-from touchstone.methods.compatibility import check_fit, resolved
+from touchstone.methods.compatibility import check_compatible, resolve_parameters
 from touchstone.methods.prediction import Predict
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import Shelf, find
-from touchstone.sandbox.decoder_pool import Decoders
+from touchstone.models.store import ModelStore, find_model
+from touchstone.sandbox.decoder_pool import DecoderPool
 from touchstone.settings import Settings
 from touchstone.storage.blobs import Blobs
 
-LONGEST_DEADLINE = 3600
-LONGEST_NAME = 64 + len("@sha256:") + 64
+MAX_DEADLINE = 3600
+MAX_NAME = 64 + len("@sha256:") + 64
 
 
 def _index_or_name(value: Any) -> Any:
@@ -37,9 +37,7 @@ def _index_or_name(value: Any) -> Any:
     return str(value)
 
 
-Seconds = Annotated[
-    float, Field(gt=0, le=LONGEST_DEADLINE, allow_inf_nan=False), BeforeValidator(parse_fraction)
-]
+Seconds = Annotated[float, Field(gt=0, le=MAX_DEADLINE, allow_inf_nan=False), BeforeValidator(parse_fraction)]
 """A time to run."""
 
 Class = Annotated[
@@ -53,14 +51,14 @@ Class = Annotated[
 """A class by its index or its name, as text."""
 
 
-class Asked(BaseModel):
+class CommonFields(BaseModel):
     """What every submission may say besides the method's own parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(
         min_length=1,
-        max_length=LONGEST_NAME,
+        max_length=MAX_NAME,
         description="A model's id, as `GET /v1/models` lists them: its current version. `id@digest` names "
         "a certain one; twelve hexadecimal digits do.",
     )
@@ -73,7 +71,7 @@ class Asked(BaseModel):
     webhook: Url | None = WEBHOOK
 
 
-class AskedOfAttack(Asked):
+class AttackFields(CommonFields):
     """What the submission of an attack may say besides."""
 
     label: Class | None = Field(
@@ -88,7 +86,7 @@ class AskedOfAttack(Asked):
     )
 
 
-class AskedOfCost(BaseModel):
+class CostFields(BaseModel):
     """What the question for a cost may say besides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,7 +94,7 @@ class AskedOfCost(BaseModel):
     model: str | None = Field(
         None,
         min_length=1,
-        max_length=LONGEST_NAME,
+        max_length=MAX_NAME,
         description="A model's id: the seconds are estimated for it.",
         examples=["fashion-mnist-cnn"],
     )
@@ -106,7 +104,7 @@ A = TypeVar("A", bound=BaseModel)
 
 
 @dataclass
-class Prepared:
+class PreparedJob:
     """A submission, and until it is stored the canonical PNG or the file that it points to."""
 
     submission: Submission
@@ -114,13 +112,13 @@ class Prepared:
     passes: int = 0
     """The most that the job may ask the model."""
 
-    def needs(self) -> Needs:
-        """What the job takes of its tenant's allowance; to be asked before `keep`."""
+    def needs(self) -> QuotaUsage:
+        """What the job takes of its tenant's allowance; to be asked before `store`."""
         source = self.source
         size = source.stat().st_size if isinstance(source, Path) else len(source or b"")
-        return Needs(self.passes, size, leaves_of(self.submission))
+        return QuotaUsage(self.passes, size, max_output_bytes(self.submission))
 
-    def keep(self, blobs: Blobs) -> None:
+    def store(self, blobs: Blobs) -> None:
         """Store what it points to, and let go of it: the client may wait for the job for long."""
         if isinstance(self.source, Path):
             blobs.put_file(self.source, self.submission.source)
@@ -133,20 +131,22 @@ class Prepared:
         return hashlib.sha256(self.submission.model_dump_json().encode()).hexdigest()
 
 
-def method_submission(
-    method: type[Method], received: Received, *, settings: Settings, shelf: Shelf, decoders: Decoders
-) -> Prepared:
+def prepare_method(
+    method: type[Method], received: RawBody, *, settings: Settings, store: ModelStore, decoders: DecoderPool
+) -> PreparedJob:
     """Check the submission of an attack or a certificate."""
     body = bodies.parse(received, settings.upload_limit)
-    asked, parameters = _split(body.fields, asked_of(method), method, method.info.name)
+    asked, parameters = _split(body.fields, request_fields(method), method, method.info.name)
     chosen = method.parse(parameters)
-    manifest = find(shelf, asked.model)
-    check_fit(chosen, manifest)
-    check_receiver(asked.webhook, settings)
-    chosen = resolved(chosen, manifest, shelf)
-    label, target = _classes(method, manifest, asked) if isinstance(asked, AskedOfAttack) else (None, None)
+    manifest = find_model(store, asked.model)
+    check_compatible(chosen, manifest)
+    check_webhook_url(asked.webhook, settings)
+    chosen = resolve_parameters(chosen, manifest, store)
+    label, target = (
+        _resolve_classes(method, manifest, asked) if isinstance(asked, AttackFields) else (None, None)
+    )
     passes = check_cost(chosen, settings.cost_limit)
-    return _prepared(
+    return _build_job(
         decoders.canonical(body.image),
         asked,
         manifest,
@@ -159,21 +159,23 @@ def method_submission(
     )
 
 
-def asked_of(method: type[Method]) -> type[Asked]:
+def request_fields(method: type[Method]) -> type[CommonFields]:
     """What a submission may say besides the method's parameters; a certificate has no use for classes."""
-    return AskedOfAttack if method.kind == "attack" else Asked
+    return AttackFields if method.kind == "attack" else CommonFields
 
 
-def prediction(received: Received, *, settings: Settings, shelf: Shelf, decoders: Decoders) -> Prepared:
+def prepare_prediction(
+    received: RawBody, *, settings: Settings, store: ModelStore, decoders: DecoderPool
+) -> PreparedJob:
     """Check the submission of a prediction."""
     body = bodies.parse(received, settings.upload_limit)
-    asked, parameters = _split(body.fields, Asked, Predict, "predictions")
-    manifest = find(shelf, asked.model)
-    chosen = _predict(parameters, manifest)
-    check_fit(chosen, manifest)
-    check_receiver(asked.webhook, settings)
+    asked, parameters = _split(body.fields, CommonFields, Predict, "predictions")
+    manifest = find_model(store, asked.model)
+    chosen = _parse_prediction(parameters, manifest)
+    check_compatible(chosen, manifest)
+    check_webhook_url(asked.webhook, settings)
     passes = check_cost(chosen, settings.cost_limit)
-    return _prepared(
+    return _build_job(
         decoders.canonical(body.image),
         asked,
         manifest,
@@ -184,27 +186,27 @@ def prediction(received: Received, *, settings: Settings, shelf: Shelf, decoders
     )
 
 
-Costly = tuple[Method | Predict, Manifest | None]
+CostRequest = tuple[Method | Predict, Manifest | None]
 """What would be asked, and of which model where one was named."""
 
 
-def costly_method(method: type[Method], fields: Mapping[str, Any], shelf: Shelf) -> Costly:
+def parse_method_cost(method: type[Method], fields: Mapping[str, Any], store: ModelStore) -> CostRequest:
     """Check what a job of a method would be asked with, as at its submission."""
-    asked, parameters = _split(fields, AskedOfCost, method, f"the cost of {method.info.name}", files=())
+    asked, parameters = _split(fields, CostFields, method, f"the cost of {method.info.name}", files=())
     chosen = method.parse(parameters)
-    manifest = find(shelf, asked.model) if asked.model else None
+    manifest = find_model(store, asked.model) if asked.model else None
     if manifest is not None:
-        check_fit(chosen, manifest)
+        check_compatible(chosen, manifest)
     return chosen, manifest
 
 
-def costly_prediction(fields: Mapping[str, Any], shelf: Shelf) -> Costly:
+def parse_prediction_cost(fields: Mapping[str, Any], store: ModelStore) -> CostRequest:
     """Check what a prediction would be asked with, as at its submission."""
-    asked, parameters = _split(fields, AskedOfCost, Predict, "the cost of predictions", files=())
-    manifest = find(shelf, asked.model) if asked.model else None
-    chosen = _predict(parameters, manifest)
+    asked, parameters = _split(fields, CostFields, Predict, "the cost of predictions", files=())
+    manifest = find_model(store, asked.model) if asked.model else None
+    chosen = _parse_prediction(parameters, manifest)
     if manifest is not None:
-        check_fit(chosen, manifest)
+        check_compatible(chosen, manifest)
     return chosen, manifest
 
 
@@ -226,11 +228,13 @@ def _split(
     return asked, {field: value for field, value in fields.items() if field not in shared}
 
 
-def _classes(method: type[Method], manifest: Manifest, asked: AskedOfAttack) -> tuple[int | None, int | None]:
+def _resolve_classes(
+    method: type[Method], manifest: Manifest, asked: AttackFields
+) -> tuple[int | None, int | None]:
     if asked.target is not None and not method.info.targeted:
         raise InvalidParameter(f"target: {method.info.name} cannot be targeted; leave it out", field="target")
-    label = None if asked.label is None else manifest.label(asked.label)
-    target = None if asked.target is None else manifest.label(asked.target, field="target")
+    label = None if asked.label is None else manifest.resolve_label(asked.label)
+    target = None if asked.target is None else manifest.resolve_label(asked.target, field="target")
     if label is not None and label == target:
         raise InvalidParameter("target: the same class as label; choose another one to reach", field="target")
     return label, target
@@ -238,7 +242,7 @@ def _classes(method: type[Method], manifest: Manifest, asked: AskedOfAttack) -> 
 
 def check_cost(method: Method | Predict, limit: int) -> int:
     """The passes that the job may ask for at most; raises `CostTooHigh` where one job may not."""
-    cost = cost_of(method)
+    cost = total_cost(method)
     if cost.total > limit:
         raise CostTooHigh(
             f"the job may ask the model {cost.total:,} times; at most {limit:,} are allowed:"
@@ -249,21 +253,25 @@ def check_cost(method: Method | Predict, limit: int) -> int:
     return cost.total
 
 
-def passes_of(asked: Submission) -> int:
+def passes_of(submission: Submission) -> int:
     """The passes that a job which was asked for once before may ask for at most."""
-    known: type[Method | Predict] = Predict if asked.kind == "prediction" else find_method(asked.method)
-    return cost_of(known.model_validate(asked.parameters)).total
+    known: type[Method | Predict] = (
+        Predict if submission.kind == "prediction" else find_method(submission.method)
+    )
+    return total_cost(known.model_validate(submission.parameters)).total
 
 
-def check_model(asked: Submission, shelf: Shelf) -> None:
+def check_model(submission: Submission, store: ModelStore) -> None:
     """Raise `JobConflict` where the version that a job ran on is there no longer."""
     try:
-        shelf.manifest(asked.model.id, asked.model.digest)
+        store.manifest(submission.model.id, submission.model.digest)
     except UnknownModel:
-        raise JobConflict(f"the model {asked.model.id} is no longer the one that the job ran on") from None
+        raise JobConflict(
+            f"the model {submission.model.id} is no longer the one that the job ran on"
+        ) from None
 
 
-def _predict(parameters: Mapping[str, Any], manifest: Manifest | None) -> Predict:
+def _parse_prediction(parameters: Mapping[str, Any], manifest: Manifest | None) -> Predict:
     try:
         chosen = Predict.model_validate(parameters)
     except ValidationError as error:
@@ -276,9 +284,9 @@ def _predict(parameters: Mapping[str, Any], manifest: Manifest | None) -> Predic
     return chosen.model_copy(update={"top": min(chosen.top, classes)})
 
 
-def _prepared(
+def _build_job(
     canonical: tuple[bytes, ImageRef],
-    asked: Asked,
+    asked: CommonFields,
     manifest: Manifest,
     *,
     passes: int,
@@ -287,7 +295,7 @@ def _prepared(
     parameters: dict[str, Any],
     label: int | None = None,
     target: int | None = None,
-) -> Prepared:
+) -> PreparedJob:
     png, image = canonical
     submission = Submission(
         kind=kind,
@@ -302,4 +310,4 @@ def _prepared(
         deadline=asked.deadline,
         webhook=asked.webhook,
     )
-    return Prepared(submission, png, passes)
+    return PreparedJob(submission, png, passes)

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from touchstone.errors import AddressRefused
-from touchstone.net.outbound import LONGEST_URL, Outgoing
+from touchstone.net.outbound import MAX_URL, OutboundClient
 from touchstone.settings import Settings
 
-Url = Annotated[str, Field(min_length=1, max_length=LONGEST_URL)]
+Url = Annotated[str, Field(min_length=1, max_length=MAX_URL)]
 """Where something is to be sent."""
 
 WEBHOOK: Any = Field(
@@ -21,11 +21,11 @@ WEBHOOK: Any = Field(
 """The field of a submission."""
 
 
-def check_receiver(url: str | None, settings: Settings, *, field: str = "webhook") -> None:
+def check_webhook_url(url: str | None, settings: Settings, *, field: str = "webhook") -> None:
     """Raise `AddressRefused` for a URL to which nothing could ever be sent; resolves no name."""
     if url is None:
         return
     try:
-        Outgoing(settings.outgoing_allow).check_written(url)
+        OutboundClient(settings.outgoing_allow).check_url(url)
     except AddressRefused as refused:
         raise AddressRefused(f"{field}: {refused.detail.removeprefix('url: ')}", field=field) from None

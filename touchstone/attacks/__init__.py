@@ -2,7 +2,7 @@
 
 import sys
 
-from touchstone.methods.cards import Listing
+from touchstone.methods.cards import MethodPackage
 
 kind = "attack"
-sys.modules[__name__].__class__ = Listing
+sys.modules[__name__].__class__ = MethodPackage

@@ -16,10 +16,10 @@ from touchstone.methods import Cost, Info, RestartedAttack
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Best, Case, Goal, Loss, Plan, Threat
+    from touchstone.engine import Best, Case, Goal, Loss, Plan, PlanOf, Threat
 
 MOMENTUM = 0.75
-WIDER = ((3, 3), (2, 3))
+WIDER_BALLS = ((3, 3), (2, 3))
 """In L1: balls to climb in first, in radii of the real one, and the tenths of the steps that each gets."""
 TINY = 1e-12
 
@@ -57,7 +57,7 @@ class APGD(RestartedAttack):
 
     def cost(self) -> Cost:
         """One climb."""
-        return Cost.climbing(self.steps)
+        return Cost.for_climb(self.steps)
 
     def rounds(self) -> int:
         """One per step."""
@@ -65,40 +65,44 @@ class APGD(RestartedAttack):
 
     def run(self, case: Case) -> Plan:
         """One climb from a random point."""
-        loss = engine.CrossEntropy(case.goal) if self.loss == "ce" else ratio(case.goal)
+        loss = engine.CrossEntropy(case.goal) if self.loss == "ce" else dlr_loss(case.goal)
         best = yield from ascend(case, loss, steps=self.steps, rho=self.rho, early_stop=self.early_stop)
-        return best.found()
+        return best.to_found()
 
 
 def ascend(
-    case: Case, loss: Loss, *, steps: int, rho: float, early_stop: bool, kin: Tensor | None = None
-) -> Asking[Best]:
+    case: Case, loss: Loss, *, steps: int, rho: float, early_stop: bool, image_of_row: Tensor | None = None
+) -> PlanOf[Best]:
     """One attempt at every row, as `engine.climb` makes it."""
     if case.threat.norm.name == "l1":
-        x, steps = yield from _narrowing(case, loss, steps)
-        rule: engine.Rule = Sparse.start(case.threat, x, steps)
+        x, steps = yield from _climb_wider_balls(case, loss, steps)
+        rule: engine.StepRule = SparseStep.start(case.threat, x, steps)
     else:
         x = case.threat.random_start(case.noise)
-        rule = Halving.start(case.threat, x, steps, rho)
-    return (yield from engine.climb(case, x, rule, steps=steps, early_stop=early_stop, loss=loss, kin=kin))
+        rule = HalvingStep.start(case.threat, x, steps, rho)
+    return (
+        yield from engine.climb(
+            case, x, rule, steps=steps, early_stop=early_stop, loss=loss, image_of_row=image_of_row
+        )
+    )
 
 
-def ratio(goal: Goal) -> Loss:
+def dlr_loss(goal: Goal) -> Loss:
     """The difference of logits ratio."""
-    return engine.Scored(_ratio, goal.label, goal.targeted)
+    return engine.CustomLoss(_dlr, goal.label, goal.targeted)
 
 
-def _ratio(logits: Tensor, label: Tensor, targeted: Tensor) -> Tensor:
+def _dlr(logits: Tensor, label: Tensor, targeted: Tensor) -> Tensor:
     """How much the best other logit exceeds the label's (for a target the reverse), over the spread of the
     highest ones.
     """
     own = logits.gather(1, label[:, None])[:, 0]
     other = logits.scatter(1, label[:, None], -torch.inf).amax(1)
     margin = (other - own).where(~targeted, own - other)
-    return margin / spread(logits, fourth=targeted)
+    return margin / dlr_denominator(logits, fourth=targeted)
 
 
-def spread(logits: Tensor, *, fourth: Tensor) -> Tensor:
+def dlr_denominator(logits: Tensor, *, fourth: Tensor) -> Tensor:
     """The highest logit less the third, where `fourth` (B,) less the mean of third and fourth; (B,).
 
     1 on models of fewer classes.
@@ -112,28 +116,28 @@ def spread(logits: Tensor, *, fourth: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Peak(Rows):
+class HighestPoint(Rows):
     """The point of the highest loss so far, with its gradient."""
 
     x: Tensor  # (B, C, H, W)
     grad: Tensor  # (B, C, H, W)
     loss: Tensor  # (B,)
 
-    def or_else(self, other: Peak) -> Peak:
+    def or_else(self, other: HighestPoint) -> HighestPoint:
         """The higher of two points, row by row; of equals the earlier."""
         higher = other.loss > self.loss
-        x, grad = chosen(higher, (other.x, other.grad), (self.x, self.grad))
-        return Peak(x, grad, self.loss.maximum(other.loss))
+        x, grad = select(higher, (other.x, other.grad), (self.x, self.grad))
+        return HighestPoint(x, grad, self.loss.maximum(other.loss))
 
 
-def chosen(mask: Tensor, ours: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def select(mask: Tensor, ours: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Of two pairs of images (B, C, H, W) the first where the mask (B,) is set."""
     shaped = engine.column(mask, ours[0])
     return ours[0].where(shaped, others[0]), ours[1].where(shaped, others[1])
 
 
 @dataclass(frozen=True)
-class Halving(Rows):
+class HalvingStep(Rows):
     """Momentum steps whose size is checked, and halved, at fixed times (L∞ and L2)."""
 
     rho: float
@@ -142,7 +146,7 @@ class Halving(Rows):
     since: int  # steps since the last check
     size: Tensor  # (B,)
     before: Tensor  # (B, C, H, W) the point before this one
-    peak: Peak
+    peak: HighestPoint
     last: Tensor  # (B,) the loss of the point before
     rises: Tensor  # (B,) steps since the last check that raised the loss
     halved: Tensor  # (B,) bool: the step was halved at the last check
@@ -153,27 +157,27 @@ class Halving(Rows):
         """A rule for `steps` steps from `x`."""
         low = x.new_full((len(x),), -torch.inf)
         none = low.new_zeros(low.shape)
-        peak = Peak(x, x, low)
+        peak = HighestPoint(x, x, low)
         return cls(rho, checkpoints(steps), 0, 0, 2 * threat.eps, x, peak, low, none, none > 0, low)
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:
         """The next point: from `x`, or from the best point where the step is halved."""
-        rule = self._seen(Peak(x, grad, loss))
+        rule = self._record_point(HighestPoint(x, grad, loss))
         if rule.at in rule.checks:
-            rule = rule._checked()
-            x, grad = chosen(rule.halved, (rule.peak.x, rule.peak.grad), (x, grad))
+            rule = rule._update_step_size()
+            x, grad = select(rule.halved, (rule.peak.x, rule.peak.grad), (x, grad))
         step = threat.step(x, grad, rule.size)
         if rule.at:
             step = threat.project(x + MOMENTUM * (step - x) + (1 - MOMENTUM) * (x - self.before))
         return step, replace(rule, at=rule.at + 1, since=rule.since + 1, before=x)
 
-    def _seen(self, point: Peak) -> Self:
+    def _record_point(self, point: HighestPoint) -> Self:
         if not self.at:
             return replace(self, peak=point, last=point.loss, best=point.loss)
         rises = self.rises + (point.loss > self.last)
         return replace(self, peak=self.peak.or_else(point), last=point.loss, rises=rises)
 
-    def _checked(self) -> Self:
+    def _update_step_size(self) -> Self:
         """Conditions 1 and 2 of section 3.1, for each row."""
         idle = ~self.halved & (self.peak.loss <= self.best)
         halved = (self.rises < self.rho * self.since) | idle
@@ -192,56 +196,56 @@ def checkpoints(steps: int) -> frozenset[int]:
     return frozenset(-(-percent * steps // 100) for percent in percents)
 
 
-def _narrowing(case: Case, loss: Loss, steps: int) -> Asking[tuple[Tensor, int]]:
+def _climb_wider_balls(case: Case, loss: Loss, steps: int) -> PlanOf[tuple[Tensor, int]]:
     """Start and steps of the last climb in L1: after climbs in wider balls, which nobody judges."""
     left, x = (
         steps,
-        _wider(case, WIDER[0][0]).threat.project(case.threat.x0 + case.noise.normal(case.threat.x0)),
+        _widen(case, WIDER_BALLS[0][0]).threat.project(case.threat.x0 + case.noise.normal(case.threat.x0)),
     )
-    for radii, tenths in WIDER:
-        wide, count = _wider(case, radii), steps * tenths // 10
+    for radii, tenths in WIDER_BALLS:
+        wide, count = _widen(case, radii), steps * tenths // 10
         x = wide.threat.project(x)
-        rule = Sparse.start(wide.threat, x, count)
+        rule = SparseStep.start(wide.threat, x, count)
         for _ in range(count):
-            x, rule = yield from engine.follow(wide, x, rule, (yield engine.Gradient(x, loss)))
+            x, rule = yield from engine.take_step(wide, x, rule, (yield engine.Gradient(x, loss)))
         x, left = rule.peak.x, left - count
     return case.threat.project(x), left
 
 
-def _wider(case: Case, radii: int) -> Case:
+def _widen(case: Case, radii: int) -> Case:
     return replace(case, threat=replace(case.threat, eps=radii * case.threat.eps))
 
 
 @dataclass(frozen=True)
-class Sparse(Rows):
+class SparseStep(Rows):
     """Steps along the steepest coordinates, as many as the best point needs (L1)."""
 
     every: int  # steps between checks
     at: int  # points seen before
     size: Tensor  # (B,)
-    peak: Peak
+    peak: HighestPoint
     share: Tensor  # (B,) of the coordinates, that a step moves
     changed: Tensor  # (B,) coordinates that the best point changed at the last check
 
     @classmethod
     def start(cls, threat: Threat, x: Tensor, steps: int) -> Self:
         """A rule for `steps` steps from `x`."""
-        changed = _changes(threat, x)
-        peak = Peak(x, x, changed.new_full(changed.shape, -torch.inf))
+        changed = _count_changes(threat, x)
+        peak = HighestPoint(x, x, changed.new_full(changed.shape, -torch.inf))
         return cls(max(1, steps * 4 // 100), 0, threat.eps, peak, changed / x[0].numel() / 1.5, changed)
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:
         """The next point: from `x`, or from the best point where that has become sparser."""
-        rule = replace(self, peak=self.peak.or_else(Peak(x, grad, loss)), at=self.at + 1)
+        rule = replace(self, peak=self.peak.or_else(HighestPoint(x, grad, loss)), at=self.at + 1)
         if self.at and self.at % self.every == 0:
-            rule, sparser = rule._checked(threat)
-            x, grad = chosen(sparser, (rule.peak.x, rule.peak.grad), (x, grad))
-        step = engine.column(rule.size, x) * _steepest(grad, rule.share)
+            rule, sparser = rule._update_sparsity(threat)
+            x, grad = select(sparser, (rule.peak.x, rule.peak.grad), (x, grad))
+        step = engine.column(rule.size, x) * _sparse_direction(grad, rule.share)
         return threat.project(x + step), rule
 
-    def _checked(self, threat: Threat) -> tuple[Self, Tensor]:
+    def _update_sparsity(self, threat: Threat) -> tuple[Self, Tensor]:
         """The full step where the best point changes fewer coordinates than before, else a shorter one."""
-        changed = _changes(threat, self.peak.x)
+        changed = _count_changes(threat, self.peak.x)
         sparser = changed < 0.95 * self.changed
         shorter = (self.size / 1.5).maximum(threat.eps / 10)
         size = threat.eps.where(sparser, shorter)
@@ -249,11 +253,11 @@ class Sparse(Rows):
         return replace(self, size=size, share=share, changed=changed), sparser
 
 
-def _changes(threat: Threat, x: Tensor) -> Tensor:
+def _count_changes(threat: Threat, x: Tensor) -> Tensor:
     return (x != threat.x0).flatten(1).sum(1).to(x.dtype)
 
 
-def _steepest(grad: Tensor, share: Tensor) -> Tensor:
+def _sparse_direction(grad: Tensor, share: Tensor) -> Tensor:
     """Signs of the largest `share` (B,) of each gradient, of size one in L1."""
     slope = grad.flatten(1)
     steep = slope.abs().sort(dim=1).values

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.apgd import ascend, spread
+from touchstone.attacks.apgd import ascend, dlr_denominator
 from touchstone.fields import Count, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, RestartedAttack
@@ -45,7 +45,7 @@ class APGDT(RestartedAttack):
 
     def cost(self) -> Cost:
         """A look at the image, and a climb towards each class."""
-        climb = Cost.climbing(self.steps)
+        climb = Cost.for_climb(self.steps)
         return Cost(1 + self.rivals * climb.forward, self.rivals * climb.backward)
 
     def rounds(self) -> int:
@@ -58,19 +58,19 @@ class APGDT(RestartedAttack):
         others = logits.scatter(1, case.goal.label[:, None], -torch.inf)
         rivals = others.topk(min(self.rivals, logits.shape[1] - 1), dim=1).indices
         count = rivals.shape[1]
-        kin = torch.arange(len(case), device=case.device).repeat_interleave(count)
-        each = case[kin]
-        loss = engine.Scored(_ratio_to, each.goal.label, rivals.flatten())
+        image_of_row = torch.arange(len(case), device=case.device).repeat_interleave(count)
+        each = case[image_of_row]
+        loss = engine.CustomLoss(_targeted_dlr, each.goal.label, rivals.flatten())
         best = yield from ascend(
-            each, loss, steps=self.steps, rho=self.rho, early_stop=self.early_stop, kin=kin
+            each, loss, steps=self.steps, rho=self.rho, early_stop=self.early_stop, image_of_row=image_of_row
         )
-        return _best_of(best, count).found()
+        return _best_of(best, count).to_found()
 
 
-def _ratio_to(logits: Tensor, label: Tensor, rival: Tensor) -> Tensor:
+def _targeted_dlr(logits: Tensor, label: Tensor, rival: Tensor) -> Tensor:
     """How much the rival's logit exceeds the label's, over the spread of the highest ones."""
     lead = (logits.gather(1, rival[:, None]) - logits.gather(1, label[:, None]))[:, 0]
-    return lead if logits.shape[1] < 4 else lead / spread(logits, fourth=label >= 0)
+    return lead if logits.shape[1] < 4 else lead / dlr_denominator(logits, fourth=label >= 0)
 
 
 def _best_of(best: Best, count: int) -> Best:

@@ -16,15 +16,15 @@ from touchstone.methods import (
     Cost,
     GradientAttack,
     Info,
-    cost_of,
     find,
-    rounds_of,
+    total_cost,
+    total_rounds,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Best, Case, Plan
+    from touchstone.engine import Best, Case, Plan, PlanOf
 
 
 class AutoAttack(GradientAttack):
@@ -58,54 +58,54 @@ class AutoAttack(GradientAttack):
         ball = {"norm": self.norm, "eps": self.eps, "early_stop": self.early_stop}
         climb = {**ball, "steps": self.steps}
         return {
-            "apgd-ce": _attack("apgd", climb, restarts=5 if sparse else 1),
-            "apgd-t": _attack("apgdt", climb, rivals=5 if sparse else 9),
-            "fab-t": _attack("fab", {"norm": self.norm, "steps": self.steps}, rivals=9),
-            "square": _attack("square", ball, queries=self.queries),
+            "apgd-ce": _make_attack("apgd", climb, restarts=5 if sparse else 1),
+            "apgd-t": _make_attack("apgdt", climb, rivals=5 if sparse else 9),
+            "fab-t": _make_attack("fab", {"norm": self.norm, "steps": self.steps}, rivals=9),
+            "square": _make_attack("square", ball, queries=self.queries),
         }
 
     def cost(self) -> Cost:
         """That of all parts, and a look at what each of them found."""
-        costs = [cost_of(part) for part in self.parts().values()]
+        costs = [total_cost(part) for part in self.parts().values()]
         forward = sum(cost.forward for cost in costs) + len(costs)
         return Cost(forward, sum(cost.backward for cost in costs))
 
     def rounds(self) -> int:
         """One per step, class and query of all parts."""
-        return sum(rounds_of(part) for part in self.parts().values())
+        return sum(total_rounds(part) for part in self.parts().values())
 
-    def done(self, forward: int, backward: int) -> int:
+    def completed_rounds(self, forward: int, backward: int) -> int:
         """Forward passes, since Square makes no others."""
         return max(forward, backward)
 
     def run(self, case: Case) -> Plan:
         """Each part on the rows still open; what it found is looked at as a file before it counts."""
-        best, by = engine.Best.none(case.threat.x0), case.goal.label.new_full((len(case),), -1)
+        best, by = engine.Best.initial(case.threat.x0), case.goal.label.new_full((len(case),), -1)
         for index, part in enumerate(self.parts().values()):
-            rows = (by < 0).nonzero().flatten() if self.early_stop else _all(by)
+            rows = (by < 0).nonzero().flatten() if self.early_stop else _all_rows(by)
             if not len(rows):
                 break
-            found = yield from _looked_at(case[rows], part)
-            new = (found.score >= engine.MET) & (by[rows] < 0)
+            found = yield from _run_part(case[rows], part)
+            new = (found.score >= engine.SUCCESS) & (by[rows] < 0)
             best, by = best.put(rows, found), by.index_fill(0, rows[new], index)
-        return replace(best.found(), part=by)
+        return replace(best.to_found(), part=by)
 
 
-def _attack(name: str, fields: Mapping[str, object], **others: object) -> Attack:
+def _make_attack(name: str, fields: Mapping[str, object], **others: object) -> Attack:
     method = find(name, "attack").parse({**fields, **others})
     if not isinstance(method, Attack):
         raise TypeError(f"{name} is no attack")
     return method
 
 
-def _looked_at(case: Case, part: Attack) -> Asking[Best]:
+def _run_part(case: Case, part: Attack) -> PlanOf[Best]:
     """What a part comes to, and how far its files are from the goal, by the margin."""
-    found = yield from evaluation.pursued(part, case)
+    found = yield from evaluation.run_attempts(part, case)
     x = case.threat.project(found.x)
-    logits = (yield case.question(x)).logits
+    logits = (yield case.query(x)).logits
     margin = engine.Margin(case.goal)(logits)
-    return engine.Best(x, margin.masked_fill(case.goal.met(logits), engine.HELD))
+    return engine.Best(x, margin.masked_fill(case.goal.is_met(logits), engine.SUCCESS_AS_FILE))
 
 
-def _all(rows: Tensor) -> Tensor:
+def _all_rows(rows: Tensor) -> Tensor:
     return torch.arange(len(rows), device=rows.device)

@@ -8,13 +8,13 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Distance
-from touchstone.methods import Cost, E, GradientAttack, Info, Stepping
+from touchstone.methods import Cost, E, GradientAttack, Info, StepSize
 
 if TYPE_CHECKING:
     from touchstone.engine import Case, Plan
 
 
-class BIM(Stepping, GradientAttack):
+class BIM(StepSize, GradientAttack):
     """The basic iterative method: small steps from the image itself, each projected into ball and box.
 
     Section 2.2 of the paper, which works in L∞; other norms take steps in their own steepest direction. Steps
@@ -37,20 +37,20 @@ class BIM(Stepping, GradientAttack):
 
     def cost(self) -> Cost:
         """One climb."""
-        return Cost.climbing(self.steps)
+        return Cost.for_climb(self.steps)
 
     def rounds(self) -> int:
         """One per step."""
         return self.steps
 
-    def usual_step(self, eps: E) -> E:
+    def default_step_size(self, eps: E) -> E:
         """A fifth of the radius."""
         return eps / 5
 
     def run(self, case: Case) -> Plan:
         """One climb from the image."""
-        rule = engine.Steepest(self.step(case.threat.eps))
+        rule = engine.SteepestAscent(self.resolve_step_size(case.threat.eps))
         best = yield from engine.climb(
             case, case.threat.x0, rule, steps=self.steps, early_stop=self.early_stop
         )
-        return best.found()
+        return best.to_found()

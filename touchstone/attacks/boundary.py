@@ -16,19 +16,19 @@ from touchstone.methods import Cost, Info, MinimalNorm
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Case, Plan
+    from touchstone.engine import Case, Plan, PlanOf
 
-CHECKED = 5
+CHECK_EVERY = 5
 """Steps between two looks at the point on the sphere, before the step towards the original."""
-SPHERES, STEPS = 20, 30
+CHECKS_PER_UPDATE, STEPS_PER_UPDATE = 20, 30
 """Looks and steps after which the sizes are adapted."""
 FACTOR = 1.5
-MOST, LEAST = 0.5, 1e-6
-FILE_STEP = 1 / 255
+MAX_STEP, MIN_STEP = 0.5, 1e-6
+MIN_FILE_STEP = 1 / 255
 """The least root mean square of a step on the sphere where questions are about files. Less is all rounding: a
 point keeps what rounding happens to favour, and no step away from it succeeds.
 """
-SEARCH = 1e-3
+SEARCH_THRESHOLD = 1e-3
 """Part of the way at which the bisection from the start ends."""
 TINY = 1e-30
 
@@ -76,64 +76,64 @@ class Boundary(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Find a start, then walk; an image leaves once its budget is used up."""
-        best, asked = yield from engine.begun(case, min(self.starts, self.queries))
+        best, asked = yield from engine.find_start(case, min(self.starts, self.queries))
         rows = best.met.nonzero().flatten()
         left = self.queries - asked[rows]
-        search = left.clamp_max(engine.halvings(case[rows], SEARCH))
-        x = yield from engine.crossed(case[rows], best.x[rows], search)
-        walkers = self._walkers(case[rows], x, rows, left - search)
+        search = left.clamp_max(engine.bisection_steps(case[rows], SEARCH_THRESHOLD))
+        x = yield from engine.bisect_boundary(case[rows], best.x[rows], search)
+        active = self._start_rows(case[rows], x, rows, left - search)
         spent, step = 0, 1
-        while len(walkers.row):
-            shortest = int(walkers.left.min())
-            while spent + 1 + _looks(step) <= shortest:
-                walkers = (yield from walkers.stepped(_looks(step))).adapted(step)
-                spent, step = spent + 1 + _looks(step), step + 1
-            best = best.put(walkers.row, engine.succeeded(walkers.case, walkers.x))
-            walkers = walkers[walkers.left > shortest]
-        return best.found(case)
+        while len(active.row):
+            shortest = int(active.left.min())
+            while spent + 1 + _sphere_checks(step) <= shortest:
+                active = (yield from active.step(_sphere_checks(step))).adapt(step)
+                spent, step = spent + 1 + _sphere_checks(step), step + 1
+            best = best.put(active.row, engine.record_success(active.case, active.x))
+            active = active[active.left > shortest]
+        return best.to_found(case)
 
-    def _walkers(self, case: Case, x: Tensor, row: Tensor, left: Tensor) -> _Walkers:
+    def _start_rows(self, case: Case, x: Tensor, row: Tensor, left: Tensor) -> _BoundaryRows:
         none = case.threat.eps.new_zeros(len(row))
         sizes = (none + self.spherical_step, none + self.source_step)
-        return _Walkers(case, x, *sizes, none, none, row, left)
+        return _BoundaryRows(case, x, *sizes, none, none, row, left)
 
 
-def _looks(step: int) -> int:
-    return int(step % CHECKED == 0)
+def _sphere_checks(step: int) -> int:
+    return int(step % CHECK_EVERY == 0)
 
 
 @dataclass(frozen=True)
-class _Walkers(engine.Rows):
+class _BoundaryRows(engine.Rows):
     """The rows still under way, each at a point that meets its goal."""
 
     case: Case
     x: Tensor
     spherical: Tensor  # (B,) sizes of the next steps
     source: Tensor
-    held: Tensor  # (B,) successes on the sphere since its last adaptation
-    kept: Tensor  # (B,) steps kept since the last adaptation
+    sphere_successes: Tensor  # (B,) successes on the sphere since its last adaptation
+    kept_steps: Tensor  # (B,) steps kept since the last adaptation
     row: Tensor  # (B,) its place in the whole
     left: Tensor  # (B,) queries at the beginning of the walk
 
-    def stepped(self, looks: int) -> Asking[_Walkers]:
+    def step(self, looks: int) -> PlanOf[_BoundaryRows]:
         """One step each; kept where it meets the goal and is nearer. `looks`, 1 or 0, tells whether the point
         on the sphere is asked about, too.
         """
-        sphere, tried = self._proposal()
-        case, size = self.case, self.case.threat.size
+        sphere, tried = self._propose()
+        case, size = self.case, self.case.threat.distance
         both = torch.cat([tried, sphere]) if looks else tried
         goal = case.goal[torch.arange(len(both), device=both.device) % len(tried)]
         whole = case.cat([case, case]) if looks else case
-        met = goal.met((yield whole.question(both)).logits)
+        met = goal.is_met((yield whole.query(both)).logits)
         better = met[: len(tried)] & (size(tried) < size(self.x))
         return replace(
             self,
             x=torch.where(engine.column(better, tried), tried, self.x),
-            kept=self.kept + better,
-            held=self.held + met[len(tried) :] if looks else self.held,
+            kept_steps=self.kept_steps + better,
+            sphere_successes=self.sphere_successes + met[len(tried) :] if looks else self.sphere_successes,
         )
 
-    def _proposal(self) -> tuple[Tensor, Tensor]:
+    def _propose(self) -> tuple[Tensor, Tensor]:
         """A random point on the sphere around the original, and one nearer to the original from there."""
         threat, norm = self.case.threat, self.case.threat.norm
         d = self.x - threat.x0
@@ -142,28 +142,28 @@ class _Walkers(engine.Rows):
         u = u - d * engine.column((u * d).flatten(1).sum(1) / length.square(), d)
         size = self.spherical
         if self.case.quantize:
-            size = size.maximum((FILE_STEP * math.sqrt(d[0].numel()) / length).clamp_max(1))
+            size = size.maximum((MIN_FILE_STEP * math.sqrt(d[0].numel()) / length).clamp_max(1))
         u = u * engine.column(size * length / norm.size(u).clamp_min(TINY), d)
         sphere = (threat.x0 + (d + u) / engine.column((1 + size**2).sqrt(), d)).clamp(0, 1)
         # The box may have shortened the way already.
-        wanted = (1 - self.source) * length / threat.size(sphere).clamp_min(TINY)
+        wanted = (1 - self.source) * length / threat.distance(sphere).clamp_min(TINY)
         return sphere, threat.x0.lerp(sphere, engine.column(wanted.clamp_max(1), d))
 
-    def adapted(self, step: int) -> _Walkers:
+    def adapt(self, step: int) -> _BoundaryRows:
         """With sizes that succeed more or less often, after as many steps as tell."""
-        walkers = self
-        if step % (CHECKED * SPHERES) == 0:
-            factor = _factor(self.held / SPHERES, 0.2, 0.5)
-            walkers = replace(
-                walkers,
-                spherical=(self.spherical * factor).clamp(LEAST, 1),
-                source=(self.source * factor).clamp(LEAST, MOST),
-                held=self.held * 0,
+        active = self
+        if step % (CHECK_EVERY * CHECKS_PER_UPDATE) == 0:
+            factor = _factor(self.sphere_successes / CHECKS_PER_UPDATE, 0.2, 0.5)
+            active = replace(
+                active,
+                spherical=(self.spherical * factor).clamp(MIN_STEP, 1),
+                source=(self.source * factor).clamp(MIN_STEP, MAX_STEP),
+                sphere_successes=self.sphere_successes * 0,
             )
-        if step % STEPS == 0:
-            source = walkers.source * _factor(self.kept / STEPS, 0.1, 0.25)
-            walkers = replace(walkers, source=source.clamp(LEAST, MOST), kept=self.kept * 0)
-        return walkers
+        if step % STEPS_PER_UPDATE == 0:
+            source = active.source * _factor(self.kept_steps / STEPS_PER_UPDATE, 0.1, 0.25)
+            active = replace(active, source=source.clamp(MIN_STEP, MAX_STEP), kept_steps=self.kept_steps * 0)
+        return active
 
 
 def _factor(rate: Tensor, low: float, high: float) -> Tensor:

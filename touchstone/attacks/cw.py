@@ -9,7 +9,7 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.engine.rows import Rows
-from touchstone.fields import Askings, Count, Ratio
+from touchstone.fields import Count, EotSamples, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from touchstone.engine import Answer, Case, Nearest, Plan
 
-INSIDE = 1 - 1e-6
+TANH_MARGIN = 1 - 1e-6
 """Black and white lie at infinity in tanh space; originals are drawn in by this factor."""
-STALLED = 0.9999
+STALLED_SHARE = 0.9999
 """A search whose lowest loss is above this part of the lowest at the look before has stopped falling."""
-LOOKS, PATIENCE = 10, 10
+LOSS_CHECKS, MIN_CHECK_INTERVAL = 10, 10
 """How often in a search the loss is looked at, and after how many steps at the least: Adam's first steps may
 lead away.
 """
-SETTLED = 0.98
+SETTLED_SHARE = 0.98
 """A search that ends above this part of the distance reached before it is the last."""
-AMPLE, MOST_TIMES = 2, 8
+FIRST_WEIGHT_FACTOR, MAX_RAISES = 2, 8
 """How many times the weight that a linear margin takes the first search has at the least, and how often it is
 raised tenfold at the most.
 """
-STEEPEST = 1e18
+MAX_SLOPE = 1e18
 """Of anything steeper Adam could not hold the square."""
 TINY = 1e-30
 
@@ -71,7 +71,7 @@ class CW(MinimalNorm):
     abort_early: bool = Field(
         True, description="End a search once its loss has stopped falling, and the last once it hardly helps."
     )
-    eot: Askings = 1
+    eot: EotSamples = 1
 
     def cost(self) -> Cost:
         """A gradient for every step of every search."""
@@ -80,33 +80,33 @@ class CW(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Searches, the first from the image itself."""
-        whole, best = case, engine.Nearest.none(case.threat.x0)
+        whole, best = case, engine.Nearest.initial(case.threat.x0)
         x = case.threat.x0
         answer = yield engine.Gradient(x, engine.Margin(case.goal))
-        descent, weight = Descent.begin(to_tanh(x)), Weight.begin(answer, self)
+        descent, weight = Descent.start(to_tanh(x)), MarginWeight.start(answer, self)
         rows = torch.arange(len(case), device=case.device)
-        every = max(PATIENCE, self.steps // LOOKS) if self.abort_early else self.steps
+        every = max(MIN_CHECK_INTERVAL, self.steps // LOSS_CHECKS) if self.abort_early else self.steps
         while True:
-            found = sure(case, x, answer, self.confidence)
-            best, weight = best.put(rows, found), weight.seen(case, found, answer.gradient)
+            found = confident_nearest(case, x, answer, self.confidence)
+            best, weight = best.put(rows, found), weight.observe(case, found, answer.gradient)
             loss, grad = self._loss(case, x, answer, weight.c)
-            ended = descent.ended(loss, self.steps, every)
+            ended = descent.find_ended(loss, self.steps, every)
             rate = torch.full_like(loss, self.learning_rate)
-            descent = descent.moved(in_tanh(x, grad), loss, rate, every, met=found.met)
+            descent = descent.step(tanh_gradient(x, grad), loss, rate, every, met=found.met)
             if bool(ended.any()):
-                open_ = ~ended | self._goes_on(weight)
-                weight = weight.after(ended, descent.met)
-                descent = descent.again(ended, to_tanh(best.x[rows]))
+                open_ = ~ended | self._continues(weight)
+                weight = weight.update(ended, descent.met)
+                descent = descent.restart(ended, to_tanh(best.x[rows]))
                 if not bool(open_.any()):
-                    return best.found(whole)
+                    return best.to_found(whole)
                 case, rows, descent, weight = case[open_], rows[open_], descent[open_], weight[open_]
             x = from_tanh(descent.w)
             answer = yield engine.Gradient(x, engine.Margin(case.goal))
 
-    def _goes_on(self, weight: Weight) -> Tensor:
+    def _continues(self, weight: MarginWeight) -> Tensor:
         """Which rows have another search, were this one's over, (B,)."""
         more = weight.searches + 1 < self.binary_search_steps
-        return more & ~weight.settled() if self.abort_early else more
+        return more & ~weight.is_settled() if self.abort_early else more
 
     def _loss(self, case: Case, x: Tensor, answer: Answer, c: Tensor) -> tuple[Tensor, Tensor]:
         """The loss (B,) and its gradient with respect to the image."""
@@ -126,18 +126,18 @@ def shortfall(answer: Answer, confidence: float, c: Tensor) -> tuple[Tensor, Ten
     """By how much the margin falls short of κ, times c (B,), and its gradient with respect to the image."""
     short = (confidence - margin_of(answer)).clamp_min(0)
     slope = engine.column(-c * (short > 0), answer.gradient) * answer.gradient
-    return c * short, slope.clamp_(-STEEPEST, STEEPEST)
+    return c * short, slope.clamp_(-MAX_SLOPE, MAX_SLOPE)
 
 
-def sure(case: Case, x: Tensor, answer: Answer, confidence: float) -> Nearest:
+def confident_nearest(case: Case, x: Tensor, answer: Answer, confidence: float) -> Nearest:
     """The points as the model judges them; successes only where the margin is at least κ."""
-    found = engine.Nearest.judged(case, x, answer.logits)
+    found = engine.Nearest.from_logits(case, x, answer.logits)
     return replace(found, distance=found.distance.masked_fill(found.margin < confidence, torch.inf))
 
 
 def to_tanh(x: Tensor) -> Tensor:
     """Where images lie in the space without walls."""
-    return ((2 * x - 1) * INSIDE).atanh()
+    return ((2 * x - 1) * TANH_MARGIN).atanh()
 
 
 def from_tanh(w: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def from_tanh(w: Tensor) -> Tensor:
     return w.tanh().add_(1).div_(2)
 
 
-def in_tanh(x: Tensor, grad: Tensor) -> Tensor:
+def tanh_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """The gradient in tanh space of a function whose gradient at the images `x` is `grad`."""
     return 2 * x * (1 - x) * grad
 
@@ -159,7 +159,7 @@ class Adam(Rows):
     count: Tensor  # (B,) steps made
 
     @classmethod
-    def begin(cls, like: Tensor) -> Adam:
+    def start(cls, like: Tensor) -> Adam:
         """No step made yet."""
         zero = torch.zeros_like(like)
         return cls(zero, zero, torch.zeros(len(like), device=like.device))
@@ -173,7 +173,7 @@ class Adam(Rows):
         move = mean / square.sqrt().div_(engine.column(fair, grad)).add_(1e-8)
         return move.mul_(engine.column(-1 / (1 - 0.9**count), grad)), Adam(mean, square, count)
 
-    def again(self, ended: Tensor) -> Adam:
+    def reset(self, ended: Tensor) -> Adam:
         """Rows of the mask `ended` forget what they did."""
         wide = engine.column(ended, self.mean)
         return Adam(
@@ -192,33 +192,33 @@ class Descent(Rows):
     met: Tensor  # (B,) whether this search has succeeded
 
     @classmethod
-    def begin(cls, w0: Tensor) -> Descent:
+    def start(cls, w0: Tensor) -> Descent:
         """At the originals."""
         far = w0.new_full((len(w0),), torch.inf)
-        return cls(w0, Adam.begin(w0), far, far, far < 0)
+        return cls(w0, Adam.start(w0), far, far, far < 0)
 
-    def looks(self, every: int) -> Tensor:
+    def is_check(self, every: int) -> Tensor:
         """Which rows are to be looked at, (B,)."""
         return self.adam.count % every == 0
 
-    def ended(self, loss: Tensor, steps: int, every: int) -> Tensor:
+    def find_ended(self, loss: Tensor, steps: int, every: int) -> Tensor:
         """Which rows end their search here, (B,)."""
         last = self.adam.count + 1 >= steps
-        stalled = loss.minimum(self.lowest) > STALLED * self.before
-        return last | (self.looks(every) & stalled)
+        stalled = loss.minimum(self.lowest) > STALLED_SHARE * self.before
+        return last | (self.is_check(every) & stalled)
 
-    def moved(self, grad: Tensor, loss: Tensor, rate: Tensor, every: int, *, met: Tensor) -> Descent:
+    def step(self, grad: Tensor, loss: Tensor, rate: Tensor, every: int, *, met: Tensor) -> Descent:
         """A step downhill, after a look at the loss where it is time."""
         move, adam = self.adam.step(grad)
         lowest = loss.minimum(self.lowest)
-        before = torch.where(self.looks(every), lowest, self.before)
+        before = torch.where(self.is_check(every), lowest, self.before)
         return Descent(self.w + engine.column(rate, move) * move, adam, lowest, before, self.met | met)
 
-    def again(self, ended: Tensor, w: Tensor) -> Descent:
-        """Rows of the mask `ended` begin at `w`."""
+    def restart(self, ended: Tensor, w: Tensor) -> Descent:
+        """Rows of the mask `find_ended` begin at `w`."""
         return Descent(
             torch.where(engine.column(ended, w), w, self.w),
-            self.adam.again(ended),
+            self.adam.reset(ended),
             self.lowest.masked_fill(ended, torch.inf),
             self.before.masked_fill(ended, torch.inf),
             self.met & ~ended,
@@ -226,7 +226,7 @@ class Descent(Rows):
 
 
 @dataclass(frozen=True)
-class Weight(Rows):
+class MarginWeight(Rows):
     """The weight of the margin against the distance, and what its next value is told by."""
 
     c: Tensor  # (B,)
@@ -236,35 +236,35 @@ class Weight(Rows):
     searches: Tensor  # (B,) searches done
 
     @classmethod
-    def begin(cls, answer: Answer, attack: CW) -> Weight:
+    def start(cls, answer: Answer, attack: CW) -> MarginWeight:
         """The first of the tenfold weights that would do, were the margin as linear as the answer about the
         originals says.
         """
         short = (attack.confidence - margin_of(answer)).clamp_min(0)
-        needed = AMPLE * 2 * short / answer.gradient.flatten(1).square().sum(1).clamp_min(TINY)
-        times = (needed / attack.initial_const).log10().ceil().clamp(0, MOST_TIMES)
+        needed = FIRST_WEIGHT_FACTOR * 2 * short / answer.gradient.flatten(1).square().sum(1).clamp_min(TINY)
+        times = (needed / attack.initial_const).log10().ceil().clamp(0, MAX_RAISES)
         far = torch.full_like(short, torch.inf)
         c = attack.initial_const * 10**times
         return cls(c, far, c, far, torch.zeros_like(short))
 
-    def seen(self, case: Case, found: Nearest, grad: Tensor) -> Weight:
+    def observe(self, case: Case, found: Nearest, grad: Tensor) -> MarginWeight:
         """After more points, with the gradient of their margin."""
         nearer = found.distance < self.nearest
         if not bool(nearer.any()):
             return self
         d = 2 * (found.x - case.threat.x0)
-        pulls = (engine.L2().size(in_tanh(found.x, one)) for one in (d, grad))
+        pulls = (engine.L2().size(tanh_gradient(found.x, one)) for one in (d, grad))
         balance = next(pulls) / next(pulls).clamp_min(TINY)
         balance = torch.where(nearer, balance, self.balance)
         return replace(self, nearest=self.nearest.minimum(found.distance), balance=balance)
 
-    def after(self, ended: Tensor, met: Tensor) -> Weight:
+    def update(self, ended: Tensor, met: Tensor) -> MarginWeight:
         """The next weight for rows of the mask `ended`, of whose searches those of `met` succeeded."""
         where = torch.where
         c = where(ended, where(met, self.balance, 10 * self.c), self.c)
         before = where(ended, self.nearest, self.before)
-        return Weight(c, self.nearest, self.balance, before, self.searches + ended)
+        return MarginWeight(c, self.nearest, self.balance, before, self.searches + ended)
 
-    def settled(self) -> Tensor:
+    def is_settled(self) -> Tensor:
         """Which rows have succeeded before, and have come hardly nearer in this search, (B,)."""
-        return self.nearest > SETTLED * self.before
+        return self.nearest > SETTLED_SHARE * self.before

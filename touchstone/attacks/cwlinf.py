@@ -10,17 +10,17 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.attacks.cw import (
-    LOOKS,
+    LOSS_CHECKS,
     TINY,
     Descent,
+    confident_nearest,
     from_tanh,
-    in_tanh,
     shortfall,
-    sure,
+    tanh_gradient,
     to_tanh,
 )
 from touchstone.engine.rows import Rows
-from touchstone.fields import Askings, Count, Norm, Ratio
+from touchstone.fields import Count, EotSamples, Norm, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from touchstone.engine import Answer, Case, Nearest, Plan
 
-SOLVED = 1e-4
+SOLVED_SHARE = 1e-4
 """A loss below this part of c means that both of its terms are as good as zero."""
-PATIENCE = 20
+MIN_CHECK_INTERVAL = 20
 """After how many steps of a search the loss is looked at, at the least."""
-HOPELESS = 20
+HOPELESS_FACTOR = 20
 """How many times too small a weight is, if the margin were linear, where a search is not even begun."""
-FINE = 0.1
+MIN_PACE = 0.1
 """The part of τ to which failed searches bring the learning rate down."""
 
 
@@ -79,7 +79,7 @@ class CWLinf(MinimalNorm):
     )
     smallest: Ratio = Field(1 / 2048, ge=1e-4, le=1, description="No search has a smaller τ.")
     abort_early: bool = Field(True, description="End a search once its loss has stopped falling.")
-    eot: Askings = 1
+    eot: EotSamples = 1
 
     def cost(self) -> Cost:
         """As many searches as τ can fall and c can rise; of every rise, τ may fall once more."""
@@ -90,33 +90,33 @@ class CWLinf(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Searches, each from where the one before came to."""
-        whole, best = case, engine.Nearest.none(case.threat.x0)
-        descent = Descent.begin(to_tanh(case.threat.x0))
+        whole, best = case, engine.Nearest.initial(case.threat.x0)
+        descent = Descent.start(to_tanh(case.threat.x0))
         rows = torch.arange(len(case), device=case.device)
-        every = max(PATIENCE, self.steps // LOOKS) if self.abort_early else self.steps
+        every = max(MIN_CHECK_INTERVAL, self.steps // LOSS_CHECKS) if self.abort_early else self.steps
         x = from_tanh(descent.w)
         answer = yield engine.Gradient(x, engine.Margin(case.goal))
-        level = Level.begin(case.threat.eps, self.initial_const).raised(answer, self.largest_const)
+        level = Threshold.start(case.threat.eps, self.initial_const).raise_weight(answer, self.largest_const)
         while True:
-            found = sure(case, x, answer, self.confidence)
-            level = level.seen(found)
+            found = confident_nearest(case, x, answer, self.confidence)
+            level = level.observe(found)
             best = best.put(rows, found)
             loss, grad = self._loss(case, x, answer, level)
-            ended = descent.ended(loss, self.steps, every)
-            ended |= level.nearer & (loss < SOLVED * level.c)
+            ended = descent.find_ended(loss, self.steps, every)
+            ended |= level.improved & (loss < SOLVED_SHARE * level.c)
             rate = (level.tau * level.pace).clamp_max(self.learning_rate)
-            descent = descent.moved(in_tanh(x, grad), loss, rate, every, met=found.met)
+            descent = descent.step(tanh_gradient(x, grad), loss, rate, every, met=found.met)
             if bool(ended.any()):
-                level = level.after(ended, self.decrease_factor)
-                descent = descent.again(ended, descent.w)
+                level = level.update(ended, self.decrease_factor)
+                descent = descent.restart(ended, descent.w)
                 open_ = (level.tau > self.smallest) & (level.c <= self.largest_const)
                 if not bool(open_.any()):
-                    return best.found(whole)
+                    return best.to_found(whole)
                 case, rows, descent, level = case[open_], rows[open_], descent[open_], level[open_]
             x = from_tanh(descent.w)
             answer = yield engine.Gradient(x, engine.Margin(case.goal))
 
-    def _loss(self, case: Case, x: Tensor, answer: Answer, level: Level) -> tuple[Tensor, Tensor]:
+    def _loss(self, case: Case, x: Tensor, answer: Answer, level: Threshold) -> tuple[Tensor, Tensor]:
         """The loss (B,) and its gradient with respect to the image."""
         d = x - case.threat.x0
         excess = (d.abs() - engine.column(level.tau, d)).clamp_min_(0)
@@ -125,7 +125,7 @@ class CWLinf(MinimalNorm):
 
 
 @dataclass(frozen=True)
-class Level(Rows):
+class Threshold(Rows):
     """How far values may move for nothing, what the margin weighs, how fine the steps are, and how near a
     success has come.
     """
@@ -133,37 +133,39 @@ class Level(Rows):
     tau: Tensor  # (B,)
     c: Tensor  # (B,)
     pace: Tensor  # (B,) the learning rate is at most this part of τ
-    reached: Tensor  # (B,) the distance of the nearest success
-    nearer: Tensor  # (B,) whether this search has come nearer
+    best_distance: Tensor  # (B,) the distance of the nearest success
+    improved: Tensor  # (B,) whether this search has come nearer
 
     @classmethod
-    def begin(cls, like: Tensor, c: float) -> Level:
+    def start(cls, like: Tensor, c: float) -> Threshold:
         """The whole box for nothing, for as many rows as `like` has."""
         zero = torch.zeros_like(like)
         return cls(zero + 1, zero + c, zero + 1, zero + torch.inf, zero > 0)
 
-    def raised(self, answer: Answer, largest: float) -> Level:
+    def raise_weight(self, answer: Answer, largest: float) -> Threshold:
         """Doubled as often as that is too little by far for any value to earn more beyond τ than it costs.
         `answer` is that about the originals.
         """
         needed = 1 / answer.gradient.flatten(1).abs().amax(1).clamp_min(TINY)
-        times = (needed / (HOPELESS * self.c)).log2().floor().clamp_min(0)
+        times = (needed / (HOPELESS_FACTOR * self.c)).log2().floor().clamp_min(0)
         return replace(self, c=(self.c * 2**times).clamp_max(largest).maximum(self.c))
 
-    def seen(self, found: Nearest) -> Level:
+    def observe(self, found: Nearest) -> Threshold:
         """After another point."""
-        nearer = found.distance < self.reached
-        return replace(self, reached=self.reached.minimum(found.distance), nearer=self.nearer | nearer)
+        nearer = found.distance < self.best_distance
+        return replace(
+            self, best_distance=self.best_distance.minimum(found.distance), improved=self.improved | nearer
+        )
 
-    def after(self, ended: Tensor, factor: float) -> Level:
+    def update(self, ended: Tensor, factor: float) -> Threshold:
         """For the next search of the rows of the mask `ended`."""
-        where, failed = torch.where, ended & ~self.nearer
-        fallen = self.tau.minimum(self.reached) * factor
-        back = (self.tau + self.reached.minimum(self.tau / factor)) / 2
-        return Level(
+        where, failed = torch.where, ended & ~self.improved
+        fallen = self.tau.minimum(self.best_distance) * factor
+        back = (self.tau + self.best_distance.minimum(self.tau / factor)) / 2
+        return Threshold(
             where(failed, back, where(ended, fallen, self.tau)),
             where(failed, 2 * self.c, self.c),
-            where(failed, (self.pace / 2).clamp_min(FINE), self.pace),
-            self.reached,
-            self.nearer & ~ended,
+            where(failed, (self.pace / 2).clamp_min(MIN_PACE), self.pace),
+            self.best_distance,
+            self.improved & ~ended,
         )

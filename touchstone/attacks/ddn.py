@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Askings, Count, Distance, Ratio
+from touchstone.fields import Count, Distance, EotSamples, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Answer, Asking, Case, Plan
+    from touchstone.engine import Answer, Case, Plan, PlanOf
 
 FIRST_STEP, LAST_STEP = 1.0, 0.01
-REFINED_AFTER = 0.75
+MARGIN_AFTER = 0.75
 """The share of steps after which the gradient is the margin's."""
 
 
@@ -52,7 +52,7 @@ class DDN(MinimalNorm):
         0.05, gt=0, lt=1, description="By what part the sphere shrinks or grows from step to step."
     )
     init_norm: Distance = Field(1.0, gt=0, description="Radius of the first sphere.")
-    eot: Askings = 1
+    eot: EotSamples = 1
 
     def cost(self) -> Cost:
         """Per step a gradient, at worst a second one where cross-entropy is saturated; a look at the end."""
@@ -65,23 +65,23 @@ class DDN(MinimalNorm):
     def run(self, case: Case) -> Plan:
         """Steps from sphere to sphere, from the image itself."""
         x, radius = case.threat.x0, torch.full_like(case.threat.eps, self.init_norm)
-        best = engine.Nearest.none(x)
+        best = engine.Nearest.initial(x)
         bracketed = best.met
         for step in range(self.steps):
-            loss = engine.CrossEntropy if step < REFINED_AFTER * self.steps else engine.Margin
+            loss = engine.CrossEntropy if step < MARGIN_AFTER * self.steps else engine.Margin
             answer = yield engine.Gradient(x, loss(case.goal))
-            best = best.or_else(engine.Nearest.judged(case, x, answer.logits))
-            met = case.goal.met(answer.logits)
+            best = best.or_else(engine.Nearest.from_logits(case, x, answer.logits))
+            met = case.goal.is_met(answer.logits)
             bracketed = bracketed | (best.met & ~met)
             if step:  # the first sphere has the radius that was asked for
-                radius = self._radius(radius, met, known=best.met, bracketed=bracketed)
-            radius = radius.minimum(case.threat.farthest)
-            direction = yield from _direction(case, x, answer)
-            x = on_sphere(case, x + _length(step / self.steps) * direction, radius)
+                radius = self._next_radius(radius, met, known=best.met, bracketed=bracketed)
+            radius = radius.minimum(case.threat.max_distance)
+            direction = yield from _step_direction(case, x, answer)
+            x = project_to_sphere(case, x + _step_length(step / self.steps) * direction, radius)
         answer = yield engine.Logits(x)
-        return best.or_else(engine.Nearest.judged(case, x, answer.logits)).found(case)
+        return best.or_else(engine.Nearest.from_logits(case, x, answer.logits)).to_found(case)
 
-    def _radius(self, radius: Tensor, met: Tensor, *, known: Tensor, bracketed: Tensor) -> Tensor:
+    def _next_radius(self, radius: Tensor, met: Tensor, *, known: Tensor, bracketed: Tensor) -> Tensor:
         """Smaller after a success, larger after a failure: by γ once one sphere was enough and a smaller one
         was not.
         """
@@ -90,14 +90,14 @@ class DDN(MinimalNorm):
         return torch.where(met, smaller, larger)
 
 
-def _length(share: float) -> float:
+def _step_length(share: float) -> float:
     """The length of a step after that share of all."""
     return LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 + cos(pi * share)) / 2
 
 
-def _direction(case: Case, x: Tensor, answer: Answer) -> Asking[Tensor]:
+def _step_direction(case: Case, x: Tensor, answer: Answer) -> PlanOf[Tensor]:
     """The normalised gradient; a random direction where there is none."""
-    grad = yield from engine.unsaturated(case, x, answer)
+    grad = yield from engine.replace_saturated_gradient(case, x, answer)
     flat = ~grad.flatten(1).any(1)
     if bool(flat.any()):
         rows = flat.nonzero().flatten()
@@ -105,7 +105,7 @@ def _direction(case: Case, x: Tensor, answer: Answer) -> Asking[Tensor]:
     return case.threat.norm.steepest(grad, x)
 
 
-def on_sphere(case: Case, x: Tensor, radius: Tensor) -> Tensor:
+def project_to_sphere(case: Case, x: Tensor, radius: Tensor) -> Tensor:
     """The points moved onto the sphere around their originals, then clipped to the box."""
     d = case.threat.norm.steepest(x - case.threat.x0, x)
     return d.mul_(engine.column(radius, d)).add_(case.threat.x0).clamp_(0, 1)

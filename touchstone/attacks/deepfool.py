@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Askings, Count, Norm, Ratio, Whole
+from touchstone.fields import Count, EotSamples, Integer, Norm, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Answer, Asking, Case, Goal, Nearest, Plan
+    from touchstone.engine import Answer, Case, Goal, Nearest, Plan, PlanOf
 
 DUAL = {"linf": 1.0, "l2": 2.0}
 TINY, HUGE = 1e-30, 1e30
-AHEAD = 2
+RIVALS_PER_STEP = 2
 """How many boundaries a step after the first looks at."""
-LEAST = 1e-5
+MIN_STEP = 1e-5
 """The shortest step: leads on from a point that lies on the boundary."""
 NUDGE = {"linf": 1e-5, "l2": 1e-4}
 """By how much every step after the first is longer: what is left of the way would shrink for ever."""
@@ -50,49 +50,49 @@ class DeepFool(MinimalNorm):
 
     norm: Norm = Field("l2", description="The norm in which the perturbation is measured.")
     steps: Count = Field(50, le=10_000, description="The most steps.")
-    candidates: Whole = Field(
+    candidates: Integer = Field(
         10, ge=2, le=1_000, description="How many of the likeliest classes to look at, the label included."
     )
     overshoot: Ratio = Field(0.02, ge=0, le=1, description="How far to go beyond the boundary, as a share.")
-    eot: Askings = 1
+    eot: EotSamples = 1
 
     def cost(self) -> Cost:
         """A look before and after; a gradient for each rival in the first step, for the nearest in others."""
-        return cost_of_walk(self.steps, self.candidates)
+        return deepfool_cost(self.steps, self.candidates)
 
     def run(self, case: Case) -> Plan:
         """Steps from the image itself."""
-        best = yield from deepfool(
+        best = yield from run_deepfool(
             case, case.threat.x0, steps=self.steps, candidates=self.candidates, overshoot=self.overshoot
         )
-        return best.found(case)
+        return best.to_found(case)
 
 
 @dataclass(frozen=True)
-class Walk(engine.Rows):
+class DeepFoolRows(engine.Rows):
     """The rows still under way, with the classes that they may turn into, nearest first."""
 
     case: Case
     start: Tensor
-    moved: Tensor
+    perturbation: Tensor
     rivals: Tensor  # (B, k)
     slopes: Tensor  # (B, k) of their leads, when they were last looked at
     row: Tensor  # (B,) its place in the whole
 
     @classmethod
-    def begun(cls, case: Case, x: Tensor, rivals: Tensor) -> Walk:
+    def start_at(cls, case: Case, x: Tensor, rivals: Tensor) -> DeepFoolRows:
         """At the points `x`."""
         nowhere, unknown = torch.zeros_like(x), rivals.to(x.dtype)
         return cls(case, x, nowhere, rivals, unknown, torch.arange(len(x), device=x.device))
 
-    def question(self, x: Tensor, most: int) -> engine.Gradient | engine.Jacobian:
+    def query(self, x: Tensor, max_rivals: int) -> engine.Gradient | engine.Jacobian:
         """How the leads of the nearest rivals change, of so many at most; of a target, its own lead."""
         goal = self.case.goal
         if bool(goal.targeted.any()):
             return engine.Gradient(x, engine.Margin(goal))
-        return engine.Jacobian(x, self.rivals[:, :most], goal.label)
+        return engine.Jacobian(x, self.rivals[:, :max_rivals], goal.label)
 
-    def ranked(self, answer: Answer) -> tuple[Walk, Tensor, Tensor]:
+    def rank_rivals(self, answer: Answer) -> tuple[DeepFoolRows, Tensor, Tensor]:
         """The same with the rivals by their distance at the point that the answer is about; and of those
         asked about the nearest: how much it is behind (B,), and how its lead changes (B, C, H, W).
         """
@@ -109,44 +109,48 @@ class Walk(engine.Rows):
         return walk, gaps[row, nearest], normals[row, nearest]
 
 
-def cost_of_walk(steps: int, candidates: int) -> Cost:
-    """The most that `deepfool` asks."""
+def deepfool_cost(steps: int, candidates: int) -> Cost:
+    """The most that `run_deepfool` asks."""
     rivals = candidates - 1
-    return Cost(forward=steps + 2, backward=rivals + (steps - 1) * min(AHEAD, rivals))
+    return Cost(forward=steps + 2, backward=rivals + (steps - 1) * min(RIVALS_PER_STEP, rivals))
 
 
-def deepfool(case: Case, x: Tensor, *, steps: int, candidates: int, overshoot: float) -> Asking[Nearest]:
+def run_deepfool(case: Case, x: Tensor, *, steps: int, candidates: int, overshoot: float) -> PlanOf[Nearest]:
     """Walk from the points `x`, which need not be the originals; rows leave once they met their goal."""
-    best = engine.Nearest.none(x)
-    walk = Walk.begun(case, x, _rivals(case.goal, (yield engine.Logits(x)).logits, candidates - 1))
+    best = engine.Nearest.initial(x)
+    active = DeepFoolRows.start_at(
+        case, x, _find_rivals(case.goal, (yield engine.Logits(x)).logits, candidates - 1)
+    )
     for step in range(steps):
-        answer = yield walk.question(x, AHEAD if step else candidates)
-        found = engine.Nearest.judged(walk.case, x, answer.logits)
-        best = best.put(walk.row, found)
+        answer = yield active.query(x, RIVALS_PER_STEP if step else candidates)
+        found = engine.Nearest.from_logits(active.case, x, answer.logits)
+        best = best.put(active.row, found)
         if bool(found.met.any()):
             keep = (~found.met).nonzero().flatten()
             if not len(keep):
                 return best
-            walk, answer = walk[keep], answer[keep]
-        walk, gap, normal = walk.ranked(answer)
+            active, answer = active[keep], answer[keep]
+        active, gap, normal = active.rank_rivals(answer)
         nudge = NUDGE.get(case.threat.norm.name, 1e-4) * (step > 0)
-        walk = replace(walk, moved=walk.moved + _step(walk.case, gap, normal, nudge=nudge))
-        x = (walk.start + (1 + overshoot) * walk.moved).clamp(0, 1)
-    return best.put(walk.row, engine.Nearest.judged(walk.case, x, (yield engine.Logits(x)).logits))
+        active = replace(
+            active, perturbation=active.perturbation + _shortest_step(active.case, gap, normal, nudge=nudge)
+        )
+        x = (active.start + (1 + overshoot) * active.perturbation).clamp(0, 1)
+    return best.put(active.row, engine.Nearest.from_logits(active.case, x, (yield engine.Logits(x)).logits))
 
 
-def _rivals(goal: Goal, clean: Tensor, count: int) -> Tensor:
+def _find_rivals(goal: Goal, clean: Tensor, count: int) -> Tensor:
     """The likeliest other classes, (B, k)."""
     others = clean.scatter(1, goal.label[:, None], -HUGE)
     return others.topk(min(count, clean.shape[1] - 1)).indices
 
 
-def _step(case: Case, gap: Tensor, normal: Tensor, *, nudge: float) -> Tensor:
+def _shortest_step(case: Case, gap: Tensor, normal: Tensor, *, nudge: float) -> Tensor:
     """The shortest move onto the hyperplane gap + <normal, move> = 0, and a nudge further; none where the
     normal is zero.
     """
     linf = case.threat.norm.name == "linf"
     slope = (engine.L1() if linf else engine.L2()).size(normal)
-    length = (gap.abs() / slope.clamp_min(TINY) + nudge).clamp(LEAST, HUGE)
+    length = (gap.abs() / slope.clamp_min(TINY) + nudge).clamp(MIN_STEP, HUGE)
     direction = (engine.Linf() if linf else engine.L2()).steepest(normal, normal)
     return engine.column(length, normal) * direction

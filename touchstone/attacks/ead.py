@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.cw import LOOKS, STALLED, shortfall, sure
+from touchstone.attacks.cw import LOSS_CHECKS, STALLED_SHARE, confident_nearest, shortfall
 from touchstone.engine.rows import Rows
-from touchstone.fields import Askings, Count, Norm, Ratio
+from touchstone.fields import Count, EotSamples, Norm, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from touchstone.engine import Answer, Case, Nearest, Plan
 
-PATIENCE = 100
+MIN_CHECK_INTERVAL = 100
 """After how many steps at the least the loss is looked at: it rises while momentum builds up."""
 
 
@@ -59,7 +59,7 @@ class EAD(MinimalNorm):
     )
     initial_const: Ratio = Field(0.001, gt=0, le=1e6, description="The weight c of the first search.")
     abort_early: bool = Field(True, description="End a search once its loss has stopped falling.")
-    eot: Askings = 1
+    eot: EotSamples = 1
 
     def cost(self) -> Cost:
         """A gradient for every step of every search."""
@@ -68,25 +68,25 @@ class EAD(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Searches, each from the image itself."""
-        whole, best = case, engine.Nearest.none(case.threat.x0)
-        search = Search.begin(case.threat.x0)
-        weight = Weight.begin(case.threat.eps, self.initial_const)
+        whole, best = case, engine.Nearest.initial(case.threat.x0)
+        search = ElasticNetSearch.start(case.threat.x0)
+        weight = BisectedWeight.start(case.threat.eps, self.initial_const)
         rows = torch.arange(len(case), device=case.device)
         while len(rows):
             answer = yield engine.Gradient(search.y, engine.Margin(case.goal))
-            found = self._ranked(case, sure(case, search.y, answer, self.confidence))
+            found = self._rank(case, confident_nearest(case, search.y, answer, self.confidence))
             best = best.put(rows, found)
             loss, grad = self._loss(case, search.y, answer, weight.c)
-            ended = self._ended(search, loss)
-            search = self._moved(case, search, grad, loss, found.met)
+            ended = self._find_ended(search, loss)
+            search = self._step(case, search, grad, loss, found.met)
             if bool(ended.any()):
-                weight = weight.after(ended, search.met)
-                search = search.again(ended, case.threat.x0)
+                weight = weight.update(ended, search.met)
+                search = search.restart(ended, case.threat.x0)
                 open_ = weight.searches < self.binary_search_steps
                 case, rows, search, weight = case[open_], rows[open_], search[open_], weight[open_]
-        return best.found(whole)
+        return best.to_found(whole)
 
-    def _ranked(self, case: Case, found: Nearest) -> Nearest:
+    def _rank(self, case: Case, found: Nearest) -> Nearest:
         """By the decision rule."""
         if self.decision_rule == "L1":
             return found
@@ -99,31 +99,33 @@ class EAD(MinimalNorm):
         short, slope = shortfall(answer, self.confidence, c)
         return d.flatten(1).square().sum(1) + short, 2 * d + slope
 
-    def _looked_at(self, search: Search) -> Tensor:
-        return search.count % max(PATIENCE, self.steps // LOOKS) == 0
+    def _is_check(self, search: ElasticNetSearch) -> Tensor:
+        return search.count % max(MIN_CHECK_INTERVAL, self.steps // LOSS_CHECKS) == 0
 
-    def _ended(self, search: Search, loss: Tensor) -> Tensor:
+    def _find_ended(self, search: ElasticNetSearch, loss: Tensor) -> Tensor:
         last = search.count + 1 >= self.steps
         if not self.abort_early:
             return last
-        return last | (self._looked_at(search) & (loss.minimum(search.lowest) > STALLED * search.before))
+        return last | (self._is_check(search) & (loss.minimum(search.lowest) > STALLED_SHARE * search.before))
 
-    def _moved(self, case: Case, search: Search, grad: Tensor, loss: Tensor, met: Tensor) -> Search:
+    def _step(
+        self, case: Case, search: ElasticNetSearch, grad: Tensor, loss: Tensor, met: Tensor
+    ) -> ElasticNetSearch:
         """A step of the gradient, a shrinkage, a leap ahead."""
         size = self.step_size * (1 - search.count / self.steps).sqrt()
         d = search.y - engine.column(size, grad) * grad - case.threat.x0
-        low, high = case.threat.room
+        low, high = case.threat.perturbation_bounds
         shrunk = (d.sign() * (d.abs() - self.beta).clamp_min_(0)).clamp_(low, high)
         x = shrunk.add_(case.threat.x0).clamp_(0, 1)
         ahead = engine.column(search.count / (search.count + 3), x)
         y = (x + ahead * (x - search.x)).clamp_(0, 1)
         lowest = loss.minimum(search.lowest)
-        before = torch.where(self._looked_at(search), lowest, search.before)
-        return Search(x, y, search.count + 1, lowest, before, search.met | met)
+        before = torch.where(self._is_check(search), lowest, search.before)
+        return ElasticNetSearch(x, y, search.count + 1, lowest, before, search.met | met)
 
 
 @dataclass(frozen=True)
-class Search(Rows):
+class ElasticNetSearch(Rows):
     """A search under way."""
 
     x: Tensor  # (B, C, H, W) the sparse point
@@ -134,15 +136,15 @@ class Search(Rows):
     met: Tensor  # (B,) whether this search has succeeded
 
     @classmethod
-    def begin(cls, x0: Tensor) -> Search:
+    def start(cls, x0: Tensor) -> ElasticNetSearch:
         """At the originals."""
         far = x0.new_full((len(x0),), torch.inf)
         return cls(x0, x0, torch.zeros_like(far), far, far, far < 0)
 
-    def again(self, ended: Tensor, x0: Tensor) -> Search:
+    def restart(self, ended: Tensor, x0: Tensor) -> ElasticNetSearch:
         """Rows of the mask `ended` begin at their originals."""
         wide = engine.column(ended, x0)
-        return Search(
+        return ElasticNetSearch(
             torch.where(wide, x0, self.x),
             torch.where(wide, x0, self.y),
             self.count.masked_fill(ended, 0),
@@ -153,7 +155,7 @@ class Search(Rows):
 
 
 @dataclass(frozen=True)
-class Weight(Rows):
+class BisectedWeight(Rows):
     """The weight of the margin against the distance, and between which two the best one lies."""
 
     c: Tensor  # (B,)
@@ -162,15 +164,15 @@ class Weight(Rows):
     searches: Tensor  # (B,) searches done
 
     @classmethod
-    def begin(cls, like: Tensor, c: float) -> Weight:
+    def start(cls, like: Tensor, c: float) -> BisectedWeight:
         """Nothing known yet, for as many rows as `like` has."""
         zero = torch.zeros_like(like)
         return cls(zero + c, zero, zero + torch.inf, zero)
 
-    def after(self, ended: Tensor, met: Tensor) -> Weight:
+    def update(self, ended: Tensor, met: Tensor) -> BisectedWeight:
         """The next weight for rows of the mask `ended`, of whose searches those of `met` succeeded."""
         where = torch.where
         low = where(ended & ~met, self.low.maximum(self.c), self.low)
         high = where(ended & met, self.high.minimum(self.c), self.high)
         following = where(high.isinf(), 10 * self.c, (low + high) / 2)
-        return Weight(where(ended, following, self.c), low, high, self.searches + ended)
+        return BisectedWeight(where(ended, following, self.c), low, high, self.searches + ended)

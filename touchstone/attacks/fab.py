@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Askings, Count, Natural, Ratio
+from touchstone.fields import Count, EotSamples, Natural, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Answer, Asking, Case, Goal, Nearest, Plan, Threat
+    from touchstone.engine import Answer, Case, Goal, Nearest, Plan, PlanOf, Threat
 
-    Front = Callable[[Case, Tensor, Tensor], Asking[tuple[Tensor, Tensor]]]
+    BoundaryQuery = Callable[[Case, Tensor, Tensor], PlanOf[tuple[Tensor, Tensor]]]
 
-POLISHING = 3
+FINAL_STEPS = 3
 RIVALS = 9
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
-REACH = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
+RESTART_DISTANCE = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 """How far a restart may begin from an image that has no radius."""
 TINY, HUGE = 1e-30, 1e30
 
@@ -70,19 +70,19 @@ class FAB(MinimalNorm):
     backward: Ratio = Field(
         0.9, gt=0, le=1, description="β: what remains of a found perturbation when it is drawn back."
     )
-    eot: Askings = 1
+    eot: EotSamples = 1
 
     def cost(self) -> Cost:
         """A step takes a gradient (or one for each of nine rivals) and a look; then the final search."""
         attempts = self.restarts * self.steps
         ahead = attempts * (RIVALS if self.rivals is None else max(1, self.rivals))
-        return Cost(forward=2 * ahead + 1 + POLISHING, backward=attempts * (self.rivals or RIVALS))
+        return Cost(forward=2 * ahead + 1 + FINAL_STEPS, backward=attempts * (self.rivals or RIVALS))
 
-    def decided(self, classes: int) -> dict[str, Any]:
+    def resolve_defaults(self, classes: int) -> dict[str, Any]:
         """The number of its rivals."""
-        return {"rivals": self._count(classes - 1)}
+        return {"rivals": self._count_rivals(classes - 1)}
 
-    def _count(self, others: int) -> int:
+    def _count_rivals(self, others: int) -> int:
         """How many of so many other classes it heads for."""
         return (0 if others <= RIVALS else RIVALS) if self.rivals is None else self.rivals
 
@@ -91,58 +91,72 @@ class FAB(MinimalNorm):
         leaves with all its attempts as soon as one of them found a point within it.
         """
         clean = (yield engine.Logits(case.threat.x0)).logits
-        best = engine.Nearest.none(case.threat.x0)
-        front, rivals = self._front(case.goal, clean)
+        best = engine.Nearest.initial(case.threat.x0)
+        boundary_query, rivals = self._choose_boundary(case.goal, clean)
         for attempt in range(self.restarts):
-            rows = (~_enough(case, best)).nonzero().flatten()
+            rows = (~_within_radius(case, best)).nonzero().flatten()
             if not len(rows):
                 break
-            kin = rows.repeat_interleave(rivals.shape[1])
-            start = _start(case[kin], best[kin]) if attempt else case.threat.x0[kin]
-            found = yield from self._attempt(case[kin], start, front, rivals[rows].flatten(0, 1), kin)
+            image_of_row = rows.repeat_interleave(rivals.shape[1])
+            start = (
+                _random_start(case[image_of_row], best[image_of_row])
+                if attempt
+                else case.threat.x0[image_of_row]
+            )
+            found = yield from self._run_attempt(
+                case[image_of_row], start, boundary_query, rivals[rows].flatten(0, 1), image_of_row
+            )
             best = best.put(rows, _nearest_of(found, rivals.shape[1]))
-        best = yield from _polished(case, best, engine.Margin(case.goal)(clean))
-        return best.found(case)
+        best = yield from _final_search(case, best, engine.Margin(case.goal)(clean))
+        return best.to_found(case)
 
-    def _front(self, goal: Goal, clean: Tensor) -> tuple[Front, Tensor]:
+    def _choose_boundary(self, goal: Goal, clean: Tensor) -> tuple[BoundaryQuery, Tensor]:
         """How an attempt asks for the boundary that it heads for, and with which classes each of k attempts
         at an image does, (B, k, n).
         """
         if bool(goal.targeted.any()):
-            return _margin, goal.label[:, None, None]
+            return _goal_boundary, goal.label[:, None, None]
         others = clean.shape[1] - 1
-        count = self._count(others)
+        count = self._count_rivals(others)
         ranked = clean.scatter(1, goal.label[:, None], -HUGE).topk(min(count or RIVALS, others)).indices
-        return (_against, ranked[:, :, None]) if count else (_nearest, ranked[:, None])
+        return (_rival_boundary, ranked[:, :, None]) if count else (_nearest_boundary, ranked[:, None])
 
-    def _attempt(self, case: Case, x: Tensor, front: Front, rivals: Tensor, kin: Tensor) -> Asking[Nearest]:
+    def _run_attempt(
+        self, case: Case, x: Tensor, boundary_query: BoundaryQuery, rivals: Tensor, image_of_row: Tensor
+    ) -> PlanOf[Nearest]:
         """From the points `x`; rows of the same number in `kin` (B,) are attempts at the same image."""
-        best, rows = engine.Nearest.none(case.threat.x0), torch.arange(len(x), device=x.device)
+        best, rows = engine.Nearest.initial(case.threat.x0), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
-            gap, normal = yield from front(case, x, rivals)
-            x = self._step(case.threat, x, gap, normal)
-            found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
+            gap, normal = yield from boundary_query(case, x, rivals)
+            x = self._next_points(case.threat, x, gap, normal)
+            found = engine.Nearest.from_logits(case, x, (yield engine.Logits(x)).logits)
             best = best.put(rows, found)
             x = case.threat.x0.lerp(x, engine.column(1 - (1 - self.backward) * found.met.to(x.dtype), x))
-            if bool((done := _enough(case, found)).any()):
-                keep = ~torch.isin(kin, kin[done])
+            if bool((done := _within_radius(case, found)).any()):
+                keep = ~torch.isin(image_of_row, image_of_row[done])
                 if not bool(keep.any()):
                     break
-                case, x, rivals, kin, rows = case[keep], x[keep], rivals[keep], kin[keep], rows[keep]
+                case, x, rivals, image_of_row, rows = (
+                    case[keep],
+                    x[keep],
+                    rivals[keep],
+                    image_of_row[keep],
+                    rows[keep],
+                )
         return best
 
-    def _step(self, threat: Threat, x: Tensor, gap: Tensor, normal: Tensor) -> Tensor:
+    def _next_points(self, threat: Threat, x: Tensor, gap: Tensor, normal: Tensor) -> Tensor:
         """Equation 7: a mean of the two overshot projections, nearer to that which is the shorter way."""
         x0, norm = threat.x0, threat.norm
-        ours = projection(norm.name, x, normal, gap)
+        ours = project_to_hyperplane(norm.name, x, normal, gap)
         gap0 = gap + ((x0 - x) * normal).flatten(1).sum(1)
-        theirs = projection(norm.name, x0, normal, gap0)
+        theirs = project_to_hyperplane(norm.name, x0, normal, gap0)
         size, size0 = norm.size(ours), norm.size(theirs)
         alpha = engine.column((size / (size + size0).clamp_min(TINY)).clamp_max(self.alpha_max), x)
         return (x + self.overshoot * ours).lerp(x0 + self.overshoot * theirs, alpha).clamp(0, 1)
 
 
-def _enough(case: Case, best: Nearest) -> Tensor:
+def _within_radius(case: Case, best: Nearest) -> Tensor:
     """Which rows have a radius, and a success within it, (B,)."""
     return (best.distance <= case.threat.eps) & case.threat.eps.isfinite()
 
@@ -152,24 +166,26 @@ def _nearest_of(best: Nearest, count: int) -> Nearest:
     return reduce(engine.Nearest.or_else, (best[at::count] for at in range(count)))
 
 
-def _start(case: Case, best: Nearest) -> Tensor:
+def _random_start(case: Case, best: Nearest) -> Tensor:
     """A random point within half of the distance found, of the radius, or of the usual reach."""
-    reach = case.threat.eps.where(case.threat.eps.isfinite(), REACH[case.threat.norm.name])
+    reach = case.threat.eps.where(case.threat.eps.isfinite(), RESTART_DISTANCE[case.threat.norm.name])
     d = case.threat.norm.sample(case.threat.x0, best.distance.minimum(reach) / 2, case.noise)
     return (case.threat.x0 + d).clamp(0, 1)
 
 
-def _margin(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tensor]]:  # noqa: ARG001
+def _goal_boundary(case: Case, x: Tensor, rivals: Tensor) -> PlanOf[tuple[Tensor, Tensor]]:  # noqa: ARG001
     """The boundary towards the goal that the best class but the label sets."""
-    return _value((yield engine.Gradient(x, engine.Margin(case.goal))))
+    return _loss_and_gradient((yield engine.Gradient(x, engine.Margin(case.goal))))
 
 
-def _against(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tensor]]:
+def _rival_boundary(case: Case, x: Tensor, rivals: Tensor) -> PlanOf[tuple[Tensor, Tensor]]:
     """The boundary between the label and one rival (B, 1)."""
-    return _value((yield engine.Gradient(x, engine.Scored(_lead, case.goal.label, rivals[:, 0]))))
+    return _loss_and_gradient(
+        (yield engine.Gradient(x, engine.CustomLoss(_lead, case.goal.label, rivals[:, 0])))
+    )
 
 
-def _nearest(case: Case, x: Tensor, rivals: Tensor) -> Asking[tuple[Tensor, Tensor]]:
+def _nearest_boundary(case: Case, x: Tensor, rivals: Tensor) -> PlanOf[tuple[Tensor, Tensor]]:
     """Of the boundaries between the label and its rivals (B, k), the nearest in the linearised model."""
     answer = yield engine.Jacobian(x, rivals, case.goal.label)
     gaps = answer.logits.gather(1, rivals) - answer.logits.gather(1, case.goal.label[:, None])
@@ -184,23 +200,23 @@ def _lead(logits: Tensor, label: Tensor, rival: Tensor) -> Tensor:
     return (logits.gather(1, rival[:, None]) - logits.gather(1, label[:, None]))[:, 0]
 
 
-def _value(answer: Answer) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(answer: Answer) -> tuple[Tensor, Tensor]:
     if answer.loss is None:
         raise TypeError("the answer has no loss: only a Gradient query gets one")
     return answer.loss, answer.gradient
 
 
-def _polished(case: Case, best: Nearest, margin0: Tensor) -> Asking[Nearest]:
+def _final_search(case: Case, best: Nearest, margin0: Tensor) -> PlanOf[Nearest]:
     """False position on the way from the original, whose margin is `margin0` (B,), to the point found."""
     rows = best.met.nonzero().flatten()
     if not len(rows):
         return best
     case, outside, low = case[rows], case.threat.x0[rows], margin0[rows]
     inside, high = best.x[rows], best.margin[rows]
-    for _ in range(POLISHING):
+    for _ in range(FINAL_STEPS):
         part = (low / (low - high).clamp_max(-TINY)).clamp(0, 1)
         x = outside.lerp(inside, engine.column(part, inside))
-        found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
+        found = engine.Nearest.from_logits(case, x, (yield engine.Logits(x)).logits)
         best = best.put(rows, found)
         met = engine.column(found.met, x)
         outside, inside = outside.where(met, x), x.where(met, inside)
@@ -208,7 +224,7 @@ def _polished(case: Case, best: Nearest, margin0: Tensor) -> Asking[Nearest]:
     return best
 
 
-def projection(norm: str, x: Tensor, normal: Tensor, gap: Tensor) -> Tensor:
+def project_to_hyperplane(norm: str, x: Tensor, normal: Tensor, gap: Tensor) -> Tensor:
     """The shortest move of `x` (B, C, H, W) within the box onto the hyperplane gap + <normal, move> = 0.
 
     `norm` is "linf", "l2" or "l1". Where no move reaches the hyperplane, the one that comes nearest to it;
@@ -220,21 +236,21 @@ def projection(norm: str, x: Tensor, normal: Tensor, gap: Tensor) -> Tensor:
     side = -need.sign() * slope.flatten(1).sign()
     flat = x.flatten(1)
     room = (1 - flat).where(side > 0, flat)
-    length = _LENGTHS[norm](slope.flatten(1).abs(), room, need.abs())
+    length = _PROJECTIONS[norm](slope.flatten(1).abs(), room, need.abs())
     return (side * length).view_as(x)
 
 
-def _even(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
+def _project_linf(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """L∞: all values as far as each other, or as their room."""
-    return _level(slope, slope.new_ones(()), room, need).minimum(room)
+    return _solve_level(slope, slope.new_ones(()), room, need).minimum(room)
 
 
-def _along(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
+def _project_l2(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """L2: each value in proportion to its slope, or as far as its room."""
-    return (_level(slope, slope, room, need) * slope).minimum(room)
+    return (_solve_level(slope, slope, room, need) * slope).minimum(room)
 
 
-def _greedy(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
+def _project_l1(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """L1: the steepest values as far as they can go, the last of them as far as it must."""
     steep, order = slope.sort(dim=1, descending=True)
     room = room.gather(1, order)
@@ -243,7 +259,7 @@ def _greedy(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
     return torch.zeros_like(length).scatter_(1, order, length)
 
 
-def _level(slope: Tensor, speed: Tensor, room: Tensor, need: Tensor) -> Tensor:
+def _solve_level(slope: Tensor, speed: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """The t (B, 1) at which Σ slope·min(speed·t, room) reaches `need`.
 
     The sum is concave and piecewise linear in t, so Newton's method climbs from below and ends, exactly, as
@@ -261,4 +277,4 @@ def _level(slope: Tensor, speed: Tensor, room: Tensor, need: Tensor) -> Tensor:
         stuck = now
 
 
-_LENGTHS = {"linf": _even, "l2": _along, "l1": _greedy}
+_PROJECTIONS = {"linf": _project_linf, "l2": _project_l2, "l1": _project_l1}

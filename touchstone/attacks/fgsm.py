@@ -39,6 +39,6 @@ class FGSM(GradientAttack):
 
     def run(self, case: Case) -> Plan:
         """One step of the climbing loop, from the image itself."""
-        rule = engine.Steepest(case.threat.eps)
+        rule = engine.SteepestAscent(case.threat.eps)
         best = yield from engine.climb(case, case.threat.x0, rule, steps=1, early_stop=self.early_stop)
-        return best.found()
+        return best.to_found()

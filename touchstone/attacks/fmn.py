@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.ddn import on_sphere
-from touchstone.fields import Askings, Count, Ratio
+from touchstone.attacks.ddn import project_to_sphere
+from touchstone.fields import Count, EotSamples, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
@@ -23,7 +23,7 @@ LAST_STEP = 0.01
 """The last step, as a part of the first."""
 ROOT = {"l1": 1.0, "l0": 2.0}
 """Norms in which steps grow with so many times the root of the radius, not with the radius itself."""
-UNHURRIED = 100
+REFERENCE_STEPS = 100
 """Steps that are enough for a ball to shrink by γ at a time."""
 TINY = 1e-12
 
@@ -67,7 +67,7 @@ class FMN(MinimalNorm):
         0.05, gt=0, lt=1, description="By what part the ball shrinks or grows in the first step."
     )
     gamma_final: Ratio = Field(0.001, ge=0, lt=1, description="The same in the last step.")
-    eot: Askings = 1
+    eot: EotSamples = 1
 
     def cost(self) -> Cost:
         """Per step a gradient, and a look at the point after the last."""
@@ -80,43 +80,49 @@ class FMN(MinimalNorm):
     def run(self, case: Case) -> Plan:
         """Steps from ball to ball, from the image itself."""
         threat = case.threat
-        x, best = threat.x0, engine.Nearest.none(threat.x0)
+        x, best = threat.x0, engine.Nearest.initial(threat.x0)
         radius = torch.full_like(threat.eps, self.norm == "l0")
-        hurry = max(1, UNHURRIED / self.steps)
+        speedup = max(1, REFERENCE_STEPS / self.steps)
         for step in range(self.steps):
             answer = yield engine.Gradient(x, engine.Margin(case.goal))
-            best = best.or_else(engine.Nearest.judged(case, x, answer.logits))
-            gamma = _annealed(self.gamma, self.gamma_final, step / self.steps)
-            radius = _radius(case, x, answer, best=best, radius=radius, gamma=gamma, hurry=hurry)
-            length = _annealed(self.alpha, LAST_STEP * self.alpha, step / self.steps) * _reach(case, radius)
-            x = _within(case, _moved(case, x, answer.gradient, length=length), radius)
+            best = best.or_else(engine.Nearest.from_logits(case, x, answer.logits))
+            gamma = _anneal(self.gamma, self.gamma_final, step / self.steps)
+            radius = _next_radius(case, x, answer, best=best, radius=radius, gamma=gamma, speedup=speedup)
+            length = _anneal(self.alpha, LAST_STEP * self.alpha, step / self.steps) * _step_length(
+                case, radius
+            )
+            x = _project(case, _take_step(case, x, answer.gradient, length=length), radius)
         answer = yield engine.Logits(x)
-        return best.or_else(engine.Nearest.judged(case, x, answer.logits)).found(case)
+        return best.or_else(engine.Nearest.from_logits(case, x, answer.logits)).to_found(case)
 
 
-def _annealed(first: float, last: float, share: float) -> float:
+def _anneal(first: float, last: float, share: float) -> float:
     """What has come of `first` after that share of all steps."""
     return last + (first - last) * (1 + cos(pi * share)) / 2
 
 
-def _radius(
-    case: Case, x: Tensor, answer: Answer, *, best: Nearest, radius: Tensor, gamma: float, hurry: float
+def _next_radius(
+    case: Case, x: Tensor, answer: Answer, *, best: Nearest, radius: Tensor, gamma: float, speedup: float
 ) -> Tensor:
     """The next radius of every ball, (B,); `best` has seen the answer. So many steps are made in one, at
     most, where the boundary is further inside.
     """
-    met, size, way = case.goal.met(answer.logits), case.threat.size(x), _way(case, x, answer)
-    inside, outside = (size - way).maximum(radius * (1 - gamma) ** hurry), size + way
+    met, size, way = (
+        case.goal.is_met(answer.logits),
+        case.threat.distance(x),
+        _boundary_distance(case, x, answer),
+    )
+    inside, outside = (size - way).maximum(radius * (1 - gamma) ** speedup), size + way
     smaller = inside.minimum(radius * (1 - gamma))
     larger = radius * (1 + gamma)
     larger = torch.where(best.met, larger, larger.maximum(outside))
     if case.threat.norm.name == "l0":
         least = torch.where(best.met, radius + 1, 2 * radius)
         smaller, larger = smaller.floor().minimum(radius - 1), larger.floor().maximum(least)
-    return torch.where(met, smaller.minimum(best.distance), larger).minimum(case.threat.farthest)
+    return torch.where(met, smaller.minimum(best.distance), larger).minimum(case.threat.max_distance)
 
 
-def _way(case: Case, x: Tensor, answer: Answer) -> Tensor:
+def _boundary_distance(case: Case, x: Tensor, answer: Answer) -> Tensor:
     """How far it is to the boundary from either side, if the margin were linear; in L0, how many values."""
     gap, grad = engine.Margin(case.goal)(answer.logits).abs(), answer.gradient
     if case.threat.norm.name == "l0":
@@ -125,24 +131,24 @@ def _way(case: Case, x: Tensor, answer: Answer) -> Tensor:
     return gap / engine.NORMS[DUAL[case.threat.norm.name]].size(grad).clamp_min(TINY)
 
 
-def _reach(case: Case, radius: Tensor) -> Tensor:
+def _step_length(case: Case, radius: Tensor) -> Tensor:
     """How long a step is if α is one, (B,)."""
     norm = case.threat.norm.name
     return ROOT[norm] * radius.sqrt() if norm in ROOT else radius
 
 
-def _moved(case: Case, x: Tensor, grad: Tensor, *, length: Tensor) -> Tensor:
+def _take_step(case: Case, x: Tensor, grad: Tensor, *, length: Tensor) -> Tensor:
     """A step of that length along the gradient in L2; in L∞ along its sign, each value so far."""
     direction = engine.Linf() if case.threat.norm.name == "linf" else engine.L2()
     return x + engine.column(length, x) * direction.steepest(grad, x)
 
 
-def _within(case: Case, x: Tensor, radius: Tensor) -> Tensor:
+def _project(case: Case, x: Tensor, radius: Tensor) -> Tensor:
     """The points brought into ball and box, in L2 onto the ball's surface."""
     threat = case.threat
     if threat.norm.name == "l2":
-        return on_sphere(case, x, radius)
+        return project_to_sphere(case, x, radius)
     endless = x.new_tensor(torch.inf)
     # L0 picks its values before the box cuts their changes.
-    low, high = (-endless, endless) if threat.norm.name == "l0" else threat.room
+    low, high = (-endless, endless) if threat.norm.name == "l0" else threat.perturbation_bounds
     return threat.norm.project(x - threat.x0, radius, low, high).add_(threat.x0).clamp_(0, 1)

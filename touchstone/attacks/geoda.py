@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from touchstone.engine import Asking, Case, Plan
+    from touchstone.engine import Case, Plan, PlanOf
 
-GROWTHS = 12
+MAX_DOUBLINGS = 12
 """Doublings of the distance from the original before a direction is given up."""
-USUAL = 3
+EXPECTED_DOUBLINGS = 3
 """How many doublings a round is reckoned to take."""
-FEWEST = 50
+MIN_NEIGHBOURS = 50
 """Neighbours in the first round below which there is one round less."""
-FIRST = 0.5
+FIRST_STEP = 0.5
 """Size of the first step from the original along a normal, as part of the distance of the point before."""
 
 
@@ -72,41 +72,43 @@ class GeoDA(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Find a start, then a normal and a crossing in each round."""
-        best, asked = yield from engine.begun(case, min(self.starts, self.queries))
+        best, asked = yield from engine.find_start(case, min(self.starts, self.queries))
         rows = best.met.nonzero().flatten()
-        search = engine.halvings(case, 1e-4)
-        within = self._smooth(case.threat.x0)
+        search = engine.bisection_steps(case, 1e-4)
+        project = self._low_frequency_projector(case.threat.x0)
         steps = (self.queries - asked[rows]).clamp_max(search)
-        x = yield from engine.crossed(case[rows], best.x[rows], steps)
+        x = yield from engine.bisect_boundary(case[rows], best.x[rows], steps)
         none = torch.zeros_like(x).double()
-        climbers = _Climbers(case[rows], x, none, self.queries - asked[rows] - steps, rows)
-        best = best.put(rows, engine.succeeded(climbers.case, x))
-        rounds = self._rounds(search)
+        active = _GeoDARows(case[rows], x, none, self.queries - asked[rows] - steps, rows)
+        best = best.put(rows, engine.record_success(active.case, x))
+        rounds = self._count_rounds(search)
         for step in range(rounds):
-            climbers = climbers[climbers.left > search + GROWTHS]
-            if not len(climbers.row):
+            active = active[active.left > search + MAX_DOUBLINGS]
+            if not len(active.row):
                 break
-            rest = climbers.left - search - GROWTHS
+            rest = active.left - search - MAX_DOUBLINGS
             # Equal counts but in a row's last round: its noise must not depend on what others draw.
-            share = self._share(step, rounds, search)
+            share = self._neighbours_in_round(step, rounds, search)
             count = rest if step == rounds - 1 else rest.clamp_max(share)
-            climbers = yield from climbers.climbed(count, search, within)
-            best = best.put(climbers.row, engine.succeeded(climbers.case, climbers.x))
-        return best.found(case)
+            active = yield from active.step(count, search, project)
+            best = best.put(active.row, engine.record_success(active.case, active.x))
+        return best.to_found(case)
 
-    def _smooth(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+    def _low_frequency_projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """What projects directions on the waves of low frequency."""
         down, right = (_low_pass(side, math.ceil(self.low * side), x) for side in x.shape[2:])
         return lambda u: down.to(u.dtype) @ u @ right.to(u.dtype)
 
-    def _rounds(self, search: int) -> int:
+    def _count_rounds(self, search: int) -> int:
         """As many as leave enough neighbours for the first."""
-        enough = takewhile(lambda n: self._share(0, n, search) >= FEWEST, range(2, self.steps + 1))
+        enough = takewhile(
+            lambda n: self._neighbours_in_round(0, n, search) >= MIN_NEIGHBOURS, range(2, self.steps + 1)
+        )
         return max(enough, default=1)
 
-    def _share(self, step: int, rounds: int, search: int) -> int:
+    def _neighbours_in_round(self, step: int, rounds: int, search: int) -> int:
         """How many neighbours this round of so many asks about, where no image is short of queries."""
-        estimates = self.queries - search - rounds * (search + USUAL)
+        estimates = self.queries - search - rounds * (search + EXPECTED_DOUBLINGS)
         total = sum(self.growth**each for each in range(rounds))
         return max(1, int(estimates * self.growth**step / total))
 
@@ -121,41 +123,41 @@ def _low_pass(side: int, count: int, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Climbers(engine.Rows):
+class _GeoDARows(engine.Rows):
     """The rows still under way, each at a point that meets its goal."""
 
     case: Case
     x: Tensor
-    towards: Tensor  # (B, C, H, W) what the neighbours of all rounds say of the normal, float64
+    normal_sum: Tensor  # (B, C, H, W) what the neighbours of all rounds say of the normal, float64
     left: Tensor  # (B,) queries
     row: Tensor  # (B,) its place in the whole
 
-    def climbed(self, count: Tensor, search: int, within: Callable[[Tensor], Tensor]) -> Asking[_Climbers]:
+    def step(self, count: Tensor, search: int, project: Callable[[Tensor], Tensor]) -> PlanOf[_GeoDARows]:
         """Where the normal from the original, estimated from `count` (B,) neighbours, crosses the boundary;
         the same point where it does not.
         """
         case = self.case
-        near = engine.nearby(case, self.x)
-        towards = self.towards + (yield from engine.leaning(case, self.x, count, near, within))
+        near = engine.probe_distance(case, self.x)
+        towards = self.normal_sum + (yield from engine.estimate_normal(case, self.x, count, near, project))
         normal = case.threat.norm.steepest(towards, self.x).to(self.x.dtype)
-        far, met, asked = yield from self._beyond(normal)
+        far, met, asked = yield from self._find_beyond(normal)
         steps = met * search
-        x = yield from engine.crossed(case, far, steps)
-        return replace(self, x=x, towards=towards, left=self.left - count - asked - steps)
+        x = yield from engine.bisect_boundary(case, far, steps)
+        return replace(self, x=x, normal_sum=towards, left=self.left - count - asked - steps)
 
-    def _beyond(self, normal: Tensor) -> Asking[tuple[Tensor, Tensor, Tensor]]:
+    def _find_beyond(self, normal: Tensor) -> PlanOf[tuple[Tensor, Tensor, Tensor]]:
         """The first point along the normal, at doubling distances, that meets the goal; whether there is one,
         and how many were asked about.
         """
         x0 = self.case.threat.x0
-        length = FIRST * self.case.threat.size(self.x)
+        length = FIRST_STEP * self.case.threat.distance(self.x)
         far, rows = self.x, torch.arange(len(self.row), device=self.case.device)
         met, asked = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows)
-        for doubling in range(GROWTHS):
+        for doubling in range(MAX_DOUBLINGS):
             reach = engine.column(length[rows] * 2**doubling, far)
             tried = (x0[rows] + reach * normal[rows]).clamp(0, 1)
             case = self.case[rows]
-            good = case.goal.met((yield case.question(tried)).logits)
+            good = case.goal.is_met((yield case.query(tried)).logits)
             asked = asked.index_add(0, rows, torch.ones_like(rows))
             far, met = far.index_copy(0, rows[good], tried[good]), met.index_fill(0, rows[good], value=True)
             rows = rows[~good]

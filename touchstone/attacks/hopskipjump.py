@@ -16,11 +16,11 @@ from touchstone.methods import Cost, Info, MinimalNorm
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Case, Nearest, Plan
+    from touchstone.engine import Case, Nearest, Plan, PlanOf
 
-HALVINGS = 20
+MAX_HALVINGS = 20
 """The most halvings of a step that does not reach the goal."""
-FIRST = 0.1
+FIRST_RADIUS = 0.1
 """Distance of the neighbours in the first round."""
 
 
@@ -64,33 +64,35 @@ class HopSkipJump(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Find a start, and approach in rounds; an image leaves once its budget does not pay for a round."""
-        best, asked = yield from engine.begun(case, min(self.starts, self.queries))
+        best, asked = yield from engine.find_start(case, min(self.starts, self.queries))
         rows = best.met.nonzero().flatten()
-        search = self._search(case)
-        hikers = _Hikers(case[rows], best.x[rows], self.queries - asked[rows], rows)
-        steps = hikers.left.clamp_max(search)
-        hikers, nearest = yield from hikers.landed(best.x[rows], steps)
+        search = self._bisection_steps(case)
+        active = _HopSkipJumpRows(case[rows], best.x[rows], self.queries - asked[rows], rows)
+        steps = active.left.clamp_max(search)
+        active, nearest = yield from active.bisect(best.x[rows], steps)
         best = best.put(rows, nearest)
         for t in range(1, self.steps + 1):
-            hikers = hikers[hikers.left > search + 2]
-            if not len(hikers.row):
+            active = active[active.left > search + 2]
+            if not len(active.row):
                 break
-            count = (hikers.left - search - 1).clamp_max(math.floor(self.evaluations * math.sqrt(t)))
-            normal = yield from engine.normal_at(hikers.case, hikers.x, count, hikers.radius(t))
-            hikers = replace(hikers, left=hikers.left - count)
-            hikers, far = yield from hikers.stepped(normal, t, search)
-            hikers, nearest = yield from hikers.landed(far, torch.full_like(hikers.left, search))
-            best = best.put(hikers.row, nearest)
-        return best.found(case)
+            count = (active.left - search - 1).clamp_max(math.floor(self.evaluations * math.sqrt(t)))
+            normal = yield from engine.estimate_unit_normal(
+                active.case, active.x, count, active.probe_radius(t)
+            )
+            active = replace(active, left=active.left - count)
+            active, far = yield from active.step(normal, t, search)
+            active, nearest = yield from active.bisect(far, torch.full_like(active.left, search))
+            best = best.put(active.row, nearest)
+        return best.to_found(case)
 
-    def _search(self, case: Case) -> int:
+    def _bisection_steps(self, case: Case) -> int:
         d = case.threat.x0[0].numel()
         power = 2.0 if case.threat.norm.name == "linf" else 1.5
-        return engine.halvings(case, min(1.0, self.gamma / d**power))
+        return engine.bisection_steps(case, min(1.0, self.gamma / d**power))
 
 
 @dataclass(frozen=True)
-class _Hikers(engine.Rows):
+class _HopSkipJumpRows(engine.Rows):
     """The rows still under way, each at a point that meets its goal."""
 
     case: Case
@@ -98,32 +100,32 @@ class _Hikers(engine.Rows):
     left: Tensor  # (B,) queries
     row: Tensor  # (B,) its place in the whole
 
-    def radius(self, t: int) -> Tensor:
+    def probe_radius(self, t: int) -> Tensor:
         """How far from each point its neighbours are in round t, (B,)."""
-        near = engine.nearby(self.case, self.x)
-        return near if t > 1 else near.clamp_min(FIRST)
+        near = engine.probe_distance(self.case, self.x)
+        return near if t > 1 else near.clamp_min(FIRST_RADIUS)
 
-    def stepped(self, normal: Tensor, t: int, reserve: int) -> Asking[tuple[_Hikers, Tensor]]:
+    def step(self, normal: Tensor, t: int, reserve: int) -> PlanOf[tuple[_HopSkipJumpRows, Tensor]]:
         """Steps along the normals, each halved until it meets the goal or only a `reserve` of its queries is
         left: where they lead, or the points themselves.
         """
         far, left = self.x, self.left
-        size = self.case.threat.size(self.x) / math.sqrt(t)
+        size = self.case.threat.distance(self.x) / math.sqrt(t)
         rows = torch.arange(len(left), device=left.device)
-        for halving in range(HALVINGS):
+        for halving in range(MAX_HALVINGS):
             rows = rows[left[rows] > reserve]
             if not len(rows):
                 break
             case, length = self.case[rows], engine.column(size[rows] / 2**halving, far)
             tried = (self.x[rows] + length * normal[rows]).clamp(0, 1)
-            met = case.goal.met((yield case.question(tried)).logits)
+            met = case.goal.is_met((yield case.query(tried)).logits)
             left = left.index_add(0, rows, torch.full_like(rows, -1))
             far = far.index_copy(0, rows[met], tried[met])
             rows = rows[~met]
         return replace(self, left=left), far
 
-    def landed(self, far: Tensor, steps: Tensor) -> Asking[tuple[_Hikers, Nearest]]:
+    def bisect(self, far: Tensor, steps: Tensor) -> PlanOf[tuple[_HopSkipJumpRows, Nearest]]:
         """At the boundary on the way back from `far`, by `steps` (B,) questions."""
-        x = yield from engine.crossed(self.case, far, steps)
+        x = yield from engine.bisect_boundary(self.case, far, steps)
         moved = replace(self, x=x, left=self.left - steps)
-        return moved, engine.succeeded(self.case, x)
+        return moved, engine.record_success(self.case, x)

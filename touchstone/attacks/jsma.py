@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, field_validator
 
 from touchstone import engine
-from touchstone.fields import Askings, Count, Norm, Ratio
+from touchstone.fields import Count, EotSamples, Norm, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from touchstone.engine import Case, Goal, Plan
 
-TABLE = 2**22
+MAX_PAIRS = 2**22
 """Pairs that are looked at together: 16 MiB for each of the few tables of a block."""
 
 
@@ -48,11 +48,11 @@ class JSMA(MinimalNorm):
     )
     gamma: Ratio = Field(0.1, gt=0, le=1, description="γ: the largest share of the values to change.")
     steps: Count = Field(1_000, le=100_000, description="The most pairs to change, whatever the share.")
-    eot: Askings = 1
+    eot: EotSamples = 1
 
     @field_validator("theta")
     @classmethod
-    def _moves(cls, theta: float) -> float:
+    def _check_theta(cls, theta: float) -> float:
         if not theta:
             raise ValueError("a change of 0 changes nothing")
         return theta
@@ -65,21 +65,21 @@ class JSMA(MinimalNorm):
         """Pair after pair. Rows leave when they met their goal, or no pair is left that helps."""
         whole, x = case, case.threat.x0
         target = _targets(case.goal, (yield engine.Logits(x)).logits)
-        rows, best = torch.arange(len(x), device=x.device), engine.Nearest.none(x)
+        rows, best = torch.arange(len(x), device=x.device), engine.Nearest.initial(x)
         for _ in range(min(self.steps, floor(x[0].numel() * self.gamma / 2))):
-            ours = yield engine.Gradient(x, engine.Scored(_own, target))
-            all_ = yield engine.Gradient(x, engine.Scored(_sum, target))
-            found = engine.Nearest.judged(case, x, ours.logits)
+            ours = yield engine.Gradient(x, engine.CustomLoss(_target_logit, target))
+            all_ = yield engine.Gradient(x, engine.CustomLoss(_logit_sum, target))
+            found = engine.Nearest.from_logits(case, x, ours.logits)
             best = best.put(rows, found)
-            x, moved = self._changed(x, ours.gradient, all_.gradient - ours.gradient)
+            x, moved = self._change_pairs(x, ours.gradient, all_.gradient - ours.gradient)
             keep = (moved & ~found.met).nonzero().flatten()
             if not len(keep):
-                return best.found(whole)
+                return best.to_found(whole)
             case, x, rows, target = case[keep], x[keep], rows[keep], target[keep]
         answer = yield engine.Logits(x)
-        return best.put(rows, engine.Nearest.judged(case, x, answer.logits)).found(whole)
+        return best.put(rows, engine.Nearest.from_logits(case, x, answer.logits)).to_found(whole)
 
-    def _changed(self, x: Tensor, ours: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    def _change_pairs(self, x: Tensor, ours: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """The points with their best pairs changed, and which rows had one, (B,)."""
         sign = 1.0 if self.theta > 0 else -1.0
         spent = (x >= 1 if self.theta > 0 else x <= 0).flatten(1)
@@ -94,11 +94,11 @@ def _targets(goal: Goal, clean: Tensor) -> Tensor:
     return goal.label.where(goal.targeted, runner_up)
 
 
-def _own(logits: Tensor, target: Tensor) -> Tensor:
+def _target_logit(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target[:, None])[:, 0]
 
 
-def _sum(logits: Tensor, target: Tensor) -> Tensor:  # noqa: ARG001
+def _logit_sum(logits: Tensor, target: Tensor) -> Tensor:  # noqa: ARG001
     return logits.sum(1)
 
 
@@ -108,19 +108,19 @@ def best_pairs(gain: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
 
     `gain` and `fall` (B, n); a value that must not be chosen has a gain of -inf.
     """
-    chosen = _front(gain, fall)
+    chosen = _pareto_front(gain, fall)
     gain, fall = gain.gather(1, chosen), fall.gather(1, chosen)
     count = chosen.shape[1]
     score, place = gain.new_zeros(len(gain)), chosen.new_zeros(len(gain))
-    block = max(1, TABLE // (count * len(gain)))
+    block = max(1, MAX_PAIRS // (count * len(gain)))
     for start in range(0, count, block):
-        part, at = _scores(gain, fall, start, min(start + block, count)).flatten(1).max(1)
+        part, at = _saliency(gain, fall, start, min(start + block, count)).flatten(1).max(1)
         score, place = part.maximum(score), (at + start * count).where(part > score, place)
     pair = torch.stack([place // count, place % count], 1)
     return chosen.gather(1, pair), score > 0
 
 
-def _scores(gain: Tensor, fall: Tensor, start: int, end: int) -> Tensor:
+def _saliency(gain: Tensor, fall: Tensor, start: int, end: int) -> Tensor:
     """Saliency (B, end - start, n) of the pairs of some values with all that come later; 0 of those that do
     not help.
     """
@@ -129,7 +129,7 @@ def _scores(gain: Tensor, fall: Tensor, start: int, end: int) -> Tensor:
     return gains.mul_(falls).triu_(start + 1)
 
 
-def _front(gain: Tensor, fall: Tensor) -> Tensor:
+def _pareto_front(gain: Tensor, fall: Tensor) -> Tensor:
     """Indices (B, k) of the values that at most one other surpasses in both, filled up with others."""
     gains, order = gain.sort(dim=1, descending=True, stable=True)
     falls = fall.gather(1, order).masked_fill(gains.isneginf(), -torch.inf)

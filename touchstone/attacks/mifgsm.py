@@ -10,17 +10,17 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.engine.rows import Rows
 from touchstone.fields import Count, Distance, Ratio
-from touchstone.methods import Cost, E, GradientAttack, Info, Stepping
+from touchstone.methods import Cost, E, GradientAttack, Info, StepSize
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Case, Plan, Rule, Threat
+    from touchstone.engine import Case, Plan, StepRule, Threat
 
 TINY = 1e-30
 
 
-class MIFGSM(Stepping, GradientAttack):
+class MIFGSM(StepSize, GradientAttack):
     """The momentum iterative method: gradients, each divided by the mean of its absolute values, add up in a
     momentum, and steps follow that.
 
@@ -44,24 +44,26 @@ class MIFGSM(Stepping, GradientAttack):
 
     def cost(self) -> Cost:
         """One climb."""
-        return Cost.climbing(self.steps)
+        return Cost.for_climb(self.steps)
 
     def rounds(self) -> int:
         """One per step."""
         return self.steps
 
-    def usual_step(self, eps: E) -> E:
+    def default_step_size(self, eps: E) -> E:
         """So that all steps together are as long as the radius."""
         return eps / self.steps
 
     def run(self, case: Case) -> Plan:
         """One climb from the image."""
         x = case.threat.x0
-        rule = self.rule(x, Momentum(self.step(case.threat.eps), x.new_zeros(x.shape), self.decay))
+        rule = self.step_rule(
+            x, Momentum(self.resolve_step_size(case.threat.eps), x.new_zeros(x.shape), self.decay)
+        )
         best = yield from engine.climb(case, x, rule, steps=self.steps, early_stop=self.early_stop)
-        return best.found()
+        return best.to_found()
 
-    def rule(self, _x: Tensor, momentum: Momentum) -> Rule:
+    def step_rule(self, _x: Tensor, momentum: Momentum) -> StepRule:
         """How a point moves."""
         return momentum
 
@@ -74,12 +76,12 @@ class Momentum(Rows):
     sum: Tensor  # (B, C, H, W)
     decay: float
 
-    def with_(self, grad: Tensor) -> Self:
+    def add_gradient(self, grad: Tensor) -> Self:
         """The momentum with one more gradient."""
         scale = grad.flatten(1).abs().mean(1).clamp_min(TINY)
         return replace(self, sum=self.decay * self.sum + grad / engine.column(scale, grad))
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:  # noqa: ARG002
         """One step of the climb."""
-        rule = self.with_(grad)
+        rule = self.add_gradient(grad)
         return threat.step(x, rule.sum, self.size), rule

@@ -9,15 +9,15 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.fields import Count, Distance, Queries, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Cost, E, FixedBudget, Info, Stepping
+from touchstone.methods import Cost, E, FixedBudget, Info, StepSize
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Case, Plan
+    from touchstone.engine import Case, Plan, PlanOf
 
 
-class NES(Stepping, FixedBudget):
+class NES(StepSize, FixedBudget):
     """Natural evolution strategies: ask about Gaussian neighbours in opposite pairs, and step along the mean
     of their directions weighted by their scores (algorithm 1), projected into the ball.
 
@@ -53,37 +53,37 @@ class NES(Stepping, FixedBudget):
         """Two per step: the estimate and the look."""
         return 2 * -(-self.queries // (self.samples + 1))
 
-    def usual_step(self, eps: E) -> E:
+    def default_step_size(self, eps: E) -> E:
         """A fifth of the radius."""
         return eps / 5
 
     def run(self, case: Case) -> Plan:
         """Estimate, step, look; an image leaves once its goal is met."""
-        whole = case = engine.in_whole_levels(case)
-        best, rows = engine.Best.none(case.threat.x0), torch.arange(len(case), device=case.device)
+        whole = case = engine.round_eps_down(case)
+        best, rows = engine.Best.initial(case.threat.x0), torch.arange(len(case), device=case.device)
         x, left = case.threat.x0, self.queries
         grad = torch.zeros_like(x)
         while left:
             pairs = min(self.samples, left - 1) // 2
             if pairs:  # a single query that is left goes into one more step along the last estimate
-                grad = yield from self._estimate(case, x, pairs)
+                grad = yield from self._estimate_gradient(case, x, pairs)
             left -= 2 * pairs + 1
-            x = case.threat.step(x, grad, self.step(case.threat.eps))
-            score = yield from engine.asked(case, x)
+            x = case.threat.step(x, grad, self.resolve_step_size(case.threat.eps))
+            score = yield from engine.query_progress(case, x)
             best = best.put(rows, engine.Best(x, score))
             if self.early_stop and bool((score > 0).any()):
                 keep = score <= 0
                 if not bool(keep.any()):
                     break
                 case, x, rows, grad = case[keep], x[keep], rows[keep], grad[keep]
-        return engine.Found(whole.file(best.x), best.score > 0)
+        return engine.Found(whole.as_file(best.x), best.score > 0)
 
-    def _estimate(self, case: Case, x: Tensor, pairs: int) -> Asking[Tensor]:
+    def _estimate_gradient(self, case: Case, x: Tensor, pairs: int) -> PlanOf[Tensor]:
         """The gradient of the progress at `x` from `pairs` opposite pairs of neighbours."""
         u = case.noise.normal(x[:, None].expand(-1, pairs, *x.shape[1:]))
         there = torch.stack([u, -u], 1).mul_(self.sigma).add_(x[:, None, None])  # (B, 2, pairs, …)
         answer = yield engine.Logits(there.clamp_(0, 1).flatten(0, 2))
         every = torch.arange(len(x), device=x.device).repeat_interleave(2 * pairs)
-        score = engine.rising(case.goal[every], answer.logits).view(len(x), 2, pairs)
+        score = engine.objective(case.goal[every], answer.logits).view(len(x), 2, pairs)
         weight = (score[:, 0] - score[:, 1]) / (2 * self.sigma * pairs)
         return (u.flatten(2) * weight[..., None]).sum(1).view_as(x)

@@ -13,7 +13,7 @@ from touchstone.methods import Info
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Rule, Threat
+    from touchstone.engine import StepRule, Threat
 
 
 class NIFGSM(MIFGSM):
@@ -31,13 +31,13 @@ class NIFGSM(MIFGSM):
         url="https://arxiv.org/abs/1908.06281",
     )
 
-    def rule(self, x: Tensor, momentum: Momentum) -> Rule:
+    def step_rule(self, x: Tensor, momentum: Momentum) -> StepRule:
         """The momentum's, a look ahead of it."""
-        return Ahead(x, momentum, self.steps)
+        return NesterovStep(x, momentum, self.steps)
 
 
 @dataclass(frozen=True)
-class Ahead(Rows):
+class NesterovStep(Rows):
     """Asks for the gradient a momentum's length ahead of where it stands, and last for where it stands."""
 
     at: Tensor  # (B, C, H, W)
@@ -46,11 +46,11 @@ class Ahead(Rows):
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:  # noqa: ARG002
         """One step from where it stands, with the gradient at `x` ahead of it."""
-        momentum = self.momentum.with_(grad)
+        momentum = self.momentum.add_gradient(grad)
         at = threat.step(self.at, momentum.sum, momentum.size)
         rule = replace(self, at=at, momentum=momentum, left=self.left - 1)
-        return (rule._ahead(threat) if rule.left else at), rule
+        return (rule._look_ahead(threat) if rule.left else at), rule
 
-    def _ahead(self, threat: Threat) -> Tensor:
+    def _look_ahead(self, threat: Threat) -> Tensor:
         length = engine.column(self.momentum.size * self.momentum.decay, self.at)
         return threat.project(self.at + length * self.momentum.sum)

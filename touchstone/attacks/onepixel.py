@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Ratio, Whole
+from touchstone.fields import Count, Integer, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Attack, Cost, Info
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Case, Plan
+    from touchstone.engine import Case, Plan, PlanOf
 
-PIECE = 50
+MEMBERS_AT_ONCE = 50
 """Members of the population that compete at a time."""
-NEVER = -1e30
+WORST_SCORE = -1e30
 
 
 class OnePixel(Attack):
@@ -51,7 +51,7 @@ class OnePixel(Attack):
         40_400, le=10_000_000, description="Times the model is asked about one image: 100 generations."
     )
     pixels: Count = Field(1, le=100, description="Pixels that may change, in all their channels.")
-    population: Whole = Field(400, ge=4, le=10_000, description="Members of the population.")
+    population: Integer = Field(400, ge=4, le=10_000, description="Members of the population.")
     strategy: Literal["rand1bin", "best1bin"] = Field(
         "best1bin", description="Whether children start from a random member, or from the best."
     )
@@ -69,58 +69,58 @@ class OnePixel(Attack):
 
     def rounds(self) -> int:
         """One for each piece of the population that is asked about."""
-        return -(-self.queries // min(PIECE, self.population)) + self.queries // self.population + 1
+        return -(-self.queries // min(MEMBERS_AT_ONCE, self.population)) + self.queries // self.population + 1
 
     def run(self, case: Case) -> Plan:
         """The first generation, and children while queries are left."""
-        whole, best = case, engine.Best.none(case.threat.x0)
-        swarm = self._first(case)
+        whole, best = case, engine.Best.initial(case.threat.x0)
+        population = self._first_generation(case)
         left, at = self.queries, 0
-        while left and len(swarm.row):
-            members = slice(at, min(at + PIECE, at + left, swarm.size))
+        while left and len(population.row):
+            members = slice(at, min(at + MEMBERS_AT_ONCE, at + left, population.size))
             tried = (
-                swarm.genes[:, members]
-                if left > self.queries - swarm.size
-                else self._children(swarm, members)
+                population.genes[:, members]
+                if left > self.queries - population.size
+                else self._make_children(population, members)
             )
-            swarm = swarm.moved(members, tried, (yield from _scores(swarm.case, tried)))
+            population = population.select(members, tried, (yield from _query_scores(population.case, tried)))
             left -= members.stop - members.start
-            at = members.stop % swarm.size
-            done = (swarm.score > 0).any(1)
+            at = members.stop % population.size
+            done = (population.score > 0).any(1)
             if not left:
                 done = torch.ones_like(done)
             if bool(done.any()):
-                best = best.put(swarm.row[done], swarm[done].leaders())
-                swarm = swarm[~done]
-        return engine.Found(whole.file(best.x), best.score > 0)
+                best = best.put(population.row[done], population[done].leaders())
+                population = population[~done]
+        return engine.Found(whole.as_file(best.x), best.score > 0)
 
-    def _first(self, case: Case) -> _Swarm:
+    def _first_generation(self, case: Case) -> _Population:
         """Members with random places and colours, none of them asked about."""
         size, channels = min(self.population, self.queries), case.threat.x0.shape[1]
         empty = case.threat.x0.new_empty((len(case), size, self.pixels, 2 + channels))
         genes = (0.5 + 0.5 * case.noise.normal(empty)).clamp_(0, 1)
         genes[..., :2] = case.noise.uniform(empty[..., :2])
-        score = genes.new_full((len(case), size), NEVER)
-        return _Swarm(case, torch.arange(len(case), device=genes.device), genes, score)
+        score = genes.new_full((len(case), size), WORST_SCORE)
+        return _Population(case, torch.arange(len(case), device=genes.device), genes, score)
 
-    def _children(self, swarm: _Swarm, members: slice) -> Tensor:
+    def _make_children(self, population: _Population, members: slice) -> Tensor:
         """Of each of the members a child, (B, n, pixels, 2 + C)."""
-        parents = swarm.genes[:, members]
-        chance = swarm.case.noise.uniform(parents.new_empty((*parents.shape[:2], 3)))
-        a, b, c = _three(chance, swarm.size)
+        parents = population.genes[:, members]
+        chance = population.case.noise.uniform(parents.new_empty((*parents.shape[:2], 3)))
+        a, b, c = _pick_three(chance, population.size)
         if self.strategy == "best1bin":
-            a = swarm.score.argmax(1, keepdim=True).expand_as(a)
-        child = swarm.picked(a) + self.scale * (swarm.picked(b) - swarm.picked(c))
+            a = population.score.argmax(1, keepdim=True).expand_as(a)
+        child = population.pick(a) + self.scale * (population.pick(b) - population.pick(c))
         child = child.clamp_(0, 1)
         if self.crossover == 1:
             return child
-        chance = swarm.case.noise.uniform(parents).flatten(2)
+        chance = population.case.noise.uniform(parents).flatten(2)
         new = (chance < self.crossover) | (chance == chance.amin(2, keepdim=True))  # one gene at least
         return torch.where(new.view_as(child), child, parents)
 
 
 @dataclass(frozen=True)
-class _Swarm:
+class _Population:
     """The rows still under way with their populations."""
 
     case: Case
@@ -128,19 +128,19 @@ class _Swarm:
     genes: Tensor  # (B, P, pixels, 2 + C) in [0,1]
     score: Tensor  # (B, P)
 
-    def __getitem__(self, index: Tensor) -> _Swarm:
-        return _Swarm(self.case[index], self.row[index], self.genes[index], self.score[index])
+    def __getitem__(self, index: Tensor) -> _Population:
+        return _Population(self.case[index], self.row[index], self.genes[index], self.score[index])
 
     @property
     def size(self) -> int:
         return self.genes.shape[1]
 
-    def picked(self, index: Tensor) -> Tensor:
+    def pick(self, index: Tensor) -> Tensor:
         """The members (B, n, pixels, 2 + C) at these places (B, n)."""
         rows = torch.arange(len(index), device=index.device)
         return self.genes[rows[:, None], index]
 
-    def moved(self, members: slice, tried: Tensor, score: Tensor) -> _Swarm:
+    def select(self, members: slice, tried: Tensor, score: Tensor) -> _Population:
         """The same with the children that are better than their parents."""
         better = score > self.score[:, members]
         genes, scores = self.genes.clone(), self.score.clone()
@@ -151,10 +151,10 @@ class _Swarm:
     def leaders(self) -> engine.Best:
         """The best member of each row as an image."""
         score, index = self.score.max(1)
-        return engine.Best(_painted(self.case.threat.x0, self.picked(index[:, None])[:, 0]), score)
+        return engine.Best(_paint(self.case.threat.x0, self.pick(index[:, None])[:, 0]), score)
 
 
-def _three(chance: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _pick_three(chance: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Three different members each, from three numbers in [0,1)."""
     first = (chance[..., 0] * size).long()
     second = 1 + (chance[..., 1] * (size - 1)).long()
@@ -163,7 +163,7 @@ def _three(chance: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return first, (first + second) % size, (first + third) % size
 
 
-def _painted(x: Tensor, genes: Tensor) -> Tensor:
+def _paint(x: Tensor, genes: Tensor) -> Tensor:
     """The images (N, C, H, W) with the pixels of the genes (N, pixels, 2 + C) painted over them in order."""
     height, width = x.shape[2:]
     down = (genes[..., 0] * height).long().clamp_max(height - 1)
@@ -175,9 +175,9 @@ def _painted(x: Tensor, genes: Tensor) -> Tensor:
     return painted.view_as(x)
 
 
-def _scores(case: Case, genes: Tensor) -> Asking[Tensor]:
+def _query_scores(case: Case, genes: Tensor) -> PlanOf[Tensor]:
     """The progress of members (B, n, pixels, 2 + C) of each row, (B, n)."""
     every = torch.arange(len(case), device=genes.device).repeat_interleave(genes.shape[1])
     repeated = case[every]
-    score = yield from engine.asked(repeated, _painted(repeated.threat.x0, genes.flatten(0, 1)))
+    score = yield from engine.query_progress(repeated, _paint(repeated.threat.x0, genes.flatten(0, 1)))
     return score.view(genes.shape[:2])

@@ -8,13 +8,13 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.fields import Count, Distance
-from touchstone.methods import Cost, E, Info, RestartedAttack, Stepping
+from touchstone.methods import Cost, E, Info, RestartedAttack, StepSize
 
 if TYPE_CHECKING:
     from touchstone.engine import Case, Plan
 
 
-class PGD(Stepping, RestartedAttack):
+class PGD(StepSize, RestartedAttack):
     """Projected gradient descent: steps of fixed size uphill on the loss, projected into the ball after each.
 
     Starts at a point drawn uniformly from the ball (section 2.1), keeps the first success of every image,
@@ -38,19 +38,19 @@ class PGD(Stepping, RestartedAttack):
 
     def cost(self) -> Cost:
         """One climb."""
-        return Cost.climbing(self.steps)
+        return Cost.for_climb(self.steps)
 
     def rounds(self) -> int:
         """One per step."""
         return self.steps
 
-    def usual_step(self, eps: E) -> E:
+    def default_step_size(self, eps: E) -> E:
         """So that all steps together cross the ball."""
         return 2.5 * eps / self.steps
 
     def run(self, case: Case) -> Plan:
         """One climb."""
         x = case.threat.random_start(case.noise) if self.random_start else case.threat.x0
-        rule = engine.Steepest(self.step(case.threat.eps))
+        rule = engine.SteepestAscent(self.resolve_step_size(case.threat.eps))
         best = yield from engine.climb(case, x, rule, steps=self.steps, early_stop=self.early_stop)
-        return best.found()
+        return best.to_found()

@@ -57,23 +57,25 @@ class SimBA(Attack):
     def run(self, case: Case) -> Plan:
         """Ask about the image, then about a step at a time; an image leaves once its goal is met."""
         x0 = case.threat.x0
-        waves = tuple(self._waves(side, x0) for side in x0.shape[2:])
-        score = yield from engine.asked(case, x0)
+        waves = tuple(self._basis_vectors(side, x0) for side in x0.shape[2:])
+        score = yield from engine.query_progress(case, x0)
         zeros = torch.zeros_like(case.goal.label)
-        climbers = _Climbers(case, x0, score, torch.arange(len(case)).to(zeros), self._order(case), zeros)
-        best = engine.Best.none(x0)
+        active = _SimBARows(
+            case, x0, score, torch.arange(len(case)).to(zeros), self._direction_order(case), zeros
+        )
+        best = engine.Best.initial(x0)
         for _ in range(self.queries - 1):
-            tried = climbers.next_points(waves, self.step_size)
-            climbers = climbers.moved(tried, (yield from engine.asked(climbers.case, tried)))
-            if bool((climbers.score > 0).any()):
-                best = best.put(climbers.row, engine.Best(climbers.x, climbers.score))
-                climbers = climbers[climbers.score <= 0]
-                if not len(climbers.row):
-                    return engine.Found(case.file(best.x), best.score > 0)
-        best = best.put(climbers.row, engine.Best(climbers.x, climbers.score))
-        return engine.Found(case.file(best.x), best.score > 0)
+            tried = active.propose(waves, self.step_size)
+            active = active.accept_better(tried, (yield from engine.query_progress(active.case, tried)))
+            if bool((active.score > 0).any()):
+                best = best.put(active.row, engine.Best(active.x, active.score))
+                active = active[active.score <= 0]
+                if not len(active.row):
+                    return engine.Found(case.as_file(best.x), best.score > 0)
+        best = best.put(active.row, engine.Best(active.x, active.score))
+        return engine.Found(case.as_file(best.x), best.score > 0)
 
-    def _waves(self, side: int, like: Tensor) -> Tensor:
+    def _basis_vectors(self, side: int, like: Tensor) -> Tensor:
         """An orthonormal basis along one side, a direction in each row: the identity, or the DCT-II."""
         at = torch.arange(side, device=like.device, dtype=like.dtype)
         if self.basis == "pixel":
@@ -82,7 +84,7 @@ class SimBA(Attack):
         waves[0] /= math.sqrt(2)
         return waves
 
-    def _order(self, case: Case) -> Tensor:
+    def _direction_order(self, case: Case) -> Tensor:
         """In which order each row tries the directions, (B, C·H·W)."""
         x = case.threat.x0
         random = case.noise.uniform(x)
@@ -94,7 +96,7 @@ class SimBA(Attack):
 
 
 @dataclass(frozen=True)
-class _Climbers:
+class _SimBARows:
     """The rows still under way, and which half-step each tries next: 2k is a step along its k-th direction,
     2k + 1 one against it.
     """
@@ -106,8 +108,8 @@ class _Climbers:
     order: Tensor  # (B, C·H·W)
     half: Tensor  # (B,)
 
-    def __getitem__(self, index: Tensor) -> _Climbers:
-        return _Climbers(
+    def __getitem__(self, index: Tensor) -> _SimBARows:
+        return _SimBARows(
             self.case[index],
             self.x[index],
             self.score[index],
@@ -116,7 +118,7 @@ class _Climbers:
             self.half[index],
         )
 
-    def next_points(self, waves: tuple[Tensor, ...], size: float) -> Tensor:
+    def propose(self, waves: tuple[Tensor, ...], size: float) -> Tensor:
         down, right = waves
         turn = self.half // 2 % self.order.shape[1]
         direction = self.order.gather(1, turn[:, None])[:, 0]
@@ -126,7 +128,7 @@ class _Climbers:
         each = torch.arange(len(self.x), device=self.x.device)
         return self.x.index_put((each, channel), wave * length[:, None, None], accumulate=True).clamp_(0, 1)
 
-    def moved(self, tried: Tensor, score: Tensor) -> _Climbers:
+    def accept_better(self, tried: Tensor, score: Tensor) -> _SimBARows:
         better = score > self.score
         return replace(
             self,

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.attacks.deepfool import cost_of_walk, deepfool
-from touchstone.attacks.fab import projection
-from touchstone.fields import Askings, Count, Norm, Ratio, Whole
+from touchstone.attacks.deepfool import deepfool_cost, run_deepfool
+from touchstone.attacks.fab import project_to_hyperplane
+from touchstone.fields import Count, EotSamples, Integer, Norm, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Case, Plan
+    from touchstone.engine import Case, Plan, PlanOf
 
 
 class SparseFool(MinimalNorm):
@@ -44,36 +44,36 @@ class SparseFool(MinimalNorm):
     reach: Ratio = Field(3.0, ge=1, le=100, description="λ: how far the plane is moved beyond the boundary.")
     overshoot: Ratio = Field(0.02, ge=0, le=1, description="How far to go beyond the plane, as a share.")
     inner_steps: Count = Field(50, le=1_000, description="The most steps of DeepFool at a time.")
-    candidates: Whole = Field(
+    candidates: Integer = Field(
         10, ge=2, le=1_000, description="How many of the likeliest classes DeepFool looks at."
     )
-    eot: Askings = 1
+    eot: EotSamples = 1
 
     def cost(self) -> Cost:
         """Per plane all of DeepFool, a gradient and a look."""
-        inner = cost_of_walk(self.inner_steps, self.candidates)
+        inner = deepfool_cost(self.inner_steps, self.candidates)
         return Cost(forward=self.steps * (inner.forward + 2), backward=self.steps * (inner.backward + 1))
 
     def run(self, case: Case) -> Plan:
         """Plane after plane, from where the last one led; fooled rows leave."""
-        whole, x, best = case, case.threat.x0, engine.Nearest.none(case.threat.x0)
+        whole, x, best = case, case.threat.x0, engine.Nearest.initial(case.threat.x0)
         rows = torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
-            x = yield from self._crossed(case, x)
-            found = engine.Nearest.judged(case, x, (yield engine.Logits(x)).logits)
+            x = yield from self._cross_plane(case, x)
+            found = engine.Nearest.from_logits(case, x, (yield engine.Logits(x)).logits)
             best = best.put(rows, found)
             keep = (~found.met).nonzero().flatten()
             if not len(keep):
                 break
             case, x, rows = case[keep], x[keep], rows[keep]
-        return best.found(whole)
+        return best.to_found(whole)
 
-    def _crossed(self, case: Case, x: Tensor) -> Asking[Tensor]:
+    def _cross_plane(self, case: Case, x: Tensor) -> PlanOf[Tensor]:
         """The points moved, in few values, across the boundary next to them."""
         round_ = replace(case, threat=replace(case.threat, norm=engine.L2()))
-        near = yield from deepfool(
+        near = yield from run_deepfool(
             round_, x, steps=self.inner_steps, candidates=self.candidates, overshoot=self.overshoot
         )
         normal = (yield engine.Gradient(near.x, engine.Margin(case.goal))).gradient
         gap = self.reach * ((x - near.x) * normal).flatten(1).sum(1)
-        return (x + (1 + self.overshoot) * projection("l1", x, normal, gap)).clamp(0, 1)
+        return (x + (1 + self.overshoot) * project_to_hyperplane("l1", x, normal, gap)).clamp(0, 1)

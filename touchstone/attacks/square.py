@@ -21,11 +21,11 @@ HALVED_AFTER = (10, 50, 200, 500, 1_000, 2_000, 4_000, 6_000, 8_000)
 """Ten thousandths of the budget after each of which the windows' area halves."""
 DRAWS = 7
 TINY = 1e-30
-SPILLED, SHARE = 2.0, 0.25
+OVERSHOOT, OVERSHOOT_SHARE = 2.0, 0.25
 """In L1, how many times as much as there is room for a square gets before all is projected, in this share of
 the proposals. In all of them it is too much for networks that sparse changes do not fool.
 """
-SPILLED_FIRST = 3.0
+FIRST_OVERSHOOT = 3.0
 """How many times as long as the radius the first perturbation is before it is projected, in L1."""
 
 
@@ -64,12 +64,14 @@ class Square(FixedBudget):
 
     def run(self, case: Case) -> Plan:
         """A walk of random squares."""
-        case = engine.in_whole_levels(case)
+        case = engine.round_eps_down(case)
         start, propose = (
-            (_stripes, self._recoloured) if case.threat.norm.name == "linf" else (_tiles, self._reshaped)
+            (_stripes, self._recolour_square)
+            if case.threat.norm.name == "linf"
+            else (_tiles, self._reshape_square)
         )
         return (
-            yield from engine.walk(
+            yield from engine.random_search(
                 case,
                 start(case),
                 propose,
@@ -85,31 +87,31 @@ class Square(FixedBudget):
         halvings = sum(passed > after for after in HALVED_AFTER)
         return math.sqrt(self.p_init / 2**halvings * x[0, 0].numel())
 
-    def _recoloured(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
+    def _recolour_square(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
         """A square whose channels each go to one end of the L∞ ball, never to where they all are already."""
         side = min(max(round(self._side(x, step)), 1), *x.shape[2:])
         window = _window(x, side, numbers[:, 0], numbers[:, 1])
         here, original = x.flatten(2).gather(2, window), threat.x0.flatten(2).gather(2, window)
-        signs = _signs(numbers[:, 2], x.shape[1])
-        same = (_end(original, signs, threat.eps) == here).flatten(1).all(1)
-        signs = torch.where(same[:, None], signs * _other_signs(numbers[:, 3], x.shape[1]), signs)
-        return _put(x, window, _end(original, signs, threat.eps))
+        signs = _random_signs(numbers[:, 2], x.shape[1])
+        same = (_ball_end(original, signs, threat.eps) == here).flatten(1).all(1)
+        signs = torch.where(same[:, None], signs * _changed_signs(numbers[:, 3], x.shape[1]), signs)
+        return _put_values(x, window, _ball_end(original, signs, threat.eps))
 
-    def _reshaped(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
+    def _reshape_square(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
         """A square with one more pyramid, paid for by a second square, by what clipping left of the ball."""
         side = min(max(round(self._side(x, step)), 3) // 2 * 2 + 1, *x.shape[2:])
         window = _window(x, side, numbers[:, 0], numbers[:, 1])
         donor = _window(x, side, numbers[:, 2], numbers[:, 3])
         d, p = x - threat.x0, _power(threat)
         here = d.flatten(2).gather(2, window)
-        emptied = _put(_put(d, window, 0 * here), donor, 0 * here)
+        emptied = _put_values(_put_values(d, window, 0 * here), donor, 0 * here)
         unused = (threat.eps**p - _mass(d, 1, p)).clamp_min(0) / x.shape[1]
         freed = _mass(d, 2, p) - _mass(emptied, 2, p)  # (B, C)
         pyramids = _pyramids(side, numbers[:, 4], p).flatten(1)[:, None]  # (B, 1, side²)
-        new = pyramids * _signs(numbers[:, 5], x.shape[1])[..., None] + _unit(here, 2, p)
-        new = _unit(new, 2, p) * (unused[:, None] + freed)[..., None] ** (1 / p)
-        spilled = torch.where((numbers[:, 6] < SHARE) & (p == 1), SPILLED, 1.0)
-        return _held(threat, _put(emptied, window, new * spilled[:, None, None]))
+        new = pyramids * _random_signs(numbers[:, 5], x.shape[1])[..., None] + _normalize(here, 2, p)
+        new = _normalize(new, 2, p) * (unused[:, None] + freed)[..., None] ** (1 / p)
+        spilled = torch.where((numbers[:, 6] < OVERSHOOT_SHARE) & (p == 1), OVERSHOOT, 1.0)
+        return _hold_in_ball(threat, _put_values(emptied, window, new * spilled[:, None, None]))
 
 
 def _window(x: Tensor, side: int, down: Tensor, right: Tensor) -> Tensor:
@@ -124,26 +126,26 @@ def _window(x: Tensor, side: int, down: Tensor, right: Tensor) -> Tensor:
     return pixels.flatten(1)[:, None].expand(-1, x.shape[1], -1)
 
 
-def _put(x: Tensor, window: Tensor, values: Tensor) -> Tensor:
+def _put_values(x: Tensor, window: Tensor, values: Tensor) -> Tensor:
     return x.flatten(2).scatter(2, window, values).view_as(x)
 
 
-def _bits(numbers: Tensor, count: int) -> Tensor:
+def _lowest_bits(numbers: Tensor, count: int) -> Tensor:
     """The lowest bits of whole numbers (B,), (B, count)."""
     return numbers.long()[:, None] >> torch.arange(count, device=numbers.device) & 1
 
 
-def _signs(numbers: Tensor, count: int) -> Tensor:
+def _random_signs(numbers: Tensor, count: int) -> Tensor:
     """Independent signs, (B, count), from one number in [0,1) each."""
-    return 1.0 - 2 * _bits(numbers * 2**count, count)
+    return 1.0 - 2 * _lowest_bits(numbers * 2**count, count)
 
 
-def _other_signs(numbers: Tensor, count: int) -> Tensor:
+def _changed_signs(numbers: Tensor, count: int) -> Tensor:
     """Likewise, but never all positive."""
-    return 1.0 - 2 * _bits(1 + numbers * (2**count - 1), count)
+    return 1.0 - 2 * _lowest_bits(1 + numbers * (2**count - 1), count)
 
 
-def _end(original: Tensor, signs: Tensor, eps: Tensor) -> Tensor:
+def _ball_end(original: Tensor, signs: Tensor, eps: Tensor) -> Tensor:
     """The end of the ball and the box on the signs' side: original (B, C, n), signs (B, C)."""
     return (original + (signs * eps[:, None])[..., None]).clamp_(0, 1)
 
@@ -166,7 +168,7 @@ def _mass(d: Tensor, start: int, p: int) -> Tensor:
     return mass
 
 
-def _unit(d: Tensor, start: int, p: int) -> Tensor:
+def _normalize(d: Tensor, start: int, p: int) -> Tensor:
     """Of length one in Lp over the dimensions from `start` on; zero stays zero."""
     flat = d.flatten(start)
     unit: Tensor = flat / flat.norm(p, dim=start, keepdim=True).clamp_min(TINY)
@@ -208,13 +210,15 @@ def _tiles(case: Case) -> Tensor:
     d = x.new_zeros(x.shape)
     top, left = (height - down * side) // 2, (width - right * side) // 2
     d[..., top : top + down * side, left : left + right * side] = grid
-    return _held(case.threat, SPILLED_FIRST * engine.column(case.threat.eps, d) * _unit(d, 1, p))
+    return _hold_in_ball(
+        case.threat, FIRST_OVERSHOOT * engine.column(case.threat.eps, d) * _normalize(d, 1, p)
+    )
 
 
-def _held(threat: Threat, d: Tensor) -> Tensor:
+def _hold_in_ball(threat: Threat, d: Tensor) -> Tensor:
     """The images with what the radius holds of these perturbations: in L2 those at the radius in the same
     direction, clipped to the box; in L1 the nearest that ball and box hold together.
     """
     if _power(threat) == 1:
         return threat.project(threat.x0 + d)
-    return (threat.x0 + _unit(d, 1, 2) * engine.column(threat.eps, d)).clamp_(0, 1)
+    return (threat.x0 + _normalize(d, 1, 2) * engine.column(threat.eps, d)).clamp_(0, 1)

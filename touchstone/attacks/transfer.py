@@ -11,20 +11,20 @@ from touchstone import engine
 from touchstone.attacks.mifgsm import Momentum
 from touchstone.fields import Count, Distance, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Cost, E, FixedBudget, Info, Stepping
+from touchstone.methods import Cost, E, FixedBudget, Info, StepSize
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Case, Plan
+    from touchstone.engine import Case, Plan, PlanOf
 
 
-def _ids(value: Any) -> Any:
+def _split_ids(value: Any) -> Any:
     """Model ids, or a text of them with commas between."""
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
-class Transfer(Stepping, FixedBudget):
+class Transfer(StepSize, FixedBudget):
     """Follows the mean gradient of surrogates, and hands what comes of it to the model under attack, once.
 
     Momentum adds up gradients (MI, 1710.06081); with probability `diversity` an image is shrunk and laid at
@@ -42,7 +42,7 @@ class Transfer(Stepping, FixedBudget):
         access="transfer",
     )
 
-    surrogate: Annotated[tuple[str, ...], BeforeValidator(_ids)] = Field(
+    surrogate: Annotated[tuple[str, ...], BeforeValidator(_split_ids)] = Field(
         (),
         max_length=8,
         description="Ids of the models to craft on; unset means up to four others of the same classes.",
@@ -67,43 +67,45 @@ class Transfer(Stepping, FixedBudget):
         """One per step and surrogate."""
         return self.steps * max(1, len(self.surrogate))
 
-    def usual_step(self, eps: E) -> E:
+    def default_step_size(self, eps: E) -> E:
         """So that all steps together are as long as the radius."""
         return eps / self.steps
 
     def run(self, case: Case) -> Plan:
         """Climb on the surrogates; the verdict is the only question to the model itself."""
         eps, x = case.threat.eps, case.threat.x0
-        rule = Momentum(self.step(eps), x.new_zeros(x.shape), self.decay)
+        rule = Momentum(self.resolve_step_size(eps), x.new_zeros(x.shape), self.decay)
         for _ in range(self.steps):
-            grad = yield from self._gradient(case, x)
+            grad = yield from self._mean_gradient(case, x)
             x, rule = rule.advance(case.threat, x, grad, eps)
-        answer = yield case.question(x)
-        return engine.Found(x, case.goal.met(answer.logits))
+        answer = yield case.query(x)
+        return engine.Found(x, case.goal.is_met(answer.logits))
 
-    def _gradient(self, case: Case, x: Tensor) -> Asking[Tensor]:
+    def _mean_gradient(self, case: Case, x: Tensor) -> PlanOf[Tensor]:
         """The mean of the surrogates' gradients, each at an image of the same random place."""
-        seen, back = _moved(case, x, self.diversity, self.shrink)
+        seen, back = _diversify(case, x, self.diversity, self.shrink)
         total = torch.zeros_like(x)
         for surrogate in case.surrogates:
-            answer = yield engine.Gradient(seen, engine.CrossEntropy(case.goal), of=surrogate)
-            grad = back((yield from engine.unsaturated(case, seen, answer, of=surrogate)))
+            answer = yield engine.Gradient(seen, engine.CrossEntropy(case.goal), surrogate=surrogate)
+            grad = back(
+                (yield from engine.replace_saturated_gradient(case, seen, answer, surrogate=surrogate))
+            )
             scale = grad.flatten(1).abs().mean(1).clamp_min(1e-30)
             total = total + grad / engine.column(scale, grad)
-        return _blurred(total, self.blur) if self.blur else total
+        return _blur(total, self.blur) if self.blur else total
 
 
-def _moved(case: Case, x: Tensor, often: float, least: float) -> tuple[Tensor, Any]:
+def _diversify(case: Case, x: Tensor, often: float, least: float) -> tuple[Tensor, Any]:
     """The images, some of them shrunk and laid at a random place; and the map of gradients back to `x`."""
     draw = case.noise.uniform(x.new_zeros(len(x), 4))
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
-        rows = [_laid(leaf[i : i + 1], dice, often, least) for i, dice in enumerate(draw.tolist())]
+        rows = [_shrink_and_pad(leaf[i : i + 1], dice, often, least) for i, dice in enumerate(draw.tolist())]
         seen = torch.cat(rows)
-    return seen.detach(), partial(_pulled_back, seen, leaf)
+    return seen.detach(), partial(_pull_back, seen, leaf)
 
 
-def _laid(x: Tensor, dice: list[float], often: float, least: float) -> Tensor:
+def _shrink_and_pad(x: Tensor, dice: list[float], often: float, least: float) -> Tensor:
     functional = torch.nn.functional
     happens, size, down, right = dice
     if happens >= often:
@@ -117,12 +119,12 @@ def _laid(x: Tensor, dice: list[float], often: float, least: float) -> Tensor:
     return functional.pad(shrunk, margins)
 
 
-def _pulled_back(seen: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+def _pull_back(seen: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
     pulled: Tensor = torch.autograd.grad(seen, leaf, grad, retain_graph=True)[0]
     return pulled
 
 
-def _blurred(grad: Tensor, sigma: float) -> Tensor:
+def _blur(grad: Tensor, sigma: float) -> Tensor:
     """Each channel under a Gaussian of three σ each way."""
     reach = max(1, round(3 * sigma))
     places = torch.arange(-reach, reach + 1, device=grad.device, dtype=grad.dtype)

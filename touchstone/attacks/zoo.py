@@ -17,20 +17,20 @@ from touchstone.methods import Cost, Info, MinimalNorm
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Asking, Best, Case, Plan
+    from touchstone.engine import Best, Case, Plan, PlanOf
 
 REGIONS = 8
 """Importance is that of the regions of a grid with so many along each side."""
-REFRESHED = 2_000
+REFRESH_QUERIES = 2_000
 """Queries after which importance is looked at anew."""
-COARSEST = 4
+MIN_SIDE = 4
 """The attack space has at least so many values along each side."""
 SWEEPS = 8
 """Times that all slopes of a finer attack space could have been asked about before it is gone over to."""
-TURN = 3
+MIN_TURN_STEPS = 3
 """Steps that it takes at least to move every value."""
 DECAY, DECAY2, TINY = 0.9, 0.999, 1e-8
-ADAPT = 1.2
+ADAPT_FACTOR = 1.2
 """Factor by which c changes at each step, and the learning rate until the goal is met first."""
 
 
@@ -88,24 +88,26 @@ class ZOO(MinimalNorm):
     def run(self, case: Case) -> Plan:
         """Look and estimate at once, move, until the budget ends with a look."""
         x0, rows = case.threat.x0, torch.arange(len(case), device=case.device)
-        best, left, grids = engine.Best.none(x0), self.queries, _grids(x0)
-        state, stale = _Adam.start(grids.pop(), x0, self.c, self.learning_rate), REFRESHED
+        best, left, grids = engine.Best.initial(x0), self.queries, _build_grids(x0)
+        state, stale = _CoordinateAdam.start(grids.pop(), x0, self.c, self.learning_rate), REFRESH_QUERIES
         while left:
-            if grids and self.queries - left >= SWEEPS * 2 * grids[-1].values(x0):
-                state, stale = state.finer(grids.pop()), REFRESHED
-            if stale >= REFRESHED:
+            if grids and self.queries - left >= SWEEPS * 2 * grids[-1].count_values(x0):
+                state, stale = state.refine(grids.pop()), REFRESH_QUERIES
+            if stale >= REFRESH_QUERIES:
                 importance, stale = _importance(case, state.x, state.grid), 0
-            wanted = min(self.batch, -(-state.grid.values(x0) // TURN), max(left - 2, 0) // 2)
-            chosen = _drawn(case, importance, wanted)
-            seen, slope = yield from self._slopes(case, state, chosen)
+            wanted = min(self.batch, -(-state.grid.count_values(x0) // MIN_TURN_STEPS), max(left - 2, 0) // 2)
+            chosen = _draw_values(case, importance, wanted)
+            seen, slope = yield from self._estimate_slopes(case, state, chosen)
             left, stale = left - 2 * wanted - 1, stale + 2 * wanted + 1
             best = best.put(rows, seen)
-            pulled = 2 * state.grid.gathered(state.x - x0).flatten(1).gather(1, chosen)
+            pulled = 2 * state.grid.gather(state.x - x0).flatten(1).gather(1, chosen)
             down = pulled - state.c[:, None] * slope
-            state = state.moved(chosen, down).adapted(seen.score > 0, self.learning_rate)
+            state = state.step(chosen, down).adapt(seen.score > 0, self.learning_rate)
         return engine.Found(best.x, best.score > 0)
 
-    def _slopes(self, case: Case, state: _Adam, chosen: Tensor) -> Asking[tuple[Best, Tensor]]:
+    def _estimate_slopes(
+        self, case: Case, state: _CoordinateAdam, chosen: Tensor
+    ) -> PlanOf[tuple[Best, Tensor]]:
         """Where the points stand, and how the margin still missing falls with each of the chosen values,
         (B, k).
         """
@@ -113,7 +115,7 @@ class ZOO(MinimalNorm):
         rows, count = chosen.shape
         shift = torch.zeros(rows, count, state.mean.shape[1], device=x.device)
         shift.scatter_(2, chosen[..., None], self.difference)
-        shift = state.grid.spread(shift.view(rows, count, *state.grid.shape(x)))
+        shift = state.grid.enlarge(shift.view(rows, count, *state.grid.shape(x)))
         base = x[:, None]
         asked = torch.cat([base, base + shift, base - shift], 1).clamp_(0, 1)
         logits = (yield engine.Logits(asked.flatten(0, 1))).logits
@@ -121,8 +123,8 @@ class ZOO(MinimalNorm):
         margin = engine.Margin(case.goal[every])(logits).clamp_max(0).view(rows, -1)
         slope = (margin[:, 1 : count + 1] - margin[:, count + 1 :]) / (2 * self.difference)
         here = logits.view(rows, 2 * count + 1, -1)[:, 0]
-        nearness = 1 / case.threat.size(x).clamp_min(TINY)
-        score = torch.where(case.goal.met(here), nearness, margin[:, 0])
+        nearness = 1 / case.threat.distance(x).clamp_min(TINY)
+        score = torch.where(case.goal.is_met(here), nearness, margin[:, 0])
         return engine.Best(x, score), slope
 
 
@@ -137,29 +139,30 @@ class _Grid:
         """Channels, height and width."""
         return x.shape[1], self.down.shape[1], self.right.shape[1]
 
-    def values(self, x: Tensor) -> int:
+    def count_values(self, x: Tensor) -> int:
         """How many values are to be found."""
         return math.prod(self.shape(x))
 
-    def spread(self, y: Tensor) -> Tensor:
+    def enlarge(self, y: Tensor) -> Tensor:
         """Enlarged: (…, h, w) to (…, H, W)."""
         return self.down @ y @ self.right.T
 
-    def gathered(self, d: Tensor) -> Tensor:
+    def gather(self, d: Tensor) -> Tensor:
         """What a slope in pixels is in here: (…, H, W) to (…, h, w)."""
         return self.down.T @ d @ self.right
 
 
-def _grids(x: Tensor) -> list[_Grid]:
+def _build_grids(x: Tensor) -> list[_Grid]:
     """The image's own pixels, half as many along each side, a quarter, and so on."""
     height, width = x.shape[2:]
-    scales = takewhile(lambda scale: min(height, width) >= COARSEST * scale, (2**i for i in count(1)))
+    scales = takewhile(lambda scale: min(height, width) >= MIN_SIDE * scale, (2**i for i in count(1)))
     return [
-        _Grid(*(_enlarging(side, -(-side // scale), x) for side in (height, width))) for scale in (1, *scales)
+        _Grid(*(_interpolation_matrix(side, -(-side // scale), x) for side in (height, width)))
+        for scale in (1, *scales)
     ]
 
 
-def _enlarging(side: int, few: int, like: Tensor) -> Tensor:
+def _interpolation_matrix(side: int, few: int, like: Tensor) -> Tensor:
     """The matrix (side, few) of linear interpolation."""
     ones = torch.eye(few, device=like.device, dtype=like.dtype)
     enlarged: Tensor = torch.nn.functional.interpolate(ones[None], side, mode="linear")[0].T
@@ -167,7 +170,7 @@ def _enlarging(side: int, few: int, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Adam:
+class _CoordinateAdam:
     """Adam's state, each value with moments and a count of steps of its own."""
 
     grid: _Grid
@@ -180,23 +183,23 @@ class _Adam:
     met: Tensor  # (B,) whether the goal was met at any step
 
     @classmethod
-    def start(cls, grid: _Grid, x: Tensor, c: float, rate: float) -> _Adam:
-        zero, none = x.new_zeros(len(x), grid.values(x)), x.new_zeros(len(x))
+    def start(cls, grid: _Grid, x: Tensor, c: float, rate: float) -> _CoordinateAdam:
+        zero, none = x.new_zeros(len(x), grid.count_values(x)), x.new_zeros(len(x))
         return cls(grid, x, zero, zero, zero, none + c, none + rate, none > 0)
 
-    def finer(self, grid: _Grid) -> _Adam:
+    def refine(self, grid: _Grid) -> _CoordinateAdam:
         """At the same point, with nothing known of the other values' slopes."""
-        zero = self.x.new_zeros(len(self.x), grid.values(self.x))
+        zero = self.x.new_zeros(len(self.x), grid.count_values(self.x))
         return replace(self, grid=grid, mean=zero, square=zero, steps=zero)
 
-    def moved(self, chosen: Tensor, slope: Tensor) -> _Adam:
+    def step(self, chosen: Tensor, slope: Tensor) -> _CoordinateAdam:
         """One step down the slopes (B, k) of the chosen values (B, k), inside the box."""
         steps = self.steps.gather(1, chosen) + 1
         mean = DECAY * self.mean.gather(1, chosen) + (1 - DECAY) * slope
         square = DECAY2 * self.square.gather(1, chosen) + (1 - DECAY2) * slope.square()
         down = (mean / (1 - DECAY**steps)) / ((square / (1 - DECAY2**steps)).sqrt() + TINY)
         step = torch.zeros_like(self.mean).scatter(1, chosen, -self.rate[:, None] * down)
-        step = self.grid.spread(step.view(-1, *self.grid.shape(self.x)))
+        step = self.grid.enlarge(step.view(-1, *self.grid.shape(self.x)))
         return replace(
             self,
             x=(self.x + step).clamp(0, 1),
@@ -205,19 +208,19 @@ class _Adam:
             steps=self.steps.scatter(1, chosen, steps),
         )
 
-    def adapted(self, met: Tensor, rate: float) -> _Adam:
+    def adapt(self, met: Tensor, rate: float) -> _CoordinateAdam:
         """With less weight on the margin where the goal is met, more where not; and faster as long as it
         never was. Where it is met first, Adam starts anew at `rate`.
         """
         first = met & ~self.met
         kept = ~first[:, None]
-        faster = torch.where(self.met, self.rate, (self.rate * ADAPT).clamp_max(1))
+        faster = torch.where(self.met, self.rate, (self.rate * ADAPT_FACTOR).clamp_max(1))
         return replace(
             self,
             mean=self.mean * kept,
             square=self.square * kept,
             steps=self.steps * kept,
-            c=torch.where(met, self.c / ADAPT, self.c * ADAPT).clamp(1e-4, 1e6),
+            c=torch.where(met, self.c / ADAPT_FACTOR, self.c * ADAPT_FACTOR).clamp(1e-4, 1e6),
             rate=torch.where(first, rate, faster),
             met=self.met | met,
         )
@@ -237,6 +240,6 @@ def _importance(case: Case, x: Tensor, grid: _Grid) -> Tensor:
     return importance
 
 
-def _drawn(case: Case, importance: Tensor, count: int) -> Tensor:
+def _draw_values(case: Case, importance: Tensor, count: int) -> Tensor:
     """Values drawn without replacement, (B, count): those whose exponential clocks ring first."""
     return (case.noise.exponential(importance) / importance).topk(count, 1, largest=False).indices

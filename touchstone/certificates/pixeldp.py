@@ -9,17 +9,17 @@ import numpy as np
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.fields import Count, Ratio, Whole
+from touchstone.fields import Count, Integer, Ratio
 from touchstone.methods import Certificate, Cost, Info
 
 if TYPE_CHECKING:
-    from touchstone.engine import Asking, Counts, Subject
+    from touchstone.engine import CertificateCase, Counts, PlanOf
 
 DELTAS = np.geomspace(1e-3, 0.3, 400)
 EPSILONS = np.linspace(1e-3, 1.0, 1000)
 
-WHY_ABSTAIN = "the vote's lower bound does not exceed the other classes' upper bound by enough"
-WHY_UNCOUNTED = "the job ended before all samples were counted, and they prove something only together"
+ABSTAIN_REASON = "the vote's lower bound does not exceed the other classes' upper bound by enough"
+INCOMPLETE_REASON = "the job ended before all samples were counted, and they prove something only together"
 
 
 class PixelDP(Certificate):
@@ -50,18 +50,18 @@ class PixelDP(Certificate):
         0.25, gt=0, le=10, description="Scale of the noise: σ of the Gaussian, b of the Laplace distribution."
     )
     n0: Count = Field(100, le=100_000, description="Samples of the pilot, which picks the class.")
-    n: Whole = Field(2_000, ge=300, le=10_000_000, description="Samples of the count.")
+    n: Integer = Field(2_000, ge=300, le=10_000_000, description="Samples of the count.")
     alpha: Ratio = Field(0.001, gt=0, lt=0.5, description="Total probability of error (the paper's η).")
 
     def cost(self) -> Cost:
         """A pass for each sample, two looks at whether the batch matters, and the clean one."""
         return Cost(forward=self.n0 + self.n + 40, backward=0)
 
-    def run(self, subject: Subject) -> Asking[Counts]:
+    def run(self, subject: CertificateCase) -> PlanOf[Counts]:
         """Count all n samples."""
-        stop = engine.Stopping(engine.RULES["fixed"], self.n, self.alpha, self.sigma)
-        noise = engine.Stream(self.noise, self.sigma, subject.seed)
-        return (yield from engine.counted(subject, noise=noise, pilot=self.n0, stop=stop))
+        stop = engine.StoppingCriterion(engine.STOPPING_RULES["fixed"], self.n, self.alpha, self.sigma)
+        noise = engine.SampleNoise(self.noise, self.sigma, subject.seed)
+        return (yield from engine.count_votes(subject, noise=noise, pilot=self.n0, stop=stop))
 
     def bounds(self, counts: Counts) -> tuple[float, float]:
         """Clopper-Pearson's, which prove something once all samples are counted."""
@@ -77,9 +77,11 @@ class PixelDP(Certificate):
         others = np.delete(counts.votes, counts.label)
         lower, _ = self.bounds(counts)
         upper = engine.clopper_pearson_upper(int(others.max()), counts.n, share) if counts.n else 1.0
-        radius, epsilon, delta = (gaussian if self.noise == "gaussian" else laplace)(lower, upper, self.sigma)
+        radius, epsilon, delta = (gaussian_radius if self.noise == "gaussian" else laplace_radius)(
+            lower, upper, self.sigma
+        )
         abstained = radius == 0
-        why = WHY_ABSTAIN if counts.n else WHY_UNCOUNTED
+        why = ABSTAIN_REASON if counts.n else INCOMPLETE_REASON
         return {
             "guarantee": "statistical",
             "norm": "l2" if self.noise == "gaussian" else "l1",
@@ -112,7 +114,7 @@ class PixelDP(Certificate):
         }
 
 
-def gaussian(lower: float, upper: float, sigma: float) -> tuple[float, float, float]:
+def gaussian_radius(lower: float, upper: float, sigma: float) -> tuple[float, float, float]:
     """The largest L2 size that Gaussian noise of scale σ certifies, and the ε and δ that show it
     (Proposition 1).
     """
@@ -125,7 +127,7 @@ def gaussian(lower: float, upper: float, sigma: float) -> tuple[float, float, fl
     return float(size[row, column]), float(EPSILONS[column]), float(DELTAS[row])
 
 
-def laplace(lower: float, upper: float, scale: float) -> tuple[float, float, float]:
+def laplace_radius(lower: float, upper: float, scale: float) -> tuple[float, float, float]:
     """The largest L1 size that Laplace noise of this scale certifies: ε just under ln(lower/upper)/2, δ =
     0.
     """

@@ -11,9 +11,9 @@ from touchstone.fields import Count, Distance, Ratio
 from touchstone.methods import Certificate, Cost, Info
 
 if TYPE_CHECKING:
-    from touchstone.engine import Asking, Counts, Stopping, Subject
+    from touchstone.engine import CertificateCase, Counts, PlanOf, StoppingCriterion
 
-WHY_ABSTAIN = {
+ABSTAIN_REASONS = {
     "no_majority": "no class has a majority of the noisy votes",
     "n": "the samples do not show that one class has a majority; more of them might",
     "deadline_exceeded": "the deadline passed before the samples showed a majority",
@@ -56,7 +56,7 @@ class Smoothing(Certificate):
     tolerance: Distance = Field(0.0, description="Stop when the radius cannot grow by more than this.")
 
     @model_validator(mode="after")
-    def _target_is_positive(self) -> Smoothing:
+    def _check_target(self) -> Smoothing:
         if self.target_radius == 0:
             raise ValueError("target_radius: a radius of 0 needs no certificate; ask for a positive one")
         return self
@@ -65,38 +65,44 @@ class Smoothing(Certificate):
         """A pass for each sample, two looks at whether the batch matters, and the clean one."""
         return Cost(forward=self.n0 + self.n + 40, backward=0)
 
-    def pool(self) -> dict[str, Any] | None:
+    def pooling_parameters(self) -> dict[str, Any] | None:
         """Under the e-process, counts of equal image, model and these parameters are one count."""
         if self.rule != "e_process":
             return None
         return self.model_dump(include={"sigma", "n0", "alpha", "rule"})
 
-    def run(self, subject: Subject) -> Asking[Counts]:
+    def run(self, subject: CertificateCase) -> PlanOf[Counts]:
         """Pick the class, then count its votes until the rule stops."""
-        noise = engine.Stream("gaussian", self.sigma, subject.seed)
-        return (yield from engine.counted(subject, noise=noise, pilot=self.n0, stop=self._stopping()))
+        noise = engine.SampleNoise("gaussian", self.sigma, subject.seed)
+        return (
+            yield from engine.count_votes(
+                subject, noise=noise, pilot=self.n0, stop=self._stopping_criterion()
+            )
+        )
 
     def bounds(self, counts: Counts) -> tuple[float, float]:
         """Those of the rule, which prove something at its looks."""
         if not counts.n:
             return 0.0, 1.0
-        stopping = self._stopping()
+        stopping = self._stopping_criterion()
         return stopping.lower(counts.hits, counts.n), stopping.upper(counts.hits, counts.n)
 
     def result(self, counts: Counts) -> dict[str, Any]:
         """What the counts prove."""
-        stopping = self._stopping()
+        stopping = self._stopping_criterion()
         lower, upper = self.bounds(counts)
         abstained = lower <= 0.5
-        radius = 0.0 if abstained else engine.radius_of(lower, self.sigma)
+        radius = 0.0 if abstained else engine.certified_radius(lower, self.sigma)
         return {
             "guarantee": "statistical",
             "norm": "l2",
             "radius": radius,
             "abstained": abstained,
-            "abstain_reason": WHY_ABSTAIN.get(counts.stopped, WHY_ABSTAIN["n"]) if abstained else None,
+            "abstain_reason": ABSTAIN_REASONS.get(counts.stopped, ABSTAIN_REASONS["n"])
+            if abstained
+            else None,
             "target_radius": self.target_radius,
-            "decision": self._decision(lower, counts.stopped, abstained=abstained),
+            "decision": self._decide(lower, counts.stopped, abstained=abstained),
             "stopped_by": counts.stopped,
             "sampling": {
                 "noise": "gaussian",
@@ -107,32 +113,37 @@ class Smoothing(Certificate):
                 "looks": list(stopping.rule.looks(self.n)) if self.rule != "e_process" else "any",
                 "alpha": self.alpha,
                 "rule": self.rule,
-                "alpha_rule": stopping.rule.spending(self.n),
+                "alpha_rule": stopping.rule.alpha_spending(self.n),
                 "nA": counts.hits,
                 "pA_lower": lower,
                 "pA_upper": upper,
-                "log_e_value": self._evidence(counts),
+                "log_e_value": self._log_e_value(counts),
             },
         }
 
-    def _stopping(self) -> Stopping:
-        return engine.Stopping(
-            engine.RULES[self.rule], self.n, self.alpha, self.sigma, self.target_radius, self.tolerance
+    def _stopping_criterion(self) -> StoppingCriterion:
+        return engine.StoppingCriterion(
+            engine.STOPPING_RULES[self.rule],
+            self.n,
+            self.alpha,
+            self.sigma,
+            self.target_radius,
+            self.tolerance,
         )
 
-    def _needed(self) -> float:
+    def _required_probability(self) -> float:
         """The vote probability that is asked about: that of the target radius, else a majority."""
-        return engine.probability_of(self.target_radius, self.sigma) if self.target_radius else 0.5
+        return engine.required_probability(self.target_radius, self.sigma) if self.target_radius else 0.5
 
-    def _evidence(self, counts: Counts) -> float | None:
+    def _log_e_value(self, counts: Counts) -> float | None:
         if self.rule != "e_process" or not counts.n:
             return None
-        return engine.log_e_value(counts.hits, counts.n, self._needed())
+        return engine.log_e_value(counts.hits, counts.n, self._required_probability())
 
-    def _decision(self, lower: float, stopped: str, *, abstained: bool) -> str | None:
+    def _decide(self, lower: float, stopped: str, *, abstained: bool) -> str | None:
         if self.target_radius is None:
             return None
-        if lower >= self._needed():
+        if lower >= self._required_probability():
             return "certified"
         if stopped == "refuted":
             return "refuted"

@@ -30,7 +30,7 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _tell_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         out.print(f"touchstone {touchstone.__version__}", highlight=False)
         raise typer.Exit
@@ -41,7 +41,7 @@ def options(
     *,
     version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True),
+        typer.Option("--version", help="Show the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Test how robust an image classifier is."""

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from touchstone.cli.console import err, out
-from touchstone.cli.register import refusals
-from touchstone.methods import Kind, card, catalogue, find
+from touchstone.cli.register import report_refusals
+from touchstone.methods import Kind, build_card, catalogue, find
 
 
 def attacks(
@@ -36,31 +36,33 @@ def models(url: Url = None) -> None:
     from touchstone.client import Client, api_key  # noqa: PLC0415 - only where a service is asked
     from touchstone.models.zoo import manifests  # noqa: PLC0415 - reads the cards only when they are asked for
 
-    with refusals(err):
+    with report_refusals(err):
         cards = Client(url, api_key()).models() if url else [one.card() for one in manifests().values()]
     table = Table("model", "input", "classes", "accuracy", "licence")
     table.columns[0].no_wrap = True
     for one in cards:
         size = "{height}x{width}x{channels}".format(**one["input"])
-        table.add_row(one["id"], size, str(len(one["classes"])), _accuracy(one), escape(one["licence"]))
+        table.add_row(
+            one["id"], size, str(len(one["classes"])), _format_accuracy(one), escape(one["licence"])
+        )
     out.print(table)
 
 
-def _accuracy(shown: dict[str, Any]) -> str:
-    if not shown["accuracy"]:
+def _format_accuracy(model_card: dict[str, Any]) -> str:
+    if not model_card["accuracy"]:
         return ""
-    known = shown["accuracy"][0]
+    known = model_card["accuracy"][0]
     return f"{known['value']:.1%} {'measured' if known['measured'] else 'claimed'}, {known['data']}"
 
 
 def _list_or_describe(kind: Kind, name: str | None) -> None:
     if name is None:
-        out.print(_listing(kind))
+        out.print(_build_table(kind))
     else:
-        _describe(card(find(name, kind)))
+        _describe(build_card(find(name, kind)))
 
 
-def _listing(kind: Kind) -> Table:
+def _build_table(kind: Kind) -> Table:
     table = Table("name", "what", "norms", "knowledge", "paper")
     for method in catalogue(kind).values():
         info = method.info
@@ -68,7 +70,7 @@ def _listing(kind: Kind) -> Table:
     return table
 
 
-def _preset(value: Any, field: dict[str, Any]) -> str:
+def _format_default(value: Any, field: dict[str, Any]) -> str:
     """A default as one would write it: a distance that is a number of 8-bit levels as their fraction."""
     if value is None:
         return "unset"
@@ -76,12 +78,14 @@ def _preset(value: Any, field: dict[str, Any]) -> str:
     return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-9 else str(value)
 
 
-def _describe(shown: dict[str, Any]) -> None:
-    text = re.sub(r"(?<!\n)\n(?!\n)", " ", shown["description"])
-    out.print(f"[bold]{shown['title']}[/] ({shown['name']}, {shown['knowledge']})\n\n{text}\n")
+def _describe(method_card: dict[str, Any]) -> None:
+    text = re.sub(r"(?<!\n)\n(?!\n)", " ", method_card["description"])
+    out.print(
+        f"[bold]{method_card['title']}[/] ({method_card['name']}, {method_card['knowledge']})\n\n{text}\n"
+    )
     table = Table("flag", "default", "meaning")
-    for name, field in shown["schema"]["properties"].items():
-        preset = _preset(shown["example"][name], field)
+    for name, field in method_card["schema"]["properties"].items():
+        preset = _format_default(method_card["example"][name], field)
         table.add_row(f"--{name.replace('_', '-')}", preset, field["description"])
     out.print(table)
-    out.print(f"{shown['paper']['title']}, {shown['paper']['url']}")
+    out.print(f"{method_card['paper']['title']}, {method_card['paper']['url']}")

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from touchstone.evaluation.certificate_result import rounded_down
+from touchstone.evaluation.certificate_result import round_down
 
 out = Console()
 err = Console(stderr=True)
@@ -34,7 +34,7 @@ def show_certificate(result: dict[str, Any]) -> None:
     out.print(result["statement"], highlight=False)
     table = Table("radius", "decision", "votes", "vote at least", "σ", "α", "stopped by")
     table.add_row(
-        f"{rounded_down(result['radius']):.4f} ({result['norm']})",
+        f"{round_down(result['radius']):.4f} ({result['norm']})",
         result["decision"] or "",
         f"{sampling['nA']:,} of {sampling['n_used']:,}",
         f"{sampling['pA_lower']:.4f}",

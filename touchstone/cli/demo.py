@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 from touchstone.cli.console import show
 from touchstone.errors import Failure
 from touchstone.settings import Settings
-from touchstone.supervisor.up import running
+from touchstone.supervisor.up import run_service
 
 PHOTO = Path(__file__).parents[1] / "photos" / "chelsea.png"
 MODEL = "imagenet-efficientnet-lite0"
@@ -30,9 +30,9 @@ def run(folder: Path, out: Console) -> None:
     """Start the service, attack the photo over HTTP, save the pictures in `folder`, and stop the service."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(home=folder.resolve() / "home", port=0)
-    with running(settings, lambda line: out.print(line, highlight=False)) as url:
+    with run_service(settings, lambda line: out.print(line, highlight=False)) as url:
         out.print(f"POST {url}/v1/attacks/pgd  with {PHOTO.name}", highlight=False)
-        job = _finished(url, _submit(url), out)
+        job = _wait_for_job(url, _submit(url), out)
         files = {
             name: _get(url, job["links"]["artifacts"][name])
             for name in ("original.png", "adversarial.png", "difference.png")
@@ -47,7 +47,7 @@ def run(folder: Path, out: Console) -> None:
 
 def curl(url: str) -> str:
     """The demo's request as a line for the shell."""
-    fields = {"image": f"@{_shown(PHOTO)}", "model": MODEL, **PARAMETERS}
+    fields = {"image": f"@{_display_path(PHOTO)}", "model": MODEL, **PARAMETERS}
     flags = " ".join(f"-F {shlex.quote(f'{name}={value}')}" for name, value in fields.items())
     return f"curl -H 'Prefer: wait=30' {flags} {url}/v1/attacks/pgd"
 
@@ -84,7 +84,7 @@ def _submit(url: str) -> dict[str, Any]:
     return job
 
 
-def _finished(url: str, job: dict[str, Any], out: Console) -> dict[str, Any]:
+def _wait_for_job(url: str, job: dict[str, Any], out: Console) -> dict[str, Any]:
     with Bar(console=out, transient=True) as bar:
         task = bar.add_task("attacking", total=None)
         while job["status"] in ("queued", "running"):
@@ -108,6 +108,6 @@ def _get(url: str, path: str) -> bytes:
     return data
 
 
-def _shown(path: Path) -> str:
+def _display_path(path: Path) -> str:
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

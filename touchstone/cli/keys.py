@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from touchstone.cli.operator import Home, opened
+from touchstone.cli.operator import Home, open_ledger
 from touchstone.ledger.records import LOCAL
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
@@ -41,7 +41,7 @@ def create(
         )
     except ValidationError as error:
         raise invalid_parameter(error) from None
-    with opened(home) as ledger:
+    with open_ledger(home) as ledger:
         issued = ledger.keys.create(asked)
     err.print(
         f"{issued.key.scope} for {issued.key.tenant}; keep it well, it is not shown again:", highlight=False
@@ -52,12 +52,17 @@ def create(
 @app.command(name="list")
 def list_keys(home: Home = None) -> None:
     """List the keys; none of them is shown whole."""
-    with opened(home) as ledger:
+    with open_ledger(home) as ledger:
         known = ledger.keys.all()
     table = Table("id", "name", "tenant", "scope", "expires", "last used")
     for key in known:
         table.add_row(
-            key.id, escape(key.name), key.tenant, key.scope, _day(key.expires_at), _day(key.used_at)
+            key.id,
+            escape(key.name),
+            key.tenant,
+            key.scope,
+            _format_time(key.expires_at),
+            _format_time(key.used_at),
         )
     out.print(table)
 
@@ -65,10 +70,10 @@ def list_keys(home: Home = None) -> None:
 @app.command()
 def revoke(key: Annotated[str, typer.Argument(help="The id of a key.")], home: Home = None) -> None:
     """Make an end of a key, at once and for good."""
-    with opened(home) as ledger:
+    with open_ledger(home) as ledger:
         ledger.keys.revoke(key)
     err.print(f"Revoked {key}", highlight=False)
 
 
-def _day(moment: datetime | None) -> str:
+def _format_time(moment: datetime | None) -> str:
     return "never" if moment is None else f"{moment:%Y-%m-%d %H:%M}"

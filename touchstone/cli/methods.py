@@ -19,7 +19,7 @@ from touchstone.methods import Kind
 
 if TYPE_CHECKING:
     from touchstone.check import Finding
-    from touchstone.evaluation.run import Finished
+    from touchstone.evaluation.run import JobOutcome
 
 Photo = Annotated[Path, typer.Argument(help="PNG, JPEG or WebP.")]
 OWN_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -46,7 +46,7 @@ def attack(  # noqa: PLR0917 - each is an option of the command line
     attacks NAME` lists them.
     """
     flags = own_flags(context.args)
-    _check_place(output)
+    _check_writable(output)
     classes = {"label": label, "target": target}
     finished = _run(photo, "attack", model=model, method=method, parameters=flags, seed=seed, **classes)
     _save(output, finished.artifacts["adversarial.png"][0])
@@ -74,7 +74,7 @@ def certify(  # noqa: PLR0917 - each is an option of the command line
     """
     flags = own_flags(context.args)
     if file is not None:
-        _check_place(file)
+        _check_writable(file)
     finished = _run(photo, "certificate", model=model, method=method, parameters=flags, seed=seed)
     show_certificate(finished.result)
     if file is not None:
@@ -86,10 +86,10 @@ def check(
     file: Annotated[Path, typer.Argument(help="A certificate's result, or its job, as JSON.")],
 ) -> None:
     """Recompute a certificate from the numbers in it; exit 0 if all agree, 1 if not."""
-    findings = _findings(file)
+    findings = _recompute(file)
     table = Table("what", "says", "recomputed", "ok")
     for one in findings:
-        cells = (escape(str(value)) for value in (one.what, one.says, one.found))
+        cells = (escape(str(value)) for value in (one.name, one.claimed, one.recomputed))
         table.add_row(*cells, "[green]yes[/]" if one.agrees else "[red]no[/]")
     out.print(table)
     valid = all(one.agrees for one in findings)
@@ -97,7 +97,7 @@ def check(
     raise typer.Exit(0 if valid else 1)
 
 
-def _run(photo: Path, kind: Kind, *, model: str, method: str, **asked: Any) -> Finished:
+def _run(photo: Path, kind: Kind, *, model: str, method: str, **arguments: Any) -> JobOutcome:
     """Run one job in this process, with a bar that shows how far it is."""
     from touchstone.evaluation.local import run_file  # noqa: PLC0415 - loads torch, which the other commands do without
 
@@ -107,7 +107,7 @@ def _run(photo: Path, kind: Kind, *, model: str, method: str, **asked: Any) -> F
         def report(done: Progress, _metric: dict[str, float]) -> None:
             bar.update(task, completed=done.done, total=done.total)
 
-        return run_file(_load(photo), kind, model=model, method=method, report=report, **asked)
+        return run_file(_load(photo), kind, model=model, method=method, report=report, **arguments)
 
 
 def _load(path: Path) -> bytes:
@@ -117,7 +117,7 @@ def _load(path: Path) -> bytes:
         raise InvalidParameter(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _check_place(path: Path) -> None:
+def _check_writable(path: Path) -> None:
     """Refuse a file that cannot be written before hours are spent on what it is to hold."""
     if path.is_dir():
         raise InvalidParameter(f"{path} cannot be written: it is a folder")
@@ -132,7 +132,7 @@ def _save(path: Path, data: bytes) -> None:
         raise InvalidParameter(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _findings(file: Path) -> list[Finding]:
+def _recompute(file: Path) -> list[Finding]:
     from touchstone.check import check as recompute  # noqa: PLC0415 - loads scipy
 
     try:
@@ -153,15 +153,15 @@ def own_flags(words: list[str]) -> dict[str, Any]:
             raise InvalidParameter(f"{word!r} is not a flag; parameters are written --name value")
         name, has_value, value = word[2:].partition("=")
         if has_value:
-            parameters[_field(name)] = value
+            parameters[_field_name(name)] = value
         elif rest and not rest[0].startswith("--"):
-            parameters[_field(name)] = rest.pop(0)
+            parameters[_field_name(name)] = rest.pop(0)
         elif name.startswith("no-"):
-            parameters[_field(name[3:])] = False
+            parameters[_field_name(name[3:])] = False
         else:
-            parameters[_field(name)] = True
+            parameters[_field_name(name)] = True
     return parameters
 
 
-def _field(flag: str) -> str:
+def _field_name(flag: str) -> str:
     return flag.replace("-", "_")

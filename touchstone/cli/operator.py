@@ -16,16 +16,16 @@ Home = Annotated[Path | None, typer.Option(help="The folder of the service, whic
 
 
 @contextmanager
-def opened(home: Path | None) -> Iterator[Ledger]:
+def open_ledger(home: Path | None) -> Iterator[Ledger]:
     """The ledger of the settings, or of another home."""
     from touchstone.ledger.ledger import Ledger  # noqa: PLC0415 - the other commands do without it
     from touchstone.settings import Settings  # noqa: PLC0415 - reads the environment
-    from touchstone.supervisor.valkey import at_hand  # noqa: PLC0415 - starts processes
+    from touchstone.supervisor.valkey import running_valkey  # noqa: PLC0415 - starts processes
 
     chosen = Settings()
     if home is not None:
         chosen = chosen.model_copy(update={"home": home.resolve()})
-    with at_hand(chosen) as url:
+    with running_valkey(chosen) as url:
         ledger = Ledger(url, chosen)
         try:
             yield ledger

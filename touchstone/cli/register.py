@@ -18,7 +18,7 @@ from rich.table import Table
 from touchstone.cli.console import err, out
 from touchstone.client import Client, RefusedError, Upload, api_key
 
-SHOWN = 4
+MAX_CLASSES_SHOWN = 4
 STEPS = ("reading it", "building it", "asking it", "checking its gradient", "measuring it", "keeping it")
 
 
@@ -47,22 +47,22 @@ def register(  # noqa: PLR0917 - each is an option of the command line
     provenance: Annotated[str | None, typer.Option(help="Where the model comes from.")] = None,
 ) -> None:
     """Register a model with a service: send it, wait until it was tried, show what was found."""
-    with refusals(err):
+    with report_refusals(err):
         flags = {
             **{"id": model, "size": size, "resize": resize, "interpolation": interpolation},
             **{"channels": channels, "layout": layout, "architecture": architecture},
-            **{"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")},
-            **{"range": numbers(span, "--range")},
+            **{"mean": parse_numbers(mean, "--mean"), "std": parse_numbers(std, "--std")},
+            **{"range": parse_numbers(span, "--range")},
             **{"licence": licence, "provenance": provenance},
         }
-        said = manifest_of(file, manifest, flags)
+        said = build_manifest(file, manifest, flags)
         with Bar(console=err, transient=True) as bar:
-            answer = _registered(Client(url, api_key()), _upload(file, said, classes), bar)
+            answer = _register(Client(url, api_key()), _upload(file, said, classes), bar)
         _show(answer, out)
 
 
 @contextmanager
-def refusals(err: Console) -> Iterator[None]:
+def report_refusals(err: Console) -> Iterator[None]:
     """What a service refuses is a sentence on stderr and exit code 1."""
     try:
         yield
@@ -71,13 +71,13 @@ def refusals(err: Console) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _upload(file: Path, said: Mapping[str, Any], classes: Path | None) -> Upload:
+def _upload(file: Path, manifest: Mapping[str, Any], classes: Path | None) -> Upload:
     if not file.is_file():
         raise RefusedError(f"{file} is no file that can be read")
-    fields = {"manifest": json.dumps(said).encode()}
+    fields = {"manifest": json.dumps(manifest).encode()}
     if classes is not None:
-        fields["labels"] = read(classes)
-    if "input" not in said:
+        fields["labels"] = read_file(classes)
+    if "input" not in manifest:
         raise RefusedError("the size of the network's input is missing: add --size 224, or HEIGHTxWIDTH")
     return Upload.of(file, fields)
 
@@ -90,31 +90,31 @@ def _show(answer: Mapping[str, Any], out: Console) -> None:
     else:
         card, probe = answer, answer["probe"]
         out.print(f"{card['id']} was registered before, as {card['digest']}", highlight=False)
-    out.print(_points(card, probe))
+    out.print(_build_card_table(card, probe))
 
 
-def manifest_of(file: Path, written: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+def build_manifest(file: Path, written: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
     """What a JSON file says, and flags above it; the model is named after its file if by nothing else."""
     said: dict[str, Any] = {"id": re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")}
-    said |= _object(written) if written else {}
+    said |= _read_object(written) if written else {}
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     spec: dict[str, Any] = {
         name: given.pop(name) for name in ("resize", "interpolation", "channels", "layout") if name in given
     }
     if size := given.pop("size", None):
         height, _, width = str(size).partition("x")
-        spec |= {"height": number(height, "--size"), "width": number(width or height, "--size")}
+        spec |= {"height": parse_number(height, "--size"), "width": parse_number(width or height, "--size")}
     if spec:
         said["input"] = {**said.get("input", {}), **spec}
     return said | given
 
 
-def numbers(text: str | None, flag: str) -> list[float] | None:
+def parse_numbers(text: str | None, flag: str) -> list[float] | None:
     """0.485,0.456,0.406 as numbers."""
-    return None if text is None else [number(part, flag) for part in text.split(",")]
+    return None if text is None else [parse_number(part, flag) for part in text.split(",")]
 
 
-def number(text: str, flag: str) -> float:
+def parse_number(text: str, flag: str) -> float:
     """A number, whole where it is written so."""
     try:
         return int(text) if text.strip().lstrip("-").isdigit() else float(text)
@@ -122,7 +122,7 @@ def number(text: str, flag: str) -> float:
         raise RefusedError(f"{flag}: {text[:40]!r} is no number") from None
 
 
-def read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     """A small file's bytes."""
     try:
         return path.read_bytes()
@@ -130,9 +130,9 @@ def read(path: Path) -> bytes:
         raise RefusedError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(read(path))
+        said = json.loads(read_file(path))
     except ValueError as error:
         raise RefusedError(f"{path} is not JSON: {error}") from None
     if not isinstance(said, dict):
@@ -140,39 +140,39 @@ def _object(path: Path) -> dict[str, Any]:
     return said
 
 
-def _registered(client: Client, upload: Upload, bar: Bar) -> dict[str, Any]:
+def _register(client: Client, upload: Upload, bar: Bar) -> dict[str, Any]:
     """The job once it has succeeded, or the card of a version that was known."""
     task = bar.add_task("sending it", total=upload.file.stat().st_size)
     answer = client.register(upload, lambda size: bar.update(task, advance=size))
     if answer.get("kind") != "registration":
         return answer
 
-    def told(job: dict[str, Any]) -> None:
+    def show_progress(job: dict[str, Any]) -> None:
         done, total = job["progress"]["done"], job["progress"]["total"]
         doing = "waiting for a worker" if job["status"] == "queued" else STEPS[min(done, len(STEPS) - 1)]
         bar.update(task, description=doing, completed=done, total=total or len(STEPS))
 
-    return client.finished(answer, told)
+    return client.wait_for_job(answer, show_progress)
 
 
-def _points(card: Mapping[str, Any], probe: Mapping[str, Any] | None) -> Table:
+def _build_card_table(card: Mapping[str, Any], probe: Mapping[str, Any] | None) -> Table:
     """What matters most of a model."""
     spec, names = card["input"], card["classes"]
-    more = " …" if len(names) > SHOWN else ""
+    more = " …" if len(names) > MAX_CLASSES_SHOWN else ""
     table = Table(show_header=False)
     rows = {
         "input": f"{spec['height']}x{spec['width']}x{spec['channels']}, {spec['interpolation']}",
-        "classes": escape(f"{len(names):,}: {', '.join(names[:SHOWN])}{more}"),
+        "classes": escape(f"{len(names):,}: {', '.join(names[:MAX_CLASSES_SHOWN])}{more}"),
         "architecture": escape(f"{card['architecture']}, {card['parameters']:,} numbers"),
         "softmax at its end": card["softmax"],
-        **(_measured(probe) if probe else {}),
+        **(_format_probe(probe) if probe else {}),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
-def _measured(probe: Mapping[str, Any]) -> dict[str, str]:
+def _format_probe(probe: Mapping[str, Any]) -> dict[str, str]:
     agrees, alone = probe["gradient_agrees"], not probe["batch_invariant"]
     return {
         "gradient": "agrees with differences of the answers" if agrees else "[red]does not agree[/]",

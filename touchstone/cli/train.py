@@ -34,8 +34,8 @@ def train(  # noqa: PLR0917 - each is an option of the command line
     from touchstone.training import datasets, recipes  # noqa: PLC0415 - loads torch
     from touchstone.training import train as training  # noqa: PLC0415 - loads torch
 
-    chosen = recipes.recipe(recipe, own_flags(context.args))
-    plan = training.Plan(chosen, epochs=epochs, batch=batch, rate=rate, seed=seed)
+    chosen = recipes.build_recipe(recipe, own_flags(context.args))
+    plan = training.TrainingPlan(chosen, epochs=epochs, batch=batch, rate=rate, seed=seed)
     splits = datasets.fashion_mnist(data or Settings().home / "data")
     with Bar(
         *Bar.get_default_columns(), TextColumn("{task.fields[metric]}"), console=err, transient=True

@@ -1,20 +1,23 @@
 from .certification.sampling import (
+    CertificateCase as CertificateCase,
+)
+from .certification.sampling import (
     Counts as Counts,
 )
 from .certification.sampling import (
-    Stopping as Stopping,
+    StoppingCriterion as StoppingCriterion,
 )
 from .certification.sampling import (
-    Subject as Subject,
+    count_votes as count_votes,
 )
 from .certification.sampling import (
-    counted as counted,
-)
-from .certification.sampling import (
-    voted as voted,
+    sample_under_noise as sample_under_noise,
 )
 from .certification.stopping_rules import (
-    RULES as RULES,
+    STOPPING_RULES as STOPPING_RULES,
+)
+from .certification.stopping_rules import (
+    certified_radius as certified_radius,
 )
 from .certification.stopping_rules import (
     clopper_pearson_lower as clopper_pearson_lower,
@@ -29,19 +32,19 @@ from .certification.stopping_rules import (
     majority_p_value as majority_p_value,
 )
 from .certification.stopping_rules import (
-    probability_of as probability_of,
-)
-from .certification.stopping_rules import (
-    radius_of as radius_of,
+    required_probability as required_probability,
 )
 from .defences import (
-    defended as defended,
+    apply_defence as apply_defence,
 )
 from .defences import (
     straight_through as straight_through,
 )
 from .goals import (
     CrossEntropy as CrossEntropy,
+)
+from .goals import (
+    CustomLoss as CustomLoss,
 )
 from .goals import (
     Goal as Goal,
@@ -52,14 +55,11 @@ from .goals import (
 from .goals import (
     Margin as Margin,
 )
-from .goals import (
-    Scored as Scored,
-)
 from .noise import (
     Noise as Noise,
 )
 from .noise import (
-    Stream as Stream,
+    SampleNoise as SampleNoise,
 )
 from .norms import (
     L0 as L0,
@@ -80,25 +80,25 @@ from .norms import (
     Norm as Norm,
 )
 from .oracles.oracle import (
-    AnyOracle as AnyOracle,
+    Oracle as Oracle,
 )
 from .oracles.oracle import (
-    Oracle as Oracle,
+    TorchOracle as TorchOracle,
+)
+from .oracles.remote import (
+    RemoteAccess as RemoteAccess,
 )
 from .oracles.remote import (
     RemoteOracle as RemoteOracle,
 )
-from .oracles.remote import (
-    Ways as Ways,
+from .plans import (
+    average_gradients as average_gradients,
 )
 from .plans import (
-    averaged as averaged,
+    restrict as restrict,
 )
 from .plans import (
-    restricted as restricted,
-)
-from .plans import (
-    through as through,
+    rewrite_queries as rewrite_queries,
 )
 from .quantization import (
     snap as snap,
@@ -107,7 +107,7 @@ from .queries import (
     Answer as Answer,
 )
 from .queries import (
-    Asking as Asking,
+    FileLogits as FileLogits,
 )
 from .queries import (
     Found as Found,
@@ -122,16 +122,16 @@ from .queries import (
     Logits as Logits,
 )
 from .queries import (
-    Noisy as Noisy,
+    NoisyLogits as NoisyLogits,
 )
 from .queries import (
     Plan as Plan,
 )
 from .queries import (
-    Query as Query,
+    PlanOf as PlanOf,
 )
 from .queries import (
-    Saved as Saved,
+    Query as Query,
 )
 from .rows import (
     Rows as Rows,
@@ -143,91 +143,91 @@ from .scheduler.batcher import (
     Batcher as Batcher,
 )
 from .scheduler.batcher import (
-    Counted as Counted,
+    QueryCount as QueryCount,
 )
 from .scheduler.batcher import (
     Task as Task,
 )
 from .scheduler.device_thread import (
-    Running as Running,
+    TaskHandle as TaskHandle,
 )
 from .scheduler.engine import (
     Engine as Engine,
 )
 from .search.decision_boundary import (
-    begun as begun,
+    bisect_boundary as bisect_boundary,
 )
 from .search.decision_boundary import (
-    crossed as crossed,
+    bisection_steps as bisection_steps,
 )
 from .search.decision_boundary import (
-    halvings as halvings,
+    estimate_normal as estimate_normal,
 )
 from .search.decision_boundary import (
-    leaning as leaning,
+    estimate_unit_normal as estimate_unit_normal,
 )
 from .search.decision_boundary import (
-    nearby as nearby,
+    find_start as find_start,
 )
 from .search.decision_boundary import (
-    normal_at as normal_at,
+    probe_distance as probe_distance,
 )
 from .search.decision_boundary import (
-    succeeded as succeeded,
+    record_success as record_success,
 )
 from .search.gradient_ascent import (
-    HELD as HELD,
+    SUCCESS as SUCCESS,
 )
 from .search.gradient_ascent import (
-    MET as MET,
+    SUCCESS_AS_FILE as SUCCESS_AS_FILE,
 )
 from .search.gradient_ascent import (
     Best as Best,
 )
 from .search.gradient_ascent import (
-    Rule as Rule,
+    SteepestAscent as SteepestAscent,
 )
 from .search.gradient_ascent import (
-    Steepest as Steepest,
+    StepRule as StepRule,
 )
 from .search.gradient_ascent import (
     climb as climb,
 )
 from .search.gradient_ascent import (
-    enough_for as enough_for,
+    replace_saturated_gradient as replace_saturated_gradient,
 )
 from .search.gradient_ascent import (
-    follow as follow,
+    run_restarts as run_restarts,
 )
 from .search.gradient_ascent import (
-    judge as judge,
+    score as score,
 )
 from .search.gradient_ascent import (
-    restarted as restarted,
+    take_step as take_step,
 )
 from .search.gradient_ascent import (
-    unsaturated as unsaturated,
+    target_score as target_score,
 )
 from .search.nearest import (
     Nearest as Nearest,
 )
 from .search.random_search import (
-    asked as asked,
+    goal_progress as goal_progress,
 )
 from .search.random_search import (
-    in_whole_levels as in_whole_levels,
+    objective as objective,
 )
 from .search.random_search import (
-    progress as progress,
+    query_progress as query_progress,
 )
 from .search.random_search import (
-    rising as rising,
+    random_search as random_search,
 )
 from .search.random_search import (
-    walk as walk,
+    round_eps_down as round_eps_down,
 )
 from .search.rounding import (
-    settled as settled,
+    round_to_success as round_to_success,
 )
 from .threat import (
     Case as Case,

@@ -13,60 +13,60 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from touchstone.engine.device import onto
-from touchstone.engine.plans import Question, through
+from touchstone.engine.device import to_device
+from touchstone.engine.plans import AnyQuery, rewrite_queries
 from touchstone.engine.quantization import from_pixels, to_pixels
-from touchstone.engine.queries import Answer, Asking, Noisy
+from touchstone.engine.queries import Answer, NoisyLogits, PlanOf
 
 T = TypeVar("T")
 
 
-def straight_through(plan: Asking[T], defence: str) -> Asking[T]:
+def straight_through(plan: PlanOf[T], defence: str) -> PlanOf[T]:
     """A plan all of whose questions go through a defence before the model sees them.
 
     The gradient passes through it as if it were the identity: BPDA, Athalye, Carlini & Wagner 2018,
     1802.00420, section 4.1. `defence` is one of `fields.Defence`.
     """
-    return plan if defence == "none" else through(plan, partial(_behind, defence))
+    return plan if defence == "none" else rewrite_queries(plan, partial(_rewrite_with_defence, defence))
 
 
-def _behind(defence: str, question: Question) -> Asking[Answer]:
-    if isinstance(question, Noisy):
+def _rewrite_with_defence(defence: str, query: AnyQuery) -> PlanOf[Answer]:
+    if isinstance(query, NoisyLogits):
         raise TypeError("a defence stands before images, not before their noisy copies")
-    return (yield replace(question, x=defended(question.x, defence)))
+    return (yield replace(query, x=apply_defence(query.x, defence)))
 
 
-def defended(x: Tensor, defence: str) -> Tensor:
+def apply_defence(x: Tensor, defence: str) -> Tensor:
     """The images (B, C, H, W) in [0,1] as the defence leaves them: in 8 bits, since it works on files."""
     name, strength = defence.split("-")
     return _TRANSFORMS[name](x, int(strength))
 
 
-def _bits(x: Tensor, bits: int) -> Tensor:
+def _reduce_bits(x: Tensor, bits: int) -> Tensor:
     """The nearest of 2^bits evenly spaced values, as near as 8 bits can hold it (Xu et al. 2018)."""
     steps = 2**bits - 1
     return from_pixels(to_pixels((from_pixels(to_pixels(x)) * steps).round() / steps))
 
 
-def _jpeg(x: Tensor, quality: int) -> Tensor:
-    def compressed(image: Image.Image) -> Image.Image:
+def _compress_jpeg(x: Tensor, quality: int) -> Tensor:
+    def compress(image: Image.Image) -> Image.Image:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality)
         return Image.open(buffer)
 
-    return _each(x, compressed)
+    return _map_images(x, compress)
 
 
-def _median(x: Tensor, size: int) -> Tensor:
-    return _each(x, lambda image: image.filter(ImageFilter.MedianFilter(size)))
+def _filter_median(x: Tensor, size: int) -> Tensor:
+    return _map_images(x, lambda image: image.filter(ImageFilter.MedianFilter(size)))
 
 
-def _each(x: Tensor, transform: Callable[[Image.Image], Image.Image]) -> Tensor:
+def _map_images(x: Tensor, transform: Callable[[Image.Image], Image.Image]) -> Tensor:
     """Every image (1 or 3, H, W) through Pillow."""
     rows = to_pixels(x).permute(0, 2, 3, 1).cpu().numpy()
     images = [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in rows]
     pixels = np.stack([np.asarray(transform(image)) for image in images]).reshape(rows.shape)
-    return from_pixels(onto(x.device, torch.from_numpy(pixels)).permute(0, 3, 1, 2))
+    return from_pixels(to_device(x.device, torch.from_numpy(pixels)).permute(0, 3, 1, 2))
 
 
-_TRANSFORMS = {"bits": _bits, "jpeg": _jpeg, "median": _median}
+_TRANSFORMS = {"bits": _reduce_bits, "jpeg": _compress_jpeg, "median": _filter_median}

@@ -12,7 +12,7 @@ from torch import Tensor
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
-def choose(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device of this name; "auto" takes CUDA where there is one."""
     if name != "auto":
         return torch.device(name)
@@ -20,7 +20,7 @@ def choose(name: str) -> torch.device:
 
 
 @cache
-def keep_blocks() -> None:
+def tune_allocator() -> None:
     """Tell the allocator, once a process, to keep large blocks: giving them back after each step costs a
     third of a forward pass.
 
@@ -34,13 +34,13 @@ def keep_blocks() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
-def onto(device: torch.device, tensor: Tensor) -> Tensor:
+def to_device(device: torch.device, tensor: Tensor) -> Tensor:
     """A tensor of the host on a device; to CUDA through pinned memory, without waiting for the copy."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def most_rows(device: torch.device) -> int:
+def max_rows(device: torch.device) -> int:
     """The largest batch worth trying: few rows keep a CPU busy; a GPU may need many."""
     return 64 if device.type == "cpu" else 1024

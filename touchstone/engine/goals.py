@@ -25,11 +25,11 @@ class Goal(Rows):
         """The same kind of goal for every row."""
         return cls(label, torch.full_like(label, targeted, dtype=torch.bool))
 
-    def met(self, logits: Tensor) -> Tensor:
+    def is_met(self, logits: Tensor) -> Tensor:
         """Which rows of the logits (B, K) meet the goal, (B,) bool."""
         return (logits.argmax(1) == self.label) == self.targeted
 
-    def signed(self, loss: Tensor) -> Tensor:
+    def orient(self, loss: Tensor) -> Tensor:
         """A loss that falls as `label` gains, turned so that the goal is always uphill."""
         return torch.where(self.targeted, -loss, loss)
 
@@ -75,7 +75,7 @@ class CrossEntropy(Rows):
         return CrossEntropy
 
     def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
-        return self.goal.signed(functional.cross_entropy(logits, self.goal.label, reduction="none"))
+        return self.goal.orient(functional.cross_entropy(logits, self.goal.label, reduction="none"))
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class Margin(Rows):
     def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
         label = self.goal.label[:, None]
         others = logits.scatter(1, label, -torch.inf).amax(1)
-        return self.goal.signed(others - logits.gather(1, label)[:, 0])
+        return self.goal.orient(others - logits.gather(1, label)[:, 0])
 
 
 @dataclass(frozen=True, init=False)
-class Scored(Rows):
+class CustomLoss(Rows):
     """A loss of an attack's own: `function(logits, *rows)`, where every one of `rows` has one entry per row.
 
     The function must be the same object each time (a module's, no lambda), or losses of different jobs cannot
@@ -119,10 +119,10 @@ class Scored(Rows):
     def __len__(self) -> int:
         return len(self.rows[0])
 
-    def __getitem__(self, index: Tensor | slice) -> Scored:
-        return Scored(self.function, *(row[index] for row in self.rows))
+    def __getitem__(self, index: Tensor | slice) -> CustomLoss:
+        return CustomLoss(self.function, *(row[index] for row in self.rows))
 
     @classmethod
-    def cat(cls, parts: Sequence[Scored]) -> Scored:  # noqa: D102
+    def cat(cls, parts: Sequence[CustomLoss]) -> CustomLoss:  # noqa: D102
         columns = zip(*(part.rows for part in parts), strict=True)
         return cls(parts[0].function, *(torch.cat(column) for column in columns))

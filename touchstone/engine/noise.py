@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from touchstone.engine.device import onto
+from touchstone.engine.device import to_device
 from touchstone.engine.rows import Rows
 
-WORTH_A_THREAD = 2**14
+MIN_THREADED_VALUES = 2**14
 """Values in a sample above which it is drawn on a thread of its own."""
 
 
@@ -32,7 +32,7 @@ class Noise(Rows):
     streams: tuple[np.random.Generator, ...]
 
     @classmethod
-    def of(cls, seeds: Sequence[tuple[int, int]], purpose: str) -> Noise:
+    def from_seeds(cls, seeds: Sequence[tuple[int, int]], purpose: str) -> Noise:
         """Streams for rows with the given (seed, row) keys; `purpose` tells attacks apart that share a
         seed.
         """
@@ -76,11 +76,11 @@ class Noise(Rows):
     ) -> Tensor:
         shape = tuple(like.shape[1:])
         drawn = np.stack([np.asarray(draw(stream, shape), dtype=np.float32) for stream in self.streams])
-        return onto(like.device, torch.from_numpy(drawn)).to(like.dtype)
+        return to_device(like.device, torch.from_numpy(drawn)).to(like.dtype)
 
 
 @dataclass(frozen=True)
-class Stream:
+class SampleNoise:
     """Noise for the samples of a certificate: sample i is the same whoever draws it, in whatever batch.
 
     A counter-based generator (Philox 4x64-10) with the key (seed, i) makes sample i. `scale` is σ of the
@@ -97,12 +97,12 @@ class Stream:
         """Noise (n, C, H, W) for `like` (1, C, H, W), one row for each sample index."""
         drawn = np.empty((len(samples), *like.shape[1:]), dtype=np.float32)
         rows = zip(drawn, samples, strict=True)
-        if drawn[:1].size < WORTH_A_THREAD:
+        if drawn[:1].size < MIN_THREADED_VALUES:
             for row, index in rows:
                 self._fill(row, index)
         else:
-            list(_threads().map(lambda pair: self._fill(*pair), rows))
-        return onto(like.device, torch.from_numpy(drawn))
+            list(_thread_pool().map(lambda pair: self._fill(*pair), rows))
+        return to_device(like.device, torch.from_numpy(drawn))
 
     def _fill(self, row: NDArray[np.float32], index: int) -> None:
         generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
@@ -114,6 +114,6 @@ class Stream:
 
 
 @cache
-def _threads() -> ThreadPoolExecutor:
+def _thread_pool() -> ThreadPoolExecutor:
     """Threads to draw on: numpy lets go of the interpreter while it fills an array."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="noise")

@@ -11,50 +11,50 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from touchstone.engine.queries import Answer, Asking, Noisy, Query
+from touchstone.engine.queries import Answer, NoisyLogits, PlanOf, Query
 from touchstone.errors import GradientRefused
 from touchstone.fields import Access
 
 T = TypeVar("T")
-Question = Query | Noisy
-Ask = Callable[[Question], Asking[Answer]]
+AnyQuery = Query | NoisyLogits
+Rewrite = Callable[[AnyQuery], PlanOf[Answer]]
 
 
-def through(plan: Asking[T], ask: Ask) -> Asking[T]:
+def rewrite_queries(plan: PlanOf[T], rewrite: Rewrite) -> PlanOf[T]:
     """Run a plan whose questions `ask` asks for it: others instead, or the same and more.
 
     What ends the plan from outside (a cancellation, a deadline) reaches it as if nothing were in between.
     """
     try:
-        question = next(plan)
+        query = next(plan)
         while True:
             try:
-                answer = yield from ask(question)
+                answer = yield from rewrite(query)
             except GeneratorExit:
                 plan.close()
                 raise
             except BaseException as error:  # noqa: BLE001 - handed on to the plan, which may catch it
-                question = plan.throw(error)
+                query = plan.throw(error)
             else:
-                question = plan.send(answer)
+                query = plan.send(answer)
     except StopIteration as end:
         result: T = end.value
         return result
 
 
-def restricted(plan: Asking[T], access: Access, most: int | None = None) -> Asking[T]:
+def restrict(plan: PlanOf[T], access: Access, max_queries: int | None = None) -> PlanOf[T]:
     """A plan that gets no more than it declared: no gradients, or no scores either, and at most so many rows.
 
     Raises GradientRefused, and RuntimeError where a method breaks its own budget.
     """
-    return through(plan, partial(_within, _Purse(most), access))
+    return rewrite_queries(plan, partial(_enforce_access, _QueryBudget(max_queries), access))
 
 
 @dataclass
-class _Purse:
+class _QueryBudget:
     left: int | None
 
-    def pay(self, rows: int) -> None:
+    def spend(self, rows: int) -> None:
         if self.left is None:
             return
         self.left -= rows
@@ -62,13 +62,13 @@ class _Purse:
             raise RuntimeError("the method asks more often than its budget of queries allows")
 
 
-def _within(purse: _Purse, access: Access, question: Question) -> Asking[Answer]:
-    if question.of is not None:
-        return (yield question)
-    if question.passes:
+def _enforce_access(budget: _QueryBudget, access: Access, query: AnyQuery) -> PlanOf[Answer]:
+    if query.surrogate is not None:
+        return (yield query)
+    if query.backward_passes:
         raise GradientRefused("the method is a black-box one: it may not ask for gradients")
-    purse.pay(len(question))
-    answer = yield question
+    budget.spend(len(query))
+    answer = yield query
     return Answer(_decision(answer.logits)) if access == "decisions" else answer
 
 
@@ -77,20 +77,20 @@ def _decision(logits: Tensor) -> Tensor:
     return functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
 
 
-def averaged(plan: Asking[T], times: int) -> Asking[T]:
+def average_gradients(plan: PlanOf[T], times: int) -> PlanOf[T]:
     """Expectation over transformation (Athalye et al. 2018, 1707.07397): gradients are means of many askings.
 
     For models that answer differently each time; logits and losses are means, too.
     """
-    return plan if times == 1 else through(plan, partial(_mean, times))
+    return plan if times == 1 else rewrite_queries(plan, partial(_average_answers, times))
 
 
-def _mean(times: int, question: Question) -> Asking[Answer]:
-    if not question.passes:
-        return (yield question)
+def _average_answers(times: int, query: AnyQuery) -> PlanOf[Answer]:
+    if not query.backward_passes:
+        return (yield query)
     answers: list[Answer] = []
     for _ in range(times):
-        answers.append((yield question))
+        answers.append((yield query))
     losses = [answer.loss for answer in answers if answer.loss is not None]
     grads = [answer.grad for answer in answers if answer.grad is not None]
     mean = [torch.stack(values).mean(0) if values else None for values in (losses, grads)]
@@ -111,14 +111,14 @@ class Diagnosis:
         return sorted(self.signs | zero)
 
 
-def diagnosed(plan: Asking[T], diagnosis: Diagnosis) -> Asking[T]:
+def diagnose(plan: PlanOf[T], diagnosis: Diagnosis) -> PlanOf[T]:
     """A plan whose answers are looked at on the way, those of the model under attack."""
-    return through(plan, partial(_noted, diagnosis))
+    return rewrite_queries(plan, partial(_note_gradients, diagnosis))
 
 
-def _noted(diagnosis: Diagnosis, question: Question) -> Asking[Answer]:
-    answer = yield question
-    if answer.grad is not None and question.of is None:
+def _note_gradients(diagnosis: Diagnosis, query: AnyQuery) -> PlanOf[Answer]:
+    answer = yield query
+    if answer.grad is not None and query.surrogate is None:
         diagnosis.gradients += len(answer.grad)
         diagnosis.empty += int((~answer.grad.flatten(1).any(1)).sum())
     return answer

@@ -46,13 +46,13 @@ def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -
     d = (x - x0).double() * LEVELS
     inside = x0.double() * LEVELS
 
-    def rounded(scale: Tensor) -> Tensor:
+    def round_steps(scale: Tensor) -> Tensor:
         steps = (d * column(scale, d)).round()
         moved = inside + steps
         return torch.where((moved < -SLACK) | (moved > LEVELS + SLACK), steps - steps.sign(), steps)
 
     def fits(scale: Tensor) -> Tensor:
-        return norm.size(rounded(scale) / LEVELS) <= eps.double() * (1 + SLACK)
+        return norm.size(round_steps(scale) / LEVELS) <= eps.double() * (1 + SLACK)
 
     low, high = torch.zeros_like(eps, dtype=torch.float64), torch.ones_like(eps, dtype=torch.float64)
     if not bool(fits(high).all()):
@@ -63,7 +63,7 @@ def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -
         low = torch.where(fits(torch.ones_like(low)), 1.0, low)
     else:
         low = high
-    levels = inside + rounded(low)
+    levels = inside + round_steps(low)
     whole = levels.round()
     exact = (levels - whole).abs() < 1e-4
     return torch.where(exact, (whole.float() / LEVELS), (levels / LEVELS).float()).clamp_(0, 1).to(x.dtype)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from touchstone.engine.goals import Loss
-from touchstone.engine.noise import Stream
+from touchstone.engine.noise import SampleNoise
 from touchstone.engine.rows import Rows
 
 
@@ -21,18 +21,18 @@ class Query(Rows):
     """
 
     x: Tensor
-    of: Any = field(default=None, kw_only=True)
+    surrogate: Any = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return self.x.shape[0]
 
     @property
-    def size(self) -> tuple[int, ...]:
+    def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
         return tuple(self.x.shape[1:])
 
     @property
-    def passes(self) -> int:
+    def backward_passes(self) -> int:
         """Backward passes that each row takes."""
         return 0
 
@@ -43,12 +43,12 @@ class Logits(Query):
 
 
 @dataclass(frozen=True)
-class Saved(Logits):
+class FileLogits(Logits):
     """What does it say of the 8-bit files that hold `x`, prepared bit for bit as its own pipeline would?"""
 
 
 @dataclass(frozen=True)
-class Placed(Logits):
+class InputLogits(Logits):
     """What does it say of `x` (B, C, h, w) at the network's own size, resized and cropped already?"""
 
 
@@ -59,7 +59,7 @@ class Gradient(Query):
     loss: Loss
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    def backward_passes(self) -> int:  # noqa: D102
         return 1
 
 
@@ -75,12 +75,12 @@ class Jacobian(Query):
     label: Tensor  # (B,) int64
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    def backward_passes(self) -> int:  # noqa: D102
         return self.classes.shape[1]
 
 
 @dataclass(frozen=True)
-class Noisy:
+class NoisyLogits:
     """What does the model say of one image under many noises? A row for each sample index.
 
     Only the slice that is being asked about is ever drawn. The image (1, C, h, w) is at the network's size,
@@ -88,27 +88,27 @@ class Noisy:
     """
 
     image: Tensor
-    stream: Stream
+    noise: SampleNoise
     samples: range
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    passes = 0
-    of = None
+    backward_passes = 0
+    surrogate = None
 
     @property
-    def size(self) -> tuple[int, ...]:
+    def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
         return tuple(self.image.shape[1:])
 
-    def __getitem__(self, index: slice) -> Noisy:
+    def __getitem__(self, index: slice) -> NoisyLogits:
         return replace(self, samples=self.samples[index])
 
     @property
     def x(self) -> Tensor:
         """The noisy images, (n, C, h, w); not clipped to the box."""
-        return self.image + self.stream.draw(self.image, self.samples)
+        return self.image + self.noise.draw(self.image, self.samples)
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class Found(Rows):
 
 
 T = TypeVar("T")
-Asking = Generator[Query | Noisy, Answer, T]
+PlanOf = Generator[Query | NoisyLogits, Answer, T]
 """A computation that asks questions on its way to a T."""
 
-Plan = Asking[Found]
+Plan = PlanOf[Found]
 """What `Attack.run` returns."""

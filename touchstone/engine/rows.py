@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """What the frozen dataclasses of the engine share: their tensor and `Rows` fields have one entry per row.
+    """What the frozen dataclasses of the engine share: their tensor and `Images` fields have one entry per row.
 
     Fields of any other type belong to the whole record and are carried along unchanged. This module loads
     without torch, so that an attack can declare records of its own.

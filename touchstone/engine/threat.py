@@ -13,7 +13,7 @@ from touchstone.engine.goals import Goal
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import Norm
 from touchstone.engine.quantization import snap
-from touchstone.engine.queries import Logits, Saved
+from touchstone.engine.queries import FileLogits, Logits
 from touchstone.engine.rows import Rows, column
 
 
@@ -26,26 +26,26 @@ class Threat(Rows):
     norm: Norm
 
     @cached_property
-    def room(self) -> tuple[Tensor, Tensor]:
+    def perturbation_bounds(self) -> tuple[Tensor, Tensor]:
         """The least and the largest perturbation that the box allows in every coordinate."""
         return -self.x0, 1 - self.x0
 
     @cached_property
-    def farthest(self) -> Tensor:
+    def max_distance(self) -> Tensor:
         """Distance of each row's original to the farthest corner of the box, (B,)."""
         return self.norm.size(self.x0.maximum(1 - self.x0))
 
-    def size(self, x: Tensor) -> Tensor:
+    def distance(self, x: Tensor) -> Tensor:
         """Distance of each row from its original, (B,)."""
         return self.norm.size(x - self.x0)
 
     def project(self, x: Tensor) -> Tensor:
         """The images brought back into ball and box."""
-        d = self.norm.project(x - self.x0, self.eps, *self.room)
+        d = self.norm.project(x - self.x0, self.eps, *self.perturbation_bounds)
         return d.add_(self.x0).clamp_(0, 1)  # the sum may round out of the box
 
     def step(self, x: Tensor, grad: Tensor, size: Tensor) -> Tensor:
-        """A step of `size` (B,) in the norm's steepest direction, projected."""
+        """A step of `distance` (B,) in the norm's steepest direction, projected."""
         return self.project(x + column(size, x) * self.norm.steepest(grad, x))
 
     def random_start(self, noise: Noise) -> Tensor:
@@ -70,13 +70,13 @@ class Case(Rows):
         """The images as an 8-bit file can hold them, still within the threat; see `lattice.snap`."""
         return snap(x, self.threat.x0, self.threat.eps, self.threat.norm)
 
-    def file(self, x: Tensor) -> Tensor:
+    def as_file(self, x: Tensor) -> Tensor:
         """The images as they would be handed in: as a file holds them, or as they are without `quantize`."""
         return self.snap(x) if self.quantize else x
 
-    def question(self, x: Tensor) -> Logits:
-        """What the model says of `file(x)`."""
-        return Saved(self.snap(x)) if self.quantize else Logits(x)
+    def query(self, x: Tensor) -> Logits:
+        """What the model says of `as_file(x)`."""
+        return FileLogits(self.snap(x)) if self.quantize else Logits(x)
 
     @property
     def device(self) -> torch.device:

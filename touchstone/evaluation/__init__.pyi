@@ -1,11 +1,11 @@
 from .attempts import (
-    Sought as Sought,
+    AttackResult as AttackResult,
 )
 from .attempts import (
-    pursued as pursued,
+    attack_rows as attack_rows,
 )
 from .attempts import (
-    search as search,
+    run_attempts as run_attempts,
 )
 from .inference import (
     infer as infer,
@@ -23,7 +23,7 @@ from .library import (
     load as load,
 )
 from .library import (
-    run_here as run_here,
+    run_plans as run_plans,
 )
 from .library import (
     samples as samples,
@@ -41,17 +41,17 @@ from .verdict import (
     certify_image as certify_image,
 )
 from .verdict import (
-    look as look,
+    logits_of as logits_of,
 )
 from .verdict import (
-    look_at as look_at,
+    predict_image as predict_image,
 )
 from .verdict import (
-    metric as metric,
+    step_metrics as step_metrics,
 )
 from .verdict import (
-    top as top,
+    top_classes as top_classes,
 )
 from .verdict import (
-    vote_on as vote_on,
+    vote_image as vote_image,
 )

@@ -11,40 +11,40 @@ from typing import TYPE_CHECKING, Any
 from touchstone.ledger.records import Submission
 from touchstone.methods import Certificate, find
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import ZOO, Shelf, bound
+from touchstone.models.store import ZOO, ModelStore, find_pinned
 
 if TYPE_CHECKING:
-    from touchstone.engine import AnyOracle, Counts
+    from touchstone.engine import Counts, Oracle
 
 DISTRIBUTIONS = {"touchstone": "touchstone-robustness", "torch": "torch", "numpy": "numpy", "scipy": "scipy"}
 
 
-def certificate_result(
-    certificate: Certificate, counts: Counts, submission: Submission, card: Manifest, oracle: AnyOracle
+def build_certificate_result(
+    certificate: Certificate, counts: Counts, submission: Submission, manifest: Manifest, oracle: Oracle
 ) -> dict[str, Any]:
     """The result as docs/certificates.md lists it: the method's own fields between identity and
     circumstances.
     """
     own = certificate.result(counts)
-    predicted = None if own["abstained"] else {"label": counts.label, "name": card.classes[counts.label]}
+    predicted = None if own["abstained"] else {"label": counts.label, "name": manifest.classes[counts.label]}
     sampling = own["sampling"] | {
         "counts_top5": [{"label": label, "count": count} for label, count in counts.top()],
         "seed": counts.seed,
         "stream": counts.stream,
-        "batch_size": card.remote.batch_rows if card.remote else oracle.fixed_rows,
+        "batch_size": manifest.remote.batch_rows if manifest.remote else oracle.fixed_rows,
         "pooled": counts.pooled,
     }
     return {
         "method": certificate.info.name,
-        "statement": _statement(own, card, counts),
+        "statement": _statement(own, manifest, counts),
         **own,
         "predicted_class": predicted,
         "sampling": sampling,
-        "accuracy_under_noise_hint": _hint(counts, card),
+        "accuracy_under_noise_hint": _noise_hint(counts, manifest),
         "digests": {
-            "model": card.digest,
+            "model": manifest.digest,
             "image": submission.source,
-            "preprocessing": preprocessing_digest(card),
+            "preprocessing": preprocessing_digest(manifest),
         },
         "versions": {name: version(distribution) for name, distribution in DISTRIBUTIONS.items()},
         "eval_mode_checked": oracle.eval_mode,
@@ -52,7 +52,7 @@ def certificate_result(
     }
 
 
-def pool_of(submission: Submission, shelf: Shelf = ZOO) -> str | None:
+def pool_key(submission: Submission, store: ModelStore = ZOO) -> str | None:
     """Names the count that equal questions share whatever their seeds; None where each counts for itself.
 
     A rerun draws again, since it is there to compare.
@@ -60,40 +60,40 @@ def pool_of(submission: Submission, shelf: Shelf = ZOO) -> str | None:
     if submission.kind != "certificate" or submission.rerun_of is not None:
         return None
     method = find(submission.method, "certificate").parse(submission.parameters)
-    parameters = method.pool() if isinstance(method, Certificate) else None
+    parameters = method.pooling_parameters() if isinstance(method, Certificate) else None
     if parameters is None:
         return None
-    card = bound(shelf.of(submission.tenant), submission.model.id, submission.model.digest)
-    seen = [submission.tenant, submission.source, card.digest, preprocessing_digest(card)]
+    manifest = find_pinned(store.of(submission.tenant), submission.model.id, submission.model.digest)
+    seen = [submission.tenant, submission.source, manifest.digest, preprocessing_digest(manifest)]
     named = json.dumps([submission.method, *seen, parameters], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
 
 
-def preprocessing_digest(card: Manifest) -> str:
+def preprocessing_digest(manifest: Manifest) -> str:
     """Identifies what stands between the image and the network."""
-    said = card.model_dump_json(include={"input", "mean", "std"}, exclude={"input": {"layout"}})
+    said = manifest.model_dump_json(include={"input", "mean", "std"}, exclude={"input": {"layout"}})
     return f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
 
 
-def rounded_down(radius: float) -> float:
+def round_down(radius: float) -> float:
     """A radius with four decimals, never more than is proved."""
     return math.floor(radius * 1e4) / 1e4
 
 
-def _statement(own: dict[str, Any], card: Manifest, counts: Counts) -> str:
+def _statement(own: dict[str, Any], manifest: Manifest, counts: Counts) -> str:
     """The outcome in one plain sentence."""
     if own["abstained"]:
         return f"No radius is certified: {own['abstain_reason']}."
     norm = own["norm"].upper()
-    radius = rounded_down(own["radius"])
+    radius = round_down(own["radius"])
     return (
         f"With an error probability of at most {own['sampling']['alpha']:g}, the smoothed model answers "
-        f'"{card.classes[counts.label]}" for every image '
+        f'"{manifest.classes[counts.label]}" for every image '
         f"within {norm} distance {radius:.4f} of this one, at the size the model takes."
     )
 
 
-def _hint(counts: Counts, card: Manifest) -> dict[str, Any]:
+def _noise_hint(counts: Counts, manifest: Manifest) -> dict[str, Any]:
     """How well the bare model bears the noise; a model that was not trained with it mostly does not."""
     share = float(counts.votes[counts.clean] / counts.n) if counts.n else None
     note = None
@@ -102,7 +102,7 @@ def _hint(counts: Counts, card: Manifest) -> dict[str, Any]:
             "Under this noise the model mostly changes its answer; a model trained with such noise would not."
         )
     return {
-        "clean_class": {"label": counts.clean, "name": card.classes[counts.clean]},
+        "clean_class": {"label": counts.clean, "name": manifest.classes[counts.clean]},
         "share_of_votes": share,
         "note": note,
     }

@@ -13,28 +13,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from touchstone.engine.certification.sampling import Subject
+from touchstone.engine.certification.sampling import CertificateCase
 from touchstone.engine.defences import straight_through
-from touchstone.engine.device import choose, keep_blocks
+from touchstone.engine.device import choose_device, tune_allocator
 from touchstone.engine.goals import Goal
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import NORMS
-from touchstone.engine.oracles.oracle import Knowledge, Oracle
-from touchstone.engine.oracles.preprocessing import Sight, per_channel
+from touchstone.engine.oracles.oracle import Knowledge, TorchOracle
+from touchstone.engine.oracles.preprocessing import Preprocessing, per_channel
 from touchstone.engine.oracles.probe import load_oracle
 from touchstone.engine.quantization import LEVELS, from_pixels
-from touchstone.engine.queries import Asking
-from touchstone.engine.scheduler.batcher import Batcher, Counted, Task
+from touchstone.engine.queries import PlanOf
+from touchstone.engine.scheduler.batcher import Batcher, QueryCount, Task
 from touchstone.engine.threat import Case, Threat
 from touchstone.errors import InvalidParameter, UnknownLabel, UnknownModel
-from touchstone.evaluation.attempts import search
-from touchstone.evaluation.library_inputs import Images, Labels, aims_of, keys_of, seed_of, stacks_of
-from touchstone.evaluation.verdict import found_by_part, look
+from touchstone.evaluation.attempts import attack_rows
+from touchstone.evaluation.library_inputs import (
+    Images,
+    Labels,
+    label_indices,
+    noise_keys,
+    parse_seed,
+    to_stacks,
+)
+from touchstone.evaluation.verdict import logits_of, part_names
 from touchstone.methods import Attack, Certificate, find
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import ZOO, OneFile, Shelf
-from touchstone.registration.examination import completed
-from touchstone.registration.request import Registration, described
+from touchstone.models.store import ZOO, ModelStore, SingleFileStore
+from touchstone.registration.examination import complete_manifest
+from touchstone.registration.request import Registration, describe_model
 from touchstone.training.datasets import fashion_mnist_sample
 
 
@@ -42,7 +49,7 @@ from touchstone.training.datasets import fashion_mnist_sample
 class Model:
     """An oracle with the names of its classes."""
 
-    oracle: Oracle
+    oracle: TorchOracle
     classes: tuple[str, ...] = ()
     manifest: Manifest | None = None
 
@@ -53,13 +60,13 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackedImages:
     """What `attack` returns, one entry per image."""
 
     images: Tensor | list[Tensor]  # (N, C, H, W), or a list of (C, H, W) where the sizes differ
     success: Tensor  # (N,) bool: the goal is met by `images`
     distance: Tensor  # (N,) float64, in the attack's norm
-    queries: Counted
+    queries: QueryCount
     found_by: tuple[str | None, ...]  # which of the attack's parts met the goal, where it has parts
 
 
@@ -72,14 +79,14 @@ def load(
     Raises UnknownModel, or InvalidModel, UnsupportedOperator and InvalidParameter of a file.
     """
     if manifest is None:
-        card, shelf = _in_zoo(name), ZOO
+        model_manifest, store = _find_in_zoo(name), ZOO
     else:
-        card, shelf = _own(Path(name), manifest)
-    oracle, _ = load_oracle(card, choose(device), shelf)
-    return Model(oracle, card.classes, card)
+        model_manifest, store = _read_own_model(Path(name), manifest)
+    oracle, _ = load_oracle(model_manifest, choose_device(device), store)
+    return Model(oracle, model_manifest.classes, model_manifest)
 
 
-def _in_zoo(name: str | Path) -> Manifest:
+def _find_in_zoo(name: str | Path) -> Manifest:
     try:
         return ZOO.manifest(str(name))
     except UnknownModel:
@@ -91,12 +98,12 @@ def _in_zoo(name: str | Path) -> Manifest:
         raise
 
 
-def _own(path: Path, said: Mapping[str, Any] | str | Path) -> tuple[Manifest, Shelf]:
+def _read_own_model(path: Path, declared: Mapping[str, Any] | str | Path) -> tuple[Manifest, ModelStore]:
     """The completed card of a file, and a shelf where it stands alone."""
-    text = said if isinstance(said, Mapping) else Path(said).read_bytes()
+    text = declared if isinstance(declared, Mapping) else Path(declared).read_bytes()
     data = path.read_bytes()
-    card = completed(described(Registration.parse(text), data, limit=sys.maxsize), data)
-    return card, OneFile(card, data)
+    manifest = complete_manifest(describe_model(Registration.parse(text), data, limit=sys.maxsize), data)
+    return manifest, SingleFileStore(manifest, data)
 
 
 def samples(name: str = "fashion-mnist") -> Tensor:
@@ -125,16 +132,16 @@ def wrap(
         raise InvalidParameter(
             f"module: expected a torch.nn.Module, not {type(module).__name__}", field="module"
         )
-    where = choose(device)
+    where = choose_device(device)
     frozen = copy.deepcopy(module).to(where).eval().requires_grad_(requires_grad=False)
     if (mean is None) != (std is None):
         raise InvalidParameter("mean and std come together, or not at all", field="std")
-    sight = Sight(
+    sight = Preprocessing(
         None,
         per_channel(None if mean is None else tuple(mean), where),
         per_channel(None if std is None else tuple(std), where),
     )
-    return Model(Oracle(frozen, sight, where, knowledge), tuple(classes))
+    return Model(TorchOracle(frozen, sight, where, knowledge), tuple(classes))
 
 
 def attack(
@@ -148,7 +155,7 @@ def attack(
     quantize: bool = True,
     surrogates: Sequence[Model] = (),
     **parameters: Any,
-) -> Attacked:
+) -> AttackedImages:
     """Attack N images in [0,1] and return the best found of each.
 
     A tensor at the network's own size is taken as it is; other images are resized and cropped as the model
@@ -158,28 +165,28 @@ def attack(
     image. `surrogates` are the models that a transfer attack crafts on. Raises InvalidParameter,
     UnknownLabel, NonFiniteOutput.
     """
-    keep_blocks()
+    tune_allocator()
     oracle = _oracle_for(model, images)
-    stacks = stacks_of(images, oracle.device, resized=oracle.sight.spec is not None)
+    stacks = to_stacks(images, oracle.device, resized=oracle.preprocessing.spec is not None)
     count = sum(map(len, stacks))
-    chosen, eps = _method(method, parameters, count)
-    keys = keys_of(seed, count)
+    chosen, eps = _parse_attack(method, parameters, count)
+    keys = noise_keys(seed, count)
     said, field = (labels, "labels") if targets is None else (targets, "targets")
-    aims = aims_of(said, model.classes, count, model=model.name, field=field)
+    aims = label_indices(said, model.classes, count, model=model.name, field=field)
     plans = []
-    for start, x0 in zip(_starts(stacks), stacks, strict=True):
+    for start, x0 in zip(_first_rows(stacks), stacks, strict=True):
         rows = slice(start, start + len(x0))
         threat = Threat(x0, eps[rows].to(x0.device), NORMS[getattr(chosen, "norm", chosen.info.norms[0])])
-        noise = Noise.of(keys[rows], method)
+        noise = Noise.from_seeds(keys[rows], method)
         aim = None if aims is None else aims[rows].to(x0.device)
         others = tuple(_oracle_for(one, images) for one in surrogates)
-        whole = _whole(
+        whole = _attack_stack(
             chosen, threat, noise, aim, targeted=targets is not None, quantize=quantize, surrogates=others
         )
         plans.append(straight_through(whole, chosen.defence))
-    ended, queries = run_here(plans, oracle)
+    ended, queries = run_plans(plans, oracle)
     found = [x for x, *_ in ended]
-    return Attacked(
+    return AttackedImages(
         torch.cat(found) if len({x.shape[1:] for x in found}) == 1 else [x[0] for x in found],
         torch.cat([success for _, success, *_ in ended]),
         torch.cat([distance for _, _, distance, _ in ended]),
@@ -190,7 +197,7 @@ def attack(
 
 @dataclass(frozen=True)
 class CertifiedImages:
-    """What `certify` returns, one entry per image; `results` holds the methods' own fields."""
+    """What `submit_certificate` returns, one entry per image; `results` holds the methods' own fields."""
 
     radius: Tensor  # (N,) float64; 0 where it abstained
     label: Tensor  # (N,) the class that the pilot chose
@@ -211,14 +218,14 @@ def certify(
 
     Noise is added at the size the network takes. Raises InvalidParameter, BatchDependent, NonFiniteOutput.
     """
-    keep_blocks()
+    tune_allocator()
     chosen = find(method, "certificate").parse(parameters)
     if not isinstance(chosen, Certificate):
         raise InvalidParameter(f"{method} is no certificate", field="method")
     oracle = _oracle_for(model, images)
-    stacks = stacks_of(images, oracle.device, resized=oracle.sight.spec is not None)
-    placed = [oracle.sight.place_files(x) for stack in stacks for x in stack[:, None]]
-    counts, _ = run_here([chosen.run(Subject(image, seed_of(seed))) for image in placed], oracle)
+    stacks = to_stacks(images, oracle.device, resized=oracle.preprocessing.spec is not None)
+    placed = [oracle.preprocessing.resize_files(x) for stack in stacks for x in stack[:, None]]
+    counts, _ = run_plans([chosen.run(CertificateCase(image, parse_seed(seed))) for image in placed], oracle)
     results = [chosen.result(one) for one in counts]
     return CertifiedImages(
         torch.tensor([result["radius"] for result in results], dtype=torch.float64),
@@ -229,7 +236,7 @@ def certify(
     )
 
 
-def run_here(plans: Sequence[Asking[Any]], oracle: Oracle) -> tuple[list[Any], Counted]:
+def run_plans(plans: Sequence[PlanOf[Any]], oracle: TorchOracle) -> tuple[list[Any], QueryCount]:
     """Run plans to their ends in this thread, sharing passes; the first failure is raised."""
     batcher = Batcher()
     ended: dict[int, Any] = {}
@@ -241,13 +248,13 @@ def run_here(plans: Sequence[Asking[Any]], oracle: Oracle) -> tuple[list[Any], C
             ended[position] = result
             failed.extend([] if error is None else [error])
 
-        task.done = settle
+        task.on_done = settle
         batcher.add(task)
     while len(batcher) and not failed:
         batcher.step()
     if failed:
         raise failed[0]
-    queries = Counted(
+    queries = QueryCount(
         sum(task.queries.forward for task in tasks),
         sum(task.queries.backward for task in tasks),
         sum(task.queries.surrogate for task in tasks),
@@ -255,7 +262,7 @@ def run_here(plans: Sequence[Asking[Any]], oracle: Oracle) -> tuple[list[Any], C
     return [ended[position] for position in range(len(tasks))], queries
 
 
-def _whole(
+def _attack_stack(
     method: Attack,
     threat: Threat,
     noise: Noise,
@@ -263,10 +270,10 @@ def _whole(
     *,
     targeted: bool,
     quantize: bool,
-    surrogates: tuple[Oracle, ...],
-) -> Asking[tuple[Tensor, Tensor, Tensor, list[str | None]]]:
+    surrogates: tuple[TorchOracle, ...],
+) -> PlanOf[tuple[Tensor, Tensor, Tensor, list[str | None]]]:
     """Images, success, distance and the part that found each, of one stack of images."""
-    clean = yield from look(threat.x0, saved=quantize)
+    clean = yield from logits_of(threat.x0, as_files=quantize)
     if aim is not None and not 0 <= int(aim.min()) <= int(aim.max()) < clean.shape[1]:
         field, last = "targets" if targeted else "labels", clean.shape[1] - 1
         raise UnknownLabel(
@@ -274,28 +281,28 @@ def _whole(
         )
     goal = Goal.of(clean.argmax(1) if aim is None else aim, targeted=targeted)
     case = Case(threat, goal, noise, quantize, surrogates)
-    sought = yield from search(method, case, clean)
-    success = goal.met((yield from look(sought.rounded, saved=True))) if quantize else sought.met
+    sought = yield from attack_rows(method, case, clean)
+    success = goal.is_met((yield from logits_of(sought.rounded, as_files=True))) if quantize else sought.met
     moved = sought.rounded.double() - threat.x0.double()
     distance = threat.norm.size((moved * LEVELS).round() / LEVELS if quantize else moved)
-    return sought.rounded.cpu(), success.cpu(), distance.cpu(), found_by_part(method, sought.part)
+    return sought.rounded.cpu(), success.cpu(), distance.cpu(), part_names(method, sought.part)
 
 
-def _method(name: str, parameters: dict[str, Any], count: int) -> tuple[Attack, Tensor]:
+def _parse_attack(name: str, parameters: dict[str, Any], count: int) -> tuple[Attack, Tensor]:
     """The parsed attack and each row's radius; without a radius of its own, an attack may go anywhere."""
     eps = parameters.get("eps")
     if eps is None or isinstance(eps, str | int | float):
         method = find(name, "attack").parse(parameters)
         radii = [getattr(method, "eps", float("inf"))] * count
     else:
-        parsed = [find(name, "attack").parse({**parameters, "eps": _number(one)}) for one in eps]
+        parsed = [find(name, "attack").parse({**parameters, "eps": _to_number(one)}) for one in eps]
         method, radii = parsed[0], [getattr(one, "eps", float("inf")) for one in parsed]
     if not isinstance(method, Attack) or len(radii) != count:
         raise InvalidParameter(f"eps: {len(radii)} radii for {count} images", field="eps")
     return method, torch.tensor(radii)
 
 
-def _oracle_for(model: Model, images: Images) -> Oracle:
+def _oracle_for(model: Model, images: Images) -> TorchOracle:
     """The model's oracle; for a tensor at the network's own size one that takes it as it is.
 
     Such a tensor went through the resize and crop already; a file or a PIL image always goes through them.
@@ -305,17 +312,17 @@ def _oracle_for(model: Model, images: Images) -> Oracle:
             f"model: expected what touchstone.load or touchstone.wrap returns, not {type(model).__name__}",
             field="model",
         )
-    spec = model.oracle.sight.spec
+    spec = model.oracle.preprocessing.spec
     if spec is None or not isinstance(images, Tensor) or images.shape[-2:] != (spec.height, spec.width):
         return model.oracle
     as_it_is = spec.model_copy(update={"resize": None})
-    return replace(model.oracle, sight=replace(model.oracle.sight, spec=as_it_is))
+    return replace(model.oracle, preprocessing=replace(model.oracle.preprocessing, spec=as_it_is))
 
 
-def _number(value: Any) -> Any:
+def _to_number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _starts(stacks: Sequence[Tensor]) -> list[int]:
+def _first_rows(stacks: Sequence[Tensor]) -> list[int]:
     ends = np.cumsum([len(stack) for stack in stacks]).tolist()
     return [0, *ends[:-1]]

@@ -21,13 +21,13 @@ Images = Tensor | Sequence[Image]
 Labels = Tensor | Sequence[int | str] | None
 
 
-def stacks_of(images: Images, device: torch.device, *, resized: bool) -> list[Tensor]:
+def to_stacks(images: Images, device: torch.device, *, resized: bool) -> list[Tensor]:
     """The images as tensors (B, C, H, W): one for a tensor, one of a single row for each PIL image.
 
     Those that are to be `resized` have the channels of a file.
     """
     if isinstance(images, Tensor):
-        _check(images, resized=resized)
+        _check_images(images, resized=resized)
         return [images.detach().to(device, torch.float32)]
     if not isinstance(images, Iterable) or isinstance(images, str | bytes | np.ndarray | Image):
         raise InvalidParameter(
@@ -44,10 +44,10 @@ def stacks_of(images: Images, device: torch.device, *, resized: bool) -> list[Te
             )
     if not given:
         raise InvalidParameter("images: there are none", field="images")
-    return [_pixels(image).to(device) for image in given]
+    return [_to_tensor(image).to(device) for image in given]
 
 
-def _check(images: Tensor, *, resized: bool) -> None:
+def _check_images(images: Tensor, *, resized: bool) -> None:
     shape = tuple(images.shape)
     if images.dim() != 4 or not len(images):
         raise InvalidParameter(
@@ -61,13 +61,13 @@ def _check(images: Tensor, *, resized: bool) -> None:
         raise InvalidParameter("images: values must lie in [0,1]; divide 8-bit values by 255", field="images")
 
 
-def _pixels(image: Image) -> Tensor:
+def _to_tensor(image: Image) -> Tensor:
     grey = image.mode in ("L", "1", "LA")
     pixels = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
     return from_pixels(pixels[None, None] if grey else pixels.permute(2, 0, 1)[None])
 
 
-def aims_of(
+def label_indices(
     labels: Labels, classes: Sequence[str], count: int, *, model: str = "the model", field: str = "labels"
 ) -> Tensor | None:
     """Each row's class, an index; None where nothing was said."""
@@ -85,18 +85,18 @@ def aims_of(
     return indices
 
 
-def keys_of(seed: int | Sequence[int], count: int) -> list[tuple[int, int]]:
+def noise_keys(seed: int | Sequence[int], count: int) -> list[tuple[int, int]]:
     """The key of each row's noise: of one seed with the row's place, or of its own seed."""
     try:
-        keys = [(seed_of(seed), row) for row in range(count)]
+        keys = [(parse_seed(seed), row) for row in range(count)]
     except TypeError:
-        keys = [(seed_of(one), 0) for one in seed]  # type: ignore[union-attr]
+        keys = [(parse_seed(one), 0) for one in seed]  # type: ignore[union-attr]
     if len(keys) != count:
         raise InvalidParameter(f"seed: {len(keys)} seeds for {count} images", field="seed")
     return keys
 
 
-def seed_of(seed: Any) -> int:
+def parse_seed(seed: Any) -> int:
     """A seed as a number from 0 on; raises TypeError for what is none."""
     number = operator.index(seed)
     if number < 0:

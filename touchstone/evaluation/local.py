@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from touchstone.digests import digest_of
 from touchstone.engine import Engine
-from touchstone.evaluation.run import Finished, Report, run
+from touchstone.evaluation.run import JobOutcome, Report, run_job
 from touchstone.images import decode, encode
 from touchstone.ledger.records import ImageRef, ModelRef, Submission
 from touchstone.methods import Kind, find, invalid_parameter
-from touchstone.methods.compatibility import resolved
+from touchstone.methods.compatibility import resolve_parameters
 from touchstone.models.store import ZOO
-from touchstone.models.zoo import manifest
+from touchstone.models.zoo import find_manifest
 from touchstone.settings import settings
 
 
@@ -30,32 +30,32 @@ def run_file(
     target: str | None = None,
     seed: int = 0,
     report: Report = lambda _progress, _metric: None,
-) -> Finished:
+) -> JobOutcome:
     """Attack or certify the image in `upload`; raises the failures of bad input and of the method."""
-    card = manifest(model)
-    chosen = resolved(find(method, kind).parse(parameters), card, ZOO)
-    png, image = canonical(upload)
+    model_manifest = find_manifest(model)
+    chosen = resolve_parameters(find(method, kind).parse(parameters), model_manifest, ZOO)
+    png, image = canonicalize(upload)
     try:
         submission = Submission(
             kind=kind,
             method=method,
-            model=ModelRef(id=card.id, digest=card.digest),
+            model=ModelRef(id=model_manifest.id, digest=model_manifest.digest),
             image=image,
             parameters=chosen.model_dump(mode="json"),
             seed=seed,
-            label=None if label is None else card.label(label),
-            target=None if target is None else card.label(target, field="target"),
+            label=None if label is None else model_manifest.resolve_label(label),
+            target=None if target is None else model_manifest.resolve_label(target, field="target"),
         )
     except ValidationError as error:
         raise invalid_parameter(error) from None
     engine = Engine(settings().device, settings().memory_budget)
     try:
-        return run(submission, png, engine, report=report)
+        return run_job(submission, png, engine, report=report)
     finally:
         engine.stop()
 
 
-def canonical(upload: bytes) -> tuple[bytes, ImageRef]:
+def canonicalize(upload: bytes) -> tuple[bytes, ImageRef]:
     """The upload's pixels as a PNG without metadata, and its reference; raises as `images.decode` does."""
     decoded = decode(upload)
     png = encode(decoded.pixels)

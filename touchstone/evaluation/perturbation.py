@@ -32,7 +32,7 @@ def success_area(distances: ArrayLike, success: ArrayLike, largest: float) -> fl
     return float(np.where(fooled, np.clip(1 - d / largest, 0, 1), 0.0).mean())
 
 
-def perturbation(original: Pixels, adversarial: Pixels) -> dict[str, float | int]:
+def measure_perturbation(original: Pixels, adversarial: Pixels) -> dict[str, float | int]:
     """Distances of two 8-bit images (H, W, C), in units of the box [0,1].
 
     `l0` counts changed values (a pixel has one a channel), `tv` is the mean absolute difference of

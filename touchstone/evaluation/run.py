@@ -13,34 +13,34 @@ from typing import TYPE_CHECKING, Any
 from touchstone import evaluation
 from touchstone.engine.certification.sampling import Counts
 from touchstone.engine.defences import straight_through
-from touchstone.errors import Canceled
-from touchstone.evaluation.certificate_result import certificate_result
-from touchstone.evaluation.perturbation import perturbation
+from touchstone.errors import JobCanceled
+from touchstone.evaluation.certificate_result import build_certificate_result
+from touchstone.evaluation.perturbation import measure_perturbation
 from touchstone.images import Pixels, decode, difference, difference_factor, encode
 from touchstone.ledger.records import Progress, Submission, Timings
-from touchstone.methods import Attack, Certificate, Method, find, rounds_of
-from touchstone.methods.compatibility import check_fit
+from touchstone.methods import Attack, Certificate, Method, find, total_rounds
+from touchstone.methods.compatibility import check_compatible
 from touchstone.methods.inference import OUTPUTS, Infer, Stack, to_npy, unpack
-from touchstone.methods.prediction import Predict, smoothed_result
+from touchstone.methods.prediction import Predict, build_smoothed_result
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Reached
-from touchstone.models.store import bound
-from touchstone.models.store import find as named
-from touchstone.registration.remote_probe import reached
+from touchstone.models.measurements import RemoteProbe
+from touchstone.models.store import find_model as named
+from touchstone.models.store import find_pinned
+from touchstone.registration.remote_probe import probe_remote
 
 if TYPE_CHECKING:
-    from touchstone.engine import Answer, AnyOracle, Asking, Counted, Engine, Noisy, Query, Running
+    from touchstone.engine import Answer, Engine, NoisyLogits, Oracle, PlanOf, Query, QueryCount, TaskHandle
     from touchstone.evaluation import Verdict
 
 TOP = 5
-REPORT_EVERY = 0.2
+REPORT_SECONDS = 0.2
 
 Report = Callable[[Progress, dict[str, float]], None]
-Started = Callable[["Running"], None]
+Started = Callable[["TaskHandle"], None]
 
 
 @dataclass(frozen=True)
-class Finished:
+class JobOutcome:
     """What a job leaves: its result, its files (bytes and media type by name), and how long its phases
     took.
     """
@@ -52,7 +52,7 @@ class Finished:
     canceled: bool = False  # ended by a cancel, with what was shown until then
 
 
-def run(
+def run_job(
     submission: Submission,
     png: bytes,
     engine: Engine,
@@ -61,7 +61,7 @@ def run(
     started: Started = lambda _: None,
     report: Report = lambda _progress, _metric: None,
     prior: dict[str, Any] | None = None,
-) -> Finished:
+) -> JobOutcome:
     """Run a job to its end on an engine; blocks, and may be called from many threads. A registration is one
     of a remote model: those of files do not run on the engine.
 
@@ -71,47 +71,51 @@ def run(
     """
     began = time.perf_counter()
     if submission.kind == "registration":
-        return _reach(submission, engine, deadline, started)
-    card = bound(engine.shelf.of(submission.tenant), submission.model.id, submission.model.digest)
+        return _probe_remote(submission, engine, deadline, started)
+    manifest = find_pinned(engine.store.of(submission.tenant), submission.model.id, submission.model.digest)
     source: Any = unpack(png) if submission.kind == "inference" else decode(png).pixels
     with ExitStack() as held:
-        oracle = held.enter_context(engine.models.hold(card))
-        surrogates = [held.enter_context(engine.models.hold(one)) for one in _surrogates(submission, engine)]
+        oracle = held.enter_context(engine.models.acquire(manifest))
+        surrogates = [
+            held.enter_context(engine.models.acquire(one)) for one in _find_surrogates(submission, engine)
+        ]
         prepared = time.perf_counter()
-        ask = _Asker(submission, engine, oracle, deadline, started, prior, surrogates)
-        finished = _RUNS[submission.kind](submission, source, card, ask, report)
+        run_plan = _PlanRunner(submission, engine, oracle, deadline, started, prior, surrogates)
+        outcome = _RUNNERS[submission.kind](submission, source, manifest, run_plan, report)
     compute = time.perf_counter() - prepared
-    return replace(finished, timings=Timings(prepare=prepared - began, compute=compute))
+    return replace(outcome, timings=Timings(prepare=prepared - began, compute=compute))
 
 
-def _surrogates(submission: Submission, engine: Engine) -> list[Manifest]:
+def _find_surrogates(submission: Submission, engine: Engine) -> list[Manifest]:
     """The models that an attack is crafted on."""
     ids: Sequence[str] = submission.parameters.get("surrogate", ())
-    shelf = engine.shelf.of(submission.tenant)
-    return [named(shelf, one) for one in ids]
+    store = engine.store.of(submission.tenant)
+    return [named(store, one) for one in ids]
 
 
-def _reach(submission: Submission, engine: Engine, deadline: float | None, started: Started) -> Finished:
+def _probe_remote(
+    submission: Submission, engine: Engine, deadline: float | None, started: Started
+) -> JobOutcome:
     """Ask a remote model for the first time; it is on no shelf yet."""
     began = time.perf_counter()
-    card = Manifest.model_validate(submission.parameters)
-    ask = _Asker(submission, engine, engine.remote(card), deadline, started)
-    found: Reached = ask(reached(card))
-    result = {"model": card.card(), "probe": found.model_dump(mode="json")}
-    return Finished(result, {}, Timings(compute=time.perf_counter() - began))
+    manifest = Manifest.model_validate(submission.parameters)
+    run_plan = _PlanRunner(submission, engine, engine.remote_oracle(manifest), deadline, started)
+    found: RemoteProbe = run_plan(probe_remote(manifest))
+    result = {"model": manifest.card(), "probe": found.model_dump(mode="json")}
+    return JobOutcome(result, {}, Timings(compute=time.perf_counter() - began))
 
 
 @dataclass
-class _Asker:
+class _PlanRunner:
     """Runs one job's plans on the engine, all within one deadline, and adds up their queries."""
 
     submission: Submission
     engine: Engine
-    oracle: AnyOracle
+    oracle: Oracle
     deadline: float | None
     started: Started
     prior: dict[str, Any] | None = None
-    surrogates: Sequence[AnyOracle] = ()
+    surrogates: Sequence[Oracle] = ()
     forward: int = 0
     backward: int = 0
     surrogate: int = 0
@@ -120,7 +124,9 @@ class _Asker:
         self._began = time.monotonic()
 
     def __call__(
-        self, plan: Asking[Any], answered: Callable[[Query | Noisy, Answer, Counted], None] | None = None
+        self,
+        plan: PlanOf[Any],
+        answered: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None,
     ) -> Any:
         spent = time.monotonic() - self._began
         running = self.engine.start(
@@ -128,7 +134,7 @@ class _Asker:
             self.oracle,
             deadline=None if self.deadline is None else self.deadline - spent,
             deterministic=self.submission.execution == "deterministic",
-            answered=answered,
+            on_answer=answered,
             owner=self.submission.tenant,
         )
         self.started(running)
@@ -139,89 +145,95 @@ class _Asker:
         return result
 
 
-def _predict(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
+def _predict(
+    submission: Submission, pixels: Pixels, manifest: Manifest, run_plan: _PlanRunner, report: Report
+) -> JobOutcome:
     asked = Predict.model_validate(submission.parameters)
-    check_fit(asked, card)
-    logits = ask(evaluation.look_at(pixels, ask.oracle))
-    result = {"original": _opinion(logits, card, asked.top)}
+    check_compatible(asked, manifest)
+    logits = run_plan(evaluation.predict_image(pixels, run_plan.oracle))
+    result = {"original": _describe_prediction(logits, manifest, asked.top)}
     if asked.defence:
-        plan = evaluation.vote_on(
-            pixels, ask.oracle, len(card.classes), sigma=asked.sigma, n=asked.n, seed=submission.seed
+        plan = evaluation.vote_image(
+            pixels, run_plan.oracle, len(manifest.classes), sigma=asked.sigma, n=asked.n, seed=submission.seed
         )
-        votes = ask(plan, _Reporter(asked, report))
-        result["smoothed"] = smoothed_result(asked, votes, card)
-    return Finished({**result, "queries": _queries(ask)}, {}, Timings())
+        votes = run_plan(plan, _ProgressReporter(asked, report))
+        result["smoothed"] = build_smoothed_result(asked, votes, manifest)
+    return JobOutcome({**result, "queries": _query_counts(run_plan)}, {}, Timings())
 
 
-def _certify(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
+def _certify(
+    submission: Submission, pixels: Pixels, manifest: Manifest, run_plan: _PlanRunner, report: Report
+) -> JobOutcome:
     method = find(submission.method, "certificate").parse(submission.parameters)
     if not isinstance(method, Certificate):
         raise TypeError(f"{submission.method} is no certificate")
-    check_fit(method, card)
-    before = None if ask.prior is None else Counts.of(ask.prior)
-    tally = _Tally(method, report)
+    check_compatible(method, manifest)
+    before = None if run_plan.prior is None else Counts.from_record(run_plan.prior)
+    reporter = _CertificateReporter(method, report)
     plan = evaluation.certify_image(
-        method, pixels, ask.oracle, seed=submission.seed, prior=before, tell=tally.counted
+        method, pixels, run_plan.oracle, seed=submission.seed, prior=before, on_counts=reporter.note_counts
     )
-    counts: Counts = ask(plan, tally)
-    tally.ended(counts, ask.forward)
-    result = certificate_result(method, counts, submission, card, ask.oracle)
-    finished = Finished({**result, "queries": _queries(ask)}, {}, Timings())
-    return replace(finished, counts=counts.record(), canceled=counts.stopped == Canceled.code)
+    counts: Counts = run_plan(plan, reporter)
+    reporter.report_final(counts, run_plan.forward)
+    result = build_certificate_result(method, counts, submission, manifest, run_plan.oracle)
+    outcome = JobOutcome({**result, "queries": _query_counts(run_plan)}, {}, Timings())
+    return replace(outcome, counts=counts.to_record(), canceled=counts.stopped == JobCanceled.code)
 
 
-def _attack(submission: Submission, pixels: Pixels, card: Manifest, ask: _Asker, report: Report) -> Finished:
+def _attack(
+    submission: Submission, pixels: Pixels, manifest: Manifest, run_plan: _PlanRunner, report: Report
+) -> JobOutcome:
     method = find(submission.method, "attack").parse(submission.parameters)
     if not isinstance(method, Attack):
         raise TypeError(f"{submission.method} is no attack")
-    check_fit(method, card)
+    check_compatible(method, manifest)
     plan = evaluation.attack_image(
         method,
         pixels,
-        ask.oracle,
+        run_plan.oracle,
         label=submission.label,
         target=submission.target,
         seed=submission.seed,
-        surrogates=ask.surrogates,
+        surrogates=run_plan.surrogates,
     )
-    verdict: Verdict = ask(plan, _Reporter(method, report))
+    verdict: Verdict = run_plan(plan, _ProgressReporter(method, report))
     file = encode(verdict.pixels)
     judged = decode(file).pixels
-    logits = ask(straight_through(evaluation.look_at(judged, ask.oracle), method.defence))
-    reached = int(logits.argmax()) == verdict.aim
+    logits = run_plan(straight_through(evaluation.predict_image(judged, run_plan.oracle), method.defence))
+    reached = int(logits.argmax()) == verdict.goal_label
     success = reached if submission.target is not None else not reached
     factor = difference_factor(pixels, judged)
     result = {
         "outcome": _outcome(success, verdict),
         "success": success,
         "success_float": verdict.met,
-        "original": _opinion(verdict.clean, card, TOP),
-        "adversarial": _opinion(logits, card, TOP),
-        "perturbation": perturbation(pixels, judged),
+        "original": _describe_prediction(verdict.clean, manifest, TOP),
+        "adversarial": _describe_prediction(logits, manifest, TOP),
+        "perturbation": measure_perturbation(pixels, judged),
         "difference_factor": factor,
         "diagnostics": verdict.diagnostics,
         **({"found_by": verdict.found_by} if method.parts() else {}),
         **({} if method.defence == "none" else {"defence": method.defence}),
-        "queries": _queries(ask),
+        "queries": _query_counts(run_plan),
     }
     artifacts = {
         "adversarial.png": (file, "image/png"),
         "difference.png": (encode(difference(pixels, judged, factor)), "image/png"),
         "adversarial.npy": (to_npy([verdict.exact]), "application/octet-stream"),
     }
-    return Finished(result, artifacts, Timings())
+    return JobOutcome(result, artifacts, Timings())
 
 
 def _infer(
-    submission: Submission, stacks: Sequence[Stack], card: Manifest, ask: _Asker, report: Report
-) -> Finished:
+    submission: Submission, stacks: Sequence[Stack], manifest: Manifest, run_plan: _PlanRunner, report: Report
+) -> JobOutcome:
     asked = Infer.model_validate(submission.parameters)
-    logits = ask(evaluation.infer(stacks, ask.oracle), _Reporter(asked, report))
-    result = {"rows": len(logits), "classes": len(card.classes), "queries": _queries(ask)}
-    return Finished(result, {OUTPUTS: (to_npy([logits]), "application/octet-stream")}, Timings())
+    logits = run_plan(evaluation.infer(stacks, run_plan.oracle), _ProgressReporter(asked, report))
+    result = {"rows": len(logits), "classes": len(manifest.classes), "queries": _query_counts(run_plan)}
+    return JobOutcome(result, {OUTPUTS: (to_npy([logits]), "application/octet-stream")}, Timings())
 
 
-_RUNS: dict[str, Callable[[Submission, Any, Manifest, _Asker, Report], Finished]] = {
+_RUNNERS: dict[str, Callable[[Submission, Any, Manifest, _PlanRunner, Report], JobOutcome]] = {
     "attack": _attack,
     "certificate": _certify,
     "prediction": _predict,
@@ -230,48 +242,48 @@ _RUNS: dict[str, Callable[[Submission, Any, Manifest, _Asker, Report], Finished]
 
 
 def _outcome(success: bool, verdict: Verdict) -> str:
-    if verdict.met_at_once:
+    if verdict.already_met:
         return "already_misclassified"
     return "success" if success else "failure"
 
 
-def _opinion(logits: Any, card: Manifest, count: int) -> dict[str, Any]:
+def _describe_prediction(logits: Any, manifest: Manifest, count: int) -> dict[str, Any]:
     """What the model says of an image, as the contract shows it."""
     ranked = [
-        {"label": label, "name": card.classes[label], "confidence": confidence}
-        for label, confidence in evaluation.top(logits, count)
+        {"label": label, "name": manifest.classes[label], "confidence": confidence}
+        for label, confidence in evaluation.top_classes(logits, count)
     ]
     return {**ranked[0], "top": ranked}
 
 
-def _queries(ask: _Asker) -> dict[str, int]:
-    asked = {"forward": ask.forward, "backward": ask.backward}
-    return asked | ({"surrogate": ask.surrogate} if ask.surrogate else {})
+def _query_counts(run_plan: _PlanRunner) -> dict[str, int]:
+    asked = {"forward": run_plan.forward, "backward": run_plan.backward}
+    return asked | ({"surrogate": run_plan.surrogate} if run_plan.surrogate else {})
 
 
-class _Reporter:
+class _ProgressReporter:
     """Turns answers into progress, a few times a second."""
 
     def __init__(self, asked: Method | Predict | Infer, report: Report) -> None:
         self._asked = asked
-        self._total = rounds_of(asked)
+        self._total = total_rounds(asked)
         self._report = report
         self._next = 0.0
 
-    def __call__(self, _query: Query | Noisy, answer: Answer, queries: Counted) -> None:
+    def __call__(self, _query: Query | NoisyLogits, answer: Answer, queries: QueryCount) -> None:
         now = time.monotonic()
         backward = queries.backward + queries.surrogate
-        done = min(self._asked.done(queries.forward, backward), self._total)
+        done = min(self._asked.completed_rounds(queries.forward, backward), self._total)
         if now < self._next and done < self._total:
             return
-        self._next = now + REPORT_EVERY
+        self._next = now + REPORT_SECONDS
         self._report(Progress(done=done, total=self._total), self._metric(answer))
 
     def _metric(self, answer: Answer) -> dict[str, float]:
-        return evaluation.metric(answer)
+        return evaluation.step_metrics(answer)
 
 
-class _Tally(_Reporter):
+class _CertificateReporter(_ProgressReporter):
     """The same for a certificate: tells how the count stands and what would follow from it, too."""
 
     def __init__(self, certificate: Certificate, report: Report) -> None:
@@ -279,11 +291,11 @@ class _Tally(_Reporter):
         self._certificate = certificate
         self._counts: Counts | None = None
 
-    def counted(self, counts: Counts) -> None:
+    def note_counts(self, counts: Counts) -> None:
         """Hear how the count stands; bounds are computed when they are reported."""
         self._counts = counts
 
-    def ended(self, counts: Counts, forward: int) -> None:
+    def report_final(self, counts: Counts, forward: int) -> None:
         """Report the count that the certificate rests on."""
         progress = Progress(done=min(forward, self._total), total=self._total)
         self._report(progress, self._interval(counts))

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from touchstone.settings import Settings
 
 # A unix socket's address holds 107 bytes.
-_LONGEST_SOCKET = 99
+_MAX_SOCKET_PATH = 99
 
 
 def ledger_url(settings: Settings) -> str:
@@ -29,7 +29,7 @@ def socket_path(home: Path) -> Path:
     too long.
     """
     path = home.absolute() / "valkey" / "valkey.sock"
-    if len(os.fsencode(path)) <= _LONGEST_SOCKET:
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
         return path
     name = hashlib.sha256(os.fsencode(home.absolute())).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"touchstone-{os.geteuid()}-{name}" / "valkey.sock"

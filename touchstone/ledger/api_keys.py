@@ -28,7 +28,7 @@ from touchstone.errors import (
     UnknownKey,
 )
 from touchstone.ledger import codec
-from touchstone.ledger.connection import reachable
+from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.records import LOCAL, Record
 from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings, on_loopback
@@ -36,18 +36,18 @@ from touchstone.settings import Settings, on_loopback
 Scope = Literal["read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-INCLUDED: Mapping[Scope, frozenset[Scope]] = MappingProxyType(
+IMPLIED_SCOPES: Mapping[Scope, frozenset[Scope]] = MappingProxyType(
     {scope: frozenset(SCOPES[: place + 1]) for place, scope in enumerate(SCOPES)}
 )
 """What a scope permits: itself and those before it."""
 
-USED_EVERY_MS = 60_000
+USED_AT_PRECISION_MS = 60_000
 """How exact `used_at` is; noting each use would make every request a write."""
 
 _KEY = re.compile(r"ts_([0-9a-f]{16})_[0-9a-f]{64}")
 
 
-def _within_calendars(moment: datetime) -> datetime:
+def _check_year(moment: datetime) -> datetime:
     if moment.year > 9000:
         raise ValueError("that is too far away; leave it out for a key that never expires")
     return moment
@@ -72,7 +72,7 @@ class KeyRequest(Record):
         description="`read` shows, `submit` starts and ends things too, `admin` also makes and revokes the "
         "keys of all tenants.",
     )
-    expires_at: Annotated[AwareDatetime, AfterValidator(_within_calendars)] | None = Field(
+    expires_at: Annotated[AwareDatetime, AfterValidator(_check_year)] | None = Field(
         None, description="When it stops to be good; null: never."
     )
 
@@ -90,56 +90,56 @@ class Key(Record):
 
 
 @dataclass(frozen=True)
-class Issued:
+class IssuedKey:
     """A new key, and its text, which is known at this moment only."""
 
     key: Key
     text: str
 
 
-class Keys:
+class ApiKeys:
     """All keys there are. One that was revoked is gone at once, for every process."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
         self._client = client
         self._scripts = scripts
 
-    def create(self, asked: KeyRequest) -> Issued:
+    def create(self, request: KeyRequest) -> IssuedKey:
         """Make a key; `InvalidParameter` where it would have expired already."""
         name = secrets.token_hex(8)
         text = f"ts_{name}_{secrets.token_hex(32)}"
-        expires = "" if asked.expires_at is None else codec.ticks(asked.expires_at)
+        expires = "" if request.expires_at is None else codec.encode_time(request.expires_at)
         stored = self._scripts.run(
-            "tenants/key_create", name, _hash(text), asked.name, asked.tenant, asked.scope, expires
+            "tenants/key_create", name, _hash(text), request.name, request.tenant, request.scope, expires
         )
         if not stored:
             raise InvalidParameter("expires_at: it lies in the past", field="expires_at")
-        return Issued(_key(codec.mapping(stored)), text)
+        return IssuedKey(_decode_key(codec.decode_pairs(stored)), text)
 
     def check(self, text: str) -> Key:
         """The key with this text. Raises `KeyInvalid` and `KeyExpired`."""
         match = _KEY.fullmatch(text)
-        now, stored = self._look(match[1]) if match else (0, {})
+        now, stored = self._read(match[1]) if match else (0, {})
         if not hmac.compare_digest(stored.get("hash", ""), _hash(text)):
             raise KeyInvalid("Authorization: there is no such API key; it was mistyped, or revoked")
-        if _is_over(stored, now):
+        if _has_expired(stored, now):
             raise KeyExpired(f"Authorization: the API key {stored['id']} has expired; ask for a new one")
-        if now - int(stored.get("used_at", 0)) > USED_EVERY_MS:
+        if now - int(stored.get("used_at", 0)) > USED_AT_PRECISION_MS:
             with suppress(LedgerUnavailable):
                 self._scripts.run("tenants/key_use", stored["id"])
-        return _key(stored)
+        return _decode_key(stored)
 
-    def stands(self, name: str) -> bool:
+    def is_valid(self, name: str) -> bool:
         """Whether the key of this id is still good."""
-        now, stored = self._look(name)
-        return bool(stored) and not _is_over(stored, now)
+        now, stored = self._read(name)
+        return bool(stored) and not _has_expired(stored, now)
 
     def all(self) -> list[Key]:
         """Every key, the oldest first; those that have expired are among them until they are revoked."""
-        with reachable():
+        with map_redis_errors():
             names: Any = self._client.zrange("ts:access", 0, -1)
-        found = [self._look(name)[1] for name in names]
-        return [_key(stored) for stored in found if stored]
+        found = [self._read(name)[1] for name in names]
+        return [_decode_key(stored) for stored in found if stored]
 
     def revoke(self, name: str) -> None:
         """Make an end of a key; `UnknownKey` where there is none of this id."""
@@ -148,15 +148,15 @@ class Keys:
 
     def any(self) -> bool:
         """Whether there is a key at all."""
-        with reachable():
+        with map_redis_errors():
             return bool(self._client.zcard("ts:access"))
 
-    def _look(self, name: str) -> tuple[int, dict[str, str]]:
+    def _read(self, name: str) -> tuple[int, dict[str, str]]:
         now, pairs = self._scripts.run("tenants/key_look", name)
-        return now, codec.mapping(pairs)
+        return now, codec.decode_pairs(pairs)
 
 
-def check_address(settings: Settings, keys: Keys) -> None:
+def check_address(settings: Settings, keys: ApiKeys) -> None:
     """Raise `StartError` where others than this machine could reach a service to which nobody has a key."""
     if on_loopback(settings.host) or settings.require_keys or keys.any():
         return
@@ -170,11 +170,13 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_over(stored: Mapping[str, str], now: int) -> bool:
+def _has_expired(stored: Mapping[str, str], now: int) -> bool:
     return "expires_at" in stored and now >= int(stored["expires_at"])
 
 
-def _key(stored: Mapping[str, str]) -> Key:
+def _decode_key(stored: Mapping[str, str]) -> Key:
     times = ("created_at", "expires_at", "used_at")
     told = {name: stored[name] for name in ("id", "name", "tenant", "scope")}
-    return Key.model_validate(told | {name: codec.moment(stored[name]) for name in times if name in stored})
+    return Key.model_validate(
+        told | {name: codec.decode_time(stored[name]) for name in times if name in stored}
+    )

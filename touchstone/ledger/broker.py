@@ -24,7 +24,7 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
 )
 """Celery's settings on both sides."""
 
-_TWO_TRIES = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1}
+_RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1}
 
 
 class Sender(Protocol):
@@ -39,11 +39,13 @@ def broker_url(url: str) -> str:
     return url.replace("unix://", "redis+socket://", 1) if url.startswith("unix://") else url
 
 
-def queue_of(model: str) -> str:
+def queue_name(model: str) -> str:
     """The list of bells for workers that serve this model and not all."""
     return f"{QUEUE}:{model}"
 
 
-def ring(sender: Sender, job: str, queue: str = QUEUE) -> None:
+def dispatch(sender: Sender, job: str, queue: str = QUEUE) -> None:
     """Publish the message of one job, with at most two tries; blocks, so never call it on an event loop."""
-    sender.send_task(TASK, args=[job], queue=queue, ignore_result=True, retry=True, retry_policy=_TWO_TRIES)
+    sender.send_task(
+        TASK, args=[job], queue=queue, ignore_result=True, retry=True, retry_policy=_RETRY_POLICY
+    )

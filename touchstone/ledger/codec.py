@@ -10,51 +10,51 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from touchstone.ledger.records import Artifact, Job, Problem, Progress, Submission, Timings
+from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Submission, Timings
 from touchstone.models.measurements import Probe
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def moment(milliseconds: str) -> datetime:
+def decode_time(milliseconds: str) -> datetime:
     """The time that the ledger's clock showed."""
     return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
-def ticks(moment: datetime) -> int:
+def encode_time(time: datetime) -> int:
     """The first tick of the ledger's clock that is not before this time."""
-    return -((_EPOCH - moment) // timedelta(milliseconds=1))
+    return -((_EPOCH - time) // timedelta(milliseconds=1))
 
 
-def mapping(pairs: Sequence[str]) -> dict[str, str]:
+def decode_pairs(pairs: Sequence[str]) -> dict[str, str]:
     """Names and values in turn, as a dictionary."""
     return dict(zip(pairs[::2], pairs[1::2], strict=True))
 
 
-def job(pairs: Sequence[str]) -> Job:
+def decode_job(pairs: Sequence[str]) -> Job:
     """Read a job from the names and values of its hash."""
-    stored = mapping(pairs)
+    stored = decode_pairs(pairs)
     return Job(
         id=stored["id"],
         version=int(stored["version"]),
         status=stored["status"],
         submission=Submission.model_validate_json(stored["submission"]),
-        created_at=moment(stored["created_at"]),
-        started_at=_moment_or_none(stored.get("started_at")),
-        finished_at=_moment_or_none(stored.get("finished_at")),
+        created_at=decode_time(stored["created_at"]),
+        started_at=_decode_optional_time(stored.get("started_at")),
+        finished_at=_decode_optional_time(stored.get("finished_at")),
         attempts=int(stored["attempts"]),
         claims=int(stored["claims"]),
         cancel_requested=stored["cancel"] == "1",
         progress=Progress(done=int(stored["done"]), total=int(stored["total"])),
-        **_outcome(stored),
+        **_decode_outcome(stored),
     )
 
 
-def _moment_or_none(milliseconds: str | None) -> datetime | None:
-    return None if milliseconds is None else moment(milliseconds)
+def _decode_optional_time(milliseconds: str | None) -> datetime | None:
+    return None if milliseconds is None else decode_time(milliseconds)
 
 
-def _outcome(stored: Mapping[str, str]) -> dict[str, Any]:
+def _decode_outcome(stored: Mapping[str, str]) -> dict[str, Any]:
     return {
         name: json.loads(stored[name])
         for name in ("result", "error", "timings", "artifacts")
@@ -62,18 +62,18 @@ def _outcome(stored: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def metric(values: Mapping[str, float] | None) -> str:
+def encode_metric(values: Mapping[str, float] | None) -> str:
     """Figures as JSON, without those that JSON cannot hold; empty where none is left."""
     finite = {name: value for name, value in (values or {}).items() if math.isfinite(value)}
     return json.dumps(finite) if finite else ""
 
 
-def report(progress: Progress, values: Mapping[str, float] | None) -> tuple[int, int, str]:
+def encode_report(progress: Progress, values: Mapping[str, float] | None) -> tuple[int, int, str]:
     """How far a job is and its figures, as scripts take them."""
-    return progress.done, progress.total, metric(values)
+    return progress.done, progress.total, encode_metric(values)
 
 
-def probe(stored: str | None) -> Probe | None:
+def decode_probe(stored: str | None) -> Probe | None:
     """Read a probe; none where a worker of another version wrote it differently."""
     try:
         return Probe.model_validate_json(stored) if stored else None
@@ -81,9 +81,9 @@ def probe(stored: str | None) -> Probe | None:
         return None
 
 
-def outcome(
+def encode_outcome(
     result: Mapping[str, Any] | None,
-    error: Problem | None,
+    error: JobFailure | None,
     timings: Timings | None,
     artifacts: Mapping[str, Artifact],
 ) -> list[str]:

@@ -15,7 +15,7 @@ from touchstone.errors import LedgerUnavailable
 
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 1.5
-_OUT_OF_REACH = (
+_UNAVAILABLE_ERRORS = (
     redis.ConnectionError,
     redis.TimeoutError,
     redis.InvalidResponse,
@@ -25,7 +25,7 @@ _OUT_OF_REACH = (
 
 
 # Refusals that say "not now" rather than "never": the disk or the memory is full, another server leads.
-_PASSING = ("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "UNKILLABLE")
+_TRANSIENT_PREFIXES = ("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "UNKILLABLE")
 
 
 def connect(url: str) -> redis.Redis:
@@ -45,14 +45,14 @@ def connect(url: str) -> redis.Redis:
 class _Wait:
     """What those share who wait once: until when they have waited enough, on time.monotonic's clock."""
 
-    enough = 0.0
+    until = 0.0
 
 
 _wait: ContextVar[_Wait | None] = ContextVar("wait", default=None)
 
 
 @contextmanager
-def waiting_once() -> Iterator[None]:
+def wait_once() -> Iterator[None]:
     """Within this block, and in threads that it starts with its context, whoever has waited for the server in
     vain does not wait again: for as long as that took, calls fail at once.
     """
@@ -64,20 +64,20 @@ def waiting_once() -> Iterator[None]:
 
 
 @contextmanager
-def reachable() -> Iterator[None]:
+def map_redis_errors() -> Iterator[None]:
     """Turn every way in which the server can be out of reach into `LedgerUnavailable`."""
     wait, began = _wait.get(), time.monotonic()
-    if wait and began < wait.enough:
+    if wait and began < wait.until:
         raise _unavailable(redis.TimeoutError())
     try:
         yield
-    except _OUT_OF_REACH as error:
+    except _UNAVAILABLE_ERRORS as error:
         if wait:
             now = time.monotonic()
-            wait.enough = now + (now - began)
+            wait.until = now + (now - began)
         raise _unavailable(error) from error
     except redis.ResponseError as error:
-        if str(error).startswith(_PASSING):
+        if str(error).startswith(_TRANSIENT_PREFIXES):
             raise _unavailable(error) from error
         raise
 

@@ -11,27 +11,27 @@ from typing import Any, cast
 import redis
 
 from touchstone.errors import InvalidCursor
-from touchstone.ledger.connection import ANSWER_SECONDS, reachable
+from touchstone.ledger.connection import ANSWER_SECONDS, map_redis_errors
 from touchstone.ledger.records import Status
-from touchstone.ledger.replies import Change, Event, News
+from touchstone.ledger.replies import ChangeKind, Event, JobChange
 
 CHANNEL = "ts:changed"
-_PLACE = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
-_LOOK_SECONDS = 0.5
+_EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
+_POLL_SECONDS = 0.5
 
 
 def read_events(client: redis.Redis, job: str, after: str | None, limit: int) -> list[Event]:
     """A job's events after the place `after`, oldest first."""
-    if after is not None and not _PLACE.fullmatch(after):
+    if after is not None and not _EVENT_ID.fullmatch(after):
         raise InvalidCursor(f"Last-Event-ID: {after[:40]!r} is not the id of an event", field="Last-Event-ID")
-    with reachable():
+    with map_redis_errors():
         entries: Any = client.xrange(f"ts:events:{job}", min=f"({after}" if after else "-", count=limit)
     return [Event(place, entry["type"], json.loads(entry["data"])) for place, entry in entries]
 
 
-def _change(text: str) -> Change:
-    job, status, version, news, tenant = text.split()
-    return Change(job, cast(Status, status), int(version), cast(News, news), tenant)
+def _parse_change(text: str) -> JobChange:
+    job, status, version, kind, tenant = text.split()
+    return JobChange(job, cast(Status, status), int(version), cast(ChangeKind, kind), tenant)
 
 
 class Watch:
@@ -46,7 +46,7 @@ class Watch:
         self._open = True
 
     def __enter__(self) -> Watch:
-        with reachable():
+        with map_redis_errors():
             self._pubsub.subscribe(CHANNEL)
             # The first message confirms the subscription: whatever changes from here on is heard.
             if self._pubsub.get_message(timeout=ANSWER_SECONDS) is None:
@@ -60,15 +60,15 @@ class Watch:
         self.close()
         self._pubsub.close()
 
-    def __iter__(self) -> Iterator[Change]:
-        return (change for change in self.steadily() if change is not None)
+    def __iter__(self) -> Iterator[JobChange]:
+        return (change for change in self.poll() if change is not None)
 
-    def steadily(self) -> Iterator[Change | None]:
+    def poll(self) -> Iterator[JobChange | None]:
         """Changes, and None for each half a second in which there was none."""
         while self._open:
-            with reachable():
-                message = self._pubsub.get_message(True, timeout=_LOOK_SECONDS)
-            yield None if message is None else _change(message["data"])
+            with map_redis_errors():
+                message = self._pubsub.get_message(True, timeout=_POLL_SECONDS)
+            yield None if message is None else _parse_change(message["data"])
 
     def close(self) -> None:
         """End the iteration within half a second."""

@@ -16,37 +16,45 @@ from typing import Any, Literal, get_args
 
 from touchstone.errors import (
     BudgetSpent,
-    Crowded,
     Failure,
     IdempotencyMismatch,
     JobConflict,
+    NoFreeSlot,
     QueueFull,
     TenantQueueFull,
     UnknownJob,
     WorkerLost,
 )
 from touchstone.ledger import codec
-from touchstone.ledger.api_keys import Keys
-from touchstone.ledger.broker import QUEUE, queue_of
-from touchstone.ledger.connection import connect, reachable
+from touchstone.ledger.api_keys import ApiKeys
+from touchstone.ledger.broker import QUEUE, queue_name
+from touchstone.ledger.connection import connect, map_redis_errors
 from touchstone.ledger.events import Watch, read_events
-from touchstone.ledger.query_budget import Spending
-from touchstone.ledger.quotas import NOTHING, Allowance, Allowances, Needs, over_storage
-from touchstone.ledger.records import Artifact, Job, Problem, Progress, Status, Submission, Timings
-from touchstone.ledger.replies import Cancellation, Event, Pooled, Queue, Reaped, Verdict, Worker
-from touchstone.ledger.retention import Keeping
+from touchstone.ledger.query_budget import QueryBudget
+from touchstone.ledger.quotas import NO_USAGE, Quota, Quotas, QuotaUsage, storage_full
+from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Status, Submission, Timings
+from touchstone.ledger.replies import (
+    Cancellation,
+    Event,
+    LeaseVerdict,
+    PooledCounts,
+    QueueState,
+    ReapResult,
+    WorkerHeartbeat,
+)
+from touchstone.ledger.retention import Retention
 from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.search import Finder
 from touchstone.ledger.webhooks.outbox import Outbox
 from touchstone.models.measurements import Probe
 from touchstone.settings import Settings
 
-RING_SECONDS = 1.0
-RING_AT_ONCE = 100
-LEASES_OF_SILENCE = 3
-PROBE_SECONDS = 30 * 86_400
+REDISPATCH_SECONDS = 1.0
+MAX_REDISPATCHES = 100
+WORKER_EXPIRY_LEASES = 3
+PROBE_EXPIRY_SECONDS = 30 * 86_400
 
-Report = tuple[str, int, Progress, Mapping[str, float] | None]
+ProgressReport = tuple[str, int, Progress, Mapping[str, float] | None]
 """Job, claim, progress, metric."""
 
 
@@ -58,14 +66,18 @@ class Ledger:
         self.client = connect(url)
         self.scripts = Scripts(self.client)
         self.finder = Finder(self.client, self.scripts)
-        self.keys = Keys(self.client, self.scripts)
+        self.keys = ApiKeys(self.client, self.scripts)
         self.outbox = Outbox(self.client, self.scripts, days=settings.webhook_days)
-        self.allowances = Allowances(self.client, self.scripts, settings)
-        self.spending = Spending(self.client, self.scripts)
-        self.keeping = Keeping(self.client, self.scripts, settings)
+        self.quotas = Quotas(self.client, self.scripts, settings)
+        self.query_budget = QueryBudget(self.client, self.scripts)
+        self.retention = Retention(self.client, self.scripts, settings)
 
     def accept(
-        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
+        self,
+        submission: Submission,
+        *,
+        idempotency: tuple[str, str] | None = None,
+        usage: QuotaUsage = NO_USAGE,
     ) -> tuple[Job, bool]:
         """Write a new job down; true where it is new, false where its key and digest were known.
 
@@ -73,20 +85,24 @@ class Ledger:
         `TenantQueueFull` where too many of the tenant's do, `BudgetSpent` where its passes would be too many,
         `StorageFull` where the tenant's bytes would be.
         """
-        job, created = self._accept(secrets.token_hex(16), submission, idempotency, needs)
-        return codec.job(job), created
+        job, created = self._accept(secrets.token_hex(16), submission, idempotency, usage)
+        return codec.decode_job(job), created
 
     def check(
-        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
+        self,
+        submission: Submission,
+        *,
+        idempotency: tuple[str, str] | None = None,
+        usage: QuotaUsage = NO_USAGE,
     ) -> None:
         """Raise as `accept` would now; nothing is written."""
-        self._accept("", submission, idempotency, needs)
+        self._accept("", submission, idempotency, usage)
 
     def _accept(
-        self, name: str, submission: Submission, idempotency: tuple[str, str] | None, needs: Needs
+        self, name: str, submission: Submission, idempotency: tuple[str, str] | None, usage: QuotaUsage
     ) -> tuple[Sequence[str], bool]:
         key, digest = idempotency or ("", "")
-        allowed = self.allowances.of(submission.tenant)
+        quota = self.quotas.of(submission.tenant)
         verdict, *rest = self.scripts.run(
             "jobs/accept",
             name,
@@ -96,24 +112,24 @@ class Ledger:
             submission.model.id,
             _milliseconds(submission.deadline or self._settings.deadline),
             self._settings.queue_limit,
-            _milliseconds(RING_SECONDS),
+            _milliseconds(REDISPATCH_SECONDS),
             hashlib.sha256(f"{submission.tenant} {key}".encode()).hexdigest() if key else "",
             digest,
             _milliseconds(self._settings.idempotency_days * 86_400),
             submission.tenant,
             submission.webhook or "",
-            needs.passes,
-            "" if allowed.waiting is None else allowed.waiting,
-            "" if allowed.passes is None else allowed.passes,
-            needs.brings,
-            needs.leaves,
-            "" if allowed.storage is None else allowed.storage,
+            usage.passes,
+            "" if quota.waiting is None else quota.waiting,
+            "" if quota.passes is None else quota.passes,
+            usage.input_bytes,
+            usage.output_bytes,
+            "" if quota.storage is None else quota.storage,
         )
         if verdict in ("created", "known", "fits"):
             return (rest[0] if rest else ()), verdict == "created"
-        raise self._refusal(verdict, rest, allowed)
+        raise self._refusal(verdict, rest, quota)
 
-    def _refusal(self, verdict: str, rest: Sequence[int], allowed: Allowance) -> Failure:
+    def _refusal(self, verdict: str, rest: Sequence[int], quota: Quota) -> Failure:
         """Why a job was not accepted, and when it is worth coming back."""
         if verdict == "mismatch":
             return IdempotencyMismatch(
@@ -122,17 +138,17 @@ class Ledger:
         if verdict == "spent":
             after = math.ceil(rest[0] / 1000)
             return BudgetSpent(
-                f"the job's passes and those of today are more than {allowed.passes:,}; "
+                f"the job's passes and those of today are more than {quota.passes:,}; "
                 f"the day ends in {after:,} s, at midnight UTC",
                 retry_after=after,
             )
         if verdict == "stored":
-            return over_storage(rest[0], allowed)
+            return storage_full(rest[0], quota)
         # The longer the queue takes to pass, the later it is worth coming back.
         after = min(60, max(1, rest[0] // 10_000))
         if verdict == "crowded":
             return TenantQueueFull(
-                f"{allowed.waiting:,} jobs of yours are waiting, as many as may; try again in {after} s",
+                f"{quota.waiting:,} jobs of yours are waiting, as many as may; try again in {after} s",
                 retry_after=after,
             )
         limit = self._settings.queue_limit
@@ -142,49 +158,51 @@ class Ledger:
 
     def read(self, job: str) -> Job:
         """The job as it stands; `UnknownJob` where there is none."""
-        with reachable():
+        with map_redis_errors():
             stored: Any = self.client.hgetall(f"ts:job:{job}")
         if not stored:
-            raise UnknownJob.named(job)
-        return codec.job([text for pair in stored.items() for text in pair])
+            raise UnknownJob.for_id(job)
+        return codec.decode_job([text for pair in stored.items() for text in pair])
 
     def tenants(self, jobs: Sequence[str]) -> dict[str, str]:
         """Whose these jobs are, asked in one go; without those that there are not."""
-        with reachable(), self.client.pipeline(transaction=False) as pipe:
+        with map_redis_errors(), self.client.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hget(f"ts:job:{job}", "tenant")
             answers = zip(jobs, pipe.execute(), strict=True)
         return {job: tenant for job, tenant in answers if tenant}
 
-    def ahead(self, job: str) -> int:
+    def count_ahead(self, job: str) -> int:
         """How many jobs get their turn before this one if none ends meanwhile; 0 where it no longer waits."""
         return int(self.scripts.run("jobs/ahead", job))
 
     def progress(self, jobs: Collection[str]) -> dict[str, Progress]:
         """How far each of these jobs is, asked in one go; without those that there are not."""
-        with reachable(), self.client.pipeline(transaction=False) as pipe:
+        with map_redis_errors(), self.client.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hmget(f"ts:job:{job}", "done", "total")
             answers = zip(jobs, pipe.execute(), strict=True)
         return {job: Progress(done=int(done), total=int(total)) for job, (done, total) in answers if done}
 
     def claim(
-        self, job: str, worker: str, *, token: str | None = None, crowd: Collection[str] = ()
+        self, job: str, worker: str, *, token: str | None = None, busy_tenants: Collection[str] = ()
     ) -> Job | None:
         """Answer the bell of a job with the one whose turn it is in its lane; None where none waits there.
 
-        A worker takes only jobs of models that it serves, and none of the tenants in the `crowd`; raises
-        `Crowded` where nobody else waits. With a `token` of the caller's own, a call repeated after a lost
+        A worker takes only jobs of models that it serves, and none of the tenants in the `busy_tenants`; raises
+        `NoFreeSlot` where nobody else waits. With a `token` of the caller's own, a call repeated after a lost
         answer gets the same claim.
         """
-        lease, besides = _milliseconds(self._settings.lease), json.dumps(list(crowd))
+        lease, besides = _milliseconds(self._settings.lease), json.dumps(list(busy_tenants))
         token = token or secrets.token_hex(8)
-        pairs = self.scripts.run("jobs/claim", job, worker, token, lease, besides, *self._settings.served)
+        pairs = self.scripts.run(
+            "jobs/claim", job, worker, token, lease, besides, *self._settings.served_models
+        )
         if pairs == "crowded":
-            raise Crowded
-        return codec.job(pairs) if pairs else None
+            raise NoFreeSlot
+        return codec.decode_job(pairs) if pairs else None
 
-    def renew(self, worker: str, jobs: Mapping[str, int]) -> dict[str, Verdict]:
+    def renew(self, worker: str, jobs: Mapping[str, int]) -> dict[str, LeaseVerdict]:
         """Extend the leases of running jobs, given as id and claim, and hear what each should do."""
         if not jobs:
             return {}
@@ -198,10 +216,11 @@ class Ledger:
         """Note how far a job is, and a metric if there is one; false where the claim no longer holds."""
         return self.report_all([(job, attempt, progress, metric)])[0]
 
-    def report_all(self, reports: Iterable[Report]) -> list[bool]:
+    def report_all(self, reports: Iterable[ProgressReport]) -> list[bool]:
         """Many reports in one write."""
         groups = [
-            (job, attempt, *codec.report(progress, metric)) for job, attempt, progress, metric in reports
+            (job, attempt, *codec.encode_report(progress, metric))
+            for job, attempt, progress, metric in reports
         ]
         heard = (
             self.scripts.run("jobs/report", *(part for group in groups for part in group)) if groups else []
@@ -215,17 +234,17 @@ class Ledger:
         *,
         status: Status,
         result: Mapping[str, Any] | None = None,
-        error: Problem | None = None,
+        error: JobFailure | None = None,
         timings: Timings | None = None,
         artifacts: Mapping[str, Artifact] | None = None,
-        last: Report | None = None,
+        last_report: ProgressReport | None = None,
     ) -> bool:
         """End a job, after the last report of it if there is one; false where the claim no longer holds.
 
         A job whose cancellation was granted meanwhile ends as canceled, whatever is said here.
         """
-        parts = codec.outcome(result, error, timings, artifacts or {})
-        report = codec.report(last[2], last[3]) if last else ("", "", "")
+        parts = codec.encode_outcome(result, error, timings, artifacts or {})
+        report = codec.encode_report(last_report[2], last_report[3]) if last_report else ("", "", "")
         return bool(self.scripts.run("jobs/finish", job, attempt, status, *report, *parts))
 
     def release(self, job: str, attempt: int) -> bool:
@@ -235,26 +254,26 @@ class Ledger:
     def cancel(self, job: str) -> Job:
         """End a waiting job, or ask a running one to end; `JobConflict` where it ended otherwise."""
         [answer] = self.cancel_all([job])
-        if answer.refused:
-            raise answer.refused
+        if answer.refusal:
+            raise answer.refusal
         return self.read(job)
 
     def cancel_all(self, jobs: Sequence[str]) -> list[Cancellation]:
         """Cancel many in one step; one that cannot be canceled keeps none of the others."""
         statuses = self.scripts.run("jobs/cancel", *jobs) if jobs else []
-        return [_cancellation(job, status) for job, status in zip(jobs, statuses, strict=True)]
+        return [_to_cancellation(job, status) for job, status in zip(jobs, statuses, strict=True)]
 
     def delete(self, job: str) -> None:
         """Forget a job; `JobConflict` while it runs."""
         verdict = self.scripts.run("jobs/delete", job)
         if verdict == "unknown":
-            raise UnknownJob.named(job)
+            raise UnknownJob.for_id(job)
         if verdict == "running":
             raise JobConflict("the job is running; cancel it before deleting it")
 
-    def reap(self) -> Reaped:
+    def reap(self) -> ReapResult:
         """Take jobs from workers that fell silent, and name the jobs whose bell must be rung."""
-        problem = Problem(
+        problem = JobFailure(
             code=WorkerLost.code,
             detail=f"all {self._settings.max_attempts} workers that tried the job died or hung",
         )
@@ -262,25 +281,25 @@ class Ledger:
             "jobs/reap",
             self._settings.max_attempts,
             problem.model_dump_json(),
-            _milliseconds(RING_SECONDS),
-            RING_AT_ONCE,
+            _milliseconds(REDISPATCH_SECONDS),
+            MAX_REDISPATCHES,
             QUEUE,
-            self._life(),
+            self._worker_expiry_ms(),
         )
-        return Reaped(tuple(ring), tuple(lost))
+        return ReapResult(tuple(ring), tuple(lost))
 
-    def pooled(self, pool: str, seed: int) -> Pooled:
+    def read_pool(self, pool: str, seed: int) -> PooledCounts:
         """The counts of a pool so far; where there are none, `seed` becomes the one that all draw from."""
-        return self._pool(pool, seed, 0, "")
+        return self._exchange_counts(pool, seed, 0, "")
 
-    def pool(self, pool: str, counts: Mapping[str, Any]) -> Pooled:
+    def extend_pool(self, pool: str, counts: Mapping[str, Any]) -> PooledCounts:
         """Keep counts where they go further than those known; what the pool holds then."""
-        return self._pool(pool, counts["seed"], counts["n"], json.dumps(counts))
+        return self._exchange_counts(pool, counts["seed"], counts["n"], json.dumps(counts))
 
-    def _pool(self, pool: str, seed: int, n: int, counts: str) -> Pooled:
+    def _exchange_counts(self, pool: str, seed: int, n: int, counts: str) -> PooledCounts:
         life = _milliseconds(self._settings.counts_days * 86_400)
         drawn, known = self.scripts.run("jobs/pool", pool, seed, n, counts, life)
-        return Pooled(int(drawn), json.loads(known) if known else None)
+        return PooledCounts(int(drawn), json.loads(known) if known else None)
 
     def events(self, job: str, *, after: str | None = None, limit: int = 1000) -> list[Event]:
         """What happened to a job after the event `after`, oldest first; `UnknownJob` where there is none."""
@@ -289,60 +308,62 @@ class Ledger:
             self.read(job)
         return found
 
-    def counts(self, tenant: str | None = None) -> dict[Status, int]:
+    def count_by_status(self, tenant: str | None = None) -> dict[Status, int]:
         """How many jobs there are in each status, of all tenants or of one."""
         statuses: tuple[Status, ...] = get_args(Status)
-        with reachable(), self.client.pipeline(transaction=False) as pipe:
+        with map_redis_errors(), self.client.pipeline(transaction=False) as pipe:
             for status in statuses:
                 pipe.zcard(_status_index(status, tenant))
             return dict(zip(statuses, pipe.execute(), strict=True))
 
-    def queue(self, tenant: str | None = None) -> Queue:
+    def queue(self, tenant: str | None = None) -> QueueState:
         """How many jobs wait, of all tenants or of one, and for how long."""
         depth, milliseconds = self.scripts.run("jobs/queue", _status_index("queued", tenant))
-        return Queue(depth, milliseconds / 1000)
+        return QueueState(depth, milliseconds / 1000)
 
-    def queue_of(self, job: str) -> str:
+    def broker_queue_of(self, job: str) -> str:
         """Where the bell of a job is to be rung: with the workers of its model alone, if it has any."""
-        with reachable():
+        with map_redis_errors():
             lane: Any = self.client.hget(f"ts:job:{job}", "lane")
-        return queue_of(lane) if lane else QUEUE
+        return queue_name(lane) if lane else QUEUE
 
-    def beat(self, worker: str, info: Mapping[str, Any], serves: Iterable[str] = ()) -> None:
+    def heartbeat(self, worker: str, info: Mapping[str, Any], served_models: Iterable[str] = ()) -> None:
         """A worker's sign of life, with its figures and the models that it serves if these are not all."""
-        self._beats(worker, json.dumps(info) if info else "{}", *serves)
+        self._run_heartbeat(worker, json.dumps(info) if info else "{}", *served_models)
 
-    def leave(self, worker: str) -> None:
+    def remove_worker(self, worker: str) -> None:
         """A worker's farewell: it is no longer among the living."""
-        self._beats(worker, "")
+        self._run_heartbeat(worker, "")
 
-    def workers(self) -> list[Worker]:
+    def workers(self) -> list[WorkerHeartbeat]:
         """Workers that gave a sign of life within three leases."""
-        alive = self._beats("", "")
-        return [Worker(name, json.loads(info), codec.moment(seen)) for name, info, seen in alive]
+        alive = self._run_heartbeat("", "")
+        return [
+            WorkerHeartbeat(name, json.loads(info), codec.decode_time(seen)) for name, info, seen in alive
+        ]
 
-    def _beats(self, worker: str, info: str, *serves: str) -> Any:
-        return self.scripts.run("jobs/beat", worker, info, self._life(), *serves)
+    def _run_heartbeat(self, worker: str, info: str, *served_models: str) -> Any:
+        return self.scripts.run("jobs/beat", worker, info, self._worker_expiry_ms(), *served_models)
 
-    def _life(self) -> int:
+    def _worker_expiry_ms(self) -> int:
         """Milliseconds after which a silent worker is forgotten."""
-        return _milliseconds(LEASES_OF_SILENCE * self._settings.lease)
+        return _milliseconds(WORKER_EXPIRY_LEASES * self._settings.lease)
 
-    def note_probe(self, digest: str, probe: Probe) -> None:
+    def store_probe(self, digest: str, probe: Probe) -> None:
         """Keep for a month what the last load of the model with this digest measured."""
-        with reachable():
-            self.client.set(f"ts:probe:{digest}", probe.model_dump_json(), ex=PROBE_SECONDS)
+        with map_redis_errors():
+            self.client.set(f"ts:probe:{digest}", probe.model_dump_json(), ex=PROBE_EXPIRY_SECONDS)
 
-    def probes(self, digests: Sequence[str]) -> dict[str, Probe]:
+    def read_probes(self, digests: Sequence[str]) -> dict[str, Probe]:
         """What is known of the models with these digests; without those that were never loaded."""
-        with reachable():
+        with map_redis_errors():
             stored: Any = self.client.mget([f"ts:probe:{digest}" for digest in digests]) if digests else []
-        found = zip(digests, map(codec.probe, stored), strict=True)
+        found = zip(digests, map(codec.decode_probe, stored), strict=True)
         return {digest: probe for digest, probe in found if probe is not None}
 
     def ping(self) -> None:
         """Return where the ledger answers, raise `LedgerUnavailable` where it does not."""
-        with reachable():
+        with map_redis_errors():
             self.client.ping()
 
     def watch(self) -> Watch:
@@ -362,9 +383,9 @@ def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _cancellation(job: str, status: Status | Literal[""]) -> Cancellation:
+def _to_cancellation(job: str, status: Status | Literal[""]) -> Cancellation:
     if not status:
-        return Cancellation(job, None, UnknownJob.named(job))
+        return Cancellation(job, None, UnknownJob.for_id(job))
     if status in ("running", "canceled"):
         return Cancellation(job, status)
     refused = JobConflict(f"the job has already {status}; only a waiting or running job can be canceled")

@@ -10,65 +10,70 @@ import redis
 from pydantic import TypeAdapter
 
 from touchstone.errors import ModelInUse, UnknownModel
-from touchstone.ledger.codec import moment
-from touchstone.ledger.connection import reachable
-from touchstone.ledger.replies import Version, VersionRef
+from touchstone.ledger.codec import decode_time
+from touchstone.ledger.connection import map_redis_errors
+from touchstone.ledger.replies import ModelVersion, VersionRef
 from touchstone.ledger.scripts import Scripts
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Shown
-from touchstone.models.store import other_manifest
+from touchstone.models.measurements import RegistrationProbe
+from touchstone.models.store import manifest_conflict
 
-_SHOWN: TypeAdapter[Shown] = TypeAdapter(Shown)
+_PROBE_ADAPTER: TypeAdapter[RegistrationProbe] = TypeAdapter(RegistrationProbe)
 
 
-class Versions:
+class ModelVersions:
     """A tenant's versions; each change is one script, as those of jobs are."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts, tenant: str) -> None:
         self._client = client
         self._scripts = scripts
         self._tenant = tenant
-        self._registry = f"ts:registry:{tenant}"
+        self._registry_key = f"ts:registry:{tenant}"
 
     def register(
-        self, card: Manifest, examined: Shown, *, size: int = 0, claim: tuple[str, int] | None = None
+        self,
+        manifest: Manifest,
+        probe: RegistrationProbe,
+        *,
+        size: int = 0,
+        claim: tuple[str, int] | None = None,
     ) -> bool:
         """Keep a version, whose file has `size` bytes, for good, and make it its model's current one.
 
         One that is known stays as it is; `ModelConflict` where it is known with another manifest. False, and
         nothing is kept, where the claim of the job that tried it no longer holds, or that job was canceled.
         """
-        told = card.model_dump_json(), examined.model_dump_json()
+        told = manifest.model_dump_json(), probe.model_dump_json()
         known = self._scripts.run(
-            "models/register", self._tenant, card.id, card.digest, *told, size, *(claim or ("", ""))
+            "models/register", self._tenant, manifest.id, manifest.digest, *told, size, *(claim or ("", ""))
         )
-        if known and Manifest.model_validate_json(known) != card:
-            raise other_manifest(card.id)
+        if known and Manifest.model_validate_json(known) != manifest:
+            raise manifest_conflict(manifest.id)
         return bool(known)
 
     def all(self) -> dict[str, tuple[VersionRef, ...]]:
         """Every model's versions, the current one first."""
-        with reachable():
-            stored: Any = self._client.hgetall(self._registry)
-        return {model: _refs(model, text) for model, text in sorted(stored.items())}
+        with map_redis_errors():
+            stored: Any = self._client.hgetall(self._registry_key)
+        return {model: _decode_refs(model, text) for model, text in sorted(stored.items())}
 
     def of(self, model: str) -> tuple[VersionRef, ...]:
         """One model's versions, the current one first; none where it was never registered."""
-        with reachable():
-            stored: Any = self._client.hget(self._registry, model)
-        return _refs(model, stored) if stored else ()
+        with map_redis_errors():
+            stored: Any = self._client.hget(self._registry_key, model)
+        return _decode_refs(model, stored) if stored else ()
 
-    def read(self, refs: Sequence[VersionRef]) -> list[Version]:
+    def read(self, refs: Sequence[VersionRef]) -> list[ModelVersion]:
         """These versions, asked for in one go; without those that were deleted meanwhile."""
         if not refs:
             return []
-        with reachable(), self._client.pipeline(transaction=False) as pipe:
+        with map_redis_errors(), self._client.pipeline(transaction=False) as pipe:
             for ref in refs:
                 pipe.hmget(f"ts:version:{self._tenant}:{ref.id}:{ref.digest}", "card", "examined")
             answers = zip(refs, pipe.execute(), strict=True)
-        return [_version(ref, card, examined) for ref, (card, examined) in answers if card]
+        return [_decode_version(ref, manifest, probe) for ref, (manifest, probe) in answers if manifest]
 
-    def forget(self, model: str, digest: str | None = None) -> None:
+    def delete(self, model: str, digest: str | None = None) -> None:
         """Delete a model or one version of it; the version before becomes the current one.
 
         `UnknownModel` where there is none, `ModelInUse` while a job that has not ended names it.
@@ -83,9 +88,9 @@ class Versions:
             )
 
 
-def _refs(model: str, stored: str) -> tuple[VersionRef, ...]:
-    return tuple(VersionRef(model, one["digest"], moment(one["at"])) for one in json.loads(stored))
+def _decode_refs(model: str, stored: str) -> tuple[VersionRef, ...]:
+    return tuple(VersionRef(model, one["digest"], decode_time(one["at"])) for one in json.loads(stored))
 
 
-def _version(ref: VersionRef, card: str, examined: str) -> Version:
-    return Version(ref, Manifest.model_validate_json(card), _SHOWN.validate_json(examined))
+def _decode_version(ref: VersionRef, manifest: str, probe: str) -> ModelVersion:
+    return ModelVersion(ref, Manifest.model_validate_json(manifest), _PROBE_ADAPTER.validate_json(probe))

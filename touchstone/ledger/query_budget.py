@@ -8,15 +8,15 @@ from typing import Any
 import redis
 
 from touchstone.errors import QueryBudgetSpent
-from touchstone.ledger.connection import reachable
+from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.scripts import Scripts
 
-REMEMBERED_MS = 60_000
+TOKEN_EXPIRY_MS = 60_000
 """Long enough to send a script again whose answer was lost."""
 
 
-class Spending:
-    """Counts rows by the digest of a model's version; a `touchstone.engine.oracles.remote.Spend`."""
+class QueryBudget:
+    """Counts rows by the digest of a model's version; a `touchstone.engine.oracles.remote.SpendFunction`."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
         self._client = client
@@ -28,7 +28,7 @@ class Spending:
         A call repeated with the same token is one. Raises QueryBudgetSpent and LedgerUnavailable.
         """
         verdict, number = self._scripts.run(
-            "tenants/spend", model, rows, _told(budget), _told(rate), token, REMEMBERED_MS
+            "tenants/spend", model, rows, _format_number(budget), _format_number(rate), token, TOKEN_EXPIRY_MS
         )
         if verdict == "over":
             raise QueryBudgetSpent(
@@ -38,14 +38,14 @@ class Spending:
             )
         return number / 1e6 if verdict == "wait" else 0.0
 
-    def spent(self, models: Sequence[str]) -> dict[str, int]:
+    def read_spent(self, models: Sequence[str]) -> dict[str, int]:
         """Rows that each of these versions was ever sent."""
-        with reachable(), self._client.pipeline(transaction=False) as pipe:
+        with map_redis_errors(), self._client.pipeline(transaction=False) as pipe:
             for model in models:
                 pipe.hget(f"ts:spent:{model}", "rows")
             answers: list[Any] = pipe.execute()
         return {model: int(rows or 0) for model, rows in zip(models, answers, strict=True)}
 
 
-def _told(number: float | None) -> str:
+def _format_number(number: float | None) -> str:
     return "" if number is None else repr(number)

@@ -6,27 +6,27 @@ from collections.abc import Callable
 
 from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
-from touchstone.periodic import Rounds
+from touchstone.periodic import PeriodicThread
 
-PAUSE_SECONDS = 1.0
+INTERVAL_SECONDS = 1.0
 
 _log = get_logger("reaper")
 
 
-class Reaper(Rounds):
+class Reaper(PeriodicThread):
     """Reaps once a second; as many processes as like may run one.
 
     It has a thread of its own because ringing may block for as long as a broker is out of reach.
     """
 
-    def __init__(self, ledger: Ledger, ring: Callable[[str], object]) -> None:
-        super().__init__("reaper", self._reap, PAUSE_SECONDS)
+    def __init__(self, ledger: Ledger, dispatch: Callable[[str], object]) -> None:
+        super().__init__("reaper", self._reap, INTERVAL_SECONDS)
         self._ledger = ledger
-        self._ring = ring
+        self._dispatch = dispatch
 
     def _reap(self) -> None:
         reaped = self._ledger.reap()
         if reaped.lost:
             _log.warning("jobs taken from silent workers", jobs=reaped.lost)
-        for job in reaped.ring:
-            self._ring(job)
+        for job in reaped.to_dispatch:
+            self._dispatch(job)

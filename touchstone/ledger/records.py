@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from touchstone.fields import Seed
 
 JobKind = Literal["attack", "certificate", "prediction", "registration", "inference"]
-ON_FILES: frozenset[JobKind] = frozenset({"registration", "inference"})
+FILE_KINDS: frozenset[JobKind] = frozenset({"registration", "inference"})
 """Kinds of jobs that work on a file that is no image."""
 LOCAL = "local"
 """The tenant of everybody who needs no key."""
@@ -42,7 +42,7 @@ class ImageRef(Record):
 
 
 def _source_of(kind: JobKind) -> str:
-    return "file" if kind in ON_FILES else "image"
+    return "file" if kind in FILE_KINDS else "image"
 
 
 class Submission(Record):
@@ -65,8 +65,8 @@ class Submission(Record):
     continues: str | None = None
 
     @model_validator(mode="after")
-    def _works_on_one_thing(self) -> Submission:
-        wanted, other = (self.file, self.image) if self.kind in ON_FILES else (self.image, self.file)
+    def _check_source(self) -> Submission:
+        wanted, other = (self.file, self.image) if self.kind in FILE_KINDS else (self.image, self.file)
         if wanted is None or other is not None:
             raise ValueError(f"a job of kind {self.kind} works on one {_source_of(self.kind)}")
         return self
@@ -77,16 +77,16 @@ class Submission(Record):
         return self.image.digest if self.image else str(self.file)
 
 
-_ENVELOPES = 2**12
+_CONTAINER_BYTES = 2**12
 """More than the heads of all files of a job have, and what a PNG adds to bytes that cannot be compressed."""
 
 
-def leaves_of(asked: Submission) -> int:
+def max_output_bytes(submission: Submission) -> int:
     """The most bytes of the files that a job leaves and keeps: two images and the floats of one."""
-    if asked.kind != "attack" or asked.image is None:
+    if submission.kind != "attack" or submission.image is None:
         return 0
-    values = asked.image.width * asked.image.height * asked.image.channels
-    return _ENVELOPES + values * (2 + 4) + values // 4
+    values = submission.image.width * submission.image.height * submission.image.channels
+    return _CONTAINER_BYTES + values * (2 + 4) + values // 4
 
 
 class Progress(Record):
@@ -96,7 +96,7 @@ class Progress(Record):
     total: int = 0
 
 
-class Problem(Record):
+class JobFailure(Record):
     """Why a job failed: a code of `touchstone.errors` and a sentence."""
 
     code: str
@@ -138,6 +138,6 @@ class Job(Record):
     cancel_requested: bool = False
     progress: Progress = Progress()
     result: dict[str, Any] | None = None
-    error: Problem | None = None
+    error: JobFailure | None = None
     timings: Timings | None = None
     artifacts: dict[str, Artifact] = {}

@@ -10,15 +10,15 @@ from typing import Any, Literal
 from touchstone.errors import Failure
 from touchstone.ledger.records import LOCAL, Job, Status
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Shown
+from touchstone.models.measurements import RegistrationProbe
 
-News = Literal["status", "progress", "metric"]
-Verdict = Literal["fine", "canceled", "overdue", "lost"]
+ChangeKind = Literal["status", "progress", "metric"]
+LeaseVerdict = Literal["fine", "canceled", "overdue", "lost"]
 EventType = Literal["status", "progress", "metric", "completed"]
 
 
 @dataclass(frozen=True)
-class Page:
+class JobPage:
     """Jobs, newest first, and where the next page starts; no cursor means that there are no more."""
 
     jobs: tuple[Job, ...]
@@ -35,13 +35,13 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Change:
+class JobChange:
     """How a job stands after a change: as much of it as everybody is told."""
 
     id: str
     status: Status | Literal["deleted"]
     version: int
-    news: News = "status"
+    kind: ChangeKind = "status"
     tenant: str = LOCAL
 
 
@@ -51,19 +51,19 @@ class Cancellation:
 
     id: str
     status: Status | None
-    refused: Failure | None = None
+    refusal: Failure | None = None
 
 
 @dataclass(frozen=True)
-class Reaped:
+class ReapResult:
     """Jobs whose bell must be rung, and jobs that were taken from a worker that fell silent."""
 
-    ring: tuple[str, ...]
+    to_dispatch: tuple[str, ...]
     lost: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Queue:
+class QueueState:
     """How many jobs wait, and how many seconds the oldest of them has waited."""
 
     depth: int
@@ -71,7 +71,7 @@ class Queue:
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerHeartbeat:
     """A worker that is alive, with the figures it gave at its last sign of life."""
 
     id: str
@@ -89,16 +89,16 @@ class VersionRef:
 
 
 @dataclass(frozen=True)
-class Version:
+class ModelVersion:
     """A registered version: its card, and what was found out about it before."""
 
     ref: VersionRef
-    card: Manifest
-    examined: Shown
+    manifest: Manifest
+    probe: RegistrationProbe
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledCounts:
     """What is counted so far for equal questions, and the seed that all draw from."""
 
     seed: int

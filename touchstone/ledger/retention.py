@@ -9,52 +9,52 @@ from typing import Any
 import redis
 
 from touchstone.errors import StartError
-from touchstone.ledger.connection import reachable
+from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
 
-EXPIRED_AT_ONCE = 100
+EXPIRY_BATCH = 100
 _DAY_MS = 86_400_000
 
 
-class Keeping:
+class Retention:
     """Jobs that ended long ago, and blobs that nobody holds; all times are those of the ledger's clock."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts, settings: Settings) -> None:
         self._client = client
         self._scripts = scripts
-        self._life = round(settings.retention_days * _DAY_MS)
+        self._retention_ms = round(settings.retention_days * _DAY_MS)
 
     def expire(self) -> int:
-        """Forget some of the jobs that ended too long ago; fewer than `EXPIRED_AT_ONCE` were all."""
-        return int(self._scripts.run("jobs/expire", self._life, EXPIRED_AT_ONCE))
+        """Forget some of the jobs that ended too long ago; fewer than `EXPIRY_BATCH` were all."""
+        return int(self._scripts.run("jobs/expire", self._retention_ms, EXPIRY_BATCH))
 
     def now(self) -> int:
         """The ledger's time in milliseconds."""
-        with reachable():
+        with map_redis_errors():
             seconds, microseconds = self._client.time()
         return int(seconds) * 1000 + int(microseconds) // 1000
 
-    def take_loose(self, most: int) -> list[str]:
+    def take_unreferenced(self, limit: int) -> list[str]:
         """Some blobs that nobody holds any more, each told once."""
-        with reachable():
-            taken: Any = self._client.spop("ts:loose", most)
+        with map_redis_errors():
+            taken: Any = self._client.spop("ts:loose", limit)
         return list(taken)
 
-    def held(self, digests: Sequence[str]) -> set[str]:
+    def filter_referenced(self, digests: Sequence[str]) -> set[str]:
         """Those of these blobs that a job or a registered model holds."""
         if not digests:
             return set()
-        with reachable():
+        with map_redis_errors():
             counts: Any = self._client.hmget("ts:references", list(digests))
         return {digest for digest, count in zip(digests, counts, strict=True) if count}
 
     def take_turn(self, seconds: float) -> bool:
         """Whether it is this caller's turn to do what one of all processes does once in so many seconds."""
-        with reachable():
+        with map_redis_errors():
             return bool(self._client.set("ts:turn", 1, nx=True, px=round(seconds * 1000)))
 
-    def check_age(self) -> None:
+    def check_compatible(self) -> None:
         """Raise `StartError` where jobs or models were written here before their blobs were counted: nobody
         would be known to hold those.
         """
@@ -64,8 +64,8 @@ class Keeping:
                 "for nobody's; finish them with that version, or start with another TOUCHSTONE_HOME"
             )
 
-    def name(self) -> str:
+    def ledger_id(self) -> str:
         """Tells this ledger from any other: whichever process came first chose it."""
-        with reachable():
+        with map_redis_errors():
             self._client.set("ts:name", secrets.token_hex(16), nx=True)
             return str(self._client.get("ts:name"))

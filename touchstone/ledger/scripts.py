@@ -8,17 +8,17 @@ from typing import Any
 
 import redis
 
-from touchstone.ledger.connection import reachable
+from touchstone.ledger.connection import map_redis_errors
 
-_BEFORE = ("lib/fair_queue", "lib/webhooks", "lib/prelude")
+_LIBRARIES = ("lib/fair_queue", "lib/webhooks", "lib/prelude")
 """What stands before every script, in this order."""
 
 
 @cache
-def source(name: str) -> str:
+def script_source(name: str) -> str:
     """The text of a script, with what stands before every one."""
     folder = files(__package__) / "lua"
-    return "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in (*_BEFORE, name))
+    return "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in (*_LIBRARIES, name))
 
 
 class Scripts:
@@ -26,11 +26,11 @@ class Scripts:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self._known: dict[str, Any] = {}
+        self._registered: dict[str, Any] = {}
 
     def run(self, name: str, *args: str | int | float) -> Any:
         """Run one script to its end; `LedgerUnavailable` where the server does not answer in time."""
-        if name not in self._known:
-            self._known[name] = self._client.register_script(source(name))
-        with reachable():
-            return self._known[name](args=args)
+        if name not in self._registered:
+            self._registered[name] = self._client.register_script(script_source(name))
+        with map_redis_errors():
+            return self._registered[name](args=args)

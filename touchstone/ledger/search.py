@@ -11,14 +11,14 @@ import redis
 
 from touchstone.ledger import codec
 from touchstone.ledger import cursor as cursors
-from touchstone.ledger.connection import reachable
+from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.records import JobKind, Status
-from touchstone.ledger.replies import Page
+from touchstone.ledger.replies import JobPage
 from touchstone.ledger.scripts import Scripts
 
 _JOB = "ts:job:"
-_LOOKS = 1000
-_ROUNDS = 10
+_SCAN_LIMIT = 1000
+_MAX_SCANS = 10
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Filters:
         others = (f"ts:{name}:{value}" for name, value in named.items() if value)
         return [f"{own}:status:{self.status}" if self.status else own, *others]
 
-    def signed(self) -> list[str]:
+    def cursor_scope(self) -> list[str]:
         """What a cursor is good for: this list and no other."""
         times = {"since": self.since, "until": self.until}
-        return [*self.indexes(), *(f"{name} {codec.ticks(at)}" for name, at in times.items() if at)]
+        return [*self.indexes(), *(f"{name} {codec.encode_time(at)}" for name, at in times.items() if at)]
 
 
 @dataclass(frozen=True)
-class Walk:
+class IndexScan:
     """A way through all that stands in some indexes, from new to old."""
 
     prefix: str
     """What the keys of what is looked for begin with."""
     indexes: Sequence[str]
-    signed: Sequence[str]
+    cursor_scope: Sequence[str]
     """What a cursor is good for."""
     first: str = "+inf"
     last: str = "-inf"
@@ -67,43 +67,49 @@ class Finder:
         self._scripts = scripts
         self._secret: bytes | None = None
 
-    def find(self, filters: Filters, limit: int, cursor: str | None) -> Page:
-        """See `Holdings.find`."""
-        first = f"({self._place(filters.until)}" if filters.until else "+inf"
-        last = self._place(filters.since) if filters.since else "-inf"
-        walk = Walk(_JOB, tuple(filters.indexes()), tuple(filters.signed()), first, last)
-        found, cursor = self.walk(walk, limit, cursor)
-        return Page(tuple(codec.job(pairs) for pairs in found), cursor)
+    def find(self, filters: Filters, limit: int, cursor: str | None) -> JobPage:
+        """See `TenantLedger.find`."""
+        first = f"({self._position_at(filters.until)}" if filters.until else "+inf"
+        last = self._position_at(filters.since) if filters.since else "-inf"
+        scan = IndexScan(_JOB, tuple(filters.indexes()), tuple(filters.cursor_scope()), first, last)
+        found, cursor = self.scan(scan, limit, cursor)
+        return JobPage(tuple(codec.decode_job(pairs) for pairs in found), cursor)
 
-    def walk(self, walk: Walk, limit: int, cursor: str | None) -> tuple[list[list[str]], str | None]:
+    def scan(self, scan: IndexScan, limit: int, cursor: str | None) -> tuple[list[list[str]], str | None]:
         """A page of a walk as names and values in turn, and where the next page begins if there is one."""
-        place = f"({cursors.read(cursor, walk.signed, self._signature())}" if cursor else walk.first
-        found: list[list[str]] = []
-        for _ in range(_ROUNDS):
-            place, some = self._look(walk, place, limit - len(found))
-            found += some
-            if not place or len(found) == limit:
-                break
-        more = bool(place) and any(self._look(walk, place, 1))
-        return found, self._cursor(place, walk) if more else None
-
-    def _look(self, walk: Walk, place: str, limit: int) -> tuple[str, list[list[str]]]:
-        place, found = self._scripts.run(
-            "jobs/find", walk.prefix, place, walk.last, limit, _LOOKS, *walk.indexes
+        position = (
+            f"({cursors.decode_cursor(cursor, scan.cursor_scope, self._signing_secret())}"
+            if cursor
+            else scan.first
         )
-        return place, found
+        found: list[list[str]] = []
+        for _ in range(_MAX_SCANS):
+            position, some = self._scan_batch(scan, position, limit - len(found))
+            found += some
+            if not position or len(found) == limit:
+                break
+        more = bool(position) and any(self._scan_batch(scan, position, 1))
+        return found, self._encode_cursor(position, scan) if more else None
 
-    def _place(self, moment: datetime) -> str:
+    def _scan_batch(self, scan: IndexScan, position: str, limit: int) -> tuple[str, list[list[str]]]:
+        position, found = self._scripts.run(
+            "jobs/find", scan.prefix, position, scan.last, limit, _SCAN_LIMIT, *scan.indexes
+        )
+        return position, found
+
+    def _position_at(self, moment: datetime) -> str:
         """Where the jobs begin that were accepted then or later."""
-        return str(self._scripts.run("jobs/place", codec.ticks(moment)))
+        return str(self._scripts.run("jobs/place", codec.encode_time(moment)))
 
-    def _cursor(self, place: str, walk: Walk) -> str:
-        return cursors.write(int(place.removeprefix("(")), walk.signed, self._signature())
+    def _encode_cursor(self, position: str, scan: IndexScan) -> str:
+        return cursors.encode_cursor(
+            int(position.removeprefix("(")), scan.cursor_scope, self._signing_secret()
+        )
 
-    def _signature(self) -> bytes:
+    def _signing_secret(self) -> bytes:
         """The secret that signs cursors: whichever process came first made it."""
         if self._secret is None:
-            with reachable():
+            with map_redis_errors():
                 self._client.set("ts:secret", secrets.token_hex(32), nx=True)
                 self._secret = str(self._client.get("ts:secret")).encode()
         return self._secret

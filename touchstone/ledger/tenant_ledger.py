@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from touchstone.errors import UnknownJob
-from touchstone.ledger.model_versions import Versions
-from touchstone.ledger.quotas import NOTHING, Needs
+from touchstone.ledger.model_versions import ModelVersions
+from touchstone.ledger.quotas import NO_USAGE, QuotaUsage
 from touchstone.ledger.records import Job, JobKind, Status, Submission
-from touchstone.ledger.replies import Cancellation, Event, Page, Queue, Worker
+from touchstone.ledger.replies import Cancellation, Event, JobPage, QueueState, WorkerHeartbeat
 from touchstone.ledger.search import Filters, Finder
 from touchstone.ledger.webhooks.deliveries import Deliveries
 from touchstone.ledger.webhooks.endpoints import Endpoints
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class TenantLedger:
     """Jobs and registered models of one tenant; A job of another raises `UnknownJob`.
 
     A job is one tenant's for good, so whose it is may be asked before anything is done with it.
     """
 
     tenant: str
-    versions: Versions
+    versions: ModelVersions
     endpoints: Endpoints
     deliveries: Deliveries
     _ledger: Ledger
     _finder: Finder
 
     @classmethod
-    def of(cls, ledger: Ledger, tenant: str) -> Holdings:
+    def of(cls, ledger: Ledger, tenant: str) -> TenantLedger:
         """The ledger as this tenant sees it."""
         client, scripts, finder = ledger.client, ledger.scripts, ledger.finder
         return cls(
             tenant,
-            Versions(client, scripts, tenant),
+            ModelVersions(client, scripts, tenant),
             Endpoints(client, scripts, tenant),
             Deliveries(client, scripts, finder, tenant),
             ledger,
@@ -49,34 +49,42 @@ class Holdings:
         )
 
     def accept(
-        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
+        self,
+        submission: Submission,
+        *,
+        idempotency: tuple[str, str] | None = None,
+        usage: QuotaUsage = NO_USAGE,
     ) -> tuple[Job, bool]:
         """See `Ledger.accept`; the job becomes this tenant's."""
-        return self._ledger.accept(self._owned(submission), idempotency=idempotency, needs=needs)
+        return self._ledger.accept(self._with_tenant(submission), idempotency=idempotency, usage=usage)
 
     def check(
-        self, submission: Submission, *, idempotency: tuple[str, str] | None = None, needs: Needs = NOTHING
+        self,
+        submission: Submission,
+        *,
+        idempotency: tuple[str, str] | None = None,
+        usage: QuotaUsage = NO_USAGE,
     ) -> None:
         """See `Ledger.check`."""
-        self._ledger.check(self._owned(submission), idempotency=idempotency, needs=needs)
+        self._ledger.check(self._with_tenant(submission), idempotency=idempotency, usage=usage)
 
     def check_storage(self, size: int) -> None:
-        """See `Allowances.check_storage`."""
-        self._ledger.allowances.check_storage(self.tenant, size)
+        """See `Quotas.check_storage`."""
+        self._ledger.quotas.check_storage(self.tenant, size)
 
     def storage(self) -> tuple[int, int | None]:
         """Bytes that jobs and models hold, and how many may."""
-        allowances = self._ledger.allowances
-        return allowances.stored(self.tenant), allowances.of(self.tenant).storage
+        allowances = self._ledger.quotas
+        return allowances.stored_bytes(self.tenant), allowances.of(self.tenant).storage
 
-    def _owned(self, submission: Submission) -> Submission:
+    def _with_tenant(self, submission: Submission) -> Submission:
         return submission.model_copy(update={"tenant": self.tenant})
 
     def read(self, job: str) -> Job:
         """The job as it stands."""
         found = self._ledger.read(job)
         if found.submission.tenant != self.tenant:
-            raise UnknownJob.named(job)
+            raise UnknownJob.for_id(job)
         return found
 
     def find(
@@ -90,7 +98,7 @@ class Holdings:
         until: datetime | None = None,
         limit: int = 50,
         cursor: str | None = None,
-    ) -> Page:
+    ) -> JobPage:
         """Jobs that fit every filter, newest first; those accepted at `since` are among them, at `until` not.
 
         A filter that hardly anything fits may end a page early, with a cursor to go on from: no call looks at
@@ -101,44 +109,44 @@ class Holdings:
 
     def cancel(self, job: str) -> Job:
         """See `Ledger.cancel`."""
-        return self._ledger.cancel(self._own(job))
+        return self._ledger.cancel(self._check_owner(job))
 
     def cancel_all(self, jobs: Sequence[str]) -> list[Cancellation]:
         """See `Ledger.cancel_all`."""
         tenants = self._ledger.tenants(jobs)
         own = [job for job in jobs if tenants.get(job) == self.tenant]
         answers = {answer.id: answer for answer in self._ledger.cancel_all(own)}
-        return [answers.get(job) or Cancellation(job, None, UnknownJob.named(job)) for job in jobs]
+        return [answers.get(job) or Cancellation(job, None, UnknownJob.for_id(job)) for job in jobs]
 
     def delete(self, job: str) -> None:
         """See `Ledger.delete`."""
-        self._ledger.delete(self._own(job))
+        self._ledger.delete(self._check_owner(job))
 
     def events(self, job: str, *, after: str | None = None, limit: int = 1000) -> list[Event]:
         """See `Ledger.events`."""
-        return self._ledger.events(self._own(job), after=after, limit=limit)
+        return self._ledger.events(self._check_owner(job), after=after, limit=limit)
 
-    def ahead(self, job: str) -> int:
-        """See `Ledger.ahead`."""
-        return self._ledger.ahead(self._own(job))
+    def count_ahead(self, job: str) -> int:
+        """See `Ledger.count_ahead`."""
+        return self._ledger.count_ahead(self._check_owner(job))
 
-    def counts(self) -> dict[Status, int]:
+    def count_by_status(self) -> dict[Status, int]:
         """How many jobs there are in each status."""
-        return self._ledger.counts(self.tenant)
+        return self._ledger.count_by_status(self.tenant)
 
-    def queue(self) -> Queue:
+    def queue(self) -> QueueState:
         """How many jobs wait, and for how long."""
         return self._ledger.queue(self.tenant)
 
-    def workers(self) -> list[Worker]:
+    def workers(self) -> list[WorkerHeartbeat]:
         """See `Ledger.workers`: they work for everybody."""
         return self._ledger.workers()
 
-    def probes(self, digests: Sequence[str]) -> dict[str, Probe]:
-        """See `Ledger.probes`: equal bytes are equally fast."""
-        return self._ledger.probes(digests)
+    def read_probes(self, digests: Sequence[str]) -> dict[str, Probe]:
+        """See `Ledger.read_probes`: equal bytes are equally fast."""
+        return self._ledger.read_probes(digests)
 
-    def _own(self, job: str) -> str:
+    def _check_owner(self, job: str) -> str:
         if self._ledger.tenants([job]).get(job) != self.tenant:
-            raise UnknownJob.named(job)
+            raise UnknownJob.for_id(job)
         return job

@@ -1,19 +1,19 @@
 """How a method declares itself, and the catalogue of all that did."""
 
 from touchstone.fields import Access, invalid_parameter
-from touchstone.methods.budget import Costly, cost_of, rounds_of
+from touchstone.methods.budget import SupportsCost, total_cost, total_rounds
 from touchstone.methods.cost import Cost
 from touchstone.methods.declaration import SHARED, Attack, Certificate, Info, Kind, Method
 from touchstone.methods.families import (
     E,
     FixedBudget,
     GradientAttack,
-    InNorm,
     MinimalNorm,
+    NormAttack,
     RestartedAttack,
-    Stepping,
+    StepSize,
 )
-from touchstone.methods.registry import card, catalogue, find
+from touchstone.methods.registry import build_card, catalogue, find
 
 __all__ = [
     "SHARED",
@@ -21,21 +21,21 @@ __all__ = [
     "Attack",
     "Certificate",
     "Cost",
-    "Costly",
+    "SupportsCost",
     "E",
     "FixedBudget",
     "GradientAttack",
-    "InNorm",
+    "NormAttack",
     "Info",
     "Kind",
     "Method",
     "MinimalNorm",
     "RestartedAttack",
-    "Stepping",
-    "card",
+    "StepSize",
+    "build_card",
     "catalogue",
-    "cost_of",
+    "total_cost",
     "find",
     "invalid_parameter",
-    "rounds_of",
+    "total_rounds",
 ]

@@ -8,7 +8,7 @@ from touchstone.methods.cost import Cost
 from touchstone.methods.families import RestartedAttack
 
 
-class Costly(Protocol):
+class SupportsCost(Protocol):
     """What has a cost, and rounds to count progress in."""
 
     def cost(self) -> Cost:
@@ -20,19 +20,19 @@ class Costly(Protocol):
         ...
 
 
-def cost_of(asked: Costly) -> Cost:
+def total_cost(method: SupportsCost) -> Cost:
     """The most queries that one image may take, with all attempts and every asking behind a mean gradient."""
-    attempt, restarts, eot = asked.cost(), *_repetitions(asked)
+    attempt, restarts, eot = method.cost(), *_repetitions(method)
     return Cost(
         restarts * (attempt.forward + (eot - 1) * attempt.backward), restarts * eot * attempt.backward
     )
 
 
-def rounds_of(asked: Costly) -> int:
+def total_rounds(method: SupportsCost) -> int:
     """The rounds of a full run, with all repetitions."""
-    restarts, eot = _repetitions(asked)
-    return restarts * eot * asked.rounds()
+    restarts, eot = _repetitions(method)
+    return restarts * eot * method.rounds()
 
 
-def _repetitions(asked: Costly) -> tuple[int, int]:
-    return asked.restarts if isinstance(asked, RestartedAttack) else 1, getattr(asked, "eot", 1)
+def _repetitions(method: SupportsCost) -> tuple[int, int]:
+    return method.restarts if isinstance(method, RestartedAttack) else 1, getattr(method, "eot", 1)

@@ -10,13 +10,13 @@ from types import ModuleType
 from typing import Any
 
 
-class Listing(ModuleType):
+class MethodPackage(ModuleType):
     """A package whose `kind` of methods a call lists, as the function does that it hides."""
 
     kind: str
 
     def __call__(self) -> list[dict[str, Any]]:
         """The cards of its methods."""
-        from touchstone.methods import card, catalogue  # noqa: PLC0415 - imports the packages in turn
+        from touchstone.methods import build_card, catalogue  # noqa: PLC0415 - imports the packages in turn
 
-        return [card(method) for method in catalogue().values() if method.kind == self.kind]
+        return [build_card(method) for method in catalogue().values() if method.kind == self.kind]

@@ -8,67 +8,69 @@ from touchstone.errors import GradientRefused, InvalidParameter
 from touchstone.methods import Attack, Method
 from touchstone.methods.prediction import Predict
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import Shelf, find
+from touchstone.models.store import ModelStore, find_model
 
 M = TypeVar("M", bound=Method)
-MOST_SURROGATES = 4
+MAX_SURROGATES = 4
 
 
-def check_fit(asked: Method | Predict, card: Manifest) -> None:
+def check_compatible(method: Method | Predict, manifest: Manifest) -> None:
     """Raise GradientRefused or InvalidParameter where the model cannot answer what would be asked."""
-    if card.remote is None:
+    if manifest.remote is None:
         return
-    if isinstance(asked, Method) and asked.info.knowledge == "white-box":
+    if isinstance(method, Method) and method.info.knowledge == "white-box":
         raise GradientRefused(
-            f"{card.id} is a remote model, which tells no gradients, and {asked.info.name} follows them: "
+            f"{manifest.id} is a remote model, which tells no gradients, and {method.info.name} follows them: "
             "take a black-box method, or register the model's file",
             field="model",
         )
-    if _needs_noise(asked) and not card.takes_noise:
+    if _needs_noise(method) and not manifest.takes_noise:
         raise InvalidParameter(
-            f"model: {card.id} is sent 8-bit files, in which noise would be rounded and clipped, so nothing "
+            f"model: {manifest.id} is sent 8-bit files, in which noise would be rounded and clipped, so nothing "
             "could be proved; register it with a request that holds $tensor",
             field="model",
         )
 
 
-def resolved(asked: M, card: Manifest, shelf: Shelf) -> M:
+def resolve_parameters(method: M, manifest: Manifest, store: ModelStore) -> M:
     """The same method with what it left open decided, the models that it is to be crafted on among it.
 
     Raises InvalidParameter or UnknownModel where it cannot be crafted on what it names.
     """
-    asked = asked.model_copy(update=asked.decided(len(card.classes)))
-    named = getattr(asked, "surrogate", None)
+    method = method.model_copy(update=method.resolve_defaults(len(manifest.classes)))
+    named = getattr(method, "surrogate", None)
     if named is None:
-        return asked
+        return method
     if not named:
-        return asked.model_copy(update={"surrogate": _others(card, shelf)})
+        return method.model_copy(update={"surrogate": _find_surrogates(manifest, store)})
     for name in named:
-        if not _serves(find(shelf, name), card):
+        if not _can_stand_in(find_model(store, name), manifest):
             raise InvalidParameter(
-                f"surrogate: {name} cannot stand in for {card.id}: it is remote, or has other classes",
+                f"surrogate: {name} cannot stand in for {manifest.id}: it is remote, or has other classes",
                 field="surrogate",
             )
-    return asked
+    return method
 
 
-def _others(card: Manifest, shelf: Shelf) -> tuple[str, ...]:
+def _find_surrogates(manifest: Manifest, store: ModelStore) -> tuple[str, ...]:
     others = [
-        other.id for other in shelf.manifests().values() if other.id != card.id and _serves(other, card)
+        other.id
+        for other in store.manifests().values()
+        if other.id != manifest.id and _can_stand_in(other, manifest)
     ]
     if not others:
         raise InvalidParameter(
-            f"surrogate: there is no other model with the classes of {card.id}; register one",
+            f"surrogate: there is no other model with the classes of {manifest.id}; register one",
             field="surrogate",
         )
-    return tuple(others[:MOST_SURROGATES])
+    return tuple(others[:MAX_SURROGATES])
 
 
-def _serves(other: Manifest, card: Manifest) -> bool:
-    return other.remote is None and other.classes == card.classes
+def _can_stand_in(other: Manifest, manifest: Manifest) -> bool:
+    return other.remote is None and other.classes == manifest.classes
 
 
-def _needs_noise(asked: Method | Predict) -> bool:
-    if isinstance(asked, Predict):
-        return asked.defence is not None
-    return not isinstance(asked, Attack)
+def _needs_noise(method: Method | Predict) -> bool:
+    if isinstance(method, Predict):
+        return method.defence is not None
+    return not isinstance(method, Attack)

@@ -13,7 +13,7 @@ class Cost:
     backward: int
 
     @classmethod
-    def climbing(cls, steps: int) -> Cost:
+    def for_climb(cls, steps: int) -> Cost:
         """Of `engine.climb`: a gradient a step, a second one where the loss is saturated, and a look at each
         point as 8 bits would hold it.
         """

@@ -32,7 +32,7 @@ from touchstone.methods.cost import Cost
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
-    from touchstone.engine import Asking, Case, Counts, Plan, Subject
+    from touchstone.engine import Case, CertificateCase, Counts, Plan, PlanOf
 
 Kind = Literal["attack", "certificate"]
 
@@ -90,20 +90,20 @@ class Method(BaseModel):
         return schema
 
     def cost(self) -> Cost:
-        """Bound the queries that one image may take; see `cost_of` for what repetitions add to it."""
+        """Bound the queries that one image may take; see `total_cost` for what repetitions add to it."""
         raise NotImplementedError
 
     def rounds(self) -> int:
         """How many rounds of questions a full run takes: what progress is counted in."""
         return self.cost().backward or self.cost().forward
 
-    def decided(self, classes: int) -> dict[str, Any]:  # noqa: ARG002
+    def resolve_defaults(self, classes: int) -> dict[str, Any]:  # noqa: ARG002
         """Parameters that may be left open, as they follow from the others and from how many classes a model
         has.
         """
         return {}
 
-    def done(self, forward: int, backward: int) -> int:
+    def completed_rounds(self, forward: int, backward: int) -> int:
         """How many of the rounds these queries are."""
         return backward if self.cost().backward else forward
 
@@ -157,12 +157,12 @@ class Certificate(Method):
 
     kind: ClassVar[Kind] = "certificate"
 
-    def pool(self) -> dict[str, Any] | None:
+    def pooling_parameters(self) -> dict[str, Any] | None:
         """The parameters under which counts may be added up over jobs; None where the method forbids it."""
         return None
 
-    def run(self, subject: Subject) -> Asking[Counts]:
-        """Ask until enough is counted; see `touchstone.engine.counted`."""
+    def run(self, subject: CertificateCase) -> PlanOf[Counts]:
+        """Ask until enough is counted; see `touchstone.engine.count_votes`."""
         raise NotImplementedError
 
     def bounds(self, counts: Counts) -> tuple[float, float]:

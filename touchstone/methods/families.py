@@ -10,9 +10,9 @@ from pydantic import (
 )
 
 from touchstone.fields import (
-    Askings,
     Count,
     Distance,
+    EotSamples,
     Norm,
 )
 from touchstone.methods.declaration import Attack
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class InNorm(Attack):
+class NormAttack(Attack):
     """An attack that works in one of several norms: `norm` is checked against the method's own."""
 
     norm: Norm = Field("l2", description="The norm in which the perturbation is measured.")
 
     @model_validator(mode="after")
-    def _norm_is_the_methods(self) -> InNorm:
+    def _check_norm(self) -> NormAttack:
         if self.norm not in self.info.norms:
             raise ValueError(
                 f"norm: {self.info.name} works in {', '.join(self.info.norms)}, not in {self.norm}"
@@ -35,7 +35,7 @@ class InNorm(Attack):
         return self
 
 
-class MinimalNorm(InNorm):
+class MinimalNorm(NormAttack):
     """An attack that looks for the nearest adversarial image, however far it is.
 
     What it finds is moved onto the 8-bit lattice afterwards, as near as it still fools the model there; see
@@ -43,7 +43,7 @@ class MinimalNorm(InNorm):
     """
 
 
-class FixedBudget(InNorm):
+class FixedBudget(NormAttack):
     """An attack that may move an image by at most `eps`."""
 
     norm: Norm = Field("linf", description="The norm in which the perturbation is bounded.")
@@ -57,7 +57,7 @@ class FixedBudget(InNorm):
     )
 
     @model_validator(mode="after")
-    def _fits_the_box(self) -> FixedBudget:
+    def _check_eps(self) -> FixedBudget:
         if self.norm == "linf" and self.eps > 1:
             raise ValueError(
                 f"eps: {self.eps:g} is larger than the whole box [0,1]: did you mean {self.eps:g}/255?"
@@ -68,7 +68,7 @@ class FixedBudget(InNorm):
 E = TypeVar("E", float, "Tensor")
 
 
-class Stepping:
+class StepSize:
     """An attack of fixed budget whose steps have a length: its `step_size`, or a usual one that follows from
     the radius.
     """
@@ -77,17 +77,17 @@ class Stepping:
         eps: float
         step_size: float | None
 
-    def usual_step(self, eps: E) -> E:
+    def default_step_size(self, eps: E) -> E:
         """The length of a step at this radius where none is given."""
         raise NotImplementedError
 
-    def step(self, eps: E) -> E:
+    def resolve_step_size(self, eps: E) -> E:
         """The length of a step at this radius."""
-        return self.usual_step(eps) if self.step_size is None else 0 * eps + self.step_size
+        return self.default_step_size(eps) if self.step_size is None else 0 * eps + self.step_size
 
-    def decided(self, classes: int) -> dict[str, Any]:  # noqa: ARG002
+    def resolve_defaults(self, classes: int) -> dict[str, Any]:  # noqa: ARG002
         """The length of its steps."""
-        return {"step_size": self.step(self.eps)}
+        return {"step_size": self.resolve_step_size(self.eps)}
 
 
 class GradientAttack(FixedBudget):
@@ -96,7 +96,7 @@ class GradientAttack(FixedBudget):
     One of another kind says so with the same line, `eot: Askings = 1`; nothing else is to be done for it.
     """
 
-    eot: Askings = 1
+    eot: EotSamples = 1
 
 
 class RestartedAttack(GradientAttack):

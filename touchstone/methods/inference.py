@@ -40,7 +40,7 @@ class Infer(BaseModel):
         """What progress is counted in."""
         return self.rows
 
-    def done(self, forward: int, _backward: int) -> int:
+    def completed_rounds(self, forward: int, _backward: int) -> int:
         """How many of the rounds these queries are."""
         return forward
 

@@ -15,7 +15,7 @@ from touchstone.models.manifest import Manifest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-OF_DEFENCE = ("sigma", "n", "alpha")
+DEFENCE_FIELDS = ("sigma", "n", "alpha")
 
 
 class Predict(BaseModel):
@@ -41,15 +41,15 @@ class Predict(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _parameters_have_their_defence(self) -> Predict:
-        idle = [name for name in OF_DEFENCE if name in self.model_fields_set]
+    def _check_defence(self) -> Predict:
+        idle = [name for name in DEFENCE_FIELDS if name in self.model_fields_set]
         if idle and self.defence is None:
             raise ValueError(f"{idle[0]}: it belongs to defence=smoothing; ask for that or leave it out")
         return self
 
     def parameters(self) -> dict[str, Any]:
         """What matters of them, as a job shows it."""
-        return self.model_dump(mode="json", exclude=set() if self.defence else {"defence", *OF_DEFENCE})
+        return self.model_dump(mode="json", exclude=set() if self.defence else {"defence", *DEFENCE_FIELDS})
 
     def cost(self) -> Cost:
         """The clean look, and with the defence its samples and two looks at whether the batch matters."""
@@ -59,27 +59,29 @@ class Predict(BaseModel):
         """What progress is counted in."""
         return self.cost().forward
 
-    def done(self, forward: int, _backward: int) -> int:
+    def completed_rounds(self, forward: int, _backward: int) -> int:
         """How many of the rounds these queries are."""
         return forward
 
 
-def smoothed_result(asked: Predict, votes: NDArray[np.int64], card: Manifest) -> dict[str, Any]:
+def build_smoothed_result(
+    parameters: Predict, votes: NDArray[np.int64], manifest: Manifest
+) -> dict[str, Any]:
     """What the votes (K,) say: the class that won them, unless chance may have decided between the first
     two.
     """
     order = np.argsort(-votes, kind="stable")[:5]
     first, second = int(votes[order[0]]), int(votes[order[1]]) if len(order) > 1 else 0
     p_value = engine.majority_p_value(first, second)
-    abstained = p_value > asked.alpha
+    abstained = p_value > parameters.alpha
     label = None if abstained else int(order[0])
     return {
         "label": label,
-        "name": None if label is None else card.classes[label],
+        "name": None if label is None else manifest.classes[label],
         "abstained": abstained,
         "p_value": p_value,
         "n": int(votes.sum()),
-        "sigma": asked.sigma,
-        "alpha": asked.alpha,
+        "sigma": parameters.sigma,
+        "alpha": parameters.alpha,
         "counts_top5": [{"label": int(one), "count": int(votes[one])} for one in order if votes[one]],
     }

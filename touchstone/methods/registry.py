@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from touchstone.errors import UnknownMethod
-from touchstone.methods.budget import cost_of
+from touchstone.methods.budget import total_cost
 from touchstone.methods.declaration import Kind, Method, _registered
 
 
@@ -42,12 +42,12 @@ def find(name: str, kind: Kind | None = None) -> type[Method]:
     return methods[name]
 
 
-def card(method: type[Method]) -> dict[str, Any]:
+def build_card(method: type[Method]) -> dict[str, Any]:
     """A method as `GET /v1/attacks/{name}` shows it: text, taxonomy, paper, JSON Schema, cost of the
     defaults, example.
     """
     info = method.info
-    cost = cost_of(method())
+    cost = total_cost(method())
     return {
         "name": info.name,
         "kind": method.kind,

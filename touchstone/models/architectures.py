@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from touchstone.errors import ModelUnusable
-from touchstone.models.fused.convolution import RELU, RELU6, FrozenConv, Stage, fold
+from touchstone.models.fused.convolution import RELU, RELU6, FrozenConv, Stage, fold_batch_norm
 from touchstone.models.fused.trunk import Trunk
 from touchstone.models.manifest import InputSpec
 
@@ -33,10 +33,10 @@ class Architecture:
     freeze: Callable[[nn.Module], nn.Module]
 
 
-def architecture(name: str) -> Architecture:
+def find_architecture(name: str) -> Architecture:
     """The architecture of this name. Raises ModelUnusable."""
     if name.startswith(TIMM):
-        return Architecture(partial(_build_timm, name.removeprefix(TIMM)), _as_it_is)
+        return Architecture(partial(_build_timm, name.removeprefix(TIMM)), _keep_network)
     if name not in ARCHITECTURES:
         raise ModelUnusable(
             f"there is no architecture named {name[:60]!r}; there are: {', '.join(ARCHITECTURES)}, "
@@ -45,7 +45,7 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _as_it_is(net: nn.Module) -> nn.Module:
+def _keep_network(net: nn.Module) -> nn.Module:
     return net
 
 
@@ -104,10 +104,10 @@ def _build_lite0(spec: InputSpec, classes: int) -> nn.Module:
 
 
 def _freeze_lite0(net: Any) -> nn.Module:
-    stem = FrozenConv(*fold(net._conv_stem, net._bn0), stride=2, ceiling=RELU6)
-    head = FrozenConv(*fold(net._conv_head, net._bn1), ceiling=RELU6)
+    stem = FrozenConv(*fold_batch_norm(net._conv_stem, net._bn0), stride=2, ceiling=RELU6)
+    head = FrozenConv(*fold_batch_norm(net._conv_head, net._bn1), ceiling=RELU6)
     return nn.Sequential(
-        nn.ZeroPad2d(_margins(net._conv_stem)),
+        nn.ZeroPad2d(_static_padding(net._conv_stem)),
         Trunk(Stage(stem), *map(_freeze_block, net._blocks), Stage(head)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -132,14 +132,14 @@ def _freeze_same(conv: Any, norm: nn.BatchNorm2d, ceiling: float | None = None) 
     A kernel with a row and a column of zeros before it needs that margin on both sides, which spares
     a padded copy of the features.
     """
-    weight, bias = fold(conv, norm)
-    left, right, top, bottom = _margins(conv)
+    weight, bias = fold_batch_norm(conv, norm)
+    left, right, top, bottom = _static_padding(conv)
     if right > left:
         weight = functional.pad(weight, (right - left, 0, bottom - top, 0))
     return FrozenConv(weight, bias, stride=conv.stride[0], padding=right, groups=conv.groups, ceiling=ceiling)
 
 
-def _margins(conv: Any) -> tuple[int, int, int, int]:
+def _static_padding(conv: Any) -> tuple[int, int, int, int]:
     """Left, right, top, bottom."""
     padding = getattr(conv.static_padding, "padding", (0, 0, 0, 0))
     left, right, top, bottom = map(int, padding)

@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 
 @dataclass
-class _Resident(Generic[T]):
+class _CacheEntry(Generic[T]):
     value: T | None = None
     size: int = 0
     users: int = 0
     loading: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Residency(Generic[K, T]):
+class ModelCache(Generic[K, T]):
     """Things loaded on demand and kept while a budget of bytes allows.
 
     `load` returns a thing and its size. Nothing in use is evicted, so the budget may be exceeded for as long
@@ -32,47 +32,47 @@ class Residency(Generic[K, T]):
         self._budget = budget
         self._load = load
         self._lock = threading.Lock()
-        self._residents: OrderedDict[K, _Resident[T]] = OrderedDict()
+        self._entries: OrderedDict[K, _CacheEntry[T]] = OrderedDict()
 
     @contextmanager
-    def hold(self, key: K) -> Iterator[T]:
+    def acquire(self, key: K) -> Iterator[T]:
         """The thing of this key, kept loaded while the context lasts."""
-        resident = self._enter(key)
+        entry = self._pin(key)
         try:
-            yield self._value(key, resident)
+            yield self._load_once(key, entry)
         finally:
-            self._exit(resident)
+            self._unpin(entry)
 
-    def resident(self) -> dict[K, int]:
+    def loaded_sizes(self) -> dict[K, int]:
         """Sizes of what is loaded, in bytes, least recently used first."""
         with self._lock:
-            return {key: one.size for key, one in self._residents.items() if one.value is not None}
+            return {key: one.size for key, one in self._entries.items() if one.value is not None}
 
-    def _enter(self, key: K) -> _Resident[T]:
+    def _pin(self, key: K) -> _CacheEntry[T]:
         with self._lock:
-            resident = self._residents.setdefault(key, _Resident())
-            self._residents.move_to_end(key)
-            resident.users += 1
-            return resident
+            entry = self._entries.setdefault(key, _CacheEntry())
+            self._entries.move_to_end(key)
+            entry.users += 1
+            return entry
 
-    def _exit(self, resident: _Resident[T]) -> None:
+    def _unpin(self, entry: _CacheEntry[T]) -> None:
         with self._lock:
-            resident.users -= 1
+            entry.users -= 1
             self._evict()
 
-    def _value(self, key: K, resident: _Resident[T]) -> T:
-        with resident.loading:
-            if resident.value is None:
-                resident.value, resident.size = self._load(key)
+    def _load_once(self, key: K, entry: _CacheEntry[T]) -> T:
+        with entry.loading:
+            if entry.value is None:
+                entry.value, entry.size = self._load(key)
         with self._lock:
             self._evict()
-        return resident.value
+        return entry.value
 
     def _evict(self) -> None:
-        held = sum(one.size for one in self._residents.values())
-        for key, one in list(self._residents.items()):
+        held = sum(one.size for one in self._entries.values())
+        for key, one in list(self._entries.items()):
             if held <= self._budget:
                 return
             if one.users == 0:
                 held -= one.size
-                del self._residents[key]
+                del self._entries[key]

@@ -55,14 +55,14 @@ _ARCHIVES = (
     (("/saved_model.pb",), "an archive with a TensorFlow SavedModel"),
     ((".npy",), "NumPy arrays, which say nothing of the network around them"),
 )
-_LOOKED_AT = 2**16
-_TABLE = 2**20
+_PICKLE_HEAD_BYTES = 2**16
+_ZIP_TAIL_BYTES = 2**20
 """So many bytes at an archive's end may be its table of contents, which is taken apart whole."""
-_CHANCE = 16
+_MIN_PICKLE_OPCODES = 16
 """So many instructions in a row are no accident, even where the file was cut short."""
 
 
-def format_of(data: Data, *, limit: int) -> Format:
+def detect_format(data: Data, *, limit: int) -> Format:
     """Which of the two formats the bytes are in, as far as their structure tells.
 
     ModelTooLarge beyond `limit` bytes; InvalidModel says what anything else is, and what to do instead.
@@ -74,23 +74,24 @@ def format_of(data: Data, *, limit: int) -> Format:
     if safetensors_header.looks_like_safetensors(
         data
     ):  # first, since the length that it begins with may look like anything
-        safetensors_header.check(data)
+        safetensors_header.check_header(data)
         return "safetensors"
-    foreign = _foreign(data)
+    foreign = _identify_foreign(data)
     if foreign is None and protobuf.is_onnx(data):
         return "onnx"
     raise InvalidModel(
-        f"the file is {foreign or _unknown(data)}. It must be ONNX or safetensors. {EXPORT}.", field="file"
+        f"the file is {foreign or _identify_unmarked(data)}. It must be ONNX or safetensors. {EXPORT}.",
+        field="file",
     )
 
 
-def _foreign(data: Data) -> str | None:
+def _identify_foreign(data: Data) -> str | None:
     """What the file is, where its first bytes tell that it is neither of the two."""
     for magic, name in _MAGIC.items():
         if data[: len(magic)] == magic:
             return name
     if data[:2] == b"PK":
-        return _archive(data)
+        return _identify_archive(data)
     if data[4:8] == b"TFL3":
         return "a TensorFlow Lite model, which has no gradients"
     if data[257:262] == b"ustar":
@@ -100,26 +101,26 @@ def _foreign(data: Data) -> str | None:
     return None
 
 
-def _archive(data: Data) -> str:
-    names = _entries(data)
+def _identify_archive(data: Data) -> str:
+    names = _list_entries(data)
     for ends, kind in _ARCHIVES:
         if any(f"/{name}".endswith(ends) for name in names):
             return kind
     return "a zip archive: unpack it first"
 
 
-def _entries(data: Data) -> list[str]:
+def _list_entries(data: Data) -> list[str]:
     """Names in an archive, read from its table of contents."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data[-_TABLE:])) as archive:
+        with zipfile.ZipFile(io.BytesIO(data[-_ZIP_TAIL_BYTES:])) as archive:
             return archive.namelist()
     except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError, EOFError):
         return []
 
 
-def _unknown(data: Data) -> str:
+def _identify_unmarked(data: Data) -> str:
     """What it may be, where it has no mark of its own."""
-    if safetensors_header.claims_a_header(data):
+    if safetensors_header.has_header_brace(data):
         return "neither ONNX nor safetensors, or it was cut short: a header is announced that is not there"
     if protobuf.is_saved_model(data):
         return "a TensorFlow SavedModel; tf2onnx converts it"
@@ -134,8 +135,8 @@ def _is_pickle(data: Data) -> bool:
     """Whether it reads as a pickle of the protocols without a mark; reading its instructions runs none."""
     seen = 0
     with suppress(Exception):  # a reader that was never made for hostile bytes
-        for instruction, _, _ in pickletools.genops(data[:_LOOKED_AT]):
+        for instruction, _, _ in pickletools.genops(data[:_PICKLE_HEAD_BYTES]):
             seen += 1
             if instruction.name == "STOP":
                 return True
-    return seen > _CHANCE
+    return seen > _MIN_PICKLE_OPCODES

@@ -39,7 +39,7 @@ class RowPath:
         return cls(tuple(steps))
 
     def __str__(self) -> str:
-        return "$" + "".join(map(_written, self.steps))
+        return "$" + "".join(map(_format_step, self.steps))
 
     @property
     def over_rows(self) -> bool:
@@ -52,7 +52,7 @@ class RowPath:
         return found if self.over_rows else [found]
 
 
-def _written(step: Step) -> str:
+def _format_step(step: Step) -> str:
     if isinstance(step, str):
         return f".{step}"
     return "[*]" if step is None else f"[{step}]"
@@ -62,15 +62,15 @@ def _follow(value: Any, steps: tuple[Step, ...]) -> Any:
     for at, step in enumerate(steps):
         if step is None:
             if not isinstance(value, list):
-                raise LookupError(_written(step))
+                raise LookupError(_format_step(step))
             return [_follow(each, steps[at + 1 :]) for each in value]
-        value = _one(value, step)
+        value = _take_step(value, step)
     return value
 
 
-def _one(value: Any, step: str | int) -> Any:
+def _take_step(value: Any, step: str | int) -> Any:
     if isinstance(step, str) and isinstance(value, dict) and step in value:
         return value[step]
     if isinstance(step, int) and isinstance(value, list) and step < len(value):
         return value[step]
-    raise LookupError(_written(step))
+    raise LookupError(_format_step(step))

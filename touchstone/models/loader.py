@@ -12,54 +12,56 @@ from torch import Tensor, nn
 
 from touchstone.errors import InvalidModel, ModelUnusable
 from touchstone.models import onnx, zoo
-from touchstone.models.architectures import architecture
+from touchstone.models.architectures import find_architecture
 from touchstone.models.manifest import ONNX, Manifest
-from touchstone.models.onnx.builder import Imported
-from touchstone.models.store import ZOO, Shelf
+from touchstone.models.onnx.builder import ImportedModel
+from touchstone.models.store import ZOO, ModelStore
 
 
-def load_module(card: Manifest, shelf: Shelf = ZOO) -> nn.Module:
+def load_module(manifest: Manifest, store: ModelStore = ZOO) -> nn.Module:
     """The network of a card, frozen and in eval mode: normalised images (B, C, H, W) in, logits (B, K) out.
 
     Its logits and input gradients are those of `load_plain` up to rounding. Raises ModelUnusable where the
     file is missing, is not the one that the card's digest names, or does not fit the architecture; of a
     registered file InvalidModel and UnsupportedOperator, too.
     """
-    return module_of(card, shelf.weights(card))
+    return build_module(manifest, store.weights(manifest))
 
 
-def module_of(card: Manifest, data: bytes) -> nn.Module:
+def build_module(manifest: Manifest, data: bytes) -> nn.Module:
     """The same from the bytes of its file."""
     net: nn.Module
-    if card.architecture == ONNX:
-        net = imported(card, data).module
+    if manifest.architecture == ONNX:
+        net = import_onnx(manifest, data).module
     else:
-        plain = _filled(card, data)
+        plain = _load_weights(manifest, data)
         with torch.no_grad():
-            net = architecture(card.architecture).freeze(plain)
-        net = nn.Sequential(ChannelsLast(), net) if card.input.layout == "nhwc" else net
-    net = nn.Sequential(net, Logarithm()) if card.softmax == "inverted" else net
+            net = find_architecture(manifest.architecture).freeze(plain)
+        net = nn.Sequential(ChannelsLast(), net) if manifest.input.layout == "nhwc" else net
+    net = nn.Sequential(net, Logarithm()) if manifest.softmax == "inverted" else net
     return net.eval().requires_grad_(False)
 
 
-def load_plain(card: Manifest, shelf: Shelf = ZOO) -> nn.Module:
+def load_plain(manifest: Manifest, store: ModelStore = ZOO) -> nn.Module:
     """The network as it was trained: the reference for `load_module`, and what training goes on from."""
-    return _filled(card, shelf.weights(card))
+    return _load_weights(manifest, store.weights(manifest))
 
 
-def _filled(card: Manifest, data: bytes) -> nn.Module:
+def _load_weights(manifest: Manifest, data: bytes) -> nn.Module:
     with torch.device("meta"):  # no weights are drawn only to be replaced
-        net = architecture(card.architecture).build(card.input, len(card.classes))
+        net = find_architecture(manifest.architecture).build(manifest.input, len(manifest.classes))
     try:
-        net.load_state_dict(_tensors(card, data), assign=True)
+        net.load_state_dict(_read_tensors(manifest, data), assign=True)
     except RuntimeError as error:
-        raise ModelUnusable(f"{card.id}: the weights do not fit {card.architecture}: {error}"[:500]) from None
+        raise ModelUnusable(
+            f"{manifest.id}: the weights do not fit {manifest.architecture}: {error}"[:500]
+        ) from None
     return net.eval().requires_grad_(False)
 
 
-def imported(card: Manifest, data: bytes) -> Imported:
+def import_onnx(manifest: Manifest, data: bytes) -> ImportedModel:
     """The network in an ONNX file, once it is known to take and to answer what the card says."""
-    graph, spec = onnx.read(data), card.input
+    graph, spec = onnx.read(data), manifest.input
     found = "nhwc" if graph.channels_last else "nchw"
     if found != spec.layout:
         raise InvalidModel(
@@ -72,25 +74,25 @@ def imported(card: Manifest, data: bytes) -> Imported:
             field="input.channels",
         )
     net = onnx.build(graph, size=(spec.height, spec.width))
-    if net.classes != len(card.classes):
+    if net.classes != len(manifest.classes):
         raise InvalidModel(
-            f"classes: the network answers {net.classes} numbers, but {len(card.classes)} classes are named",
+            f"classes: the network answers {net.classes} numbers, but {len(manifest.classes)} classes are named",
             field="classes",
         )
     return net
 
 
-def _tensors(card: Manifest, data: bytes) -> dict[str, Tensor]:
-    if card.weights.file.endswith(".safetensors"):
+def _read_tensors(manifest: Manifest, data: bytes) -> dict[str, Tensor]:
+    if manifest.weights.file.endswith(".safetensors"):
         try:
             tensors = safetensors.torch.load(data)
         except SafetensorError as error:
-            raise ModelUnusable(f"{card.id}: {card.weights.file} is damaged: {error}") from None
+            raise ModelUnusable(f"{manifest.id}: {manifest.weights.file} is damaged: {error}") from None
         return {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
     # Pickles only from packages that our own cards name by digest, and even those without their code.
-    if card.weights.package is None or card not in zoo.manifests().values():
+    if manifest.weights.package is None or manifest not in zoo.manifests().values():
         raise ModelUnusable(
-            f"{card.id}: weights must be safetensors, not {Path(card.weights.file).suffix or 'this'}"
+            f"{manifest.id}: weights must be safetensors, not {Path(manifest.weights.file).suffix or 'this'}"
         )
     return dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
 

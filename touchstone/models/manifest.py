@@ -21,13 +21,13 @@ ONNX = "onnx"
 """The architecture of a network whose file describes it whole."""
 
 
-class Part(BaseModel):
+class ManifestPart(BaseModel):
     """A frozen piece of a manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class InputSpec(Part):
+class InputSpec(ManifestPart):
     """What the network takes: channels and size, and how an image of any size gets there.
 
     The image's shorter side is resized to `resize` (antialiased) and the centre `height` x `width` is cut
@@ -44,14 +44,14 @@ class InputSpec(Part):
     )
 
 
-class Weights(Part):
+class Weights(ManifestPart):
     """Where the weights are: a file beside the manifest, or one that an installed package ships."""
 
     file: str
     package: str | None = None
 
 
-class Accuracy(Part):
+class Accuracy(ManifestPart):
     """An accuracy with its circumstances; `measured` tells whether this project measured it or cites it."""
 
     data: str
@@ -60,7 +60,7 @@ class Accuracy(Part):
     note: str = ""
 
 
-class Manifest(Part):
+class Manifest(ManifestPart):
     """A model's card: identity, input, classes, licence, origin and accuracy."""
 
     id: str = Field(pattern=ID)
@@ -86,7 +86,7 @@ class Manifest(Part):
     accuracy: tuple[Accuracy, ...]
 
     @model_validator(mode="after")
-    def _normalisation_fits_channels(self) -> Manifest:
+    def _check_normalisation(self) -> Manifest:
         if not len(self.mean) == len(self.std) == self.input.channels:
             raise ValueError(f"mean and std need {self.input.channels} numbers each, one a channel")
         if min(self.std) <= 0:
@@ -94,7 +94,7 @@ class Manifest(Part):
         return self
 
     @model_validator(mode="after")
-    def _remote_where_it_says_so(self) -> Manifest:
+    def _check_remote(self) -> Manifest:
         if (self.kind == "remote") != (self.remote is not None):
             raise ValueError("remote: a remote model has it, and no other")
         if self.remote is not None:
@@ -106,7 +106,7 @@ class Manifest(Part):
         """Whether noise can be added to what the network itself sees, as certificates need it."""
         return self.remote is None or not self.remote.takes_files
 
-    def label(self, value: int | str, *, field: str = "label") -> int:
+    def resolve_label(self, value: int | str, *, field: str = "label") -> int:
         """The class index that an index or a name stands for; a name of several classes is refused with
         its candidates.
         """

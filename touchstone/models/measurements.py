@@ -44,7 +44,7 @@ class Probe(BaseModel):
         return forward / self.forward_rate
 
 
-class Examined(Probe):
+class ModelProbe(Probe):
     """What trying a model at its registration showed besides, on a processor and with nothing beside it."""
 
     deterministic: bool = Field(description="The same images were answered twice with the same bits.")
@@ -64,7 +64,7 @@ class Examined(Probe):
     )
 
 
-class Reached(BaseModel):
+class RemoteProbe(BaseModel):
     """What asking a remote model a handful of questions at its registration showed."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
@@ -81,5 +81,5 @@ class Reached(BaseModel):
     decisions_only: bool = Field(description="It tells classes and nothing of how sure it is.")
 
 
-Shown = Examined | Reached
+RegistrationProbe = ModelProbe | RemoteProbe
 """What a registration showed of a model, be it a file or behind an address."""

@@ -12,54 +12,54 @@ _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 _MODEL = {1: _VARINT, 2: _LENGTH, 3: _LENGTH, 4: _LENGTH, 5: _VARINT, 6: _LENGTH, 7: _LENGTH, 8: _LENGTH}
 _MODEL |= {14: _LENGTH, 20: _LENGTH, 25: _LENGTH, 26: _LENGTH}
 _GRAPH = 7
-_MOST_FIELDS = 100_000
+_MAX_FIELDS = 100_000
 
 
 def is_onnx(data: bytes | mmap) -> bool:
     """Whether all of it reads as the fields of an ONNX model, one of them its graph."""
-    fields = _all(data)
+    fields = _read_fields(data)
     known = all(_MODEL.get(number) == wire for number, wire in fields)
     return known and (_GRAPH, _LENGTH) in fields
 
 
 def is_saved_model(data: bytes | mmap) -> bool:
     """Whether it reads as TensorFlow's SavedModel: a version, then graphs."""
-    fields = _all(data)
+    fields = _read_fields(data)
     return fields[:1] == [(1, _VARINT)] and set(fields[1:]) == {(2, _LENGTH)}
 
 
 def is_graph_def(data: bytes | mmap) -> bool:
     """Whether it reads as TensorFlow's GraphDef: nodes, and what belongs to all of them."""
-    fields = _all(data)
+    fields = _read_fields(data)
     allowed = {(1, _LENGTH), (2, _LENGTH), (3, _VARINT), (4, _LENGTH)}
     return (1, _LENGTH) in fields[:1] and set(fields) <= allowed
 
 
-def _all(data: bytes | mmap) -> list[tuple[int, int]]:
+def _read_fields(data: bytes | mmap) -> list[tuple[int, int]]:
     """Number and wire type of each field; empty where the bytes are no protocol buffer."""
     try:
-        return list(_fields(data))
+        return list(_iterate_fields(data))
     except ValueError:
         return []
 
 
-def _fields(data: bytes | mmap) -> Iterator[tuple[int, int]]:
+def _iterate_fields(data: bytes | mmap) -> Iterator[tuple[int, int]]:
     at = 0
-    for _ in range(_MOST_FIELDS):
+    for _ in range(_MAX_FIELDS):
         if at == len(data):
             return
-        tag, at = _varint(data, at)
+        tag, at = _read_varint(data, at)
         number, wire = tag >> 3, tag & 7
-        at = _after(data, at, wire)
+        at = _skip_value(data, at, wire)
         yield number, wire
     raise ValueError("too many fields")
 
 
-def _after(data: bytes | mmap, at: int, wire: int) -> int:
+def _skip_value(data: bytes | mmap, at: int, wire: int) -> int:
     """Where the value that starts here ends."""
     if wire in _WIDTHS:
         return at + _WIDTHS[wire]
-    value, at = _varint(data, at)
+    value, at = _read_varint(data, at)
     if wire == _VARINT:
         return at
     if wire == _LENGTH:
@@ -67,7 +67,7 @@ def _after(data: bytes | mmap, at: int, wire: int) -> int:
     raise ValueError("no such wire type")
 
 
-def _varint(data: bytes | mmap, at: int) -> tuple[int, int]:
+def _read_varint(data: bytes | mmap, at: int) -> tuple[int, int]:
     value = 0
     for place in range(10):
         if at + place >= len(data):

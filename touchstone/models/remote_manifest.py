@@ -18,22 +18,22 @@ the template filled for each row."""
 
 SECRET = "$secret"  # noqa: S105 - it stands where the secret goes
 
-DEEPEST = 20
+MAX_DEPTH = 20
 _FORBIDDEN = frozenset(
     ("host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding", "expect")
 )
 _HEADER = re.compile(r"([A-Za-z0-9-]{1,64}): ([\x20-\x7e]{1,200})")
 
 JSON_BATCH, OIP_BATCH = 1, 16
-MOST_FILES = 16
-MOST_NUMBERS = 2**25
+MAX_FILES = 16
+MAX_NUMBERS = 2**25
 
 
-class _Part(BaseModel):
+class _RemotePart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Oip(_Part):
+class Oip(_RemotePart):
     """Names of the Open Inference Protocol, version 2, as Triton, KServe, OpenVINO and others speak it."""
 
     model: str = Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")
@@ -46,24 +46,24 @@ class Oip(_Part):
     )
 
 
-def _parts(template: JsonValue) -> list[JsonValue]:
+def _children(template: JsonValue) -> list[JsonValue]:
     """What a list or an object holds."""
     if isinstance(template, dict):
         return list(template.values())
     return template if isinstance(template, list) else []
 
 
-def marks_in(template: JsonValue, depth: int = 0) -> list[str]:
+def find_placeholders(template: JsonValue, depth: int = 0) -> list[str]:
     """The marks that a template holds, from outside in; raises ValueError where it is nested too deeply."""
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise ValueError("request: it is nested too deeply")
     if isinstance(template, str):
         return [TENSOR] if template == TENSOR else [PNG] * template.count(PNG)
     here = [ROWS] if isinstance(template, dict) and set(template) == {ROWS} else []
-    return here + [mark for part in _parts(template) for mark in marks_in(part, depth + 1)]
+    return here + [mark for part in _children(template) for mark in find_placeholders(part, depth + 1)]
 
 
-class Remote(_Part):
+class Remote(_RemotePart):
     """Where a model answers, what it is sent, and how its answers are read."""
 
     url: str = Field(
@@ -111,7 +111,7 @@ class Remote(_Part):
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Remote:
+    def _check_consistency(self) -> Remote:
         if self.protocol == "oip":
             self._check_oip()
         else:
@@ -130,7 +130,7 @@ class Remote(_Part):
     def _check_json(self) -> None:
         if self.oip is not None or self.request is None or self.answer is None:
             raise ValueError("request: json needs request and answer; oip belongs to the protocol oip")
-        marks = marks_in(self.request)
+        marks = find_placeholders(self.request)
         if marks not in ([PNG], [TENSOR], [ROWS, PNG], [ROWS, TENSOR]):
             raise ValueError(
                 f"request: it needs one {PNG} or one {TENSOR}, by itself or within an object {{{ROWS!r}: …}}"
@@ -143,11 +143,11 @@ class Remote(_Part):
     def check_size(self, numbers: int) -> None:
         """Raise ValueError where images of so many numbers make requests too large to be held at once."""
         rows = self.batch_rows * self.parallel
-        if self.takes_files and self.batch_rows > MOST_FILES:
-            raise ValueError(f"remote: batch: at most {MOST_FILES} files go into a request")
-        if not self.takes_files and rows * numbers > MOST_NUMBERS:
+        if self.takes_files and self.batch_rows > MAX_FILES:
+            raise ValueError(f"remote: batch: at most {MAX_FILES} files go into a request")
+        if not self.takes_files and rows * numbers > MAX_NUMBERS:
             raise ValueError(
-                f"remote: batch: {rows} rows of {numbers:,} numbers at once are more than {MOST_NUMBERS:,}; "
+                f"remote: batch: {rows} rows of {numbers:,} numbers at once are more than {MAX_NUMBERS:,}; "
                 "take a smaller batch or less in parallel"
             )
 
@@ -169,7 +169,7 @@ class Remote(_Part):
     @property
     def takes_files(self) -> bool:
         """Whether it is sent 8-bit PNGs at the upload's size, rather than numbers at the network's."""
-        return PNG in marks_in(self.request)
+        return PNG in find_placeholders(self.request)
 
     @property
     def decisions_only(self) -> bool:

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, Valid
 
 from touchstone.errors import InvalidModel
 
-MOST_HEADER = 16_000_000
+MAX_HEADER_BYTES = 16_000_000
 """The format allows six times as much, but so many tensors do not need it."""
 
-MOST_TENSORS = 100_000
+MAX_TENSORS = 100_000
 LENGTH_BYTES = 8
 
 _SIZES: Mapping[str, int] = MappingProxyType(
@@ -25,75 +25,75 @@ _SIZES: Mapping[str, int] = MappingProxyType(
     | {"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 )
 
-Count = Annotated[StrictInt, Field(ge=0, le=2**48)]
+_Extent = Annotated[StrictInt, Field(ge=0, le=2**48)]
 
 
-class _Tensor(BaseModel):
+class _TensorEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dtype: str
-    shape: Annotated[list[Count], Field(max_length=16)]
-    data_offsets: tuple[Count, Count]
+    shape: Annotated[list[_Extent], Field(max_length=16)]
+    data_offsets: tuple[_Extent, _Extent]
 
 
-_HEADER = TypeAdapter(dict[str, _Tensor])
+_HEADER = TypeAdapter(dict[str, _TensorEntry])
 
 
-def claims_a_header(data: bytes | mmap) -> bool:
+def has_header_brace(data: bytes | mmap) -> bool:
     """Whether a header's first brace stands where it would."""
     return data[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
 
 
 def looks_like_safetensors(data: bytes | mmap) -> bool:
     """Whether what follows the length is a header of that length, or would be if the file were whole."""
-    return claims_a_header(data) and (_length(data) <= MOST_HEADER or data[7] == 0)
+    return has_header_brace(data) and (_read_length(data) <= MAX_HEADER_BYTES or data[7] == 0)
 
 
-def check(data: bytes | mmap) -> None:
+def check_header(data: bytes | mmap) -> None:
     """Raise InvalidModel unless the header is sound and its tensors fill the rest without gap or overlap."""
-    length, room = _length(data), len(data) - LENGTH_BYTES
-    if length > min(room, MOST_HEADER):
-        raise _invalid(
-            f"its header claims {length:,} bytes; the file has {room:,} and {MOST_HEADER:,} may be"
+    length, room = _read_length(data), len(data) - LENGTH_BYTES
+    if length > min(room, MAX_HEADER_BYTES):
+        raise _invalid_file(
+            f"its header claims {length:,} bytes; the file has {room:,} and {MAX_HEADER_BYTES:,} may be"
         )
-    header = _header(data[LENGTH_BYTES : LENGTH_BYTES + length])
+    header = _read_header(data[LENGTH_BYTES : LENGTH_BYTES + length])
     header.pop("__metadata__", None)
     try:
         tensors = _HEADER.validate_python(header)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part)[:60] for part in fault["loc"])
-        raise _invalid(f"its header is malformed at {where}: {fault['msg']}") from None
+        raise _invalid_file(f"its header is malformed at {where}: {fault['msg']}") from None
     _check_tensors(tensors, room - length)
 
 
-def _length(data: bytes | mmap) -> int:
+def _read_length(data: bytes | mmap) -> int:
     return int.from_bytes(data[:LENGTH_BYTES], "little")
 
 
-def _header(text: bytes) -> dict[str, Any]:
+def _read_header(text: bytes) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(text)  # since it begins with a brace
     except (ValueError, RecursionError):
-        raise _invalid("its header is no JSON") from None
+        raise _invalid_file("its header is no JSON") from None
     return header
 
 
-def _check_tensors(tensors: Mapping[str, _Tensor], room: int) -> None:
-    if not 0 < len(tensors) <= MOST_TENSORS:
-        raise _invalid(f"it holds {len(tensors):,} tensors; 1 to {MOST_TENSORS:,} are possible")
+def _check_tensors(tensors: Mapping[str, _TensorEntry], room: int) -> None:
+    if not 0 < len(tensors) <= MAX_TENSORS:
+        raise _invalid_file(f"it holds {len(tensors):,} tensors; 1 to {MAX_TENSORS:,} are possible")
     for name, tensor in tensors.items():
         if tensor.dtype not in _SIZES:
-            raise _invalid(
+            raise _invalid_file(
                 f"the tensor {name[:80]!r} is of the type {tensor.dtype[:20]!r}, which is not known"
             )
         start, end = tensor.data_offsets
         if end - start != math.prod(tensor.shape) * _SIZES[tensor.dtype]:
-            raise _invalid(f"the tensor {name[:80]!r} does not have the bytes that its shape needs")
+            raise _invalid_file(f"the tensor {name[:80]!r} does not have the bytes that its shape needs")
     spans = sorted(tensor.data_offsets for tensor in tensors.values())
     if any(before[1] != after[0] for before, after in pairwise([(0, 0), *spans, (room, room)])):
-        raise _invalid("its tensors overlap, leave gaps, or lie beyond the end of the file")
+        raise _invalid_file("its tensors overlap, leave gaps, or lie beyond the end of the file")
 
 
-def _invalid(what: str) -> InvalidModel:
+def _invalid_file(what: str) -> InvalidModel:
     return InvalidModel(f"the safetensors file is damaged: {what}", field="file")

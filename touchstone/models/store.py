@@ -14,14 +14,14 @@ from typing import Protocol
 from touchstone.errors import ModelConflict, ModelUnusable, UnknownModel
 from touchstone.models import zoo
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Shown
+from touchstone.models.measurements import RegistrationProbe
 
-_NAMED = 20
-_SHORTEST = 12
-_VERSION = re.compile(rf"(?:sha256:)?([0-9a-f]{{{_SHORTEST},64}})")
+_MAX_LISTED = 20
+_MIN_DIGITS = 12
+_VERSION = re.compile(rf"(?:sha256:)?([0-9a-f]{{{_MIN_DIGITS},64}})")
 
 
-class Shelf(Protocol):
+class ModelStore(Protocol):
     """Models with their weights. What is not there raises `UnknownModel`."""
 
     def manifests(self) -> Mapping[str, Manifest]:
@@ -33,129 +33,133 @@ class Shelf(Protocol):
     def manifest(self, model: str, digest: str | None = None) -> Manifest:
         """The current version, or the one of this digest."""
 
-    def weights(self, card: Manifest) -> bytes:
+    def weights(self, manifest: Manifest) -> bytes:
         """The file of a version, once it is known to be that. Raises `ModelUnusable`."""
 
-    def examined(self, card: Manifest) -> Shown | None:
+    def registration_probe(self, manifest: Manifest) -> RegistrationProbe | None:
         """What was found out about a version when it was registered; None of one that came along."""
 
-    def of(self, tenant: str) -> Shelf:
+    def of(self, tenant: str) -> ModelStore:
         """The same as this tenant sees it."""
 
 
-class Zoo:
+class ZooStore:
     """The models that come with Touchstone, one version each."""
 
-    def __init__(self, beside: Path = zoo.CARDS) -> None:
-        self._beside = beside
+    def __init__(self, weights_folder: Path = zoo.MANIFESTS_FOLDER) -> None:
+        self._weights_folder = weights_folder
 
     def manifests(self) -> Mapping[str, Manifest]:
-        """See `Shelf.manifests`."""
+        """See `ModelStore.manifests`."""
         return zoo.manifests()
 
     def versions(self, model: str) -> tuple[Manifest, ...]:
-        """See `Shelf.versions`."""
-        return (zoo.manifest(model),)
+        """See `ModelStore.versions`."""
+        return (zoo.find_manifest(model),)
 
     def manifest(self, model: str, digest: str | None = None) -> Manifest:
-        """See `Shelf.manifest`."""
-        card = zoo.manifest(model)
-        if digest not in (None, card.digest):
-            raise no_version(model, str(digest))
-        return card
+        """See `ModelStore.manifest`."""
+        manifest = zoo.find_manifest(model)
+        if digest not in (None, manifest.digest):
+            raise unknown_version(model, str(digest))
+        return manifest
 
-    def weights(self, card: Manifest) -> bytes:
-        """See `Shelf.weights`."""
-        return zoo.read_weights(card, beside=self._beside)
+    def weights(self, manifest: Manifest) -> bytes:
+        """See `ModelStore.weights`."""
+        return zoo.read_weights(manifest, weights_folder=self._weights_folder)
 
-    def examined(self, card: Manifest) -> Shown | None:  # noqa: ARG002 - as the protocol has it
-        """See `Shelf.examined`."""
+    def registration_probe(self, manifest: Manifest) -> RegistrationProbe | None:  # noqa: ARG002 - as the protocol has it
+        """See `ModelStore.registration_probe`."""
         return None
 
-    def of(self, tenant: str) -> Shelf:  # noqa: ARG002
-        """See `Shelf.of`: these are everybody's."""
+    def of(self, tenant: str) -> ModelStore:  # noqa: ARG002
+        """See `ModelStore.of`: these are everybody's."""
         return self
 
 
-ZOO: Shelf = Zoo()
+ZOO: ModelStore = ZooStore()
 
 
 @dataclass(frozen=True)
-class OneFile:
+class SingleFileStore:
     """A shelf with one model on it, whose file is at hand."""
 
-    card: Manifest
+    entry: Manifest
     data: bytes
 
     def manifests(self) -> Mapping[str, Manifest]:
-        """See `Shelf.manifests`."""
-        return {self.card.id: self.card}
+        """See `ModelStore.manifests`."""
+        return {self.entry.id: self.entry}
 
     def versions(self, model: str) -> tuple[Manifest, ...]:
-        """See `Shelf.versions`."""
-        if model != self.card.id:
-            raise no_model(model, self.manifests())
-        return (self.card,)
+        """See `ModelStore.versions`."""
+        if model != self.entry.id:
+            raise unknown_model(model, self.manifests())
+        return (self.entry,)
 
     def manifest(self, model: str, digest: str | None = None) -> Manifest:
-        """See `Shelf.manifest`."""
-        [card] = self.versions(model)
-        if digest not in (None, card.digest):
-            raise no_version(model, str(digest))
-        return card
+        """See `ModelStore.manifest`."""
+        [manifest] = self.versions(model)
+        if digest not in (None, manifest.digest):
+            raise unknown_version(model, str(digest))
+        return manifest
 
-    def weights(self, card: Manifest) -> bytes:  # noqa: ARG002 - there is but one
-        """See `Shelf.weights`."""
+    def weights(self, manifest: Manifest) -> bytes:  # noqa: ARG002 - there is but one
+        """See `ModelStore.weights`."""
         return self.data
 
-    def examined(self, card: Manifest) -> Shown | None:  # noqa: ARG002
-        """See `Shelf.examined`."""
+    def registration_probe(self, manifest: Manifest) -> RegistrationProbe | None:  # noqa: ARG002
+        """See `ModelStore.registration_probe`."""
         return None
 
-    def of(self, tenant: str) -> Shelf:  # noqa: ARG002
-        """See `Shelf.of`."""
+    def of(self, tenant: str) -> ModelStore:  # noqa: ARG002
+        """See `ModelStore.of`."""
         return self
 
 
-def find(shelf: Shelf, name: str) -> Manifest:
+def find_model(store: ModelStore, name: str) -> Manifest:
     """The version that a client names: `ID`, `ID@sha256:…`, or `ID@` and enough of the digest to tell it."""
     model, at, version = name.partition("@")
     if not at:
-        return shelf.manifest(model)
-    versions, digits = shelf.versions(model), _VERSION.fullmatch(version)
+        return store.manifest(model)
+    versions, digits = store.versions(model), _VERSION.fullmatch(version)
     if digits is None:
-        raise no_version(model, version, why=f"give {_SHORTEST} to 64 hexadecimal digits of its digest")
-    found = [card for card in versions if card.digest.startswith(f"sha256:{digits[1]}")]
+        raise unknown_version(
+            model, version, why=f"give {_MIN_DIGITS} to 64 hexadecimal digits of its digest"
+        )
+    found = [manifest for manifest in versions if manifest.digest.startswith(f"sha256:{digits[1]}")]
     if not found:
-        raise no_version(model, version)
+        raise unknown_version(model, version)
     if len(found) > 1:
-        raise no_version(model, version, why=f"{len(found)} versions begin so; give more digits")
+        raise unknown_version(model, version, why=f"{len(found)} versions begin so; give more digits")
     return found[0]
 
 
-def bound(shelf: Shelf, model: str, digest: str) -> Manifest:
+def find_pinned(store: ModelStore, model: str, digest: str) -> Manifest:
     """The version that a job was accepted for. Raises ModelUnusable where it is there no longer."""
     try:
-        return shelf.manifest(model, digest)
+        return store.manifest(model, digest)
     except UnknownModel:
         raise ModelUnusable(
             f"{model} was deleted or replaced after the job was accepted; submit it again"
         ) from None
 
 
-def no_model(model: str, known: Mapping[str, Manifest]) -> UnknownModel:
+def unknown_model(model: str, known: Mapping[str, Manifest]) -> UnknownModel:
     """There is none of this id; names those that there are."""
-    named = ", ".join(list(known)[:_NAMED]) or "none"
-    more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+    named = ", ".join(list(known)[:_MAX_LISTED]) or "none"
+    more = f" and {len(known) - _MAX_LISTED} more" if len(known) > _MAX_LISTED else ""
     return UnknownModel(f"there is no model named {model[:60]!r}; there are: {named}{more}", field="model")
 
 
-def no_version(model: str, version: str, *, why: str = "it was never there, or was deleted") -> UnknownModel:
+def unknown_version(
+    model: str, version: str, *, why: str = "it was never there, or was deleted"
+) -> UnknownModel:
     """There is a model of this id, but no such version."""
     return UnknownModel(f"{model[:64]} has no version {version[:80]!r}: {why}", field="model")
 
 
-def other_manifest(model: str) -> ModelConflict:
+def manifest_conflict(model: str) -> ModelConflict:
     """These bytes are a version of the model already, and their card says something else."""
     return ModelConflict(
         f"{model} has these bytes already, with another manifest; delete it first, or take another id",

@@ -12,17 +12,19 @@ from types import MappingProxyType
 from touchstone.errors import ModelUnusable, UnknownModel
 from touchstone.models.manifest import Manifest
 
-CARDS = Path(__file__).with_name("cards")
+MANIFESTS_FOLDER = Path(__file__).with_name("cards")
 
 
 @cache
 def manifests() -> Mapping[str, Manifest]:
     """All models by id."""
-    cards = [Manifest.model_validate_json(path.read_bytes()) for path in sorted(CARDS.glob("*.json"))]
-    return MappingProxyType({card.id: card for card in cards})
+    found = [
+        Manifest.model_validate_json(path.read_bytes()) for path in sorted(MANIFESTS_FOLDER.glob("*.json"))
+    ]
+    return MappingProxyType({manifest.id: manifest for manifest in found})
 
 
-def manifest(model: str) -> Manifest:
+def find_manifest(model: str) -> Manifest:
     """The card of this id; UnknownModel names those that exist."""
     known = manifests()
     if model not in known:
@@ -32,28 +34,36 @@ def manifest(model: str) -> Manifest:
     return known[model]
 
 
-def weights_file(card: Manifest, *, beside: Path = CARDS) -> Path:
-    """Where a card's weights are: in the folder `beside`, or in the installed package that the card names.
+def weights_file(manifest: Manifest, *, weights_folder: Path = MANIFESTS_FOLDER) -> Path:
+    """Where a card's weights are: in the folder `weights_folder`, or in the installed package that the card names.
 
     The package is found, not imported. Raises ModelUnusable where it is not installed, or where the file's
     name leads elsewhere.
     """
-    folder = beside if card.weights.package is None else _package_folder(card.weights.package, card.id)
-    path = (folder / card.weights.file).resolve()
+    folder = (
+        weights_folder
+        if manifest.weights.package is None
+        else _package_folder(manifest.weights.package, manifest.id)
+    )
+    path = (folder / manifest.weights.file).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise ModelUnusable(f"{card.id}: the weights file {card.weights.file!r} lies outside its folder")
+        raise ModelUnusable(
+            f"{manifest.id}: the weights file {manifest.weights.file!r} lies outside its folder"
+        )
     return path
 
 
-def read_weights(card: Manifest, *, beside: Path = CARDS) -> bytes:
+def read_weights(manifest: Manifest, *, weights_folder: Path = MANIFESTS_FOLDER) -> bytes:
     """The weights file, once its digest is known to be the card's. Raises ModelUnusable."""
-    path = weights_file(card, beside=beside)
+    path = weights_file(manifest, weights_folder=weights_folder)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ModelUnusable(f"{card.id}: cannot read {path.name}: {error.strerror}") from None
-    if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != card.digest:
-        raise ModelUnusable(f"{card.id}: {path.name} is not the file of the card: {found}, not {card.digest}")
+        raise ModelUnusable(f"{manifest.id}: cannot read {path.name}: {error.strerror}") from None
+    if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != manifest.digest:
+        raise ModelUnusable(
+            f"{manifest.id}: {path.name} is not the file of the card: {found}, not {manifest.digest}"
+        )
     return data
 
 

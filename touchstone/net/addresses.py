@@ -76,39 +76,39 @@ class Permit:
 class Permits:
     """The operator's exceptions, as `TOUCHSTONE_OUTGOING_ALLOW` writes them."""
 
-    each: tuple[Permit, ...] = ()
+    entries: tuple[Permit, ...] = ()
 
     @classmethod
     def parse(cls, text: str | None) -> Permits:
         """Hosts, host:port and networks, separated by commas. Raises ValueError for anything else."""
         entries = [entry.strip().lower() for entry in (text or "").split(",")]
-        return cls(tuple(_permit(entry) for entry in entries if entry))
+        return cls(tuple(_parse_permit(entry) for entry in entries if entry))
 
     def cover(self, host: str, port: int, address: Address) -> bool:
         """Whether any of them lets a request to this host go to this address."""
-        return any(permit.covers(host, port, address) for permit in self.each)
+        return any(permit.covers(host, port, address) for permit in self.entries)
 
 
-def _permit(entry: str) -> Permit:
-    if (network := _network(entry)) is not None:
+def _parse_permit(entry: str) -> Permit:
+    if (network := _parse_network(entry)) is not None:
         return Permit(None, network)
     split = _HOST_AND_PORT.fullmatch(entry)
     host, port = (split[1], int(split[2])) if split else (entry, None)
-    if (network := _network(host)) is not None:
+    if (network := _parse_network(host)) is not None:
         return Permit(None, network, port)
     if not _NAME.fullmatch(host) or port == 0 or (port or 0) > 65535:
         raise ValueError(f"{entry!r} is no host, host:port or network such as 10.0.0.0/8")
     return Permit(host, None, port)
 
 
-def _network(text: str) -> Network | None:
+def _parse_network(text: str) -> Network | None:
     try:
         return ip_network(text)
     except ValueError:
         return None
 
 
-def as_address(host: str) -> Address | None:
+def parse_address(host: str) -> Address | None:
     """The address that a host is written as; None for a name."""
     try:
         return ip_address(host)

@@ -24,24 +24,24 @@ from urllib.parse import urlsplit
 
 from touchstone.errors import AddressRefused, RemoteAnswer, RemoteUnavailable
 from touchstone.logs import get_logger
-from touchstone.net.addresses import Address, Permits, as_address, is_closed
+from touchstone.net.addresses import Address, Permits, is_closed, parse_address
 
 CONNECT_SECONDS = 5.0
-LONGEST_URL = 2_000
+MAX_URL = 2_000
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _HOST = re.compile(r"[a-z0-9._-]{1,253}")
 _PORTS = {"http": 80, "https": 443}
-_HTTPS_ALONE = "only https is allowed, but for hosts that the operator names"
+_HTTPS_ONLY = "only https is allowed, but for hosts that the operator names"
 
 _log = get_logger("outgoing")
 
-Found = tuple[int, Any, str]
+ResolvedAddress = tuple[int, Any, str]
 """Family, address for the socket, address as text."""
 
-Resolve = Callable[[str, int], Sequence[Found]]
+Resolve = Callable[[str, int], Sequence[ResolvedAddress]]
 
 
-def resolve(host: str, port: int) -> Sequence[Found]:
+def resolve(host: str, port: int) -> Sequence[ResolvedAddress]:
     """All addresses of a host, by the system's own means."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return [(family, address, str(address[0])) for family, _, _, _, address in found]
@@ -59,24 +59,24 @@ class Target:
     @classmethod
     def parse(cls, url: str) -> Target:
         """Raises AddressRefused for anything but a plain http or https URL."""
-        if len(url) > LONGEST_URL or not _PRINTABLE.fullmatch(url):
-            raise _refused("expected an https URL in printable ASCII of at most 2,000 characters")
+        if len(url) > MAX_URL or not _PRINTABLE.fullmatch(url):
+            raise _refusal("expected an https URL in printable ASCII of at most 2,000 characters")
         try:
             parts = urlsplit(url)
             host, port = (parts.hostname or "").rstrip("."), parts.port
         except ValueError as error:
-            raise _refused(str(error)) from None
+            raise _refusal(str(error)) from None
         if parts.scheme not in _PORTS:
-            raise _refused("the URL must begin with https://")
+            raise _refusal("the URL must begin with https://")
         if parts.username is not None or parts.password is not None or parts.fragment:
-            raise _refused("a URL must hold neither a user, nor a password, nor a fragment")
-        if (as_address(host) is None and not _HOST.fullmatch(host)) or port == 0:
-            raise _refused("the URL names no host that could be asked")
+            raise _refusal("a URL must hold neither a user, nor a password, nor a fragment")
+        if (parse_address(host) is None and not _HOST.fullmatch(host)) or port == 0:
+            raise _refusal("the URL names no host that could be asked")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], path)
 
 
-def _refused(why: str) -> AddressRefused:
+def _refusal(why: str) -> AddressRefused:
     return AddressRefused(f"url: {why}", field="url")
 
 
@@ -89,7 +89,7 @@ class Reply:
     retry_after: float | None = None
 
 
-class Outgoing:
+class OutboundClient:
     """Knows where requests may go, and opens channels to there.
 
     `allow` are the operator's exceptions: hosts, host:port and networks that may be reached although they are
@@ -97,16 +97,16 @@ class Outgoing:
     """
 
     def __init__(
-        self, allow: str | None = None, *, find: Resolve = resolve, tls: ssl.SSLContext | None = None
+        self, allow: str | None = None, *, resolver: Resolve = resolve, tls: ssl.SSLContext | None = None
     ) -> None:
         self._permits = Permits.parse(allow)
-        self._find = find
-        self._given_tls = tls
+        self._resolver = resolver
+        self._tls_context = tls
 
     @cached_property
     def tls(self) -> ssl.SSLContext:
         """Certificates are verified against those that the system trusts."""
-        return self._given_tls or ssl.create_default_context()
+        return self._tls_context or ssl.create_default_context()
 
     def channel(self, url: str) -> Channel:
         """A connection to be opened at its first request. Raises AddressRefused for a URL that cannot be."""
@@ -116,41 +116,41 @@ class Outgoing:
         """Raise AddressRefused or RemoteUnavailable where a request to this URL would not leave; resolves."""
         self.addresses(Target.parse(url))
 
-    def check_written(self, url: str) -> None:
+    def check_url(self, url: str) -> None:
         """Raise AddressRefused for a URL that no request could ever go to, as far as that is told without
         resolving a name.
         """
         target = Target.parse(url)
-        for text in _written(target):
-            self._check(target, as_address(text))
-        if target.scheme != "https" and not self._permits.each:
-            raise _refused(_HTTPS_ALONE)
+        for text in _literal_addresses(target):
+            self._check(target, parse_address(text))
+        if target.scheme != "https" and not self._permits.entries:
+            raise _refusal(_HTTPS_ONLY)
 
-    def addresses(self, target: Target) -> Sequence[Found]:
+    def addresses(self, target: Target) -> Sequence[ResolvedAddress]:
         """All addresses of the target, each of which may be reached."""
         try:
-            found = self._find(target.host, target.port)
+            found = self._resolver(target.host, target.port)
         except (OSError, UnicodeError):
             raise RemoteUnavailable(f"the host {target.host} cannot be resolved") from None
         if not found:
             raise RemoteUnavailable(f"the host {target.host} has no address")
         for _, _, text in found:
-            self._check(target, as_address(text))
+            self._check(target, parse_address(text))
         return found
 
     def _check(self, target: Target, address: Address | None) -> None:
         if address is not None and self._permits.cover(target.host, target.port, address):
             return
         if address is None or is_closed(address):
-            raise _refused(
+            raise _refusal(
                 f"{target.host} leads to a private or reserved address, which only the operator may allow "
                 "(TOUCHSTONE_OUTGOING_ALLOW)"
             )
         if target.scheme != "https":
-            raise _refused(_HTTPS_ALONE)
+            raise _refusal(_HTTPS_ONLY)
 
 
-def _written(target: Target) -> list[str]:
+def _literal_addresses(target: Target) -> list[str]:
     """The addresses that a host is another spelling of, such as 127.1; none for a name to be resolved."""
     if target.host == "localhost" or target.host.endswith(".localhost"):
         return ["127.0.0.1"]
@@ -164,10 +164,10 @@ def _written(target: Target) -> list[str]:
 class Channel:
     """One connection, kept alive between requests. One thread asks; any other may abort."""
 
-    def __init__(self, outgoing: Outgoing, target: Target) -> None:
+    def __init__(self, client: OutboundClient, target: Target) -> None:
         self.target = target
-        self._outgoing = outgoing
-        self._connection: _Connection | None = None
+        self._client = client
+        self._connection: _SocketConnection | None = None
         self._socket: socket.socket | None = None
         self._aborted = False
         self._sending = False
@@ -178,24 +178,24 @@ class Channel:
         headers: Mapping[str, str],
         *,
         seconds: float,
-        most: int | None,
+        max_bytes: int | None,
         connect: float = CONNECT_SECONDS,
     ) -> Reply:
-        """Send one request and read at most `most` bytes of answer, all within `seconds`.
+        """Send one request and read at most `max_bytes` bytes of answer, all within `seconds`.
 
-        Where `most` is None the answer's head tells enough, and the connection ends with it.
+        Where `max_bytes` is None the answer's head tells enough, and the connection ends with it.
         Nothing is ever sent twice. Raises AddressRefused, RemoteUnavailable, RemoteAnswer.
         """
         began = time.monotonic()
         try:
             self._sending = False
-            connection = self._ready(began + seconds, connect)
+            connection = self._prepare(began + seconds, connect)
             self._sending = True
             connection.request("POST", self.target.path, body, {**headers, "Accept-Encoding": "identity"})
-            reply = self._read(connection.getresponse(), most)
+            reply = self._read(connection.getresponse(), max_bytes)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise self._unavailable(error, time.monotonic() - began) from None
+            raise self._to_failure(error, time.monotonic() - began) from None
         except BaseException:
             self.close()
             raise
@@ -218,21 +218,21 @@ class Channel:
             self._socket.close()
         self._connection = self._socket = None
 
-    def _ready(self, until: float, connect: float) -> _Connection:
+    def _prepare(self, until: float, connect: float) -> _SocketConnection:
         if self._socket is not None and _is_stale(self._socket):
             self.close()
         if self._connection is None or self._socket is None:
-            self._socket = self._connected(until, connect)
-            self._connection = _Connection(self.target)
-        self._connection.sock = _Timed(self._socket, until)
+            self._socket = self._connect(until, connect)
+            self._connection = _SocketConnection(self.target)
+        self._connection.sock = _DeadlineSocket(self._socket, until)
         return self._connection
 
-    def _connected(self, until: float, connect: float) -> socket.socket:
+    def _connect(self, until: float, connect: float) -> socket.socket:
         """A socket to the first address that takes it, encrypted where the URL says so."""
         failure: OSError = OSError("no address")
-        for family, address, _ in self._outgoing.addresses(self.target):
+        for family, address, _ in self._client.addresses(self.target):
             try:
-                return self._secured(self._open(family, address, _left(until, connect)), until)
+                return self._wrap_tls(self._open(family, address, _remaining(until, connect)), until)
             except OSError as error:
                 failure = error
         raise failure
@@ -248,43 +248,43 @@ class Channel:
             raise
         return sock
 
-    def _secured(self, sock: socket.socket, until: float) -> socket.socket:
+    def _wrap_tls(self, sock: socket.socket, until: float) -> socket.socket:
         self._socket = sock  # so that `abort` finds it
         if self._aborted:
             sock.close()
             raise OSError("aborted")
         if self.target.scheme == "http":
             return sock
-        tls = self._outgoing.tls.wrap_socket(
+        tls = self._client.tls.wrap_socket(
             sock, server_hostname=self.target.host, do_handshake_on_connect=False
         )
         self._socket = tls
         try:
-            tls.settimeout(_left(until))
+            tls.settimeout(_remaining(until))
             tls.do_handshake()
         except BaseException:
             tls.close()
             raise
         return tls
 
-    def _read(self, response: http.client.HTTPResponse, most: int | None) -> Reply:
+    def _read(self, response: http.client.HTTPResponse, max_bytes: int | None) -> Reply:
         pause = _retry_after(response.headers.get("Retry-After"))
-        if most is None:
+        if max_bytes is None:
             self.close()
             return Reply(response.status, b"", pause)
         coding = response.headers.get("Content-Encoding", "identity")
         if coding.strip().lower() != "identity":
             raise RemoteAnswer(f"{self.target.host} sent a compressed answer, which it was not asked for")
-        body = response.read(most + 1)
-        if len(body) > most:
-            raise RemoteAnswer(f"{self.target.host} sent an answer of more than {most:,} bytes")
+        body = response.read(max_bytes + 1)
+        if len(body) > max_bytes:
+            raise RemoteAnswer(f"{self.target.host} sent an answer of more than {max_bytes:,} bytes")
         if response.length:
             raise http.client.IncompleteRead(body)
         if response.will_close or self._aborted:
             self.close()
         return Reply(response.status, body, pause)
 
-    def _unavailable(self, error: Exception, seconds: float) -> RemoteUnavailable:
+    def _to_failure(self, error: Exception, seconds: float) -> RemoteUnavailable:
         host = self.target.host
         if isinstance(error, TimeoutError):
             why = f"{host} did not answer within {seconds:.3g} s"
@@ -295,7 +295,7 @@ class Channel:
         return RemoteUnavailable(f"{host} cannot be asked: {why}")
 
 
-class _Connection(http.client.HTTPConnection):
+class _SocketConnection(http.client.HTTPConnection):
     """Speaks HTTP over a socket that it is given, and never opens one."""
 
     def __init__(self, target: Target) -> None:
@@ -304,7 +304,7 @@ class _Connection(http.client.HTTPConnection):
         self.auto_open = 0
 
 
-class _Timed(io.RawIOBase):
+class _DeadlineSocket(io.RawIOBase):
     """A socket of which every read and write ends at one time, however slowly the other side goes."""
 
     def __init__(self, sock: socket.socket, until: float) -> None:
@@ -314,22 +314,22 @@ class _Timed(io.RawIOBase):
     def sendall(self, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
-            self._sock.settimeout(_left(self._until))
+            self._sock.settimeout(_remaining(self._until))
             rest = rest[self._sock.send(rest) :]
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Timed(self._sock, self._until))
+        return io.BufferedReader(_DeadlineSocket(self._sock, self._until))
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(_left(self._until))
+        self._sock.settimeout(_remaining(self._until))
         return self._sock.recv_into(buffer)
 
 
-def _left(until: float, most: float = float("inf")) -> float:
-    left = min(until - time.monotonic(), most)
+def _remaining(until: float, limit: float = float("inf")) -> float:
+    left = min(until - time.monotonic(), limit)
     if left <= 0:
         raise TimeoutError
     return left

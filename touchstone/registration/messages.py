@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Examined
+from touchstone.models.measurements import ModelProbe
 
 STEPS = ("read", "build", "answer", "differentiate", "measure")
 """What is done in turn."""
@@ -15,27 +15,27 @@ STEPS = ("read", "build", "answer", "differentiate", "measure")
 Softmax = Literal["none", "removed", "inverted"]
 
 
-class Part(BaseModel):
+class TrialMessagePart(BaseModel):
     """Strict about its fields: what a child writes is checked as if a stranger had written it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Request(Part):
+class TrialRequest(TrialMessagePart):
     """The model to try, and how much of the machine that may take; the file follows."""
 
-    card: Manifest
+    manifest: Manifest
     seconds: float = Field(gt=0)
     memory: int = Field(gt=0)
 
 
-class Begun(Part):
-    """A step of `STEPS` that was begun, counted from 0."""
+class StepStarted(TrialMessagePart):
+    """A step of `STEPS_PER_UPDATE` that was begun, counted from 0."""
 
     step: int = Field(ge=0, lt=len(STEPS))
 
 
-class Fault(Part):
+class TrialError(TrialMessagePart):
     """Why the model cannot be used: a code of `touchstone.errors` and a sentence."""
 
     code: str = Field(max_length=40)
@@ -43,21 +43,21 @@ class Fault(Part):
     field: str | None = Field(None, max_length=60)
 
 
-class Findings(Part):
+class TrialResult(TrialMessagePart):
     """What is now known of the model that its card could not tell before."""
 
     parameters: int = Field(ge=0)
     softmax: Softmax
-    examined: Examined
+    probe: ModelProbe
 
-    def completed(self, card: Manifest) -> Manifest:
+    def complete_manifest(self, manifest: Manifest) -> Manifest:
         """The card with it."""
-        return card.model_copy(update={"parameters": self.parameters, "softmax": self.softmax})
+        return manifest.model_copy(update={"parameters": self.parameters, "softmax": self.softmax})
 
 
-class Word(Part):
+class Message(TrialMessagePart):
     """One line of a child: one of these."""
 
-    begun: Begun | None = None
-    fault: Fault | None = None
-    findings: Findings | None = None
+    started: StepStarted | None = None
+    error: TrialError | None = None
+    result: TrialResult | None = None

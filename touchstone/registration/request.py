@@ -11,36 +11,36 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from touchstone.errors import InvalidParameter
 from touchstone.methods import invalid_parameter
-from touchstone.models.file_format import Format, format_of
+from touchstone.models.file_format import Format, detect_format
 from touchstone.models.manifest import ID, ONNX, InputSpec, Manifest, Weights
 from touchstone.models.remote_manifest import Remote
 from touchstone.storage.blobs import digest_of
 
-MOST_CLASSES = 100_000
-LONGEST_CLASS = 200
+MAX_CLASSES = 100_000
+MAX_CLASS_LETTERS = 200
 _NO_DIGEST = "sha256:" + "0" * 64
-MOST_LETTERS = 2_000_000
+MAX_LETTERS = 2_000_000
 """Of all classes' names together: a card is read often."""
 
 
-def _named(name: str) -> str:
+def _check_name(name: str) -> str:
     if not name.strip() or not name.isprintable():
         raise ValueError(f"expected a name to print, not {name[:40]!r}")
     return name.strip()
 
 
-ClassName = Annotated[str, Field(min_length=1, max_length=LONGEST_CLASS), AfterValidator(_named)]
+ClassName = Annotated[str, Field(min_length=1, max_length=MAX_CLASS_LETTERS), AfterValidator(_check_name)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, le=1e6)]
 
 
 def _check_lines(names: tuple[str, ...]) -> None:
-    if not 2 <= len(names) <= MOST_CLASSES:
-        raise ValueError(f"labels: {len(names)} lines; 2 to {MOST_CLASSES:,} classes are possible")
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise ValueError(f"labels: {len(names)} lines; 2 to {MAX_CLASSES:,} classes are possible")
     for number, name in enumerate(names, 1):
-        if not name or not name.isprintable() or len(name) > LONGEST_CLASS:
+        if not name or not name.isprintable() or len(name) > MAX_CLASS_LETTERS:
             raise ValueError(
-                f"labels: line {number} is no name of 1 to {LONGEST_CLASS} letters to print: {name[:40]!r}"
+                f"labels: line {number} is no name of 1 to {MAX_CLASS_LETTERS} letters to print: {name[:40]!r}"
             )
 
 
@@ -53,13 +53,13 @@ class Registration(BaseModel):
     classes: tuple[ClassName, ...] | None = Field(
         None,
         min_length=2,
-        max_length=MOST_CLASSES,
+        max_length=MAX_CLASSES,
         description="The classes' names, in the order of the network's outputs. Names may come twice.",
         examples=[["cat", "dog"]],
     )
     labels: str | None = Field(
         None,
-        max_length=2 * MOST_LETTERS,
+        max_length=2 * MAX_LETTERS,
         description="The same as a text with one name a line; instead of `classes`.",
         examples=["cat\ndog\n"],
     )
@@ -91,27 +91,27 @@ class Registration(BaseModel):
     provenance: str = Field("not stated", max_length=5000, description="Where the model comes from.")
 
     @classmethod
-    def parse(cls, said: Mapping[str, Any] | str | bytes) -> Registration:
+    def parse(cls, data: Mapping[str, Any] | str | bytes) -> Registration:
         """A registration from JSON, parsed or not. Raises InvalidParameter, which names the field."""
         try:
-            if isinstance(said, str | bytes):
-                return cls.model_validate_json(said)
-            return cls.model_validate(said)
+            if isinstance(data, str | bytes):
+                return cls.model_validate_json(data)
+            return cls.model_validate(data)
         except ValidationError as error:
             raise invalid_parameter(error) from None
 
     @model_validator(mode="after")
-    def _names_classes_once(self) -> Registration:
+    def _check_classes(self) -> Registration:
         if (self.classes is None) == (self.labels is None):
             raise ValueError("classes: name the classes, either here or in labels, one a line")
-        if sum(map(len, self.names)) > MOST_LETTERS:
-            raise ValueError(f"classes: the names have more than {MOST_LETTERS:,} letters together")
+        if sum(map(len, self.names)) > MAX_LETTERS:
+            raise ValueError(f"classes: the names have more than {MAX_LETTERS:,} letters together")
         if self.labels is not None:
             _check_lines(self.names)
         return self
 
     @model_validator(mode="after")
-    def _normalises_one_way(self) -> Registration:
+    def _check_normalisation(self) -> Registration:
         if (self.mean is None) != (self.std is None):
             raise ValueError("std: mean and std come together, or not at all")
         if self.range is not None and self.mean is not None:
@@ -132,13 +132,13 @@ class Registration(BaseModel):
             return self.classes
         return tuple(line.strip() for line in (self.labels or "").rstrip().splitlines())
 
-    def manifest(self, digest: str, file: Format) -> Manifest:
+    def build_manifest(self, digest: str, file: Format) -> Manifest:
         """The card of these bytes, with every default filled in. Raises InvalidParameter."""
         if self.remote is not None:
             raise InvalidParameter("remote: a model is either a file or behind an address", field="remote")
-        return self._card(digest, self._architecture(file), f"model.{file}")
+        return self._fill_manifest(digest, self._choose_architecture(file), f"model.{file}")
 
-    def remote_manifest(self, tenant: str) -> tuple[Manifest, bytes]:
+    def build_remote_manifest(self, tenant: str) -> tuple[Manifest, bytes]:
         """The card of a model behind an address, and the bytes whose digest is the version's.
 
         These name the tenant, so that no two share what is counted by digest, such as a budget. Raises
@@ -148,13 +148,13 @@ class Registration(BaseModel):
             raise InvalidParameter(
                 "remote: without a file, tell where the model answers, and no architecture", field="remote"
             )
-        card = self._card(_NO_DIGEST, "remote", "remote")
-        said = {**card.model_dump(mode="json", exclude={"digest"}), "tenant": tenant}
-        told = json.dumps(said, sort_keys=True).encode()
-        return card.model_copy(update={"digest": f"sha256:{hashlib.sha256(told).hexdigest()}"}), told
+        manifest = self._fill_manifest(_NO_DIGEST, "remote", "remote")
+        identity = {**manifest.model_dump(mode="json", exclude={"digest"}), "tenant": tenant}
+        data = json.dumps(identity, sort_keys=True).encode()
+        return manifest.model_copy(update={"digest": f"sha256:{hashlib.sha256(data).hexdigest()}"}), data
 
-    def _card(self, digest: str, architecture: str, file: str) -> Manifest:
-        mean, std = self._normalisation()
+    def _fill_manifest(self, digest: str, architecture: str, file: str) -> Manifest:
+        mean, std = self._compute_normalisation()
         try:
             return Manifest(
                 kind="local" if self.remote is None else "remote",
@@ -175,7 +175,7 @@ class Registration(BaseModel):
         except ValidationError as error:
             raise invalid_parameter(error) from None
 
-    def _architecture(self, file: Format) -> str:
+    def _choose_architecture(self, file: Format) -> str:
         if file == "onnx" and self.architecture in (None, ONNX):
             return ONNX
         if file == "onnx":
@@ -190,7 +190,7 @@ class Registration(BaseModel):
             )
         return str(self.architecture)
 
-    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _compute_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         channels = self.input.channels
         if self.mean is not None and self.std is not None:
             return self.mean, self.std
@@ -199,9 +199,9 @@ class Registration(BaseModel):
         return (-low / width if low else 0.0,) * channels, (1 / width,) * channels
 
 
-def described(registration: Registration, data: bytes, *, limit: int) -> Manifest:
+def describe_model(registration: Registration, data: bytes, *, limit: int) -> Manifest:
     """The card of a user's model, as far as it is known before the model was tried.
 
     Raises InvalidModel and ModelTooLarge of the file, InvalidParameter of the description.
     """
-    return registration.manifest(digest_of(data), format_of(data, limit=limit))
+    return registration.build_manifest(digest_of(data), detect_format(data, limit=limit))

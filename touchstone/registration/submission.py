@@ -6,9 +6,9 @@ from touchstone.errors import ModelConflict, UnknownModel
 from touchstone.ledger.records import LOCAL, ModelRef, Submission
 from touchstone.models.file_format import Format
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import ZOO, Shelf, other_manifest
-from touchstone.net.outbound import Outgoing
-from touchstone.registration.request import Registration, described
+from touchstone.models.store import ZOO, ModelStore, manifest_conflict
+from touchstone.net.outbound import OutboundClient
+from touchstone.registration.request import Registration, describe_model
 
 METHOD = "probe"
 
@@ -16,44 +16,44 @@ METHOD = "probe"
 def prepare(registration: Registration, data: bytes, *, limit: int) -> Submission:
     """The job that tries a user's model and registers it; its `file` is the blob that `data` must become.
 
-    Raises as `described` does, and ModelConflict where a model of the zoo has the id.
+    Raises as `describe_model` does, and ModelConflict where a model of the zoo has the id.
     """
     _check_id(registration)
-    return _submission(described(registration, data, limit=limit))
+    return _build_submission(describe_model(registration, data, limit=limit))
 
 
 def prepare_remote(
-    registration: Registration, outgoing: Outgoing, tenant: str = LOCAL
+    registration: Registration, outgoing: OutboundClient, tenant: str = LOCAL
 ) -> tuple[Submission, bytes]:
     """The same for a model behind an address, and the bytes that the blob `file` must hold. Resolves names.
 
     Raises InvalidParameter, ModelConflict, AddressRefused, and RemoteUnavailable where there is no such host.
     """
     _check_id(registration)
-    card, told = registration.remote_manifest(tenant)
-    if card.remote is not None:
-        outgoing.check(card.remote.url)
-    return _submission(card), told
+    manifest, data = registration.build_remote_manifest(tenant)
+    if manifest.remote is not None:
+        outgoing.check(manifest.remote.url)
+    return _build_submission(manifest), data
 
 
 def prepare_known(registration: Registration, digest: str, file: Format) -> Submission:
     """The same where the bytes were looked at before."""
     _check_id(registration)
-    return _submission(registration.manifest(digest, file))
+    return _build_submission(registration.build_manifest(digest, file))
 
 
-def known(card: Manifest, shelf: Shelf) -> Manifest | None:
+def find_registered(manifest: Manifest, store: ModelStore) -> Manifest | None:
     """The version of this card, where it is registered already.
 
     Raises ModelConflict where these bytes are registered under this id with another card.
     """
     try:
-        found = shelf.manifest(card.id, card.digest)
+        found = store.manifest(manifest.id, manifest.digest)
     except UnknownModel:
         return None
     learned = {"parameters": found.parameters, "softmax": found.softmax}
-    if card.model_copy(update=learned) != found:
-        raise other_manifest(card.id)
+    if manifest.model_copy(update=learned) != found:
+        raise manifest_conflict(manifest.id)
     return found
 
 
@@ -64,11 +64,11 @@ def _check_id(registration: Registration) -> None:
         )
 
 
-def _submission(card: Manifest) -> Submission:
+def _build_submission(manifest: Manifest) -> Submission:
     return Submission(
         kind="registration",
         method=METHOD,
-        model=ModelRef(id=card.id, digest=card.digest),
-        file=card.digest,
-        parameters=card.model_dump(mode="json"),
+        model=ModelRef(id=manifest.id, digest=manifest.digest),
+        file=manifest.digest,
+        parameters=manifest.model_dump(mode="json"),
     )

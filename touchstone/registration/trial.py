@@ -15,38 +15,38 @@ from typing import IO, Literal, Protocol
 from pydantic import ValidationError
 
 from touchstone.errors import (
-    Canceled,
     DeadlineExceeded,
     Failure,
     InvalidModel,
+    JobCanceled,
     ModelTooCostly,
     ModelUnusable,
     UnsupportedOperator,
 )
 from touchstone.logs import get_logger
-from touchstone.memory import tells_of_lack
+from touchstone.memory import mentions_out_of_memory
 from touchstone.models.manifest import Manifest
-from touchstone.registration.messages import STEPS, Fault, Findings, Request, Word
+from touchstone.registration.messages import STEPS, Message, TrialError, TrialRequest, TrialResult
 from touchstone.sandbox import confinement
 
 MODULE = "touchstone.registration.trial_process"
-LONGEST_LINE = 2**16
-MOST_LINES = 100
-LOOK_SECONDS = 0.1
-LAST_WORDS = 2000
+MAX_LINE_BYTES = 2**16
+MAX_LINES = 100
+POLL_SECONDS = 0.1
+STDERR_TAIL_BYTES = 2000
 
-Reason = Literal["canceled", "expired", "late"]
+StopReason = Literal["canceled", "expired", "late"]
 
-_FAULTS: dict[str, type[Failure]] = {
+_FAILURES: dict[str, type[Failure]] = {
     kind.code: kind for kind in (InvalidModel, UnsupportedOperator, ModelTooCostly, ModelUnusable)
 }
-_UNHEARD_OF = "the process that tried the model wrote what it never should"
-_COSTLY = (signal.SIGALRM, signal.SIGXCPU)
+_PROTOCOL_VIOLATION = "the process that tried the model wrote what it never should"
+_TIME_SIGNALS = (signal.SIGALRM, signal.SIGXCPU)
 
 _log = get_logger("trial")
 
 
-class Gate(Protocol):
+class Lock(Protocol):
     """What lets in only so many at once, as a semaphore does."""
 
     def acquire(self, *, timeout: float) -> bool:
@@ -59,58 +59,58 @@ class Gate(Protocol):
 class Trial:
     """One model in one child process. `cancel` and `expire` may be called from any thread, at any time."""
 
-    def __init__(self, card: Manifest, *, seconds: float, memory: int) -> None:
-        self._request = Request(card=card, seconds=seconds, memory=memory)
-        self._reason: Reason | None = None
+    def __init__(self, manifest: Manifest, *, seconds: float, memory: int) -> None:
+        self._request = TrialRequest(manifest=manifest, seconds=seconds, memory=memory)
+        self._stop_reason: StopReason | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._step: int | None = None
         self._lock = threading.Lock()
 
     def cancel(self) -> None:
         """End it at once; `run` then raises Canceled."""
-        self._end("canceled")
+        self._request_stop("canceled")
 
     def expire(self) -> None:
         """End it at once because its time is over; `run` then raises DeadlineExceeded."""
-        self._end("expired")
+        self._request_stop("expired")
 
-    def run(self, read: Callable[[], bytes], begun: Callable[[int], object], gate: Gate) -> Findings:
-        """Try the file, once the gate lets it; `begun` is told of each step of `STEPS`.
+    def run(self, read: Callable[[], bytes], on_step: Callable[[int], object], lock: Lock) -> TrialResult:
+        """Try the file, once the gate lets it; `on_step` is told of each step of `STEPS_PER_UPDATE`.
 
         Nothing is read while others are tried: many large files may wait.
 
         Raises InvalidModel, UnsupportedOperator, ModelTooCostly, and ModelUnusable where the fault is ours.
         """
-        with self._turn(gate), _unlinked() as source, _unlinked() as errors:
+        with self._wait_for_lock(lock), _temporary_file() as source, _temporary_file() as errors:
             source.write(self._request.model_dump_json().encode() + b"\n")
             source.write(read())
             source.seek(0)
-            with self._timed(self._start(source, errors)) as process:
-                last = self._heard(process, begun)
-            errors.seek(max(0, errors.tell() - LAST_WORDS))
+            with self._limit_time(self._start(source, errors)) as process:
+                last = self._read_messages(process, on_step)
+            errors.seek(max(0, errors.tell() - STDERR_TAIL_BYTES))
             return self._conclude(last, process.returncode, errors.read().decode("utf-8", errors="replace"))
 
     @contextmanager
-    def _turn(self, gate: Gate) -> Iterator[None]:
+    def _wait_for_lock(self, lock: Lock) -> Iterator[None]:
         """Wait for the gate, but no longer than anybody wants the result."""
-        while not gate.acquire(timeout=LOOK_SECONDS):
-            self._check()
+        while not lock.acquire(timeout=POLL_SECONDS):
+            self._check_stopped()
         try:
-            self._check()
+            self._check_stopped()
             yield
         finally:
-            gate.release()
+            lock.release()
 
-    def _check(self) -> None:
-        if self._reason == "canceled":
-            raise Canceled("the job was canceled")
-        if self._reason == "expired":
+    def _check_stopped(self) -> None:
+        if self._stop_reason == "canceled":
+            raise JobCanceled("the job was canceled")
+        if self._stop_reason == "expired":
             raise DeadlineExceeded("the job ran longer than its deadline allowed")
-        if self._reason == "late":
+        if self._stop_reason == "late":
             seconds = self._request.seconds
-            raise ModelTooCostly(f"trying the model took longer than {seconds:g} s{self._where()}")
+            raise ModelTooCostly(f"trying the model took longer than {seconds:g} s{self._format_step()}")
 
-    def _where(self) -> str:
+    def _format_step(self) -> str:
         return "" if self._step is None else f", at the step {STEPS[self._step]!r}"
 
     def _start(self, source: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -126,16 +126,16 @@ class Trial:
         )
 
     @contextmanager
-    def _timed(self, process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    def _limit_time(self, process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
         """Keep a process for no longer than its time; neither it nor its offspring outlives the context."""
-        timer = threading.Timer(self._request.seconds, self._end, ["late"])
+        timer = threading.Timer(self._request.seconds, self._request_stop, ["late"])
         timer.daemon = True
         try:
             timer.start()
             with self._lock:
                 self._process = process
-            if self._reason:
-                self._end(self._reason)
+            if self._stop_reason:
+                self._request_stop(self._stop_reason)
             yield process
         finally:
             timer.cancel()
@@ -146,48 +146,50 @@ class Trial:
             if process.stdout:
                 process.stdout.close()
 
-    def _end(self, reason: Reason) -> None:
+    def _request_stop(self, reason: StopReason) -> None:
         with self._lock:
-            self._reason = self._reason or reason
+            self._stop_reason = self._stop_reason or reason
             if self._process is not None:
                 _kill(self._process)
 
-    def _heard(self, process: subprocess.Popen[bytes], begun: Callable[[int], object]) -> Word | None:
+    def _read_messages(
+        self, process: subprocess.Popen[bytes], on_step: Callable[[int], object]
+    ) -> Message | None:
         """Listen to the end; the last word that is not a step."""
-        last: Word | None = None
-        for line in _lines(process):
+        last: Message | None = None
+        for line in _read_lines(process):
             try:
-                word = Word.model_validate_json(line)
+                message = Message.model_validate_json(line)
             except ValidationError:
-                raise InvalidModel(_UNHEARD_OF) from None
-            if word.begun:
-                self._step = word.begun.step
-                begun(word.begun.step)
+                raise InvalidModel(_PROTOCOL_VIOLATION) from None
+            if message.started:
+                self._step = message.started.step
+                on_step(message.started.step)
             else:
-                last = word
+                last = message
         return last
 
-    def _conclude(self, last: Word | None, code: int, errors: str) -> Findings:
-        self._check()
-        if last and last.findings:
-            return last.findings
-        if last and last.fault:
-            raise _failure(last.fault)
-        _log.warning("a model's trial broke", model=self._request.card.id, code=code, errors=errors)
+    def _conclude(self, last: Message | None, code: int, errors: str) -> TrialResult:
+        self._check_stopped()
+        if last and last.result:
+            return last.result
+        if last and last.error:
+            raise _to_failure(last.error)
+        _log.warning("a model's trial broke", model=self._request.manifest.id, code=code, errors=errors)
         if self._step is None:
             raise ModelUnusable("the process that tries models did not start; the worker's log says more")
-        raise self._crash(code, errors)
+        raise self._crash_failure(code, errors)
 
-    def _crash(self, code: int, errors: str) -> Failure:
-        if -code in _COSTLY:
-            return ModelTooCostly(f"trying the model took too long{self._where()}")
-        if -code == signal.SIGKILL or tells_of_lack(errors):
+    def _crash_failure(self, code: int, errors: str) -> Failure:
+        if -code in _TIME_SIGNALS:
+            return ModelTooCostly(f"trying the model took too long{self._format_step()}")
+        if -code == signal.SIGKILL or mentions_out_of_memory(errors):
             limit = self._request.memory
             return ModelTooCostly(
-                f"trying the model took more memory than there is, or than {limit:,} bytes{self._where()}"
+                f"trying the model took more memory than there is, or than {limit:,} bytes{self._format_step()}"
             )
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
-        return InvalidModel(f"the process that tried the model ended with {how}{self._where()}")
+        return InvalidModel(f"the process that tried the model ended with {how}{self._format_step()}")
 
 
 def _environment() -> dict[str, str]:
@@ -201,22 +203,22 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
+def _read_lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
     assert process.stdout is not None  # noqa: S101 - it was asked for
-    for _ in range(MOST_LINES):
-        line = process.stdout.readline(LONGEST_LINE)
+    for _ in range(MAX_LINES):
+        line = process.stdout.readline(MAX_LINE_BYTES)
         if not line:
             return
         yield line
-    raise InvalidModel(_UNHEARD_OF)
+    raise InvalidModel(_PROTOCOL_VIOLATION)
 
 
-def _failure(fault: Fault) -> Failure:
-    kind = _FAULTS.get(fault.code, InvalidModel)
-    return kind(fault.detail, field=fault.field)
+def _to_failure(error: TrialError) -> Failure:
+    kind = _FAILURES.get(error.code, InvalidModel)
+    return kind(error.detail, field=error.field)
 
 
 @contextmanager
-def _unlinked() -> Iterator[IO[bytes]]:
+def _temporary_file() -> Iterator[IO[bytes]]:
     with tempfile.TemporaryFile() as file:
         yield file

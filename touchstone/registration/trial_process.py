@@ -16,50 +16,50 @@ from torch import nn
 from torch.nn import functional
 
 from touchstone.errors import Failure, InvalidModel, ModelTooCostly
-from touchstone.memory import lacks_memory
-from touchstone.registration.examination import examine
-from touchstone.registration.messages import STEPS, Begun, Fault, Request, Word
+from touchstone.memory import is_out_of_memory
+from touchstone.registration.examination import probe_model
+from touchstone.registration.messages import STEPS, Message, StepStarted, TrialError, TrialRequest
 from touchstone.sandbox.confinement import confine
 
-WRITTEN_BYTES = 2**20
+MAX_WRITTEN_BYTES = 2**20
 _GRACE_SECONDS = 5
-_LONGEST_LINE = 2**26
+_MAX_LINE_BYTES = 2**26
 
 
 def main() -> None:
     """Try the model on standard input."""
     source = sys.stdin.buffer
-    request = Request.model_validate_json(source.readline(_LONGEST_LINE))
+    request = TrialRequest.model_validate_json(source.readline(_MAX_LINE_BYTES))
     _warm_up()
     _confine(request)
-    _say(Word(begun=Begun(step=0)))
-    _say(_tried(request, source))
+    _send(Message(started=StepStarted(step=0)))
+    _send(_run_trial(request, source))
 
 
-def _tried(request: Request, source: BinaryIO) -> Word:
+def _run_trial(request: TrialRequest, source: BinaryIO) -> Message:
     def begin(step: str) -> None:
-        _say(Word(begun=Begun(step=STEPS.index(step))))
+        _send(Message(started=StepStarted(step=STEPS.index(step))))
 
     try:
-        return Word(findings=examine(request.card, source.read(), begin))
+        return Message(result=probe_model(request.manifest, source.read(), begin))
     except Exception as error:  # noqa: BLE001 - whatever a stranger's file leads to is a fault of that file
-        return _fault(_failure(error, request))
+        return _error_message(_to_failure(error, request))
 
 
-def _failure(error: Exception, request: Request) -> Failure:
-    if lacks_memory(error):
+def _to_failure(error: Exception, request: TrialRequest) -> Failure:
+    if is_out_of_memory(error):
         return ModelTooCostly(f"trying the model took more than {request.memory:,} bytes of memory")
     if isinstance(error, Failure):
         return error
     return InvalidModel(f"the network cannot be run: {type(error).__name__}: {error}"[:500])
 
 
-def _fault(failure: Failure) -> Word:
-    return Word(fault=Fault(code=failure.code, detail=failure.detail[:2000], field=failure.field))
+def _error_message(failure: Failure) -> Message:
+    return Message(error=TrialError(code=failure.code, detail=failure.detail[:2000], field=failure.field))
 
 
-def _say(word: Word) -> None:
-    sys.stdout.write(word.model_dump_json(exclude_none=True) + "\n")
+def _send(message: Message) -> None:
+    sys.stdout.write(message.model_dump_json(exclude_none=True) + "\n")
     sys.stdout.flush()
 
 
@@ -70,13 +70,13 @@ def _warm_up() -> None:
     torch.autograd.grad(nn.Linear(y.shape[1], 8)(y).sum(), x)
 
 
-def _confine(request: Request) -> None:
+def _confine(request: TrialRequest) -> None:
     """Set the limits of a trial; the process ends even where nobody is left to end it."""
     seconds = int(request.seconds) + _GRACE_SECONDS
     signal.alarm(seconds)
     confine(
         memory=request.memory,
-        written=WRITTEN_BYTES,
+        max_file_bytes=MAX_WRITTEN_BYTES,
         processor_seconds=seconds * (os.cpu_count() or 1),
     )
 

@@ -6,7 +6,7 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
-FILES = 64
+MAX_FILES = 64
 
 
 def environment() -> dict[str, str]:
@@ -14,14 +14,14 @@ def environment() -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
-def confine(*, memory: int, written: int, processor_seconds: int | None = None) -> None:
+def confine(*, memory: int, max_file_bytes: int, processor_seconds: int | None = None) -> None:
     """Take from this process what it does not need: it may have `memory` bytes more than now, and write
-    `written` bytes to any file.
+    `max_file_bytes` bytes to any file.
     """
     most = {
         resource.RLIMIT_AS: _address_space() + memory,
-        resource.RLIMIT_NOFILE: FILES,
-        resource.RLIMIT_FSIZE: written,
+        resource.RLIMIT_NOFILE: MAX_FILES,
+        resource.RLIMIT_FSIZE: max_file_bytes,
         resource.RLIMIT_CORE: 0,
     }
     if processor_seconds is not None:

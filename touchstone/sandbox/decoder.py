@@ -19,7 +19,7 @@ from touchstone.errors import Failure
 from touchstone.images import Pixels, decode, encode
 from touchstone.sandbox.confinement import confine
 
-SECONDS = 10
+CPU_SECONDS = 10
 """The processor's time that one upload may take."""
 
 MEMORY = 768 * 2**20
@@ -34,23 +34,23 @@ _FORMS: dict[bytes, Callable[[Pixels], bytes]] = {PNG: encode, RAW: lambda pixel
 
 def main() -> None:
     """Decode until nobody asks any more."""
-    line = Connection(os.dup(0))
+    connection = Connection(os.dup(0))
     Image.preinit()
-    confine(memory=MEMORY, written=0)
-    line.send_bytes(READY)
+    confine(memory=MEMORY, max_file_bytes=0)
+    connection.send_bytes(READY)
     while True:
         try:
-            asked = line.recv_bytes()
+            asked = connection.recv_bytes()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        head, content = _decoded(asked[:1], asked[1:])
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+        head, content = _decode(asked[:1], asked[1:])
         signal.setitimer(signal.ITIMER_PROF, 0)
-        line.send_bytes(json.dumps(head).encode())
-        line.send_bytes(content)
+        connection.send_bytes(json.dumps(head).encode())
+        connection.send_bytes(content)
 
 
-def _decoded(form: bytes, upload: bytes) -> tuple[dict[str, Any], bytes]:
+def _decode(form: bytes, upload: bytes) -> tuple[dict[str, Any], bytes]:
     try:
         decoded = decode(upload)
     except Failure as failure:

@@ -18,30 +18,30 @@ from touchstone.images import MAX_PIXELS, MAX_SIDE, MIN_SIDE, Pixels
 from touchstone.ledger.records import ImageRef
 from touchstone.logs import get_logger
 from touchstone.sandbox.confinement import environment
-from touchstone.sandbox.decoder import PNG, RAW, READY, SECONDS
+from touchstone.sandbox.decoder import CPU_SECONDS, PNG, RAW, READY
 from touchstone.storage.blobs import digest_of
 
 MODULE = "touchstone.sandbox.decoder"
 START_SECONDS = 60.0
-PATIENCE = 6.0 * SECONDS
+TIMEOUT_SECONDS = 6.0 * CPU_SECONDS
 """Seconds for one upload by the clock: the process itself counts those of the processor."""
 
-TRIES = 2
-_LONGEST_HEAD = 2**16
-_LONGEST_CONTENT = 4 * MAX_PIXELS
+MAX_TRIES = 2
+_MAX_HEAD = 2**16
+_MAX_CONTENT = 4 * MAX_PIXELS
 
 _FAULTS: dict[str, type[Failure]] = {kind.code: kind for kind in (InvalidImage, ImageTooLarge)}
 
 _log = get_logger("decoding")
 
 
-class _Part(BaseModel):
+class _Message(BaseModel):
     """Strict about its fields: what a decoder writes is checked as if a stranger had written it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Image(_Part):
+class _ImageHead(_Message):
     height: int = Field(ge=MIN_SIDE, le=MAX_SIDE)
     width: int = Field(ge=MIN_SIDE, le=MAX_SIDE)
     channels: Literal[1, 3]
@@ -52,17 +52,17 @@ class _Image(_Part):
         return self.height * self.width * self.channels
 
 
-class _Fault(_Part):
+class _Fault(_Message):
     code: str
     detail: str
 
 
-class _Answer(_Part):
-    image: _Image | None = None
+class _Answer(_Message):
+    image: _ImageHead | None = None
     fault: _Fault | None = None
 
 
-class _GoneError(Exception):
+class _DecoderDiedError(Exception):
     """A decoder is of no use any more."""
 
     def __init__(self, code: int) -> None:
@@ -70,7 +70,7 @@ class _GoneError(Exception):
         self.code = code
 
 
-class Decoders:
+class DecoderPool:
     """So many processes at most, started when they are needed; any thread may ask, and waits for its turn.
 
     `deaths` counts those that a file, or anything else, has ended.
@@ -84,13 +84,13 @@ class Decoders:
             self._free.put(None)
 
     def canonical(self, upload: bytes) -> tuple[bytes, ImageRef]:
-        """As `evaluation.local.canonical`."""
-        image, png = self._ask(PNG, upload)
+        """As `evaluation.local.canonicalize`."""
+        image, png = self._decode(PNG, upload)
         return png, ImageRef(digest=digest_of(png), **image.model_dump())
 
     def pixels(self, upload: bytes) -> Pixels:
         """As `images.decode` gives them."""
-        image, content = self._ask(RAW, upload)
+        image, content = self._decode(RAW, upload)
         return np.frombuffer(content, np.uint8).reshape(image.height, image.width, image.channels)
 
     def stop(self) -> None:
@@ -101,32 +101,32 @@ class Decoders:
                 free.append(self._free.get(timeout=1))
         for decoder in free:
             if decoder:
-                decoder.end()
+                decoder.kill()
             self._free.put(None)
 
-    def _ask(self, form: bytes, upload: bytes) -> tuple[_Image, bytes]:
-        for _ in range(TRIES):  # whatever ends a decoder may have nothing to do with the file
+    def _decode(self, form: bytes, upload: bytes) -> tuple[_ImageHead, bytes]:
+        for _ in range(MAX_TRIES):  # whatever ends a decoder may have nothing to do with the file
             try:
-                return self._tried(form, upload)
-            except _GoneError as death:
+                return self._decode_once(form, upload)
+            except _DecoderDiedError as death:
                 self.deaths += 1
                 _log.warning("a decoder died", code=death.code)
                 if -death.code == signal.SIGPROF:
                     raise InvalidImage(
-                        f"image: decoding it takes more than {SECONDS} s", field="image"
+                        f"image: decoding it takes more than {CPU_SECONDS} s", field="image"
                     ) from None
         raise InvalidImage("image: no PNG, JPEG or WebP file that can be decoded", field="image")
 
-    def _tried(self, form: bytes, upload: bytes) -> tuple[_Image, bytes]:
+    def _decode_once(self, form: bytes, upload: bytes) -> tuple[_ImageHead, bytes]:
         decoder = self._free.get()
         try:
             decoder = decoder or _Decoder()
-            return decoder.ask(form, upload)
+            return decoder.decode(form, upload)
         except Failure:
             raise
         except BaseException:  # whoever asks next would hear the answer that was not heard
             if decoder:
-                decoder.end()
+                decoder.kill()
             decoder = None
             raise
         finally:
@@ -137,7 +137,7 @@ class _Decoder:
     """One process."""
 
     def __init__(self) -> None:
-        self._line, theirs = Pipe()
+        self._connection, theirs = Pipe()
         with theirs:
             # -P: nothing is imported from the folder that it starts in.
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -150,33 +150,33 @@ class _Decoder:
                 start_new_session=True,
             )
         try:
-            self._hear(len(READY), START_SECONDS)
+            self._receive(len(READY), START_SECONDS)
         except (EOFError, OSError):
-            self.end()
+            self.kill()
             raise NotReady("no image can be decoded now: the process for it does not start") from None
 
-    def ask(self, form: bytes, upload: bytes) -> tuple[_Image, bytes]:
+    def decode(self, form: bytes, upload: bytes) -> tuple[_ImageHead, bytes]:
         """Have an upload decoded; raises InvalidImage, ImageTooLarge and _GoneError."""
         try:
-            self._line.send_bytes(form + upload)
-            answer = _Answer.model_validate_json(self._hear(_LONGEST_HEAD, PATIENCE))
-            content = self._hear(_LONGEST_CONTENT, PATIENCE)
+            self._connection.send_bytes(form + upload)
+            answer = _Answer.model_validate_json(self._receive(_MAX_HEAD, TIMEOUT_SECONDS))
+            content = self._receive(_MAX_CONTENT, TIMEOUT_SECONDS)
         except (EOFError, OSError, ValidationError):
-            raise _GoneError(self.end()) from None
+            raise _DecoderDiedError(self.kill()) from None
         if answer.image:
             if form == RAW and len(content) != answer.image.values:
-                raise _GoneError(self.end())
+                raise _DecoderDiedError(self.kill())
             return answer.image, content
         fault = answer.fault or _Fault(code=InvalidImage.code, detail="image: it cannot be decoded")
         raise _FAULTS.get(fault.code, InvalidImage)(fault.detail, field="image")
 
-    def _hear(self, most: int, seconds: float) -> bytes:
-        if not self._line.poll(seconds):
+    def _receive(self, max_bytes: int, seconds: float) -> bytes:
+        if not self._connection.poll(seconds):
             raise TimeoutError
-        return self._line.recv_bytes(most)
+        return self._connection.recv_bytes(max_bytes)
 
-    def end(self) -> int:
+    def kill(self) -> int:
         """Kill it, unless it is dead; how it ended."""
         self._process.kill()
-        self._line.close()
+        self._connection.close()
         return self._process.wait()

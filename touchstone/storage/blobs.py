@@ -14,11 +14,19 @@ from obstore.store import from_url
 
 from touchstone.digests import digest_of
 from touchstone.settings import Settings
-from touchstone.storage.layout import Aside
-from touchstone.storage.local import FolderBlobs, storing
-from touchstone.storage.s3 import StoreBlobs
+from touchstone.storage.layout import SetAside
+from touchstone.storage.local import FolderBlobs, map_disk_errors
+from touchstone.storage.s3 import ObjectStoreBlobs
 
-__all__ = ("Aside", "Blobs", "FolderBlobs", "StoreBlobs", "digest_of", "open_blobs", "storing")
+__all__ = (
+    "SetAside",
+    "Blobs",
+    "FolderBlobs",
+    "ObjectStoreBlobs",
+    "digest_of",
+    "open_blobs",
+    "map_disk_errors",
+)
 
 
 class Blobs(Protocol):
@@ -30,7 +38,7 @@ class Blobs(Protocol):
     def put_many(self, files: Sequence[bytes]) -> list[str]:
         """Store several at once, in hardly more time than one."""
 
-    def incoming(self) -> Path:
+    def incoming_folder(self) -> Path:
         """A folder to write files to that `put_file` shall take."""
 
     def put_file(self, file: Path, digest: str) -> None:
@@ -48,36 +56,36 @@ class Blobs(Protocol):
     def size(self, digest: str) -> int:
         """How many bytes a blob has."""
 
-    def forget(self, digest: str) -> None:
+    def delete(self, digest: str) -> None:
         """Delete a blob that nobody else can have put; one that is not there is no fault."""
 
     def set_aside(self, digest: str, at: int) -> None:
         """Take a blob out of its place at this time; until it is dropped it can be read all the same."""
 
-    def aside(self) -> Iterator[Aside]:
+    def list_set_aside(self) -> Iterator[SetAside]:
         """All that is set aside."""
 
-    def restore(self, aside: Aside) -> None:
+    def restore(self, entry: SetAside) -> None:
         """Put a blob back that was set aside."""
 
-    def drop(self, aside: Aside) -> None:
+    def drop(self, entry: SetAside) -> None:
         """Delete what was set aside for good."""
 
-    def older_than(self, seconds: float) -> Iterator[str]:
+    def list_older_than(self, seconds: float) -> Iterator[str]:
         """The digests of the blobs that were stored longer ago."""
 
-    def tidy(self) -> None:
+    def delete_partial_files(self) -> None:
         """Delete what processes left half-written that were killed long ago."""
 
-    def owner(self, name: str) -> str:
-        """The name of the ledger that these blobs belong to; `name`, where they belonged to none so far."""
+    def claim_for(self, ledger_id: str) -> str:
+        """The name of the ledger that these blobs belong to; `ledger_id`, where they belonged to none so far."""
 
-    def free(self) -> int | None:
+    def free_bytes(self) -> int | None:
         """How many more bytes can be stored; None where there is no such bound."""
 
 
 def open_blobs(settings: Settings) -> Blobs:
     """The blobs that the settings name: `home`/blobs, or a bucket."""
     if settings.blobs_url:
-        return StoreBlobs(from_url(settings.blobs_url), settings.home / "incoming")
+        return ObjectStoreBlobs(from_url(settings.blobs_url), settings.home / "incoming")
     return FolderBlobs(settings.home / "blobs")

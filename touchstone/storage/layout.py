@@ -9,54 +9,54 @@ from typing import NamedTuple
 from touchstone.digests import digest_of
 from touchstone.errors import UnknownArtifact
 
-ASIDE = "aside"
-OWNER = "owner"
-AT_ONCE = 16
+ASIDE_FOLDER = "aside"
+OWNER_FILE = "owner"
+MAX_CONCURRENT_WRITES = 16
 """Blobs that one process stores at the same time."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ASIDE_NAME = re.compile(r"([0-9]{1,19})-([0-9a-f]{64})")
 
 
-class Aside(NamedTuple):
+class SetAside(NamedTuple):
     """A blob that was set aside, and when by the ledger's clock, in milliseconds."""
 
     digest: str
     at: int
 
     @property
-    def place(self) -> str:
+    def path(self) -> str:
         """Where it lies: each time it is set aside it lies elsewhere."""
-        return f"{ASIDE}/{self.at}-{self.digest.removeprefix('sha256:')}"
+        return f"{ASIDE_FOLDER}/{self.at}-{self.digest.removeprefix('sha256:')}"
 
 
-def place(digest: str) -> str:
+def blob_path(digest: str) -> str:
     """Where a blob lies: in one of 256 folders, so that none grows too large."""
     if not _DIGEST.fullmatch(digest):
-        raise missing(digest)
+        raise unknown_blob(digest)
     name = digest.removeprefix("sha256:")
     return f"{name[:2]}/{name}"
 
 
-def places(digest: str, aside: Callable[[], Iterable[Aside]]) -> Iterator[str]:
+def candidate_paths(digest: str, list_set_aside: Callable[[], Iterable[SetAside]]) -> Iterator[str]:
     """Where a blob may lie; its own place comes twice, because it may be put back during the search."""
-    yield place(digest)
-    yield from (entry.place for entry in aside() if entry.digest == digest)
-    yield place(digest)
+    yield blob_path(digest)
+    yield from (entry.path for entry in list_set_aside() if entry.digest == digest)
+    yield blob_path(digest)
 
 
-def aside_of(name: str) -> Iterator[Aside]:
+def parse_set_aside(name: str) -> Iterator[SetAside]:
     """What the name of a file among those set aside says."""
     if match := _ASIDE_NAME.fullmatch(name):
-        yield Aside(f"sha256:{match[2]}", int(match[1]))
+        yield SetAside(f"sha256:{match[2]}", int(match[1]))
 
 
-def missing(digest: str) -> UnknownArtifact:
+def unknown_blob(digest: str) -> UnknownArtifact:
     """What to raise where there is no such blob."""
     return UnknownArtifact(f"there are no bytes with the digest {digest[:80]!r}")
 
 
-def checked(digest: str, data: bytes) -> bytes:
+def verify(digest: str, data: bytes) -> bytes:
     """The bytes, if they are those of this name; `UnknownArtifact` where they were altered."""
     if digest_of(data) != digest:
         raise UnknownArtifact(f"the bytes of {digest} are damaged")

@@ -15,22 +15,32 @@ from typing import Any, TypeVar
 
 from touchstone.digests import digest_of
 from touchstone.errors import StorageFull
-from touchstone.storage.layout import ASIDE, AT_ONCE, OWNER, Aside, aside_of, checked, missing, place, places
+from touchstone.storage.layout import (
+    ASIDE_FOLDER,
+    MAX_CONCURRENT_WRITES,
+    OWNER_FILE,
+    SetAside,
+    blob_path,
+    candidate_paths,
+    parse_set_aside,
+    unknown_blob,
+    verify,
+)
 
-_HALF_WRITTEN = ".new-"
-_FORGOTTEN_SECONDS = 86_400
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PARTIAL_PREFIX = ".new-"
+_STALE_SECONDS = 86_400
+_DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 T = TypeVar("T")
 
 
 @contextmanager
-def storing() -> Iterator[None]:
+def map_disk_errors() -> Iterator[None]:
     """Turn a disk that is full into `StorageFull`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _DISK_FULL_ERRNOS:
             raise
         raise StorageFull("there is no room left on the disk to store files; try again later") from error
 
@@ -45,7 +55,7 @@ class FolderBlobs:
         self._root = root
         self._ready = False
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(AT_ONCE, "blobs")
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENT_WRITES, "blobs")
 
     def put(self, data: bytes) -> str:
         """See `Blobs.put`."""
@@ -55,17 +65,17 @@ class FolderBlobs:
         """See `Blobs.put_many`."""
         digests = [digest_of(data) for data in files]
         paths = [self._path(digest) for digest in digests]
-        with storing():
+        with map_disk_errors():
             self._make_folders()
-            new = {path: data for path, data in zip(paths, files, strict=True) if not _is_there(path, data)}
-            self._each(_write, new.items())
+            new = {path: data for path, data in zip(paths, files, strict=True) if not _is_stored(path, data)}
+            self._run_concurrently(_write, new.items())
             # A name that was there before may be another's, who has yet to bring it to the disk.
-            self._each(_sync, {(path.parent,) for path in paths})
+            self._run_concurrently(_sync, {(path.parent,) for path in paths})
         return digests
 
-    def incoming(self) -> Path:
-        """See `Blobs.incoming`."""
-        with storing():
+    def incoming_folder(self) -> Path:
+        """See `Blobs.incoming_folder`."""
+        with map_disk_errors():
             self._make_folders()
             folder = self._root / "incoming"
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -74,12 +84,12 @@ class FolderBlobs:
     def put_file(self, file: Path, digest: str) -> None:
         """See `Blobs.put_file`."""
         path = self._path(digest)
-        with storing():
+        with map_disk_errors():
             _sync(file)
         os.replace(file, path)
         _sync(path.parent)
 
-    def _each(self, action: Callable[..., None], calls: Collection[tuple[Any, ...]]) -> None:
+    def _run_concurrently(self, action: Callable[..., None], calls: Collection[tuple[Any, ...]]) -> None:
         """Do something for each at the same time, because what takes long is the disk."""
         if len(calls) == 1:
             action(*next(iter(calls)))
@@ -98,7 +108,7 @@ class FolderBlobs:
 
     def get(self, digest: str) -> bytes:
         """See `Blobs.get`."""
-        return checked(digest, self._reach(digest, Path.read_bytes))
+        return verify(digest, self._with_blob(digest, Path.read_bytes))
 
     def read(self, digest: str, start: int, length: int) -> bytes:
         """See `Blobs.read`."""
@@ -108,80 +118,80 @@ class FolderBlobs:
                 file.seek(start)
                 return file.read(length)
 
-        return self._reach(digest, part)
+        return self._with_blob(digest, part)
 
     def size(self, digest: str) -> int:
         """See `Blobs.size`."""
-        return self._reach(digest, lambda path: path.stat().st_size)
+        return self._with_blob(digest, lambda path: path.stat().st_size)
 
-    def _reach(self, digest: str, action: Callable[[Path], T]) -> T:
+    def _with_blob(self, digest: str, action: Callable[[Path], T]) -> T:
         """Do something with a blob's file, wherever it lies at the moment."""
-        for where in places(digest, self.aside):
+        for where in candidate_paths(digest, self.list_set_aside):
             with suppress(FileNotFoundError):
                 return action(self._root / where)
-        raise missing(digest)
+        raise unknown_blob(digest)
 
-    def forget(self, digest: str) -> None:
-        """See `Blobs.forget`."""
+    def delete(self, digest: str) -> None:
+        """See `Blobs.delete`."""
         self._path(digest).unlink(missing_ok=True)
 
     def set_aside(self, digest: str, at: int) -> None:
         """See `Blobs.set_aside`."""
         with suppress(FileNotFoundError):
-            (self._root / ASIDE).mkdir(mode=0o700, exist_ok=True)
-            self._path(digest).rename(self._root / Aside(digest, at).place)
+            (self._root / ASIDE_FOLDER).mkdir(mode=0o700, exist_ok=True)
+            self._path(digest).rename(self._root / SetAside(digest, at).path)
 
-    def aside(self) -> Iterator[Aside]:
-        """See `Blobs.aside`."""
-        for file in _files(self._root / ASIDE):
-            yield from aside_of(file.name)
+    def list_set_aside(self) -> Iterator[SetAside]:
+        """See `Blobs.list_set_aside`."""
+        for file in _list_files(self._root / ASIDE_FOLDER):
+            yield from parse_set_aside(file.name)
 
-    def restore(self, aside: Aside) -> None:
+    def restore(self, entry: SetAside) -> None:
         """See `Blobs.restore`."""
-        path = self._path(aside.digest)
+        path = self._path(entry.digest)
         with suppress(FileNotFoundError):
-            (self._root / aside.place).replace(path)
+            (self._root / entry.path).replace(path)
             _sync(path.parent)
 
-    def drop(self, aside: Aside) -> None:
+    def drop(self, entry: SetAside) -> None:
         """See `Blobs.drop`."""
-        (self._root / aside.place).unlink(missing_ok=True)
+        (self._root / entry.path).unlink(missing_ok=True)
 
-    def older_than(self, seconds: float) -> Iterator[str]:
-        """See `Blobs.older_than`."""
+    def list_older_than(self, seconds: float) -> Iterator[str]:
+        """See `Blobs.list_older_than`."""
         for folder in self._root.glob("??"):
-            for file in _files(folder):
-                if not file.name.startswith(_HALF_WRITTEN) and _is_older(file, seconds):
+            for file in _list_files(folder):
+                if not file.name.startswith(_PARTIAL_PREFIX) and _is_older(file, seconds):
                     yield f"sha256:{file.name}"
 
-    def tidy(self) -> None:
-        """See `Blobs.tidy`."""
-        delete_forgotten(self._root / "incoming", "*")
-        delete_forgotten(self._root, f"??/{_HALF_WRITTEN}*")
+    def delete_partial_files(self) -> None:
+        """See `Blobs.delete_partial_files`."""
+        delete_stale(self._root / "incoming", "*")
+        delete_stale(self._root, f"??/{_PARTIAL_PREFIX}*")
 
-    def owner(self, name: str) -> str:
-        """See `Blobs.owner`."""
-        path = self._root / OWNER
+    def claim_for(self, ledger_id: str) -> str:
+        """See `Blobs.claim_for`."""
+        path = self._root / OWNER_FILE
         if not path.exists():
-            with storing():
+            with map_disk_errors():
                 self._make_folders()
-                _write(path, name.encode())
+                _write(path, ledger_id.encode())
         return path.read_text()
 
-    def free(self) -> int:
-        """See `Blobs.free`."""
+    def free_bytes(self) -> int:
+        """See `Blobs.free_bytes`."""
         there = next(folder for folder in (self._root, *self._root.absolute().parents) if folder.exists())
         disk = os.statvfs(there)
         return disk.f_bavail * disk.f_frsize
 
     def _path(self, digest: str) -> Path:
-        return self._root / place(digest)
+        return self._root / blob_path(digest)
 
 
-def delete_forgotten(folder: Path, pattern: str) -> None:
+def delete_stale(folder: Path, pattern: str) -> None:
     """Delete files of this pattern on which nobody has worked for long."""
     for file in folder.glob(pattern):
-        if _is_older(file, _FORGOTTEN_SECONDS):
+        if _is_older(file, _STALE_SECONDS):
             file.unlink(missing_ok=True)
 
 
@@ -194,7 +204,7 @@ def _make_folder(folder: Path) -> None:
     _sync(folder.parent)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _list_files(folder: Path) -> Iterator[Path]:
     """What is in a folder, if it is there."""
     with suppress(FileNotFoundError):
         yield from folder.iterdir()
@@ -207,7 +217,7 @@ def _is_older(file: Path, seconds: float) -> bool:
         return False
 
 
-def _is_there(path: Path, data: bytes) -> bool:
+def _is_stored(path: Path, data: bytes) -> bool:
     try:
         return path.stat().st_size == len(data)
     except FileNotFoundError:
@@ -215,7 +225,7 @@ def _is_there(path: Path, data: bytes) -> bool:
 
 
 def _write(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_HALF_WRITTEN)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_PARTIAL_PREFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

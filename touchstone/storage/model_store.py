@@ -8,16 +8,16 @@ from touchstone.errors import ModelUnusable, UnknownArtifact
 from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL
-from touchstone.ledger.replies import Version, VersionRef
-from touchstone.ledger.tenant_ledger import Holdings
+from touchstone.ledger.replies import ModelVersion, VersionRef
+from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import Shown
-from touchstone.models.store import ZOO, no_model, no_version
+from touchstone.models.measurements import RegistrationProbe
+from touchstone.models.store import ZOO, unknown_model, unknown_version
 from touchstone.settings import Settings
 from touchstone.storage.blobs import Blobs, open_blobs
 
 
-class Registry:
+class RegisteredStore:
     """A `Shelf`: what the zoo has comes from there, everything else from the ledger and the blobs.
 
     Versions never change, so they are read once; which of them is current is asked each time.
@@ -25,69 +25,69 @@ class Registry:
 
     def __init__(self, ledger: Ledger, blobs: Blobs, tenant: str = LOCAL) -> None:
         self._ledger = ledger
-        self._versions = Holdings.of(ledger, tenant).versions
+        self._versions = TenantLedger.of(ledger, tenant).versions
         self._blobs = blobs
         self._tenant = tenant
-        self._known: dict[tuple[str, VersionRef], Version] = {}
+        self._cache: dict[tuple[str, VersionRef], ModelVersion] = {}
 
     def manifests(self) -> Mapping[str, Manifest]:
         """See `Shelf.manifests`; the zoo's come first."""
         current = [refs[0] for refs in self._versions.all().values()]
-        return {**ZOO.manifests(), **{one.card.id: one.card for one in self._read(current)}}
+        return {**ZOO.manifests(), **{one.manifest.id: one.manifest for one in self._read_cached(current)}}
 
     def versions(self, model: str) -> tuple[Manifest, ...]:
         """See `Shelf.versions`."""
         if model in ZOO.manifests():
             return ZOO.versions(model)
-        return tuple(version.card for version in self._of(model))
+        return tuple(version.manifest for version in self._read_versions(model))
 
     def manifest(self, model: str, digest: str | None = None) -> Manifest:
         """See `Shelf.manifest`."""
         if model in ZOO.manifests():
             return ZOO.manifest(model, digest)
-        return self._version(model, digest).card
+        return self._find_version(model, digest).manifest
 
-    def weights(self, card: Manifest) -> bytes:
+    def weights(self, manifest: Manifest) -> bytes:
         """See `Shelf.weights`."""
-        if card.id in ZOO.manifests():
-            return ZOO.weights(card)
+        if manifest.id in ZOO.manifests():
+            return ZOO.weights(manifest)
         try:
-            return self._blobs.get(card.digest)
+            return self._blobs.get(manifest.digest)
         except UnknownArtifact as missing:
-            raise ModelUnusable(f"{card.id}: its file is gone: {missing.detail}") from None
+            raise ModelUnusable(f"{manifest.id}: its file is gone: {missing.detail}") from None
 
-    def examined(self, card: Manifest) -> Shown | None:
-        """See `Shelf.examined`."""
-        if card.id in ZOO.manifests():
+    def registration_probe(self, manifest: Manifest) -> RegistrationProbe | None:
+        """See `Shelf.registration_probe`."""
+        if manifest.id in ZOO.manifests():
             return None
-        refs = [ref for ref in self._versions.of(card.id) if ref.digest == card.digest]
-        return next((version.examined for version in self._read(refs)), None)
+        refs = [ref for ref in self._versions.of(manifest.id) if ref.digest == manifest.digest]
+        return next((version.probe for version in self._read_cached(refs)), None)
 
-    def of(self, tenant: str) -> Registry:
+    def of(self, tenant: str) -> RegisteredStore:
         """See `Shelf.of`; what one has read, all know."""
-        other = Registry(self._ledger, self._blobs, tenant)
-        other._known = self._known
+        other = RegisteredStore(self._ledger, self._blobs, tenant)
+        other._cache = self._cache
         return other
 
-    def _version(self, model: str, digest: str | None) -> Version:
-        found = [one for one in self._of(model) if digest in (None, one.card.digest)]
+    def _find_version(self, model: str, digest: str | None) -> ModelVersion:
+        found = [one for one in self._read_versions(model) if digest in (None, one.manifest.digest)]
         if not found:
-            raise no_version(model, str(digest))
+            raise unknown_version(model, str(digest))
         return found[0]
 
-    def _of(self, model: str) -> list[Version]:
+    def _read_versions(self, model: str) -> list[ModelVersion]:
         refs = self._versions.of(model)
         if not refs:
-            raise no_model(model, self.manifests())
-        return self._read(refs)
+            raise unknown_model(model, self.manifests())
+        return self._read_cached(refs)
 
-    def _read(self, refs: Sequence[VersionRef]) -> list[Version]:
+    def _read_cached(self, refs: Sequence[VersionRef]) -> list[ModelVersion]:
         own = {ref: (self._tenant, ref) for ref in refs}
-        unread = [ref for ref, key in own.items() if key not in self._known]
-        self._known.update({own[version.ref]: version for version in self._versions.read(unread)})
-        return [self._known[key] for key in own.values() if key in self._known]
+        unread = [ref for ref, key in own.items() if key not in self._cache]
+        self._cache.update({own[version.ref]: version for version in self._versions.read(unread)})
+        return [self._cache[key] for key in own.values() if key in self._cache]
 
 
-def open_registry(settings: Settings) -> Registry:
+def open_registered_store(settings: Settings) -> RegisteredStore:
     """The models of the service that these settings describe."""
-    return Registry(Ledger(ledger_url(settings), settings), open_blobs(settings))
+    return RegisteredStore(Ledger(ledger_url(settings), settings), open_blobs(settings))

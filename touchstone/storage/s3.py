@@ -14,8 +14,18 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 from obstore.store import ObjectStore
 
 from touchstone.digests import digest_of
-from touchstone.storage.layout import ASIDE, AT_ONCE, OWNER, Aside, aside_of, checked, missing, place, places
-from touchstone.storage.local import delete_forgotten, storing
+from touchstone.storage.layout import (
+    ASIDE_FOLDER,
+    MAX_CONCURRENT_WRITES,
+    OWNER_FILE,
+    SetAside,
+    blob_path,
+    candidate_paths,
+    parse_set_aside,
+    unknown_blob,
+    verify,
+)
+from touchstone.storage.local import delete_stale, map_disk_errors
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -24,7 +34,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def _map_store_errors() -> Iterator[None]:
     """Turn whatever else a store fails with into OSError, as files do."""
     try:
         yield
@@ -34,40 +44,40 @@ def _answering() -> Iterator[None]:
         raise OSError(f"the store of the files fails ({type(error).__name__})") from error
 
 
-class StoreBlobs:
-    """Blobs as objects in S3 or its like; a file that has yet to become one lies in `incoming`."""
+class ObjectStoreBlobs:
+    """Blobs as objects in S3 or its like; a file that has yet to become one lies in `incoming_folder`."""
 
     def __init__(self, store: ObjectStore, incoming: Path) -> None:
         self._store = store
-        self._incoming = incoming
-        self._threads = ThreadPoolExecutor(AT_ONCE, "blobs")
+        self._incoming_path = incoming
+        self._threads = ThreadPoolExecutor(MAX_CONCURRENT_WRITES, "blobs")
 
     def put(self, data: bytes) -> str:
         """See `Blobs.put`."""
         digest = digest_of(data)
-        with suppress(AlreadyExistsError), _answering():
-            obstore.put(self._store, place(digest), data, mode="create")
+        with suppress(AlreadyExistsError), _map_store_errors():
+            obstore.put(self._store, blob_path(digest), data, mode="create")
         return digest
 
     def put_many(self, files: Sequence[bytes]) -> list[str]:
         """See `Blobs.put_many`."""
         return list(self._threads.map(self.put, files))
 
-    def incoming(self) -> Path:
-        """See `Blobs.incoming`."""
-        with storing():
-            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return self._incoming
+    def incoming_folder(self) -> Path:
+        """See `Blobs.incoming_folder`."""
+        with map_disk_errors():
+            self._incoming_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._incoming_path
 
     def put_file(self, file: Path, digest: str) -> None:
         """See `Blobs.put_file`; large ones go in several parts."""
-        with _answering():
-            obstore.put(self._store, place(digest), file)
+        with _map_store_errors():
+            obstore.put(self._store, blob_path(digest), file)
 
     def get(self, digest: str) -> bytes:
         """See `Blobs.get`."""
-        return checked(
-            digest, self._reach(digest, lambda where: bytes(obstore.get(self._store, where).bytes()))
+        return verify(
+            digest, self._with_blob(digest, lambda where: bytes(obstore.get(self._store, where).bytes()))
         )
 
     def read(self, digest: str, start: int, length: int) -> bytes:
@@ -75,69 +85,69 @@ class StoreBlobs:
         length = min(length, self.size(digest) - start)
         if length <= 0:
             return b""
-        return self._reach(
+        return self._with_blob(
             digest, lambda where: bytes(obstore.get_range(self._store, where, start=start, length=length))
         )
 
     def size(self, digest: str) -> int:
         """See `Blobs.size`."""
-        return self._reach(digest, lambda where: int(obstore.head(self._store, where)["size"]))
+        return self._with_blob(digest, lambda where: int(obstore.head(self._store, where)["size"]))
 
-    def _reach(self, digest: str, action: Callable[[str], T]) -> T:
+    def _with_blob(self, digest: str, action: Callable[[str], T]) -> T:
         """Do something with a blob's object, wherever it lies at the moment."""
-        for where in places(digest, self.aside):
-            with suppress(NotFoundError, FileNotFoundError), _answering():
+        for where in candidate_paths(digest, self.list_set_aside):
+            with suppress(NotFoundError, FileNotFoundError), _map_store_errors():
                 return action(where)
-        raise missing(digest)
+        raise unknown_blob(digest)
 
-    def forget(self, digest: str) -> None:
-        """See `Blobs.forget`."""
-        self._delete(place(digest))
+    def delete(self, digest: str) -> None:
+        """See `Blobs.delete`."""
+        self._delete_object(blob_path(digest))
 
     def set_aside(self, digest: str, at: int) -> None:
         """See `Blobs.set_aside`; a moment long it lies in both places, never in none."""
         with suppress(NotFoundError, FileNotFoundError):
-            obstore.rename(self._store, place(digest), Aside(digest, at).place)
+            obstore.rename(self._store, blob_path(digest), SetAside(digest, at).path)
 
-    def aside(self) -> Iterator[Aside]:
-        """See `Blobs.aside`."""
-        for found in self._listed(ASIDE):
-            yield from aside_of(found["path"].rpartition("/")[2])
+    def list_set_aside(self) -> Iterator[SetAside]:
+        """See `Blobs.list_set_aside`."""
+        for found in self._list_objects(ASIDE_FOLDER):
+            yield from parse_set_aside(found["path"].rpartition("/")[2])
 
-    def restore(self, aside: Aside) -> None:
+    def restore(self, entry: SetAside) -> None:
         """See `Blobs.restore`."""
         with suppress(NotFoundError, FileNotFoundError):
-            obstore.rename(self._store, aside.place, place(aside.digest))
+            obstore.rename(self._store, entry.path, blob_path(entry.digest))
 
-    def drop(self, aside: Aside) -> None:
+    def drop(self, entry: SetAside) -> None:
         """See `Blobs.drop`."""
-        self._delete(aside.place)
+        self._delete_object(entry.path)
 
-    def older_than(self, seconds: float) -> Iterator[str]:
-        """See `Blobs.older_than`."""
-        young = datetime.now(UTC) - timedelta(seconds=seconds)
-        for found in self._listed(None):
+    def list_older_than(self, seconds: float) -> Iterator[str]:
+        """See `Blobs.list_older_than`."""
+        cutoff = datetime.now(UTC) - timedelta(seconds=seconds)
+        for found in self._list_objects(None):
             folder, _, name = found["path"].rpartition("/")
-            if folder == name[:2] and found["last_modified"] < young:
+            if folder == name[:2] and found["last_modified"] < cutoff:
                 yield f"sha256:{name}"
 
-    def tidy(self) -> None:
-        """See `Blobs.tidy`; an object is there as a whole or not at all."""
-        delete_forgotten(self._incoming, "*")
+    def delete_partial_files(self) -> None:
+        """See `Blobs.delete_partial_files`; an object is there as a whole or not at all."""
+        delete_stale(self._incoming_path, "*")
 
-    def owner(self, name: str) -> str:
-        """See `Blobs.owner`."""
+    def claim_for(self, ledger_id: str) -> str:
+        """See `Blobs.claim_for`."""
         with suppress(AlreadyExistsError):
-            obstore.put(self._store, OWNER, name.encode(), mode="create")
-        return bytes(obstore.get(self._store, OWNER).bytes()).decode()
+            obstore.put(self._store, OWNER_FILE, ledger_id.encode(), mode="create")
+        return bytes(obstore.get(self._store, OWNER_FILE).bytes()).decode()
 
-    def free(self) -> None:
-        """See `Blobs.free`."""
+    def free_bytes(self) -> None:
+        """See `Blobs.free_bytes`."""
 
-    def _listed(self, prefix: str | None) -> Iterator[ObjectMeta]:
+    def _list_objects(self, prefix: str | None) -> Iterator[ObjectMeta]:
         for page in obstore.list(self._store, prefix):
             yield from page
 
-    def _delete(self, where: str) -> None:
+    def _delete_object(self, where: str) -> None:
         with suppress(NotFoundError, FileNotFoundError):
             obstore.delete(self._store, where)

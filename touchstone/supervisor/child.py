@@ -20,11 +20,11 @@ def main() -> None:
     """Watch standard input on a thread, and be the module named on the command line."""
     module = sys.argv[1]
     sys.argv = [module, *sys.argv[2:]]
-    threading.Thread(target=_watch, name="lifeline", daemon=True).start()
+    threading.Thread(target=_watch_stdin, name="lifeline", daemon=True).start()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _watch() -> None:
+def _watch_stdin() -> None:
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

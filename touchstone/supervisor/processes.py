@@ -10,42 +10,44 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from touchstone.periodic import Rounds
+from touchstone.periodic import PeriodicThread
 from touchstone.supervisor import valkey
 
 LOG_BYTES = 10 * 2**20
-LOOK_SECONDS = 0.1
+CHECK_SECONDS = 0.1
 RESTART_SECONDS = 20.0
-FIRST_PAUSE, LONGEST_PAUSE, SETTLED = 0.5, 15.0, 30.0
-ASK_SECONDS = 5.0
-SILENCES = 4
+MIN_PAUSE, MAX_PAUSE, STABLE_SECONDS = 0.5, 15.0, 30.0
+HEALTH_CHECK_SECONDS = 5.0
+MAX_TIMEOUTS = 4
 
-Say = Callable[[str], object]
+ReportLine = Callable[[str], object]
 """Tells the operator one line."""
 
 
-class Charge(Protocol):
+class Supervised(Protocol):
     """Something to look after."""
 
-    def look(self) -> None:
+    def ensure_running(self) -> None:
         """Start it again if it is gone; returns soon."""
 
     def stop(self) -> None:
         """End it in order, and by force where that takes too long."""
 
 
-class Child:
+class ChildProcess:
     """A Python module that runs as a process of its own and writes a log; it ends when this process does."""
 
-    def __init__(self, name: str, module: str, environment: Mapping[str, str], log: Path, say: Say) -> None:
+    def __init__(
+        self, name: str, module: str, environment: Mapping[str, str], log: Path, report: ReportLine
+    ) -> None:
         self.name = name
         self.log = log
         self.deaths = 0
         self._command = [sys.executable, "-P", "-m", "touchstone.supervisor.child", module]
         self._environment = dict(environment)
-        self._say = say
-        self._pause = FIRST_PAUSE
-        self._start_at: float | None = None
+        self._report = report
+        self._next_restart_pause = MIN_PAUSE
+        self._restart_at: float | None = None
         self._start()
 
     @property
@@ -54,7 +56,7 @@ class Child:
         return self._process.pid
 
     def _start(self) -> None:
-        self._born = time.monotonic()
+        self._started_at = time.monotonic()
         with _open_log(self.log) as log:
             # A session of its own: Ctrl-C in the terminal is for us, and we stop our children in order.
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -66,36 +68,36 @@ class Child:
                 start_new_session=True,
             )
 
-    def look(self) -> None:
+    def ensure_running(self) -> None:
         """Start it again if it died, after a pause that grows while it keeps dying."""
         if self._process.poll() is None:
             return
         now = time.monotonic()
-        if self._start_at is None:
-            self._start_at = now + self._next_pause(now)
-        elif now >= self._start_at:
-            self._start_at = None
+        if self._restart_at is None:
+            self._restart_at = now + self._schedule_restart(now)
+        elif now >= self._restart_at:
+            self._restart_at = None
             self._close()
             self._start()
 
-    def _next_pause(self, now: float) -> float:
+    def _schedule_restart(self, now: float) -> float:
         self.deaths += 1
-        pause = FIRST_PAUSE if now - self._born > SETTLED else self._pause
-        self._pause = min(2 * pause, LONGEST_PAUSE)
-        self._say(
+        pause = MIN_PAUSE if now - self._started_at > STABLE_SECONDS else self._next_restart_pause
+        self._next_restart_pause = min(2 * pause, MAX_PAUSE)
+        self._report(
             f"The {self.name} ended with code {self._process.returncode}; starting it again in {pause:g} s"
         )
         return pause
 
     def kill(self) -> None:
-        """End it by force; `look` starts it again."""
+        """End it by force; `ensure_running` starts it again."""
         self._process.kill()
 
-    def stop(self, *, patience: float = 13.0) -> None:
-        """See `Charge.stop`."""
+    def stop(self, *, timeout: float = 13.0) -> None:
+        """See `Supervised.stop`."""
         self._process.terminate()
         try:
-            self._process.wait(patience)
+            self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -105,7 +107,7 @@ class Child:
         if self._process.stdin is not None:
             self._process.stdin.close()
 
-    def last_words(self) -> str:
+    def read_log_tail(self) -> str:
         """The end of its log, for an error that says why."""
         return "\n".join(self.log.read_text("utf-8", errors="replace").splitlines()[-5:])
 
@@ -118,50 +120,50 @@ def _open_log(path: Path) -> IO[bytes]:
     return path.open("ab")
 
 
-class Store:
+class ValkeyProcess:
     """The embedded Valkey."""
 
-    def __init__(self, home: Path, say: Say) -> None:
+    def __init__(self, home: Path, report: ReportLine) -> None:
         self._home = home
-        self._say = say
+        self._report = report
         self._valkey = valkey.start(home)
         self.adopted = self._valkey.child is None
 
-    def look(self) -> None:
+    def ensure_running(self) -> None:
         """Start it again if it died; its file holds every accepted job."""
-        if not self._valkey.alive():
-            self._say("Valkey ended; starting it again")
-            self._valkey = valkey.start(self._home, patience=RESTART_SECONDS)
+        if not self._valkey.is_alive():
+            self._report("Valkey ended; starting it again")
+            self._valkey = valkey.start(self._home, timeout=RESTART_SECONDS)
 
     def stop(self) -> None:
-        """See `Charge.stop`."""
+        """See `Supervised.stop`."""
         self._valkey.stop()
 
 
-class Checkup(Rounds):
+class HealthCheck(PeriodicThread):
     """Asks a child again and again, and ends one that keeps silent although it lives."""
 
-    def __init__(self, child: Child, is_silent: Callable[[], bool], say: Say) -> None:
-        super().__init__("checkup", self._ask, ASK_SECONDS)
+    def __init__(self, child: ChildProcess, is_silent: Callable[[], bool], report: ReportLine) -> None:
+        super().__init__("checkup", self._check, HEALTH_CHECK_SECONDS)
         self._child = child
         self._is_silent = is_silent
-        self._say = say
-        self._silences = 0
+        self._report = report
+        self._timeouts = 0
 
-    def _ask(self) -> None:
-        self._silences = self._silences + 1 if self._is_silent() else 0
-        if self._silences == SILENCES:
-            self._silences = 0
-            self._say(f"The {self._child.name} is there and does not answer; ending it")
+    def _check(self) -> None:
+        self._timeouts = self._timeouts + 1 if self._is_silent() else 0
+        if self._timeouts == MAX_TIMEOUTS:
+            self._timeouts = 0
+            self._report(f"The {self._child.name} is there and does not answer; ending it")
             self._child.kill()
 
 
-class Watcher:
+class Supervisor:
     """A thread that looks after all charges until it is stopped."""
 
-    def __init__(self, charges: Sequence[Charge], say: Say) -> None:
-        self._charges = charges
-        self._say = say
+    def __init__(self, processes: Sequence[Supervised], report: ReportLine) -> None:
+        self._processes = processes
+        self._report = report
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
         self._thread.start()
@@ -172,12 +174,12 @@ class Watcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
-            for charge in self._charges:
-                self._look(charge)
+        while not self._stop.wait(CHECK_SECONDS):
+            for process in self._processes:
+                self._check(process)
 
-    def _look(self, charge: Charge) -> None:
+    def _check(self, process: Supervised) -> None:
         try:
-            charge.look()
+            process.ensure_running()
         except Exception as error:  # noqa: BLE001 - the others are to be looked after all the same
-            self._say(f"Not started again: {error}")
+            self._report(f"Not started again: {error}")

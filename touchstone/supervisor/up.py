@@ -16,51 +16,58 @@ from touchstone.errors import LedgerUnavailable, StartError
 from touchstone.ledger.address import ledger_url
 from touchstone.ledger.api_keys import check_address
 from touchstone.ledger.ledger import Ledger
-from touchstone.settings import SECRETS, Settings
-from touchstone.supervisor.processes import Charge, Checkup, Child, Say, Store, Watcher
-from touchstone.supervisor.valkey import sole_use
+from touchstone.settings import SECRET_PREFIX, Settings
+from touchstone.supervisor.processes import (
+    ChildProcess,
+    HealthCheck,
+    ReportLine,
+    Supervised,
+    Supervisor,
+    ValkeyProcess,
+)
+from touchstone.supervisor.valkey import exclusive_home
 
 READY_SECONDS = 180.0
 PORT_SECONDS = 20.0
 DEATHS_AT_START = 3
-LOOK_SECONDS = 0.1
+CHECK_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
 
 # Blocks up to this size stay with the process: giving them back after each step is slow.
 _KEEP_BYTES = str(2**30)
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": _KEEP_BYTES, "MALLOC_TRIM_THRESHOLD_": _KEEP_BYTES}
 
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - where to ask, not to listen
+_WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - where to ask, not to listen
 
-Wanted = Callable[[], bool]
+IsWanted = Callable[[], bool]
 
 
-def serve(settings: Settings, say: Say, *, worker_module: str = "workers") -> int:
+def serve(settings: Settings, report: ReportLine, *, worker_module: str = "workers") -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; the exit code is 1 where the service could not be started."""
-    say = _to_whoever_listens(say)
-    with _listening() as wanted:
+    report = _tolerate_closed_output(report)
+    with _catch_signals() as is_wanted:
         try:
-            with running(settings, say, wanted=wanted, worker_module=worker_module) as url:
-                say(f"Touchstone serves on {url} (Ctrl-C stops it)")
-                while wanted():
-                    time.sleep(LOOK_SECONDS)
-                say("Stopping …")
+            with run_service(settings, report, is_wanted=is_wanted, worker_module=worker_module) as url:
+                report(f"Touchstone serves on {url} (Ctrl-C stops it)")
+                while is_wanted():
+                    time.sleep(CHECK_SECONDS)
+                report("Stopping …")
         except StartError as error:
-            say(str(error))
+            report(str(error))
             return 1
         except UnwantedError:
-            say("Stopped before it was ready")
+            report("Stopped before it was ready")
     return 0
 
 
-def _to_whoever_listens(say: Say) -> Say:
+def _tolerate_closed_output(report: ReportLine) -> ReportLine:
     """The same, though the terminal or the pipe may be gone by now."""
 
-    def tell(line: str) -> None:
+    def report_line(line: str) -> None:
         with suppress(OSError):
-            say(line)
+            report(line)
 
-    return tell
+    return report_line
 
 
 class UnwantedError(Exception):
@@ -68,7 +75,7 @@ class UnwantedError(Exception):
 
 
 @contextmanager
-def _listening() -> Iterator[Wanted]:
+def _catch_signals() -> Iterator[IsWanted]:
     """Whether the service is still wanted: true until a signal says otherwise, however often it says so."""
     asked: list[int] = []
 
@@ -85,8 +92,12 @@ def _listening() -> Iterator[Wanted]:
 
 
 @contextmanager
-def running(
-    settings: Settings, say: Say, *, wanted: Wanted = lambda: True, worker_module: str = "workers"
+def run_service(
+    settings: Settings,
+    report: ReportLine,
+    *,
+    is_wanted: IsWanted = lambda: True,
+    worker_module: str = "workers",
 ) -> Iterator[str]:
     """A service that is ready, at the address given; stopped in order at the end of the block.
 
@@ -96,22 +107,22 @@ def running(
     """
     begun = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(sole_use(settings.home))
-        say("Starting …")
-        store = None if settings.redis_url else _kept(stack, Store(settings.home, say))
+        stack.enter_context(exclusive_home(settings.home))
+        report("Starting …")
+        valkey = None if settings.redis_url else _stop_at_exit(stack, ValkeyProcess(settings.home, report))
         _check_keys(settings)
-        port = _free_port(settings, wait=store is not None and store.adopted, wanted=wanted)
+        port = _find_free_port(settings, wait=valkey is not None and valkey.adopted, is_wanted=is_wanted)
         settings = settings.model_copy(update={"port": port})
         # The last to start is the first to stop, so that nothing is accepted while the others leave.
-        worker = _kept(stack, _child("worker", worker_module, settings, say))
-        api = _kept(stack, _child("API", "service", settings, say))
-        charges: list[Charge] = [worker, api] if store is None else [store, worker, api]
-        stack.callback(Watcher(charges, say).stop)
-        _wait_until_ready(settings, worker, api, wanted)
-        checkup = Checkup(api, lambda: _is_silent(settings), say)
-        stack.callback(checkup.stop)
-        checkup.start()
-        say(f"Ready after {time.monotonic() - begun:.1f} s")
+        worker = _stop_at_exit(stack, _start_child("worker", worker_module, settings, report))
+        api = _stop_at_exit(stack, _start_child("API", "service", settings, report))
+        processes: list[Supervised] = [worker, api] if valkey is None else [valkey, worker, api]
+        stack.callback(Supervisor(processes, report).stop)
+        _wait_until_ready(settings, worker, api, is_wanted)
+        health_check = HealthCheck(api, lambda: _is_silent(settings), report)
+        stack.callback(health_check.stop)
+        health_check.start()
+        report(f"Ready after {time.monotonic() - begun:.1f} s")
         yield f"http://{_authority(settings)}"
 
 
@@ -126,17 +137,17 @@ def _check_keys(settings: Settings) -> None:
         ledger.close()
 
 
-C = TypeVar("C", bound=Charge)
+C = TypeVar("C", bound=Supervised)
 
 
-def _kept(stack: ExitStack, charge: C) -> C:
-    stack.callback(charge.stop)
-    return charge
+def _stop_at_exit(stack: ExitStack, process: C) -> C:
+    stack.callback(process.stop)
+    return process
 
 
-def _child(name: str, module: str, settings: Settings, say: Say) -> Child:
+def _start_child(name: str, module: str, settings: Settings, report: ReportLine) -> ChildProcess:
     log = settings.home / "logs" / f"{name.lower()}.log"
-    return Child(name, module, _environment(settings) | _ALLOCATOR, log, say)
+    return ChildProcess(name, module, _environment(settings) | _ALLOCATOR, log, report)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -145,28 +156,28 @@ def _environment(settings: Settings) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(SECRETS) or not name.upper().startswith(prefix)
+        if name.startswith(SECRET_PREFIX) or not name.upper().startswith(prefix)
     }
     chosen = settings.model_dump(mode="json", exclude_none=True, exclude={"api_key"})
     return inherited | {f"{prefix}{name.upper()}": str(value) for name, value in chosen.items()}
 
 
-def _free_port(settings: Settings, *, wait: bool, wanted: Wanted) -> int:
+def _find_free_port(settings: Settings, *, wait: bool, is_wanted: IsWanted) -> int:
     """The port to listen on; with `wait`, an API that a killed start left behind gets the time to end."""
     end = time.monotonic() + (PORT_SECONDS if wait else 0)
     while True:
         try:
-            return _bindable(settings.host, settings.port)
+            return _bind_port(settings.host, settings.port)
         except OSError as error:
-            if time.monotonic() >= end or not wanted():
+            if time.monotonic() >= end or not is_wanted():
                 raise StartError(
                     f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
                     "choose another --port"
                 ) from error
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)
 
 
-def _bindable(host: str, port: int) -> int:
+def _bind_port(host: str, port: int) -> int:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -174,24 +185,26 @@ def _bindable(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(settings: Settings, worker: Child, api: Child, wanted: Wanted) -> None:
+def _wait_until_ready(
+    settings: Settings, worker: ChildProcess, api: ChildProcess, is_wanted: IsWanted
+) -> None:
     end = time.monotonic() + READY_SECONDS
     ledger = Ledger(ledger_url(settings), settings)
     try:
-        while not (_works(ledger, worker) and _answers(settings)):
+        while not (_is_worker_ready(ledger, worker) and _is_api_ready(settings)):
             for child in (worker, api):
                 if child.deaths >= DEATHS_AT_START or time.monotonic() > end:
                     raise StartError(
-                        f"the {child.name} did not start; the end of {child.log}:\n{child.last_words()}"
+                        f"the {child.name} did not start; the end of {child.log}:\n{child.read_log_tail()}"
                     )
-            if not wanted():
+            if not is_wanted():
                 raise UnwantedError
-            time.sleep(LOOK_SECONDS)
+            time.sleep(CHECK_SECONDS)
     finally:
         ledger.close()
 
 
-def _works(ledger: Ledger, worker: Child) -> bool:
+def _is_worker_ready(ledger: Ledger, worker: ChildProcess) -> bool:
     """Whether this very worker is alive: one of an earlier start may be remembered for a while."""
     try:
         return any(alive.info.get("pid") == worker.pid for alive in ledger.workers())
@@ -199,9 +212,9 @@ def _works(ledger: Ledger, worker: Child) -> bool:
         return False
 
 
-def _answers(settings: Settings) -> bool:
+def _is_api_ready(settings: Settings) -> bool:
     try:
-        return _asked(settings, "/readyz", 2) == http.HTTPStatus.OK
+        return _request_status(settings, "/readyz", 2) == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
 
@@ -209,7 +222,7 @@ def _answers(settings: Settings) -> bool:
 def _is_silent(settings: Settings) -> bool:
     """Whether nothing at all comes back: who refuses or hangs up is starting, ending or crowded."""
     try:
-        _asked(settings, "/healthz", ANSWER_SECONDS)
+        _request_status(settings, "/healthz", ANSWER_SECONDS)
     except TimeoutError:
         return True
     except (OSError, http.client.HTTPException):
@@ -217,9 +230,9 @@ def _is_silent(settings: Settings) -> bool:
     return False
 
 
-def _asked(settings: Settings, path: str, seconds: float) -> int:
+def _request_status(settings: Settings, path: str, seconds: float) -> int:
     """The status of the API's answer."""
-    host = _EVERYWHERE.get(settings.host, settings.host)
+    host = _WILDCARD_HOSTS.get(settings.host, settings.host)
     connection = http.client.HTTPConnection(host, settings.port, timeout=seconds)
     try:
         connection.request("GET", path)

@@ -23,11 +23,11 @@ from touchstone.ledger.address import ledger_url, socket_path, socket_url
 from touchstone.ledger.server import process_id
 from touchstone.settings import Settings
 
-_LOOK_SECONDS = 0.02
+_CHECK_SECONDS = 0.02
 
 
 @contextmanager
-def sole_use(home: Path) -> Iterator[None]:
+def exclusive_home(home: Path) -> Iterator[None]:
     """Hold `home` for this process; `StartError` where another one has it."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = _lock(home / "lock")
@@ -66,7 +66,7 @@ class Valkey:
         """The address for redis clients."""
         return socket_url(self.home)
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the server's process is there, ready or not."""
         handle = _lock(_server_lock(self.home))
         if handle is None:
@@ -76,11 +76,11 @@ class Valkey:
             self.child.wait()  # it let go of the lock, so this is its last moment
         return False
 
-    def stop(self, *, patience: float = 15.0) -> None:
-        """Ask the server to leave in order, and end it where it does not within `patience` seconds."""
-        for signum, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+    def stop(self, *, timeout: float = 15.0) -> None:
+        """Ask the server to leave in order, and end it where it does not within `timeout` seconds."""
+        for signum, seconds in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
             pid = self._process_id()
-            if pid is None or not self.alive():
+            if pid is None or not self.is_alive():
                 return
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
@@ -96,11 +96,11 @@ class Valkey:
 
 def _wait_until_gone(valkey: Valkey, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while valkey.alive() and time.monotonic() < end:
-        time.sleep(_LOOK_SECONDS)
+    while valkey.is_alive() and time.monotonic() < end:
+        time.sleep(_CHECK_SECONDS)
 
 
-def start(home: Path, *, patience: float = 60.0) -> Valkey:
+def start(home: Path, *, timeout: float = 60.0) -> Valkey:
     """Adopt the Valkey that runs below `home`, or start one; returns when it is ready.
 
     A server holds its lock from birth to death, so that no second one ever writes to the same files: not
@@ -108,28 +108,28 @@ def start(home: Path, *, patience: float = 60.0) -> Valkey:
     """
     _private_folder(_folder(home))
     _private_folder(socket_path(home).parent)
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
     child: subprocess.Popen[bytes] | None = None
     while process_id(socket_url(home)) is None:
         if child is not None and child.poll() is not None:
-            raise StartError(f"Valkey did not start: {_last_words(home)}")
+            raise StartError(f"Valkey did not start: {_read_log_tail(home)}")
         if time.monotonic() > end:
-            raise StartError(f"Valkey below {home} was not ready within {patience:g} s; see {_log(home)}")
+            raise StartError(f"Valkey below {home} was not ready within {timeout:g} s; see {_log(home)}")
         if child is None:
             child = _launch(home)
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_CHECK_SECONDS)
     return Valkey(home, child)
 
 
 @contextmanager
-def at_hand(settings: Settings) -> Iterator[str]:
+def running_valkey(settings: Settings) -> Iterator[str]:
     """The address of a ledger that answers: as set, or the Valkey below `home`, which is started for this
     block where no `touchstone up` keeps it.
     """
     with ExitStack() as stack:
         if settings.redis_url is None:
             with suppress(StartError):
-                stack.enter_context(sole_use(settings.home))
+                stack.enter_context(exclusive_home(settings.home))
                 valkey = start(settings.home)
                 if valkey.child is not None:
                     stack.callback(valkey.stop)
@@ -182,7 +182,7 @@ def _log(home: Path) -> Path:
     return _folder(home) / "valkey.log"
 
 
-def _last_words(home: Path) -> str:
+def _read_log_tail(home: Path) -> str:
     """The end of the server's log, for an error that says why."""
     try:
         lines = _log(home).read_text("utf-8", errors="replace").splitlines()

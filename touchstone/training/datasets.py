@@ -65,7 +65,7 @@ def fashion_mnist(cache_folder: Path) -> tuple[Split, Split]:
     the package (31 MB) and it is unpacked into `cache_folder`, which needs no root. Raises DataUnavailable.
     """
     own = cache_folder / "fashion-mnist"
-    folders = [folder for folder in (own, Path("/") / INSTALLED) if _complete(folder)]
+    folders = [folder for folder in (own, Path("/") / INSTALLED) if _is_complete(folder)]
     if not folders:
         _download(own)
     folder = folders[0] if folders else own
@@ -88,16 +88,16 @@ def draw_sample(test: Split) -> Image.Image:
     return Image.fromarray(tiles.reshape(16, 16, 28, 28).swapaxes(1, 2).reshape(448, 448))
 
 
-def _complete(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in DIGESTS)
 
 
 def _read(folder: Path, which: str) -> Split:
-    images = _idx(folder / f"{which}-images-idx3-ubyte.gz")
-    return Split(images, _idx(folder / f"{which}-labels-idx1-ubyte.gz"))
+    images = _read_idx(folder / f"{which}-images-idx3-ubyte.gz")
+    return Split(images, _read_idx(folder / f"{which}-labels-idx1-ubyte.gz"))
 
 
-def _idx(path: Path) -> NDArray[np.uint8]:
+def _read_idx(path: Path) -> NDArray[np.uint8]:
     """An array in the IDX format: zeros, the type (8: bytes), the number of axes, their sizes, the values."""
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != DIGESTS[path.name]:
@@ -112,15 +112,15 @@ def _idx(path: Path) -> NDArray[np.uint8]:
 
 def _download(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        _command(["apt-get", "download", PACKAGE], scratch)
+        _run_command(["apt-get", "download", PACKAGE], scratch)
         for package in Path(scratch).glob("*.deb"):
-            _command(["dpkg-deb", "-x", str(package), "."], scratch)
+            _run_command(["dpkg-deb", "-x", str(package), "."], scratch)
         folder.mkdir(parents=True, exist_ok=True)
         for name in DIGESTS:
             shutil.copy(Path(scratch) / INSTALLED / name, folder / name)
 
 
-def _command(words: Sequence[str], folder: str) -> None:
+def _run_command(words: Sequence[str], folder: str) -> None:
     try:
         subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=True)  # noqa: S603
     except subprocess.CalledProcessError as error:

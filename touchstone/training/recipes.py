@@ -39,7 +39,7 @@ class Recipe(BaseModel):
         return f"-{self.name}"
 
     @property
-    def guard(self) -> Distance | None:
+    def validation_eps(self) -> Distance | None:
         """The radius at which held-out images are attacked after each epoch; None where nothing is watched.
 
         Training against one-step attacks can collapse within an epoch to a network that withstands nothing
@@ -103,11 +103,11 @@ class Adversarial(Recipe):
 
     eps: Ratio = Field(0.1, gt=0, le=1, description="Radius of the L∞ ball, in [0,1].")
 
-    def attacked(  # noqa: D102 - the name says it
+    def perturb(  # noqa: D102 - the name says it
         self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator, *, steps: int, size: float
     ) -> Tensor:
         with in_eval_mode(net):
-            return ascended(net, x, y, noise, eps=self.eps, steps=steps, size=size)
+            return run_pgd(net, x, y, noise, eps=self.eps, steps=steps, size=size)
 
 
 class Madry(Adversarial):
@@ -135,7 +135,7 @@ class Madry(Adversarial):
         return "-linf"
 
     @model_validator(mode="after")
-    def _reaches_across(self) -> Madry:
+    def _check_reach(self) -> Madry:
         if self.steps * self.step_size < self.eps:
             raise ValueError(
                 f"step_size: {self.steps} steps of {self.step_size:g} do not reach eps {self.eps:g};"
@@ -145,7 +145,7 @@ class Madry(Adversarial):
 
     def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator) -> Tensor:
         """The last points of the climbs."""
-        return self.attacked(net, x, y, noise, steps=self.steps, size=self.step_size)
+        return self.perturb(net, x, y, noise, steps=self.steps, size=self.step_size)
 
 
 class Fast(Adversarial):
@@ -164,13 +164,13 @@ class Fast(Adversarial):
         )
 
     @property
-    def guard(self) -> Distance | None:
+    def validation_eps(self) -> Distance | None:
         """At the radius of the training."""
         return self.eps
 
     def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator) -> Tensor:
         """One step from a random start."""
-        return self.attacked(net, x, y, noise, steps=1, size=self.reach * self.eps)
+        return self.perturb(net, x, y, noise, steps=1, size=self.reach * self.eps)
 
 
 RECIPES: Mapping[str, type[Recipe]] = MappingProxyType(
@@ -178,7 +178,7 @@ RECIPES: Mapping[str, type[Recipe]] = MappingProxyType(
 )
 
 
-def recipe(name: str, parameters: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
+def build_recipe(name: str, parameters: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
     """The recipe of this name with these parameters. Raises InvalidParameter."""
     if name not in RECIPES:
         raise InvalidParameter(
@@ -193,15 +193,15 @@ def recipe(name: str, parameters: Mapping[str, Any] = MappingProxyType({})) -> R
 @contextmanager
 def in_eval_mode(net: nn.Module) -> Iterator[None]:
     """`net` in eval mode for a while: an attack must see the network that will be used."""
-    was = net.training
+    previous = net.training
     net.eval()
     try:
         yield
     finally:
-        net.train(was)
+        net.train(previous)
 
 
-def ascended(
+def run_pgd(
     net: nn.Module, x: Tensor, y: Tensor, noise: Generator, *, eps: float, steps: int, size: float
 ) -> Tensor:
     """PGD in L∞ from a random start, the last point of each row: the attack of training, which, unlike the
@@ -210,7 +210,7 @@ def ascended(
     threat = Threat(x, x.new_full((len(x),), eps), Linf())
     stride = torch.full_like(threat.eps, size)
     seed = int(torch.randint(2**62, (1,), generator=noise))
-    point = threat.random_start(Noise.of([(seed, row) for row in range(len(x))], "training"))
+    point = threat.random_start(Noise.from_seeds([(seed, row) for row in range(len(x))], "training"))
     for _ in range(steps):
         point.requires_grad_()
         loss = functional.cross_entropy(net(point), y, reduction="sum")

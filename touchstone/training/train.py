@@ -19,30 +19,30 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from touchstone.engine.device import keep_blocks
+from touchstone.engine.device import tune_allocator
 from touchstone.errors import InvalidParameter
 from touchstone.ledger.records import Progress
-from touchstone.models.architectures import architecture
+from touchstone.models.architectures import find_architecture
 from touchstone.models.manifest import ID, Accuracy, InputSpec, Manifest, Weights
 from touchstone.training.datasets import CLASSES, Split
-from touchstone.training.recipes import Recipe, Standard, ascended, in_eval_mode
+from touchstone.training.recipes import Recipe, Standard, in_eval_mode, run_pgd
 
 MEAN, STD = 0.286, 0.353
 """Of the pixels that Fashion-MNIST has for training."""
 
-Report = Callable[[Progress, dict[str, float]], None]
+ReportProgress = Callable[[Progress, dict[str, float]], None]
 """Called after each step with the steps done and planned and the loss, and at the end with the accuracy. What
 it raises ends the training, which can be resumed."""
 
-FALL = 0.2
+MAX_ROBUSTNESS_DROP = 0.2
 """How far the share of held-out images that withstand PGD may fall below its best before training stops."""
 
-HELD_OUT = 512
+MAX_VALIDATION_IMAGES = 512
 """Images that a guarded training holds out, at most; of few images a tenth."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Everything that the weights depend on, besides the images and the versions of the libraries."""
 
     recipe: Recipe = field(default_factory=Standard)
@@ -53,7 +53,7 @@ class Plan:
     seed: int = 0
 
 
-class OnPixels(nn.Module):
+class NormalisedNetwork(nn.Module):
     """A network with its normalisation before it: images (B, C, H, W) in [0,1] to logits."""
 
     def __init__(self, net: nn.Module, mean: float, std: float) -> None:
@@ -67,12 +67,12 @@ class OnPixels(nn.Module):
 
 
 def train(
-    plan: Plan,
+    plan: TrainingPlan,
     data: tuple[Split, Split],
     out: Path,
     *,
     model: str | None = None,
-    report: Report = lambda _progress, _metric: None,
+    report: ReportProgress = lambda _progress, _metric: None,
 ) -> Manifest:
     """Train on `data[0]`, measure on all of `data[1]`, and leave weights and card of `model` in `out`.
 
@@ -80,20 +80,20 @@ def train(
     and ends in the weights that an uninterrupted run would have. Where the recipe asks for a guard, an epoch
     in which robustness collapses is undone and ends the training. Raises InvalidParameter.
     """
-    keep_blocks()
+    tune_allocator()
     train_split, test_split = data
     name = model or f"fashion-mnist-cnn{plan.recipe.suffix}"
-    _prepare(name, out)
-    run = _Run(plan, train_split, out / f"{name}.checkpoint.safetensors")
-    run.finish(report)
-    accuracy = measure(run.net, test_split)
+    _check_output(name, out)
+    run = _Training(plan, train_split, out / f"{name}.checkpoint.safetensors")
+    run.run(report)
+    accuracy = measure_accuracy(run.net, test_split)
     report(Progress(done=run.steps, total=run.steps), {"accuracy": accuracy})
-    card = _write(run, name, out, test_split, accuracy)
+    manifest = _write_model(run, name, out, test_split, accuracy)
     run.checkpoint.unlink(missing_ok=True)
-    return card
+    return manifest
 
 
-def _prepare(name: str, out: Path) -> None:
+def _check_output(name: str, out: Path) -> None:
     """Refuse at once what would only fail after hours."""
     if not re.fullmatch(ID, name):
         raise InvalidParameter(
@@ -106,7 +106,7 @@ def _prepare(name: str, out: Path) -> None:
         raise InvalidParameter(f"out: {out} cannot be made a folder: {error.strerror}", field="out") from None
 
 
-def measure(net: nn.Module, split: Split, *, batch: int = 500) -> float:
+def measure_accuracy(net: nn.Module, split: Split, *, batch: int = 500) -> float:
     """The share of a split's images that a network on pixels gets right, in eval mode."""
     net.eval()
     right = 0
@@ -117,7 +117,7 @@ def measure(net: nn.Module, split: Split, *, batch: int = 500) -> float:
     return right / len(split)
 
 
-def one_cycle(step: int, steps: int, peak: float) -> float:
+def one_cycle_rate(step: int, steps: int, peak: float) -> float:
     """The learning rate of a step: up to `peak` over the first 30 per cent, then down along a cosine."""
     rise = 0.3 * steps
     if step < rise:
@@ -125,11 +125,11 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
     return peak * max(1e-3, (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2)
 
 
-def jitter(x: Tensor, noise: Generator, *, reach: int = 2) -> Tensor:
-    """Each image (B, C, H, W) shifted by up to `reach` pixels, zeros moving in, and half of them mirrored."""
+def augment(x: Tensor, noise: Generator, *, max_shift: int = 2) -> Tensor:
+    """Each image (B, C, H, W) shifted by up to `max_shift` pixels, zeros moving in, and half of them mirrored."""
     rows, height, width = len(x), *x.shape[2:]
-    padded = functional.pad(x, (reach,) * 4)
-    down, right = torch.randint(0, 2 * reach + 1, (2, rows, 1), generator=noise)
+    padded = functional.pad(x, (max_shift,) * 4)
+    down, right = torch.randint(0, 2 * max_shift + 1, (2, rows, 1), generator=noise)
     columns = right + torch.arange(width)
     mirrored = torch.rand(rows, generator=noise) < 0.5
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
@@ -138,58 +138,60 @@ def jitter(x: Tensor, noise: Generator, *, reach: int = 2) -> Tensor:
     return padded[torch.arange(rows)[:, None, None], :, lines[:, :, None], columns[:, None, :]].movedim(3, 1)
 
 
-def withstanding(net: nn.Module, split: Split, eps: float, seed: int, *, steps: int = 5) -> float:
+def robust_accuracy(net: nn.Module, split: Split, eps: float, seed: int, *, steps: int = 5) -> float:
     """The share of a small split that a few steps of PGD in L∞ leave right, in eval mode."""
     x, y = _tensors(split, slice(None))
     noise = Generator().manual_seed(seed)
     with in_eval_mode(net):
-        attacked = ascended(net, x, y, noise, eps=eps, steps=steps, size=2.5 * eps / steps)
+        attacked = run_pgd(net, x, y, noise, eps=eps, steps=steps, size=2.5 * eps / steps)
         with torch.no_grad():
             return float((net(attacked).argmax(1) == y).float().mean())
 
 
-class _Run:
+class _Training:
     """A training under way: everything random in it follows from the seed and the number of the epoch."""
 
-    def __init__(self, plan: Plan, split: Split, checkpoint: Path) -> None:
+    def __init__(self, plan: TrainingPlan, split: Split, checkpoint: Path) -> None:
         self.plan, self.data, self.checkpoint = plan, split, checkpoint
-        self.split, self.held = _parted(split) if plan.recipe.guard else (split, None)
+        self.split, self.validation = (
+            _split_validation(split) if plan.recipe.validation_eps else (split, None)
+        )
         self.spec = InputSpec(channels=1, height=split.images.shape[1], width=split.images.shape[2])
-        self.net = _draw(plan, self.spec)
+        self.net = _build_network(plan, self.spec)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=plan.rate)
-        self.best = 0.0
+        self.best_robustness = 0.0
         self.collapse = ""
-        self.epoch = self._resume() if checkpoint.exists() else 0
+        self.epoch = self._load_checkpoint() if checkpoint.exists() else 0
         self.per_epoch = math.ceil(len(self.split) / plan.batch)
         self.steps = plan.epochs * self.per_epoch
 
-    def finish(self, report: Report) -> None:
+    def run(self, report: ReportProgress) -> None:
         while self.epoch < self.plan.epochs and not self.collapse:
-            self._epoch(report)
-            if self._collapsed():
-                self.epoch = self._resume()
+            self._train_epoch(report)
+            if self._check_collapse():
+                self.epoch = self._load_checkpoint()
             else:
                 self.epoch += 1
-                self._save()
+                self._save_checkpoint()
 
-    def _epoch(self, report: Report) -> None:
+    def _train_epoch(self, report: ReportProgress) -> None:
         noise = Generator().manual_seed(self.plan.seed * 1000 + self.epoch)
         self.net.train()
         for step, (x, y) in enumerate(self._batches(noise), start=self.epoch * self.per_epoch):
-            loss = self._step(x, y, one_cycle(step, self.steps, self.plan.rate), noise)
+            loss = self._train_step(x, y, one_cycle_rate(step, self.steps, self.plan.rate), noise)
             report(Progress(done=step + 1, total=self.steps), {"loss": float(loss)})
 
-    def _collapsed(self) -> bool:
-        eps = self.plan.recipe.guard
-        if eps is None or self.held is None:
+    def _check_collapse(self) -> bool:
+        eps = self.plan.recipe.validation_eps
+        if eps is None or self.validation is None:
             return False
-        now = withstanding(self.net, self.held, eps, self.plan.seed)
-        if now < self.best - FALL:
+        now = robust_accuracy(self.net, self.validation, eps, self.plan.seed)
+        if now < self.best_robustness - MAX_ROBUSTNESS_DROP:
             self.collapse = (
-                f"stopped after epoch {self.epoch}, since in the next one the share of {len(self.held)}"
-                f" held-out images that withstand PGD-5 fell from {self.best:.3f} to {now:.3f}"
+                f"stopped after epoch {self.epoch}, since in the next one the share of {len(self.validation)}"
+                f" held-out images that withstand PGD-5 fell from {self.best_robustness:.3f} to {now:.3f}"
             )
-        self.best = max(self.best, now)
+        self.best_robustness = max(self.best_robustness, now)
         return bool(self.collapse)
 
     def _batches(self, noise: Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -197,8 +199,8 @@ class _Run:
         for start in range(0, len(order), self.plan.batch):
             yield _tensors(self.split, order[start : start + self.plan.batch])
 
-    def _step(self, x: Tensor, y: Tensor, rate: float, noise: Generator) -> Tensor:
-        images = self.plan.recipe.batch(self.net, jitter(x, noise), y, noise)
+    def _train_step(self, x: Tensor, y: Tensor, rate: float, noise: Generator) -> Tensor:
+        images = self.plan.recipe.batch(self.net, augment(x, noise), y, noise)
         loss = functional.cross_entropy(self.net(images), y)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -207,28 +209,28 @@ class _Run:
         self.optimizer.step()
         return loss.detach()
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         tensors = {f"net.{name}": value.contiguous() for name, value in self.net.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value.contiguous() for name, value in state.items()}
-        told = {"plan": self._key(), "epoch": str(self.epoch), "best": repr(self.best)}
-        _replace(self.checkpoint, safetensors.torch.save(tensors, told))
+        told = {"plan": self._key(), "epoch": str(self.epoch), "best": repr(self.best_robustness)}
+        _write_atomically(self.checkpoint, safetensors.torch.save(tensors, told))
 
-    def _resume(self) -> int:
+    def _load_checkpoint(self) -> int:
         with safetensors.safe_open(self.checkpoint, "pt") as file:
             told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if told["plan"] != self._key():
             raise InvalidParameter(
                 f"{self.checkpoint} belongs to another training; delete it to start this one"
             )
-        self.net.load_state_dict(_below("net.", tensors))
+        self.net.load_state_dict(_select_prefix("net.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _below("adam.", tensors).items():
+        for name, value in _select_prefix("adam.", tensors).items():
             index, _, what = name.partition(".")
             state.setdefault(int(index), {})[what] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.best = float(told["best"])
+        self.best_robustness = float(told["best"])
         return int(told["epoch"])
 
     def _key(self) -> str:
@@ -236,17 +238,17 @@ class _Run:
         return json.dumps({**asdict(self.plan), "recipe": chosen, "data": self.data.digest()})
 
 
-def _parted(split: Split) -> tuple[Split, Split | None]:
+def _split_validation(split: Split) -> tuple[Split, Split | None]:
     """What to train on, and the last images, kept for the guard."""
-    end = len(split) - min(HELD_OUT, len(split) // 10)
+    end = len(split) - min(MAX_VALIDATION_IMAGES, len(split) // 10)
     return Split(split.images[:end], split.labels[:end]), Split(split.images[end:], split.labels[end:])
 
 
-def _draw(plan: Plan, spec: InputSpec) -> OnPixels:
+def _build_network(plan: TrainingPlan, spec: InputSpec) -> NormalisedNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        net = architecture(plan.architecture).build(spec, len(CLASSES))
-    return OnPixels(net.to(memory_format=torch.channels_last), MEAN, STD)  # type: ignore[call-overload]
+        net = find_architecture(plan.architecture).build(spec, len(CLASSES))
+    return NormalisedNetwork(net.to(memory_format=torch.channels_last), MEAN, STD)  # type: ignore[call-overload]
 
 
 def _tensors(split: Split, index: Any) -> tuple[Tensor, Tensor]:
@@ -254,14 +256,14 @@ def _tensors(split: Split, index: Any) -> tuple[Tensor, Tensor]:
     return x, torch.from_numpy(split.labels[index].astype(np.int64))
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _select_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _write(run: _Run, name: str, out: Path, test: Split, accuracy: float) -> Manifest:
+def _write_model(run: _Training, name: str, out: Path, test: Split, accuracy: float) -> Manifest:
     net = {key: value.contiguous() for key, value in run.net.net.state_dict().items()}
     data = safetensors.torch.save(net)
-    card = Manifest(
+    manifest = Manifest(
         id=name,
         digest=f"sha256:{hashlib.sha256(data).hexdigest()}",
         architecture=run.plan.architecture,
@@ -275,12 +277,12 @@ def _write(run: _Run, name: str, out: Path, test: Split, accuracy: float) -> Man
         provenance=_provenance(run),
         accuracy=(Accuracy(data=f"Fashion-MNIST test, {len(test):,} images", value=accuracy, measured=True),),
     )
-    _replace(out / card.weights.file, data)
-    _replace(out / f"{name}.json", (card.model_dump_json(indent=2) + "\n").encode())
-    return card
+    _write_atomically(out / manifest.weights.file, data)
+    _write_atomically(out / f"{name}.json", (manifest.model_dump_json(indent=2) + "\n").encode())
+    return manifest
 
 
-def _provenance(run: _Run) -> str:
+def _provenance(run: _Training) -> str:
     plan, chosen = run.plan, run.plan.recipe
     flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in chosen.model_dump().items())
     ending = f" {run.collapse[0].upper()}{run.collapse[1:]}." if run.collapse else ""
@@ -293,7 +295,7 @@ def _provenance(run: _Run) -> str:
     )
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is never seen half-written."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(data)

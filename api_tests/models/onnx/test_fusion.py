@@ -12,7 +12,7 @@ import torch
 from onnx import helper
 from torch import Generator, Tensor
 
-from api_tests.support.onnx_networks import file_of, head
+from api_tests.support.onnx_networks import build_onnx_model, linear_head
 from touchstone.models.onnx import build, builder, read
 
 node = helper.make_node
@@ -212,13 +212,15 @@ def logits_and_gradient(data: bytes) -> tuple[set[str], Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_what_is_fused_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_graph_computes_the_same_logits_and_gradients(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes, expected = GRAPHS[name]
-    whole = [_renamed(one) for one in nodes]
-    count = _count(whole)
-    rest, weights = head("features", count)
+    whole = [_rename_output(one) for one in nodes]
+    count = _count_features(whole)
+    rest, weights = linear_head("features", count)
     weights |= WEIGHTS
-    data = file_of(*whole, *rest, weights=weights).SerializeToString()
+    data = build_onnx_model(*whole, *rest, weights=weights).SerializeToString()
     kinds, y, gradient = logits_and_gradient(data)
     assert expected <= kinds
     monkeypatch.setattr(builder, "fuse", lambda draft: draft)
@@ -228,7 +230,7 @@ def test_what_is_fused_computes_the_same(name: str, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)
 
 
-def _renamed(one: onnx.NodeProto) -> onnx.NodeProto:
+def _rename_output(one: onnx.NodeProto) -> onnx.NodeProto:
     """The same node; "y" is not yet the output, but the features of the head."""
     copy = onnx.NodeProto()
     copy.CopyFrom(one)
@@ -236,9 +238,9 @@ def _renamed(one: onnx.NodeProto) -> onnx.NodeProto:
     return copy
 
 
-def _count(nodes: list[onnx.NodeProto]) -> int:
+def _count_features(nodes: list[onnx.NodeProto]) -> int:
     """How many numbers the features of an image are."""
-    model = file_of(*nodes, weights=WEIGHTS, shape=(1, 3, 6, 6))
+    model = build_onnx_model(*nodes, weights=WEIGHTS, shape=(1, 3, 6, 6))
     model.graph.output[0].name = "features"
     model.graph.output[0].type.tensor_type.ClearField("shape")
     evaluator = onnx.reference.ReferenceEvaluator(model)

@@ -14,46 +14,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
-from api_tests.support.onnx_networks import file_of, head
+from api_tests.support.onnx_networks import build_onnx_model, linear_head
 from touchstone.errors import Failure, InvalidModel, UnsupportedOperator
 from touchstone.models.onnx import build, read
-from touchstone.models.onnx.reader import MOST_NODES
+from touchstone.models.onnx.reader import MAX_NODES
 
 node = helper.make_node
 
 
 def valid() -> ModelProto:
     """A file that can be imported, to be broken."""
-    nodes, weights = head("features", 108)
+    nodes, weights = linear_head("features", 108)
     weights["w"] = np.ones((3, 3, 3, 3), np.float32)
-    return file_of(node("Conv", ["x", "w"], ["features"], pads=[1, 1, 1, 1]), *nodes, weights=weights)
+    return build_onnx_model(
+        node("Conv", ["x", "w"], ["features"], pads=[1, 1, 1, 1]), *nodes, weights=weights
+    )
 
 
-def refused(model: ModelProto | bytes) -> InvalidModel:
+def expect_invalid(model: ModelProto | bytes) -> InvalidModel:
     data = model if isinstance(model, bytes) else model.SerializeToString()
     with pytest.raises(InvalidModel) as caught:
         build(read(data))
     return caught.value
 
 
-def unsupported(*nodes: onnx.NodeProto) -> UnsupportedOperator:
-    rest, weights = head("features", 108)
-    model = file_of(*nodes, *rest, weights=weights)
+def expect_unsupported(*nodes: onnx.NodeProto) -> UnsupportedOperator:
+    rest, weights = linear_head("features", 108)
+    model = build_onnx_model(*nodes, *rest, weights=weights)
     with pytest.raises(UnsupportedOperator) as caught:
         build(read(model.SerializeToString()))
     return caught.value
 
 
-def test_the_file_that_is_broken_here_is_whole_before() -> None:
+def test_file_is_valid_before_these_tests_break_it() -> None:
     assert build(read(valid().SerializeToString())).classes == 5
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00" * 100, b"no model", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04" * 20])
-def test_what_is_no_onnx_file_is_refused(data: bytes) -> None:
-    assert "not an ONNX model" in refused(data).detail
+def test_bytes_that_are_not_onnx_are_refused(data: bytes) -> None:
+    assert "not an ONNX model" in expect_invalid(data).detail
 
 
-def test_a_file_cut_short_anywhere_is_refused() -> None:
+def test_truncated_file_is_refused() -> None:
     data = valid().SerializeToString()
     for end in range(0, len(data), 97):
         with pytest.raises(Failure):
@@ -61,14 +63,14 @@ def test_a_file_cut_short_anywhere_is_refused() -> None:
 
 
 @pytest.mark.parametrize("told", ["twice", "by its location", "by its address"])
-def test_weights_in_other_files_are_refused_and_not_opened(told: str) -> None:
+def test_external_weights_are_refused(told: str) -> None:
     model = valid()
     model.graph.initializer[0].ClearField("raw_data")
     if told != "by its address":
         model.graph.initializer[0].data_location = TensorProto.EXTERNAL
     if told != "by its location":
         model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
-    assert "another file" in refused(model).detail
+    assert "another file" in expect_invalid(model).detail
 
 
 @pytest.mark.parametrize(
@@ -87,10 +89,10 @@ def test_weights_in_other_files_are_refused_and_not_opened(told: str) -> None:
         (lambda w: setattr(w, "name", ""), "no name"),
     ],
 )
-def test_weights_that_are_not_what_they_say_are_refused(change: Any, says: str) -> None:
+def test_malformed_weights_are_refused(change: Any, says: str) -> None:
     model = valid()
     change(model.graph.initializer[0])
-    assert says in refused(model).detail
+    assert says in expect_invalid(model).detail
 
 
 @pytest.mark.parametrize(
@@ -124,39 +126,39 @@ def test_weights_that_are_not_what_they_say_are_refused(change: Any, says: str) 
         (lambda g: g.sparse_initializer.add(), "sparse"),
     ],
 )
-def test_a_graph_that_does_not_fit_together_is_refused(change: Any, says: str) -> None:
+def test_inconsistent_graph_is_refused(change: Any, says: str) -> None:
     model = valid()
     change(model.graph)
-    assert says in refused(model).detail
+    assert says in expect_invalid(model).detail
 
 
-def test_a_network_of_very_many_nodes_is_refused() -> None:
+def test_network_with_too_many_nodes_is_refused() -> None:
     model = valid()
-    model.graph.node.extend([node("Relu", ["x"], ["y"])] * MOST_NODES)
-    assert f"at most {MOST_NODES} are" in refused(model).detail
+    model.graph.node.extend([node("Relu", ["x"], ["y"])] * MAX_NODES)
+    assert f"at most {MAX_NODES} are" in expect_invalid(model).detail
 
 
-def test_an_opset_that_is_not_known_is_refused() -> None:
+def test_unknown_opset_is_refused() -> None:
     model = valid()
     model.opset_import[0].version = 8
-    assert "opset 8" in refused(model).detail
+    assert "opset 8" in expect_invalid(model).detail
     model.opset_import[0].version = 1000
-    assert "opset 1000" in refused(model).detail
+    assert "opset 1000" in expect_invalid(model).detail
     model.ClearField("opset_import")
-    assert "opset" in refused(model).detail
+    assert "opset" in expect_invalid(model).detail
 
 
 @pytest.mark.parametrize("name", [b"features", b"unread", b"strange"])
-def test_a_name_that_is_no_text_is_refused(name: bytes) -> None:
+def test_name_that_is_not_utf8_is_refused(name: bytes) -> None:
     model = valid()
     model.graph.initializer.add(name="unread", data_type=TensorProto.FLOAT, float_data=[1.0])
     model.graph.node[0].attribute.append(helper.make_attribute("strange", 1))
     data = model.SerializeToString().replace(name, name[:-2] + b"\xff\xfe")
-    assert "not text" in refused(data).detail
+    assert "not text" in expect_invalid(data).detail
 
 
-def test_all_operators_that_cannot_be_had_are_named() -> None:
-    error = unsupported(
+def test_all_unsupported_operators_are_named() -> None:
+    error = expect_unsupported(
         node("FusedConv", ["x"], ["a"], domain="com.microsoft", name="first"),
         node("TreeEnsemble", ["a"], ["b"], domain="ai.onnx.ml"),
         node("NonZero", ["b"], ["c"]),
@@ -171,16 +173,17 @@ def test_all_operators_that_cannot_be_had_are_named() -> None:
     assert all(part in error.detail for part in ("FusedConv", "com.microsoft", "opset 18", "first"))
 
 
-def test_control_flow_and_quantised_networks_are_refused_with_advice() -> None:
+def test_control_flow_and_quantized_networks_are_refused_with_advice() -> None:
     body = helper.make_graph([], "body", [], [])
-    assert "tracing" in unsupported(node("Loop", ["", "", "x"], ["features"], body=body)).detail
+    assert "tracing" in expect_unsupported(node("Loop", ["", "", "x"], ["features"], body=body)).detail
     assert (
-        "tracing" in unsupported(node("If", ["x"], ["features"], then_branch=body, else_branch=body)).detail
+        "tracing"
+        in expect_unsupported(node("If", ["x"], ["features"], then_branch=body, else_branch=body)).detail
     )
-    assert "float one" in unsupported(node("QuantizeLinear", ["x", "x"], ["features"])).detail
+    assert "float one" in expect_unsupported(node("QuantizeLinear", ["x", "x"], ["features"])).detail
 
 
-def test_a_domain_without_nodes_does_not_matter() -> None:
+def test_unused_operator_domain_is_ignored() -> None:
     model = valid()
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     assert build(read(model.SerializeToString())).classes == 5
@@ -203,29 +206,29 @@ def test_a_domain_without_nodes_does_not_matter() -> None:
         ],
     ],
 )
-def test_a_bomb_is_not_set_off(bomb: list[onnx.NodeProto]) -> None:
-    nodes, weights = head("features", 108)
+def test_constants_that_expand_to_huge_tensors_are_refused(bomb: list[onnx.NodeProto]) -> None:
+    nodes, weights = linear_head("features", 108)
     weights |= {"sides": np.array([1 << 20, 1 << 20]), "most": np.array([10 << 20]), "w1": np.ones(1, "f4")}
     weights["many"] = np.array(1 << 10)
     weights |= {"zero": np.array(0), "one": np.array(1), "end": np.array(1 << 40)}
     if bomb[0].op_type == "Constant":
         weights.pop("one")
     rest = [node("ReduceMax", ["big"], ["m"], keepdims=0), node("Cast", ["m"], ["f"], to=1)]
-    model = file_of(*bomb, *rest, node("Add", ["x", "f"], ["features"]), *nodes, weights=weights)
-    assert "larger than" in refused(model).detail
+    model = build_onnx_model(*bomb, *rest, node("Add", ["x", "f"], ["features"]), *nodes, weights=weights)
+    assert "larger than" in expect_invalid(model).detail
 
 
-def test_a_bomb_of_pixels_is_not_set_off_either() -> None:
-    nodes, weights = head("features", 108)
+def test_pixels_that_expand_to_huge_tensors_are_refused() -> None:
+    nodes, weights = linear_head("features", 108)
     weights["times"] = np.array([1, 1000, 1000, 1000])
-    model = file_of(
+    model = build_onnx_model(
         node("Tile", ["x", "times"], ["big"]),
         node("ReduceMax", ["big"], ["m"], keepdims=1),
         node("Add", ["x", "m"], ["features"]),
         *nodes,
         weights=weights,
     )
-    assert "larger than" in refused(model).detail
+    assert "larger than" in expect_invalid(model).detail
 
 
 @pytest.mark.parametrize(
@@ -235,22 +238,22 @@ def test_a_bomb_of_pixels_is_not_set_off_either() -> None:
         (node("Pad", ["x", "pads"], ["wide"], mode="edge"), "cannot pad a side of 6 by 4097"),
     ],
 )
-def test_a_side_is_not_made_as_long_as_one_likes(wide: onnx.NodeProto, says: str) -> None:
-    nodes, weights = head("features", 108)
+def test_excessive_side_length_is_refused(wide: onnx.NodeProto, says: str) -> None:
+    nodes, weights = linear_head("features", 108)
     weights |= {"sides": np.array([1, 3, 6, 8193]), "pads": np.array([0] * 7 + [4097])}
-    model = file_of(
+    model = build_onnx_model(
         wide,
         node("ReduceMax", ["wide"], ["m"], keepdims=1),
         *(node("Add", ["x", "m"], ["features"]), *nodes),
         weights=weights,
     )
-    assert says in refused(model).detail
+    assert says in expect_invalid(model).detail
 
 
-def test_a_network_that_computes_for_hours_is_refused() -> None:
-    nodes, weights = head("features", 108)
+def test_network_that_would_compute_for_hours_is_refused() -> None:
+    nodes, weights = linear_head("features", 108)
     weights["times"] = np.array([1, 1, 500, 500])
-    model = file_of(
+    model = build_onnx_model(
         node("Tile", ["x", "times"], ["v0"]),
         *(node("MatMul", [f"v{i}", "v0"], [f"v{i + 1}"]) for i in range(20)),
         node("ReduceMax", ["v20"], ["m"], keepdims=1),
@@ -258,21 +261,21 @@ def test_a_network_that_computes_for_hours_is_refused() -> None:
         weights=weights,
     )
     start = time.monotonic()
-    assert "one image costs" in refused(model).detail
+    assert "one image costs" in expect_invalid(model).detail
     assert time.monotonic() - start < 60
 
 
-def test_a_network_whose_values_fill_gigabytes_is_refused() -> None:
-    nodes, weights = head("features", 108)
+def test_network_with_gigabytes_of_activations_is_refused() -> None:
+    nodes, weights = linear_head("features", 108)
     weights["times"] = np.array([1, 1, 900, 900])
-    model = file_of(
+    model = build_onnx_model(
         node("Tile", ["x", "times"], ["v0"]),
         *(node("Relu", [f"v{i}"], [f"v{i + 1}"]) for i in range(25)),
         node("ReduceMax", ["v25"], ["m"], keepdims=1),
         *(node("Add", ["x", "m"], ["features"]), *nodes),
         weights=weights,
     )
-    assert "8 GiB are possible" in refused(model).detail
+    assert "8 GiB are possible" in expect_invalid(model).detail
 
 
 @pytest.mark.parametrize(
@@ -302,39 +305,39 @@ def test_a_network_whose_values_fill_gigabytes_is_refused() -> None:
         ),
     ],
 )
-def test_what_is_no_classifier_with_a_gradient_is_refused(
+def test_graph_that_is_no_differentiable_classifier_is_refused(
     nodes: list[onnx.NodeProto], shape: tuple[int | str, ...], says: str
 ) -> None:
-    assert says in refused(file_of(*nodes, output=shape)).detail
+    assert says in expect_invalid(build_onnx_model(*nodes, output=shape)).detail
 
 
-def test_a_network_in_training_mode_is_refused() -> None:
-    nodes, weights = head("features", 108)
+def test_network_in_training_mode_is_refused() -> None:
+    nodes, weights = linear_head("features", 108)
     weights |= {"p": np.ones(3, np.float32)}
     norm = node("BatchNormalization", ["x", "p", "p", "p", "p"], ["features"], training_mode=1)
-    assert "eval()" in refused(file_of(norm, *nodes, weights=weights)).detail
+    assert "eval()" in expect_invalid(build_onnx_model(norm, *nodes, weights=weights)).detail
 
 
-def test_attributes_of_odd_kinds_are_refused() -> None:
+def test_attributes_of_unexpected_types_are_refused() -> None:
     model = valid()
     odd = AttributeProto(name="group", type=AttributeProto.GRAPH, g=helper.make_graph([], "inner", [], []))
     model.graph.node[0].attribute.append(odd)
-    assert "cannot be computed" in refused(model).detail
+    assert "cannot be computed" in expect_invalid(model).detail
     model = valid()
     model.graph.node[0].attribute[0].ref_attr_name = "outer"
-    assert "refers to a function" in refused(model).detail
+    assert "refers to a function" in expect_invalid(model).detail
 
 
-def test_reading_needs_no_torch() -> None:
+def test_reading_onnx_needs_no_torch() -> None:
     code = "import sys, touchstone.models.onnx; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
 
 
-def small() -> list[bytes]:
+def build_small_files() -> list[bytes]:
     """Whole files, small enough that a changed byte often hits structure."""
-    nodes, weights = head("features", 3)
-    shapes = file_of(
+    nodes, weights = linear_head("features", 3)
+    shapes = build_onnx_model(
         *(node("Shape", ["x"], ["s"]), node("Gather", ["s", "zero"], ["n"]), node("Relu", ["x"], ["r"])),
         node("MaxPool", ["r"], ["m"], kernel_shape=[2, 2], strides=[2, 2]),
         *(node("Unsqueeze", ["n", "at"], ["u"]), node("Concat", ["u", "rest"], ["sides"], axis=0)),
@@ -349,12 +352,12 @@ def small() -> list[bytes]:
     return [shapes.SerializeToString(), valid().SerializeToString()]
 
 
-FILES = small()
+FILES = build_small_files()
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.data())
-def test_changed_bytes_give_a_failure_or_a_network(data: st.DataObject) -> None:
+def test_changed_bytes_give_a_clean_failure_or_a_network(data: st.DataObject) -> None:
     original = data.draw(st.sampled_from(FILES))
     changed = bytearray(original)
     for _ in range(data.draw(st.integers(1, 4))):

@@ -12,12 +12,12 @@ import torch
 from onnx import helper
 from torch import Generator, Tensor, nn
 
-from api_tests.support.onnx_networks import SIDE, export, file_of, head, network
+from api_tests.support.onnx_networks import SIDE, build_network, build_onnx_model, export_onnx, linear_head
 from touchstone.models.loader import load_plain
 from touchstone.models.onnx import build, final_softmax, read
 from touchstone.models.onnx import network as network_module
-from touchstone.models.onnx.builder import Imported
-from touchstone.models.zoo import manifest
+from touchstone.models.onnx.builder import ImportedModel
+from touchstone.models.zoo import find_manifest
 
 
 def images(rows: int, side: int = SIDE) -> Tensor:
@@ -31,7 +31,7 @@ def logits_and_gradient(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return y.detach(), gradient
 
 
-def onnxruntimes(data: bytes, x: Tensor) -> Tensor:
+def run_onnxruntime(data: bytes, x: Tensor) -> Tensor:
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     rows = [session.run(None, {name: row.numpy()[None]})[0] for row in x]
@@ -43,11 +43,11 @@ def difference(ours: Tensor, reference: Tensor) -> float:
     return float((ours - reference).abs().max() / reference.abs().max())
 
 
-def kinds(imported: Imported) -> set[str]:
+def kinds(imported: ImportedModel) -> set[str]:
     return {node.kind for node in imported.module.nodes}
 
 
-WAYS = [
+EXPORTS = [
     *(
         (name, opset, False)
         for name in ("resnet", "mobilenet", "convnext", "efficientnet")
@@ -60,25 +60,23 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "opset", "dynamo"), WAYS)
-def test_an_exported_network_answers_and_differentiates_as_before(
-    name: str, opset: int, dynamo: bool
-) -> None:
-    net = network(name)
-    data = export(net, opset=opset, dynamo=dynamo)
+@pytest.mark.parametrize(("name", "opset", "dynamo"), EXPORTS)
+def test_exported_network_keeps_its_logits_and_gradients(name: str, opset: int, dynamo: bool) -> None:
+    net = build_network(name)
+    data = export_onnx(net, opset=opset, dynamo=dynamo)
     imported = build(read(data))
     assert (imported.batch, imported.classes, imported.softmax_removed) == (None, 10, False)
     x = images(3)
     ours, reference = logits_and_gradient(imported.module, x), logits_and_gradient(net, x)
-    assert difference(ours[0], onnxruntimes(data, x)) < 1e-4
+    assert difference(ours[0], run_onnxruntime(data, x)) < 1e-4
     assert difference(ours[0], reference[0]) < 1e-4
     assert difference(ours[1], reference[1]) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
-def test_a_network_for_one_image_answers_several_one_by_one(name: str) -> None:
-    net = network(name)
-    graph = read(export(net, opset=17, dynamic=False))
+def test_network_exported_for_one_image_answers_several(name: str) -> None:
+    net = build_network(name)
+    graph = read(export_onnx(net, opset=17, dynamic=False))
     assert graph.batch == 1
     assert graph.input.shape == (1, 3, SIDE, SIDE)
     imported = build(graph)
@@ -89,25 +87,25 @@ def test_a_network_for_one_image_answers_several_one_by_one(name: str) -> None:
         assert difference(ours, reference) < 1e-4
 
 
-def test_a_batch_that_is_open_in_name_only_is_found_out() -> None:
-    nodes, weights = head("one", 108)
+def test_network_with_a_falsely_dynamic_batch_is_run_one_by_one() -> None:
+    nodes, weights = linear_head("one", 108)
     one = helper.make_node("Reshape", ["x", "shape"], ["one"])
-    model = file_of(one, *nodes, weights={**weights, "shape": np.array([1, 108])})
+    model = build_onnx_model(one, *nodes, weights={**weights, "shape": np.array([1, 108])})
     imported = build(read(model.SerializeToString()))
     assert imported.batch == 1
     assert torch.equal(imported.module(images(2, 6)[1:]), imported.module(images(2, 6))[1:])
 
 
-def test_lite0_becomes_one_trunk_and_answers_as_before() -> None:
-    net = load_plain(manifest("imagenet-efficientnet-lite0"))
-    data = export(net, opset=17, side=224)
+def test_efficientnet_lite0_is_fused_and_keeps_its_logits_and_gradients() -> None:
+    net = load_plain(find_manifest("imagenet-efficientnet-lite0"))
+    data = export_onnx(net, opset=17, side=224)
     imported = build(read(data))
     assert imported.classes == 1000
     assert "fused.Trunk" in kinds(imported)
     assert not kinds(imported) & {"Conv", "Pad", "BatchNormalization", "Clip"}
     x = images(2, 224)
     (y, gradient), (reference, expected) = (logits_and_gradient(one, x) for one in (imported.module, net))
-    assert difference(y, onnxruntimes(data, x)) < 1e-4
+    assert difference(y, run_onnxruntime(data, x)) < 1e-4
     assert difference(y, reference) < 1e-4
     # Its clamps switch at differences smaller than rounding, so single pixels may differ by more than it.
     cosine = torch.cosine_similarity(gradient.flatten(1), expected.flatten(1))
@@ -129,23 +127,23 @@ def test_lite0_becomes_one_trunk_and_answers_as_before() -> None:
     ],
 )
 def test_common_patterns_are_fused(name: str, opset: int, present: set[str], absent: set[str]) -> None:
-    found = kinds(build(read(export(network(name), opset=opset))))
+    found = kinds(build(read(export_onnx(build_network(name), opset=opset))))
     assert present <= found
     assert not absent & found
 
 
-def test_programs_are_kept_for_so_many_shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network_module, "MOST_PROGRAMS", 2)
-    nodes, weights = head("x", 108)
-    module = build(read(file_of(*nodes, weights=weights).SerializeToString())).module
+def test_program_cache_keeps_a_limited_number_of_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_module, "MAX_PROGRAMS", 2)
+    nodes, weights = linear_head("x", 108)
+    module = build(read(build_onnx_model(*nodes, weights=weights).SerializeToString())).module
     first, second, third = (torch.zeros(rows, 3, 6, 6) for rows in (1, 2, 3))
     programs = [module.program(x) for x in (first, second, first, third)]
     assert len(module._programs) == 2
     assert module.program(first) is programs[0], "the one that was asked for the longest ago goes"
 
 
-def test_shape_arithmetic_is_done_before_the_network_runs() -> None:
-    imported = build(read(export(network("vit"), opset=17)))
+def test_shape_arithmetic_is_folded_before_the_network_runs() -> None:
+    imported = build(read(export_onnx(build_network("vit"), opset=17)))
     program = imported.module.program(images(4))
     left = {step.node.kind for step in program.steps}
     assert "Shape" in kinds(imported)
@@ -155,7 +153,7 @@ def test_shape_arithmetic_is_done_before_the_network_runs() -> None:
 class WithSoftmax(nn.Module):
     def __init__(self, softmax: nn.Module) -> None:
         super().__init__()
-        self.net, self.softmax = network("mobilenet"), softmax
+        self.net, self.softmax = build_network("mobilenet"), softmax
 
     def forward(self, x: Tensor) -> Tensor:
         return self.softmax(self.net(x))
@@ -163,27 +161,27 @@ class WithSoftmax(nn.Module):
 
 @pytest.mark.parametrize("softmax", [nn.Softmax(1), nn.LogSoftmax(1)])
 @pytest.mark.parametrize("opset", [11, 17])
-def test_a_final_softmax_is_removed(softmax: nn.Module, opset: int) -> None:
+def test_final_softmax_is_removed(softmax: nn.Module, opset: int) -> None:
     net = WithSoftmax(softmax).eval()
-    graph = read(export(net, opset=opset))
+    graph = read(export_onnx(net, opset=opset))
     assert final_softmax(graph) is not None
     imported = build(graph)
     assert imported.softmax_removed
     assert difference(imported.module(images(2)), net.net(images(2))) < 1e-4
 
 
-def test_a_softmax_inside_stays() -> None:
-    nodes, weights = head("soft", 108)
+def test_inner_softmax_is_kept() -> None:
+    nodes, weights = linear_head("soft", 108)
     soft = helper.make_node("Softmax", ["x"], ["soft"], axis=1)
-    graph = read(file_of(soft, *nodes, weights=weights).SerializeToString())
+    graph = read(build_onnx_model(soft, *nodes, weights=weights).SerializeToString())
     assert final_softmax(graph) is None
     assert "Softmax" in kinds(build(graph))
 
 
-def test_channels_may_come_last() -> None:
-    nodes, weights = head("first", 108)
+def test_channels_last_input_is_accepted() -> None:
+    nodes, weights = linear_head("first", 108)
     first = helper.make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2])
-    model = file_of(first, *nodes, weights=weights, shape=("n", 6, 6, 3))
+    model = build_onnx_model(first, *nodes, weights=weights, shape=("n", 6, 6, 3))
     graph = read(model.SerializeToString())
     assert graph.image == (3, 6, 6)
     x = images(2, 6)
@@ -191,17 +189,19 @@ def test_channels_may_come_last() -> None:
     assert difference(build(graph).module(x), expected) < 1e-5
 
 
-def test_an_open_size_must_be_said() -> None:
-    nodes, weights = head("pooled", 3)
+def test_network_of_dynamic_size_is_built_for_a_given_size() -> None:
+    nodes, weights = linear_head("pooled", 3)
     pool = helper.make_node("GlobalAveragePool", ["x"], ["pooled"])
-    graph = read(file_of(pool, *nodes, weights=weights, shape=("n", 3, "h", "w")).SerializeToString())
+    graph = read(
+        build_onnx_model(pool, *nodes, weights=weights, shape=("n", 3, "h", "w")).SerializeToString()
+    )
     module = build(graph, size=(8, 9)).module
     assert module(images(2, 12)).shape == (2, 5)
 
 
-def test_the_module_copies_pickles_and_changes_its_type() -> None:
-    net = network("resnet")
-    module = build(read(export(net, opset=17))).module
+def test_imported_module_can_be_copied_pickled_and_converted() -> None:
+    net = build_network("resnet")
+    module = build(read(export_onnx(net, opset=17))).module
     x = images(2)
     expected = module(x)
     assert torch.equal(copy.deepcopy(module)(x), expected)
@@ -210,8 +210,8 @@ def test_the_module_copies_pickles_and_changes_its_type() -> None:
     assert difference(module.double()(x.double()).float(), expected) < 1e-5
 
 
-def test_without_a_gradient_the_answers_are_the_same() -> None:
-    module = build(read(export(network("convnext"), opset=17))).module
+def test_logits_are_the_same_without_a_gradient() -> None:
+    module = build(read(export_onnx(build_network("convnext"), opset=17))).module
     with torch.no_grad():
         y = module(images(2))
     assert torch.equal(y, module(images(2).requires_grad_()).detach())

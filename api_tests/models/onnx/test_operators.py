@@ -18,23 +18,23 @@ from onnx import TensorProto, helper
 from onnx.backend.test.case.test_case import TestCase
 from torch import Generator
 
-from api_tests.support.onnx_networks import file_of, head
+from api_tests.support.onnx_networks import build_onnx_model, linear_head
 from touchstone.errors import InvalidModel
 from touchstone.models.onnx import build, operators, read
-from touchstone.models.onnx.evaluation import fold
+from touchstone.models.onnx.evaluation import fold_constants
 from touchstone.models.onnx.graph import Node
 from touchstone.models.onnx.reader import read_node, read_weights
-from touchstone.models.onnx.registry import names
+from touchstone.models.onnx.registry import supported_operators
 from touchstone.models.onnx.tensors import DTYPES, read_tensor
 
 assert operators  # importing it registered them
 
-OURS = sorted(name for name in names() if "." not in name)
+OURS = sorted(name for name in supported_operators() if "." not in name)
 
 NO_UNSIGNED = "PyTorch has no arithmetic on unsigned integers of more than 8 bits"
 TRAINING = "networks in training mode are refused"
 EMPTY = "the extreme of nothing is not defined in PyTorch"
-CACHE = "attention with a past, a softcap, a window or inner results as outputs is refused"
+ATTENTION = "attention with a past, a softcap, a window or inner results as outputs is refused"
 
 EXCLUDED: Mapping[str, str] = {
     **{
@@ -66,11 +66,11 @@ def why_excluded(case: TestCase) -> str | None:
     for node in case.model.graph.node:
         odd = any(one.f or one.i for one in node.attribute if one.name in ("softcap", "left_window_size"))
         if node.op_type == "Attention" and (len(node.input) > 4 or len(node.output) > 1 or odd):
-            return CACHE
+            return ATTENTION
     return EXCLUDED.get(case.name)
 
 
-COARSE = 2e-3
+HALF_PRECISION_TOLERANCE = 2e-3
 """Attention in half precision: another order of operations."""
 
 UNTESTED = {"GlobalLpPool", "MeanVarianceNormalization"}
@@ -107,7 +107,7 @@ def is_foreign(case: TestCase) -> bool:
     return not (types | inner) <= set(DTYPES)
 
 
-def array(value: Any) -> np.ndarray[Any, Any]:
+def to_array(value: Any) -> np.ndarray[Any, Any]:
     return read_tensor(value, "a case") if isinstance(value, onnx.TensorProto) else np.asarray(value)
 
 
@@ -116,36 +116,36 @@ def check(case: TestCase, nodes: list[Node], opset: int) -> None:
     for inputs, outputs in case.data_sets:
         known = {name: torch.from_numpy(value) for name, value in read_weights(graph).items()}
         for port, value in zip(graph.input, inputs, strict=False):
-            known[port.name] = torch.from_numpy(array(value).copy())
-        assert fold(nodes, opset, known) == []
+            known[port.name] = torch.from_numpy(to_array(value).copy())
+        assert fold_constants(nodes, opset, known) == []
         for port, value in zip(graph.output, outputs, strict=True):
-            ours, expected = known[port.name].numpy(), array(value)
+            ours, expected = known[port.name].numpy(), to_array(value)
             assert ours.dtype == expected.dtype
             np.testing.assert_allclose(
                 ours,
                 expected,
-                rtol=COARSE if "fp16" in case.name else case.rtol,
+                rtol=HALF_PRECISION_TOLERANCE if "fp16" in case.name else case.rtol,
                 atol=max(case.atol, 1e-6),
                 err_msg=case.name,
             )
 
 
 @pytest.mark.parametrize("operator", OURS)
-def test_an_operator_passes_onnxs_own_cases(operator: str) -> None:
+def test_operator_passes_the_onnx_test_cases(operator: str) -> None:
     chosen = [one for one in cases()[operator] if why_excluded(one[0]) is None]
     assert (len(chosen) == 0) == (operator in UNTESTED)
     for case, nodes, opset in chosen:
         check(case, nodes, opset)
 
 
-def test_onnxs_cases_of_several_operators_pass() -> None:
+def test_onnx_test_cases_of_several_operators_pass() -> None:
     chosen = [one for one in cases()[""] if why_excluded(one[0]) is None]
     assert len(chosen) > 100
     for case, nodes, opset in chosen:
         check(case, nodes, opset)
 
 
-def test_what_is_excluded_is_refused_in_words() -> None:
+def test_excluded_onnx_test_cases_are_refused_with_a_message() -> None:
     excluded = [one for some in cases().values() for one in some if why_excluded(one[0])]
     assert {case.name for case, _, _ in excluded} >= EXCLUDED.keys()
     for case, nodes, opset in excluded:
@@ -191,15 +191,15 @@ DIFFERENTIABLE: list[tuple[str, dict[str, Any], list[Any], int]] = [
 
 
 @pytest.mark.parametrize(("operator", "attributes", "constants", "count"), DIFFERENTIABLE)
-def test_values_are_onnxruntimes_and_gradients_finite_differences(
+def test_operator_matches_onnxruntime_and_finite_difference_gradients(
     operator: str, attributes: dict[str, Any], constants: list[Any], count: int
 ) -> None:
-    nodes, weights = head("features", count)
+    nodes, weights = linear_head("features", count)
     extra = {
         f"c{i}": value.astype("f4") if value.dtype == "f8" else value for i, value in enumerate(constants)
     }
     node = helper.make_node(operator, ["x", *extra], ["features"], **attributes)
-    data = file_of(node, *nodes, weights={**weights, **extra}).SerializeToString()
+    data = build_onnx_model(node, *nodes, weights={**weights, **extra}).SerializeToString()
     module = build(read(data)).module
     x = torch.linspace(0.05, 1.05, 2 * 108, dtype=torch.float64)
     x = x[torch.randperm(216, generator=Generator().manual_seed(0))].view(2, 3, 6, 6)
@@ -210,10 +210,10 @@ def test_values_are_onnxruntimes_and_gradients_finite_differences(
     assert torch.autograd.gradcheck(module, x.requires_grad_())
 
 
-def test_halves_are_computed_in_halves() -> None:
+def test_half_precision_network_gives_single_precision_logits() -> None:
     weight = np.ones((108, 5), np.float16) / 8
     nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("MatMul", ["f", "w"], ["y"])]
-    model = file_of(*nodes, weights={"w": weight}, dtype=TensorProto.FLOAT16)
+    model = build_onnx_model(*nodes, weights={"w": weight}, dtype=TensorProto.FLOAT16)
     x = torch.rand(2, 3, 6, 6)
     y = build(read(model.SerializeToString())).module(x)
     assert y.dtype == torch.float32

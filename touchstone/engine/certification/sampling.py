@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from touchstone.engine.certification.stopping_rules import (
-    Rule,
+    StoppingRule,
+    certified_radius,
     clopper_pearson_upper,
-    probability_of,
-    radius_of,
+    required_probability,
 )
-from touchstone.engine.noise import Stream
-from touchstone.engine.queries import Asking, Logits, Noisy
-from touchstone.errors import BatchDependent, Canceled, DeadlineExceeded, QueryBudgetSpent
+from touchstone.engine.noise import SampleNoise
+from touchstone.engine.queries import Logits, NoisyLogits, PlanOf
+from touchstone.errors import BatchDependent, DeadlineExceeded, JobCanceled, QueryBudgetSpent
 
-PILOT = 2**63
+PILOT_START = 2**63
 """The pilot's samples are numbered from here, the count's from 0: no sample is ever both."""
 
 CHUNK = 256
@@ -44,7 +44,7 @@ class Counts:
     batch_difference: float = 0.0
     stopped: str = ""
 
-    stream = Stream.name
+    stream = SampleNoise.name
 
     @property
     def hits(self) -> int:
@@ -56,7 +56,7 @@ class Counts:
         order = np.argsort(-self.votes, kind="stable")[:count]
         return [(int(label), int(self.votes[label])) for label in order if self.votes[label]]
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """As JSON, to be continued from."""
         votes = {str(label): int(count) for label, count in enumerate(self.votes) if count}
         return {
@@ -70,8 +70,8 @@ class Counts:
         }
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Counts:
-        """From what `record` wrote."""
+    def from_record(cls, record: Mapping[str, Any]) -> Counts:
+        """From what `to_record` wrote."""
         votes = np.zeros(record["classes"], dtype=np.int64)
         for label, count in record["votes"].items():
             votes[int(label)] = count
@@ -80,7 +80,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Subject:
+class CertificateCase:
     """What a certificate is given: an image (1, C, h, w) at the network's size, a seed, counts to go on
     from, and who is told how the count stands.
     """
@@ -88,14 +88,14 @@ class Subject:
     image: Tensor
     seed: int
     prior: Counts | None = None
-    tell: Callable[[Counts], None] = lambda _counts: None
+    on_counts: Callable[[Counts], None] = lambda _counts: None
 
 
 @dataclass(frozen=True)
-class Stopping:
+class StoppingCriterion:
     """When a count ends: at which looks, and for which reasons."""
 
-    rule: Rule
+    rule: StoppingRule
     n: int
     alpha: float
     sigma: float
@@ -114,7 +114,7 @@ class Stopping:
         """Why to stop at this look; empty to go on."""
         lower, upper = self.lower(hits, at), self.upper(hits, at)
         if self.target is not None:
-            needed = probability_of(self.target, self.sigma)
+            needed = required_probability(self.target, self.sigma)
             if lower >= needed:
                 return "certified"
             if upper < needed:
@@ -126,10 +126,12 @@ class Stopping:
         return "n" if at >= self.n else ""
 
     def _gain(self, lower: float, upper: float) -> float:
-        return radius_of(upper, self.sigma) - radius_of(lower, self.sigma)
+        return certified_radius(upper, self.sigma) - certified_radius(lower, self.sigma)
 
 
-def counted(subject: Subject, *, noise: Stream, pilot: int, stop: Stopping) -> Asking[Counts]:
+def count_votes(
+    subject: CertificateCase, *, noise: SampleNoise, pilot: int, stop: StoppingCriterion
+) -> PlanOf[Counts]:
     """Count votes until `stop` says why to end, or until the deadline, a cancel or the end of the model's
     budget: what was looked at before stays.
 
@@ -140,41 +142,43 @@ def counted(subject: Subject, *, noise: Stream, pilot: int, stop: Stopping) -> A
         noise = replace(noise, seed=counts.seed)  # the samples go on where the earlier ones ended
     try:
         if counts is None:
-            counts = yield from _piloted(subject.image, noise, pilot)
+            counts = yield from _run_pilot(subject.image, noise, pilot)
         if counts.n and (reason := stop.reason(counts.hits, counts.n)):
             return replace(counts, stopped=reason)
         for look in stop.rule.looks(stop.n):
             if look <= counts.n:
                 continue
-            counts = yield from _drawn(counts, subject, noise, look)
+            counts = yield from _count_until(counts, subject, noise, look)
             if reason := stop.reason(counts.hits, look):
                 return replace(counts, stopped=reason)
-    except (Canceled, DeadlineExceeded, QueryBudgetSpent) as ended:
+    except (JobCanceled, DeadlineExceeded, QueryBudgetSpent) as ended:
         if counts is None:
             raise
         return replace(counts, stopped=ended.code)
     return replace(counts, stopped="n")
 
 
-def _piloted(image: Tensor, noise: Stream, pilot: int) -> Asking[Counts]:
+def _run_pilot(image: Tensor, noise: SampleNoise, pilot: int) -> PlanOf[Counts]:
     """The class that most of the pilot's samples vote for, and whether votes depend on the batch."""
     clean = (yield Logits(image)).logits
-    difference = yield from _steadied(image, noise)
+    difference = yield from _check_batch_invariance(image, noise)
     none = np.zeros(clean.shape[1], dtype=np.int64)
-    votes = yield from _votes(none, image, noise, range(PILOT, PILOT + pilot))
+    votes = yield from _add_votes(none, image, noise, range(PILOT_START, PILOT_START + pilot))
     return Counts(int(votes.argmax()), int(clean.argmax()), none, noise.seed, batch_difference=difference)
 
 
-def voted(image: Tensor, classes: int, *, noise: Stream, n: int) -> Asking[NDArray[np.int64]]:
+def sample_under_noise(
+    image: Tensor, classes: int, *, noise: SampleNoise, n: int
+) -> PlanOf[NDArray[np.int64]]:
     """The votes (K,) of n samples. Raises BatchDependent if answers depend on the batch."""
-    yield from _steadied(image, noise)
-    return (yield from _votes(np.zeros(classes, dtype=np.int64), image, noise, range(n)))
+    yield from _check_batch_invariance(image, noise)
+    return (yield from _add_votes(np.zeros(classes, dtype=np.int64), image, noise, range(n)))
 
 
-def _steadied(image: Tensor, noise: Stream) -> Asking[float]:
+def _check_batch_invariance(image: Tensor, noise: SampleNoise) -> PlanOf[float]:
     """By how much logits depend on their place in the batch, which must be next to nothing."""
-    first = (yield Noisy(image, noise, range(PILOT, PILOT + 2 * OVERLAP))).logits
-    again = (yield Noisy(image, noise, range(PILOT + OVERLAP, PILOT + 3 * OVERLAP))).logits
+    first = (yield NoisyLogits(image, noise, range(PILOT_START, PILOT_START + 2 * OVERLAP))).logits
+    again = (yield NoisyLogits(image, noise, range(PILOT_START + OVERLAP, PILOT_START + 3 * OVERLAP))).logits
     difference = float((first[OVERLAP:] - again[:OVERLAP]).abs().max())
     if difference > BATCH_TOLERANCE * max(1.0, float(first.abs().max())):
         raise BatchDependent(
@@ -184,20 +188,20 @@ def _steadied(image: Tensor, noise: Stream) -> Asking[float]:
     return difference
 
 
-def _drawn(counts: Counts, subject: Subject, noise: Stream, until: int) -> Asking[Counts]:
+def _count_until(counts: Counts, subject: CertificateCase, noise: SampleNoise, until: int) -> PlanOf[Counts]:
     for samples in _chunks(range(counts.n, until)):
-        votes = yield from _votes(counts.votes, subject.image, noise, samples)
+        votes = yield from _add_votes(counts.votes, subject.image, noise, samples)
         counts = replace(counts, votes=votes, n=samples.stop)
-        subject.tell(counts)
+        subject.on_counts(counts)
     return counts
 
 
-def _votes(
-    before: NDArray[np.int64], image: Tensor, noise: Stream, samples: range
-) -> Asking[NDArray[np.int64]]:
+def _add_votes(
+    before: NDArray[np.int64], image: Tensor, noise: SampleNoise, samples: range
+) -> PlanOf[NDArray[np.int64]]:
     votes = before.copy()
     for chunk in _chunks(samples):
-        logits = (yield Noisy(image, noise, chunk)).logits
+        logits = (yield NoisyLogits(image, noise, chunk)).logits
         votes += torch.bincount(logits.argmax(1), minlength=len(votes)).cpu().numpy()
     return votes
 

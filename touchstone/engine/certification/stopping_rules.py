@@ -49,7 +49,7 @@ def majority_p_value(first: int, second: int) -> float:
     return min(1.0, 2 * float(binom.sf(max(first, second) - 1, first + second, 0.5)))
 
 
-def radius_of(p: float, sigma: float) -> float:
+def certified_radius(p: float, sigma: float) -> float:
     """σ Φ⁻¹(p), the L2 radius of Cohen, Rosenfeld & Kolter 2019 (eq.
 
     3 with p_B = 1 - p); 0 where p <= 1/2.
@@ -57,12 +57,12 @@ def radius_of(p: float, sigma: float) -> float:
     return sigma * float(norm.ppf(p)) if p > 0.5 else 0.0
 
 
-def probability_of(radius: float, sigma: float) -> float:
+def required_probability(radius: float, sigma: float) -> float:
     """The vote probability that a radius needs: Φ(r/σ)."""
     return float(norm.cdf(radius / sigma))
 
 
-class Rule(Protocol):
+class StoppingRule(Protocol):
     """When to look at the counts, and what they prove then."""
 
     @property
@@ -78,13 +78,13 @@ class Rule(Protocol):
         """The lower bound of p at the look `at` of a run planned for `n`."""
         ...
 
-    def spending(self, n: int) -> str:
+    def alpha_spending(self, n: int) -> str:
         """How alpha is spent, in words and figures."""
         ...
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedSample:
     """One look, after all samples: the rule of the paper."""
 
     name: RuleName = "fixed"
@@ -95,7 +95,7 @@ class Fixed:
     def lower(self, hits: int, at: int, *, n: int, alpha: float) -> float:  # noqa: D102, ARG002
         return clopper_pearson_lower(hits, at, alpha)
 
-    def spending(self, n: int) -> str:  # noqa: D102
+    def alpha_spending(self, n: int) -> str:  # noqa: D102
         return f"clopper-pearson, one look at {n}, alpha"
 
 
@@ -111,7 +111,7 @@ class GroupSequential:
     def lower(self, hits: int, at: int, *, n: int, alpha: float) -> float:  # noqa: D102
         return clopper_pearson_lower(hits, at, alpha / len(self.looks(n)))
 
-    def spending(self, n: int) -> str:  # noqa: D102
+    def alpha_spending(self, n: int) -> str:  # noqa: D102
         looks = self.looks(n)
         return f"clopper-pearson, looks at {', '.join(map(str, looks))}, alpha/{len(looks)} each"
 
@@ -140,8 +140,10 @@ class EProcess:
             return top
         return float(brentq(lambda p0: log_e_value(hits, at, p0) - enough, 1e-12, top, xtol=1e-15))
 
-    def spending(self, n: int) -> str:  # noqa: D102, ARG002
+    def alpha_spending(self, n: int) -> str:  # noqa: D102, ARG002
         return "e-process, uniform mixture over (p0, 1), anytime valid, alpha"
 
 
-RULES: dict[RuleName, Rule] = {rule.name: rule for rule in (GroupSequential(), EProcess(), Fixed())}
+STOPPING_RULES: dict[RuleName, StoppingRule] = {
+    rule.name: rule for rule in (GroupSequential(), EProcess(), FixedSample())
+}

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from touchstone.engine.device import onto
+from touchstone.engine.device import to_device
 from touchstone.engine.quantization import from_pixels, on_lattice, to_pixels
 from touchstone.images import Pixels
 from touchstone.models.manifest import InputSpec, Manifest
@@ -25,13 +25,13 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 
 @dataclass(frozen=True)
-class Sight:
+class Preprocessing:
     """How a network sees an image: the map from pixels in [0,1] to its input.
 
     Resizing is separable and linear but for overshoot, which is cut off, so it is done as two small matrices,
     crop included: one from the right for the columns of the image and one from the left for its rows. Their
     transposes are the gradient. Pillow rounds to 8 bits in between, which no gradient survives: `see` is
-    within about one level of it, and `see_files` is it.
+    within about one level of it, and `apply_to_files` is it.
     """
 
     spec: InputSpec | None  # None: images come at the size the network takes
@@ -39,48 +39,48 @@ class Sight:
     std: Tensor | None
 
     @classmethod
-    def of(cls, manifest: Manifest, device: torch.device) -> Sight:
+    def from_manifest(cls, manifest: Manifest, device: torch.device) -> Preprocessing:
         """The sight that a manifest describes."""
         return cls(manifest.input, per_channel(manifest.mean, device), per_channel(manifest.std, device))
 
-    def place(self, x: Tensor) -> Tensor:
+    def resize(self, x: Tensor) -> Tensor:
         """Images (B, 1 or 3, H, W) in [0,1] at the network's size, still in [0,1]."""
-        return x if self.spec is None else self._resize(_recolour(x, self.spec.channels), self.spec)
+        return x if self.spec is None else self._resample(_convert_channels(x, self.spec.channels), self.spec)
 
-    def place_files(self, x: Tensor) -> Tensor:
+    def resize_files(self, x: Tensor) -> Tensor:
         """The same for images as 8-bit files hold them, by Pillow: what a model's own pipeline would see.
 
         Images that no such file holds, because they are off its lattice, are placed as they are.
         """
         if self.spec is None or _fits(x, self.spec) or not on_lattice(x):
-            return self.place(x)
+            return self.resize(x)
         pixels = to_pixels(x).permute(0, 2, 3, 1).cpu().numpy()
-        placed = np.stack([_through_pillow(one, self.spec) for one in pixels])
-        return from_pixels(onto(x.device, torch.from_numpy(placed)).permute(0, 3, 1, 2))
+        placed = np.stack([_resize_with_pillow(one, self.spec) for one in pixels])
+        return from_pixels(to_device(x.device, torch.from_numpy(placed)).permute(0, 3, 1, 2))
 
-    def see(self, x: Tensor) -> Tensor:
+    def apply(self, x: Tensor) -> Tensor:
         """Images (B, 1 or 3, H, W) in [0,1] as the network's input (B, C, h, w)."""
-        return self._normalise(self.place(x))
+        return self._standardize(self.resize(x))
 
-    def see_files(self, x: Tensor) -> Tensor:
+    def apply_to_files(self, x: Tensor) -> Tensor:
         """The same for images as 8-bit files hold them."""
-        return self._normalise(self.place_files(x))
+        return self._standardize(self.resize_files(x))
 
-    def see_placed(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         """The same for images (B, C, h, w) that are placed already: nothing resizes or crops them again."""
-        return self._normalise(x)
+        return self._standardize(x)
 
-    def _normalise(self, x: Tensor) -> Tensor:
+    def _standardize(self, x: Tensor) -> Tensor:
         return x if self.mean is None or self.std is None else (x - self.mean) / self.std
 
     @staticmethod
-    def _resize(x: Tensor, spec: InputSpec) -> Tensor:
+    def _resample(x: Tensor, spec: InputSpec) -> Tensor:
         if _fits(x, spec):
             return x
         height, width = x.shape[-2:]
         whole_height, whole_width = resized_size(height, width, spec)
-        rows = resampling(height, whole_height, spec.height, spec.interpolation).to(x)
-        columns = resampling(width, whole_width, spec.width, spec.interpolation).to(x)
+        rows = resampling_matrix(height, whole_height, spec.height, spec.interpolation).to(x)
+        columns = resampling_matrix(width, whole_width, spec.width, spec.interpolation).to(x)
         return (rows @ (x @ columns.T).clamp(0, 1)).clamp(0, 1)
 
 
@@ -99,7 +99,7 @@ def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def resampling(size: int, resized: int, kept: int, interpolation: str) -> Tensor:
+def resampling_matrix(size: int, resized: int, cropped: int, interpolation: str) -> Tensor:
     """The (kept, size) matrix that resizes a line of `size` values to `resized`, antialiased, and keeps its
     centre.
 
@@ -109,10 +109,10 @@ def resampling(size: int, resized: int, kept: int, interpolation: str) -> Tensor
     lines = functional.interpolate(unit, size=(resized, size), mode=interpolation, antialias=True)[
         0, 0
     ].float()
-    start = round((resized - kept) / 2)
+    start = round((resized - cropped) / 2)
     if start < 0:
-        return functional.pad(lines, (0, 0, -start, kept - resized + start))
-    return lines[start : start + kept].contiguous()
+        return functional.pad(lines, (0, 0, -start, cropped - resized + start))
+    return lines[start : start + cropped].contiguous()
 
 
 def _fits(x: Tensor, spec: InputSpec) -> bool:
@@ -122,7 +122,7 @@ def _fits(x: Tensor, spec: InputSpec) -> bool:
     return x.shape[1] == spec.channels and resized_size(height, width, spec) == size == (height, width)
 
 
-def _recolour(x: Tensor, channels: int) -> Tensor:
+def _convert_channels(x: Tensor, channels: int) -> Tensor:
     if x.shape[1] == channels:
         return x
     if channels == 3:
@@ -131,7 +131,7 @@ def _recolour(x: Tensor, channels: int) -> Tensor:
     return (x * luma).sum(1, keepdim=True)
 
 
-def _through_pillow(pixels: Pixels, spec: InputSpec) -> Pixels:
+def _resize_with_pillow(pixels: Pixels, spec: InputSpec) -> Pixels:
     """One 8-bit image (H, W, C) as the network's pipeline would prepare it, (height, width, channels)."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image = image.convert("L" if spec.channels == 1 else "RGB")

@@ -12,22 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from touchstone.engine.certification.sampling import BATCH_TOLERANCE
-from touchstone.engine.device import keep_blocks, most_rows
+from touchstone.engine.device import max_rows, tune_allocator
 from touchstone.engine.goals import CrossEntropy, Goal, Margin
-from touchstone.engine.noise import Stream
-from touchstone.engine.oracles.oracle import Oracle
-from touchstone.engine.oracles.preprocessing import Sight
-from touchstone.engine.queries import Gradient, Noisy
-from touchstone.memory import lacks_memory
+from touchstone.engine.noise import SampleNoise
+from touchstone.engine.oracles.oracle import TorchOracle
+from touchstone.engine.oracles.preprocessing import Preprocessing
+from touchstone.engine.queries import Gradient, NoisyLogits
+from touchstone.memory import is_out_of_memory
 from touchstone.models.loader import load_module
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import Probe
-from touchstone.models.store import ZOO, Shelf
+from touchstone.models.store import ZOO, ModelStore
 
-LEAST_ROWS = 8
+MIN_ROWS = 8
 """A machine that was busy while it measured must not leave the model asked one row at a time."""
 
-CLEARLY_WORSE = 0.85
+STOP_SHARE = 0.85
 """Share of the best rate at which larger batches are not tried."""
 
 GRADIENT_TOLERANCE = 0.05
@@ -38,20 +38,28 @@ SUM_TOLERANCE = 1e-3
 Shape = tuple[int, int, int]
 
 
-def load_oracle(card: Manifest, device: torch.device, shelf: Shelf = ZOO) -> tuple[Oracle, Probe]:
+def load_oracle(
+    manifest: Manifest, device: torch.device, store: ModelStore = ZOO
+) -> tuple[TorchOracle, Probe]:
     """Load a manifest's network onto a device and measure it there."""
-    keep_blocks()
+    tune_allocator()
     began = time.perf_counter()
-    oracle = Oracle(load_module(card, shelf).to(device), Sight.of(card, device), device)
+    oracle = TorchOracle(
+        load_module(manifest, store).to(device), Preprocessing.from_manifest(manifest, device), device
+    )
     seconds = time.perf_counter() - began
-    return probed(oracle, (card.input.channels, card.input.height, card.input.width), load_seconds=seconds)
+    return probe_oracle(
+        oracle, (manifest.input.channels, manifest.input.height, manifest.input.width), load_seconds=seconds
+    )
 
 
-def probed(oracle: Oracle, shape: Shape, *, load_seconds: float = 0.0) -> tuple[Oracle, Probe]:
+def probe_oracle(
+    oracle: TorchOracle, shape: Shape, *, load_seconds: float = 0.0
+) -> tuple[TorchOracle, Probe]:
     """The oracle as it is best asked about images (C, H, W), and what was found out about it."""
-    rates = gradient_rates(oracle, shape)
+    rates = measure_gradient_rates(oracle, shape)
     best = max(rates, key=rates.__getitem__)
-    steadiness = steadiness_of(oracle, shape)
+    invariance = measure_batch_invariance(oracle, shape)
     probe = Probe(
         measured_at=datetime.now(UTC),
         device=str(oracle.device),
@@ -59,64 +67,68 @@ def probed(oracle: Oracle, shape: Shape, *, load_seconds: float = 0.0) -> tuple[
         load_seconds=load_seconds,
         bytes=size_in_bytes(oracle),
         frozen=_is_frozen(oracle.module),
-        rows=max(LEAST_ROWS, best),
+        rows=max(MIN_ROWS, best),
         gradient_rate=rates[best],
         single_rate=rates[1],
-        forward_rate=_forward_rate(oracle, shape),
-        batch_invariant=steadiness.holds,
-        logits_difference=steadiness.logits,
-        gradient_difference=steadiness.gradient,
-        softmax=steadiness.softmax,
+        forward_rate=_measure_forward_rate(oracle, shape),
+        batch_invariant=invariance.holds,
+        logits_difference=invariance.logits_difference,
+        gradient_difference=invariance.gradient_difference,
+        softmax=invariance.softmax,
     )
     return replace(oracle, rows=probe.rows, shared=probe.batch_invariant), probe
 
 
-def size_in_bytes(oracle: Oracle) -> int:
+def size_in_bytes(oracle: TorchOracle) -> int:
     """Memory that the network's weights take."""
     tensors = [*oracle.module.parameters(), *oracle.module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def gradient_rates(oracle: Oracle, shape: Shape, *, patience: float = 1.5) -> Mapping[int, float]:
+def measure_gradient_rates(
+    oracle: TorchOracle, shape: Shape, *, max_seconds: float = 1.5
+) -> Mapping[int, float]:
     """Gradients a second of images (C, H, W), by the rows of a pass.
 
-    Doubles the batch until that has clearly become worse, memory holds no more, or for `patience` seconds.
+    Doubles the batch until that has clearly become worse, memory holds no more, or for `max_seconds` seconds.
     Warms the model up, too.
     """
-    _rate(oracle, shape, 1)
-    until = time.perf_counter() + patience
-    rates = {1: _rate(oracle, shape, 1)}
+    _measure_gradient_rate(oracle, shape, 1)
+    until = time.perf_counter() + max_seconds
+    rates = {1: _measure_gradient_rate(oracle, shape, 1)}
     try:
-        while max(rates) < most_rows(oracle.device) and time.perf_counter() < until:
+        while max(rates) < max_rows(oracle.device) and time.perf_counter() < until:
             rows = 2 * max(rates)
-            rates[rows] = _rate(oracle, shape, rows)
-            if rates[rows] < CLEARLY_WORSE * max(rates.values()):
+            rates[rows] = _measure_gradient_rate(oracle, shape, rows)
+            if rates[rows] < STOP_SHARE * max(rates.values()):
                 break
     except Exception as error:
-        if not lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
     return rates
 
 
 @dataclass(frozen=True)
-class Steadiness:
+class BatchInvariance:
     """Whether a row is answered alone as it is among others, by how much not, and what answers look like."""
 
     holds: bool
-    logits: float | None
-    gradient: float | None
+    logits_difference: float | None
+    gradient_difference: float | None
     softmax: bool
 
 
-def steadiness_of(oracle: Oracle, shape: Shape) -> Steadiness:
+def measure_batch_invariance(oracle: TorchOracle, shape: Shape) -> BatchInvariance:
     """Ask about one row among others, and then alone."""
-    x = torch.rand(LEAST_ROWS, *shape, generator=torch.Generator().manual_seed(0)).to(oracle.device)
-    all_logits, all_gradients = _asked(oracle, x)
-    logits, gradients = _asked(oracle, x[-1:])
-    by, by_gradient = _largest(all_logits[-1:] - logits), _largest(all_gradients[-1:] - gradients)
-    holds = by <= BATCH_TOLERANCE * max(1.0, _largest(logits))
-    holds = holds and by_gradient <= GRADIENT_TOLERANCE * _largest(gradients)
-    return Steadiness(holds, _finite(by), _finite(by_gradient), looks_like_softmax(all_logits))
+    x = torch.rand(MIN_ROWS, *shape, generator=torch.Generator().manual_seed(0)).to(oracle.device)
+    all_logits, all_gradients = _query_gradient(oracle, x)
+    logits, gradients = _query_gradient(oracle, x[-1:])
+    by, by_gradient = _max_abs(all_logits[-1:] - logits), _max_abs(all_gradients[-1:] - gradients)
+    holds = by <= BATCH_TOLERANCE * max(1.0, _max_abs(logits))
+    holds = holds and by_gradient <= GRADIENT_TOLERANCE * _max_abs(gradients)
+    return BatchInvariance(
+        holds, _finite_or_none(by), _finite_or_none(by_gradient), looks_like_softmax(all_logits)
+    )
 
 
 def looks_like_softmax(logits: Tensor) -> bool:
@@ -124,18 +136,18 @@ def looks_like_softmax(logits: Tensor) -> bool:
     return bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() <= SUM_TOLERANCE).all())
 
 
-def _asked(oracle: Oracle, x: Tensor) -> tuple[Tensor, Tensor]:
+def _query_gradient(oracle: TorchOracle, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and the gradient of a loss that never saturates."""
     first = torch.zeros(len(x), dtype=torch.long, device=x.device)
     [answer] = oracle.answer([Gradient(x, Margin(Goal.of(first, targeted=False)))])
     return answer.logits, torch.zeros_like(x) if answer.grad is None else answer.grad
 
 
-def _largest(values: Tensor) -> float:
+def _max_abs(values: Tensor) -> float:
     return float(values.abs().max())
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
@@ -144,20 +156,20 @@ def _is_frozen(module: nn.Module) -> bool:
     return not takes_gradients and not any(part.training for part in module.modules())
 
 
-def _rate(oracle: Oracle, shape: Shape, rows: int) -> float:
+def _measure_gradient_rate(oracle: TorchOracle, shape: Shape, rows: int) -> float:
     x = torch.full((rows, *shape), 0.5, device=oracle.device)
     none = torch.zeros(rows, dtype=torch.bool, device=oracle.device)
     query = Gradient(x, CrossEntropy(Goal(none.long(), none)))
-    return rows / min(_seconds(oracle, query) for _ in range(2))
+    return rows / min(_time_answer(oracle, query) for _ in range(2))
 
 
-def _forward_rate(oracle: Oracle, shape: Shape) -> float:
+def _measure_forward_rate(oracle: TorchOracle, shape: Shape) -> float:
     image = torch.full((1, *shape), 0.5, device=oracle.device)
-    query = Noisy(image, Stream("gaussian", 0.25, 0), range(oracle.fixed_rows))
-    return len(query) / min(_seconds(oracle, query) for _ in range(2))
+    query = NoisyLogits(image, SampleNoise("gaussian", 0.25, 0), range(oracle.fixed_rows))
+    return len(query) / min(_time_answer(oracle, query) for _ in range(2))
 
 
-def _seconds(oracle: Oracle, query: Gradient | Noisy) -> float:
+def _time_answer(oracle: TorchOracle, query: Gradient | NoisyLogits) -> float:
     began = time.perf_counter()
     float(oracle.answer([query])[0].logits.sum())  # waits for the device
     return time.perf_counter() - began

@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from touchstone.engine.oracles.oracle import Wanted, way
-from touchstone.engine.oracles.preprocessing import Sight
-from touchstone.engine.oracles.remote_protocols import Protocol, Scores
-from touchstone.engine.queries import Answer, Gradient, Noisy, Query
+from touchstone.engine.oracles.oracle import StillWanted, preprocessing_for
+from touchstone.engine.oracles.preprocessing import Preprocessing
+from touchstone.engine.oracles.remote_protocols import RemoteProtocol, Scores
+from touchstone.engine.queries import Answer, Gradient, NoisyLogits, Query
 from touchstone.errors import (
-    Canceled,
     Failure,
     GradientRefused,
+    JobCanceled,
     LedgerUnavailable,
     ModelUnusable,
     RemoteAnswer,
@@ -31,19 +31,19 @@ from touchstone.errors import (
 )
 from touchstone.models.manifest import Manifest
 from touchstone.models.remote_manifest import Remote
-from touchstone.net.outbound import Channel, Outgoing, Reply
+from touchstone.net.outbound import Channel, OutboundClient, Reply
 
-TICK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 """How often it is looked whether an answer is still wanted."""
 
-LEDGER_SECONDS = 0.2
+LEDGER_RETRY_SECONDS = 0.2
 GRACE_SECONDS = 1.0
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 60.0
-_AGAIN = (429, 503)
+FIRST_RETRY_SECONDS = 0.2
+MAX_RETRY_SECONDS = 60.0
+_RETRY_STATUSES = (429, 503)
 
 
-class Spend(Interface):
+class SpendFunction(Interface):
     """Counts what a remote model is sent, for all workers together."""
 
     def __call__(self, model: str, rows: int, *, budget: int | None, rate: float | None, token: str) -> float:
@@ -54,16 +54,16 @@ class Spend(Interface):
 
 
 @dataclass(frozen=True)
-class Ways:
+class RemoteAccess:
     """What it takes to ask remote models: a way out, somebody who counts, and secrets by name and host."""
 
-    outgoing: Outgoing
-    spend: Spend
+    outgoing: OutboundClient
+    spend: SpendFunction
     secret: Callable[[str, str], str]
 
-    def to(self, card: Manifest) -> RemoteOracle:
+    def oracle_for(self, manifest: Manifest) -> RemoteOracle:
         """An oracle for a remote model's card. Raises ModelUnusable, AddressRefused."""
-        return RemoteOracle(card, self)
+        return RemoteOracle(manifest, self)
 
 
 class RemoteOracle:
@@ -77,75 +77,81 @@ class RemoteOracle:
     eval_mode = None
     device = torch.device("cpu")
 
-    def __init__(self, card: Manifest, ways: Ways) -> None:
+    def __init__(self, manifest: Manifest, access: RemoteAccess) -> None:
         self._channels: list[Channel] = []
-        if card.remote is None:
-            raise ModelUnusable(f"{card.id} is no remote model")
-        self.card, self.remote = card, card.remote
-        self.sight = Sight.of(card, self.device) if card.takes_noise else Sight(None, None, None)
-        self.protocol = Protocol(card, card.remote)
-        self.spend = ways.spend
-        self._ways = ways
-        self._headers = self._with_secret(card.remote)
-        self.rows = self.fixed_rows = card.remote.batch_rows * card.remote.parallel
+        if manifest.remote is None:
+            raise ModelUnusable(f"{manifest.id} is no remote model")
+        self.manifest, self.remote = manifest, manifest.remote
+        self.preprocessing = (
+            Preprocessing.from_manifest(manifest, self.device)
+            if manifest.takes_noise
+            else Preprocessing(None, None, None)
+        )
+        self.protocol = RemoteProtocol(manifest, manifest.remote)
+        self.spend = access.spend
+        self._access = access
+        self._headers = self._secret_headers(manifest.remote)
+        self.rows = self.fixed_rows = manifest.remote.batch_rows * manifest.remote.parallel
 
-    def answer(self, queries: Sequence[Query | Noisy]) -> Sequence[Answer | Failure]:
-        """As `answer_wanted`, wanted to the end."""
-        return self.answer_wanted(queries, lambda: [True] * len(queries))
+    def answer(self, queries: Sequence[Query | NoisyLogits]) -> Sequence[Answer | Failure]:
+        """As `answer_while`, wanted to the end."""
+        return self.answer_while(queries, lambda: [True] * len(queries))
 
-    def answer_wanted(self, queries: Sequence[Query | Noisy], wanted: Wanted) -> Sequence[Answer | Failure]:
+    def answer_while(
+        self, queries: Sequence[Query | NoisyLogits], still_wanted: StillWanted
+    ) -> Sequence[Answer | Failure]:
         """An answer to each query, or why there is none. Raises GradientRefused."""
         if any(isinstance(query, Gradient) for query in queries):
-            raise GradientRefused(f"{self.card.id} answers behind an address, which tells no gradients")
+            raise GradientRefused(f"{self.manifest.id} answers behind an address, which tells no gradients")
         with torch.no_grad():
-            seen = [row for query in queries for row in self._see(query)]
+            seen = [row for query in queries for row in self._preprocess(query)]
         owners = [number for number, query in enumerate(queries) for _ in range(len(query))]
-        asking = _Pass(self, seen, owners, wanted)
+        asking = _RemotePass(self, seen, owners, still_wanted)
         asking.run()
         return [asking.answer(number) for number in range(len(queries))]
 
-    def rest(self) -> None:
+    def close_idle(self) -> None:
         """Close the connections that wait for the next request."""
         channels, self._channels = self._channels, []
         for channel in channels:
             channel.close()
 
     def __del__(self) -> None:
-        self.rest()
+        self.close_idle()
 
-    def channel(self) -> Channel:
+    def acquire_channel(self) -> Channel:
         """A connection that nobody uses."""
-        return self._channels.pop() if self._channels else self._ways.outgoing.channel(self.protocol.url)
+        return self._channels.pop() if self._channels else self._access.outgoing.channel(self.protocol.url)
 
-    def give_back(self, channel: Channel) -> None:
+    def release_channel(self, channel: Channel) -> None:
         """Keep a connection for the next request."""
         self._channels.append(channel)
 
     def post(self, channel: Channel, images: Sequence[NDArray[np.float32]]) -> Reply:
         """Ask about images; blocks. Raises the failures of `Channel.post`."""
-        body, headers = self.protocol.request(images)
+        body, headers = self.protocol.build_request(images)
         return channel.post(
             body,
             headers | self._headers,
             seconds=self.remote.timeout,
-            most=self.protocol.most_bytes(len(images)),
+            max_bytes=self.protocol.max_bytes(len(images)),
         )
 
-    def _see(self, query: Query | Noisy) -> NDArray[np.float32]:
-        seen = way(query)(self.sight, query.x)
+    def _preprocess(self, query: Query | NoisyLogits) -> NDArray[np.float32]:
+        seen = preprocessing_for(query)(self.preprocessing, query.x)
         array: NDArray[np.float32] = seen.float().numpy()
         return array
 
-    def _with_secret(self, remote: Remote) -> dict[str, str]:
+    def _secret_headers(self, remote: Remote) -> dict[str, str]:
         if remote.secret is None:
             return {}
-        host = self._ways.outgoing.channel(self.protocol.url).target.host
-        name, value = remote.header(self._ways.secret(remote.secret, host))
+        host = self._access.outgoing.channel(self.protocol.url).target.host
+        name, value = remote.header(self._access.secret(remote.secret, host))
         return {name: value}
 
 
 @dataclass(eq=False)
-class _Request:
+class _RowsRequest:
     """Some rows of a pass, and how often they were sent."""
 
     rows: range
@@ -153,10 +159,10 @@ class _Request:
     due: float = 0.0
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     channel: Channel | None = None
-    late: float = 0.0
+    deadline: float = 0.0
 
 
-class _Pass:
+class _RemotePass:
     """The requests of one pass: some wait, some are under way, and the rest are answered or have failed."""
 
     def __init__(
@@ -164,15 +170,15 @@ class _Pass:
         oracle: RemoteOracle,
         images: Sequence[NDArray[np.float32]],
         owners: Sequence[int],
-        wanted: Wanted,
+        still_wanted: StillWanted,
     ) -> None:
         self._oracle, self._remote = oracle, oracle.remote
-        self._images, self._owners, self._wanted = images, owners, wanted
+        self._images, self._owners, self._still_wanted = images, owners, still_wanted
         self._scores: list[Scores | None] = [None] * len(images)
         self._failures: dict[int, Failure] = {}
-        self._waiting = _cut(range(len(images)), self._remote.batch_rows)
-        self._under_way: set[_Request] = set()
-        self._arrived: queue.SimpleQueue[tuple[_Request, Reply | Exception]] = queue.SimpleQueue()
+        self._waiting = _split_requests(range(len(images)), self._remote.batch_rows)
+        self._under_way: set[_RowsRequest] = set()
+        self._arrived: queue.SimpleQueue[tuple[_RowsRequest, Reply | Exception]] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Ask until every row has an answer, has failed, or is no longer wanted."""
@@ -184,9 +190,9 @@ class _Pass:
         finally:
             for request in list(self._under_way):
                 self._abandon(request)
-            self._close_late_ones()
+            self._close_late_channels()
 
-    def _close_late_ones(self) -> None:
+    def _close_late_channels(self) -> None:
         with suppress(queue.Empty):
             while True:
                 request, _ = self._arrived.get_nowait()
@@ -199,30 +205,30 @@ class _Pass:
             return self._failures[owner]
         mine = [score for score, one in zip(self._scores, self._owners, strict=True) if one == owner]
         told = [score for score in mine if score is not None]
-        return Answer(_logits(told)) if len(told) == len(mine) else Canceled("nobody waits for the answer")
+        return Answer(_logits(told)) if len(told) == len(mine) else JobCanceled("nobody waits for the answer")
 
     def _drop_unwanted(self) -> None:
-        flags = self._wanted()
+        flags = self._still_wanted()
         open_ = {owner for owner, wanted in enumerate(flags) if wanted and owner not in self._failures}
         self._waiting = [request for request in self._waiting if self._owners_of(request) & open_]
         now = time.monotonic()
         for request in list(self._under_way):
             if not self._owners_of(request) & open_:
                 self._abandon(request)
-            elif now > request.late:
+            elif now > request.deadline:
                 self._abandon(request)
-                self._fail(request, RemoteUnavailable(f"{self._oracle.card.id} did not answer in time"))
+                self._fail(request, RemoteUnavailable(f"{self._oracle.manifest.id} did not answer in time"))
 
-    def _owners_of(self, request: _Request) -> set[int]:
+    def _owners_of(self, request: _RowsRequest) -> set[int]:
         return set(self._owners[request.rows.start : request.rows.stop])
 
-    def _abandon(self, request: _Request) -> None:
+    def _abandon(self, request: _RowsRequest) -> None:
         """Forget a request that is under way; its thread ends when its socket is shut down."""
         self._under_way.discard(request)
         if request.channel is not None:
             request.channel.abort()
 
-    def _fail(self, request: _Request, failure: Failure) -> None:
+    def _fail(self, request: _RowsRequest, failure: Failure) -> None:
         for owner in self._owners_of(request):
             self._failures.setdefault(owner, failure)
 
@@ -230,47 +236,47 @@ class _Pass:
         """Send what is due, as far as the rate, the budget and the number of connections allow."""
         now = time.monotonic()
         for request in [one for one in self._waiting if one.due <= now]:
-            if len(self._under_way) >= self._remote.parallel or not self._spent(request):
+            if len(self._under_way) >= self._remote.parallel or not self._try_spend(request):
                 return
             self._waiting.remove(request)
             if self._owners_of(request) - set(self._failures):
                 self._send(request)
 
-    def _spent(self, request: _Request) -> bool:
+    def _try_spend(self, request: _RowsRequest) -> bool:
         """Whether the request was dealt with; false where it must wait, and all behind it."""
         remote = self._remote
         try:
             pause = self._oracle.spend(
-                self._oracle.card.digest,
+                self._oracle.manifest.digest,
                 len(request.rows),
                 budget=remote.budget,
                 rate=remote.rate,
                 token=request.token,
             )
         except LedgerUnavailable:
-            pause = LEDGER_SECONDS
+            pause = LEDGER_RETRY_SECONDS
         except Failure as spent:
             self._fail(request, spent)
             return True
         request.due = time.monotonic() + pause
         return pause <= 0
 
-    def _send(self, request: _Request) -> None:
+    def _send(self, request: _RowsRequest) -> None:
         try:
-            request.channel = self._oracle.channel()
+            request.channel = self._oracle.acquire_channel()
         except Failure as refused:
             self._fail(request, refused)
             return
         request.attempts += 1
         request.token = secrets.token_hex(8)
-        request.late = time.monotonic() + self._remote.timeout + GRACE_SECONDS
+        request.deadline = time.monotonic() + self._remote.timeout + GRACE_SECONDS
         self._under_way.add(request)
         images = self._images[request.rows.start : request.rows.stop]
         # A thread of its own, since nothing else can be left behind: a name's resolution cannot be ended.
         threading.Thread(
             target=_exchange,
             args=(self._oracle, request, request.channel, images, self._arrived),
-            name=f"request to {self._oracle.card.id}",
+            name=f"request to {self._oracle.manifest.id}",
             daemon=True,
         ).start()
 
@@ -279,48 +285,48 @@ class _Pass:
         if not self._waiting and not self._under_way:
             return
         try:
-            request, reply = self._arrived.get(timeout=self._patience())
+            request, reply = self._arrived.get(timeout=self._wait_seconds())
         except queue.Empty:
             return
         if request not in self._under_way:
             return  # abandoned meanwhile
         self._under_way.remove(request)
         if request.channel is not None:
-            self._oracle.give_back(request.channel)
+            self._oracle.release_channel(request.channel)
             request.channel = None
         self._receive(request, reply)
 
-    def _patience(self) -> float:
+    def _wait_seconds(self) -> float:
         if self._under_way:
-            return TICK_SECONDS
+            return POLL_SECONDS
         soonest = min(request.due for request in self._waiting) - time.monotonic()
-        return min(max(soonest, 0.001), TICK_SECONDS)
+        return min(max(soonest, 0.001), POLL_SECONDS)
 
-    def _receive(self, request: _Request, reply: Reply | Exception) -> None:
+    def _receive(self, request: _RowsRequest, reply: Reply | Exception) -> None:
         try:
-            self._take(request, self._body(reply))
-        except _Later as later:
-            if request.attempts > self._remote.retries or later.pause > LONGEST_PAUSE:
+            self._store_scores(request, self._read_body(reply))
+        except _RetryLater as later:
+            if request.attempts > self._remote.retries or later.pause > MAX_RETRY_SECONDS:
                 self._fail(request, later.failure)
             else:
-                request.due = time.monotonic() + (later.pause or FIRST_PAUSE * 2**request.attempts)
+                request.due = time.monotonic() + (later.pause or FIRST_RETRY_SECONDS * 2**request.attempts)
                 self._waiting.append(request)
         except RemoteAnswer as wrong:
-            self._part_or_fail(request, wrong)
+            self._split_or_fail(request, wrong)
         except Failure as failure:
             self._fail(request, failure)
 
-    def _body(self, reply: Reply | Exception) -> bytes:
+    def _read_body(self, reply: Reply | Exception) -> bytes:
         """The answer's bytes, if it is one. Raises _Later where it is worth asking again."""
-        name = self._oracle.card.id
+        name = self._oracle.manifest.id
         if isinstance(reply, RemoteUnavailable) and not reply.extra.get("timed_out"):
-            raise _Later(reply)
+            raise _RetryLater(reply)
         if isinstance(reply, Exception):
             raise reply
-        if reply.status in _AGAIN:
+        if reply.status in _RETRY_STATUSES:
             pause = reply.retry_after or 0.0
             why = f"{name} cannot answer now (status {reply.status})"
-            raise _Later(RemoteUnavailable(why, retry_after=max(1, round(pause))), pause)
+            raise _RetryLater(RemoteUnavailable(why, retry_after=max(1, round(pause))), pause)
         if reply.status >= 500:
             raise RemoteUnavailable(f"{name} failed to answer (status {reply.status})")
         if reply.status >= 300:
@@ -328,15 +334,15 @@ class _Pass:
             raise RemoteAnswer(f"{name} answered with status {reply.status} instead of scores{why}")
         return reply.body
 
-    def _take(self, request: _Request, body: bytes) -> None:
-        scores = self._oracle.protocol.scores(body, len(request.rows))
+    def _store_scores(self, request: _RowsRequest, body: bytes) -> None:
+        scores = self._oracle.protocol.read_scores(body, len(request.rows))
         for row, score in zip(request.rows, scores, strict=True):
             if isinstance(score, RemoteAnswer):
                 self._failures.setdefault(self._owners[row], score)
             else:
                 self._scores[row] = score
 
-    def _part_or_fail(self, request: _Request, wrong: RemoteAnswer) -> None:
+    def _split_or_fail(self, request: _RowsRequest, wrong: RemoteAnswer) -> None:
         """One job's rows must not fail for another's: ask again for each by itself."""
         owners = sorted(self._owners_of(request))
         if len(owners) == 1:
@@ -344,10 +350,10 @@ class _Pass:
             return
         for owner in owners:
             own = [row for row in request.rows if self._owners[row] == owner]
-            self._waiting.append(_Request(range(own[0], own[-1] + 1)))
+            self._waiting.append(_RowsRequest(range(own[0], own[-1] + 1)))
 
 
-class _Later(Exception):  # noqa: N818 - it asks for patience
+class _RetryLater(Exception):  # noqa: N818 - it asks for patience
     """The request may be sent again, after a pause in seconds; otherwise this is why it failed."""
 
     def __init__(self, failure: Failure, pause: float = 0.0) -> None:
@@ -358,10 +364,10 @@ class _Later(Exception):  # noqa: N818 - it asks for patience
 
 def _exchange(
     oracle: RemoteOracle,
-    request: _Request,
+    request: _RowsRequest,
     channel: Channel,
     images: Sequence[NDArray[np.float32]],
-    arrived: queue.SimpleQueue[tuple[_Request, Reply | Exception]],
+    arrived: queue.SimpleQueue[tuple[_RowsRequest, Reply | Exception]],
 ) -> None:
     try:
         arrived.put((request, oracle.post(channel, images)))
@@ -369,8 +375,8 @@ def _exchange(
         arrived.put((request, error))
 
 
-def _cut(rows: range, size: int) -> list[_Request]:
-    return [_Request(rows[at : at + size]) for at in range(0, len(rows), size)]
+def _split_requests(rows: range, size: int) -> list[_RowsRequest]:
+    return [_RowsRequest(rows[at : at + size]) for at in range(0, len(rows), size)]
 
 
 def _logits(scores: Sequence[Scores]) -> Tensor:

@@ -18,33 +18,33 @@ from touchstone.models.json_path import RowPath
 from touchstone.models.manifest import Manifest
 from touchstone.models.remote_manifest import PNG, ROWS, TENSOR, Oip, Remote
 
-Rows = Sequence[NDArray[np.float32]]
+Images = Sequence[NDArray[np.float32]]
 """Images (C, H, W): as the network takes them, or in [0,1] where files are sent."""
 
 Scores = NDArray[np.float64]
 
-LEAST = 1e-12
+MIN_PROBABILITY = 1e-12
 """The smallest probability that a class is given: its logarithm must be finite."""
 
-MOST_BYTES = 2**26
-LARGEST = float(np.finfo(np.float32).max)
+MAX_ANSWER_BYTES = 2**26
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 SUM_TOLERANCE = 0.01
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
 _LENGTH = "Inference-Header-Content-Length"
 
 
-class Protocol:
+class RemoteProtocol:
     """How one remote model is spoken to."""
 
-    def __init__(self, card: Manifest, remote: Remote) -> None:
-        self._card = card
+    def __init__(self, manifest: Manifest, remote: Remote) -> None:
+        self._manifest = manifest
         self._remote = remote
-        self._labels = {name: index for index, name in reversed(list(enumerate(card.classes)))}
-        self._read: Mapping[str, Callable[[Any], Scores]] = {
-            "logits": self._logits,
-            "probabilities": self._probabilities,
-            "top-k": self._top,
-            "labels": self._label,
+        self._labels = {name: index for index, name in reversed(list(enumerate(manifest.classes)))}
+        self._readers: Mapping[str, Callable[[Any], Scores]] = {
+            "logits": self._read_logits,
+            "probabilities": self._read_probabilities,
+            "top-k": self._read_top_k,
+            "labels": self._read_label,
         }
 
     @property
@@ -56,158 +56,162 @@ class Protocol:
         version = f"/versions/{oip.version}" if oip.version else ""
         return f"{self._remote.url.rstrip('/')}/v2/models/{oip.model}{version}/infer"
 
-    def most_bytes(self, rows: int) -> int:
+    def max_bytes(self, rows: int) -> int:
         """As long as an answer may be."""
-        return min(2**20 + 200 * rows * len(self._card.classes), MOST_BYTES)
+        return min(2**20 + 200 * rows * len(self._manifest.classes), MAX_ANSWER_BYTES)
 
-    def request(self, rows: Rows) -> tuple[bytes, dict[str, str]]:
+    def build_request(self, rows: Images) -> tuple[bytes, dict[str, str]]:
         """A body, and the headers that belong to it."""
         if self._remote.oip is not None:
-            return _oip_request(self._remote.oip, np.stack(list(map(self._laid_out, rows))))
-        filled = self._filled(self._remote.request, rows)
+            return _build_oip_request(self._remote.oip, np.stack(list(map(self._to_layout, rows))))
+        filled = self._fill_template(self._remote.request, rows)
         return json.dumps(filled).encode(), dict(_HEADERS)
 
-    def scores(self, body: bytes, rows: int) -> list[Scores | RemoteAnswer]:
+    def read_scores(self, body: bytes, rows: int) -> list[Scores | RemoteAnswer]:
         """Each row's logits (K,), or what is wrong with its answer.
 
         Raises RemoteAnswer where the body cannot be told into rows.
         """
-        answers = self._answers(_parsed(body), rows)
+        answers = self._read_rows(_parse_json(body), rows)
         if len(answers) != rows:
-            raise RemoteAnswer(f"{self._card.id} answered {len(answers)} rows where {rows} were asked about")
-        return [self._row(answer) for answer in answers]
+            raise RemoteAnswer(
+                f"{self._manifest.id} answered {len(answers)} rows where {rows} were asked about"
+            )
+        return [self._read_row(answer) for answer in answers]
 
-    def _row(self, answer: Any) -> Scores | RemoteAnswer:
+    def _read_row(self, answer: Any) -> Scores | RemoteAnswer:
         try:
-            return self._read[self._remote.answers](answer)
+            return self._readers[self._remote.answers](answer)
         except RemoteAnswer as wrong:
             return wrong
 
-    def _answers(self, value: Any, rows: int) -> Sequence[Any]:
+    def _read_rows(self, value: Any, rows: int) -> Sequence[Any]:
         if self._remote.oip is not None:
-            return _oip_rows(value, self._remote.oip, rows)
+            return _read_oip_rows(value, self._remote.oip, rows)
         path = RowPath.parse(self._remote.answer or "$")
         try:
             return path.rows(value)
         except LookupError as error:
             raise RemoteAnswer(
-                f"{self._card.id} answered JSON in which {path} leads nowhere: there is no {error.args[0]}"
+                f"{self._manifest.id} answered JSON in which {path} leads nowhere: there is no {error.args[0]}"
             ) from None
 
-    def _filled(self, template: JsonValue, rows: Rows) -> Any:
+    def _fill_template(self, template: JsonValue, rows: Images) -> Any:
         """The template with its marks replaced; within {"$rows": …} once for each row."""
         if isinstance(template, dict):
             if set(template) == {ROWS}:
-                return [self._filled_one(template[ROWS], row) for row in rows]
-            return {name: self._filled(part, rows) for name, part in template.items()}
+                return [self._fill_for_row(template[ROWS], row) for row in rows]
+            return {name: self._fill_template(part, rows) for name, part in template.items()}
         if isinstance(template, list):
-            return [self._filled(part, rows) for part in template]
+            return [self._fill_template(part, rows) for part in template]
         if template == TENSOR:
-            return [self._laid_out(row).tolist() for row in rows]
-        return self._filled_one(template, rows[0])
+            return [self._to_layout(row).tolist() for row in rows]
+        return self._fill_for_row(template, rows[0])
 
-    def _filled_one(self, template: JsonValue, row: NDArray[np.float32]) -> Any:
+    def _fill_for_row(self, template: JsonValue, row: NDArray[np.float32]) -> Any:
         if isinstance(template, dict):
-            return {name: self._filled_one(part, row) for name, part in template.items()}
+            return {name: self._fill_for_row(part, row) for name, part in template.items()}
         if isinstance(template, list):
-            return [self._filled_one(part, row) for part in template]
+            return [self._fill_for_row(part, row) for part in template]
         if template == TENSOR:
-            return self._laid_out(row).tolist()
+            return self._to_layout(row).tolist()
         if isinstance(template, str) and PNG in template:
-            return template.replace(PNG, _png(row))
+            return template.replace(PNG, _encode_png(row))
         return template
 
-    def _laid_out(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
-        return row.transpose(1, 2, 0) if self._card.input.layout == "nhwc" else row
+    def _to_layout(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
+        return row.transpose(1, 2, 0) if self._manifest.input.layout == "nhwc" else row
 
-    def _logits(self, answer: Any) -> Scores:
+    def _read_logits(self, answer: Any) -> Scores:
         if isinstance(answer, Mapping):
-            answer = self._by_name(answer)
+            answer = self._order_by_class(answer)
         if not isinstance(answer, Sequence) or isinstance(answer, str):
-            self._wrong("a list of numbers")
-        if len(answer) != len(self._card.classes):
-            self._wrong(f"{len(self._card.classes)} numbers, not {len(answer)}")
-        return np.array([self._number(value) for value in answer])
+            self._reject("a list of numbers")
+        if len(answer) != len(self._manifest.classes):
+            self._reject(f"{len(self._manifest.classes)} numbers, not {len(answer)}")
+        return np.array([self._read_number(value) for value in answer])
 
-    def _probabilities(self, answer: Any) -> Scores:
-        shares = self._logits(answer)
+    def _read_probabilities(self, answer: Any) -> Scores:
+        shares = self._read_logits(answer)
         if shares.min() < 0 or abs(shares.sum() - 1) > SUM_TOLERANCE:
-            self._wrong("probabilities of 0 to 1 that add up to 1")
-        logits: Scores = np.log(np.maximum(shares, LEAST))
+            self._reject("probabilities of 0 to 1 that add up to 1")
+        logits: Scores = np.log(np.maximum(shares, MIN_PROBABILITY))
         return logits
 
-    def _top(self, answer: Any) -> Scores:
+    def _read_top_k(self, answer: Any) -> Scores:
         """The likeliest classes' probabilities; what is left is shared by the others, none above those."""
-        told = dict(self._entry(entry) for entry in self._entries(answer))
+        told = dict(self._read_entry(entry) for entry in self._read_entries(answer))
         left = 1 - sum(told.values())
         if not told or min(told.values()) < 0 or left < -SUM_TOLERANCE:
-            self._wrong("the likeliest classes, with probabilities that add up to 1 at most")
-        others = max(1, len(self._card.classes) - len(told))
-        shares = np.full(len(self._card.classes), min([max(left, 0) / others, *told.values()]))
+            self._reject("the likeliest classes, with probabilities that add up to 1 at most")
+        others = max(1, len(self._manifest.classes) - len(told))
+        shares = np.full(len(self._manifest.classes), min([max(left, 0) / others, *told.values()]))
         shares[list(told)] = list(told.values())
-        logits: Scores = np.log(np.maximum(shares, LEAST))
+        logits: Scores = np.log(np.maximum(shares, MIN_PROBABILITY))
         return logits
 
-    def _entries(self, answer: Any) -> list[Any]:
+    def _read_entries(self, answer: Any) -> list[Any]:
         if isinstance(answer, Mapping):
             return list(answer.items())
         if not isinstance(answer, list):
-            self._wrong("a list of classes with their probabilities")
+            self._reject("a list of classes with their probabilities")
         return answer
 
-    def _entry(self, entry: Any) -> tuple[int, float]:
+    def _read_entry(self, entry: Any) -> tuple[int, float]:
         """The class and the probability of [class, probability] or of an object with both."""
         label, score = self._remote.keys
         if isinstance(entry, Mapping) and label in entry and score in entry:
             entry = (entry[label], entry[score])
         if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 2:
-            self._wrong(f"entries with {label!r} and {score!r}")
-        return self._class(entry[0]), self._number(entry[1])
+            self._reject(f"entries with {label!r} and {score!r}")
+        return self._read_class(entry[0]), self._read_number(entry[1])
 
-    def _label(self, answer: Any) -> Scores:
+    def _read_label(self, answer: Any) -> Scores:
         """All that is known: this class, and no other."""
-        shares = np.full(len(self._card.classes), math.log(LEAST))
-        shares[self._class(answer)] = 0.0
+        shares = np.full(len(self._manifest.classes), math.log(MIN_PROBABILITY))
+        shares[self._read_class(answer)] = 0.0
         return shares
 
-    def _class(self, named: Any) -> int:
-        if isinstance(named, str) and named in self._labels:
-            return self._labels[named]
-        if isinstance(named, bool) or not isinstance(named, str | int):
-            self._wrong("classes by index or by name")
+    def _read_class(self, label: Any) -> int:
+        if isinstance(label, str) and label in self._labels:
+            return self._labels[label]
+        if isinstance(label, bool) or not isinstance(label, str | int):
+            self._reject("classes by index or by name")
         try:
-            return self._card.label(named)
+            return self._manifest.resolve_label(label)
         except Failure:
-            self._wrong("classes that its manifest names")
+            self._reject("classes that its manifest names")
 
-    def _by_name(self, answer: Mapping[str, Any]) -> list[Any]:
+    def _order_by_class(self, answer: Mapping[str, Any]) -> list[Any]:
         """A number for each class, from an object that has them by name."""
-        missing = [name for name in self._card.classes if name not in answer]
-        if missing or len(answer) != len(self._card.classes):
-            self._wrong("one number for each class that its manifest names")
-        return [answer[name] for name in self._card.classes]
+        missing = [name for name in self._manifest.classes if name not in answer]
+        if missing or len(answer) != len(self._manifest.classes):
+            self._reject("one number for each class that its manifest names")
+        return [answer[name] for name in self._manifest.classes]
 
-    def _number(self, value: Any) -> float:
+    def _read_number(self, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self._wrong("numbers")
+            self._reject("numbers")
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number) or abs(number) > LARGEST:
-            self._wrong("finite numbers")
+        if not math.isfinite(number) or abs(number) > MAX_FLOAT32:
+            self._reject("finite numbers")
         return number
 
-    def _wrong(self, wanted: str) -> NoReturn:
-        raise RemoteAnswer(f"{self._card.id} did not answer as its manifest declares: expected {wanted}")
+    def _reject(self, expected: str) -> NoReturn:
+        raise RemoteAnswer(
+            f"{self._manifest.id} did not answer as its manifest declares: expected {expected}"
+        )
 
 
-def _png(row: NDArray[np.float32]) -> str:
+def _encode_png(row: NDArray[np.float32]) -> str:
     pixels = np.rint(row * 255).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
     return base64.b64encode(encode(pixels)).decode()
 
 
-def _oip_request(oip: Oip, batch: NDArray[np.float32]) -> tuple[bytes, dict[str, str]]:
+def _build_oip_request(oip: Oip, batch: NDArray[np.float32]) -> tuple[bytes, dict[str, str]]:
     tensor: dict[str, Any] = {"name": oip.input, "shape": list(batch.shape), "datatype": oip.datatype}
     tensor |= (
         {"parameters": {"binary_data_size": batch.nbytes}} if oip.binary else {"data": batch.ravel().tolist()}
@@ -219,7 +223,7 @@ def _oip_request(oip: Oip, batch: NDArray[np.float32]) -> tuple[bytes, dict[str,
     return head + batch.astype("<f4").tobytes(), headers
 
 
-def _oip_rows(value: Any, oip: Oip, rows: int) -> list[Any]:
+def _read_oip_rows(value: Any, oip: Oip, rows: int) -> list[Any]:
     """The rows of the output tensor, whether its data are flat or nested."""
     outputs = value.get("outputs") if isinstance(value, dict) else None
     each = outputs if isinstance(outputs, list) else []
@@ -235,7 +239,7 @@ def _oip_rows(value: Any, oip: Oip, rows: int) -> list[Any]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-def _parsed(body: bytes) -> Any:
+def _parse_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

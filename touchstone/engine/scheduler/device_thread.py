@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from touchstone.engine.scheduler.batcher import Batcher, Counted, Task
-from touchstone.engine.scheduler.metrics import Figures
+from touchstone.engine.scheduler.batcher import Batcher, QueryCount, Task
+from touchstone.engine.scheduler.metrics import EngineMetrics
 from touchstone.errors import WorkerStopping
 
 
-class Running:
+class TaskHandle:
     """A task on the engine, as its owner sees it."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._future: Future[Any] = Future()
-        task.done = self._settle
+        task.on_done = self._settle
 
     @property
-    def queries(self) -> Counted:
+    def queries(self) -> QueryCount:
         """Queries answered so far."""
         return self._task.queries
 
@@ -48,7 +48,7 @@ class Running:
             self._future.set_exception(error)
 
 
-class Lane:
+class DeviceThread:
     """A thread that runs a `Batcher`; `steps` counts its finished slices.
 
     With `patience`, the thread ends when there was nothing to do for so many seconds, after a call of `idle`;
@@ -56,14 +56,14 @@ class Lane:
     """
 
     def __init__(
-        self, name: str, *, patience: float | None = None, idle: Callable[[], None] = lambda: None
+        self, name: str, *, idle_seconds: float | None = None, on_idle: Callable[[], None] = lambda: None
     ) -> None:
         self.steps = 0
-        self._name, self._patience, self._idle = name, patience, idle
-        self._passes = Figures()
+        self._name, self._idle_seconds, self._on_idle = name, idle_seconds, on_idle
+        self._metrics = EngineMetrics()
         self._batcher = Batcher()
-        self._batcher.observe = self._passes.observe
-        self._batcher.meanwhile = self._meanwhile
+        self._batcher.on_pass = self._metrics.observe
+        self._batcher.on_wait = self._while_waiting
         self._arrived: deque[Task] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -75,29 +75,29 @@ class Lane:
         return bool(self._arrived or len(self._batcher))
 
     @property
-    def awake(self) -> bool:
+    def alive(self) -> bool:
         """Whether it has a thread at the moment."""
         return self._thread is not None
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """What it has done so far, as JSON."""
-        return self._passes.snapshot()
+        return self._metrics.snapshot()
 
-    def wake(self) -> None:
+    def ensure_running(self) -> None:
         """Start the thread, if it is not there."""
         with self._wake:
             self._start_thread()
 
-    def start(self, task: Task) -> Running:
+    def submit(self, task: Task) -> TaskHandle:
         """Run a task among the others. Raises WorkerStopping after `stop`."""
-        running = Running(task)
+        handle = TaskHandle(task)
         with self._wake:
             if self._stopping:
                 raise WorkerStopping("the worker is shutting down")
             self._arrived.append(task)
             self._start_thread()
             self._wake.notify()
-        return running
+        return handle
 
     def stop(self) -> None:
         """End the thread; tasks still running fail with WorkerStopping."""
@@ -119,7 +119,7 @@ class Lane:
             with suppress(Exception):  # what could not even be abandoned has its turn again
                 self._step()
             self.steps += 1
-        self._idle()
+        self._on_idle()
 
     def _step(self) -> None:
         try:
@@ -130,7 +130,7 @@ class Lane:
 
     def _admit(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._stopping or self.busy, self._patience)
+            self._wake.wait_for(lambda: self._stopping or self.busy, self._idle_seconds)
             if self._stopping:
                 self._hand_back()
             if self._stopping or not self.busy:
@@ -140,13 +140,13 @@ class Lane:
 
     def _hand_back(self) -> None:
         for task in (*self._batcher.tasks(), *self._arrived):
-            task.done(None, WorkerStopping("the worker is shutting down"))
+            task.on_done(None, WorkerStopping("the worker is shutting down"))
 
     def _take_arrived(self) -> None:
         while self._arrived:
             self._batcher.add(self._arrived.popleft())
 
-    def _meanwhile(self) -> None:
+    def _while_waiting(self) -> None:
         """While an oracle takes its time, tasks may arrive, and all must end when the worker does."""
         self._take_arrived()
         if self._stopping:

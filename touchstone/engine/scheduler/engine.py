@@ -8,18 +8,18 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, WeakMethod
 
-from touchstone.engine.device import choose, keep_blocks
-from touchstone.engine.oracles.oracle import AnyOracle
+from touchstone.engine.device import choose_device, tune_allocator
+from touchstone.engine.oracles.oracle import Oracle
 from touchstone.engine.oracles.probe import load_oracle
-from touchstone.engine.oracles.remote import RemoteOracle, Ways
-from touchstone.engine.queries import Answer, Asking, Noisy, Query
-from touchstone.engine.scheduler.batcher import Counted, Task
-from touchstone.engine.scheduler.device_thread import Lane, Running
+from touchstone.engine.oracles.remote import RemoteAccess, RemoteOracle
+from touchstone.engine.queries import Answer, NoisyLogits, PlanOf, Query
+from touchstone.engine.scheduler.batcher import QueryCount, Task
+from touchstone.engine.scheduler.device_thread import DeviceThread, TaskHandle
 from touchstone.errors import ModelUnusable, WorkerStopping
-from touchstone.models.cache import Residency
+from touchstone.models.cache import ModelCache
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import Probe
-from touchstone.models.store import ZOO, Shelf
+from touchstone.models.store import ZOO, ModelStore
 
 IDLE_SECONDS = 30.0
 """After so long without a question the thread of a remote model ends, and its connections are closed."""
@@ -36,39 +36,39 @@ class Engine:
         self,
         device: str = "auto",
         memory_budget: int = 2**31,
-        shelf: Shelf = ZOO,
-        ways: Ways | None = None,
+        store: ModelStore = ZOO,
+        remote_access: RemoteAccess | None = None,
     ) -> None:
-        self.device = choose(device)
-        self.shelf = shelf
-        self.models: Residency[Manifest, AnyOracle] = Residency(memory_budget, self._load)
-        self._ways = ways
+        self.device = choose_device(device)
+        self.store = store
+        self.models: ModelCache[Manifest, Oracle] = ModelCache(memory_budget, self._load)
+        self._remote_access = remote_access
         self._probes: dict[str, Probe] = {}
-        self._lane = Lane("engine")
-        self._remote: WeakKeyDictionary[RemoteOracle, Lane] = WeakKeyDictionary()
+        self._device_thread = DeviceThread("engine")
+        self._remote_threads: WeakKeyDictionary[RemoteOracle, DeviceThread] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._stopping = False
-        keep_blocks()  # before the thread is given an arena of its own
-        self._lane.wake()
+        tune_allocator()  # before the thread is given an arena of its own
+        self._device_thread.ensure_running()
 
     @property
     def steps(self) -> int:
         """Finished slices of the device."""
-        return self._lane.steps
+        return self._device_thread.steps
 
     @property
     def busy(self) -> bool:
         """Whether the device has any task, running or waiting."""
-        return self._lane.busy
+        return self._device_thread.busy
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """What it has done so far and what it keeps loaded, as JSON."""
         with self._lock:
-            remote = {oracle.card.id: lane.figures() for oracle, lane in self._remote.items()}
+            remote = {oracle.manifest.id: lane.metrics() for oracle, lane in self._remote_threads.items()}
         return {
-            **self._lane.figures(),
+            **self._device_thread.metrics(),
             "device": str(self.device),
-            "resident_models": self._resident(),
+            "resident_models": self._resident_models(),
             "remote_models": remote,
         }
 
@@ -78,65 +78,65 @@ class Engine:
 
     def start(
         self,
-        plan: Asking[Any],
-        oracle: AnyOracle,
+        plan: PlanOf[Any],
+        oracle: Oracle,
         *,
         deadline: float | None = None,
         deterministic: bool = False,
-        answered: Callable[[Query | Noisy, Answer, Counted], None] | None = None,
+        on_answer: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None,
         owner: str = "",
-    ) -> Running:
-        """Run a plan among the others; `deadline` in seconds from now. `answered` is called after each
+    ) -> TaskHandle:
+        """Run a plan among the others; `deadline` in seconds from now. `on_answer` is called after each
         answer, on the thread of the oracle's lane.
         """
         until = float("inf") if deadline is None else time.monotonic() + deadline
-        task = Task(plan, oracle, deterministic, until, answered, owner)
-        return self._lane_of(oracle).start(task)
+        task = Task(plan, oracle, deterministic, until, on_answer, owner)
+        return self._thread_of(oracle).submit(task)
 
     def stop(self) -> None:
         """End all threads; tasks still running fail with WorkerStopping."""
         with self._lock:
             self._stopping = True
-            lanes = [self._lane, *self._remote.values()]
-        for lane in lanes:
+            threads = [self._device_thread, *self._remote_threads.values()]
+        for lane in threads:
             lane.stop()
 
-    def remote(self, card: Manifest) -> RemoteOracle:
+    def remote_oracle(self, manifest: Manifest) -> RemoteOracle:
         """An oracle that asks behind the address of a card. Raises ModelUnusable, AddressRefused."""
-        if self._ways is None:
-            raise ModelUnusable(f"{card.id} is a remote model, which only a worker may ask")
-        return self._ways.to(card)
+        if self._remote_access is None:
+            raise ModelUnusable(f"{manifest.id} is a remote model, which only a worker may ask")
+        return self._remote_access.oracle_for(manifest)
 
-    def _lane_of(self, oracle: AnyOracle) -> Lane:
+    def _thread_of(self, oracle: Oracle) -> DeviceThread:
         if not isinstance(oracle, RemoteOracle):
-            return self._lane
+            return self._device_thread
         with self._lock:
             if self._stopping:
                 raise WorkerStopping("the worker is shutting down")
-            if oracle not in self._remote:
-                self._remote[oracle] = _lane_for(oracle)
-            return self._remote[oracle]
+            if oracle not in self._remote_threads:
+                self._remote_threads[oracle] = _create_remote_thread(oracle)
+            return self._remote_threads[oracle]
 
-    def _load(self, card: Manifest) -> tuple[AnyOracle, int]:
-        if card.kind == "remote":
-            return self.remote(card), 0
-        oracle, probe = load_oracle(card, self.device, self.shelf)
-        self._probes[card.digest] = probe
+    def _load(self, manifest: Manifest) -> tuple[Oracle, int]:
+        if manifest.kind == "remote":
+            return self.remote_oracle(manifest), 0
+        oracle, probe = load_oracle(manifest, self.device, self.store)
+        self._probes[manifest.digest] = probe
         return oracle, probe.bytes
 
-    def _resident(self) -> list[dict[str, Any]]:
+    def _resident_models(self) -> list[dict[str, Any]]:
         return [
             {"id": card.id, "digest": card.digest, "bytes": size}
-            for card, size in self.models.resident().items()
+            for card, size in self.models.loaded_sizes().items()
         ]
 
 
-def _lane_for(oracle: RemoteOracle) -> Lane:
+def _create_remote_thread(oracle: RemoteOracle) -> DeviceThread:
     """A lane that does not keep the oracle alive."""
-    rest = WeakMethod(oracle.rest)
+    close_idle = WeakMethod(oracle.close_idle)
 
-    def idle() -> None:
-        if (close := rest()) is not None:
+    def on_idle() -> None:
+        if (close := close_idle()) is not None:
             close()
 
-    return Lane(f"remote {oracle.card.id}", patience=IDLE_SECONDS, idle=idle)
+    return DeviceThread(f"remote {oracle.manifest.id}", idle_seconds=IDLE_SECONDS, on_idle=on_idle)

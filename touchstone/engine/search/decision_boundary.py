@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from touchstone.engine.noise import Noise
-from touchstone.engine.queries import Asking
+from touchstone.engine.queries import PlanOf
 from touchstone.engine.rows import column
 from touchstone.engine.search.nearest import Nearest
 from touchstone.engine.threat import Case, Threat
@@ -23,35 +23,37 @@ all images of one coarseness the same.
 """
 FILE_STEPS, FLOAT_STEPS = 10, 20
 """Halvings after which files, or numbers of 32 bits, no longer differ."""
-AT_ONCE = 2**19
+VALUES_PER_QUERY = 2**19
 """Values of all neighbours of one image in a question: an estimate of many neighbours takes several."""
-LEAST = {"l2": 0.5 / 255, "linf": 2 / 255}
+MIN_PROBE = {"l2": 0.5 / 255, "linf": 2 / 255}
 """The least root mean square change of a neighbour that is a file. In L∞, where all values stand at one
 distance, less would be rounded away for all of them.
 """
-LEAST_FLOAT = 1e-5
+MIN_PROBE_FLOAT = 1e-5
 
 
-def begun(case: Case, most: int) -> Asking[tuple[Nearest, Tensor]]:
+def find_start(case: Case, max_starts: int) -> PlanOf[tuple[Nearest, Tensor]]:
     """For every row the first random image that meets its goal, among at most so many, and how many it was
     asked about, (B,).
     """
-    best = Nearest.none(case.threat.x0)
+    best = Nearest.initial(case.threat.x0)
     rows = torch.arange(len(case), device=case.device)
     asked = torch.zeros_like(rows)
-    for attempt in range(most):
+    for attempt in range(max_starts):
         open_ = case[rows]
-        tried = open_.file(_random(open_.threat.x0, open_.noise, COARSENESS[attempt % len(COARSENESS)]))
-        met = open_.goal.met((yield open_.question(tried)).logits)
+        tried = open_.as_file(
+            _random_images(open_.threat.x0, open_.noise, COARSENESS[attempt % len(COARSENESS)])
+        )
+        met = open_.goal.is_met((yield open_.query(tried)).logits)
         asked[rows] += 1
-        best = best.put(rows[met], succeeded(open_[met], tried[met]))
+        best = best.put(rows[met], record_success(open_[met], tried[met]))
         rows = rows[~met]
         if not len(rows):
             break
     return best, asked
 
 
-def _random(like: Tensor, noise: Noise, cells: int | None) -> Tensor:
+def _random_images(like: Tensor, noise: Noise, cells: int | None) -> Tensor:
     height, width = like.shape[2:]
     if cells is None:
         return noise.uniform(like)
@@ -59,7 +61,7 @@ def _random(like: Tensor, noise: Noise, cells: int | None) -> Tensor:
     return functional.interpolate(noise.uniform(grid), (height, width))
 
 
-def drawn_back(threat: Threat, x: Tensor, part: Tensor) -> Tensor:
+def shorten_perturbation(threat: Threat, x: Tensor, part: Tensor) -> Tensor:
     """The points with a `part` (B,) of their distance: along a straight line or, in L∞, clipped to a ball."""
     d = x - threat.x0
     if threat.norm.name == "linf":
@@ -68,13 +70,13 @@ def drawn_back(threat: Threat, x: Tensor, part: Tensor) -> Tensor:
     return (threat.x0 + column(part, d) * d).clamp(0, 1)
 
 
-def halvings(case: Case, threshold: float) -> int:
+def bisection_steps(case: Case, threshold: float) -> int:
     """How many halvings leave less than a `threshold` of the way, or no difference that counts."""
     wanted = (1 / torch.tensor(threshold).double()).log2().ceil().clamp_min(1)
     return min(int(wanted), FILE_STEPS if case.quantize else FLOAT_STEPS)
 
 
-def crossed(case: Case, far: Tensor, steps: Tensor) -> Asking[Tensor]:
+def bisect_boundary(case: Case, far: Tensor, steps: Tensor) -> PlanOf[Tensor]:
     """Bisect the way from the original to `far`, which meets the goal: the nearest point on it that still
     does, by `steps` (B,) questions.
     """
@@ -83,53 +85,53 @@ def crossed(case: Case, far: Tensor, steps: Tensor) -> Asking[Tensor]:
         rows = (steps > step).nonzero().flatten()
         open_ = case[rows]
         middle = (low[rows] + high[rows]) / 2
-        answer = yield open_.question(drawn_back(open_.threat, far[rows], middle))
-        met = open_.goal.met(answer.logits)
+        answer = yield open_.query(shorten_perturbation(open_.threat, far[rows], middle))
+        met = open_.goal.is_met(answer.logits)
         low = low.index_copy(0, rows, torch.where(met, low[rows], middle))
         high = high.index_copy(0, rows, torch.where(met, middle, high[rows]))
-    return torch.where(column(high == 1, far), far, drawn_back(case.threat, far, high))
+    return torch.where(column(high == 1, far), far, shorten_perturbation(case.threat, far, high))
 
 
-def succeeded(case: Case, x: Tensor) -> Nearest:
+def record_success(case: Case, x: Tensor) -> Nearest:
     """The record of points whose files meet the goal, as is known already."""
-    files = case.file(x)
-    return Nearest(files, case.threat.size(files), torch.zeros_like(case.threat.eps))
+    files = case.as_file(x)
+    return Nearest(files, case.threat.distance(files), torch.zeros_like(case.threat.eps))
 
 
-def nearby(case: Case, x: Tensor) -> Tensor:
+def probe_distance(case: Case, x: Tensor) -> Tensor:
     """How far from each point its neighbours are to be, (B,): a d-th of its distance, but not too near."""
     d = x[0].numel()
-    least = LEAST[case.threat.norm.name] if case.quantize else LEAST_FLOAT
-    return (case.threat.size(x) / d).clamp_min(least * math.sqrt(d))
+    least = MIN_PROBE[case.threat.norm.name] if case.quantize else MIN_PROBE_FLOAT
+    return (case.threat.distance(x) / d).clamp_min(least * math.sqrt(d))
 
 
-def normal_at(case: Case, x: Tensor, count: Tensor, radius: Tensor) -> Asking[Tensor]:
-    """The direction in which the goal is met, of size one in the norm; see `leaning`."""
-    towards = yield from leaning(case, x, count, radius)
+def estimate_unit_normal(case: Case, x: Tensor, count: Tensor, radius: Tensor) -> PlanOf[Tensor]:
+    """The direction in which the goal is met, of size one in the norm; see `estimate_normal`."""
+    towards = yield from estimate_normal(case, x, count, radius)
     return case.threat.norm.steepest(towards, x).to(x.dtype)
 
 
-def _as_it_is(u: Tensor) -> Tensor:
+def _identity(u: Tensor) -> Tensor:
     return u
 
 
-def leaning(
-    case: Case, x: Tensor, count: Tensor, radius: Tensor, within: Callable[[Tensor], Tensor] = _as_it_is
-) -> Asking[Tensor]:
+def estimate_normal(
+    case: Case, x: Tensor, count: Tensor, radius: Tensor, project: Callable[[Tensor], Tensor] = _identity
+) -> PlanOf[Tensor]:
     """Where the goal is met rather than not, from `count` (B,) random neighbours at a distance of `radius`
     (B,): the sum of the directions to those that meet the goal, less that to the others, each side less the
-    mean of all; in float64. `within` projects directions on the subspace that neighbours are drawn from.
+    mean of all; in float64. `project` projects directions on the subspace that neighbours are drawn from.
     """
     # In float64, so that the order in which a batch's rows are added up shows in no row's result.
     towards, every = torch.zeros_like(x).double(), torch.zeros_like(x).double()
     balance = torch.zeros_like(radius).double()
-    share = max(1, AT_ONCE // x[0].numel())
+    share = max(1, VALUES_PER_QUERY // x[0].numel())
     for start in range(0, int(count.max()), share):
         asked = torch.arange(start, min(start + share, int(count.max())), device=x.device) < count[:, None]
         row, place = asked.nonzero().unbind(1)
-        neighbours = _around(case, x, radius, asked.shape[1], within)[row, place]
-        files = case[row].file(neighbours)
-        met = case.goal[row].met((yield case[row].question(files)).logits)
+        neighbours = _sample_neighbours(case, x, radius, asked.shape[1], project)[row, place]
+        files = case[row].as_file(neighbours)
+        met = case.goal[row].is_met((yield case[row].query(files)).logits)
         sign = 2 * met.double() - 1
         u = (files - x[row]).double() / column(radius[row], x)
         towards = towards.index_add(0, row, u * column(sign, x))
@@ -137,14 +139,16 @@ def leaning(
         balance = balance.index_add(0, row, sign)
     mean = balance / count
     mean = mean.masked_fill(mean.abs() == 1, 0)  # where all agree, their mean is no baseline
-    return within(towards - column(mean, x) * every)
+    return project(towards - column(mean, x) * every)
 
 
-def _around(case: Case, x: Tensor, radius: Tensor, count: int, within: Callable[[Tensor], Tensor]) -> Tensor:
+def _sample_neighbours(
+    case: Case, x: Tensor, radius: Tensor, count: int, project: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Random neighbours of each point inside the box, (B, count, C, H, W)."""
     like = x[:, None].expand(-1, count, *x.shape[1:])
     even = case.threat.norm.name == "linf"
-    u = within(2 * case.noise.uniform(like) - 1 if even else case.noise.normal(like))
+    u = project(2 * case.noise.uniform(like) - 1 if even else case.noise.normal(like))
     length = radius[:, None] / u.flatten(2).double().square().sum(2).sqrt()
     around: Tensor = like + u * length[..., None, None, None].to(u.dtype)
     return around.clamp(0, 1)

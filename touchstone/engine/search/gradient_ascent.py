@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from touchstone.engine.goals import CrossEntropy, Loss, Margin
-from touchstone.engine.queries import Answer, Asking, Found, Gradient, Logits, Saved
+from touchstone.engine.queries import Answer, FileLogits, Found, Gradient, Logits, PlanOf
 from touchstone.engine.rows import Rows, column
 from touchstone.engine.threat import Case, Threat
 
 
-class Rule(Protocol):
+class StepRule(Protocol):
     """How a point moves, given the gradient at it; a rule with memory returns its next self."""
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:
@@ -28,7 +28,7 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class Steepest(Rows):
+class SteepestAscent(Rows):
     """A step of fixed size in the norm's steepest direction: the rule of FGSM, BIM and PGD."""
 
     size: Tensor  # (B,)
@@ -43,7 +43,7 @@ class Steepest(Rows):
         return threat.step(x, grad, self.size), self
 
 
-MET, HELD = 1e30, 2e30
+SUCCESS, SUCCESS_AS_FILE = 1e30, 2e30
 """Scores above every loss: the goal was met, and it was met by what an 8-bit file can hold."""
 
 
@@ -57,12 +57,12 @@ class Best(Rows):
     score: Tensor  # (B,) the loss, or MET, or HELD
 
     @classmethod
-    def none(cls, x0: Tensor) -> Best:
+    def initial(cls, x0: Tensor) -> Best:
         """Nothing found yet: every finite loss is better."""
         return cls(x0, x0.new_full((len(x0),), -torch.inf))
 
     def put(self, rows: Tensor, found: Best) -> Best:
-        """This record with what is better of `found` in the rows of index vector `rows`; of equals the
+        """This record with what is better of `to_found` in the rows of index vector `rows`; of equals the
         earlier stays.
         """
         if len(rows) == len(self):
@@ -74,21 +74,21 @@ class Best(Rows):
         better = other.score > self.score
         return Best(torch.where(column(better, self.x), other.x, self.x), self.score.maximum(other.score))
 
-    def found(self) -> Found:
+    def to_found(self) -> Found:
         """As the result of a plan."""
-        return Found(self.x, self.score >= MET, self.score)
+        return Found(self.x, self.score >= SUCCESS, self.score)
 
 
 def climb(
     case: Case,
     x: Tensor,
-    rule: Rule,
+    rule: StepRule,
     *,
     steps: int,
     early_stop: bool,
     loss: Loss | None = None,
-    kin: Tensor | None = None,
-) -> Asking[Best]:
+    image_of_row: Tensor | None = None,
+) -> PlanOf[Best]:
     """Follow `rule` uphill from `x` for `steps` steps; every point is judged, the one after the last step
     included.
 
@@ -97,57 +97,59 @@ def climb(
     what to climb instead of the cross-entropy.
     """
     loss = CrossEntropy(case.goal) if loss is None else loss
-    kin = torch.arange(len(case), device=case.device) if kin is None else kin
-    best, enough = Best.none(case.threat.x0), enough_for(case)
+    image_of_row = torch.arange(len(case), device=case.device) if image_of_row is None else image_of_row
+    best, target = Best.initial(case.threat.x0), target_score(case)
     rows = torch.arange(len(case), device=case.device)
     for _ in range(steps):
         answer = yield Gradient(x, loss)
-        judged = yield from judge(case, x, answer, best.score[rows])
+        judged = yield from score(case, x, answer, best.score[rows])
         best = best.put(rows, judged)
-        if early_stop and bool((done := judged.score >= enough).any()):
-            keep = ~torch.isin(kin, kin[done])
+        if early_stop and bool((done := judged.score >= target).any()):
+            keep = ~torch.isin(image_of_row, image_of_row[done])
             if not bool(keep.any()):
                 return best
             case, x, rule, rows, answer = case[keep], x[keep], rule[keep], rows[keep], answer[keep]
-            loss, kin = loss[keep], kin[keep]
-        x, rule = yield from follow(case, x, rule, answer)
+            loss, image_of_row = loss[keep], image_of_row[keep]
+        x, rule = yield from take_step(case, x, rule, answer)
     logits = (yield Logits(x)).logits
-    return best.put(rows, (yield from judge(case, x, Answer(logits, loss(logits)), best.score[rows])))
+    return best.put(rows, (yield from score(case, x, Answer(logits, loss(logits)), best.score[rows])))
 
 
-R = TypeVar("R", bound=Rule)
+R = TypeVar("R", bound=StepRule)
 
 
-def follow(case: Case, x: Tensor, rule: R, answer: Answer) -> Asking[tuple[Tensor, R]]:
+def take_step(case: Case, x: Tensor, rule: R, answer: Answer) -> PlanOf[tuple[Tensor, R]]:
     """One step by `rule` from the points that the answer is about."""
-    grad = yield from unsaturated(case, x, answer)
+    grad = yield from replace_saturated_gradient(case, x, answer)
     if answer.loss is None:
         raise TypeError("the answer has no loss: only a Gradient query gets one")
     return rule.advance(case.threat, x, grad, answer.loss)
 
 
-def enough_for(case: Case) -> float:
+def target_score(case: Case) -> float:
     """The score at which a row is done."""
-    return HELD if case.quantize else MET
+    return SUCCESS_AS_FILE if case.quantize else SUCCESS
 
 
-def judge(case: Case, x: Tensor, answer: Answer, score: Tensor) -> Asking[Best]:
+def score(case: Case, x: Tensor, answer: Answer, best_score: Tensor) -> PlanOf[Best]:
     """Score the points by their answer; those newly met are asked about once more as an 8-bit file would hold
     them.
 
-    `score` (B,) is the best that each row has reached before.
+    `best_score` (B,) is the best that each row has reached before.
     """
-    met = case.goal.met(answer.logits)
+    met = case.goal.is_met(answer.logits)
     loss = CrossEntropy(case.goal)(answer.logits) if answer.loss is None else answer.loss
-    judged = Best(x, loss.masked_fill(met, MET))
-    if not case.quantize or not bool((new := met & (score < HELD)).any()):
+    judged = Best(x, loss.masked_fill(met, SUCCESS))
+    if not case.quantize or not bool((new := met & (best_score < SUCCESS_AS_FILE)).any()):
         return judged
-    rounded = yield Saved(case[new].snap(x[new]))
-    held = torch.zeros_like(met).masked_scatter(new, case[new].goal.met(rounded.logits))
-    return Best(x, judged.score.masked_fill(held, HELD))
+    rounded = yield FileLogits(case[new].snap(x[new]))
+    held = torch.zeros_like(met).masked_scatter(new, case[new].goal.is_met(rounded.logits))
+    return Best(x, judged.score.masked_fill(held, SUCCESS_AS_FILE))
 
 
-def unsaturated(case: Case, x: Tensor, answer: Answer, *, of: Any = None) -> Asking[Tensor]:
+def replace_saturated_gradient(
+    case: Case, x: Tensor, answer: Answer, *, surrogate: Any = None
+) -> PlanOf[Tensor]:
     """The answer's gradient; rows whose cross-entropy is so saturated that it is zero get the margin's
     instead. The answer was that of the model under attack, or of the oracle `of` a surrogate.
     """
@@ -156,17 +158,19 @@ def unsaturated(case: Case, x: Tensor, answer: Answer, *, of: Any = None) -> Ask
     if bool(alive.all()):
         return grad
     flat = ~alive
-    instead = (yield Gradient(x[flat], Margin(case.goal[flat]), of=of)).gradient
+    instead = (yield Gradient(x[flat], Margin(case.goal[flat]), surrogate=surrogate)).gradient
     return grad.index_copy(0, flat.nonzero().flatten(), instead)
 
 
-def restarted(
-    case: Case, times: int, attempt: Callable[[Case], Asking[Best]], *, early_stop: bool
-) -> Asking[Best]:
+def run_restarts(
+    case: Case, times: int, attempt: Callable[[Case], PlanOf[Best]], *, early_stop: bool
+) -> PlanOf[Best]:
     """Make up to `times` attempts on rows still open and keep the best of each row."""
     best = yield from attempt(case)
     for _ in range(times - 1):
-        open_ = best.score < enough_for(case) if early_stop else torch.ones_like(best.score, dtype=torch.bool)
+        open_ = (
+            best.score < target_score(case) if early_stop else torch.ones_like(best.score, dtype=torch.bool)
+        )
         if not bool(open_.any()):
             break
         best = best.put(open_.nonzero().flatten(), (yield from attempt(case[open_])))

@@ -24,16 +24,16 @@ class Nearest(Rows):
     margin: Tensor  # (B,) how far the goal is exceeded at `x`, in logits
 
     @classmethod
-    def none(cls, x0: Tensor) -> Nearest:
+    def initial(cls, x0: Tensor) -> Nearest:
         """Nothing found yet: every point is better."""
         far = x0.new_full((len(x0),), torch.inf)
         return cls(x0, far, -far)
 
     @classmethod
-    def judged(cls, case: Case, x: Tensor, logits: Tensor) -> Nearest:
+    def from_logits(cls, case: Case, x: Tensor, logits: Tensor) -> Nearest:
         """Points as the model's answer shows them."""
-        met = case.goal.met(logits)
-        distance = case.threat.size(x).masked_fill(~met, torch.inf)
+        met = case.goal.is_met(logits)
+        distance = case.threat.distance(x).masked_fill(~met, torch.inf)
         return cls(x, distance, Margin(case.goal)(logits))
 
     @property
@@ -42,7 +42,7 @@ class Nearest(Rows):
         return self.distance.isfinite()
 
     def put(self, rows: Tensor, found: Nearest) -> Nearest:
-        """This record with what is better of `found` in the rows of index vector `rows`; of equals the
+        """This record with what is better of `to_found` in the rows of index vector `rows`; of equals the
         earlier stays.
         """
         if len(rows) == len(self):
@@ -64,7 +64,7 @@ class Nearest(Rows):
             torch.where(better, other.margin, self.margin),
         )
 
-    def found(self, case: Case) -> Found:
+    def to_found(self, case: Case) -> Found:
         """As the result of a plan: within the case's radius, where it has one. What met the goal, but not by
         the margin that was asked for, meets it.
         """

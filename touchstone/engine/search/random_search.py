@@ -10,12 +10,12 @@ from torch import Tensor
 
 from touchstone.engine.goals import CrossEntropy, Goal, Margin
 from touchstone.engine.quantization import LEVELS, SLACK
-from touchstone.engine.queries import Asking, Found
+from touchstone.engine.queries import Found, PlanOf
 from touchstone.engine.rows import Rows, column
 from touchstone.engine.search.gradient_ascent import Best
 from touchstone.engine.threat import Case, Threat
 
-Propose = Callable[[Threat, Tensor, int, Tensor], Tensor]
+Proposal = Callable[[Threat, Tensor, int, Tensor], Tensor]
 """From the threat, the points (B, C, H, W), the step's number and random numbers (B, draws) in [0,1), others
 inside the threat to ask about.
 """
@@ -23,38 +23,38 @@ BLOCK = 64
 """Random numbers are drawn for so many steps at a time: a call for each row and step would take longer than
 many a model.
 """
-LEAST = 1e-30
+MIN_PROGRESS = 1e-30
 
 
-def rising(goal: Goal, logits: Tensor) -> Tensor:
+def objective(goal: Goal, logits: Tensor) -> Tensor:
     """What rises towards the goal, (B,): the margin, or the logarithm of a target's probability.
 
     Untargeted, a probability would not do: that of a label the model is sure of is one in floating point.
     """
-    return _rising(goal, logits, Margin(goal)(logits))
+    return _objective(goal, logits, Margin(goal)(logits))
 
 
-def progress(goal: Goal, logits: Tensor) -> Tensor:
-    """How near each row is to its goal, (B,): `rising` until it is met, from then on the margin, and
+def goal_progress(goal: Goal, logits: Tensor) -> Tensor:
+    """How near each row is to its goal, (B,): `objective` until it is met, from then on the margin, and
     positive.
     """
     margin = Margin(goal)(logits)
-    rises = _rising(goal, logits, margin)
-    return torch.where(goal.met(logits), margin.clamp_min(LEAST), rises.clamp_max(0))
+    rises = _objective(goal, logits, margin)
+    return torch.where(goal.is_met(logits), margin.clamp_min(MIN_PROGRESS), rises.clamp_max(0))
 
 
-def _rising(goal: Goal, logits: Tensor, margin: Tensor) -> Tensor:
+def _objective(goal: Goal, logits: Tensor, margin: Tensor) -> Tensor:
     if not bool(goal.targeted.any()):
         return margin
     return torch.where(goal.targeted, CrossEntropy(goal)(logits), margin)
 
 
-def asked(case: Case, x: Tensor) -> Asking[Tensor]:
+def query_progress(case: Case, x: Tensor) -> PlanOf[Tensor]:
     """The progress of the files that the points would become, by one query for each row."""
-    return progress(case.goal, (yield case.question(x)).logits)
+    return goal_progress(case.goal, (yield case.query(x)).logits)
 
 
-def in_whole_levels(case: Case) -> Case:
+def round_eps_down(case: Case) -> Case:
     """The case with radii that files can reach exactly; in L∞ points at the ball's ends then are files
     already.
     """
@@ -66,7 +66,7 @@ def in_whole_levels(case: Case) -> Case:
 
 
 @dataclass(frozen=True)
-class Walkers(Rows):
+class ActiveRows(Rows):
     """The rows still under way: where each stands and how near that is to its goal."""
 
     case: Case
@@ -75,42 +75,42 @@ class Walkers(Rows):
     row: Tensor  # (B,) its place in the whole
     numbers: Tensor  # (B, BLOCK, draws)
 
-    def kept(self, best: Best) -> Best:
+    def record(self, best: Best) -> Best:
         """The record with where these stand."""
         return best.put(self.row, Best(self.x, self.score))
 
-    def moved(self, x: Tensor, score: Tensor) -> Walkers:
+    def accept_better(self, x: Tensor, score: Tensor) -> ActiveRows:
         """Each at the new point, if that is better."""
         better = score > self.score
         x = torch.where(column(better, x), x, self.x)
         return replace(self, x=x, score=torch.where(better, score, self.score))
 
-    def with_numbers(self) -> Walkers:
+    def draw_numbers(self) -> ActiveRows:
         """The same with fresh random numbers for a block of steps."""
         return replace(self, numbers=self.case.noise.uniform(self.numbers))
 
 
-def walk(
-    case: Case, x: Tensor, propose: Propose, *, queries: int, draws: int, early_stop: bool
-) -> Asking[Found]:
+def random_search(
+    case: Case, x: Tensor, propose: Proposal, *, queries: int, draws: int, early_stop: bool
+) -> PlanOf[Found]:
     """Ask about `x`, then about a proposal at a time, and move wherever one is better; `queries` in all.
 
     With `early_stop` a row leaves once it met its goal; without, it is driven further.
     """
-    score = yield from asked(case, x)
+    score = yield from query_progress(case, x)
     numbers = x.new_empty((len(case), BLOCK, draws))
-    walkers = Walkers(case, x, score, torch.arange(len(case), device=case.device), numbers)
-    best = Best.none(x)
+    active = ActiveRows(case, x, score, torch.arange(len(case), device=case.device), numbers)
+    best = Best.initial(x)
     for step in range(queries - 1):
-        if early_stop and bool((walkers.score > 0).any()):
-            best = walkers.kept(best)
-            walkers = walkers[walkers.score <= 0]
-            if not len(walkers):
+        if early_stop and bool((active.score > 0).any()):
+            best = active.record(best)
+            active = active[active.score <= 0]
+            if not len(active):
                 break
         if step % BLOCK == 0:
-            walkers = walkers.with_numbers()
-        numbers = walkers.numbers[:, step % BLOCK]
-        tried = propose(walkers.case.threat, walkers.x, step, numbers)
-        walkers = walkers.moved(tried, (yield from asked(walkers.case, tried)))
-    best = walkers.kept(best) if len(walkers) else best
-    return Found(case.file(best.x), best.score > 0)
+            active = active.draw_numbers()
+        numbers = active.numbers[:, step % BLOCK]
+        tried = propose(active.case.threat, active.x, step, numbers)
+        active = active.accept_better(tried, (yield from query_progress(active.case, tried)))
+    best = active.record(best) if len(active) else best
+    return Found(case.as_file(best.x), best.score > 0)

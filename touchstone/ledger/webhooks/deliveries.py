@@ -12,12 +12,12 @@ from pydantic import Field
 
 from touchstone.errors import UnknownDelivery, WebhookConflict
 from touchstone.ledger import codec
-from touchstone.ledger.connection import reachable
+from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.records import Record
 from touchstone.ledger.scripts import Scripts
-from touchstone.ledger.search import Finder, Walk
+from touchstone.ledger.search import Finder, IndexScan
 
-EventType = Literal["job.succeeded", "job.failed", "job.canceled", "webhook.ping"]
+DeliveryType = Literal["job.succeeded", "job.failed", "job.canceled", "webhook.ping"]
 DeliveryStatus = Literal["pending", "delivered", "failed"]
 AttemptError = Literal[
     "address_refused",
@@ -30,7 +30,7 @@ AttemptError = Literal[
 ]
 
 
-class Outcome(Record):
+class AttemptOutcome(Record):
     """How a try went. Of what the receiver said nothing is kept but the status."""
 
     status: int | None = Field(None, description="What the receiver answered, if it did.")
@@ -38,17 +38,17 @@ class Outcome(Record):
     ms: int = Field(description="Milliseconds that it took.")
 
 
-class Attempt(Outcome):
+class Attempt(AttemptOutcome):
     """A try to deliver."""
 
     at: datetime
 
 
-class Delivery(Record):
+class DeliveryRecord(Record):
     """One thing that one receiver is told; `endpoint` is None where a submission named the URL."""
 
     id: str
-    type: EventType
+    type: DeliveryType
     status: DeliveryStatus
     tenant: str
     endpoint: str | None
@@ -59,21 +59,21 @@ class Delivery(Record):
     attempts: tuple[Attempt, ...]
 
     @classmethod
-    def of(cls, pairs: Sequence[str]) -> Delivery:
+    def from_pairs(cls, pairs: Sequence[str]) -> DeliveryRecord:
         """Read one from the names and values of its hash."""
-        stored = codec.mapping(pairs)
+        stored = codec.decode_pairs(pairs)
         return cls(
             **{name: stored[name] for name in ("id", "type", "status", "tenant", "url")},
             endpoint=stored["endpoint"] or None,
             job=stored["job"] or None,
-            created_at=codec.moment(stored["created_at"]),
-            due_at=codec.moment(stored["due"]) if "due" in stored else None,
-            attempts=tuple(map(_attempt, json.loads(stored["attempts"]))),
+            created_at=codec.decode_time(stored["created_at"]),
+            due_at=codec.decode_time(stored["due"]) if "due" in stored else None,
+            attempts=tuple(map(_decode_attempt, json.loads(stored["attempts"]))),
         )
 
 
-def _attempt(stored: dict[str, Any]) -> Attempt:
-    return Attempt(**(stored | {"at": codec.moment(stored["at"])}))
+def _decode_attempt(stored: dict[str, Any]) -> Attempt:
+    return Attempt(**(stored | {"at": codec.decode_time(stored["at"])}))
 
 
 class Deliveries:
@@ -93,26 +93,26 @@ class Deliveries:
         job: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
-    ) -> tuple[list[Delivery], str | None]:
+    ) -> tuple[list[DeliveryRecord], str | None]:
         """Those that fit, newest first, and where the next page begins if there is one."""
         named = {"tenant": self._tenant, "status": status, "endpoint": endpoint, "job": job}
         indexes = [f"ts:deliveries:{name}:{value}" for name, value in named.items() if value]
-        found, cursor = self._finder.walk(Walk("ts:delivery:", indexes, indexes), limit, cursor)
-        return [Delivery.of(pairs) for pairs in found], cursor
+        found, cursor = self._finder.scan(IndexScan("ts:delivery:", indexes, indexes), limit, cursor)
+        return [DeliveryRecord.from_pairs(pairs) for pairs in found], cursor
 
-    def read(self, delivery: str) -> Delivery:
+    def read(self, delivery: str) -> DeliveryRecord:
         """One of them; `UnknownDelivery` where there is none."""
-        with reachable():
+        with map_redis_errors():
             stored: Any = self._client.hgetall(f"ts:delivery:{delivery}")
         if stored.get("tenant") != self._tenant:
-            raise _unknown(delivery)
-        return Delivery.of([text for pair in stored.items() for text in pair])
+            raise _unknown_delivery(delivery)
+        return DeliveryRecord.from_pairs([text for pair in stored.items() for text in pair])
 
-    def replay(self, delivery: str) -> Delivery:
+    def replay(self, delivery: str) -> DeliveryRecord:
         """Send one as if it had never been tried; `WebhookConflict` where its endpoint is off or gone."""
         verdict = self._scripts.run("webhooks/replay", self._tenant, delivery)
         if verdict == "unknown":
-            raise _unknown(delivery)
+            raise _unknown_delivery(delivery)
         if verdict == "endpoint_deleted":
             raise WebhookConflict("the endpoint was deleted, so nothing can be sent there")
         if verdict == "endpoint_disabled":
@@ -120,5 +120,5 @@ class Deliveries:
         return self.read(delivery)
 
 
-def _unknown(delivery: str) -> UnknownDelivery:
+def _unknown_delivery(delivery: str) -> UnknownDelivery:
     return UnknownDelivery(f"there is no delivery {delivery[:64]!r}")

@@ -12,36 +12,36 @@ from typing import Any
 from touchstone.errors import AddressRefused, RemoteUnavailable
 from touchstone.ledger.records import Job
 from touchstone.ledger.webhooks import signatures
-from touchstone.ledger.webhooks.deliveries import AttemptError, Outcome
-from touchstone.ledger.webhooks.outbox import MOST_AT_ONCE, Outbox, Sending
+from touchstone.ledger.webhooks.deliveries import AttemptError, AttemptOutcome
+from touchstone.ledger.webhooks.outbox import MAX_IN_FLIGHT, ClaimedDelivery, Outbox
 from touchstone.logs import get_logger
-from touchstone.net.outbound import Outgoing
+from touchstone.net.outbound import OutboundClient
 
-PAUSE_SECONDS = 0.5
+POLL_SECONDS = 0.5
 ANSWER_SECONDS = 15.0
 STOP_SECONDS = 1.0
-UNWANTED = 410
+GONE = 410
 
 _log = get_logger("deliverer")
 
-Show = Callable[[Job], Mapping[str, Any]]
+RenderJob = Callable[[Job], Mapping[str, Any]]
 """A job as the API shows it."""
 
 
-class Deliverer:
+class WebhookDispatcher:
     """Sends what is due: twice a second, and whenever a thread becomes free. As many processes as like may.
 
     A thread for each, since a name's resolution cannot be ended. What a thread that dies was sending is sent
     again, under the same id, by whoever looks after its lease has run out.
     """
 
-    def __init__(self, outbox: Outbox, outgoing: Outgoing, show: Show) -> None:
+    def __init__(self, outbox: Outbox, outgoing: OutboundClient, render_job: RenderJob) -> None:
         self._outbox = outbox
         self._outgoing = outgoing
-        self._show = show
+        self._render_job = render_job
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._under_way: dict[tuple[str, int], str] = {}
+        self._in_flight: dict[tuple[str, int], str] = {}
         self._thread = threading.Thread(target=self._run, name="deliverer", daemon=True)
 
     def start(self) -> None:
@@ -61,59 +61,61 @@ class Deliverer:
                 self._send_due()
             except Exception as error:  # noqa: BLE001 - the ledger, of whatever kind: tried again soon
                 _log.warning("nothing delivered", reason=f"{type(error).__name__}: {error}")
-            self._wake.wait(PAUSE_SECONDS)
+            self._wake.wait(POLL_SECONDS)
             self._wake.clear()
 
     def _send_due(self) -> None:
-        under_way = Counter(list(self._under_way.values()))
-        room = MOST_AT_ONCE - under_way.total()
-        for sending in self._outbox.claim(under_way, most=room) if room > 0 else ():
-            self._begin(sending)
+        under_way = Counter(list(self._in_flight.values()))
+        room = MAX_IN_FLIGHT - under_way.total()
+        for sending in self._outbox.claim(under_way, limit=room) if room > 0 else ():
+            self._start_delivery(sending)
 
-    def _begin(self, sending: Sending) -> None:
-        self._under_way[_key(sending)] = sending.receiver
-        thread = threading.Thread(target=self._deliver, args=[sending], name="delivery", daemon=True)
+    def _start_delivery(self, claimed: ClaimedDelivery) -> None:
+        self._in_flight[_claim_key(claimed)] = claimed.receiver
+        thread = threading.Thread(target=self._deliver, args=[claimed], name="delivery", daemon=True)
         try:
             thread.start()
         except BaseException:  # no more threads are to be had, or no memory
-            del self._under_way[_key(sending)]
+            del self._in_flight[_claim_key(claimed)]
             raise
 
-    def _deliver(self, sending: Sending) -> None:
+    def _deliver(self, claimed: ClaimedDelivery) -> None:
         try:
-            self._note(sending, *self._post(sending))
+            self._record(claimed, *self._post(claimed))
         except Exception as error:  # noqa: BLE001 - a thread's end: its lease runs out, and another sends
-            _log.warning("not delivered", delivery=sending.delivery.id, reason=type(error).__name__)
+            _log.warning("not delivered", delivery=claimed.delivery.id, reason=type(error).__name__)
         finally:
-            del self._under_way[_key(sending)]
+            del self._in_flight[_claim_key(claimed)]
             self._wake.set()
 
-    def _post(self, sending: Sending) -> tuple[Outcome, float | None]:
+    def _post(self, claimed: ClaimedDelivery) -> tuple[AttemptOutcome, float | None]:
         """How it went, and the seconds after which the receiver wants to be asked again, if it said so."""
         began = time.monotonic()
 
-        def outcome(**told: Any) -> Outcome:
-            return Outcome(ms=round((time.monotonic() - began) * 1000), **told)
+        def outcome(**told: Any) -> AttemptOutcome:
+            return AttemptOutcome(ms=round((time.monotonic() - began) * 1000), **told)
 
-        body = _body(sending, self._show)
-        signed = signatures.headers(sending.delivery.id, sending.at // 1000, body, sending.signers)
+        body = _build_payload(claimed, self._render_job)
+        signed = signatures.build_headers(
+            claimed.delivery.id, claimed.at // 1000, body, claimed.signing_secrets
+        )
         try:
-            channel = self._outgoing.channel(sending.delivery.url)
-            reply = channel.post(body, {**_HEADERS, **signed}, seconds=ANSWER_SECONDS, most=None)
+            channel = self._outgoing.channel(claimed.delivery.url)
+            reply = channel.post(body, {**_HEADERS, **signed}, seconds=ANSWER_SECONDS, max_bytes=None)
         except AddressRefused:
             return outcome(error="address_refused"), None
         except RemoteUnavailable as error:
             return outcome(error="timed_out" if error.extra.get("timed_out") else "unreachable"), None
-        return outcome(status=reply.status, error=_error_of(reply.status)), reply.retry_after
+        return outcome(status=reply.status, error=_classify_status(reply.status)), reply.retry_after
 
-    def _note(self, sending: Sending, outcome: Outcome, retry_after: float | None) -> None:
-        unwanted = outcome.status == UNWANTED
-        pause = None if unwanted else signatures.pause_after(sending.tries + 1, retry_after)
-        heard = self._outbox.note(sending, outcome, pause=pause, unwanted=unwanted)
+    def _record(self, claimed: ClaimedDelivery, outcome: AttemptOutcome, retry_after: float | None) -> None:
+        unwanted = outcome.status == GONE
+        pause = None if unwanted else signatures.retry_delay(claimed.tries + 1, retry_after)
+        heard = self._outbox.record(claimed, outcome, retry_after=pause, gone=unwanted)
         _log.info(
             "delivered" if outcome.error is None else "not delivered",
-            delivery=sending.delivery.id,
-            type=sending.delivery.type,
+            delivery=claimed.delivery.id,
+            type=claimed.delivery.type,
             status=outcome.status,
             error=outcome.error,
             heard=heard,
@@ -123,18 +125,18 @@ class Deliverer:
 _HEADERS = {"Content-Type": "application/json", "User-Agent": "Touchstone-Webhooks"}
 
 
-def _key(sending: Sending) -> tuple[str, int]:
-    return sending.delivery.id, sending.claim
+def _claim_key(claimed: ClaimedDelivery) -> tuple[str, int]:
+    return claimed.delivery.id, claimed.claim
 
 
-def _error_of(status: int) -> AttemptError | None:
+def _classify_status(status: int) -> AttemptError | None:
     if 200 <= status < 300:
         return None
     return "redirected" if 300 <= status < 400 else "refused"
 
 
-def _body(sending: Sending, show: Show) -> bytes:
-    delivery = sending.delivery
-    data = show(sending.job) if sending.job else {"endpoint": delivery.endpoint}
+def _build_payload(claimed: ClaimedDelivery, render_job: RenderJob) -> bytes:
+    delivery = claimed.delivery
+    data = render_job(claimed.job) if claimed.job else {"endpoint": delivery.endpoint}
     at = delivery.created_at.isoformat().replace("+00:00", "Z")
     return json.dumps({"type": delivery.type, "timestamp": at, "data": data}).encode()

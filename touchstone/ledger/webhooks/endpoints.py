@@ -13,21 +13,21 @@ from pydantic import Field
 
 from touchstone.errors import UnknownWebhook, WebhookConflict
 from touchstone.ledger import codec
-from touchstone.ledger.connection import reachable
+from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.records import Record
 from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.webhooks import signatures
-from touchstone.ledger.webhooks.deliveries import Delivery
+from touchstone.ledger.webhooks.deliveries import DeliveryRecord
 
-MOST_ENDPOINTS = 20
-MOST_SECRETS = 3
+MAX_ENDPOINTS = 20
+MAX_SECRETS = 3
 ROTATION_HOURS = 24
 
 JobEvent = Literal["job.succeeded", "job.failed", "job.canceled"]
 JOB_EVENTS: tuple[JobEvent, ...] = get_args(JobEvent)
 
 
-class Endpoint(Record):
+class WebhookEndpoint(Record):
     """A URL that is told of the ends of a tenant's jobs."""
 
     id: str
@@ -47,35 +47,35 @@ class Endpoints:
         self._tenant = tenant
         self._key = f"ts:webhooks:{tenant}"
 
-    def add(self, url: str, events: Sequence[JobEvent], *, description: str, secret: str) -> Endpoint:
+    def add(self, url: str, events: Sequence[JobEvent], *, description: str, secret: str) -> WebhookEndpoint:
         """Keep a new endpoint; `WebhookConflict` where the tenant has as many as may be."""
         name = f"wh_{secrets.token_hex(12)}"
         told = json.dumps({"id": name, "url": url, "events": list(events), "description": description})
-        kept = self._scripts.run("webhooks/endpoint", self._tenant, name, told, secret, MOST_ENDPOINTS)
+        kept = self._scripts.run("webhooks/endpoint", self._tenant, name, told, secret, MAX_ENDPOINTS)
         if kept is None:
             raise WebhookConflict(
-                f"{MOST_ENDPOINTS} endpoints are registered, as many as may be; delete one first"
+                f"{MAX_ENDPOINTS} endpoints are registered, as many as may be; delete one first"
             )
-        return _endpoint(kept)
+        return _decode_endpoint(kept)
 
-    def all(self) -> list[Endpoint]:
+    def all(self) -> list[WebhookEndpoint]:
         """All of them, the newest first."""
-        with reachable():
+        with map_redis_errors():
             stored: Any = self._client.hvals(self._key)
-        return sorted(map(_endpoint, stored), key=lambda one: (one.created_at, one.id), reverse=True)
+        return sorted(map(_decode_endpoint, stored), key=lambda one: (one.created_at, one.id), reverse=True)
 
-    def read(self, endpoint: str) -> Endpoint:
+    def read(self, endpoint: str) -> WebhookEndpoint:
         """One of them; `UnknownWebhook` where there is none."""
-        with reachable():
+        with map_redis_errors():
             stored: Any = self._client.hget(self._key, endpoint)
         if stored is None:
-            raise _unknown(endpoint)
-        return _endpoint(stored)
+            raise _unknown_webhook(endpoint)
+        return _decode_endpoint(stored)
 
-    def forget(self, endpoint: str) -> None:
+    def delete(self, endpoint: str) -> None:
         """Delete one; what was still to be sent to it fails."""
         if not self._scripts.run("webhooks/withdraw", self._tenant, endpoint):
-            raise _unknown(endpoint)
+            raise _unknown_webhook(endpoint)
 
     def rotate(self, endpoint: str = "") -> tuple[str, datetime]:
         """A new secret of an endpoint, or for the webhooks of submissions; the one before stays good beside
@@ -83,24 +83,24 @@ class Endpoints:
         """
         secret = signatures.new_secret()
         overlap = ROTATION_HOURS * 3_600_000
-        until = self._scripts.run("webhooks/rotate", self._tenant, endpoint, secret, overlap, MOST_SECRETS)
+        until = self._scripts.run("webhooks/rotate", self._tenant, endpoint, secret, overlap, MAX_SECRETS)
         if until is None:
-            raise _unknown(endpoint)
-        return secret, codec.moment(str(until))
+            raise _unknown_webhook(endpoint)
+        return secret, codec.decode_time(str(until))
 
-    def ping(self, endpoint: str) -> Delivery:
+    def ping(self, endpoint: str) -> DeliveryRecord:
         """Send something to an endpoint, even to one that is switched off: where it arrives, that is over."""
         pairs = self._scripts.run("webhooks/ping", self._tenant, endpoint, f"msg_{secrets.token_hex(20)}")
         if pairs is None:
-            raise _unknown(endpoint)
-        return Delivery.of(pairs)
+            raise _unknown_webhook(endpoint)
+        return DeliveryRecord.from_pairs(pairs)
 
 
-def _endpoint(stored: str) -> Endpoint:
+def _decode_endpoint(stored: str) -> WebhookEndpoint:
     told = json.loads(stored)
-    times = {name: codec.moment(told[name]) for name in ("created_at", "disabled_at") if name in told}
-    return Endpoint(**(told | times))
+    times = {name: codec.decode_time(told[name]) for name in ("created_at", "disabled_at") if name in told}
+    return WebhookEndpoint(**(told | times))
 
 
-def _unknown(endpoint: str) -> UnknownWebhook:
+def _unknown_webhook(endpoint: str) -> UnknownWebhook:
     return UnknownWebhook(f"there is no webhook {endpoint[:64]!r}")

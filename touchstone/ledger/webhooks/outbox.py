@@ -10,29 +10,29 @@ from typing import get_args
 import redis
 
 from touchstone.ledger import codec
-from touchstone.ledger.connection import reachable
+from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.records import Job
 from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.webhooks import signatures
-from touchstone.ledger.webhooks.deliveries import Delivery, DeliveryStatus, Outcome
+from touchstone.ledger.webhooks.deliveries import AttemptOutcome, DeliveryRecord, DeliveryStatus
 
 LEASE_SECONDS = 60.0
-MOST_AT_ONCE = 32
-MOST_FOR_A_TENANT = 16
-MOST_FOR_A_RECEIVER = 4
+MAX_IN_FLIGHT = 32
+MAX_PER_TENANT = 16
+MAX_PER_RECEIVER = 4
 
 
 @dataclass(frozen=True)
-class Sending:
+class ClaimedDelivery:
     """A delivery that is to be sent now, by whoever holds this claim of it."""
 
-    delivery: Delivery
+    delivery: DeliveryRecord
     claim: int
     tries: int
     receiver: str
     """The tenant and the host."""
     job: Job | None
-    signers: tuple[str, ...]
+    signing_secrets: tuple[str, ...]
     at: int
     """Milliseconds of the ledger's clock."""
 
@@ -43,63 +43,70 @@ class Outbox:
     def __init__(self, client: redis.Redis, scripts: Scripts, *, days: float) -> None:
         self._client = client
         self._scripts = scripts
-        self._life = round(days * 86_400_000)
+        self._retention_ms = round(days * 86_400_000)
 
-    def claim(self, under_way: Mapping[str, int], *, most: int = MOST_AT_ONCE) -> list[Sending]:
+    def claim(self, in_flight: Mapping[str, int], *, limit: int = MAX_IN_FLIGHT) -> list[ClaimedDelivery]:
         """Take what is due, a little for each receiver, given how many are under way to each from here."""
-        pairs = [part for pair in under_way.items() for part in pair]
+        pairs = [part for pair in in_flight.items() for part in pair]
         at, *taken = self._scripts.run(
             "webhooks/send",
             round(LEASE_SECONDS * 1000),
-            self._life,
-            most,
-            MOST_FOR_A_TENANT,
-            MOST_FOR_A_RECEIVER,
+            self._retention_ms,
+            limit,
+            MAX_PER_TENANT,
+            MAX_PER_RECEIVER,
             signatures.new_secret(),
             *pairs,
         )
-        return [_sending(int(at), *parts) for parts in taken]
+        return [_decode_claimed(int(at), *parts) for parts in taken]
 
-    def note(
-        self, sending: Sending, outcome: Outcome, *, pause: float | None = None, unwanted: bool = False
+    def record(
+        self,
+        claimed: ClaimedDelivery,
+        outcome: AttemptOutcome,
+        *,
+        retry_after: float | None = None,
+        gone: bool = False,
     ) -> bool:
         """Write down how a try went; false where another holds the delivery by now.
 
-        One that failed is tried again after `pause` seconds, or never where that is None. `unwanted` switches
+        One that failed is tried again after `retry_after` seconds, or never where that is None. `gone` switches
         the endpoint off.
         """
-        again: DeliveryStatus = "failed" if pause is None else "pending"
+        again: DeliveryStatus = "failed" if retry_after is None else "pending"
         status = again if outcome.error else "delivered"
-        attempt = outcome.model_dump() | {"at": sending.at}
+        attempt = outcome.model_dump() | {"at": claimed.at}
         answer = self._scripts.run(
             "webhooks/sent",
-            sending.delivery.id,
-            sending.claim,
+            claimed.delivery.id,
+            claimed.claim,
             status,
-            round((pause or 0) * 1000),
+            round((retry_after or 0) * 1000),
             json.dumps(attempt),
-            "1" if unwanted else "",
+            "1" if gone else "",
         )
         return bool(answer)
 
-    def counts(self) -> dict[DeliveryStatus, int]:
+    def count_by_status(self) -> dict[DeliveryStatus, int]:
         """How many deliveries there are in each status."""
         statuses: tuple[DeliveryStatus, ...] = get_args(DeliveryStatus)
-        with reachable(), self._client.pipeline(transaction=False) as pipe:
+        with map_redis_errors(), self._client.pipeline(transaction=False) as pipe:
             for status in statuses:
                 pipe.zcard(f"ts:deliveries:status:{status}")
             return dict(zip(statuses, pipe.execute(), strict=True))
 
 
-def _sending(at: int, told: Sequence[str], job: Sequence[str], signers: str) -> Sending:
-    stored = codec.mapping(told)
-    good = [one["secret"] for one in json.loads(signers) if one.get("good_until", at) >= at]
-    return Sending(
-        delivery=Delivery.of(told),
+def _decode_claimed(
+    at: int, pairs: Sequence[str], job: Sequence[str], signing_secrets: str
+) -> ClaimedDelivery:
+    stored = codec.decode_pairs(pairs)
+    good = [one["secret"] for one in json.loads(signing_secrets) if one.get("good_until", at) >= at]
+    return ClaimedDelivery(
+        delivery=DeliveryRecord.from_pairs(pairs),
         claim=int(stored["claims"]),
         tries=int(stored["tries"]),
         receiver=stored["receiver"],
-        job=codec.job(job) if job else None,
-        signers=tuple(good),
+        job=codec.decode_job(job) if job else None,
+        signing_secrets=tuple(good),
         at=at,
     )

@@ -16,10 +16,10 @@ PREFIX = "whsec_"
 _SECRET_BYTES = range(24, 65)
 
 _MINUTE, _HOUR = 60, 3600
-PAUSES = (5, 5 * _MINUTE, 30 * _MINUTE, *(hours * _HOUR for hours in (2, 5, 10, 14, 20, 24)))
+RETRY_DELAYS = (5, 5 * _MINUTE, 30 * _MINUTE, *(hours * _HOUR for hours in (2, 5, 10, 14, 20, 24)))
 """Seconds before each try but the first, which comes at once."""
 _JITTER = 0.1
-_LONGEST_PAUSE = 24 * _HOUR
+_MAX_DELAY = 24 * _HOUR
 
 
 def new_secret() -> str:
@@ -30,7 +30,7 @@ def new_secret() -> str:
 def check_secret(secret: str) -> None:
     """Raise `InvalidParameter` for a secret that is none: `whsec_` and base64 of 24 to 64 bytes."""
     try:
-        key = _key(secret) if secret.startswith(PREFIX) else b""
+        key = _decode_secret(secret) if secret.startswith(PREFIX) else b""
     except (binascii.Error, ValueError):
         key = b""
     if len(key) not in _SECRET_BYTES:
@@ -39,14 +39,14 @@ def check_secret(secret: str) -> None:
         )
 
 
-def _key(secret: str) -> bytes:
+def _decode_secret(secret: str) -> bytes:
     return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
 
 
-def headers(message: str, at: int, body: bytes, signers: Iterable[str]) -> dict[str, str]:
+def build_headers(message: str, at: int, body: bytes, signing_secrets: Iterable[str]) -> dict[str, str]:
     """The headers of a message sent at a Unix time, signed with each secret that is good."""
     signed = f"{message}.{at}.".encode() + body
-    digests = [hmac.digest(_key(secret), signed, hashlib.sha256) for secret in signers]
+    digests = [hmac.digest(_decode_secret(secret), signed, hashlib.sha256) for secret in signing_secrets]
     return {
         "webhook-id": message,
         "webhook-timestamp": str(at),
@@ -54,13 +54,13 @@ def headers(message: str, at: int, body: bytes, signers: Iterable[str]) -> dict[
     }
 
 
-def pause_after(failures: int, retry_after: float | None = None) -> float | None:
+def retry_delay(failures: int, retry_after: float | None = None) -> float | None:
     """Seconds until the next try after so many failures in a row; None where it was the last.
 
     Never less than the receiver asked for, if that is not longer than a day, and a little at random, so that
     what failed together does not come back together.
     """
-    if failures > len(PAUSES):
+    if failures > len(RETRY_DELAYS):
         return None
-    asked = min(retry_after or 0.0, _LONGEST_PAUSE)
-    return max(PAUSES[failures - 1] * random.uniform(1 - _JITTER, 1 + _JITTER), asked)  # noqa: S311 - no secret
+    asked = min(retry_after or 0.0, _MAX_DELAY)
+    return max(RETRY_DELAYS[failures - 1] * random.uniform(1 - _JITTER, 1 + _JITTER), asked)  # noqa: S311 - no secret

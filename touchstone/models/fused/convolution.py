@@ -61,7 +61,7 @@ class Stage(nn.Module):
         return y + x if self.skip else y
 
 
-def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that does what `conv` and then `norm`, in eval mode, do."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a BatchNorm without running statistics depends on the batch and cannot be folded")

@@ -22,7 +22,7 @@ Shape = tuple[int, int, int]
 """Channels, height and width."""
 
 
-def serves(x: Tensor) -> bool:
+def is_supported(x: Tensor) -> bool:
     """Whether features like these can be computed here."""
     switched_on = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     fitting = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) > 0
@@ -34,26 +34,28 @@ class PackedConv:
     """A frozen convolution, laid out for inputs of one size."""
 
     conv: FrozenConv
-    seen: Shape
-    weight: Tensor  # in oneDNN's own layout, as is `turned`
-    turned: Tensor | None  # the kernel of the gradient; None where a stride makes it a transposed convolution
+    input_shape: Shape
+    weight: Tensor  # in oneDNN's own layout, as is `gradient_weight`
+    gradient_weight: (
+        Tensor | None
+    )  # the kernel of the gradient; None where a stride makes it a transposed convolution
 
     @classmethod
-    def of(cls, conv: FrozenConv, seen: Shape) -> PackedConv:
+    def of(cls, conv: FrozenConv, input_shape: Shape) -> PackedConv:
         """Lay out the weights of a convolution."""
-        weight = _pack(conv.weight, conv, conv.padding, seen)
-        unpadded = cls(conv, seen, weight, None)
+        weight = _pack_weight(conv.weight, conv, conv.padding, input_shape)
+        unpadded = cls(conv, input_shape, weight, None)
         if conv.stride > 1:
             return unpadded
-        turned = _pack(_turn(conv), conv, _turned_padding(conv), unpadded.shown)
-        return cls(conv, seen, weight, turned)
+        turned = _pack_weight(_transpose_kernel(conv), conv, _gradient_padding(conv), unpadded.output_shape)
+        return cls(conv, input_shape, weight, turned)
 
     @property
-    def shown(self) -> Shape:
+    def output_shape(self) -> Shape:
         """The size of the output."""
         height, width = (
             (side + 2 * self.conv.padding - self.conv.weight.shape[-1]) // self.conv.stride + 1
-            for side in self.seen[1:]
+            for side in self.input_shape[1:]
         )
         return len(self.conv.bias), height, width
 
@@ -73,26 +75,29 @@ class PackedConv:
     def backward(self, grad: Tensor) -> Tensor:
         """The gradient with respect to the input, from the one before the clamp."""
         conv = self.conv
-        if self.seen[0] == 1:
-            return self._spread(grad)
-        if self.turned is not None:
-            return _convolve(grad, self.turned, None, padding=_turned_padding(conv), groups=conv.groups)
+        if self.input_shape[0] == 1:
+            return self._backward_one_channel(grad)
+        if self.gradient_weight is not None:
+            return _convolve(
+                grad, self.gradient_weight, None, padding=_gradient_padding(conv), groups=conv.groups
+            )
         reached = [
-            (side - 1) * conv.stride - 2 * conv.padding + conv.weight.shape[-1] for side in self.shown[1:]
+            (side - 1) * conv.stride - 2 * conv.padding + conv.weight.shape[-1]
+            for side in self.output_shape[1:]
         ]
-        rest = [side - last for side, last in zip(self.seen[1:], reached, strict=True)]
+        rest = [side - last for side, last in zip(self.input_shape[1:], reached, strict=True)]
         return functional.conv_transpose2d(
             grad, conv.weight, None, conv.stride, conv.padding, rest, conv.groups
         )
 
-    def _spread(self, grad: Tensor) -> Tensor:
+    def _backward_one_channel(self, grad: Tensor) -> Tensor:
         """The same for images of one channel, which leave most of a vectorised convolution idle: what every
         tap of the kernel gets, then the sum of it all in its place.
         """
         conv, k = self.conv, self.conv.weight.shape[-1]
         pixels = grad.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H'·W', O)
         taps = conv.weight.view(-1, k * k).T @ pixels.transpose(1, 2)  # (B, k², H'·W')
-        return functional.fold(taps, self.seen[1:], k, padding=conv.padding, stride=conv.stride)
+        return functional.fold(taps, self.input_shape[1:], k, padding=conv.padding, stride=conv.stride)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +108,12 @@ class PackedStage:
     skip: bool
 
     @classmethod
-    def of(cls, stage: Stage, seen: Shape) -> PackedStage:
+    def of(cls, stage: Stage, input_shape: Shape) -> PackedStage:
         """Lay out the weights of a stage."""
         convs = []
         for conv in stage:
-            convs.append(PackedConv.of(conv, seen))
-            seen = convs[-1].shown
+            convs.append(PackedConv.of(conv, input_shape))
+            input_shape = convs[-1].output_shape
         return cls(tuple(convs), stage.skip)
 
     def forward(self, x: Tensor, clamped: list[Tensor] | None) -> Tensor:
@@ -125,31 +130,31 @@ class PackedStage:
         g = grad
         for one in reversed(self.convs):
             if one.conv.ceiling is not None:
-                g = _unclamp(g, clamped.pop(), one.conv.ceiling, out=None if g is grad else g)
+                g = _clamp_backward(g, clamped.pop(), one.conv.ceiling, out=None if g is grad else g)
             g = one.backward(g)
         return g.add_(grad) if self.skip else g
 
 
-def pack(stages: Sequence[Stage], seen: Shape) -> tuple[PackedStage, ...]:
-    """Lay out the weights of stages in a row, the first of which takes inputs of the size `seen`."""
+def pack(stages: Sequence[Stage], input_shape: Shape) -> tuple[PackedStage, ...]:
+    """Lay out the weights of stages in a row, the first of which takes inputs of the size `input_shape`."""
     packed = []
     for stage in stages:
-        packed.append(PackedStage.of(stage, seen))
-        seen = packed[-1].convs[-1].shown
+        packed.append(PackedStage.of(stage, input_shape))
+        input_shape = packed[-1].convs[-1].output_shape
     return tuple(packed)
 
 
-def run(x: Tensor, stages: Sequence[PackedStage]) -> Tensor:
+def run_stages(x: Tensor, stages: Sequence[PackedStage]) -> Tensor:
     """Features (B, C, H, W) through the stages; can be differentiated once, with respect to `x`."""
     if torch.is_grad_enabled() and x.requires_grad:
-        result: Tensor = _Run.apply(x, stages)  # type: ignore[no-untyped-call]
+        result: Tensor = _RunStages.apply(x, stages)  # type: ignore[no-untyped-call]
         return result
     for stage in stages:
         x = stage.forward(x, None)
     return x
 
 
-class _Run(torch.autograd.Function):
+class _RunStages(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, stages: Sequence[PackedStage]) -> Tensor:
         clamped: list[Tensor] = []
@@ -169,22 +174,22 @@ class _Run(torch.autograd.Function):
         return grad, None
 
 
-def _turn(conv: FrozenConv) -> Tensor:
+def _transpose_kernel(conv: FrozenConv) -> Tensor:
     """The kernel with inputs and outputs exchanged within each group, and every filter rotated by 180°."""
     outputs, inputs, k, _ = conv.weight.shape
     grouped = conv.weight.reshape(conv.groups, outputs // conv.groups, inputs, k, k).transpose(1, 2)
     return grouped.reshape(conv.groups * inputs, outputs // conv.groups, k, k).flip(2, 3)
 
 
-def _turned_padding(conv: FrozenConv) -> int:
+def _gradient_padding(conv: FrozenConv) -> int:
     return conv.weight.shape[-1] - 1 - conv.padding
 
 
-def _pack(weight: Tensor, conv: FrozenConv, padding: int, seen: Shape) -> Tensor:
+def _pack_weight(weight: Tensor, conv: FrozenConv, padding: int, input_shape: Shape) -> Tensor:
     packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
         weight.contiguous(memory_format=torch.channels_last),
         *([padding] * 2, [conv.stride] * 2, [1, 1], conv.groups),
-        [1, *seen],
+        [1, *input_shape],
     )
     return packed
 
@@ -206,7 +211,7 @@ def _convolve(
     return y
 
 
-def _unclamp(grad: Tensor, clamped: Tensor, ceiling: float, *, out: Tensor | None) -> Tensor:
+def _clamp_backward(grad: Tensor, clamped: Tensor, ceiling: float, *, out: Tensor | None) -> Tensor:
     """The gradient before a clamp; written over `out`, which may be `grad`, where it is given."""
     if out is None:
         before: Tensor = torch.ops.aten.hardtanh_backward(grad, clamped, 0.0, ceiling)

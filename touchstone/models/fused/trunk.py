@@ -26,8 +26,8 @@ class Trunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, C, H, W) to features (B, C', H', W')."""
         x = x.contiguous(memory_format=torch.channels_last)
-        if onednn.serves(x):
-            return onednn.run(x, self._pack(x))
+        if onednn.is_supported(x):
+            return onednn.run_stages(x, self._pack(x))
         for stage in self:
             x = stage(x)
         return x

@@ -1,6 +1,6 @@
 """ONNX classifiers as PyTorch modules with gradients, without running code that came with them.
 
-`read` checks the file's structure and needs no PyTorch; `build` makes the module and tries it once.
+`decode_cursor` checks the file's structure and needs no PyTorch; `build` makes the module and tries it once.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from touchstone.models.onnx.graph import Graph, final_softmax
 from touchstone.models.onnx.reader import read
 
 if TYPE_CHECKING:
-    from touchstone.models.onnx.builder import Imported
+    from touchstone.models.onnx.builder import ImportedModel
 
 __all__ = ["Graph", "build", "final_softmax", "read"]
 
 
-def build(graph: Graph, *, size: tuple[int, int] | None = None) -> Imported:
+def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel:
     """The module of a graph: see `touchstone.models.onnx.builder.build`."""
     from touchstone.models.onnx import builder  # noqa: PLC0415 - so that reading needs no PyTorch
 

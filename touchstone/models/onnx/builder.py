@@ -11,22 +11,22 @@ from torch import Tensor
 from touchstone.errors import InvalidModel
 from touchstone.models.onnx import operators  # noqa: F401 - importing registers them
 from touchstone.models.onnx.draft import Draft
-from touchstone.models.onnx.evaluation import Rehearsal, fold
+from touchstone.models.onnx.evaluation import ShapeInference, fold_constants
 from touchstone.models.onnx.fusion import fuse
-from touchstone.models.onnx.graph import Graph, Node, final_softmax, without
+from touchstone.models.onnx.graph import Graph, Node, bypass_node, final_softmax
 from touchstone.models.onnx.network import Network
-from touchstone.models.onnx.operations import Operations
-from touchstone.models.onnx.registry import require
+from touchstone.models.onnx.operations import FlopCounter
+from touchstone.models.onnx.registry import check_supported
 
-MOST_FLOPS = 2 * 10**12
+MAX_FLOPS = 2 * 10**12
 """How many operations the network may take for one image; a ViT-L at 384 pixels takes a fifth of it."""
 
-MOST_TOTAL_BYTES = 8 * 2**30
+MAX_TOTAL_BYTES = 8 * 2**30
 """How large all values together may be that the network computes from one image."""
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedModel:
     """A network with what was learnt about it: `batch` is 1 where it answers rows one by one, else None."""
 
     module: Network
@@ -35,22 +35,22 @@ class Imported:
     batch: int | None
 
 
-def build(graph: Graph, *, size: tuple[int, int] | None = None) -> Imported:
+def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel:
     """The network of a graph, in eval mode and frozen: images (N, C, H, W) in, logits (N, K) out.
 
     `size` is the height and width to try it with where the file leaves them open. A final Softmax or
     LogSoftmax is removed. Raises UnsupportedOperator, and InvalidModel where the nodes do not fit together or
     do not make a classifier of images that can be differentiated.
     """
-    require(graph.nodes, graph.opset)
-    example = _example(graph, size)
+    check_supported(graph.nodes, graph.opset)
+    example = _example_image(graph, size)
     known: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in graph.weights.items()}
-    nodes = fold(graph.nodes, graph.opset, known)
+    nodes = fold_constants(graph.nodes, graph.opset, known)
     graph = replace(graph, nodes=tuple(nodes))
-    rehearsal = _rehearse(graph, known, _laid(example, graph))
-    softmax = _over_classes(final_softmax(graph), rehearsal)
-    graph = graph if softmax is None else without(graph, softmax)
-    classes = _classes(rehearsal, graph)
+    rehearsal = _infer_shapes(graph, known, _to_layout(example, graph))
+    softmax = _softmax_over_classes(final_softmax(graph), rehearsal)
+    graph = graph if softmax is None else bypass_node(graph, softmax)
+    classes = _count_classes(rehearsal, graph)
     draft = Draft(graph.nodes, known, rehearsal.shapes, output=graph.output.name, opset=graph.opset)
     module = Network(
         fuse(draft).nodes,
@@ -62,12 +62,12 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None) -> Imported:
         channels_last=graph.channels_last,
     )
     module.eval().requires_grad_(False)
-    module.one_by_one = graph.batch == 1 or not _takes_two(module, example, classes)
-    _try(module, example)
-    return Imported(module, classes, softmax is not None, 1 if module.one_by_one else None)
+    module.one_by_one = graph.batch == 1 or not _accepts_batches(module, example, classes)
+    _check_gradient(module, example)
+    return ImportedModel(module, classes, softmax is not None, 1 if module.one_by_one else None)
 
 
-def _example(graph: Graph, size: tuple[int, int] | None) -> Tensor:
+def _example_image(graph: Graph, size: tuple[int, int] | None) -> Tensor:
     """A grey image of the size that the network takes."""
     channels, height, width = graph.image
     if height is None or width is None:
@@ -86,23 +86,23 @@ def _example(graph: Graph, size: tuple[int, int] | None) -> Tensor:
     return torch.full((1, channels, height, width), 0.5, dtype=dtype)
 
 
-def _rehearse(graph: Graph, known: dict[str, Tensor], x: Tensor) -> Rehearsal:
+def _infer_shapes(graph: Graph, known: dict[str, Tensor], x: Tensor) -> ShapeInference:
     """What becomes of the nodes for one image, if that is within what one image may cost."""
-    with Operations() as counted:
-        rehearsal = Rehearsal(graph.opset, known, graph.input.name, x).play(graph.nodes)
-    if counted.total > MOST_FLOPS or rehearsal.bytes > MOST_TOTAL_BYTES:
+    with FlopCounter() as counted:
+        rehearsal = ShapeInference(graph.opset, known, graph.input.name, x).run(graph.nodes)
+    if counted.total > MAX_FLOPS or rehearsal.bytes > MAX_TOTAL_BYTES:
         raise InvalidModel(
             f"one image costs {counted.total:.1e} operations and {rehearsal.bytes >> 30} GiB of values; "
-            f"at most {MOST_FLOPS:.0e} and {MOST_TOTAL_BYTES >> 30} GiB are possible"
+            f"at most {MAX_FLOPS:.0e} and {MAX_TOTAL_BYTES >> 30} GiB are possible"
         )
     return rehearsal
 
 
-def _laid(x: Tensor, graph: Graph) -> Tensor:
+def _to_layout(x: Tensor, graph: Graph) -> Tensor:
     return x.permute(0, 2, 3, 1) if graph.channels_last else x
 
 
-def _over_classes(node: Node | None, rehearsal: Rehearsal) -> Node | None:
+def _softmax_over_classes(node: Node | None, rehearsal: ShapeInference) -> Node | None:
     """This Softmax, if it is over all that one image gives."""
     if node is None or node.inputs[0] not in rehearsal.shapes:
         return None
@@ -113,7 +113,7 @@ def _over_classes(node: Node | None, rehearsal: Rehearsal) -> Node | None:
     return node if over == shape.numel() else None
 
 
-def _classes(rehearsal: Rehearsal, graph: Graph) -> int:
+def _count_classes(rehearsal: ShapeInference, graph: Graph) -> int:
     """How many logits an image gets."""
     output = rehearsal.shapes.get(graph.output.name)
     if output is None:
@@ -129,18 +129,18 @@ def _classes(rehearsal: Rehearsal, graph: Graph) -> int:
     return sides[0]
 
 
-def _takes_two(module: Network, example: Tensor, classes: int) -> bool:
+def _accepts_batches(module: Network, example: Tensor, classes: int) -> bool:
     """Whether two images in a batch get two answers."""
     pair = torch.empty((2, *example.shape[1:]), dtype=example.dtype, device="meta")
     try:
-        rehearsal = module.rehearse(pair.permute(0, 2, 3, 1) if module.channels_last else pair)
+        rehearsal = module.infer_shapes(pair.permute(0, 2, 3, 1) if module.channels_last else pair)
     except InvalidModel:
         return False
     output = rehearsal.shapes.get(module.output)
     return output is not None and output.shape[0] == 2 and output.numel() == 2 * classes
 
 
-def _try(module: Network, example: Tensor) -> None:
+def _check_gradient(module: Network, example: Tensor) -> None:
     """Run the network and its gradient once, since PyTorch may refuse what it lets pass in a rehearsal."""
     x = example.clone().requires_grad_()
     logits = module(x)

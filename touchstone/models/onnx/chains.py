@@ -43,12 +43,12 @@ class Link:
         return self.nodes[-1].outputs[0]
 
 
-def chain(draft: Draft) -> None:
+def fuse_chains(draft: Draft) -> None:
     """Replace every row of at least two convolutions by a trunk."""
     trunks: dict[int, Node] = {}  # by the node where each row ends
     seen: set[int] = set()
     for node in draft.nodes:
-        row = _row(draft, node) if node.kind == "Conv" and id(node) not in seen else Chain("")
+        row = _longest_chain(draft, node) if node.kind == "Conv" and id(node) not in seen else Chain("")
         if sum(len(list(stage)) for stage in row.stages) > 1:
             seen.update(map(id, row.nodes))
             attributes = {"module": Trunk(*row.stages)}
@@ -56,7 +56,7 @@ def chain(draft: Draft) -> None:
     draft.set([trunks.get(id(node), node) for node in draft.nodes])
 
 
-def _row(draft: Draft, first: Node) -> Chain:
+def _longest_chain(draft: Draft, first: Node) -> Chain:
     """The longest row that starts with this convolution."""
     row = Chain(first.inputs[0])
     links, skip = _stage(draft, first.inputs[0], first)
@@ -81,14 +81,14 @@ def _stage(draft: Draft, start: str, conv: Node | None) -> tuple[list[Link], Nod
         return [], None
     adds = [user for user in draft.users(start) if user.kind == "Add"]
     if len(draft.users(start)) == 2 and len(adds) == 1:
-        links = _up_to(draft, first, adds[0])
+        links = _links_until(draft, first, adds[0])
         if links and _keeps_shape(draft, start, links[-1].end):
             return links, adds[0]
         return [], None
     return [first], None
 
 
-def _up_to(draft: Draft, first: Link, add: Node) -> list[Link]:
+def _links_until(draft: Draft, first: Link, add: Node) -> list[Link]:
     """The links from the first to this sum; none where another operator stands between."""
     links = [first]
     while (user := draft.only_user(links[-1].end)) is not add:
@@ -109,7 +109,7 @@ def _link(draft: Draft, node: Node) -> Link | None:
     if parts is None:
         return None
     after = draft.only_user(node.outputs[0])
-    ceiling = None if after is None else ceiling_of(after, draft)
+    ceiling = None if after is None else clamp_ceiling(after, draft)
     weight, bias, padding = parts
     conv = FrozenConv(
         weight,
@@ -148,7 +148,7 @@ def _parts(draft: Draft, node: Node) -> tuple[torch.Tensor, torch.Tensor, int] |
     return weight, bias, max(top, bottom)
 
 
-def ceiling_of(node: Node, draft: Draft) -> float | None:
+def clamp_ceiling(node: Node, draft: Draft) -> float | None:
     """Where this node clamps values that are below zero to zero: what it clamps those above to."""
     if node.kind == "Relu":
         return math.inf

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from touchstone.models.onnx.graph import Node, needed
+from touchstone.models.onnx.graph import Node, select_needed
 
-Rule = Callable[["Draft", Node], "Node | None"]
+RewriteRule = Callable[["Draft", Node], "Node | None"]
 
 
 class Draft:
@@ -30,19 +30,19 @@ class Draft:
 
     def set(self, nodes: Sequence[Node]) -> None:
         """Go on with these nodes, or those of them that the output depends on."""
-        self.nodes = needed(tuple(nodes), self.output)
-        self.makers = {name: node for node in self.nodes for name in node.outputs}
+        self.nodes = select_needed(tuple(nodes), self.output)
+        self.producers = {name: node for node in self.nodes for name in node.outputs}
         self._users: defaultdict[str, list[Node]] = defaultdict(list)
         for node in self.nodes:
             for name in set(node.inputs):
                 self._users[name].append(node)
 
-    def rewrite(self, rule: Rule) -> None:
+    def rewrite(self, rule: RewriteRule) -> None:
         """Put in the place of each node what the rule gives for it, if anything: a node of equal outputs."""
         nodes = []
         for node in self.nodes:
             new = rule(self, node) or node
-            self.makers.update(dict.fromkeys(new.outputs, new))
+            self.producers.update(dict.fromkeys(new.outputs, new))
             nodes.append(new)
         self.set(nodes)
 
@@ -55,10 +55,10 @@ class Draft:
         users = self.users(name)
         return users[0] if len(users) == 1 else None
 
-    def keep(self, value: Tensor, like: str) -> str:
+    def add_constant(self, value: Tensor, like: str) -> str:
         """Make a constant; its new name resembles the given one."""
         name = f"{like}'"
-        while name in self.known or name in self.makers:
+        while name in self.known or name in self.producers:
             name += "'"
         self.known[name] = value
         return name

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from touchstone.errors import Failure, InvalidModel
 from touchstone.models.onnx.graph import Node
-from touchstone.models.onnx.registry import Operator, find
+from touchstone.models.onnx.registry import Operator, find_operator
 
-MOST_BYTES = 512 * 2**20
+MAX_VALUE_BYTES = 512 * 2**20
 """How large one value may be that the network computes from one image."""
 
-MOST_KNOWN_BYTES = 64 * 2**20
+MAX_KNOWN_BYTES = 64 * 2**20
 """How large all values may be that follow from the file alone, beyond four times what the file holds, and one
 that follows from the shape of an image."""
 
@@ -24,13 +24,13 @@ META = torch.device("meta")
 
 def operator_of(node: Node, opset: int) -> Operator:
     """What computes this node."""
-    found = find(node, opset)
+    found = find_operator(node, opset)
     if found is None:
         raise InvalidModel(f"the {node} has no meaning in opset {opset}")
     return found
 
 
-def rehearse(
+def infer_shapes(
     node: Node, opset: int, known: Mapping[str, Tensor], shapes: Mapping[str, Tensor]
 ) -> Sequence[Tensor]:
     """The node's outputs as meta tensors, without their numbers; sizes alone arrive with them."""
@@ -40,7 +40,7 @@ def rehearse(
         if not name:
             return None
         if position in operator.known:
-            return numbers(node, known, name)
+            return array_of(node, known, name)
         return shapes[name] if name in shapes else known[name].to(META)
 
     arguments = [place(position, name) for position, name in enumerate(node.inputs)]
@@ -55,14 +55,14 @@ def compute(node: Node, opset: int, known: Mapping[str, Tensor], device: torch.d
     def place(position: int, name: str) -> Any:
         if not name:
             return None
-        return numbers(node, known, name) if position in operator.known else known[name].to(device)
+        return array_of(node, known, name) if position in operator.known else known[name].to(device)
 
     arguments = [place(position, name) for position, name in enumerate(node.inputs)]
     with torch.no_grad(), device:
         return call(node, operator.bind(node), arguments)
 
 
-def numbers(node: Node, known: Mapping[str, Tensor], name: str) -> Any:
+def array_of(node: Node, known: Mapping[str, Tensor], name: str) -> Any:
     """A value as a numpy array. Raises InvalidModel where it depends on the pixels."""
     if name not in known:
         raise InvalidModel(
@@ -83,67 +83,67 @@ def call(node: Node, function: Callable[..., Any], arguments: Sequence[Any]) -> 
     return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
-def check_size(node: Node, values: Sequence[Tensor], most: int) -> None:
+def check_size(node: Node, values: Sequence[Tensor], limit: int) -> None:
     """Raise InvalidModel where a value has more bytes than that."""
     for value in values:
-        if value.numel() * value.element_size() > most:
+        if value.numel() * value.element_size() > limit:
             raise InvalidModel(
-                f"the {node} gives a value of shape {tuple(value.shape)}, larger than {most >> 20} MiB"
+                f"the {node} gives a value of shape {tuple(value.shape)}, larger than {limit >> 20} MiB"
             )
 
 
-def fold(nodes: Sequence[Node], opset: int, known: dict[str, Tensor]) -> list[Node]:
+def fold_constants(nodes: Sequence[Node], opset: int, known: dict[str, Tensor]) -> list[Node]:
     """Compute every node that depends on the file alone, adding to `known`; the nodes that are left."""
-    left, budget = [], 4 * sum(value.nbytes for value in known.values()) + MOST_KNOWN_BYTES
+    left, budget = [], 4 * sum(value.nbytes for value in known.values()) + MAX_KNOWN_BYTES
     for node in nodes:
         if any(name and name not in known for name in node.inputs):
             left.append(node)
             continue
-        rehearsed = rehearse(node, opset, known, {})
+        rehearsed = infer_shapes(node, opset, known, {})
         check_size(node, rehearsed, budget)
         budget -= sum(value.nbytes for value in rehearsed)
-        known.update(_named(node, compute(node, opset, known, torch.device("cpu"))))
+        known.update(_name_outputs(node, compute(node, opset, known, torch.device("cpu"))))
     return left
 
 
-def _named(node: Node, values: Sequence[Tensor]) -> dict[str, Tensor]:
+def _name_outputs(node: Node, values: Sequence[Tensor]) -> dict[str, Tensor]:
     if len(values) < len(node.outputs):
         raise InvalidModel(f"the {node} has {len(node.outputs)} outputs; {len(values)} are possible")
     return {name: value for name, value in zip(node.outputs, values, strict=False) if name}
 
 
-class Rehearsal:
+class ShapeInference:
     """What becomes of the nodes of a network for an input of one shape.
 
     `known` holds the values that follow from the file and from that shape, `shapes` the others without
-    their numbers, `left` the nodes that compute them; `bytes` is the size of all of them together.
+    their numbers, `remaining` the nodes that compute them; `bytes` is the size of all of them together.
     """
 
     def __init__(self, opset: int, known: Mapping[str, Tensor], entry: str, x: Tensor) -> None:
         self.opset = opset
         self.known = dict(known)
         self.shapes: dict[str, Tensor] = {entry: x.to(META)}
-        self.left: list[Node] = []
+        self.remaining: list[Node] = []
         self._device = torch.device("cpu") if x.is_meta else x.device
         self._rows = max(1, len(x))
         self.bytes = 0
 
-    def play(self, nodes: Sequence[Node]) -> Rehearsal:
+    def run(self, nodes: Sequence[Node]) -> ShapeInference:
         """Rehearse nodes in their order."""
         for node in nodes:
-            self._play(node)
+            self._run_node(node)
         return self
 
-    def _play(self, node: Node) -> None:
-        values = rehearse(node, self.opset, self.known, self.shapes)
+    def _run_node(self, node: Node) -> None:
+        values = infer_shapes(node, self.opset, self.known, self.shapes)
         if all(name in self.known for name in node.inputs if name):
-            check_size(node, values, self._rows * MOST_KNOWN_BYTES)
+            check_size(node, values, self._rows * MAX_KNOWN_BYTES)
             values = compute(node, self.opset, self.known, self._device)
-        check_size(node, values, self._rows * MOST_BYTES)
+        check_size(node, values, self._rows * MAX_VALUE_BYTES)
         self.bytes += sum(value.nbytes for value in values)
-        named = _named(node, values)
+        named = _name_outputs(node, values)
         unknown = {name: value for name, value in named.items() if value.is_meta}
         self.known.update({name: value for name, value in named.items() if not value.is_meta})
         self.shapes.update(unknown)
         if unknown:
-            self.left.append(node)
+            self.remaining.append(node)

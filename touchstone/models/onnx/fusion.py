@@ -6,12 +6,12 @@ import math
 
 import torch
 
-from touchstone.models.onnx.chains import ceiling_of, chain
+from touchstone.models.onnx.chains import clamp_ceiling, fuse_chains
 from touchstone.models.onnx.draft import Draft
 from touchstone.models.onnx.graph import Node
-from touchstone.models.onnx.patterns import Call, Hole, LastMean, Number, OneOf, match
+from touchstone.models.onnx.patterns import Call, Capture, LastMean, Number, OneOf, match
 
-X = Hole("x")
+X = Capture("x")
 
 SILU = Call("Mul", X, Call("Sigmoid", X))
 
@@ -27,16 +27,16 @@ GELU = OneOf(
 
 _CENTRED = Call("Sub", X, LastMean(X))
 _SQUARE = OneOf(Call("Pow", _CENTRED, Number(2.0)), Call("Mul", _CENTRED, _CENTRED))
-_DEVIATION = Call("Sqrt", Call("Add", LastMean(_SQUARE), Hole("epsilon", known=True)))
+_DEVIATION = Call("Sqrt", Call("Add", LastMean(_SQUARE), Capture("epsilon", known=True)))
 LAYER_NORM = Call(
     "Add",
-    Call("Mul", Call("Div", _CENTRED, _DEVIATION), Hole("scale", known=True)),
-    Hole("bias", known=True),
+    Call("Mul", Call("Div", _CENTRED, _DEVIATION), Capture("scale", known=True)),
+    Capture("bias", known=True),
 )
 
-LINEAR = Call("Add", Call("MatMul", X, Hole("weight", known=True)), Hole("bias", known=True))
+LINEAR = Call("Add", Call("MatMul", X, Capture("weight", known=True)), Capture("bias", known=True))
 
-_FRESH = ("Conv", "Add", "BatchNormalization", "Gemm", "fused.Linear")
+_OVERWRITABLE = ("Conv", "Add", "BatchNormalization", "Gemm", "fused.Linear")
 """Operators that make a new tensor which their gradient does not need: it may be overwritten."""
 
 
@@ -44,14 +44,14 @@ def fuse(draft: Draft) -> Draft:
     """Rewrite a network, exactly up to rounding."""
     for rule in (_pad_conv, _norm_conv, _silu, _hard_swish, _gelu, _layer_norm, _linear):
         draft.rewrite(rule)
-    chain(draft)
+    fuse_chains(draft)
     draft.rewrite(_clamp)
     return draft
 
 
 def _silu(draft: Draft, node: Node) -> Node | None:
     found = match(SILU, node.outputs[0], draft) if node.kind == "Mul" else None
-    return None if found is None else _fused("Silu", node, found["x"])
+    return None if found is None else _fused_node("Silu", node, found["x"])
 
 
 def _hard_swish(draft: Draft, node: Node) -> Node | None:
@@ -59,7 +59,7 @@ def _hard_swish(draft: Draft, node: Node) -> Node | None:
     if found is None:
         return None
     sigmoid = next(
-        maker for name in node.inputs if (maker := draft.makers.get(name)) and maker.kind == "HardSigmoid"
+        maker for name in node.inputs if (maker := draft.producers.get(name)) and maker.kind == "HardSigmoid"
     )
     slope, middle = sigmoid.attributes.get("alpha", 0.2), sigmoid.attributes.get("beta", 0.5)
     same = math.isclose(slope, 1 / 6, rel_tol=1e-6) and middle == 0.5
@@ -68,7 +68,7 @@ def _hard_swish(draft: Draft, node: Node) -> Node | None:
 
 def _gelu(draft: Draft, node: Node) -> Node | None:
     found = match(GELU, node.outputs[0], draft) if node.kind == "Mul" else None
-    return None if found is None else _fused("Gelu", node, found["x"])
+    return None if found is None else _fused_node("Gelu", node, found["x"])
 
 
 def _layer_norm(draft: Draft, node: Node) -> Node | None:
@@ -89,13 +89,13 @@ def _linear(draft: Draft, node: Node) -> Node | None:
     weight, bias = draft.known[found["weight"]], draft.known[found["bias"]]
     if weight.ndim != 2 or bias.shape != weight.shape[1:] or len(draft.shape(found["x"])) < 2:
         return None
-    turned = draft.keep(weight.t().contiguous(), found["weight"])
-    return _fused("Linear", node, found["x"], turned, found["bias"])
+    turned = draft.add_constant(weight.t().contiguous(), found["weight"])
+    return _fused_node("Linear", node, found["x"], turned, found["bias"])
 
 
 def _pad_conv(draft: Draft, node: Node) -> Node | None:
     """Zeros around the features may be the convolution's own padding."""
-    pad = draft.makers.get(node.inputs[0]) if node.kind == "Conv" else None
+    pad = draft.producers.get(node.inputs[0]) if node.kind == "Conv" else None
     if pad is None or pad.kind != "Pad" or node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
         return None
     sides = _zero_margins(pad, draft)
@@ -128,7 +128,7 @@ def _zero_margins(pad: Node, draft: Draft) -> tuple[int, ...] | None:
 
 def _norm_conv(draft: Draft, node: Node) -> Node | None:
     """A BatchNorm of constants after a convolution of constant weights is another such convolution."""
-    conv = draft.makers.get(node.inputs[0]) if node.kind == "BatchNormalization" else None
+    conv = draft.producers.get(node.inputs[0]) if node.kind == "BatchNormalization" else None
     if conv is None or conv.kind != "Conv" or draft.only_user(conv.outputs[0]) is not node:
         return None
     if not all(name in draft.known for name in (*filter(None, conv.inputs[1:]), *node.inputs[1:])):
@@ -142,27 +142,27 @@ def _norm_conv(draft: Draft, node: Node) -> Node | None:
     folded = weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))
     inputs = (
         conv.inputs[0],
-        draft.keep(folded.to(weight.dtype), conv.inputs[1]),
-        draft.keep((shift + (bias - mean) * factor).to(weight.dtype), node.inputs[2]),
+        draft.add_constant(folded.to(weight.dtype), conv.inputs[1]),
+        draft.add_constant((shift + (bias - mean) * factor).to(weight.dtype), node.inputs[2]),
     )
     return Node("Conv", inputs, node.outputs, conv.attributes, conv.name)
 
 
 def _clamp(draft: Draft, node: Node) -> Node | None:
     """A clamp that overwrites what nobody else needs."""
-    ceiling = ceiling_of(node, draft)
-    maker = draft.makers.get(node.inputs[0]) if ceiling is not None else None
-    if maker is None or not _is_fresh(maker) or draft.only_user(node.inputs[0]) is not node:
+    ceiling = clamp_ceiling(node, draft)
+    maker = draft.producers.get(node.inputs[0]) if ceiling is not None else None
+    if maker is None or not _is_overwritable(maker) or draft.only_user(node.inputs[0]) is not node:
         return None
     return Node("Clamp", node.inputs[:1], node.outputs, {"ceiling": ceiling}, node.name, "fused")
 
 
-def _is_fresh(maker: Node) -> bool:
+def _is_overwritable(maker: Node) -> bool:
     if maker.kind == "fused.Trunk":
         *_, last = (conv for stage in maker.attributes["module"] for conv in stage)
         return last.ceiling is None  # a clamped result is kept for the gradient
-    return maker.kind in _FRESH
+    return maker.kind in _OVERWRITABLE
 
 
-def _fused(operator: str, node: Node, *inputs: str) -> Node:
+def _fused_node(operator: str, node: Node, *inputs: str) -> Node:
     return Node(operator, inputs, node.outputs, {}, node.name, "fused")

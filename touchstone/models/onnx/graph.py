@@ -92,14 +92,14 @@ def final_softmax(graph: Graph) -> Node | None:
     return node if node is not None and node.kind in ("Softmax", "LogSoftmax") else None
 
 
-def without(graph: Graph, node: Node) -> Graph:
+def bypass_node(graph: Graph, node: Node) -> Graph:
     """The graph in which the input of this node takes the place of its output."""
     passing = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
     nodes = tuple(passing if one is node else one for one in graph.nodes)
     return Graph(graph.input, graph.output, nodes, graph.weights, graph.opset)
 
 
-def needed(nodes: tuple[Node, ...], output: str) -> tuple[Node, ...]:
+def select_needed(nodes: tuple[Node, ...], output: str) -> tuple[Node, ...]:
     """The nodes that the output depends on, in their order."""
     wanted, kept = {output}, []
     for node in reversed(nodes):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from touchstone.models.onnx.evaluation import Rehearsal
+from touchstone.models.onnx.evaluation import ShapeInference
 from touchstone.models.onnx.graph import Node
-from touchstone.models.onnx.program import Program, compose
+from touchstone.models.onnx.program import Program, compile_program
 
-MOST_PROGRAMS = 64
+MAX_PROGRAMS = 64
 """For how many shapes of input at most a program is kept."""
 
 
@@ -62,16 +62,16 @@ class Network(nn.Module):
         """What is computed for inputs like this one. Raises InvalidModel where nothing can be."""
         key = (x.shape, x.dtype, x.device)
         if key not in self._programs:
-            self._programs[key] = compose(self.rehearse(x), self.entry, self.output, x.device)
-            if len(self._programs) > MOST_PROGRAMS:
+            self._programs[key] = compile_program(self.infer_shapes(x), self.entry, self.output, x.device)
+            if len(self._programs) > MAX_PROGRAMS:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return self._programs[key]
 
-    def rehearse(self, x: Tensor) -> Rehearsal:
+    def infer_shapes(self, x: Tensor) -> ShapeInference:
         """What becomes of the nodes for inputs like this one."""
         known = {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
-        return Rehearsal(self.opset, known, self.entry, x).play(self.nodes)
+        return ShapeInference(self.opset, known, self.entry, x).run(self.nodes)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Network:
         self._programs.clear()  # the weights are about to move or to change their type

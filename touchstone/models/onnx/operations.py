@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of what this thread computes within the context, by PyTorch's own formulas.
 
     PyTorch's `FlopCounterMode` hooks into the modules of all threads, so that jobs which run meanwhile fail.

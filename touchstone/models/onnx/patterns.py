@@ -10,12 +10,12 @@ from itertools import permutations
 from touchstone.models.onnx.draft import Draft
 from touchstone.models.onnx.graph import Node
 
-Bound = Mapping[str, str]
+Bindings = Mapping[str, str]
 """Which value each hole of a pattern stands for."""
 
 
 @dataclass(frozen=True)
-class Hole:
+class Capture:
     """Any value, but the same wherever the hole has this name; `known` asks for a constant."""
 
     name: str
@@ -58,40 +58,40 @@ class OneOf:
         object.__setattr__(self, "patterns", patterns)
 
 
-Pattern = Hole | Number | LastMean | Call | OneOf
+Pattern = Capture | Number | LastMean | Call | OneOf
 
 
-def match(pattern: Pattern, name: str, draft: Draft, bound: Bound | None = None) -> Bound | None:
+def match(pattern: Pattern, name: str, draft: Draft, bindings: Bindings | None = None) -> Bindings | None:
     """What the holes of a pattern stand for in the computation of a value, if it is computed so."""
-    bound = bound or {}
-    if isinstance(pattern, Hole):
-        return _fill(pattern, name, draft, bound)
+    bindings = bindings or {}
+    if isinstance(pattern, Capture):
+        return _bind(pattern, name, draft, bindings)
     if isinstance(pattern, Number):
         found = draft.scalar(name)
-        return bound if found is not None and math.isclose(found, pattern.value, rel_tol=1e-6) else None
+        return bindings if found is not None and math.isclose(found, pattern.value, rel_tol=1e-6) else None
     if isinstance(pattern, OneOf):
-        tries = (match(one, name, draft, bound) for one in pattern.patterns)
+        tries = (match(one, name, draft, bindings) for one in pattern.patterns)
         return next((found for found in tries if found is not None), None)
-    node = draft.makers.get(name)
+    node = draft.producers.get(name)
     if node is None:
         return None
     if isinstance(pattern, LastMean):
-        return match(pattern.of, node.inputs[0], draft, bound) if _is_last_mean(node, draft) else None
-    return _match_call(pattern, node, draft, bound)
+        return match(pattern.of, node.inputs[0], draft, bindings) if _is_last_mean(node, draft) else None
+    return _match_call(pattern, node, draft, bindings)
 
 
-def _fill(hole: Hole, name: str, draft: Draft, bound: Bound) -> Bound | None:
-    if hole.name in bound:
-        return bound if bound[hole.name] == name else None
-    return {**bound, hole.name: name} if name in draft.known or not hole.known else None
+def _bind(capture: Capture, name: str, draft: Draft, bindings: Bindings) -> Bindings | None:
+    if capture.name in bindings:
+        return bindings if bindings[capture.name] == name else None
+    return {**bindings, capture.name: name} if name in draft.known or not capture.known else None
 
 
-def _match_call(pattern: Call, node: Node, draft: Draft, bound: Bound) -> Bound | None:
+def _match_call(pattern: Call, node: Node, draft: Draft, bindings: Bindings) -> Bindings | None:
     if node.kind != pattern.operator or len(node.inputs) != len(pattern.inputs):
         return None
     orders = permutations(node.inputs) if node.kind in ("Add", "Mul") else iter([node.inputs])
     for names in orders:
-        found: Bound | None = bound
+        found: Bindings | None = bindings
         for part, name in zip(pattern.inputs, names, strict=True):
             found = None if found is None else match(part, name, draft, found)
         if found is not None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from touchstone.models.onnx.evaluation import Rehearsal, call, numbers, operator_of
+from touchstone.models.onnx.evaluation import ShapeInference, array_of, call, operator_of
 from touchstone.models.onnx.graph import Node
 
 
@@ -45,25 +45,25 @@ class Program:
         return output
 
 
-class Slots:
+class SlotTable:
     """Gives every value a number; what stands in a file under one name may be both a tensor and an array."""
 
-    def __init__(self, rehearsal: Rehearsal, device: Any) -> None:
+    def __init__(self, inference: ShapeInference, device: Any) -> None:
         self.values: list[Any] = [None]  # slot 0 stands for inputs that are left out
-        self._rehearsal, self._device = rehearsal, device
+        self._inference, self._device = inference, device
         self._numbers: dict[tuple[str, bool], int] = {("", False): 0, ("", True): 0}
 
     def of(self, name: str) -> int:
         """The slot of a tensor."""
         if (name, False) not in self._numbers:
-            known = self._rehearsal.known.get(name)
+            known = self._inference.known.get(name)
             self._add((name, False), None if known is None else known.to(self._device))
         return self._numbers[name, False]
 
     def of_array(self, node: Node, name: str) -> int:
         """The slot of a value that an operator takes as a numpy array."""
         if (name, True) not in self._numbers:
-            self._add((name, True), numbers(node, self._rehearsal.known, name))
+            self._add((name, True), array_of(node, self._inference.known, name))
         return self._numbers[name, True]
 
     def _add(self, key: tuple[str, bool], value: Any) -> None:
@@ -71,15 +71,15 @@ class Slots:
         self.values.append(value)
 
 
-def compose(rehearsal: Rehearsal, entry: str, output: str, device: Any) -> Program:
+def compile_program(inference: ShapeInference, entry: str, output: str, device: Any) -> Program:
     """The program of the nodes that a rehearsal left."""
-    slots = Slots(rehearsal, device)
+    slots = SlotTable(inference, device)
     exit_slot, entry_slot = slots.of(output), slots.of(entry)
-    steps = [_step(node, rehearsal.opset, slots) for node in rehearsal.left]
-    return Program(tuple(slots.values), entry_slot, exit_slot, _with_ends(steps, slots, exit_slot))
+    steps = [_compile_step(node, inference.opset, slots) for node in inference.remaining]
+    return Program(tuple(slots.values), entry_slot, exit_slot, _mark_dead(steps, slots, exit_slot))
 
 
-def _step(node: Node, opset: int, slots: Slots) -> Step:
+def _compile_step(node: Node, opset: int, slots: SlotTable) -> Step:
     operator = operator_of(node, opset)
     arguments = tuple(
         slots.of_array(node, name) if position in operator.known else slots.of(name)
@@ -89,7 +89,7 @@ def _step(node: Node, opset: int, slots: Slots) -> Step:
     return Step(node, operator.bind(node), arguments, results, ())
 
 
-def _with_ends(steps: Sequence[Step], slots: Slots, output: int) -> tuple[Step, ...]:
+def _mark_dead(steps: Sequence[Step], slots: SlotTable, output: int) -> tuple[Step, ...]:
     """The same steps, each knowing which values are needed for the last time."""
     needed, ended = {output}, []
     for step in reversed(steps):

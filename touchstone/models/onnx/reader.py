@@ -11,17 +11,17 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from touchstone.errors import InvalidModel
-from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, check_order, needed
+from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, check_order, select_needed
 from touchstone.models.onnx.tensors import dtype_of, read_tensor
 
 OPSETS = range(9, 29)
 """The versions of ONNX's own operators whose meaning is known here."""
 
-MOST_NODES = 20_000
-MOST_SIDE = 4096
+MAX_NODES = 20_000
+MAX_SIDE = 4096
 
 _OWN_DOMAINS = ("", "ai.onnx")
-_PLAIN: Mapping[int, str] = MappingProxyType(
+_PLAIN_FIELDS: Mapping[int, str] = MappingProxyType(
     {
         AttributeProto.FLOAT: "f",
         AttributeProto.INT: "i",
@@ -33,10 +33,10 @@ _PLAIN: Mapping[int, str] = MappingProxyType(
 
 def read(data: bytes) -> Graph:
     """The classifier in an ONNX file. Runs nothing of it and opens no other file. Raises InvalidModel."""
-    return _graph(_model(data))
+    return _read_graph(_parse_model(data))
 
 
-def _model(data: bytes) -> ModelProto:
+def _parse_model(data: bytes) -> ModelProto:
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError:
@@ -46,17 +46,17 @@ def _model(data: bytes) -> ModelProto:
     return model
 
 
-def _graph(model: ModelProto) -> Graph:
-    opset, proto = _opset(model), model.graph
-    if len(proto.node) > MOST_NODES:
-        raise InvalidModel(f"the network has {len(proto.node)} nodes; at most {MOST_NODES} are possible")
+def _read_graph(model: ModelProto) -> Graph:
+    opset, proto = _read_opset(model), model.graph
+    if len(proto.node) > MAX_NODES:
+        raise InvalidModel(f"the network has {len(proto.node)} nodes; at most {MAX_NODES} are possible")
     if proto.sparse_initializer:
         raise InvalidModel("the network has sparse weights, which are not supported; export them dense")
     weights = read_weights(proto)
-    entry, output = _input(proto, weights), _output(proto)
+    entry, output = _read_input(proto, weights), _read_output(proto)
     nodes = tuple(map(read_node, proto.node))
     check_order(nodes, {entry.name, *weights})
-    nodes = needed(nodes, output.name)
+    nodes = select_needed(nodes, output.name)
     if not any(entry.name in node.inputs for node in nodes):
         raise InvalidModel(
             f"the output {output.name[:80]!r} does not depend on the input {entry.name[:80]!r}"
@@ -65,7 +65,7 @@ def _graph(model: ModelProto) -> Graph:
     return Graph(entry, output, nodes, {name: weights[name] for name in weights if name in read}, opset)
 
 
-def _opset(model: ModelProto) -> int:
+def _read_opset(model: ModelProto) -> int:
     found = [entry.version for entry in model.opset_import if entry.domain in _OWN_DOMAINS]
     if not found:
         raise InvalidModel("the file does not say of which opset its operators are")
@@ -84,17 +84,17 @@ def read_weights(proto: GraphProto) -> dict[str, Array]:
             raise InvalidModel(
                 f"two weights of the network are named {tensor.name[:80]!r}, or one has no name"
             )
-        weights[text(tensor.name)] = read_tensor(tensor, f"the weight {tensor.name[:80]!r}")
+        weights[decode_text(tensor.name)] = read_tensor(tensor, f"the weight {tensor.name[:80]!r}")
     return weights
 
 
-def _input(proto: GraphProto, weights: Mapping[str, Array]) -> Port:
+def _read_input(proto: GraphProto, weights: Mapping[str, Array]) -> Port:
     # Before IR version 4 every weight was listed among the inputs, too.
     free = [value for value in proto.input if value.name not in weights]
     if len(free) != 1:
         names = ", ".join(value.name[:40] for value in free[:5])
         raise InvalidModel(f"the network must have one input, the image; it has {len(free)} ({names})")
-    port = _port(free[0], "input")
+    port = _read_port(free[0], "input")
     if len(port.shape) != 4:
         raise InvalidModel(
             f"the input must be images of shape (N, C, H, W); it has {len(port.shape)} dimensions"
@@ -105,58 +105,58 @@ def _input(proto: GraphProto, weights: Mapping[str, Array]) -> Port:
         raise InvalidModel(
             f"the network takes exactly {port.shape[0]} images at a time; export it with batch 1 or any"
         )
-    if any(side is not None and side > MOST_SIDE for side in port.shape):
-        raise InvalidModel(f"the input of shape {port.shape} is larger than {MOST_SIDE} on a side")
+    if any(side is not None and side > MAX_SIDE for side in port.shape):
+        raise InvalidModel(f"the input of shape {port.shape} is larger than {MAX_SIDE} on a side")
     return port
 
 
-def _output(proto: GraphProto) -> Port:
+def _read_output(proto: GraphProto) -> Port:
     if len(proto.output) != 1:
         names = ", ".join(value.name[:40] for value in proto.output[:5])
         raise InvalidModel(
             f"the network must have one output, the logits; it has {len(proto.output)} ({names})"
         )
-    return _port(proto.output[0], "output")
+    return _read_port(proto.output[0], "output")
 
 
-def _port(value: ValueInfoProto, role: str) -> Port:
+def _read_port(value: ValueInfoProto, role: str) -> Port:
     if not value.type.HasField("tensor_type"):
         raise InvalidModel(f"the {role} {value.name[:80]!r} must be a tensor")
     tensor = value.type.tensor_type
     dtype = dtype_of(tensor.elem_type, f"the {role} {value.name[:80]!r}")
     shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
-    return Port(text(value.name), dtype, shape)
+    return Port(decode_text(value.name), dtype, shape)
 
 
 def read_node(proto: NodeProto) -> Node:
     """A node with its attributes as Python values."""
     if not any(proto.output):
         raise InvalidModel(f"the node {proto.name[:80]!r} has no output")
-    domain = "" if proto.domain in _OWN_DOMAINS else text(proto.domain)
-    attributes = dict(_attribute(one, f"node {proto.name[:80]!r}") for one in proto.attribute)
-    inputs, outputs = tuple(map(text, proto.input)), tuple(map(text, proto.output))
-    return Node(text(proto.op_type), inputs, outputs, attributes, text(proto.name), domain)
+    domain = "" if proto.domain in _OWN_DOMAINS else decode_text(proto.domain)
+    attributes = dict(_read_attribute(one, f"node {proto.name[:80]!r}") for one in proto.attribute)
+    inputs, outputs = tuple(map(decode_text, proto.input)), tuple(map(decode_text, proto.output))
+    return Node(decode_text(proto.op_type), inputs, outputs, attributes, decode_text(proto.name), domain)
 
 
-def _attribute(proto: AttributeProto, where: str) -> tuple[str, Any]:
-    text(proto.name)
+def _read_attribute(proto: AttributeProto, where: str) -> tuple[str, Any]:
+    decode_text(proto.name)
     if proto.ref_attr_name:
         raise InvalidModel(
             f"{where}: the attribute {proto.name[:40]!r} refers to a function's, but is in none"
         )
-    if proto.type in _PLAIN:
-        value = getattr(proto, _PLAIN[proto.type])
+    if proto.type in _PLAIN_FIELDS:
+        value = getattr(proto, _PLAIN_FIELDS[proto.type])
         return proto.name, value if isinstance(value, int | float) else tuple(value)
     if proto.type == AttributeProto.STRING:
-        return proto.name, text(proto.s)
+        return proto.name, decode_text(proto.s)
     if proto.type == AttributeProto.STRINGS:
-        return proto.name, tuple(map(text, proto.strings))
+        return proto.name, tuple(map(decode_text, proto.strings))
     if proto.type == AttributeProto.TENSOR:
         return proto.name, read_tensor(proto.t, f"{where}: the tensor {proto.name[:40]!r}")
-    return proto.name, Opaque(_kind(proto.type))
+    return proto.name, Opaque(_attribute_kind(proto.type))
 
 
-def text(value: str | bytes) -> str:
+def decode_text(value: str | bytes) -> str:
     """A string of the file, which protobuf hands out as bytes where it is none. Raises InvalidModel."""
     try:
         return value if isinstance(value, str) else value.decode("utf-8")
@@ -164,6 +164,6 @@ def text(value: str | bytes) -> str:
         raise InvalidModel("the ONNX file is damaged: a name in it is not text") from None
 
 
-def _kind(number: int) -> str:
+def _attribute_kind(number: int) -> str:
     names = {value: name for name, value in AttributeProto.AttributeType.items()}
     return str(names.get(number, number))

@@ -71,7 +71,7 @@ def operator(name: str, since: int = 1) -> Callable[[Function], Function]:
     return register
 
 
-def elementwise(name: str, function: Callable[..., Any], since: int = 1) -> None:
+def register_elementwise(name: str, function: Callable[..., Any], since: int = 1) -> None:
     """Register a function of one tensor that has no attributes."""
 
     @operator(name, since)
@@ -80,21 +80,23 @@ def elementwise(name: str, function: Callable[..., Any], since: int = 1) -> None
         return y
 
 
-def names() -> frozenset[str]:
+def supported_operators() -> frozenset[str]:
     """All operators that can be computed."""
     return frozenset(_VERSIONS)
 
 
-def find(node: Node, opset: int) -> Operator | None:
+def find_operator(node: Node, opset: int) -> Operator | None:
     """What computes this node, if anything does."""
     versions = _VERSIONS.get(node.kind, {})
     since = max((version for version in versions if version <= opset), default=None)
     return None if since is None else versions[since]
 
 
-def require(nodes: Sequence[Node], opset: int) -> None:
+def check_supported(nodes: Sequence[Node], opset: int) -> None:
     """Raise UnsupportedOperator, naming all the operators at fault, unless every node can be computed."""
-    missing = [node for node in nodes if "." in node.kind or find(node, opset) is None]  # no foreign domains
+    missing = [
+        node for node in nodes if "." in node.kind or find_operator(node, opset) is None
+    ]  # no foreign domains
     if missing:
         kinds = sorted({node.kind for node in missing})
         first, others = missing[0], ", ".join(kind[:60] for kind in kinds[:20])

@@ -31,7 +31,7 @@ DTYPES: Mapping[int, np.dtype[Any]] = MappingProxyType(
 )
 """The types of numbers that an image classifier may compute with."""
 
-MOST_DIMENSIONS = 12
+MAX_DIMENSIONS = 12
 
 
 def dtype_of(number: int, what: str) -> np.dtype[Any]:
@@ -52,24 +52,24 @@ def read_tensor(proto: TensorProto, what: str) -> Array:
     if proto.HasField("segment"):
         raise InvalidModel(f"{what} is a segment of a tensor, which is not supported")
     dtype, shape = dtype_of(proto.data_type, what), tuple(proto.dims)
-    if len(shape) > MOST_DIMENSIONS or any(side < 0 for side in shape):
-        raise InvalidModel(f"{what} has the impossible shape {shape[: MOST_DIMENSIONS + 1]}")
-    found = _numbers(proto, dtype, what)
+    if len(shape) > MAX_DIMENSIONS or any(side < 0 for side in shape):
+        raise InvalidModel(f"{what} has the impossible shape {shape[: MAX_DIMENSIONS + 1]}")
+    found = _read_numbers(proto, dtype, what)
     if found.size != math.prod(shape):
         raise InvalidModel(f"{what} has {found.size} numbers; its shape {shape} needs {math.prod(shape)}")
     return found.reshape(shape)
 
 
-def _numbers(proto: TensorProto, dtype: np.dtype[Any], what: str) -> Array:
+def _read_numbers(proto: TensorProto, dtype: np.dtype[Any], what: str) -> Array:
     if not proto.HasField("raw_data"):
-        return _typed(proto, dtype, what)
+        return _read_typed_field(proto, dtype, what)
     data = proto.raw_data
     if len(data) % dtype.itemsize:
         raise InvalidModel(f"{what} has {len(data)} bytes, no whole number of {dtype} values")
     return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)  # a copy, in this machine's byte order
 
 
-def _typed(proto: TensorProto, dtype: np.dtype[Any], what: str) -> Array:
+def _read_typed_field(proto: TensorProto, dtype: np.dtype[Any], what: str) -> Array:
     fields: dict[str, Any] = {"float32": proto.float_data, "float64": proto.double_data}
     fields |= {"int64": proto.int64_data, "uint32": proto.uint64_data, "uint64": proto.uint64_data}
     numbers = fields.get(dtype.name, proto.int32_data)

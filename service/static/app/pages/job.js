@@ -133,7 +133,7 @@ class Page {
     const {job, progress: {done, total}} = this;
     if (job.status === "queued") {
       this.bar.removeAttribute("value");
-      this.pace.textContent = job.ahead ? `Waiting: ${count(job.ahead)} before it` : "Waiting: it is next";
+      this.pace.textContent = job.ahead ? `JobWaiters: ${count(job.ahead)} before it` : "Waiting: it is next";
     } else if (job.status === "running") {
       const spent = Math.max(0, between(job.started_at));
       const left = done > 1 && spent > 2 && `, about ${seconds((spent / done) * (total - done))} left`;

@@ -41,7 +41,7 @@ export const isClass = (schema) => shapeOf(schema).pair && shapeOf(schema).type 
 export const isUsual = ({type, default: preset}) => type === "boolean" && preset;
 
 /**
- * A field: `text()` is what to send, empty where the service shall choose; `tell` shows what is wrong, or with "" that
+ * A field: `text()` is what to send, empty where the service shall choose; `on_counts` shows what is wrong, or with "" that
  * nothing is; `fits` hears of the norm. `about` has the model's `classes`, the id of their `list` and `placeholder`s.
  */
 export function field(name, schema, given, about) {

@@ -5,8 +5,8 @@
 local id, submission, kind, method, model = unpack(ARGV, 1, 5)
 local deadline, limit, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local key, digest, life, tenant, webhook = unpack(ARGV, 9, 13)
-local passes, most, budget = ARGV[14], tonumber(ARGV[15]), tonumber(ARGV[16])
-local size, leaves, room = tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19])
+local passes, max_waiting, max_passes = ARGV[14], tonumber(ARGV[15]), tonumber(ARGV[16])
+local input_bytes, output_bytes, max_storage = tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19])
 
 if redis.call('EXISTS', job_key(id)) == 1 then
   return {'created', fields(id)}
@@ -22,20 +22,20 @@ local at = now()
 if redis.call('ZCARD', 'ts:status:queued') >= limit then
   return {'full', oldest_wait(at, 'ts:status:queued')}
 end
-local _, own_queue = status_indexes('queued', tenant)
-if most and redis.call('ZCARD', own_queue) >= most then
-  return {'crowded', oldest_wait(at, own_queue)}
+local _, tenant_index = status_indexes('queued', tenant)
+if max_waiting and redis.call('ZCARD', tenant_index) >= max_waiting then
+  return {'crowded', oldest_wait(at, tenant_index)}
 end
 local day = math.floor(at / DAY)
-if budget and tonumber(redis.call('HGET', spent_key(day), tenant) or 0) + passes > budget then
+if max_passes and tonumber(redis.call('HGET', spent_key(day), tenant) or 0) + passes > max_passes then
   return {'spent', (day + 1) * DAY - at}
 end
-local asked = cjson.decode(submission)
-local image = asked.image ~= cjson.null and asked.image.digest
-local source = image or asked.file
+local request = cjson.decode(submission)
+local image = request.image ~= cjson.null and request.image.digest
+local source = image or request.file
 local stored = tonumber(redis.call('HGET', STORED, tenant) or 0)
-local brings = held_by(tenant, source) > 0 and 0 or size
-if room and stored + brings + leaves > room then
+local added_bytes = holders_of(tenant, source) > 0 and 0 or input_bytes
+if max_storage and stored + added_bytes + output_bytes > max_storage then
   return {'stored', stored}
 end
 if id == '' then return {'fits'} end
@@ -47,16 +47,16 @@ set(id, 'id', id, 'seq', seq, 'version', 0, 'status', 'queued', 'submission', su
 for _, index in ipairs(indexes('queued', kind, method, model, tenant)) do
   redis.call('ZADD', index, seq, id)
 end
-redis.call('ZADD', BELLS, at + grace, id)
-stand_in_line(id, lane_of(model))
-if budget then spend_passes(id, tenant, passes, day) end
+redis.call('ZADD', REDISPATCH, at + grace, id)
+enqueue(id, queue_of(model))
+if max_passes then spend_passes(id, tenant, passes, day) end
 if key ~= '' then
   redis.call('HSET', 'ts:key:' .. key, 'digest', digest, 'job', id)
   redis.call('PEXPIRE', 'ts:key:' .. key, life)
   set(id, 'key', key)
 end
 set(id, image and 'image' or 'file', source)
-hold(tenant, source, size)
-reserve(id, tenant, leaves)
-say_status(id)
+add_holder(tenant, source, input_bytes)
+reserve(id, tenant, output_bytes)
+record_status(id)
 return {'created', fields(id)}

@@ -1,6 +1,6 @@
 -- worker, info as JSON or '' for a farewell, ms after which a silent worker is forgotten, the models that it serves
 -- if these are not all. Returns who is alive.
-local worker, info, life = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local worker, info, expiry = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local at = now()
 if worker ~= '' then
   if info == '' then
@@ -12,11 +12,11 @@ if worker ~= '' then
     for i = 4, #ARGV do redis.call('ZADD', SERVED, at, ARGV[i]) end
   end
 end
-for _, silent in ipairs(redis.call('ZRANGEBYSCORE', 'ts:workers', '-inf', at - life)) do
+for _, silent in ipairs(redis.call('ZRANGEBYSCORE', 'ts:workers', '-inf', at - expiry)) do
   redis.call('ZREM', 'ts:workers', silent)
   redis.call('HDEL', 'ts:workers:info', silent)
 end
-redis.call('ZREMRANGEBYSCORE', SERVED, '-inf', at - life)
+redis.call('ZREMRANGEBYSCORE', SERVED, '-inf', at - expiry)
 local alive = redis.call('ZRANGE', 'ts:workers', 0, -1, 'WITHSCORES')
 local workers = {}
 for i = 1, #alive, 2 do

@@ -4,19 +4,19 @@ local function cancel(id)
   local job = get(id, 'status', 'cancel')
   if job[1] == 'queued' then
     set(id, 'cancel', 1)
-    enter(id, 'canceled', now())
-    give_passes_back(id)
+    set_status(id, 'canceled', now())
+    refund_passes(id)
     return 'canceled'
   end
   if job[1] == 'running' and job[2] ~= '1' then
     set(id, 'cancel', 1)
-    say_status(id)
+    record_status(id)
   end
   return job[1] or ''
 end
 
 local statuses = {}
-for place, id in ipairs(ARGV) do
-  statuses[place] = cancel(id)
+for position, id in ipairs(ARGV) do
+  statuses[position] = cancel(id)
 end
 return statuses

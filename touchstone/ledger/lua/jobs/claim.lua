@@ -1,42 +1,42 @@
 -- id of the job that the bell was rung for, worker, token of this try, lease ms, tenants that may not have another place
 -- as JSON, then the models that the worker serves if these are not all. Takes the job whose turn it is; the same try
 -- asked again gets the same claim; 'crowded' where only such tenants wait.
-local asked, worker, token, lease = unpack(ARGV, 1, 4)
+local dispatched, worker, token, lease = unpack(ARGV, 1, 4)
 local known = redis.call('HGET', CLAIMS, token)
 if known then return fields(known) end
 
-local crowd, size = {}, 0
+local busy_tenants, busy_count = {}, 0
 for _, tenant in ipairs(cjson.decode(ARGV[5])) do
-  crowd[tenant], size = true, size + 1
+  busy_tenants[tenant], busy_count = true, busy_count + 1
 end
 local serves = {}
 for i = 6, #ARGV do serves[ARGV[i]] = true end
 
 -- Where workers of their own came or went since a job was accepted, its bell is rung in another lane than it stands in.
-local job = get(asked, 'status', 'lane', 'model')
-local lane = job[2]
+local job = get(dispatched, 'status', 'lane', 'model')
+local queue = job[2]
 if job[1] == 'queued' then
-  lane = serves[job[3]] and job[3] or lane_of(job[3])
-  move(asked, lane)
+  queue = serves[job[3]] and job[3] or queue_of(job[3])
+  move_to(dispatched, queue)
 end
 
 -- The bell's own lane first, then those of the worker: a bell may have been used for another lane's job.
-local lanes = {unpack(ARGV, 6)}
-if #lanes == 0 then lanes = {''} end
-if lane and (#ARGV < 6 or serves[lane]) then table.insert(lanes, 1, lane) end
+local queues = {unpack(ARGV, 6)}
+if #queues == 0 then queues = {''} end
+if queue and (#ARGV < 6 or serves[queue]) then table.insert(queues, 1, queue) end
 
-local id, waits
-for _, name in ipairs(lanes) do
-  id = id or next_in(name, crowd, size)
-  waits = waits or redis.call('EXISTS', tenants_key(name)) == 1
+local id, anyone_waits
+for _, name in ipairs(queues) do
+  id = id or next_job(name, busy_tenants, busy_count)
+  anyone_waits = anyone_waits or redis.call('EXISTS', tenants_key(name)) == 1
 end
-if not id then return waits and 'crowded' end
+if not id then return anyone_waits and 'crowded' end
 
 local at = now()
 redis.call('HINCRBY', job_key(id), 'attempts', 1)
 redis.call('HINCRBY', job_key(id), 'claims', 1)
 local due = at + get(id, 'deadline')[1]
 set(id, 'worker', worker, 'token', token, 'started_at', at, 'due', due, 'done', 0, 'total', 0)
-enter(id, 'running', at)
+set_status(id, 'running', at)
 redis.call('ZADD', LEASES, at + lease, id)
 return fields(id)

@@ -3,5 +3,5 @@ local id = ARGV[1]
 local status = get(id, 'status')[1]
 if not status then return 'unknown' end
 if status == 'running' then return 'running' end
-forget_job(id)
+delete_job(id)
 return 'ok'

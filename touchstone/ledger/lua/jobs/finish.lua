@@ -3,15 +3,15 @@
 local id, claim, status, done, total, metric = unpack(ARGV, 1, 6)
 local job = get(id, 'ended_by', 'cancel', 'kind')
 if job[1] == claim then return 1 end
-if not holds(id, claim) then return 0 end
+if not holds_claim(id, claim) then return 0 end
 
 set(id, 'ended_by', claim)
-if done ~= '' then note(id, done, total, metric) end
+if done ~= '' then record_progress(id, done, total, metric) end
 local canceled = job[2] == '1'
 local counts = not canceled or (job[3] == 'certificate' and status ~= 'failed')
 if counts and #ARGV > 6 then
   set(id, unpack(ARGV, 7))
-  each_artifact(id, hold)
+  for_each_artifact(id, add_holder)
 end
-enter(id, canceled and 'canceled' or status, now())
+set_status(id, canceled and 'canceled' or status, now())
 return 1

@@ -1,6 +1,6 @@
 -- most attempts, error as JSON, ring again after ms, most bells a call, name of the broker's list, ms after which a
 -- silent worker is forgotten.
-local most, problem, pause, bells, list = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local max_attempts, problem, pause, max_dispatches, broker_queue = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local at = now()
 redis.call('ZREMRANGEBYSCORE', SERVED, '-inf', at - tonumber(ARGV[6]))
 
@@ -8,48 +8,48 @@ local lost = redis.call('ZRANGEBYSCORE', LEASES, '-inf', at, 'LIMIT', 0, 100)
 for _, id in ipairs(lost) do
   local job = get(id, 'attempts', 'cancel')
   if job[2] == '1' then
-    enter(id, 'canceled', at)
-  elseif tonumber(job[1]) >= most then
+    set_status(id, 'canceled', at)
+  elseif tonumber(job[1]) >= max_attempts then
     set(id, 'error', problem)
-    enter(id, 'failed', at)
+    set_status(id, 'failed', at)
   else
-    enter(id, 'queued', at)
+    set_status(id, 'queued', at)
   end
 end
 
 -- Bells of jobs that were canceled stay until a worker hears them; where none does, they must not grow without bound.
-local SPARE_BELLS = 1000
+local SPARE_MESSAGES = 1000
 local waiting = redis.call('ZCARD', 'ts:status:queued')
-local function bells_in(queue)
-  redis.call('LTRIM', queue, -(waiting + SPARE_BELLS), -1)
-  return redis.call('LLEN', queue)
+local function count_messages(messages_key)
+  redis.call('LTRIM', messages_key, -(waiting + SPARE_MESSAGES), -1)
+  return redis.call('LLEN', messages_key)
 end
 
 -- A bell is missing where the broker holds fewer messages for a lane than jobs stand there, for those of another lane ring
 -- for nobody here; or where a job stands in a lane that nobody serves any more.
-local missing, strayed, lack = {}, waiting, false
-local function compare(lane, queue)
-  local stand = standing_in(lane)
-  missing[lane], strayed = stand - bells_in(queue), strayed - stand
-  lack = lack or missing[lane] > 0
+local missing, stray, lack = {}, waiting, false
+local function compare_queue(queue, messages_key)
+  local in_queue = count_waiting(queue)
+  missing[queue], stray = in_queue - count_messages(messages_key), stray - in_queue
+  lack = lack or missing[queue] > 0
 end
-compare('', list)
-for _, model in ipairs(redis.call('ZRANGE', SERVED, 0, -1)) do compare(model, list .. ':' .. model) end
+compare_queue('', broker_queue)
+for _, model in ipairs(redis.call('ZRANGE', SERVED, 0, -1)) do compare_queue(model, broker_queue .. ':' .. model) end
 
 -- Those whose bell was rung the longest time ago come first; the fraction keeps their order. Whoever was looked at in vain
 -- makes way for those behind.
-local LOOKS = 1000
-local ring = {}
-if lack or strayed > 0 then
-  for place, id in ipairs(redis.call('ZRANGEBYSCORE', BELLS, '-inf', at, 'LIMIT', 0, LOOKS)) do
-    if #ring == bells then break end
-    redis.call('ZADD', BELLS, at + pause + place / LOOKS, id)
-    local lane = lane_of(get(id, 'model')[1])
-    if place_of(id) ~= lane or missing[lane] > 0 then
-      move(id, lane)
-      missing[lane] = missing[lane] - 1
-      ring[#ring + 1] = id
+local MAX_SCANNED = 1000
+local to_dispatch = {}
+if lack or stray > 0 then
+  for position, id in ipairs(redis.call('ZRANGEBYSCORE', REDISPATCH, '-inf', at, 'LIMIT', 0, MAX_SCANNED)) do
+    if #to_dispatch == max_dispatches then break end
+    redis.call('ZADD', REDISPATCH, at + pause + position / MAX_SCANNED, id)
+    local queue = queue_of(get(id, 'model')[1])
+    if position_of(id) ~= queue or missing[queue] > 0 then
+      move_to(id, queue)
+      missing[queue] = missing[queue] - 1
+      to_dispatch[#to_dispatch + 1] = id
     end
   end
 end
-return {ring, lost}
+return {to_dispatch, lost}

@@ -6,7 +6,7 @@ for i = 3, #ARGV, 2 do
   local id, claim = ARGV[i], ARGV[i + 1]
   local job = get(id, 'worker', 'cancel', 'due')
   local verdict = 'lost'
-  if holds(id, claim) and job[1] == worker then
+  if holds_claim(id, claim) and job[1] == worker then
     redis.call('ZADD', LEASES, at + lease, id)
     verdict = (job[2] == '1' and 'canceled') or (at > tonumber(job[3]) and 'overdue') or 'fine'
   end

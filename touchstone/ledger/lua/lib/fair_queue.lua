@@ -4,26 +4,26 @@
 
 local SERVED = 'ts:served'  -- models that have workers of their own, by the last sign of life of one
 local CLAIMS = 'ts:claims'  -- running jobs by the token of their claim
-local TURNS = 1e12          -- more than there will ever be, so that one running job outweighs them all
+local MAX_TURNS = 1e12          -- more than there will ever be, so that one running job outweighs them all
 
 -- A tenant's waiting jobs by their place. Ids of models have no spaces.
-local function line_key(lane, tenant)
-  return 'ts:line:' .. lane .. ' ' .. tenant
+local function tenant_queue_key(queue, tenant)
+  return 'ts:line:' .. queue .. ' ' .. tenant
 end
 
 -- Tenants with a line, by who is next.
-local function tenants_key(lane)
-  return 'ts:tenants:' .. lane
+local function tenants_key(queue)
+  return 'ts:tenants:' .. queue
 end
 
 -- How many jobs of the lane each tenant runs.
-local function running_key(lane)
-  return 'ts:running:' .. lane
+local function running_key(queue)
+  return 'ts:running:' .. queue
 end
 
 -- The number of each tenant's last turn, and under '' of the lane's last turn, for as long as anybody waits.
-local function turns_key(lane)
-  return 'ts:turns:' .. lane
+local function turns_key(queue)
+  return 'ts:turns:' .. queue
 end
 
 local function count(key, name, change)
@@ -31,55 +31,55 @@ local function count(key, name, change)
 end
 
 -- Where a job stands: its lane, its tenant, and its place in the line.
-local function place_of(id)
+local function position_of(id)
   local job = redis.call('HMGET', 'ts:job:' .. id, 'lane', 'tenant', 'seq')
   return job[1], job[2] or 'local', job[3]
 end
 
 -- Gives a tenant its place among those that wait in the lane, or none.
-local function rank(lane, tenant)
-  if redis.call('EXISTS', line_key(lane, tenant)) == 1 then
-    local running = redis.call('HGET', running_key(lane), tenant) or 0
-    local turn = redis.call('HGET', turns_key(lane), tenant) or 0
-    redis.call('ZADD', tenants_key(lane), running * TURNS + turn, tenant)
+local function rank(queue, tenant)
+  if redis.call('EXISTS', tenant_queue_key(queue, tenant)) == 1 then
+    local running = redis.call('HGET', running_key(queue), tenant) or 0
+    local turn = redis.call('HGET', turns_key(queue), tenant) or 0
+    redis.call('ZADD', tenants_key(queue), running * MAX_TURNS + turn, tenant)
     return
   end
-  redis.call('ZREM', tenants_key(lane), tenant)
-  if redis.call('EXISTS', tenants_key(lane)) == 0 then redis.call('DEL', turns_key(lane)) end
+  redis.call('ZREM', tenants_key(queue), tenant)
+  if redis.call('EXISTS', tenants_key(queue)) == 0 then redis.call('DEL', turns_key(queue)) end
 end
 
 -- How many jobs wait in a lane.
-local function standing_in(lane)
+local function count_waiting(queue)
   local all = 0
-  for _, tenant in ipairs(redis.call('ZRANGE', tenants_key(lane), 0, -1)) do
-    all = all + redis.call('ZCARD', line_key(lane, tenant))
+  for _, tenant in ipairs(redis.call('ZRANGE', tenants_key(queue), 0, -1)) do
+    all = all + redis.call('ZCARD', tenant_queue_key(queue, tenant))
   end
   return all
 end
 
-local function lane_of(model)
+local function queue_of(model)
   return redis.call('ZSCORE', SERVED, model) and model or ''
 end
 
-local function stand_in_line(id, lane)
-  redis.call('HSET', 'ts:job:' .. id, 'lane', lane)
-  local _, tenant, seq = place_of(id)
-  redis.call('ZADD', line_key(lane, tenant), seq, id)
-  rank(lane, tenant)
+local function enqueue(id, queue)
+  redis.call('HSET', 'ts:job:' .. id, 'lane', queue)
+  local _, tenant, seq = position_of(id)
+  redis.call('ZADD', tenant_queue_key(queue, tenant), seq, id)
+  rank(queue, tenant)
 end
 
-local function leave_line(id)
-  local lane, tenant = place_of(id)
-  if not lane then return end  -- accepted before there were lanes
-  redis.call('ZREM', line_key(lane, tenant), id)
-  rank(lane, tenant)
+local function dequeue(id)
+  local queue, tenant = position_of(id)
+  if not queue then return end  -- accepted before there were lanes
+  redis.call('ZREM', tenant_queue_key(queue, tenant), id)
+  rank(queue, tenant)
 end
 
 -- Lets a waiting job stand in this lane, if it stands in another.
-local function move(id, lane)
-  if place_of(id) == lane then return end
-  leave_line(id)
-  stand_in_line(id, lane)
+local function move_to(id, queue)
+  if position_of(id) == queue then return end
+  dequeue(id)
+  enqueue(id, queue)
 end
 
 local DAY = 86400000
@@ -96,7 +96,7 @@ local function spend_passes(id, tenant, passes, day)
 end
 
 -- Whatever ends before it was ever begun has cost nothing.
-local function give_passes_back(id)
+local function refund_passes(id)
   local job = redis.call('HMGET', 'ts:job:' .. id, 'passes', 'day', 'claims', 'tenant')
   if job[1] and job[3] == '0' and redis.call('EXISTS', spent_key(job[2])) == 1 then
     count(spent_key(job[2]), job[4], -job[1])
@@ -104,26 +104,26 @@ local function give_passes_back(id)
 end
 
 local function begin_turn(id)
-  local lane, tenant = place_of(id)
+  local queue, tenant = position_of(id)
   redis.call('HSET', CLAIMS, redis.call('HGET', 'ts:job:' .. id, 'token'), id)
-  count(running_key(lane), tenant, 1)
-  if redis.call('EXISTS', tenants_key(lane)) == 1 then
-    redis.call('HSET', turns_key(lane), tenant, redis.call('HINCRBY', turns_key(lane), '', 1))
+  count(running_key(queue), tenant, 1)
+  if redis.call('EXISTS', tenants_key(queue)) == 1 then
+    redis.call('HSET', turns_key(queue), tenant, redis.call('HINCRBY', turns_key(queue), '', 1))
   end
-  rank(lane, tenant)
+  rank(queue, tenant)
 end
 
 local function end_turn(id)
-  local lane, tenant = place_of(id)
-  if not lane then return end
+  local queue, tenant = position_of(id)
+  if not queue then return end
   redis.call('HDEL', CLAIMS, redis.call('HGET', 'ts:job:' .. id, 'token'))
-  count(running_key(lane), tenant, -1)
-  rank(lane, tenant)
+  count(running_key(queue), tenant, -1)
+  rank(queue, tenant)
 end
 
 -- The job whose turn it is in a lane, among tenants that are not in the crowd.
-local function next_in(lane, crowd, size)
-  for _, tenant in ipairs(redis.call('ZRANGE', tenants_key(lane), 0, size)) do
-    if not crowd[tenant] then return redis.call('ZRANGE', line_key(lane, tenant), 0, 0)[1] end
+local function next_job(queue, busy_tenants, busy_count)
+  for _, tenant in ipairs(redis.call('ZRANGE', tenants_key(queue), 0, busy_count)) do
+    if not busy_tenants[tenant] then return redis.call('ZRANGE', tenant_queue_key(queue, tenant), 0, 0)[1] end
   end
 end

@@ -2,7 +2,7 @@
 -- one step from one consistent state to the next. Times are whole milliseconds of the server's clock, the only clock there is.
 
 local LEASES = 'ts:leases'  -- running jobs by the time at which their lease runs out
-local BELLS = 'ts:bells'    -- queued jobs by the time from which their bell may be rung again
+local REDISPATCH = 'ts:bells'    -- queued jobs by the time from which their bell may be rung again
 local ENDED = 'ts:ended'    -- jobs that have ended by the time at which they did
 local TERMINAL = {succeeded = true, failed = true, canceled = true}
 
@@ -27,7 +27,7 @@ local function fields(id)
   return redis.call('HGETALL', job_key(id))
 end
 
-local function say(id, kind, json)
+local function add_event(id, kind, json)
   redis.call('XADD', 'ts:events:' .. id, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', json)
 end
 
@@ -45,27 +45,27 @@ local function indexes(status, kind, method, model, tenant)
 end
 
 -- Those who wait for the job hear how it stands and what is new of it, and need not look at each change.
-local function announce(id, status, version, news)
+local function publish_change(id, status, version, kind_of_change)
   local tenant = get(id, 'tenant')[1]
-  redis.call('PUBLISH', 'ts:changed', table.concat({id, status, version, news, tenant}, ' '))
+  redis.call('PUBLISH', 'ts:changed', table.concat({id, status, version, kind_of_change, tenant}, ' '))
 end
 
 -- Every change ends here: the version rises and those who wait for the job wake up. News are 'status', 'progress' or
 -- 'metric'.
-local function changed(id, news)
+local function record_change(id, kind_of_change)
   local version = redis.call('HINCRBY', job_key(id), 'version', 1)
-  announce(id, get(id, 'status')[1], version, news)
+  publish_change(id, get(id, 'status')[1], version, kind_of_change)
   return version
 end
 
-local function say_status(id)
-  local version = changed(id, 'status')
+local function record_status(id)
+  local version = record_change(id, 'status')
   local job = get(id, 'status', 'attempts', 'cancel')
-  say(id, 'status', cjson.encode({
+  add_event(id, 'status', cjson.encode({
     status = job[1], attempts = tonumber(job[2]), cancel_requested = job[3] == '1', version = version,
   }))
   if TERMINAL[job[1]] then
-    say(id, 'completed', cjson.encode({status = job[1], version = version}))
+    add_event(id, 'completed', cjson.encode({status = job[1], version = version}))
   end
 end
 
@@ -73,44 +73,44 @@ end
 -- one that was let go by the last of them is loose, and the sweeper's. A tenant pays for each blob that it holds once,
 -- and so does every other that holds it.
 local REFERENCES = 'ts:references'  -- how many tenants hold a blob, by its digest
-local LOOSE = 'ts:loose'            -- blobs that nobody holds any more
+local UNREFERENCED = 'ts:loose'            -- blobs that nobody holds any more
 local STORED = 'ts:stored'          -- bytes of the blobs that each tenant holds or that its jobs may yet leave
 
 -- By digest, how many of a tenant's jobs and versions hold a blob, and its bytes.
-local function held_key(tenant)
+local function holders_key(tenant)
   return 'ts:held:' .. tenant
 end
 
-local function held_by(tenant, digest)
-  local holders, size = string.match(redis.call('HGET', held_key(tenant), digest) or '', '(%d+) (%d+)')
+local function holders_of(tenant, digest)
+  local holders, size = string.match(redis.call('HGET', holders_key(tenant), digest) or '', '(%d+) (%d+)')
   return tonumber(holders or 0), tonumber(size or 0)
 end
 
-local function note_held(tenant, digest, holders, size)
-  redis.call('HSET', held_key(tenant), digest, string.format('%d %d', holders, size))
+local function set_holders(tenant, digest, holders, size)
+  redis.call('HSET', holders_key(tenant), digest, string.format('%d %d', holders, size))
 end
 
-local function hold(tenant, digest, size)
-  local holders, known = held_by(tenant, digest)
-  if holders > 0 then return note_held(tenant, digest, holders + 1, known) end
-  note_held(tenant, digest, 1, size)
+local function add_holder(tenant, digest, size)
+  local holders, known = holders_of(tenant, digest)
+  if holders > 0 then return set_holders(tenant, digest, holders + 1, known) end
+  set_holders(tenant, digest, 1, size)
   count(STORED, tenant, size)
-  redis.call('SREM', LOOSE, digest)
+  redis.call('SREM', UNREFERENCED, digest)
   redis.call('HINCRBY', REFERENCES, digest, 1)
 end
 
-local function let_go(tenant, digest)
+local function remove_holder(tenant, digest)
   if not digest then return end
-  local holders, size = held_by(tenant, digest)
-  if holders > 1 then return note_held(tenant, digest, holders - 1, size) end
-  if redis.call('HDEL', held_key(tenant), digest) == 1 then count(STORED, tenant, -size) end
+  local holders, size = holders_of(tenant, digest)
+  if holders > 1 then return set_holders(tenant, digest, holders - 1, size) end
+  if redis.call('HDEL', holders_key(tenant), digest) == 1 then count(STORED, tenant, -size) end
   if redis.call('HINCRBY', REFERENCES, digest, -1) > 0 then return end
   redis.call('HDEL', REFERENCES, digest)
-  redis.call('SADD', LOOSE, digest)
+  redis.call('SADD', UNREFERENCED, digest)
 end
 
 -- Does something with each blob that a job left.
-local function each_artifact(id, action)
+local function for_each_artifact(id, action)
   local artifacts, tenant = unpack(get(id, 'artifacts', 'tenant'))
   for _, artifact in pairs(artifacts and cjson.decode(artifacts) or {}) do
     action(tenant, artifact.digest, artifact.size)
@@ -118,91 +118,91 @@ local function each_artifact(id, action)
 end
 
 -- What a job may leave is paid for from the start, so that there is room for it whenever it ends.
-local function reserve(id, tenant, leaves)
-  if leaves == 0 then return end
-  set(id, 'leaves', leaves)
-  count(STORED, tenant, leaves)
+local function reserve(id, tenant, output_bytes)
+  if output_bytes == 0 then return end
+  set(id, 'leaves', output_bytes)
+  count(STORED, tenant, output_bytes)
 end
 
-local function end_reserve(id)
-  local leaves, tenant = unpack(get(id, 'leaves', 'tenant'))
-  if not leaves then return end
+local function release_reserve(id)
+  local output_bytes, tenant = unpack(get(id, 'leaves', 'tenant'))
+  if not output_bytes then return end
   redis.call('HDEL', job_key(id), 'leaves')
-  count(STORED, tenant, -leaves)
+  count(STORED, tenant, -output_bytes)
 end
 
 -- A file is what a job works on and nobody asks for again, so it is let go with the job's end; an image stays with the
 -- job, which may be run again.
-local function let_file_go(id)
+local function release_file(id)
   local file, tenant = unpack(get(id, 'file', 'tenant'))
-  let_go(tenant, file)
+  remove_holder(tenant, file)
   redis.call('HDEL', job_key(id), 'file')
 end
 
 -- The one place where a job gets another status.
-local function enter(id, status, at)
+local function set_status(id, status, at)
   local job = get(id, 'status', 'seq', 'tenant', 'model')
-  if job[1] == 'queued' then leave_line(id) end
+  if job[1] == 'queued' then dequeue(id) end
   if job[1] == 'running' then end_turn(id) end
   for _, index in ipairs({status_indexes(job[1], job[3])}) do redis.call('ZREM', index, id) end
   for _, index in ipairs({status_indexes(status, job[3])}) do redis.call('ZADD', index, job[2], id) end
   redis.call('ZREM', LEASES, id)
-  redis.call('ZREM', BELLS, id)
+  redis.call('ZREM', REDISPATCH, id)
   set(id, 'status', status)
   if TERMINAL[status] then
     set(id, 'finished_at', at)
-    tell_of_end(id, status, at)
+    deliver_job_end(id, status, at)
     redis.call('ZADD', ENDED, at, id)
-    end_reserve(id)
-    let_file_go(id)
+    release_reserve(id)
+    release_file(id)
   elseif status == 'queued' then
-    redis.call('ZADD', BELLS, at, id)
-    stand_in_line(id, lane_of(job[4]))
+    redis.call('ZADD', REDISPATCH, at, id)
+    enqueue(id, queue_of(job[4]))
   elseif status == 'running' then
     begin_turn(id)
   end
-  say_status(id)
+  record_status(id)
 end
 
 -- Leaves nothing of a job that is not running, nor of what was to be told of it. What takes no memory comes first: a
 -- server that is out of it permits that alone, and whatever follows in the same script.
-local function forget_job(id)
+local function delete_job(id)
   local job = get(id, 'status', 'kind', 'method', 'model', 'tenant')
   local image, key = unpack(get(id, 'image', 'key'))
   redis.call('ZREM', ENDED, id)
-  redis.call('ZREM', BELLS, id)
+  redis.call('ZREM', REDISPATCH, id)
   if job[1] == 'queued' then
-    leave_line(id)
-    give_passes_back(id)
+    dequeue(id)
+    refund_passes(id)
   end
   for _, index in ipairs(indexes(unpack(job))) do redis.call('ZREM', index, id) end
-  forget_deliveries_of(id)
-  let_go(job[5], image)
-  end_reserve(id)
-  let_file_go(id)
-  each_artifact(id, let_go)
+  delete_deliveries_of(id)
+  remove_holder(job[5], image)
+  release_reserve(id)
+  release_file(id)
+  for_each_artifact(id, remove_holder)
   if key and redis.call('HGET', 'ts:key:' .. key, 'job') == id then redis.call('DEL', 'ts:key:' .. key) end
-  announce(id, 'deleted', 0, 'status')
+  publish_change(id, 'deleted', 0, 'status')
   redis.call('DEL', job_key(id), 'ts:events:' .. id)
 end
 
 -- Whether this claim of the job is the one that holds it.
-local function holds(id, claim)
+local function holds_claim(id, claim)
   local job = get(id, 'status', 'claims')
   return job[1] == 'running' and job[2] == claim
 end
 
 -- Notes how far the job is, unless that would go back, and a metric as JSON or ''; what is new, if anything is.
-local function note(id, done, total, metric)
+local function record_progress(id, done, total, metric)
   local before = get(id, 'done', 'total')
   local forward = tonumber(done) >= tonumber(before[1])
-  local moved = forward and (done ~= before[1] or total ~= before[2])
-  if moved then
+  local advanced = forward and (done ~= before[1] or total ~= before[2])
+  if advanced then
     set(id, 'done', done, 'total', total)
-    say(id, 'progress', cjson.encode({done = tonumber(done), total = tonumber(total)}))
+    add_event(id, 'progress', cjson.encode({done = tonumber(done), total = tonumber(total)}))
   end
-  if metric ~= '' then say(id, 'metric', metric) end
-  return (moved and 'progress') or (metric ~= '' and 'metric')
+  if metric ~= '' then add_event(id, 'metric', metric) end
+  return (advanced and 'progress') or (metric ~= '' and 'metric')
 end
 
 -- How long the oldest of these waiting jobs has waited, in milliseconds.

@@ -16,23 +16,23 @@ local function delivery_key(id)
   return 'ts:delivery:' .. id
 end
 
-local function delivery(id, ...)
+local function get_delivery(id, ...)
   return redis.call('HMGET', delivery_key(id), ...)
 end
 
 -- The lists that a delivery stands in.
 local function lists_of(id)
-  local told = delivery(id, 'tenant', 'status', 'endpoint', 'job')
+  local values = get_delivery(id, 'tenant', 'status', 'endpoint', 'job')
   local lists = {}
-  for place, name in ipairs({'tenant', 'status', 'endpoint', 'job'}) do
-    if told[place] ~= '' then lists[place] = 'ts:deliveries:' .. name .. ':' .. told[place] end
+  for position, name in ipairs({'tenant', 'status', 'endpoint', 'job'}) do
+    if values[position] ~= '' then lists[position] = 'ts:deliveries:' .. name .. ':' .. values[position] end
   end
   return lists
 end
 
 -- When a delivery is due, or nil for no more. A receiver's first delivery gives it its place.
-local function plan(id, at)
-  local receiver = delivery(id, 'receiver')[1]
+local function schedule(id, at)
+  local receiver = get_delivery(id, 'receiver')[1]
   local waiting = 'ts:deliveries:due:' .. receiver
   if at then
     redis.call('ZADD', waiting, at, id)
@@ -54,39 +54,39 @@ local function deliver(id, tenant, endpoint, url, kind, job, at)
     'receiver', tenant .. ' ' .. string.match(url, '^%a+://[^/?]*'))
   redis.call('ZADD', DELIVERIES, at, id)
   for _, list in pairs(lists_of(id)) do redis.call('ZADD', list, seq, id) end
-  plan(id, at)
+  schedule(id, at)
 end
 
 -- Gives a delivery another status.
-local function stand(id, status)
-  local before = delivery(id, 'status', 'seq')
+local function set_delivery_status(id, status)
+  local before = get_delivery(id, 'status', 'seq')
   redis.call('ZREM', 'ts:deliveries:status:' .. before[1], id)
   redis.call('ZADD', 'ts:deliveries:status:' .. status, before[2], id)
   redis.call('HSET', delivery_key(id), 'status', status)
 end
 
-local function settle(id, status)
-  stand(id, status)
-  plan(id, nil)
+local function end_delivery(id, status)
+  set_delivery_status(id, status)
+  schedule(id, nil)
 end
 
 -- Keeps the last attempts: one may be replayed as often as one likes.
-local function note_attempt(id, attempt)
-  local attempts = cjson.decode(delivery(id, 'attempts')[1])
+local function add_attempt(id, attempt)
+  local attempts = cjson.decode(get_delivery(id, 'attempts')[1])
   attempts[#attempts + 1] = attempt
   if #attempts > 20 then table.remove(attempts, 1) end
   redis.call('HSET', delivery_key(id), 'attempts', cjson.encode(attempts))
 end
 
-local function forget_delivery(id)
-  plan(id, nil)
+local function delete_delivery(id)
+  schedule(id, nil)
   for _, list in pairs(lists_of(id)) do redis.call('ZREM', list, id) end
   redis.call('ZREM', DELIVERIES, id)
   redis.call('DEL', delivery_key(id))
 end
 
-local function forget_deliveries_of(job)
-  for _, id in ipairs(redis.call('ZRANGE', 'ts:deliveries:job:' .. job, 0, -1)) do forget_delivery(id) end
+local function delete_deliveries_of(job)
+  for _, id in ipairs(redis.call('ZRANGE', 'ts:deliveries:job:' .. job, 0, -1)) do delete_delivery(id) end
 end
 
 local function contains(list, wanted)
@@ -98,16 +98,16 @@ end
 
 -- The end of a job is told to its own webhook and to those endpoints of its tenant that want to hear of it. The name of a
 -- delivery follows from job and receiver, so each is told once. Inference is answered where it was asked.
-local function tell_of_end(id, status, at)
+local function deliver_job_end(id, status, at)
   local job = redis.call('HMGET', 'ts:job:' .. id, 'kind', 'tenant', 'webhook')
   if job[1] == 'inference' then return end
   local kind, tenant, webhook = 'job.' .. status, job[2] or 'local', job[3] or ''
-  local function tell(endpoint, url)
+  local function deliver_to(endpoint, url)
     deliver('msg_' .. redis.sha1hex(id .. ' ' .. endpoint), tenant, endpoint, url, kind, id, at)
   end
-  if webhook ~= '' then tell('', webhook) end
+  if webhook ~= '' then deliver_to('', webhook) end
   for _, text in ipairs(redis.call('HVALS', webhooks_key(tenant))) do
     local endpoint = cjson.decode(text)
-    if not endpoint.disabled_at and contains(endpoint.events, kind) then tell(endpoint.id, endpoint.url) end
+    if not endpoint.disabled_at and contains(endpoint.events, kind) then deliver_to(endpoint.id, endpoint.url) end
   end
 end

@@ -10,15 +10,15 @@ if #gone == 0 then return {'unknown'} end
 for _, status in ipairs({'running', 'queued'}) do
   for _, job in ipairs(redis.call('ZRANGE', 'ts:tenant:' .. tenant .. ':status:' .. status, 0, -1)) do
     if redis.call('ZSCORE', 'ts:model:' .. id, job) then
-      local asked = cjson.decode(get(job, 'submission')[1])
-      if digest == '' or asked.model.digest == digest then return {status, job} end
+      local submission = cjson.decode(get(job, 'submission')[1])
+      if digest == '' or submission.model.digest == digest then return {status, job} end
     end
   end
 end
 
 for _, version in ipairs(gone) do
   redis.call('DEL', version_key(tenant, id, version.digest))
-  let_go(tenant, version.digest)
+  remove_holder(tenant, version.digest)
   if redis.call('HEXISTS', REFERENCES, version.digest) == 0 then
     redis.call('DEL', 'ts:probe:' .. version.digest, 'ts:spent:' .. version.digest)
   end

@@ -1,16 +1,16 @@
 -- tenant, id, digest, card as JSON, what was found out about it as JSON, bytes of its file, the job that tried it and its
 -- claim, or '' twice. Makes this version the current one, unless it is known: then nothing changes, and the card that is
 -- known is returned. False where the claim does not hold any more, or the job was canceled.
-local tenant, id, digest, card, examined, size, job, claim = unpack(ARGV)
+local tenant, id, digest, manifest, probe, size, job, claim = unpack(ARGV)
 local key = version_key(tenant, id, digest)
 local known = redis.call('HGET', key, 'card')
 if known then return known end
-if job ~= '' and not (holds(job, claim) and get(job, 'cancel')[1] == '0') then return false end
+if job ~= '' and not (holds_claim(job, claim) and get(job, 'cancel')[1] == '0') then return false end
 
 local at = now()
-redis.call('HSET', key, 'card', card, 'examined', examined, 'at', at)
-hold(tenant, digest, size)
+redis.call('HSET', key, 'card', manifest, 'examined', probe, 'at', at)
+add_holder(tenant, digest, size)
 local versions = versions_of(tenant, id)
 table.insert(versions, 1, {digest = digest, at = at})
 redis.call('HSET', registry_key(tenant), id, cjson.encode(versions))
-return card
+return manifest

@@ -1,11 +1,11 @@
 -- what is asked for, tenant, how often a minute. A bucket that holds a minute's worth, and is filled evenly. Whether there was
 -- one left, how many are left now, and in how many microseconds the next comes or, if this was granted, all are back.
 local MINUTE = 60000000
-local what, tenant, most = unpack(ARGV)
-local key = 'ts:rate:' .. what .. ':' .. tenant
+local rate, tenant, limit = unpack(ARGV)
+local key = 'ts:rate:' .. rate .. ':' .. tenant
 local time = redis.call('TIME')
 local at = time[1] * 1000000 + time[2]
-local each = MINUTE / most
+local each = MINUTE / limit
 local empty_for = math.max(0, tonumber(redis.call('GET', key) or 0) - at)
 if empty_for + each > MINUTE + 1 then return {0, 0, math.ceil(empty_for + each - MINUTE)} end
 

@@ -1,6 +1,6 @@
 -- model, rows, budget or '', rows a second or '', token, ms that the token is known. Rows may be sent once they are
 -- spent here; a call repeated with its token spends nothing more. How it went, and rows spent or microseconds to wait.
-local model, rows, budget, rate, token, life = unpack(ARGV)
+local model, rows, budget, rate, token, expiry = unpack(ARGV)
 local LATENESS = 100000  -- who was told to wait comes a little late, and that must not slow all down
 local key, known = 'ts:spent:' .. model, 'ts:spend:' .. token
 if redis.call('EXISTS', known) == 1 then return {'spent', 0} end
@@ -17,5 +17,5 @@ if rate ~= '' then
   redis.call('HSET', key, 'free', string.format('%.0f', next_free))
 end
 
-redis.call('SET', known, 1, 'PX', life)
+redis.call('SET', known, 1, 'PX', expiry)
 return {'spent', redis.call('HINCRBY', key, 'rows', rows)}

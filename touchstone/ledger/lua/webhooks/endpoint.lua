@@ -1,10 +1,10 @@
 -- tenant, id, endpoint as JSON, its secret, most endpoints of a tenant. The endpoint as it is kept, or false where there
 -- are as many as may be.
-local tenant, id, text, secret, most = unpack(ARGV)
+local tenant, id, text, secret, max_endpoints = unpack(ARGV)
 local key = webhooks_key(tenant)
 local known = redis.call('HGET', key, id)
 if known then return known end
-if redis.call('HLEN', key) >= tonumber(most) then return false end
+if redis.call('HLEN', key) >= tonumber(max_endpoints) then return false end
 
 local endpoint = cjson.decode(text)
 endpoint.created_at = now()

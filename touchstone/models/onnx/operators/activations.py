@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from touchstone.models.onnx.registry import Known, elementwise, operator
+from touchstone.models.onnx.registry import Known, operator, register_elementwise
 
 for _name, _function in {
     "Relu": torch.relu,
@@ -18,7 +18,7 @@ for _name, _function in {
     "Mish": functional.mish,
     "HardSwish": functional.hardswish,
 }.items():
-    elementwise(_name, _function)
+    register_elementwise(_name, _function)
 
 
 @operator("Softplus")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from touchstone.models.onnx.registry import elementwise, operator
+from touchstone.models.onnx.registry import operator, register_elementwise
 
 _UNARY: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
@@ -38,10 +38,10 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "Atanh": torch.atanh,
 }
 for _name, _function in _UNARY.items():
-    elementwise(_name, _function)
+    register_elementwise(_name, _function)
 
 
-def _binary(name: str, function: Callable[..., Any]) -> None:
+def _register_binary(name: str, function: Callable[..., Any]) -> None:
     @operator(name, since=7)  # before, operators broadcast in another way
     def binary(a: Tensor, b: Tensor) -> Tensor:
         y: Tensor = function(a, b)
@@ -62,7 +62,7 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "Xor": torch.logical_xor,
 }
 for _name, _pair in _BINARY.items():
-    _binary(_name, _pair)
+    _register_binary(_name, _pair)
 
 
 @operator("Div", since=7)

@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from touchstone.models.fused.trunk import Trunk
-from touchstone.models.onnx.registry import elementwise, operator
+from touchstone.models.onnx.registry import operator, register_elementwise
 
-elementwise("fused.Silu", functional.silu)
-elementwise("fused.Gelu", functional.gelu)
+register_elementwise("fused.Silu", functional.silu)
+register_elementwise("fused.Gelu", functional.gelu)
 
 
 @operator("fused.LayerNorm")

@@ -33,12 +33,12 @@ def max_pool(
         raise ValueError("the indices of the largest elements are not supported as an output")
     sizes = tuple(x.shape[2:])
     place = window(sizes, kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad)
-    if _plain(place):
+    if _pads_natively(place):
         return _MAX[x.ndim](
             x, place.kernel, place.strides, place.begin, place.dilations, ceil_mode=bool(ceil_mode)
         )
     lowest = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
-    padded = functional.pad(x, _reach(place, sizes, ceil=bool(ceil_mode)), value=lowest)
+    padded = functional.pad(x, _pool_margins(place, sizes, ceil=bool(ceil_mode)), value=lowest)
     return _MAX[x.ndim](padded, place.kernel, place.strides, 0, place.dilations)
 
 
@@ -56,7 +56,7 @@ def average_pool(
 ) -> Tensor:
     sizes = tuple(x.shape[2:])
     place = window(sizes, kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad)
-    if _plain(place) and set(place.dilations) == {1}:
+    if _pads_natively(place) and set(place.dilations) == {1}:
         return _MEAN[x.ndim](
             x, place.kernel, place.strides, place.begin, bool(ceil_mode), bool(count_include_pad)
         )
@@ -68,9 +68,9 @@ def average_pool(
         reach = unpadded.overhang(sides, place.positions(sizes, ceil=bool(ceil_mode)))
         counted = functional.pad(counted, margins((0,) * len(sizes), reach))
     else:
-        counted = functional.pad(counted, _reach(place, sizes, ceil=bool(ceil_mode)))
-    total = _sums(functional.pad(x, _reach(place, sizes, ceil=bool(ceil_mode))), place)
-    return total / _sums(counted, place)
+        counted = functional.pad(counted, _pool_margins(place, sizes, ceil=bool(ceil_mode)))
+    total = _window_sums(functional.pad(x, _pool_margins(place, sizes, ceil=bool(ceil_mode))), place)
+    return total / _window_sums(counted, place)
 
 
 @operator("LpPool", since=2)
@@ -87,8 +87,8 @@ def lp_pool(
 ) -> Tensor:
     sizes = tuple(x.shape[2:])
     place = window(sizes, kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad)
-    padded = functional.pad(x, _reach(place, sizes, ceil=bool(ceil_mode)))
-    return _sums(padded.abs() ** p, place) ** (1 / p)
+    padded = functional.pad(x, _pool_margins(place, sizes, ceil=bool(ceil_mode)))
+    return _window_sums(padded.abs() ** p, place) ** (1 / p)
 
 
 @operator("GlobalAveragePool")
@@ -106,17 +106,17 @@ def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
     return (x.abs() ** p).sum(tuple(range(2, x.ndim)), keepdim=True) ** (1 / p)
 
 
-def _plain(place: Window) -> bool:
+def _pads_natively(place: Window) -> bool:
     """Whether PyTorch's own pooling can pad: equally on both sides, by at most half a window."""
     return place.symmetric and all(2 * b <= k for b, k in zip(place.begin, place.kernel, strict=True))
 
 
-def _reach(place: Window, sizes: Sizes, *, ceil: bool) -> list[int]:
+def _pool_margins(place: Window, sizes: Sizes, *, ceil: bool) -> list[int]:
     """The margins after which exactly the right number of windows fits."""
     return margins(place.begin, place.overhang(sizes, place.positions(sizes, ceil=ceil)))
 
 
-def _sums(x: Tensor, place: Window) -> Tensor:
+def _window_sums(x: Tensor, place: Window) -> Tensor:
     """The sum of each window."""
     channels = x.shape[1]
     ones = x.new_ones(channels, 1, *place.kernel)

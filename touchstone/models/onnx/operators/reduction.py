@@ -13,7 +13,7 @@ Reducer = Callable[[Tensor, tuple[int, ...], bool], Tensor]
 Axes = Sequence[int] | None
 
 
-def _reduction(name: str, function: Reducer, since: int) -> None:
+def _register_reduction(name: str, function: Reducer, since: int) -> None:
     """Register a reduction in both its forms: axes as an attribute, and since a version as an input."""
 
     @operator(name)
@@ -57,10 +57,10 @@ for _name, _function, _since in (
     ("ReduceLogSum", lambda x, dims, keep: _sum(x, dims, keep).log(), 18),
     ("ReduceLogSumExp", torch.logsumexp, 18),
 ):
-    _reduction(_name, _function, _since)
+    _register_reduction(_name, _function, _since)
 
 
-def _position(name: str, function: Callable[..., Tensor]) -> None:
+def _register_position(name: str, function: Callable[..., Tensor]) -> None:
     @operator(name)
     def position(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
         if not select_last_index:
@@ -68,8 +68,8 @@ def _position(name: str, function: Callable[..., Tensor]) -> None:
         return x.shape[axis] - 1 - function(x.flip(axis), axis, bool(keepdims))
 
 
-_position("ArgMax", torch.argmax)
-_position("ArgMin", torch.argmin)
+_register_position("ArgMax", torch.argmax)
+_register_position("ArgMin", torch.argmin)
 
 
 @operator("TopK", since=10)

@@ -14,11 +14,11 @@ from torch.nn import functional
 from touchstone.models.onnx.graph import Array
 from touchstone.models.onnx.registry import Known, operator
 
-MOST_SIDE = 8192
+MAX_SIDE = 8192
 
 
 @dataclass(frozen=True)
-class Rule:
+class ResizeRule:
     """How positions of the result are found in the original, and what is read there."""
 
     mode: str = "nearest"
@@ -40,15 +40,15 @@ class Scaling:
     roi: tuple[float, float] = (0.0, 1.0)
 
     @property
-    def still(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether nothing happens."""
         return self.before == self.after and self.scale == 1.0 and self.roi == (0.0, 1.0)
 
 
 @operator("Upsample", since=7)
 def upsample_by(x: Tensor, *, scales: tuple[float, ...], mode: str = "nearest") -> Tensor:
-    rule = Rule(mode, "asymmetric", "floor")
-    return _resize(x, [_by(n, s) for n, s in zip(x.shape, scales, strict=True)], rule)
+    rule = ResizeRule(mode, "asymmetric", "floor")
+    return _resize(x, [_scale_by(n, s) for n, s in zip(x.shape, scales, strict=True)], rule)
 
 
 @operator("Upsample", since=9)
@@ -81,9 +81,9 @@ def resize(
     dims = tuple(range(x.ndim)) if axes is None else tuple(axis % x.ndim for axis in axes)
     before = [x.shape[dim] for dim in dims]
     if sizes is not None and sizes.size:
-        changes = _to(before, sizes.tolist(), keep_aspect_ratio_policy)
+        changes = _scale_to(before, sizes.tolist(), keep_aspect_ratio_policy)
     elif scales is not None:
-        changes = [_by(n, s) for n, s in zip(before, scales.tolist(), strict=True)]
+        changes = [_scale_by(n, s) for n, s in zip(before, scales.tolist(), strict=True)]
     else:
         raise ValueError("neither sizes nor scales are given")
     if coordinate_transformation_mode == "tf_crop_and_resize" and roi is not None:
@@ -95,7 +95,7 @@ def resize(
     whole = [Scaling(n, n, 1.0) for n in x.shape]
     for dim, change in zip(dims, changes, strict=True):
         whole[dim] = change
-    rule = Rule(
+    rule = ResizeRule(
         mode,
         coordinate_transformation_mode,
         nearest_mode,
@@ -107,11 +107,11 @@ def resize(
     return _resize(x, whole, rule)
 
 
-def _by(size: int, scale: float) -> Scaling:
+def _scale_by(size: int, scale: float) -> Scaling:
     return Scaling(size, int(np.floor(size * scale)), scale)
 
 
-def _to(before: list[int], sizes: list[int], policy: str) -> list[Scaling]:
+def _scale_to(before: list[int], sizes: list[int], policy: str) -> list[Scaling]:
     scales = [after / size for size, after in zip(before, sizes, strict=True)]
     if policy == "stretch":
         return [Scaling(n, m, s) for n, m, s in zip(before, sizes, scales, strict=True)]
@@ -119,14 +119,14 @@ def _to(before: list[int], sizes: list[int], policy: str) -> list[Scaling]:
     return [Scaling(n, int(np.floor(scale * n + 0.5)), scale) for n in before]
 
 
-def _resize(x: Tensor, changes: list[Scaling], rule: Rule) -> Tensor:
-    if any(change.after > MOST_SIDE for change in changes):
+def _resize(x: Tensor, changes: list[Scaling], rule: ResizeRule) -> Tensor:
+    if any(change.after > MAX_SIDE for change in changes):
         raise ValueError(f"a side of {max(change.after for change in changes)} is too large")
-    if _is_torchs(x, changes, rule):
+    if _matches_torch(x, changes, rule):
         size = [change.after for change in changes[2:]]
         corners = rule.coordinates == "align_corners"
         return functional.interpolate(x, size, mode="bilinear", align_corners=corners)
-    moving = [(dim, change) for dim, change in enumerate(changes) if not change.still]
+    moving = [(dim, change) for dim, change in enumerate(changes) if not change.is_identity]
     for dim, change in moving:
         if rule.mode == "nearest" and rule.coordinates != "tf_crop_and_resize":
             x = x.index_select(dim, torch.from_numpy(_nearest(change, rule)).to(x.device))
@@ -141,15 +141,15 @@ def _resize(x: Tensor, changes: list[Scaling], rule: Rule) -> Tensor:
     return x
 
 
-def _is_torchs(x: Tensor, changes: list[Scaling], rule: Rule) -> bool:
+def _matches_torch(x: Tensor, changes: list[Scaling], rule: ResizeRule) -> bool:
     """Whether PyTorch's own bilinear interpolation does the same."""
     whole = all(change.after == change.before * change.scale > 1 for change in changes[2:])
     plain = rule.mode == "linear" and not rule.antialias and not rule.exclude_outside
     known = rule.coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners")
-    return x.ndim == 4 and plain and known and whole and all(one.still for one in changes[:2])
+    return x.ndim == 4 and plain and known and whole and all(one.is_identity for one in changes[:2])
 
 
-def _positions(change: Scaling, rule: Rule) -> Array:
+def _positions(change: Scaling, rule: ResizeRule) -> Array:
     """Where each element of the result lies in the original."""
     i = np.arange(change.after, dtype=np.float64)
     length, scale = change.scale * change.before, change.scale
@@ -174,13 +174,13 @@ def _positions(change: Scaling, rule: Rule) -> Array:
 
 
 def _outside(change: Scaling) -> Array:
-    positions = _positions(change, Rule(coordinates="tf_crop_and_resize"))
+    positions = _positions(change, ResizeRule(coordinates="tf_crop_and_resize"))
     outside: Array = (positions < 0) | (positions > change.before - 1)
     return outside
 
 
 @lru_cache(maxsize=256)
-def _nearest(change: Scaling, rule: Rule) -> Array:
+def _nearest(change: Scaling, rule: ResizeRule) -> Array:
     """The index of the original that each element of the result copies."""
     positions = _positions(change, rule)
     ways: dict[str, Callable[[Array], Array]] = {
@@ -194,7 +194,7 @@ def _nearest(change: Scaling, rule: Rule) -> Array:
 
 
 @lru_cache(maxsize=256)
-def _matrix(change: Scaling, rule: Rule) -> Array:
+def _matrix(change: Scaling, rule: ResizeRule) -> Array:
     """The weight of each element of the original (columns) in each of the result (rows)."""
     matrix = np.zeros((change.after, change.before))
     rows = np.arange(change.after)
@@ -214,7 +214,7 @@ def _matrix(change: Scaling, rule: Rule) -> Array:
     return matrix / matrix.sum(1, keepdims=True) if rule.antialias or rule.exclude_outside else matrix
 
 
-def _kernel(rule: Rule) -> tuple[Callable[[Array], Array], int]:
+def _kernel(rule: ResizeRule) -> tuple[Callable[[Array], Array], int]:
     """The weight at a distance, and the distance beyond which it is zero."""
     a = rule.cubic
     if rule.mode == "linear":

@@ -36,7 +36,7 @@ class Window:
     def positions(self, sizes: Sizes, *, ceil: bool) -> Sizes:
         """How many places the window has; with `ceil` it may overhang, but not start beyond the end."""
         return tuple(
-            _positions(size + before + after, span, stride, size + before, ceil=ceil)
+            _count_positions(size + before + after, span, stride, size + before, ceil=ceil)
             for size, before, after, span, stride in zip(
                 sizes, self.begin, self.end, self.spans, self.strides, strict=True
             )
@@ -52,7 +52,7 @@ class Window:
         )
 
 
-def _positions(whole: int, span: int, stride: int, start: int, *, ceil: bool) -> int:
+def _count_positions(whole: int, span: int, stride: int, start: int, *, ceil: bool) -> int:
     count = (whole - span + (stride - 1 if ceil else 0)) // stride + 1
     return count - 1 if ceil and (count - 1) * stride >= start else count
 
@@ -81,7 +81,7 @@ def window(
         )
     if min(*kernel, *strides, *dilations) < 1:
         raise ValueError("kernel, strides and dilations must be positive")
-    plain = Window(kernel, strides, dilations, *_explicit(pads or (0,) * 2 * len(sizes), len(sizes)))
+    plain = Window(kernel, strides, dilations, *_split_pads(pads or (0,) * 2 * len(sizes), len(sizes)))
     if auto_pad == "NOTSET":
         return plain
     if auto_pad == "VALID":
@@ -101,7 +101,7 @@ def halves(total: Sizes, *, upper: bool) -> tuple[Sizes, Sizes]:
     return (less, more) if upper else (more, less)
 
 
-def _explicit(pads: Sizes, rank: int) -> tuple[Sizes, Sizes]:
+def _split_pads(pads: Sizes, rank: int) -> tuple[Sizes, Sizes]:
     if len(pads) != 2 * rank or min(pads) < 0:
         raise ValueError(f"pads {pads} must be {2 * rank} numbers that are not negative")
     return pads[:rank], pads[rank:]
