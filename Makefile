@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 AXE := build/npm/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test fuzz fuzz-images chaos lint format bench clean
+.PHONY: help demo up test test-fast test-matrix fuzz fuzz-images chaos lint format bench clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -21,6 +21,12 @@ up: .venv/.installed ## Serve on 127.0.0.1:8000 until Ctrl-C
 
 test: .venv/.tested $(AXE) ## Run all tests (those in a browser only where there is Chromium)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-fast: .venv/.tested ## Run what takes under two minutes: for use while working
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(FAST)
+
+test-matrix: .venv/.tested ## Run what needs other servers or environments, where they are installed, and record the results
+	$(BIN)/python -m tools.test_matrix
 
 fuzz: .venv/.tested ## Ask API and ledger what they do not expect, for MINUTES (10) and a while, differently each time
 	$(ONE_THREAD) $(BIN)/python -m api_tests.support.fuzz_api $(or $(MINUTES),10)

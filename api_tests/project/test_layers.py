@@ -3,13 +3,25 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tools.package_graph import (
+    PICTURE,
+    ROOT,
+    draw_graph,
+    find_circle,
+    find_package,
+    find_upward_imports,
+    read_graph,
+)
+
 FILES = sorted(path for part in ("touchstone", "service", "workers") for path in (ROOT / part).rglob("*.py"))
+TESTS = sorted((ROOT / "api_tests").rglob("*.py"))
+GRAPH = read_graph()
 
 MAY_IMPORT = {
     "torch": (
@@ -98,7 +110,87 @@ def test_openapi_with_the_catalogue_is_built_without_torch() -> None:
     code = (
         "import sys; from pathlib import Path; from touchstone.settings import Settings;"
         "from service.app import create_app;"
-        "create_app(Settings(home=Path('nowhere')), ring=print).openapi(); print('torch' in sys.modules)"
+        "create_app(Settings(home=Path('nowhere')), dispatch=print).openapi(); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False"]
+
+
+def test_packages_import_only_what_stands_below_them() -> None:
+    assert find_upward_imports(GRAPH) == []
+
+
+def test_no_files_import_one_another_in_a_circle() -> None:
+    assert find_circle(GRAPH) == []
+
+
+def test_upward_import_and_circle_are_found() -> None:
+    graph = {
+        "touchstone.errors": frozenset({"service.app"}),
+        "service.app": frozenset({"service.schemas"}),
+        "service.schemas": frozenset({"service.app"}),
+    }
+    upward = ["touchstone.errors imports service.app", "service.schemas imports service.app"]
+    assert find_upward_imports(graph) == upward
+    assert find_circle(graph) == ["service.app", "service.schemas", "service.app"]
+
+
+def test_imports_for_types_alone_count_in_the_order_of_packages(tmp_path: Path) -> None:
+    (tmp_path / "touchstone").mkdir()
+    typing = "if TYPE_CHECKING:\n    from touchstone.settings import Settings\n"
+    (tmp_path / "touchstone/errors.py").write_text(typing)
+    (tmp_path / "touchstone/settings.py").write_text("from touchstone import errors\n")
+    graph = read_graph(tmp_path)
+    assert graph["touchstone.errors"] == {"touchstone.settings"}
+    assert graph["touchstone.settings"] == {"touchstone.errors"}
+
+
+def test_every_module_stands_in_a_layer_of_its_own_or_its_package() -> None:
+    top = {"touchstone", "service", "service.app", "service.__main__"}
+    assert {module for module in GRAPH if find_package(module) in ("touchstone", "service")} == top
+
+
+def test_picture_of_the_packages_is_drawn_from_the_imports() -> None:
+    assert draw_graph(GRAPH) == PICTURE.read_text("utf-8"), "run python -m tools.package_graph"
+
+
+def test_architecture_page_names_every_package() -> None:
+    page = (ROOT / "docs/architecture.md").read_text("utf-8")
+    packages = sorted(path.parent for path in FILES if path.name == "__init__.py")
+    assert [package.name for package in packages if f"{package.name}/" not in page] == []
+
+
+NOUNS = {"smoothing", "preprocessing", "sampling", "rounding", "pooling", "indexing"}
+"""The field's nouns in -ing; no other module has a name in -ing."""
+
+
+def test_no_module_but_the_fields_nouns_is_named_in_ing() -> None:
+    modules = [path for path in [*FILES, *TESTS] if not path.stem.startswith("test_")]
+    assert [str(path) for path in modules if path.stem.endswith("ing") and path.stem not in NOUNS] == []
+
+
+ROUTERS_AND_WHAT_THEY_SERVE = {
+    ("service", "metrics"): {"routers/metrics.py", "state/metrics.py"},
+    ("service", "operations"): {"routers/operations.py", "openapi/operations.py"},
+}
+"""The only files of one stem within a package."""
+
+
+def find_same_stems(package: Path) -> dict[tuple[str, str], set[str]]:
+    """Files of one stem in a package and the packages in it."""
+    files: dict[str, set[str]] = {}
+    for path in package.rglob("*.py"):
+        if not path.stem.startswith("__"):
+            files.setdefault(path.stem, set()).add(path.relative_to(package).as_posix())
+    return {(package.name, stem): found for stem, found in files.items() if len(found) > 1}
+
+
+def test_no_package_has_two_files_of_one_stem() -> None:
+    packages = [ROOT / "service", ROOT / "workers", *(ROOT / "touchstone").iterdir()]
+    found = [find_same_stems(package) for package in packages if package.is_dir()]
+    assert {key: files for same in found for key, files in same.items()} == ROUTERS_AND_WHAT_THEY_SERVE
+
+
+def test_no_folder_but_attacks_holds_more_than_28_python_files() -> None:
+    folders = Counter(path.parent.relative_to(ROOT).as_posix() for path in [*FILES, *TESTS])
+    assert {folder for folder, files in folders.items() if files > 28} <= {"touchstone/attacks"}
