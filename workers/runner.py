@@ -22,8 +22,9 @@ from touchstone.errors import (
     WorkerStopping,
 )
 from touchstone.evaluation.certificate_result import pool_key
+from touchstone.evaluation.run import JobOutcome
 from touchstone.ledger.ledger import Ledger
-from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Submission, Timings
+from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Submission
 from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.logs import bind_fields, get_logger
 from touchstone.memory import is_out_of_memory
@@ -45,32 +46,8 @@ _log = get_logger("runner")
 T = TypeVar("T")
 
 
-class JobOutcome(Protocol):
-    """What a job leaves behind; `touchstone.evaluation.run.JobOutcome` is one."""
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The contract's result object."""
-
-    @property
-    def artifacts(self) -> Mapping[str, tuple[bytes, str]]:
-        """Bytes and media type by name."""
-
-    @property
-    def timings(self) -> Timings:
-        """Seconds of the phases that the run knows."""
-
-    @property
-    def counts(self) -> dict[str, Any] | None:
-        """What another job may go on from."""
-
-    @property
-    def canceled(self) -> bool:
-        """Whether a cancel ended it, with what was shown until then."""
-
-
 class RunJob(Protocol):
-    """Runs one job to its end; `touchstone.evaluation.run.run` bound to an engine is one."""
+    """Runs one job to its end; `touchstone.evaluation.run.run_job` bound to an engine is one."""
 
     def __call__(
         self,

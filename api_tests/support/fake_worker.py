@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 from touchstone import logs
 from touchstone.errors import JobCanceled, ModelUnusable, NonFiniteOutput, WorkerStopping
+from touchstone.evaluation.run import JobOutcome
 from touchstone.ledger.records import Progress, Submission, Timings
 from touchstone.settings import Settings
 from workers.serve import serve
@@ -61,15 +62,6 @@ class FakeTask:
         self.canceled.set()
 
 
-class FakeOutcome:
-    def __init__(self, result: dict[str, Any], artifacts: dict[str, tuple[bytes, str]]) -> None:
-        self.result = result
-        self.artifacts = artifacts
-        self.timings = Timings(compute=1.0)
-        self.counts = None
-        self.canceled = False
-
-
 def run(
     submission: Submission,
     png: bytes,
@@ -79,7 +71,7 @@ def run(
     started: Any,
     report: Any,
     prior: Any,
-) -> FakeOutcome:
+) -> JobOutcome:
     """Do what `parameters` say: `steps` of 20 ms each, a note in the file `diary`, and `then` how to end."""
     parameters = submission.parameters
     write_diary(parameters, "begin")
@@ -100,7 +92,7 @@ def run(
     result = (
         {"read": len(png), "bad": float("nan")} if parameters.get("then") == "nan" else {"read": len(png)}
     )
-    return FakeOutcome(result, {"adversarial.png": (b"an image of " + png, "image/png")})
+    return JobOutcome(result, {"adversarial.png": (b"an image of " + png, "image/png")}, Timings(compute=1.0))
 
 
 def end_job(ending: str | None, engine: FakeEngine) -> None:
