@@ -1,4 +1,4 @@
-"""A campaign: faults one after the other while clients go on, then the whole evidence."""
+"""A campaign: faults one after the other under load, then the evidence for the checker."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chaos.book import Claim, ClientEvent, FaultStrike, Journal, ReceivedMessage, WorkerLoss, read
 from chaos.checker import Evidence
 from chaos.client import Load
 from chaos.faults import Fault
+from chaos.journal import Claim, ClientEvent, FaultStrike, Journal, ReceivedMessage, WorkerLoss, read
 from chaos.report import History
 from chaos.site import Site, wait_until
 from touchstone.errors import UnknownArtifact
@@ -26,26 +26,28 @@ QUIET_SECONDS = 60.0
 ReportLine = Callable[[str], object]
 T = TypeVar("T")
 ReadPage = Callable[..., tuple[Sequence[T], str | None]]
-"""Turns to a page of a list: what stands there, and where the next begins."""
+"""Reads a page of a list: its items, and the cursor of the next page."""
 
 
 @contextmanager
 def site(
     home: Path, *, workers: int = 4, lease: float = 1.0, hang: float = 2.0, concurrency: int = 2
 ) -> Iterator[Site]:
-    """A service to strike at. Its workers hold few jobs at once, so that a strike hits some and not all."""
-    found = Site(home, workers=workers, lease=lease, hang=hang, concurrency=concurrency)
+    """A service to inject faults into. Its workers run few jobs at once, so that a fault hits some and not
+    all.
+    """
+    site = Site(home, workers=workers, lease=lease, hang=hang, concurrency=concurrency)
     try:
-        yield found
+        yield site
     finally:
-        found.close()
+        site.close()
 
 
 def run(site: Site, faults: Sequence[Fault], *, scale: float = 1.0, report: ReportLine) -> None:
-    """Strike with every fault as often as it says, times `scale`; returns when all jobs should have ended and
-    all who wanted to hear of it should have.
+    """Inject every fault as often as it says, times `scale`. Returns when all jobs should have ended and all
+    webhooks should have been delivered.
     """
-    strikes, client = Journal(site.home / "blows.jsonl"), Journal(site.home / "client.jsonl")
+    strikes, client = Journal(site.home / "strikes.jsonl"), Journal(site.home / "client.jsonl")
     load = Load(site.port, client, CLIENTS, webhook=site.receiver.url())
     try:
         for fault in faults:
@@ -57,7 +59,7 @@ def run(site: Site, faults: Sequence[Fault], *, scale: float = 1.0, report: Repo
             report(f"{fault.name}: {time.monotonic() - begun:.1f} s")
     finally:
         load.stop(QUIET_SECONDS)
-        with suppress(TimeoutError):  # the table says how many were told
+        with suppress(TimeoutError):  # the table shows how many were delivered
             wait_until(lambda: not site.ledger.outbox.count_by_status()["pending"], QUIET_SECONDS)
         strikes.close()
         client.close()
@@ -70,51 +72,53 @@ def _strike(fault: Fault, site: Site) -> FaultStrike:
 
 
 def gather(site: Site) -> Evidence:
-    """Everything that the checker needs to know."""
+    """Everything that the checker reads."""
     jobs = {job.id: job for job in _read_all(_job_pages(site.ledger))}
     events = {job: site.ledger.events(job, limit=10_000) for job in jobs}
     blobs = open_blobs(site.settings)
     entries = read(site.home / "client.jsonl", ClientEvent)
-    heard = read(site.home / "heard.jsonl", ReceivedMessage)
+    received = read(site.home / "received.jsonl", ReceivedMessage)
     deliveries = _read_all(TenantLedger.of(site.ledger, LOCAL).deliveries.find)
-    return Evidence(entries, jobs, events, _BlobCheck(blobs), site.settings.max_attempts, deliveries, heard)
+    return Evidence(
+        entries, jobs, events, _BlobCheck(blobs), site.settings.max_attempts, deliveries, received
+    )
 
 
 def tracebacks(home: Path) -> Iterator[str]:
-    """What API and workers logged of errors that nobody had foreseen."""
+    """Tracebacks in the logs of API and workers: errors that were not foreseen."""
     for log in home.glob("*.log"):
         yield from (line for line in log.read_text("utf-8", "replace").splitlines() if "Traceback" in line)
 
 
 def history(home: Path) -> History:
-    """What was done in a campaign, and who worked on what."""
+    """The faults, losses and claims of a campaign."""
     return History(
-        read(home / "blows.jsonl", FaultStrike),
+        read(home / "strikes.jsonl", FaultStrike),
         read(home / "losses.jsonl", WorkerLoss),
         read(home / "claims.jsonl", Claim),
     )
 
 
 def _job_pages(ledger: Ledger) -> ReadPage[Job]:
-    def read_page(**place: Any) -> tuple[Sequence[Job], str | None]:
-        page = TenantLedger.of(ledger, LOCAL).find(**place)
+    def read_page(**arguments: Any) -> tuple[Sequence[Job], str | None]:
+        page = TenantLedger.of(ledger, LOCAL).find(**arguments)
         return page.jobs, page.cursor
 
     return read_page
 
 
 def _read_all(read_page: ReadPage[T]) -> list[T]:
-    """What stands on all pages of a list."""
-    found, cursor = read_page(limit=200)
-    things = [*found]
+    """The items of all pages of a list."""
+    page, cursor = read_page(limit=200)
+    items = [*page]
     while cursor is not None:
-        found, cursor = read_page(limit=200, cursor=cursor)
-        things += found
-    return things
+        page, cursor = read_page(limit=200, cursor=cursor)
+        items += page
+    return items
 
 
 class _BlobCheck:
-    """Whether a blob is there and is what its digest says; looks at each once."""
+    """Whether a blob exists and matches its digest; each is read once."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs

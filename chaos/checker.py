@@ -1,4 +1,4 @@
-"""Goes over what a campaign left behind and tells every broken promise about accepted jobs."""
+"""Finds every violation of a guarantee in the evidence of a campaign."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from chaos.book import ClientEvent, ReceivedMessage
+from chaos.journal import ClientEvent, ReceivedMessage
 from chaos.processes import CLAIM
 from touchstone.errors import Failure, WorkerLost
 from touchstone.ledger.records import TERMINAL, Job
@@ -24,18 +24,18 @@ Kind = Literal[
     "artifact",
     "stale",
     "broken",
-    "untold",
-    "mistold",
+    "undelivered",
+    "misdelivered",
 ]
 _ACCEPTED = ("200", "202")
 _ALLOWED = (*_ACCEPTED, "", "429", "503", "507")
-"""What a client may be told of a valid request while things fail; or nothing at all."""
+"""Statuses that a valid request may get during faults; empty if no response came."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Books, jobs, their events and deliveries as they stood in the end, and whether a blob is there with its
-    content.
+    """What clients saw; the jobs, their events and deliveries after the campaign; and whether a blob is
+    intact.
     """
 
     entries: Sequence[ClientEvent]
@@ -47,13 +47,13 @@ class Evidence:
     messages: Sequence[ReceivedMessage] = ()
 
     def accepted_jobs(self) -> dict[str, str]:
-        """The key of each job that a client was told of."""
+        """The key of each job whose acceptance a client saw."""
         return {entry.job: entry.key for entry in self.entries if _accepts(entry)}
 
 
 @dataclass(frozen=True)
 class Breach:
-    """A promise that was broken, and of which job or key."""
+    """A violation of a guarantee, and the job or key that it concerns."""
 
     kind: Kind
     of: str
@@ -65,47 +65,52 @@ def _accepts(entry: ClientEvent) -> bool:
 
 
 def check(evidence: Evidence) -> list[Breach]:
-    """Every breach; none is what the service promises."""
-    found = [*_answers(evidence), *_lost(evidence), *_duplicates(evidence), *_ends_as_seen(evidence)]
-    found += [*_strange_messages(evidence)]
+    """Every violation; the service promises that there is none."""
+    found = [
+        *_find_bad_responses(evidence),
+        *_find_lost(evidence),
+        *_find_duplicates(evidence),
+        *_find_changed_ends(evidence),
+    ]
+    found += [*_find_unknown_messages(evidence)]
     for job in evidence.jobs.values():
         found += _check_job(job, evidence)
     return found
 
 
-def _answers(evidence: Evidence) -> Iterator[Breach]:
+def _find_bad_responses(evidence: Evidence) -> Iterator[Breach]:
     for entry in evidence.entries:
         if entry.what == "answered" and entry.status not in _ALLOWED:
             yield Breach("broken", entry.key, f"a valid request was answered with {entry.status}")
 
 
-def _lost(evidence: Evidence) -> Iterator[Breach]:
+def _find_lost(evidence: Evidence) -> Iterator[Breach]:
     for job, key in evidence.accepted_jobs().items():
         if job not in evidence.jobs:
-            yield Breach("lost", job, f"the ledger does not know it, but {key} was answered with it")
+            yield Breach("lost", job, f"it is not in the ledger, but was the response to {key}")
 
 
-def _duplicates(evidence: Evidence) -> Iterator[Breach]:
-    told: dict[str, set[str]] = defaultdict(set)
+def _find_duplicates(evidence: Evidence) -> Iterator[Breach]:
+    jobs_of: dict[str, set[str]] = defaultdict(set)
     for job, key in evidence.accepted_jobs().items():
-        told[key].add(job)
+        jobs_of[key].add(job)
     for one in evidence.jobs.values():
-        told[_key_of(one)].add(one.id)
-    for key, jobs in told.items():
+        jobs_of[_key_of(one)].add(one.id)
+    for key, jobs in jobs_of.items():
         if len(jobs) > 1:
             yield Breach("duplicated", key, f"it became {len(jobs)} jobs: {', '.join(sorted(jobs))}")
 
 
 def _key_of(job: Job) -> str:
-    """The client gives each request a seed of its own."""
+    """Each request of a client has its own seed."""
     return f"key-{job.submission.seed}"
 
 
-def _ends_as_seen(evidence: Evidence) -> Iterator[Breach]:
+def _find_changed_ends(evidence: Evidence) -> Iterator[Breach]:
     for entry in evidence.entries:
         job = evidence.jobs.get(entry.job)
         if entry.what == "ended" and job and job.status != entry.status:
-            text = f"a client saw it {entry.status}, and now it is {job.status}"
+            text = f"a client saw it {entry.status}, but it is {job.status}"
             yield Breach("ended twice", job.id, text)
 
 
@@ -114,17 +119,17 @@ def _check_job(job: Job, evidence: Evidence) -> Iterator[Breach]:
     if job.status not in TERMINAL:
         yield Breach("unfinished", job.id, f"it is still {job.status}")
     elif [event.type for event in events].count("completed") != 1 or events[-1].type != "completed":
-        yield Breach("ended twice", job.id, "its events do not end with the one that says so")
+        yield Breach("ended twice", job.id, "its last event is not its only `completed`")
     if job.attempts > evidence.max_attempts:
-        yield Breach("attempts", job.id, f"it was tried {job.attempts} times")
-    yield from _backwards(job, events)
-    yield from _stale(job, events)
-    yield from _artifacts(job, evidence)
-    yield from _reason(job, evidence)
-    yield from _messages(job, evidence)
+        yield Breach("attempts", job.id, f"it had {job.attempts} attempts")
+    yield from _find_backward_progress(job, events)
+    yield from _find_stale_writes(job, events)
+    yield from _find_broken_artifacts(job, evidence)
+    yield from _find_unexplained_failure(job, evidence)
+    yield from _find_message_mistakes(job, evidence)
 
 
-def _backwards(job: Job, events: Sequence[Event]) -> Iterator[Breach]:
+def _find_backward_progress(job: Job, events: Sequence[Event]) -> Iterator[Breach]:
     done = 0
     for event in events:
         if event.type == "status":
@@ -135,7 +140,7 @@ def _backwards(job: Job, events: Sequence[Event]) -> Iterator[Breach]:
             done = event.data["done"]
 
 
-def _stale(job: Job, events: Sequence[Event]) -> Iterator[Breach]:
+def _find_stale_writes(job: Job, events: Sequence[Event]) -> Iterator[Breach]:
     """A claim that wrote after a later one, or whose result stands although a later one was given."""
     latest = 0
     for event in events:
@@ -145,59 +150,67 @@ def _stale(job: Job, events: Sequence[Event]) -> Iterator[Breach]:
             latest = max(latest, event.data[CLAIM])
     result: Mapping[str, Any] = job.result or {}
     if result.get(CLAIM, job.claims) != job.claims:
-        text = f"the result is that of claim {result[CLAIM]}, but claim {job.claims} held the job"
+        text = f"the result is from claim {result[CLAIM]}, but the last claim is {job.claims}"
         yield Breach("stale", job.id, text)
 
 
-def _artifacts(job: Job, evidence: Evidence) -> Iterator[Breach]:
+def _find_broken_artifacts(job: Job, evidence: Evidence) -> Iterator[Breach]:
     if job.status == "succeeded" and not job.artifacts:
-        yield Breach("artifact", job.id, "it succeeded and left nothing")
+        yield Breach("artifact", job.id, "it succeeded without files")
     for name, artifact in job.artifacts.items():
         if not evidence.is_intact(artifact.digest):
-            yield Breach("artifact", job.id, f"{name} is missing or not what its digest says")
+            yield Breach("artifact", job.id, f"{name} is missing or does not match its digest")
 
 
-def _reason(job: Job, evidence: Evidence) -> Iterator[Breach]:
+def _find_unexplained_failure(job: Job, evidence: Evidence) -> Iterator[Breach]:
     code = job.error.code if job.error else None
     if job.status == "failed" and code in (None, Failure.code):
-        yield Breach("broken", job.id, f"it failed for no reason that a user could act on: {code}")
+        yield Breach("broken", job.id, f"it failed without a reason that a user can act on: {code}")
     if code == WorkerLost.code and job.attempts < evidence.max_attempts:
-        yield Breach("attempts", job.id, f"it was given up after {job.attempts} attempts")
+        yield Breach("attempts", job.id, f"it failed after only {job.attempts} attempts")
 
 
-def _strange_messages(evidence: Evidence) -> Iterator[Breach]:
+def _find_unknown_messages(evidence: Evidence) -> Iterator[Breach]:
     for one in evidence.messages:
         if not one.genuine:
-            yield Breach("mistold", one.message, f"{one.path} got it without a good signature")
+            yield Breach("misdelivered", one.message, f"{one.path} received it without a valid signature")
         elif one.job not in evidence.jobs:
-            yield Breach("mistold", one.message, f"it tells of {one.job}, which nobody knows")
+            yield Breach("misdelivered", one.message, f"it is about {one.job}, which does not exist")
 
 
-def _messages(job: Job, evidence: Evidence) -> Iterator[Breach]:
-    """Who wanted to hear of the job's end is told at least once, always under one name; nobody else is."""
+def _find_message_mistakes(job: Job, evidence: Evidence) -> Iterator[Breach]:
+    """The end of a job is delivered to its webhook at least once, always with one id, and to no other
+    receiver.
+    """
     deliveries = [one for one in evidence.deliveries if one.job == job.id]
-    heard = [one for one in evidence.messages if one.job == job.id and one.genuine]
+    received = [one for one in evidence.messages if one.job == job.id and one.genuine]
     wanted = int(job.submission.webhook is not None and job.status in TERMINAL)
     if len(deliveries) != wanted:
-        yield Breach("untold", job.id, f"there are {len(deliveries)} deliveries of its end, not {wanted}")
+        yield Breach(
+            "undelivered", job.id, f"there are {len(deliveries)} deliveries of its end, not {wanted}"
+        )
     for delivery in deliveries:
         if delivery.status == "failed":
-            yield Breach("untold", job.id, f"after {len(delivery.attempts)} attempts nobody will be told")
+            yield Breach(
+                "undelivered", job.id, f"its delivery failed after {len(delivery.attempts)} attempts"
+            )
         elif delivery.status == "pending" and delivery.due_at is None:
-            yield Breach("untold", job.id, "nobody will try again, though nobody was told")
-        elif delivery.status == "delivered" and not heard:
-            yield Breach("untold", job.id, "what counts as delivered was never heard")
-    names = {delivery.id for delivery in deliveries}
-    yield from (Breach("mistold", job.id, text) for one in heard if (text := _find_mistake(job, one, names)))
+            yield Breach("undelivered", job.id, "its pending delivery is never due")
+        elif delivery.status == "delivered" and not received:
+            yield Breach("undelivered", job.id, "its delivery counts as delivered but was not received")
+    ids = {delivery.id for delivery in deliveries}
+    yield from (
+        Breach("misdelivered", job.id, text) for one in received if (text := _find_mistake(job, one, ids))
+    )
 
 
-def _find_mistake(job: Job, message: ReceivedMessage, names: Collection[str]) -> str | None:
+def _find_mistake(job: Job, message: ReceivedMessage, ids: Collection[str]) -> str | None:
     if not (job.submission.webhook or "").endswith(message.path):
-        return f"{message.path} was told of it, and had not asked"
-    if message.message not in names:
-        return f"it was told as {message.message}, and its delivery is {', '.join(names)}"
+        return f"{message.path} received it without being its webhook"
+    if message.message not in ids:
+        return f"it was received as {message.message}, but its delivery is {', '.join(ids)}"
     if message.kind != f"job.{job.status}":
-        return f"a receiver heard {message.kind}, and it is {job.status}"
+        return f"a receiver got {message.kind}, but it is {job.status}"
     if job.finished_at is None or message.at < job.finished_at.timestamp():
-        return "a receiver heard of its end before it ended"
+        return "a receiver got its end before it ended"
     return None

@@ -1,4 +1,4 @@
-"""A small disk that can be filled to the last byte, for whoever may mount one."""
+"""A small disk that can be filled to the last byte, where this process may mount one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE = 256 * 2**20
 
 @contextmanager
 def mount_small_disk(folder: Path) -> Iterator[bool]:
-    """Have the folder on a disk of its own during this block; false where only root may do that."""
+    """Mount a small disk at the folder during this block; false if that is not permitted."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = _run("mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder))
     try:
@@ -31,7 +31,7 @@ def _run(*command: str) -> bool:
 
 @contextmanager
 def fill(folder: Path) -> Iterator[None]:
-    """Leave no room on the folder's disk during this block."""
+    """Fill the folder's disk during this block."""
     filler = folder / "filler"
     try:
         with filler.open("wb", buffering=0) as file, suppress(OSError):

@@ -1,6 +1,6 @@
-"""The tables of docs/reliability.md, from the records of a campaign and of the promises.
+"""The tables of docs/reliability.md, from the recorded campaign and measurements.
 
-`python -m chaos.document` brings them up to date.
+`python -m chaos.document` updates them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PROMISES_HEAD = ("measurement", "limit s", "n", *(f"{one} s" for one in _TIMES)
 
 
 def update_tables(text: str) -> str:
-    """The document with its tables as the records say."""
+    """The document with the tables of the records."""
     return _replace_table(
         _replace_table(text, "campaign", read_record(CAMPAIGN), campaign_table),
         "promises",
@@ -47,32 +47,32 @@ def _replace_table(text: str, what: str, record: Mapping[str, Any], table: Any) 
 
 
 def campaign_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """What became of the jobs, fault by fault."""
-    return _table(_CAMPAIGN_HEAD, map(_fault, rows))
+    """Jobs and recovery times by fault."""
+    return _format_table(_CAMPAIGN_HEAD, map(_fault_cells, rows))
 
 
-def _fault(row: Mapping[str, Any]) -> list[str]:
+def _fault_cells(row: Mapping[str, Any]) -> list[str]:
     counts = [f"{row[name]:,}" for name in _COUNTS]
     bound = f"{100 * row['lost_at_most']:.2f} %"
     more = [f"{row[name]:,}" for name in ("duplicated", "to_tell", "told", "recoveries")]
-    return [row["fault"], *counts, bound, *more, *_times(row)]
+    return [row["fault"], *counts, bound, *more, *_time_cells(row)]
 
 
 def promises_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """What was promised beside what was measured."""
-    return _table(_PROMISES_HEAD, map(_promise, rows))
+    """Limits and measured times."""
+    return _format_table(_PROMISES_HEAD, map(_promise_cells, rows))
 
 
-def _promise(row: Mapping[str, Any]) -> list[str]:
+def _promise_cells(row: Mapping[str, Any]) -> list[str]:
     limit = "–" if row["limit"] is None else f"{row['limit']:g}"
-    return [row["promise"], limit, str(row["n"]), *_times(row)]
+    return [row["promise"], limit, str(row["n"]), *_time_cells(row)]
 
 
-def _times(row: Mapping[str, Any]) -> list[str]:
+def _time_cells(row: Mapping[str, Any]) -> list[str]:
     return [f"{row[name]:.3f}" if name in row else "–" for name in _TIMES]
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _format_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     names = list(head)
     lines = [names, ["---"] * len(names), *map(list, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

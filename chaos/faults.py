@@ -1,4 +1,4 @@
-"""What can go wrong: each fault is one way to strike at the service, and to let go of it again."""
+"""The faults: each is injected into the service, and ends again."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from touchstone.ledger.tenant_ledger import TenantLedger
 Strike = Callable[[Site], None]
 AHEAD_SECONDS = 7200.0
 NOTICED_SECONDS = 10.0
-"""After a step took longer than it may, the worker must be gone within this time."""
+"""A worker whose step takes too long must end within this time after the limit."""
 EXTRA_MESSAGES = 3
-"""How often a bell is rung that is rung too often."""
+"""How often each dispatch message is duplicated."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A way to strike, how often that is done in a short run, and what the way back is measured by: the next
-    claim of a job whose worker was lost, or of any job once the service could be whole again.
+    """How a fault is injected, how often in a short campaign, and what its recovery is measured by: the next
+    claim of a job whose worker was lost, or the next claim of any job after the fault.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Fault:
 
 
 def _kill_worker(site: Site) -> None:
-    """One of at least two: jobs go to the others only where there are others."""
+    """Kill one of at least two, so that another can take its jobs."""
     time.sleep(random.uniform(0, 0.25))
     _end(site.any_worker(of=2), signal.SIGKILL)
 
@@ -65,7 +65,7 @@ def _end(process: BaseProcess, signum: signal.Signals) -> None:
 
 
 def _crash(points: Iterator[Trap], site: Site) -> None:
-    """Have whichever process comes there first crash at the next point."""
+    """Crash the first process that reaches the next point."""
     trap = next(points)
     traps.arm(trap, site.home)
     wait_until(lambda: not traps.is_armed(trap, site.home))
@@ -92,7 +92,7 @@ def _terminate(site: Site) -> None:
 
 
 def _freeze(site: Site) -> None:
-    """Let a worker sleep until its jobs are another's, and then go on as if nothing had been."""
+    """Suspend a worker until another has its jobs, then let it continue."""
     process = site.any_worker()
     site.record_loss(process)
     with _suspend(process):
@@ -110,17 +110,17 @@ def _suspend(process: BaseProcess) -> Iterator[None]:
 
 
 def _hang(site: Site) -> None:
-    """One engine hangs, and a step of another lets no thread of its process run: both must be noticed."""
+    """One engine hangs, and a step of another holds the interpreter lock: both workers must end."""
     wait_until(site.all_alive)
     before = {process.pid for process in site.workers}
     for trap in (traps.HANG, traps.SEIZE):
         traps.arm(trap, site.home)
-    noticed = site.settings.hang + NOTICED_SECONDS
-    wait_until(lambda: len(before - {process.pid for process in site.workers}) == 2, noticed)
+    timeout = site.settings.hang + NOTICED_SECONDS
+    wait_until(lambda: len(before - {process.pid for process in site.workers}) == 2, timeout)
 
 
 def _run_out_of_memory(site: Site) -> None:
-    """A step that cannot allocate; and a worker that has just begun and may not grow by a byte."""
+    """A step cannot allocate memory; and a worker that has just started cannot grow."""
     traps.arm(traps.NO_MEMORY, site.home)
     wait_until(lambda: not traps.is_armed(traps.NO_MEMORY, site.home))
     with _limit_resource(_replace_worker(site).pid, resource.RLIMIT_AS, 0):
@@ -128,7 +128,7 @@ def _run_out_of_memory(site: Site) -> None:
 
 
 def _replace_worker(site: Site) -> BaseProcess:
-    """A worker that took another's place just now."""
+    """A worker that has just replaced another."""
     before = {process.pid for process in site.workers}
     _end(site.any_worker(), signal.SIGTERM)
     wait_until(lambda: any(process.pid not in before for process in site.workers) and site.all_alive())
@@ -137,7 +137,7 @@ def _replace_worker(site: Site) -> BaseProcess:
 
 @contextmanager
 def _limit_resource(pid: int | None, limit: int, soft: int) -> Iterator[None]:
-    """A process may use so much and no more, if it still lives."""
+    """Limit a resource of a process, if it is still alive."""
     if pid is None:
         return
     before = resource.prlimit(pid, limit)
@@ -150,8 +150,8 @@ def _limit_resource(pid: int | None, limit: int, soft: int) -> Iterator[None]:
 
 
 def _fill_disk(site: Site) -> None:
-    """No file of any process may grow, logs included. Blobs are refused; Valkey ends, for it cannot promise
-    what it cannot write down. Where blobs have a small disk of their own, that is filled besides.
+    """No file of any process can grow, logs included. Blobs are refused; Valkey exits, because it cannot sync
+    its writes. If the blobs have a small disk, that is filled too.
     """
     with ExitStack() as full:
         for process in (site.api, *site.workers):
@@ -166,7 +166,7 @@ def _fill_disk(site: Site) -> None:
 
 
 def _set_clock_ahead(site: Site) -> None:
-    """A worker whose clock is two hours ahead takes part in the work."""
+    """Start a worker whose clock is two hours ahead."""
     site.clock = AHEAD_SECONDS
     _replace_worker(site)
     site.clock = 0.0
@@ -181,7 +181,7 @@ def _dispatch_too_often(site: Site) -> None:
 
 
 def _lose_messages(site: Site) -> None:
-    """The broker's list is deleted again and again. The ledger's keys, on the same server, are left alone."""
+    """Delete the broker's list again and again; the ledger's keys, on the same server, stay."""
     client = connect(site.valkey.url)
     until = time.monotonic() + 1
     while time.monotonic() < until:

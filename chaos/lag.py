@@ -1,5 +1,5 @@
-"""How long the API's event loop keeps others waiting: a task in it that wants to run every few milliseconds,
-and a thread beside it that wants the same, for a busy machine keeps both waiting.
+"""How late the API's event loop is: a task in it and a thread beside it want to run every few milliseconds.
+The thread shows how late anything is on a busy machine.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class LagRecorder:
         self._worst = {"loop": 0.0, "thread": 0.0}
 
     def note(self, who: str, delay: float) -> None:
-        """One more delay."""
+        """Record one delay."""
         self._worst[who] = max(self._worst[who], delay)
 
     def write(self) -> None:
-        """Add a line to the file and begin anew."""
+        """Append a line to the file and reset the maxima."""
         line = json.dumps({"at": time.time(), **self._worst})
         self._worst = dict.fromkeys(self._worst, 0.0)
         with self._file.open("a") as file:
@@ -37,13 +37,13 @@ class LagRecorder:
 
 
 def watch(home: Path) -> None:
-    """Let the server of this process write its loop's delays to `lags.jsonl`."""
+    """Have the server of this process write the delays of its loop to `lags.jsonl`."""
     startup = Server.startup
     lags = LagRecorder(home / "lags.jsonl")
 
     async def start_measuring(self: Server, *args: Any, **options: Any) -> None:
         threading.Thread(target=_measure_thread, args=[lags], daemon=True).start()
-        self._lag = asyncio.create_task(_measure_loop(lags))  # type: ignore[attr-defined]  # kept from the collector
+        self._lag = asyncio.create_task(_measure_loop(lags))  # type: ignore[attr-defined]  # a reference, or it would be collected
         await startup(self, *args, **options)
 
     setattr(Server, "startup", start_measuring)  # noqa: B010
@@ -69,6 +69,6 @@ def _measure_thread(lags: LagRecorder) -> None:
 
 
 def read(home: Path, since: float = 0.0, until: float = float("inf")) -> list[dict[str, float]]:
-    """What was noted between two times."""
+    """The notes between two times."""
     lines = (home / "lags.jsonl").read_text().splitlines()
     return [note for note in map(json.loads, lines) if since <= note["at"] <= until]

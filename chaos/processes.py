@@ -1,8 +1,8 @@
-"""The service's processes, each forked from one that has everything imported, so that a life costs no more
-than a fraction of a second.
+"""The service's processes, forked from one that has everything imported, so that a start takes a fraction of
+a second.
 
-What runs in them are the programs that `touchstone up` runs, `python -m service` and `python -m workers`,
-with traps set and marks added to what they write.
+They run the programs of `touchstone up`, `python -m service` and `python -m workers`, with traps set, and
+mark what they write with the number of the claim.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import service.__main__
 import workers.__main__
 from chaos import lag, queries, traps
-from chaos.book import Claim, Journal
+from chaos.journal import Claim, Journal
 from touchstone.engine.oracles import probe
 from touchstone.ledger.ledger import Ledger, ProgressReport
 from touchstone.ledger.records import Job
@@ -29,14 +29,14 @@ from touchstone.ledger.webhooks import dispatcher, outbox, signatures
 from touchstone.settings import Settings
 
 SHORT_DELAYS = {
-    (signatures, "PAUSES"): (1,) * 9,
+    (signatures, "RETRY_DELAYS"): (1,) * 9,
     (dispatcher, "ANSWER_SECONDS"): 2.0,
     (outbox, "LEASE_SECONDS"): 5.0,
 }
-"""How long deliveries of webhooks wait, for a campaign has not three days."""
+"""Delays of webhook deliveries; the real ones take three days."""
 
 CLAIM = "claim"
-"""The name of the mark, in a job's result and metrics: under which claim they were written."""
+"""The key in a job's result and metrics with the claim under which they were written."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ServiceProgram:
 
 
 def start(program: ServiceProgram, settings: Settings, *, clock: float = 0.0) -> BaseProcess:
-    """A process of the program, whose clock is `clock` seconds ahead."""
+    """Start a process of the program whose clock is `clock` seconds ahead."""
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload([__name__])
     process = forking.Process(target=_run, args=[program.name, settings, clock], name=program.name)
@@ -75,13 +75,13 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _set_clock_ahead(seconds: float) -> None:
-    """Let the wall clock of this process be wrong."""
+    """Set the wall clock of this process wrong."""
     real = time.time
     time.time = lambda: real() + seconds
 
 
 def _prepare_worker(settings: Settings) -> None:
-    # A worker that lives for a second does not measure first which batches suit its device.
+    # A worker that lives for a second has no time to measure the best batch size of its device.
     probe.measure_gradient_rates = lambda *_: {1: 100.0, 32: 1000.0}
     queries.watch(settings.home)
     _mark_claims()
@@ -90,7 +90,7 @@ def _prepare_worker(settings: Settings) -> None:
 
 
 def _mark_claims() -> None:
-    """Write down with every report and every end under which claim it is made."""
+    """Add its claim to every report and every result."""
     finish, report_all = Ledger.finish, Ledger.report_all
 
     @wraps(finish)
@@ -105,7 +105,7 @@ def _mark_claims() -> None:
             self, [(job, claim, step, {**(more or {}), CLAIM: claim}) for job, claim, step, more in reports]
         )
 
-    # mypy would have the names of methods stay what they are; in a process of the campaign they may not.
+    # setattr, because mypy refuses to assign to methods.
     setattr(Ledger, "finish", marked_finish)  # noqa: B010
     setattr(Ledger, "report_all", marked_reports)  # noqa: B010
 
@@ -115,13 +115,13 @@ def _record_claims(journal: Journal) -> None:
 
     @wraps(claim)
     def record_claim(self: Ledger, job: str, worker: str, **options: Any) -> Job | None:
-        found = claim(self, job, worker, **options)
-        if found is not None:
+        claimed = claim(self, job, worker, **options)
+        if claimed is not None:
             with suppress(OSError):  # the disk may be full, as part of the campaign
                 journal.write(
-                    Claim(found.id, found.claims, os.getpid(), time.clock_gettime(time.CLOCK_REALTIME))
+                    Claim(claimed.id, claimed.claims, os.getpid(), time.clock_gettime(time.CLOCK_REALTIME))
                 )
-        return found
+        return claimed
 
     setattr(Ledger, "claim", record_claim)  # noqa: B010
 
@@ -129,6 +129,7 @@ def _record_claims(journal: Journal) -> None:
 def _prepare_api(settings: Settings) -> None:
     lag.watch(settings.home)
     for (module, name), value in SHORT_DELAYS.items():
+        getattr(module, name)  # fails if it was renamed
         setattr(module, name, value)
     traps.set_all(traps.API_TRAPS, settings.home)
 

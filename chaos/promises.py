@@ -1,6 +1,6 @@
-"""`python -m chaos.promises`: how fast the service notices, answers and lets go, beside what it promises.
+"""`python -m chaos.promises`: recovery times of the service, and the limits that it promises.
 
-On a machine that has nothing else to do, for these are times.
+Run it on a machine with no other load.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.record import save
 from chaos import campaign, document, lag, traps
-from chaos.book import Claim, LastQuery, read
 from chaos.client import build_body, send_request
 from chaos.faults import NOTICED_SECONDS
+from chaos.journal import Claim, LastQuery, read
 from chaos.proxy import Mode
 from chaos.report import spread
 from chaos.site import Site, wait_until
@@ -36,7 +36,7 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass(frozen=True)
 class Measurement:
-    """Measured times in seconds, and the limit that is promised for their 99th percentile, if one is."""
+    """Measured times in seconds, and the promised limit of their 99th percentile, if there is one."""
 
     promise: str
     limit: float | None
@@ -48,7 +48,7 @@ class Measurement:
         return self.limit is None or spread(self.seconds)[1] < self.limit
 
     def record(self) -> dict[str, Any]:
-        """As the record keeps it."""
+        """The row as it is recorded."""
         times = dict(zip(("p50", "p99", "max"), spread(self.seconds), strict=True))
         return {"promise": self.promise, "limit": self.limit, "n": len(self.seconds), **times}
 
@@ -57,7 +57,7 @@ _numbers = itertools.count(1_000_000)
 
 
 def submit(site: Site, steps: int) -> str:
-    """The id of a new job."""
+    """Submit a job; returns its id."""
     status, answer = send_request(
         site.port, "POST", "/v1/attacks/pgd", build_body(next(_numbers), steps), JSON
     )
@@ -67,7 +67,7 @@ def submit(site: Site, steps: int) -> str:
 
 
 def measure_cancel(site: Site, times: int) -> Measurement:
-    """From the request to cancel a job to its last question to the model, while others run."""
+    """From the request to cancel a job to its last query, while others run."""
     running = [submit(site, MANY_STEPS) for _ in range(CONCURRENCY)]
     at: dict[str, float] = {}
     for _ in range(times):
@@ -78,19 +78,19 @@ def measure_cancel(site: Site, times: int) -> Measurement:
         running.append(submit(site, MANY_STEPS))
     site.ledger.cancel_all(running)
     wait_until(lambda: all(site.ledger.read(job).status in TERMINAL for job in [*at, *running]))
-    last = {asked.job: asked.at for asked in read(site.home / "queries.jsonl", LastQuery)}
+    last = {query.job: query.at for query in read(site.home / "queries.jsonl", LastQuery)}
     return Measurement("cancel to last model query", 1.0, tuple(max(0.0, last[job] - at[job]) for job in at))
 
 
 def measure_cut_off(site: Site, mode: Mode, rounds: int = 3) -> list[Measurement]:
-    """How long requests take that need the ledger, which is out of reach, and how late the event loop was."""
+    """How long requests take while the ledger is unreachable, and how late the event loop is."""
     job = submit(site, 1)
-    asked = partial(_time_request, site, job)
+    send = partial(_time_request, site, job)
     begun = time.time()
     with site.api_proxy.failing(mode), ThreadPoolExecutor(CONCURRENCY) as pool:
-        answers = list(pool.map(asked, range(rounds * CONCURRENCY)))
+        answers = list(pool.map(send, range(rounds * CONCURRENCY)))
     if {status for status, _ in answers} != {"503"}:
-        raise RuntimeError(f"answered otherwise than with 503: {answers}")
+        raise RuntimeError(f"not every response was 503: {answers}")
     time.sleep(2 * lag.NOTE_SECONDS)
     notes = lag.read(site.home, since=begun)
     site.wait_until_reachable()
@@ -113,7 +113,7 @@ def _time_request(site: Site, job: str, number: int) -> tuple[str, float]:
 
 
 def measure_reclaim(site: Site, times: int) -> Measurement:
-    """From the kill of a worker to the next claim of a job that it ran."""
+    """From the kill of a worker to the next claim of its job."""
     return Measurement("killed worker to next claim", 10.0, tuple(_time_reclaim(site) for _ in range(times)))
 
 
@@ -135,7 +135,7 @@ def _read_claims(site: Site, job: str) -> list[Claim]:
 
 
 def measure_restart(site: Site, times: int) -> Measurement:
-    """From the moment at which a killed ledger and broker is back to the next claim."""
+    """From the return of a killed ledger and broker to the next claim."""
     return Measurement(
         "ledger restarted to next claim", 5.0, tuple(_time_restart(site) for _ in range(times))
     )
@@ -154,7 +154,7 @@ STUCK = {traps.HANG: "hung engine", traps.SEIZE: "held interpreter"}
 
 
 def measure_hang(site: Site, trap: Trap) -> Measurement:
-    """From the moment at which a step hangs to the end of the worker."""
+    """From a step that hangs to the end of the worker."""
     wait_until(site.all_alive)
     before = {process.pid for process in site.workers}
     traps.arm(trap, site.home)
@@ -169,7 +169,7 @@ def measure_hang(site: Site, trap: Trap) -> Measurement:
 
 
 def count_jobs_of_one_key(site: Site, times: int = 50) -> int:
-    """How many jobs become of so many equal requests with one Idempotency-Key, all at once."""
+    """How many jobs result from so many concurrent equal requests with one Idempotency-Key."""
     number = next(_numbers)
     headers = {**JSON, "Idempotency-Key": f"key-{number}"}
     send = partial(send_request, site.port, "POST", "/v1/attacks/pgd", build_body(number, 1), headers)
@@ -181,7 +181,7 @@ def count_jobs_of_one_key(site: Site, times: int = 50) -> int:
 
 
 def measure(site: Site) -> Iterator[Measurement]:
-    """Everything that has a limit."""
+    """Measure everything that has a limit."""
     yield measure_cancel(site, 100)
     for mode in (Mode.STALL, Mode.ONE_WAY, Mode.RESET):
         yield from measure_cut_off(site, mode)
@@ -191,20 +191,20 @@ def measure(site: Site) -> Iterator[Measurement]:
 
 
 def main() -> int:
-    """The exit code is 1 where a promise was broken."""
+    """The exit code is 1 if a limit was exceeded."""
     parser = argparse.ArgumentParser(prog="python -m chaos.promises", description=__doc__)
-    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/results")
-    asked = parser.parse_args()
+    parser.add_argument("--record", action="store_true", help="write the results to benchmarks/results")
+    arguments = parser.parse_args()
     home = Path(tempfile.mkdtemp(prefix="chaos-"))
     with campaign.site(home, workers=2, lease=5.0, hang=5.0, concurrency=96) as site:
         jobs = count_jobs_of_one_key(site)
         print(f"50 requests with one Idempotency-Key: {jobs} job")
-        kept = list(measure(site))
-    rows = [one.record() for one in kept]
+        measurements = list(measure(site))
+    rows = [one.record() for one in measurements]
     print(document.promises_table(rows))
-    if asked.record:
+    if arguments.record:
         save(document.PROMISES, {"jobs_of_50_equal_requests": jobs, "rows": rows})
-    return 0 if jobs == 1 and all(one.holds for one in kept) else 1
+    return 0 if jobs == 1 and all(one.holds for one in measurements) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A bad network: what a process says to its ledger goes through a proxy that can be told how to fail."""
+"""A bad network: a proxy between a process and its ledger that fails on demand."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class Mode(Enum):
 
     PASS = "pass"
     RESET = "reset"
-    """Connections break, and no new one can be made."""
+    """Connections are reset, and new ones are refused."""
     STALL = "stall"
-    """Connections stay, and can even be made, but carry nothing."""
+    """Connections stay open, and new ones are accepted, but carry nothing."""
     ONE_WAY = "one way"
-    """What is asked arrives; the answers are lost."""
+    """Requests arrive; responses are lost."""
     LATENCY = "latency"
-    """Everything comes late."""
+    """Everything is delayed."""
     TRUNCATE = "truncate"
-    """Answers end in their midst, and their connections with them."""
+    """Responses are cut off, and their connections closed."""
 
 
 class Proxy:
-    """Listens on a port of its own and passes everything on to a unix socket, as its mode will have it."""
+    """Listens on a port and forwards to a unix socket, according to its mode."""
 
     def __init__(self, target: Path) -> None:
         self._target = target
@@ -55,12 +55,12 @@ class Proxy:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def set_mode(self, mode: Mode) -> None:
-        """Behave so from now on; returns once it does."""
+        """Set the mode; returns once it is in effect."""
         self._run(self._set_mode(mode))
 
     @contextmanager
     def failing(self, mode: Mode) -> Iterator[None]:
-        """Behave so for the length of the block."""
+        """Set the mode for the block."""
         self.set_mode(mode)
         try:
             yield
@@ -68,14 +68,14 @@ class Proxy:
             self.set_mode(Mode.PASS)
 
     def close(self) -> None:
-        """Break all connections and end the thread."""
+        """Reset all connections and end the thread."""
         self._run(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _run(self, what: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(what, self._loop).result()
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _listen(self) -> asyncio.Server:
         self._flows = asyncio.Event()
@@ -88,15 +88,15 @@ class Proxy:
             self._flows.clear()
         else:
             self._flows.set()
-        for line in list(self._connections):
-            # Where bytes are missing, a stream makes no sense any more: there a real connection is given up.
-            if mode is Mode.RESET or line.truncated:
-                line.reset()
+        for connection in list(self._connections):
+            # A stream that lost bytes is useless; a real network would drop the connection.
+            if mode is Mode.RESET or connection.truncated:
+                connection.reset()
 
     async def _close(self) -> None:
         self._server.close()
         await self._set_mode(Mode.RESET)
-        # Those who serve the connections notice, and end.
+        # The tasks that serve the connections end.
         while self._connections:
             await asyncio.sleep(0.001)
 
@@ -107,29 +107,31 @@ class Proxy:
             if self._mode is not Mode.RESET:
                 await self._connect(connection, reader)
         except OSError:
-            pass  # either side may go at any time, and the other is told by its end
+            pass  # either side may close at any time; the other sees its connection end
         finally:
             connection.reset()
             self._connections.discard(connection)
 
     async def _connect(self, connection: _ProxiedConnection, reader: asyncio.StreamReader) -> None:
-        answers, connection.upstream = await asyncio.open_unix_connection(self._target)
-        ways = [
-            self._carry(connection, reader, connection.upstream),
-            self._carry(connection, answers, connection.client),
+        responses, connection.upstream = await asyncio.open_unix_connection(self._target)
+        directions = [
+            self._copy(connection, reader, connection.upstream),
+            self._copy(connection, responses, connection.client),
         ]
-        await _wait_for_first(ways)
+        await _wait_for_first(directions)
 
-    async def _carry(
+    async def _copy(
         self, connection: _ProxiedConnection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         while chunk := await reader.read(_CHUNK):
-            if not await self._pass(connection, chunk, writer):
+            if not await self._forward(connection, chunk, writer):
                 return
             await writer.drain()
 
-    async def _pass(self, connection: _ProxiedConnection, chunk: bytes, writer: asyncio.StreamWriter) -> bool:
-        """Pass some bytes on, or not; false where this is the end of the connection."""
+    async def _forward(
+        self, connection: _ProxiedConnection, chunk: bytes, writer: asyncio.StreamWriter
+    ) -> bool:
+        """Forward a chunk according to the mode; false if the connection ends here."""
         await self._flows.wait()
         if self._mode is Mode.LATENCY:
             await asyncio.sleep(LATENCY_SECONDS)
@@ -151,10 +153,10 @@ class _ProxiedConnection:
         self.client = client
         self.upstream: asyncio.StreamWriter | None = None
         self.truncated = False
-        """Whether bytes of it were thrown away."""
+        """Whether bytes of it were dropped."""
 
     def reset(self) -> None:
-        """Break it off, without a farewell to the client."""
+        """Close it with a TCP reset."""
         connection: socket.socket = self.client.get_extra_info("socket")
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -162,9 +164,9 @@ class _ProxiedConnection:
             writer.transport.abort()
 
 
-async def _wait_for_first(ways: list[Coroutine[Any, Any, None]]) -> None:
-    """Wait until one of them ends, and let go of the others."""
-    tasks = [asyncio.ensure_future(way) for way in ways]
+async def _wait_for_first(directions: list[Coroutine[Any, Any, None]]) -> None:
+    """Wait until one of them ends, and cancel the other."""
+    tasks = [asyncio.ensure_future(direction) for direction in directions]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

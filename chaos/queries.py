@@ -1,4 +1,4 @@
-"""When a job asked its model for the last time: noted by the engine's own steps, for jobs that end early."""
+"""The time of a job's last query, for jobs that end early; recorded inside the engine."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from chaos.book import Journal, LastQuery
+from chaos.journal import Journal, LastQuery
 from touchstone.engine.scheduler.batcher import Batcher, Task
 from touchstone.engine.scheduler.device_thread import TaskHandle
 from workers.claimed_job import Cancelable, ClaimedJob
 
 
 def watch(home: Path) -> None:
-    """Let the engine of this process write to `queries.jsonl` whenever it ends a task before its time."""
+    """Have the engine of this process write to `queries.jsonl` whenever it ends a task early."""
     journal = Journal(home / "queries.jsonl")
     jobs: WeakKeyDictionary[Task, str] = WeakKeyDictionary()
     last: WeakKeyDictionary[Task, float] = WeakKeyDictionary()
-    started, deliver, end = ClaimedJob.add_task, Batcher._deliver, Batcher._end
+    add_task, deliver, end = ClaimedJob.add_task, Batcher._deliver, Batcher._end
 
-    @wraps(started)
+    @wraps(add_task)
     def record_task(self: ClaimedJob, task: Cancelable) -> None:
         if isinstance(task, TaskHandle):
             jobs[task._task] = self.job.id
-        started(self, task)
+        add_task(self, task)
 
     @wraps(deliver)
     def record_time(self: Batcher, task: Task, *answer: Any) -> None:
@@ -41,7 +41,7 @@ def watch(home: Path) -> None:
                 journal.write(LastQuery(jobs[task], last[task]))
 
     for owner, name, function in (
-        (ClaimedJob, "started", record_task),
+        (ClaimedJob, "add_task", record_task),
         (Batcher, "_deliver", record_time),
         (Batcher, "_end", record_end),
     ):

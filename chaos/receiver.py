@@ -1,4 +1,4 @@
-"""Who is told of the ends of jobs: verifies each message and keeps a book of them; at times it answers with
+"""The receiver of webhooks: verifies each message and writes it to a journal. Some messages it answers with
 an error, or too late.
 """
 
@@ -13,17 +13,17 @@ from typing import Any
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from chaos.book import Journal, ReceivedMessage
+from chaos.journal import Journal, ReceivedMessage
 
 OWN, OTHERS = "/own", "/others"
-"""Where jobs of the campaign's clients are told, and where only those of another tenant are."""
+"""The paths for jobs of the campaign's clients, and for those of another tenant."""
 REFUSED_SHARE, LATE_SHARE = 0.15, 0.02
-"""Shares of the messages that are answered with 500, and so late that the sender has gone."""
+"""Shares of the messages that are answered with 500, or after the sender has given up."""
 LATE_SECONDS = 3.0
 
 
 class Receiver:
-    """Listens on the loopback; `secret` is what messages must be signed with."""
+    """Listens on the loopback; messages must be signed with `secret`."""
 
     def __init__(self, journal: Journal) -> None:
         self.secret = ""
@@ -43,7 +43,7 @@ class Receiver:
         return f"http://{self.address}{path}"
 
     def close(self) -> None:
-        """Hear no more."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
         self._journal.close()
@@ -55,8 +55,8 @@ class Receiver:
         except WebhookVerificationError:
             self._journal.write(ReceivedMessage(message, path, genuine=False, at=at))
             return
-        told = json.loads(body)
-        self._journal.write(ReceivedMessage(message, path, told["type"], told["data"]["id"], at=at))
+        event = json.loads(body)
+        self._journal.write(ReceivedMessage(message, path, event["type"], event["data"]["id"], at=at))
 
 
 class _Server(ThreadingHTTPServer):
@@ -64,7 +64,7 @@ class _Server(ThreadingHTTPServer):
     on_message: Any
 
     def handle_error(self, *_: Any) -> None:
-        """A sender that was killed is no news."""
+        """Senders may be killed; that is no error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,4 +81,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """The book is enough."""
+        """The journal has every message."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from scipy.stats import beta
 
-from chaos.book import Claim, FaultStrike, WorkerLoss
 from chaos.checker import Breach, Evidence
 from chaos.faults import FAULTS, Fault
+from chaos.journal import Claim, FaultStrike, WorkerLoss
 
 COUNTS = (
     "strikes",
@@ -27,25 +27,25 @@ COUNTS = (
     "to_tell",
     "told",
 )
-"""What a row counts."""
+"""The counts of a row."""
 
 
 @dataclass(frozen=True)
 class History:
-    """What was done to the service, which workers it lost, and who claimed what."""
+    """The injected faults, the lost workers, and the claims."""
 
     strikes: Sequence[FaultStrike]
     losses: Sequence[WorkerLoss]
     claims: Sequence[Claim]
 
     def fault_at(self, at: float) -> str:
-        """The fault that struck last before this time."""
-        return max((blow for blow in self.strikes if blow.at <= at), key=lambda blow: blow.at).fault
+        """The last fault that began before this time."""
+        return max((strike for strike in self.strikes if strike.at <= at), key=lambda strike: strike.at).fault
 
 
 @dataclass(frozen=True)
 class Row:
-    """One fault: what became of the requests that began while it was on, and how soon work went on."""
+    """One fault: the outcomes of requests that began during it, and the recovery times."""
 
     fault: str
     strikes: int
@@ -61,19 +61,20 @@ class Row:
     recoveries: tuple[float, ...]
 
     def record(self) -> dict[str, Any]:
-        """As the record keeps it."""
+        """The row as it is recorded."""
         times = dict(zip(("p50", "p99", "max"), spread(self.recoveries), strict=False))
         bound = max_lost_share(self.lost, self.accepted)
         return {**asdict(self), "recoveries": len(self.recoveries), "lost_at_most": bound, **times}
 
 
 def max_lost_share(lost: int, accepted: int) -> float:
-    """The share that may be lost at most, with 95 % confidence (Clopper and Pearson 1934, one-sided)."""
+    """The upper bound of the share of lost jobs, with 95 % confidence (Clopper and Pearson 1934, one-sided).
+    """
     return 1.0 if lost >= accepted else float(beta.ppf(0.95, lost + 1, accepted - lost))
 
 
 def spread(seconds: Sequence[float]) -> tuple[float, ...]:
-    """Median, 99th percentile and maximum; nothing of nothing."""
+    """Median, 99th percentile and maximum; empty for no values."""
     if not seconds:
         return ()
     cuts = quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 99
@@ -83,11 +84,11 @@ def spread(seconds: Sequence[float]) -> tuple[float, ...]:
 def rows(
     evidence: Evidence, history: History, breaches: Iterable[Breach], faults: Sequence[Fault] = FAULTS
 ) -> list[Row]:
-    """One for each fault that struck, in the order in which they are listed, and one for all."""
-    struck = [fault for fault in faults if any(blow.fault == fault.name for blow in history.strikes)]
+    """A row for each injected fault, in the order of `faults`, and one for all."""
+    injected = [fault for fault in faults if any(strike.fault == fault.name for strike in history.strikes)]
     broken = list(breaches)
-    each = [_row(fault, evidence, history, broken) for fault in struck]
-    return [*each, _sum(each)]
+    rows = [_row(fault, evidence, history, broken) for fault in injected]
+    return [*rows, _sum(rows)]
 
 
 def _row(fault: Fault, evidence: Evidence, history: History, breaches: Sequence[Breach]) -> Row:
@@ -98,7 +99,7 @@ def _row(fault: Fault, evidence: Evidence, history: History, breaches: Sequence[
     of = Counter(breach.kind for breach in breaches if breach.of in jobs or breach.of in keys)
     return Row(
         fault.name,
-        len([blow for blow in history.strikes if blow.fault == fault.name]),
+        len([strike for strike in history.strikes if strike.fault == fault.name]),
         len(keys),
         len(jobs),
         ends["succeeded"],
@@ -112,9 +113,9 @@ def _row(fault: Fault, evidence: Evidence, history: History, breaches: Sequence[
     )
 
 
-def _sum(each: Sequence[Row]) -> Row:
-    totals = {name: sum(getattr(row, name) for row in each) for name in COUNTS}
-    return Row("all", **totals, recoveries=tuple(seconds for row in each for seconds in row.recoveries))
+def _sum(rows: Sequence[Row]) -> Row:
+    totals = {name: sum(getattr(row, name) for row in rows) for name in COUNTS}
+    return Row("all", **totals, recoveries=tuple(seconds for row in rows for seconds in row.recoveries))
 
 
 def _recoveries(fault: Fault, history: History) -> Iterator[float]:
@@ -123,16 +124,16 @@ def _recoveries(fault: Fault, history: History) -> Iterator[float]:
 
 
 def _next_claims(fault: Fault, history: History) -> Iterator[float]:
-    """From the end of each blow to the next claim of any job."""
+    """From the end of each injection to the next claim of any job."""
     claims = sorted(claim.at for claim in history.claims)
-    for blow in history.strikes:
-        place = bisect_right(claims, blow.over)
-        if blow.fault == fault.name and place < len(claims):
-            yield claims[place] - blow.over
+    for strike in history.strikes:
+        index = bisect_right(claims, strike.over)
+        if strike.fault == fault.name and index < len(claims):
+            yield claims[index] - strike.over
 
 
 def _reclaim_times(fault: Fault, history: History) -> Iterator[float]:
-    """From the loss of each worker to the next claim of each job that it left."""
+    """From the loss of each worker to the next claim of each of its jobs."""
     claims = {(claim.job, claim.claim): claim for claim in history.claims}
     lost = {loss.pid: loss.at for loss in reversed(history.losses) if history.fault_at(loss.at) == fault.name}
     for (job, number), claim in claims.items():

@@ -1,4 +1,4 @@
-"""The service as the campaign runs it: the processes of `touchstone up`, with proxies before the ledger."""
+"""The service of a campaign: the processes of `touchstone up`, with proxies between them and the ledger."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from chaos import processes
-from chaos.book import Journal, WorkerLoss
 from chaos.client import send_request
+from chaos.journal import Journal, WorkerLoss
 from chaos.processes import API, WORKER, ServiceProgram
 from chaos.proxy import Proxy
 from chaos.receiver import OTHERS, Receiver
@@ -31,40 +31,40 @@ from touchstone.settings import Settings
 from touchstone.supervisor import valkey
 
 CHECK_SECONDS = 0.01
-OTHER_TENANT = "stranger"
-"""A tenant that wants to hear of all its jobs and has none."""
+OTHER_TENANT = "other"
+"""A tenant with an endpoint for all its jobs, and without jobs."""
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> float:
-    """Wait, and tell how long it took; `TimeoutError` where it does not come true."""
+    """Wait until it is true; returns how long that took, or raises `TimeoutError`."""
     begun = time.monotonic()
     while not condition():
         if time.monotonic() - begun > seconds:
-            raise TimeoutError("waited in vain")
+            raise TimeoutError(f"not true after {seconds:g} s")
         time.sleep(CHECK_SECONDS)
     return time.monotonic() - begun
 
 
 class Site:
-    """Valkey, an API and some workers; what dies is started again at once, as `touchstone up` does it."""
+    """Valkey, an API and some workers; what dies is restarted at once, as `touchstone up` does."""
 
     def __init__(self, home: Path, *, workers: int, **settings: float) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self.valkey = valkey.start(home)
         self.api_proxy, self.worker_proxy = (Proxy(address.socket_path(home)) for _ in range(2))
-        self.receiver = Receiver(Journal(home / "heard.jsonl"))
-        place = {
+        self.receiver = Receiver(Journal(home / "received.jsonl"))
+        defaults = {
             "home": home,
             "port": _free_port(),
             "outgoing_allow": self.receiver.address,
-            "disk_reserve": 0,  # a disk is to become full, and not only nearly so
+            "disk_reserve": 0,  # the disk is to be filled to the last byte
         }
-        self._settings = Settings.model_validate({**place, **settings})
+        self._settings = Settings.model_validate({**defaults, **settings})
         self.ledger = Ledger(self.valkey.url, self._settings)
         self._register_receiver()
         self.clock = 0.0
-        """How many seconds the clocks of workers are ahead that are started from now on."""
+        """By how many seconds the clocks of newly started workers are ahead."""
         self._losses = Journal(home / "losses.jsonl")
         self.api = self._start(API)
         self.workers = [self._start(WORKER) for _ in range(workers)]
@@ -82,22 +82,22 @@ class Site:
 
     @property
     def port(self) -> int:
-        """Where the API listens."""
+        """The port of the API."""
         return self._settings.port
 
     @property
     def blobs(self) -> Path:
-        """Where uploads and results lie."""
+        """The folder of uploads and results."""
         return self.home / "blobs"
 
     @property
     def settings(self) -> Settings:
-        """Those of API and workers, but for the address of the ledger, which each has its own of."""
+        """Those of API and workers, except the address of the ledger: each has its own proxy."""
         return self._settings
 
     def _start(self, program: ServiceProgram) -> BaseProcess:
-        line = self.api_proxy if program is API else self.worker_proxy
-        settings = self._settings.model_copy(update={"redis_url": line.url})
+        proxy = self.api_proxy if program is API else self.worker_proxy
+        settings = self._settings.model_copy(update={"redis_url": proxy.url})
         return processes.start(program, settings, clock=self.clock if program is WORKER else 0.0)
 
     def _supervise(self) -> None:
@@ -111,23 +111,23 @@ class Site:
         return self._start(WORKER)
 
     def record_loss(self, process: BaseProcess) -> None:
-        """Write down that a worker is lost: it is dead, or silent."""
+        """Record that a worker is lost: it is dead, or does not respond."""
         self._losses.write(WorkerLoss(process.pid or 0, time.time()))
 
     def is_ready(self) -> bool:
-        """Whether everything is there and works."""
+        """Whether everything works."""
         return self.all_alive() and send_request(self.port, "GET", "/readyz")[0] == "200"
 
     def all_alive(self) -> bool:
-        """Whether every worker is alive and has said so."""
+        """Whether every worker has sent a heartbeat."""
         return self._alive() >= {process.pid for process in self.workers}
 
     def wait_until_working(self) -> None:
-        """Wait until everything is there, and a job was claimed since then."""
+        """Wait until everything works, and a job was claimed after that."""
         wait_until(self.is_ready)
-        book = self.home / "claims.jsonl"
-        before = book.stat().st_size
-        wait_until(lambda: book.stat().st_size > before)
+        claims = self.home / "claims.jsonl"
+        before = claims.stat().st_size
+        wait_until(lambda: claims.stat().st_size > before)
 
     def wait_until_reachable(self) -> None:
         """Wait until the API reaches its ledger."""
@@ -140,26 +140,26 @@ class Site:
             return set()
 
     def any_worker(self, *, of: int = 1) -> BaseProcess:
-        """One of those that work, as soon as there are so many."""
-        found: list[BaseProcess] = []
+        """A random live worker, as soon as there are so many."""
+        live: list[BaseProcess] = []
 
-        def look() -> bool:
+        def has_enough() -> bool:
             alive = self._alive()
-            found[:] = [process for process in self.workers if process.pid in alive and process.is_alive()]
-            return len(found) >= of
+            live[:] = [process for process in self.workers if process.pid in alive and process.is_alive()]
+            return len(live) >= of
 
-        wait_until(look)
-        return random.choice(found)
+        wait_until(has_enough)
+        return random.choice(live)
 
     def kill_valkey(self, signum: signal.Signals = signal.SIGKILL) -> None:
-        """End it, however that is to be, and start it again."""
+        """End it with a signal and start it again."""
         pid = process_id(self.valkey.url)
         if pid is not None:
             os.kill(pid, signum)
         self.restart_valkey()
 
     def restart_valkey(self) -> None:
-        """Start it again once it is dead."""
+        """Start it again once it has ended."""
         wait_until(lambda: not self.valkey.is_alive())
         self.valkey = valkey.start(self.home)
 

@@ -1,7 +1,7 @@
-"""Named points of the product where a process goes off, once the campaign has armed one.
+"""Traps: named points of the program at which a process fails once the campaign has armed them.
 
-They are set in the process itself before it begins; the product knows nothing of them. An armed trap is a
-file in the home folder; it goes off once, in whichever process comes there first.
+They are set in the process before it runs; the program itself does not know them. An armed trap is a file in
+the home folder; it goes off once, in the first process that reaches it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ FOREVER = 3600
 
 
 def die() -> None:
-    """Be killed."""
+    """Kill this process."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang() -> None:
-    """Never return; other threads go on."""
+    """Never return; other threads continue."""
     time.sleep(FOREVER)
 
 
 def seize() -> None:
-    """Never return, and let no other thread of the process run."""
+    """Never return, and hold the interpreter lock."""
     ctypes.PyDLL(None).sleep(FOREVER)
 
 
 def run_out_of_memory() -> None:
-    """Fail as an allocation does."""
+    """Fail like an allocation."""
     raise MemoryError
 
 
@@ -63,10 +63,10 @@ class Trap:
         def trapped(*args: Any, **options: Any) -> Any:
             if self.before:
                 self._trigger(home)
-            answer = function(*args, **options)
+            result = function(*args, **options)
             if not self.before:
                 self._trigger(home)
-            return answer
+            return result
 
         setattr(self.owner, self.function, trapped)
 
@@ -77,11 +77,11 @@ class Trap:
 
 CRASHES = (
     Trap("claimed", Ledger, "claim", die),
-    Trap("computed", workers.__main__, "run", die),
+    Trap("computed", workers.__main__, "run_job", die),
     Trap("stored", FolderBlobs, "put_many", die),
     Trap("finished", Ledger, "finish", die),
 )
-"""Where a worker dies: what has just happened."""
+"""Where a worker dies, by what it has just done."""
 
 API_CRASHES = (Trap("kept", FolderBlobs, "put_many", die), Trap("accepted", Ledger, "accept", die))
 """Where the API dies."""
@@ -101,7 +101,7 @@ def set_all(traps: Sequence[Trap], home: Path) -> None:
 
 
 def arm(trap: Trap, home: Path) -> None:
-    """Let a trap go off from now on."""
+    """Arm a trap."""
     _file(home, trap.name).touch()
 
 
@@ -115,7 +115,7 @@ def _file(home: Path, name: str) -> Path:
 
 
 def _take(file: Path) -> bool:
-    """Whether it was there; it is there no more, and nobody else has taken it."""
+    """Remove the file; true in the one process that did."""
     try:
         file.unlink()
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""The queue shell: Celery workers that claim jobs from the ledger and run them on an engine."""
+"""Workers: Celery processes that claim jobs from the ledger and run them on an engine."""

@@ -1,4 +1,4 @@
-"""`python -m workers`: run jobs on one device until told to stop."""
+"""`python -m workers`: run jobs on one device until stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = get_logger("worker")
 
 
 def warm_up(engine: Engine, models: Sequence[str]) -> None:
-    """Load models before anybody asks for them; one that cannot be had yet is loaded once it can."""
+    """Load models before their first query; one that cannot be loaded yet is loaded at its first query."""
     for model in models:
         try:
             with engine.models.acquire(engine.store.manifest(model)):

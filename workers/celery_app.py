@@ -1,4 +1,4 @@
-"""The Celery application of a worker, and the settings that keep it lively."""
+"""The Celery application of a worker, and its settings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _log = logging.getLogger(__name__)
 
 
 class ReconnectingConsumer(Consumer):  # type: ignore[misc]  # Celery has no types
-    """Tries a lost broker again within a second, where Celery's own pauses grow to half a minute."""
+    """Reconnects to a lost broker within a second; Celery's own delays grow to half a minute."""
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect, however long it takes; a shutdown asked for meanwhile is heard."""
+        """Connect, however long it takes, or until a shutdown is requested."""
 
         def log_error(error: Exception, _pause: float) -> None:
             _log.warning("the broker cannot be reached: %s", error)
@@ -33,8 +33,8 @@ class ReconnectingConsumer(Consumer):  # type: ignore[misc]  # Celery has no typ
 def celery_app(url: str) -> Celery:
     """An application over the ledger's server, without tasks.
 
-    The message is acknowledged before the job starts and nothing is fetched ahead: the ledger alone decides
-    who runs what. Remote control, events and results are off, because each would be a second truth.
+    A message is acknowledged before its job starts, and nothing is prefetched: the ledger alone decides which
+    worker runs which job. Remote control, events and results are off, because the ledger has that state.
     """
     app = Celery("touchstone", broker=broker.broker_url(url), set_as_current=False)
     app.conf.update(
@@ -48,13 +48,13 @@ def celery_app(url: str) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_max_retries=None,
         broker_connection_retry_on_startup=True,
-        broker_channel_error_retry=True,  # a server that refuses to write is one that is away
+        broker_channel_error_retry=True,  # treat a server that refuses writes as unreachable
         broker_transport_options={
             "socket_connect_timeout": 3,
             "socket_timeout": 10,
             "socket_keepalive": True,
             "health_check_interval": 10,
-            "ack_emulation": False,  # a second book of who has which message; the ledger keeps the first
+            "ack_emulation": False,  # the ledger records who runs what
         },
     )
     return app

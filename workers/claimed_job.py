@@ -1,4 +1,4 @@
-"""A job that this worker holds, between the thread that runs it and the keeper that speaks for it."""
+"""A claimed job, shared by the thread that runs it and the lease keeper."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ StopReason = Literal["canceled", "overdue", "lost", "stopping"]
 
 
 class Cancelable(Protocol):
-    """A task on the engine that can be asked to end."""
+    """A task on the engine that can be canceled."""
 
     def cancel(self) -> None:
-        """Ask for the end before the next step."""
+        """End before the next step."""
 
     def expire(self) -> None:
-        """The same, because the deadline has passed."""
+        """The same, because its deadline has passed."""
 
 
 class ClaimedJob:
-    """One claim of one job: its tasks on the engine, why it should end early, and how far it is."""
+    """One claim of one job: its tasks on the engine, the reason to stop early, and its progress."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -35,7 +35,7 @@ class ClaimedJob:
         self._lock = threading.Lock()
 
     def add_task(self, task: Cancelable) -> None:
-        """Note a task of the job; one that starts after the job was told to end is canceled at once."""
+        """Add a task of the job; one that starts after a stop request is canceled at once."""
         with self._lock:
             self._tasks.append(task)
             reason = self.stop_reason
@@ -43,7 +43,7 @@ class ClaimedJob:
             _stop_task(task, reason)
 
     def request_stop(self, reason: StopReason) -> None:
-        """Ask the job to end; the first reason stays."""
+        """Request that the job ends; the first reason stays."""
         with self._lock:
             self._stop_requested_at = min(self._stop_requested_at, time.monotonic())
             first = self.stop_reason = self.stop_reason or reason
@@ -52,16 +52,16 @@ class ClaimedJob:
             _stop_task(task, first)
 
     def is_stuck(self, seconds: float) -> bool:
-        """Whether it was asked to end longer ago than so many seconds."""
+        """Whether a stop was requested longer ago than so many seconds."""
         return time.monotonic() - self._stop_requested_at > seconds
 
     def report(self, progress: Progress, metric: Mapping[str, float]) -> None:
-        """Note how far the job is; only the latest note is passed on, so this costs nothing."""
+        """Record progress; only the latest report is sent, so frequent calls are cheap."""
         with self._lock:
             self._report = (self.job.id, self.job.claims, progress, metric)
 
     def take_report(self) -> ProgressReport | None:
-        """The latest note that was not taken yet."""
+        """The latest report that was not taken yet."""
         with self._lock:
             report, self._report = self._report, None
         return report

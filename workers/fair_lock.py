@@ -1,4 +1,6 @@
-"""Turns at what is done one at a time: tenants rotate, and each has its own in the order of their coming."""
+"""A lock that is fair to tenants: they take turns, and waiters of one tenant are served first come, first
+served.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from itertools import count
 
 
 class FairLock:
-    """Whoever fills the line makes another tenant wait for one turn.
+    """A lock for one holder at a time; many waiters of one tenant delay another tenant by one turn only.
 
-    The turns are those of `claim.lua`, with a single place: the next is whose tenant's last turn is the
-    longest ago, which is remembered for as long as anybody waits.
+    The order is that of `claim.lua` with a single slot: next is the tenant whose last turn is the longest
+    ago. Turns are remembered while anyone waits.
     """
 
     def __init__(self) -> None:
@@ -25,7 +27,7 @@ class FairLock:
 
     @contextmanager
     def wait_in_line(self, tenant: str) -> Iterator[Ticket]:
-        """Keep a place in the line while the block lasts."""
+        """Wait in line for the length of the block."""
         ticket = Ticket(self, tenant)
         with self._changed:
             self._waiting.append(ticket)
@@ -35,7 +37,7 @@ class FairLock:
             self._leave(ticket)
 
     def acquire(self, ticket: Ticket, timeout: float) -> bool:
-        """Wait for so many seconds until it is this one's turn; whether it came."""
+        """Wait at most `timeout` seconds for this ticket's turn; returns whether it came."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._is_next(ticket), timeout):
                 return False
@@ -45,7 +47,7 @@ class FairLock:
             return True
 
     def release(self) -> None:
-        """The turn that was taken is over."""
+        """End the turn."""
         with self._changed:
             self._locked = False
             if not self._waiting:
@@ -53,7 +55,7 @@ class FairLock:
             self._changed.notify_all()
 
     def _is_next(self, ticket: Ticket) -> bool:
-        first = min(self._waiting, key=lambda one: self._last_served.get(one.tenant, 0))
+        first = min(self._waiting, key=lambda waiting: self._last_served.get(waiting.tenant, 0))
         return ticket is first and not self._locked
 
     def _leave(self, ticket: Ticket) -> None:
@@ -65,7 +67,7 @@ class FairLock:
 
 @dataclass(frozen=True, eq=False)
 class Ticket:
-    """A place in the line; a `touchstone.registration.trial.Lock`."""
+    """A place in the line; implements `touchstone.registration.trial.Lock`."""
 
     lock: FairLock
     tenant: str
@@ -75,5 +77,5 @@ class Ticket:
         return self.lock.acquire(self, timeout)
 
     def release(self) -> None:
-        """See `FairLock.end`."""
+        """See `FairLock.release`."""
         self.lock.release()

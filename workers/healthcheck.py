@@ -1,4 +1,4 @@
-"""`python -m workers.healthcheck`: whether this host's worker gave a sign of life lately."""
+"""`python -m workers.healthcheck`: whether a worker of this host has sent a heartbeat lately."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from touchstone.settings import Settings
 
 
 def main() -> int:
-    """The exit code: 0 where it is alive."""
+    """The exit code: 0 if it is alive."""
     settings = Settings()
     try:
         workers = Ledger(ledger_url(settings), settings).workers()

@@ -1,8 +1,7 @@
-"""The one thread that speaks to the ledger for all running jobs, so that neither they nor the engine wait
-for it.
+"""One thread that calls the ledger for all running jobs, so that neither they nor the engine wait for it.
 
-It renews their leases, tells them to end, passes on their reports, and shows that the worker is alive. It
-also watches the engine: a device that hangs gives no sign, so its jobs must be let go.
+It renews their leases, stops them, sends their reports and the worker's heartbeat. It also watches the
+engine: a device that hangs raises no error, so its jobs must be released.
 """
 
 from __future__ import annotations
@@ -32,28 +31,28 @@ _log = get_logger("keeper")
 
 
 class WatchedEngine(Protocol):
-    """An engine, as far as its keeper watches it."""
+    """What the keeper needs to know of an engine."""
 
     @property
     def steps(self) -> int:
-        """How many passes it has finished."""
+        """The number of passes it has finished."""
 
     @property
     def busy(self) -> bool:
-        """Whether it has something to do."""
+        """Whether it has work."""
 
     def metrics(self) -> dict[str, Any]:
-        """What it has done so far."""
+        """Its metrics."""
 
     def probes(self) -> Mapping[str, Probe]:
-        """What the last load of each model measured, by the model's digest."""
+        """The probe of the last load of each model, by the model's digest."""
 
 
 class LeaseKeeper:
-    """Holds the leases of a worker's jobs for as long as its engine moves.
+    """Renews the leases of a worker's jobs while its engine makes progress.
 
-    `give_up` is called with an exit code where the process should end although jobs still run: 1 after the
-    engine hung, 0 where a shutdown took too long. `moved` is called again and again while this thread runs.
+    `give_up` is called with an exit code if the process should end although jobs still run: 1 if the engine
+    hangs, 0 if a shutdown takes too long. `on_tick` is called repeatedly while this thread runs.
     """
 
     def __init__(
@@ -68,7 +67,9 @@ class LeaseKeeper:
     ) -> None:
         self.worker = worker
         self.stopping = False
-        """Set it to stop: jobs are told to end, and no more are taken. A plain flag, for signal handlers."""
+        """Set it to stop: running jobs are stopped, and no more are claimed. A plain flag, for signal
+        handlers.
+        """
         self._ledger = ledger
         self._engine = engine
         self._give_up = give_up
@@ -86,11 +87,11 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
     def start(self) -> None:
-        """Begin; the worker counts as alive from its first beat on."""
+        """Start; the worker counts as alive from its first heartbeat on."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread and say farewell to the ledger."""
+        """End the thread and remove the worker from the ledger."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -98,7 +99,7 @@ class LeaseKeeper:
 
     @contextmanager
     def hold(self, claimed: ClaimedJob) -> Iterator[None]:
-        """Speak for a job while the block lasts."""
+        """Renew a job's lease during the block."""
         with self._lock:
             self._claimed.add(claimed)
         if self.stopping:
@@ -125,7 +126,7 @@ class LeaseKeeper:
             action()
         except LedgerUnavailable as error:
             _log.warning("the ledger is out of reach", reason=error.detail)
-        except Exception:  # noqa: BLE001 - whatever goes wrong, the leases must be renewed the next time
+        except Exception:  # noqa: BLE001 - leases must be renewed at the next tick whatever fails
             _log.exception("the keeper stumbled")
 
     def _tick(self) -> None:
@@ -142,17 +143,17 @@ class LeaseKeeper:
         if self._is_due("beat", now, BEAT_SECONDS):
             self._beat()
 
-    def _is_due(self, what: str, now: float, pause: float) -> bool:
-        due = now >= self._next[what]
+    def _is_due(self, task: str, now: float, pause: float) -> bool:
+        due = now >= self._next[task]
         if due:
-            self._next[what] = now + pause
+            self._next[task] = now + pause
         return due
 
     def renew(self) -> None:
-        """Extend all leases once and pass on what the ledger says of each job."""
+        """Renew all leases once, and stop the jobs that the ledger says to stop."""
         claimed: dict[str, ClaimedJob] = {}
         for each in sorted(self._renewable(), key=lambda each: each.job.claims):
-            if each.job.id in claimed:  # its lease ran out, and we claimed it again ourselves
+            if each.job.id in claimed:  # its lease expired, and this worker claimed it again
                 claimed[each.job.id].request_stop("lost")
             claimed[each.job.id] = each
         verdicts = self._ledger.renew(self.worker, {name: each.job.claims for name, each in claimed.items()})
@@ -161,21 +162,21 @@ class LeaseKeeper:
                 claimed[name].request_stop(verdict)
 
     def _renewable(self) -> list[ClaimedJob]:
-        """All but those that have not ended long after they were asked to: what they wait for may never come,
-        so nobody renews their leases.
+        """All jobs but those that have not ended long after a stop request: they may wait forever, so their
+        leases are not renewed.
         """
-        late = {each for each in self._list_claimed() if each.is_stuck(self._max_hang)}
-        for each in late - self._abandoned:
+        stuck = {each for each in self._list_claimed() if each.is_stuck(self._max_hang)}
+        for each in stuck - self._abandoned:
             _log.critical("a job does not end and is let go", job=each.job.id, reason=each.stop_reason)
-        self._abandoned = late
-        return [each for each in self._list_claimed() if each not in late]
+        self._abandoned = stuck
+        return [each for each in self._list_claimed() if each not in stuck]
 
     def _send_reports(self) -> None:
         reports = [report for each in self._list_claimed() if (report := each.take_report())]
         self._ledger.report_all(reports)
 
     def _note_probes(self, now: float) -> None:
-        """Tell of each probe when it is new, and once a day, because the ledger forgets old ones."""
+        """Store each probe when it is new, and once a day, because the ledger forgets old ones."""
         if self._is_due("note", now, NOTE_SECONDS):
             self._noted_probes.clear()
         for digest, probe in self._engine.probes().items():
@@ -186,8 +187,8 @@ class LeaseKeeper:
     def _beat(self) -> None:
         if not self.stopping:
             process = {"host": socket.gethostname(), "pid": os.getpid(), "running": len(self._claimed)}
-            figures = {**self._engine.metrics(), **process, "serves": self._serves or None}
-            self._ledger.heartbeat(self.worker, figures, self._serves)
+            info = {**self._engine.metrics(), **process, "serves": self._serves or None}
+            self._ledger.heartbeat(self.worker, info, self._serves)
 
     def _stop(self, now: float) -> None:
         if self._stopping_since is None:
@@ -200,14 +201,14 @@ class LeaseKeeper:
             self._give_up(0)
 
     def _release_all(self) -> None:
-        """Where the ledger is out of reach, it is not waited for once for each job: their leases run out."""
+        """Release all jobs; if the ledger is unreachable, try it only once: their leases expire."""
         for each in self._list_claimed():
             _log.warning("a job did not end in time and goes back to the queue", job=each.job.id)
             each.request_stop("stopping")
             self._ledger.release(each.job.id, each.job.claims)
 
     def _abandon(self, now: float) -> None:
-        """Leave the jobs of a hung engine to other workers: nobody renews their leases, so they run out."""
+        """Leave the jobs of a hung engine to other workers: their leases are no longer renewed and expire."""
         if not self._closed.is_set():
             _log.critical(
                 "the engine hangs", seconds=round(self._monitor.idle_seconds(now), 1), jobs=len(self._claimed)
@@ -218,7 +219,7 @@ class LeaseKeeper:
 
 
 class ProgressMonitor:
-    """Tells from an engine's step counter whether it still moves."""
+    """Detects from an engine's step counter whether it makes progress."""
 
     def __init__(self, engine: WatchedEngine, max_hang: float) -> None:
         self._engine = engine
@@ -227,12 +228,12 @@ class ProgressMonitor:
         self._progressed_at = time.monotonic()
 
     def idle_seconds(self, now: float) -> float:
-        """Seconds since the engine last moved or was idle."""
+        """Seconds since the engine last finished a step or was idle."""
         steps = self._engine.steps
         if steps != self._steps or not self._engine.busy:
             self._steps, self._progressed_at = steps, now
         return now - self._progressed_at
 
     def is_hung(self, now: float) -> bool:
-        """Whether the engine has been still for longer than one step may take."""
+        """Whether the engine made no progress for longer than one step may take."""
         return self.idle_seconds(now) > self._max_hang

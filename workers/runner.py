@@ -1,4 +1,4 @@
-"""A job, from the bell to the ledger's last word."""
+"""One job, from its dispatch to its end in the ledger."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class RunJob(Protocol):
 
 @dataclass(frozen=True)
 class Runner:
-    """Answers a bell: claims the job whose turn it is, runs it, writes its files and then its end.
+    """Handles a dispatch: claims the next job, runs it, stores its files and then its end.
 
-    Files come before the end that names them, so that a job which ended has them. What ends under a claim
-    that is no longer held leaves no trace in the ledger.
+    Files are stored before the end that names them, so that every job that ended has them. An end under a
+    lost claim is ignored by the ledger.
     """
 
     ledger: Ledger
@@ -80,11 +80,11 @@ class Runner:
 
     @cached_property
     def slots(self) -> JobSlots:
-        """Who runs how many jobs here."""
+        """The slots of this worker."""
         return JobSlots(self.settings.concurrency)
 
     def __call__(self, job: str) -> None:
-        """Run a job, of those that wait where the bell was rung; if none does, there is nothing to do."""
+        """Run the next job of the queue of the dispatched one, if any is waiting."""
         with ExitStack() as stack:
             claimed = self._claim_slot(job, stack)
             if claimed is None:
@@ -120,18 +120,20 @@ class Runner:
             except NoFreeSlot:
                 self.slots.wait()
             except LedgerUnavailable:
-                break  # the bell will be rung again
+                break  # the job will be dispatched again
         return None
 
     def _attempt(self, claimed: ClaimedJob) -> dict[str, Any] | None:
-        """How the job ends, as the ledger takes it; None where it goes back to the queue or was lost."""
+        """The end of the job as `Ledger.finish` takes it; None if it goes back to the queue or its claim was
+        lost.
+        """
         try:
             registers = claimed.job.submission.kind == "registration"
             outcome = self._run_registration(claimed) if registers else self._run_pooled(claimed)
             if outcome.canceled and claimed.stop_reason in ("stopping", "lost"):
                 return None
             return self._succeed(claimed, outcome)
-        except Exception as error:  # noqa: BLE001 - a fault of ours ends the job, its traceback belongs in the log
+        except Exception as error:  # noqa: BLE001 - a defect ends the job, and its traceback is logged
             if is_out_of_memory(error):
                 return self._fail(
                     claimed, OutOfMemory("the worker's memory does not hold what this job needs")
@@ -139,13 +141,13 @@ class Runner:
             if isinstance(error, Failure):
                 return self._fail(claimed, error)
             _log.exception("a job broke")
-            # Files and devices fail for reasons that are no job's.
-            passing = isinstance(error, OSError) and not claimed.stop_reason and self._leave_to_retry(claimed)
-            return None if passing else _INTERNAL_ERROR
+            # Files and devices fail for reasons outside of the job.
+            retried = isinstance(error, OSError) and not claimed.stop_reason and self._leave_to_retry(claimed)
+            return None if retried else _INTERNAL_ERROR
 
     def _run_pooled(self, claimed: ClaimedJob) -> JobOutcome:
-        """Run the job, going on from what equal questions have counted before it, and keep its counts for
-        the next.
+        """Run the job, starting from the counts of earlier jobs with the same question, and store its counts
+        for the next.
         """
         submission = claimed.job.submission
         pool = pool_key(submission, self.store)
@@ -158,32 +160,32 @@ class Runner:
         return outcome
 
     def _run_registration(self, claimed: ClaimedJob) -> JobOutcome:
-        """Try a model, and let it be used only if nobody has given up on it meanwhile."""
+        """Try a model, and register it unless the job was stopped meanwhile."""
         submission = claimed.job.submission
         manifest = Manifest.model_validate(submission.parameters)
         if manifest.kind == "remote":
             return self._run_remote_registration(claimed, manifest)
         read = partial(self.blobs.get, submission.source)
-        tried = self.trials(submission, read, self.settings, started=claimed.add_task, report=claimed.report)
-        self._register(claimed, tried.manifest, tried.probe, size=self.blobs.size(submission.source))
-        self._retry(lambda: self.ledger.store_probe(tried.manifest.digest, tried.probe))
-        return tried.job_outcome()
+        outcome = self.trials(
+            submission, read, self.settings, started=claimed.add_task, report=claimed.report
+        )
+        self._register(claimed, outcome.manifest, outcome.probe, size=self.blobs.size(submission.source))
+        self._retry(lambda: self.ledger.store_probe(outcome.manifest.digest, outcome.probe))
+        return outcome.job_outcome()
 
     def _run_remote_registration(self, claimed: ClaimedJob, manifest: Manifest) -> JobOutcome:
-        """The same for a model behind an address, which the engine asks."""
+        """The same for a remote model, which the engine queries."""
         outcome = self._run(claimed, claimed.job.submission, None)
         self._register(claimed, manifest, RemoteProbe.model_validate(outcome.result["probe"]))
         return outcome
 
     def _register(
-        self, claimed: ClaimedJob, manifest: Manifest, found: RegistrationProbe, *, size: int = 0
+        self, claimed: ClaimedJob, manifest: Manifest, probe: RegistrationProbe, *, size: int = 0
     ) -> None:
-        versions, claim = (
-            TenantLedger.of(self.ledger, claimed.job.submission.tenant).versions,
-            (claimed.job.id, claimed.job.claims),
-        )
+        versions = TenantLedger.of(self.ledger, claimed.job.submission.tenant).versions
+        claim = claimed.job.id, claimed.job.claims
         if claimed.stop_reason or not self._retry(
-            lambda: versions.register(manifest, found, size=size, claim=claim)
+            lambda: versions.register(manifest, probe, size=size, claim=claim)
         ):
             raise JobCanceled("the job was canceled")
 
@@ -215,8 +217,8 @@ class Runner:
     def _compare_rerun(
         self, origin: str | None, result: Mapping[str, Any], artifacts: Mapping[str, Artifact]
     ) -> dict[str, Any]:
-        """Whether a rerun left the same bytes as the job that it repeats; null where that one was deleted, or
-        where the two did not count equally far for reasons of their own.
+        """Whether a rerun gave the same files and values as the original job; null if that was deleted, or if
+        the two are not comparable.
         """
         if origin is None:
             return {}
@@ -225,8 +227,8 @@ class Runner:
         except UnknownJob:
             return {"rerun": {"of": origin, "agrees": None}}
         before = first.result or {}
-        agrees = first.artifacts == artifacts and _comparable_values(before) == _comparable_values(result)
-        return {"rerun": {"of": origin, "agrees": agrees if _comparable(before, result) else None}}
+        agrees = first.artifacts == artifacts and _reproduced_values(before) == _reproduced_values(result)
+        return {"rerun": {"of": origin, "agrees": agrees if _are_comparable(before, result) else None}}
 
     def _store_artifacts(self, files: Mapping[str, tuple[bytes, str]]) -> dict[str, Artifact]:
         data = [data for data, _ in files.values()]
@@ -249,8 +251,8 @@ class Runner:
         return {"status": "failed", "error": _problem(failure)}
 
     def _leave_to_retry(self, claimed: ClaimedJob) -> bool:
-        """Leave a job to another attempt, if there may be one: nobody renews the lease, and when it has run
-        out, the job is tried again, perhaps elsewhere.
+        """Leave a job to another attempt, if it has one left: its lease is no longer renewed, and after its
+        expiry any worker may try the job again.
         """
         if claimed.job.attempts >= self.settings.max_attempts:
             return False
@@ -266,19 +268,20 @@ class Runner:
             return
         last = claimed.take_report()
         try:
-            held_on = self._retry(lambda: self.ledger.finish(job.id, job.claims, **end, last_report=last))
-        except (TypeError, ValueError):  # a result that is no JSON
+            ended = self._retry(lambda: self.ledger.finish(job.id, job.claims, **end, last_report=last))
+        except (TypeError, ValueError):  # a result that JSON cannot express
             _log.exception("a job broke")
-            held_on = self._retry(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL_ERROR))
-        if held_on:
+            ended = self._retry(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL_ERROR))
+        if ended:
             _log.info("a job ended", status=end["status"])
         else:
             _log.warning("a job ended after its claim was lost")
 
     def _retry(self, action: Callable[[], T], *, seconds: float = float("inf")) -> T:
-        """Try again while the ledger is out of reach or the disk full, for so long or until the worker stops.
+        """Retry while the ledger is unreachable or the disk full, for so many seconds or until the worker
+        stops.
 
-        Work that is done must not be thrown away because the ledger restarts meanwhile.
+        Finished work must not be lost because the ledger restarts meanwhile.
         """
         end = time.monotonic() + seconds
         while True:
@@ -290,20 +293,20 @@ class Runner:
                 time.sleep(RETRY_SECONDS)
 
 
-def _comparable_values(result: Mapping[str, Any]) -> list[Any]:
-    """What a rerun must find again: the model's answer, or the votes that were counted."""
+def _reproduced_values(result: Mapping[str, Any]) -> list[Any]:
+    """What a rerun must reproduce: the prediction, or the counted votes."""
     votes = result.get("sampling", {}).get("counts_top5")
     return [*map(result.get, ("original", "smoothed", "predicted_class", "radius")), votes]
 
 
-def _comparable(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """False where a deadline, or counts that were there already, made two certificates end at different
+def _are_comparable(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """False if a deadline, or counts of earlier jobs, made two certificates end at different numbers of
     samples.
     """
     counts = [one.get("sampling", {}) for one in (before, result)]
-    late = any(one.get("stopped_by") == DeadlineExceeded.code for one in (before, result))
-    chance = late or any(count.get("pooled") for count in counts)
-    return not chance or counts[0].get("n_used") == counts[1].get("n_used")
+    overdue = any(one.get("stopped_by") == DeadlineExceeded.code for one in (before, result))
+    differing = overdue or any(count.get("pooled") for count in counts)
+    return not differing or counts[0].get("n_used") == counts[1].get("n_used")
 
 
 def _queue_seconds(job: Job) -> float:
@@ -316,7 +319,7 @@ def _problem(failure: Failure) -> JobFailure:
 
 
 _TRANSIENT = (OutOfMemory, StorageFull)
-"""What may be the trouble of this worker at this moment, and not the job's."""
+"""Failures that may be caused by the present state of this worker, not by the job."""
 
 _INTERNAL_ERROR: dict[str, Any] = {
     "status": "failed",

@@ -1,4 +1,4 @@
-"""A worker process: one engine, one keeper, and Celery's thread pool around them."""
+"""A worker process: one engine, one lease keeper, and Celery's thread pool around them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from workers.runner import RunJob, Runner
 from workers.tasks import register
 from workers.watchdog import Watchdog
 
-# A consumer that sleeps on a saturated pool wakes only for a timer.
+# A consumer that sleeps because the pool is full wakes only for a timer.
 WAKE_SECONDS = 0.05
 
 _log = get_logger("worker")
 
 
 class StoppableEngine(WatchedEngine, Protocol):
-    """An engine that ends its thread on demand."""
+    """An engine whose thread can be stopped."""
 
     def stop(self) -> None:
-        """End; whatever still runs raises WorkerStopping."""
+        """Stop; running tasks raise WorkerStopping."""
 
 
 def serve(settings: Settings, engine: StoppableEngine, run: RunJob, store: ModelStore = ZOO) -> int:
-    """Take jobs until the process is told to end by SIGTERM or SIGINT; returns the exit code."""
+    """Run jobs until SIGTERM or SIGINT; returns the exit code."""
     url = ledger_url(settings)
     ledger = Ledger(url, settings)
     app = celery_app(url)
@@ -60,16 +60,16 @@ def serve(settings: Settings, engine: StoppableEngine, run: RunJob, store: Model
 
 
 def _make_worker_name() -> str:
-    """Unique to this run of the process, so that nobody takes a successor for it."""
+    """A name unique to this process, so that no successor has the same."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _connect_signals(keeper: LeaseKeeper, reaper: Reaper) -> None:
-    """Follow Celery's life: alive when it consumes, stopping when it was told to."""
+    """Start and stop with Celery: when it begins to consume, and when it shuts down."""
 
     def ready(sender: Any, **_: Any) -> None:
         sender.timer.call_repeatedly(WAKE_SECONDS, lambda: None)
-        # Ctrl-C is the same orderly request, and no failure.
+        # Ctrl-C stops the worker in order, like SIGTERM.
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
         keeper.start()
         reaper.start()
@@ -84,7 +84,8 @@ def _connect_signals(keeper: LeaseKeeper, reaper: Reaper) -> None:
 
 
 def _keep_own_logs(**_: Any) -> None:
-    """Keep our own logs, without Celery's lines on each message: the runner's lines name the jobs."""
+    """Keep our log configuration, and drop Celery's line for each message: the runner's lines name the jobs.
+    """
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

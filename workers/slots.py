@@ -1,4 +1,4 @@
-"""The places of a worker: how many jobs it runs at once, and whose they may be."""
+"""The slots of a worker: how many jobs it runs at once, and of which tenants."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SLOTS_PER_SPARE = 8
-"""One place for so many is added for those who have none."""
+"""One spare slot is added for so many, for tenants that have none."""
 CHECK_SECONDS = 0.05
 
 
 class JobSlots:
-    """`most` places for anybody, and an eighth more, at least one, for tenants that have none.
+    """`limit` slots for all tenants, and an eighth more, at least one, for tenants that have none.
 
-    Nobody else waits for the end of a job because one tenant has filled the worker with long ones.
+    So a tenant that fills the worker with long jobs does not delay the others.
     """
 
     def __init__(self, limit: int) -> None:
@@ -24,22 +24,22 @@ class JobSlots:
         self._lock = threading.Lock()
         self._freed = threading.Event()
         self.claim_lock = threading.Lock()
-        """Held by whoever asks for a job, so that they know what all others have."""
+        """Held while a job is claimed, so that the slots in use do not change meanwhile."""
 
     @property
     def total(self) -> int:
-        """How many there are, the spare ones among them."""
+        """All slots, spare ones included."""
         return self._limit + max(1, self._limit // SLOTS_PER_SPARE)
 
     def busy_tenants(self) -> frozenset[str]:
-        """Tenants that may not have another place now; to be asked within the door."""
+        """Tenants that may not get another slot now; call it while holding `claim_lock`."""
         with self._lock:
             full = self._used.total() >= self._limit
             return frozenset(self._used) if full else frozenset()
 
     @contextmanager
     def occupy(self, tenant: str) -> Iterator[None]:
-        """A place of this tenant's while the block lasts; to be entered within the door."""
+        """Occupy a slot during the block; enter it while holding `claim_lock`."""
         self._count(tenant, 1)
         try:
             yield
@@ -50,9 +50,9 @@ class JobSlots:
     def _count(self, tenant: str, change: int) -> None:
         with self._lock:
             self._used[tenant] += change
-            self._used += Counter()  # forgets who has none
+            self._used += Counter()  # drops tenants that have none
 
     def wait(self) -> None:
-        """Wait until a place is left, or until it is worth looking whether somebody else has come."""
+        """Wait until a slot is freed, or briefly, because a job of another tenant may have been accepted."""
         self._freed.wait(CHECK_SECONDS)
         self._freed.clear()

@@ -1,4 +1,4 @@
-"""The one task: a job's id arrives, and somebody runs the job."""
+"""The one Celery task: it receives the id of a job and runs the next job of its queue."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from touchstone.ledger.broker import TASK
 
 
 def register(app: Celery, run: Callable[[str], None]) -> None:
-    """Let the application answer the bell with `run`."""
+    """Register `run` as the task that dispatch messages call."""
     app.task(run, name=TASK, ignore_result=True)

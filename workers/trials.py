@@ -1,4 +1,4 @@
-"""Registrations: a user's model is tried in a process of its own, away from the engine."""
+"""Registrations: a user's model is tried in a separate process, away from the engine."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from workers.fair_lock import FairLock
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """A model that can be used: its card, what was found out about it, and how long that took."""
+    """A usable model: its manifest, its probe, and how long the trial took."""
 
     manifest: Manifest
     probe: ModelProbe
     seconds: float
 
     def job_outcome(self) -> JobOutcome:
-        """What the job leaves."""
+        """The outcome of the job."""
         result = {"model": self.manifest.card(), "probe": self.probe.model_dump(mode="json")}
         return JobOutcome(result, {}, Timings(compute=self.seconds))
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Tries models, one after the other, because each may take much of the machine's memory; tenants that
-    wait take turns.
+    """Tries models one after the other, because each may take much of the machine's memory; waiting tenants
+    take turns.
     """
 
     lock: FairLock = field(default_factory=FairLock)
@@ -48,7 +48,9 @@ class Trials:
         started: Callable[[Cancelable], None],
         report: Callable[[Progress, dict[str, float]], None],
     ) -> TrialOutcome:
-        """Blocks; raises the failures of `Bench.run`. The file is not read before its turn."""
+        """Blocks; raises the failures of `touchstone.registration.trial.Trial.run`. The file is read at its
+        turn only.
+        """
 
         def report_step(step: int) -> None:
             report(Progress(done=step, total=len(STEPS)), {})

@@ -1,7 +1,7 @@
-"""Ends a process in which nothing moves any more.
+"""Ends a process whose threads no longer run.
 
-Code that never lets go of the interpreter stops every thread of the process, the keeper's too, so nobody
-within could notice. The interpreter's own fault handler waits outside of it.
+Code that never releases the interpreter lock stops every thread of the process, the lease keeper included.
+The timer of the interpreter's fault handler runs outside of that lock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ GRACE_SECONDS = 4.0
 
 
 class Watchdog:
-    """Ends the process with code 1, and every thread's traceback on standard error, once it was not fed for
+    """Ends the process with code 1 and a traceback of every thread on standard error, if it is not fed for
     longer than one step of the engine may take.
     """
 
@@ -23,7 +23,7 @@ class Watchdog:
         self._next = 0.0
 
     def feed(self) -> None:
-        """Show that the process moves; costs nothing if called often."""
+        """Restart the timer; cheap if called often."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + FEED_SECONDS

@@ -1,4 +1,4 @@
-"""The short form of the fault campaign: whatever is killed, cut off or filled up, no accepted job is lost."""
+"""The short form of the fault campaign: no fault loses an accepted job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker of the fault campaign finds what is planted, and nothing where all is well."""
+"""The checker of the fault campaign finds each planted violation, and none in sound evidence."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import httpx2
 import pytest
 
 from chaos import document
-from chaos.book import Claim, ClientEvent, FaultStrike, Journal, ReceivedMessage, WorkerLoss, read
 from chaos.checker import Evidence, check
 from chaos.faults import Fault
+from chaos.journal import Claim, ClientEvent, FaultStrike, Journal, ReceivedMessage, WorkerLoss, read
 from chaos.receiver import OTHERS, OWN, Receiver
 from chaos.report import History, max_lost_share, rows, spread
 from touchstone.ledger.records import Artifact, Job, JobFailure, Submission
@@ -29,11 +29,11 @@ DIGEST = "sha256:" + "a" * 64
 LOST = JobFailure(code="worker_lost", detail="all 3 workers that tried the job died or hung")
 
 
-def events(*told: dict[str, Any]) -> list[Event]:
+def events(*data: dict[str, Any]) -> list[Event]:
     kinds = {"done": "progress", "claim": "metric", "completed": "completed"}
     return [
-        Event(f"{place}-0", next((kind for word, kind in kinds.items() if word in one), "status"), one)  # type: ignore[arg-type]
-        for place, one in enumerate(told)
+        Event(f"{index}-0", next((kind for key, kind in kinds.items() if key in one), "status"), one)  # type: ignore[arg-type]
+        for index, one in enumerate(data)
     ]
 
 
@@ -61,7 +61,7 @@ ENDING = ({"status": "succeeded"}, {"completed": True})
 
 @pytest.fixture
 def evidence(submission: Submission) -> Evidence:
-    """Of one job that was tried twice and succeeded."""
+    """The evidence of one job that succeeded at its second attempt."""
     job = Job(
         id="job-1",
         version=9,
@@ -95,8 +95,8 @@ def with_job(evidence: Evidence, **fields: Any) -> Evidence:
     return replace(evidence, jobs={"job-1": evidence.jobs["job-1"].model_copy(update=fields)})
 
 
-def with_events(evidence: Evidence, *story: dict[str, Any]) -> Evidence:
-    return replace(evidence, events={"job-1": events(*story)})
+def with_events(evidence: Evidence, *data: dict[str, Any]) -> Evidence:
+    return replace(evidence, events={"job-1": events(*data)})
 
 
 def with_entries(evidence: Evidence, *more: ClientEvent) -> Evidence:
@@ -112,7 +112,7 @@ def with_received(evidence: Evidence, **fields: Any) -> Evidence:
 
 
 def with_duplicate_job(evidence: Evidence) -> Evidence:
-    """The same request became two jobs, of which the client knows one."""
+    """One request became two jobs, of which the client saw one."""
     other = evidence.jobs["job-1"].model_copy(update={"id": "job-2"})
     return replace(
         evidence,
@@ -146,7 +146,7 @@ def test_checker_finds_no_breach_in_sound_evidence(evidence: Evidence) -> None:
         ("attempts", lambda e: with_job(e, attempts=4)),
         ("attempts", lambda e: with_job(e, status="failed", error=LOST)),
         ("backwards", lambda e: with_events(e, running(1), {"done": 2}, {"done": 1}, *ENDING)),
-        ("artifact", lambda e: replace(e, is_whole=lambda _: False)),
+        ("artifact", lambda e: replace(e, is_intact=lambda _: False)),
         ("artifact", lambda e: with_job(e, artifacts={})),
         ("stale", lambda e: with_job(e, result={"claim": 1})),
         ("stale", lambda e: with_events(e, running(2), {"claim": 2}, {"claim": 1}, *ENDING)),
@@ -155,19 +155,19 @@ def test_checker_finds_no_breach_in_sound_evidence(evidence: Evidence) -> None:
             "broken",
             lambda e: with_job(e, status="failed", error=JobFailure(code="internal_error", detail="?")),
         ),
-        ("untold", lambda e: replace(e, deliveries=[])),
-        ("untold", lambda e: replace(e, deliveries=[DELIVERY, DELIVERY])),
-        ("untold", lambda e: replace(e, heard=[])),
-        ("untold", lambda e: with_delivery(e, status="failed")),
-        ("untold", lambda e: with_delivery(e, status="pending")),
-        ("mistold", lambda e: with_delivery(e, id="msg_2")),
-        ("mistold", lambda e: with_received(e, message="msg_2")),
-        ("mistold", lambda e: with_received(e, genuine=False)),
-        ("mistold", lambda e: with_received(e, job="job-2")),
-        ("mistold", lambda e: with_received(e, path=OTHERS)),
-        ("mistold", lambda e: with_received(e, kind="job.failed")),
-        ("mistold", lambda e: with_received(e, at=NOW.timestamp() - 0.01)),
-        ("mistold", without_webhook),
+        ("undelivered", lambda e: replace(e, deliveries=[])),
+        ("undelivered", lambda e: replace(e, deliveries=[DELIVERY, DELIVERY])),
+        ("undelivered", lambda e: replace(e, messages=[])),
+        ("undelivered", lambda e: with_delivery(e, status="failed")),
+        ("undelivered", lambda e: with_delivery(e, status="pending")),
+        ("misdelivered", lambda e: with_delivery(e, id="msg_2")),
+        ("misdelivered", lambda e: with_received(e, message="msg_2")),
+        ("misdelivered", lambda e: with_received(e, genuine=False)),
+        ("misdelivered", lambda e: with_received(e, job="job-2")),
+        ("misdelivered", lambda e: with_received(e, path=OTHERS)),
+        ("misdelivered", lambda e: with_received(e, kind="job.failed")),
+        ("misdelivered", lambda e: with_received(e, at=NOW.timestamp() - 0.01)),
+        ("misdelivered", without_webhook),
     ],
 )
 def test_checker_finds_each_planted_breach(
@@ -185,14 +185,14 @@ def test_checker_accepts_a_delivery_that_is_still_due(evidence: Evidence) -> Non
 
 
 def test_receiver_distinguishes_genuine_messages_from_forged_ones(tmp_path: Path) -> None:
-    receiver = Receiver(Journal(tmp_path / "heard.jsonl"))
+    receiver = Receiver(Journal(tmp_path / "received.jsonl"))
     receiver.secret = signatures.new_secret()
     body = json.dumps({"type": "job.failed", "data": {"id": "job-1"}}).encode()
     for secret in (receiver.secret, signatures.new_secret()):
         headers = signatures.build_headers("msg_1", round(time.time()), body, [secret])
         assert httpx2.post(receiver.url(), content=body, headers=headers).status_code in (204, 500)
     receiver.close()
-    good, bad = read(tmp_path / "heard.jsonl", ReceivedMessage)
+    good, bad = read(tmp_path / "received.jsonl", ReceivedMessage)
     assert (good.message, good.path, good.kind, good.job, good.genuine) == (
         "msg_1",
         OWN,

@@ -1,4 +1,4 @@
-"""The small disk of the fault campaign, where this machine lets one be mounted."""
+"""The small disk of the fault campaign, if this machine permits to mount one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proxy of the fault campaign fails as it is told to, and not otherwise."""
+"""The proxy of the fault campaign fails according to its mode, and not otherwise."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from touchstone.ledger import address
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Submission
 from touchstone.settings import Settings
-from touchstone.supervisor import valkey as embedded
+from touchstone.supervisor import valkey as embedded_valkey
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("p")
-    valkey = embedded.start(home)
+    valkey = embedded_valkey.start(home)
     yield home
     valkey.stop()
 

@@ -1,4 +1,4 @@
-"""Workers that serve some models only: their jobs come to them, and to nobody else while they live."""
+"""Workers that serve some models only: jobs on those go to them, and to no other worker while they live."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ OTHER = ModelRef(id="letters", digest="sha256:" + "2" * 64)
 
 
 @pytest.fixture
-def yard(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[WorkerCluster]:
-    yard = WorkerCluster(tmp_path_factory.mktemp("y"), submission)
-    yield yard
-    yard.close()
+def cluster(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[WorkerCluster]:
+    cluster = WorkerCluster(tmp_path_factory.mktemp("w"), submission)
+    yield cluster
+    cluster.close()
 
 
-def accept_other(yard: WorkerCluster) -> str:
-    """A job on the model that has no worker of its own."""
-    ours, yard.submission = yard.submission, yard.submission.model_copy(update={"model": OTHER})
-    job = yard.accept()
-    yard.submission = ours
+def accept_other(cluster: WorkerCluster) -> str:
+    """Accept a job on the model that no worker serves alone."""
+    ours, cluster.submission = cluster.submission, cluster.submission.model_copy(update={"model": OTHER})
+    job = cluster.accept()
+    cluster.submission = ours
     return job
 
 
@@ -46,9 +46,7 @@ def test_job_is_dispatched_to_the_queue_of_the_workers_that_serve_its_model(
     assert ledger.broker_queue_of(ledger.accept(submission)[0].id) == broker.queue_name("digits")
     age_dispatches(server)
     ledger.reap()
-    assert ledger.broker_queue_of(job.id) == broker.queue_name("digits"), (
-        "a bell that is rung again is rung there"
-    )
+    assert ledger.broker_queue_of(job.id) == broker.queue_name("digits"), "a repeated dispatch goes there"
     assert ledger.broker_queue_of("no such job") == broker.QUEUE
 
 
@@ -56,7 +54,7 @@ def test_messages_in_unserved_queues_do_not_hide_a_missing_dispatch(
     ledger: Ledger, submission: Submission, server: redis.Redis
 ) -> None:
     ledger.heartbeat("special", {}, ["digits"])
-    server.lpush(broker.QUEUE, *["message"] * 5)  # of jobs for which there was no worker, canceled since
+    server.lpush(broker.QUEUE, *["message"] * 5)  # of canceled jobs for which there was no worker
     job, _ = ledger.accept(submission)
     age_dispatches(server)
     assert ledger.reap().to_dispatch == (job.id,)
@@ -75,28 +73,28 @@ def test_missing_dispatch_is_found_behind_many_present_ones(
     assert [ledger.reap().to_dispatch for _ in range(2)] == [(), (job.id,)]
 
 
-def test_worker_that_serves_one_model_gets_only_its_jobs(yard: WorkerCluster) -> None:
-    yard.start_worker(models="digits")
-    own, other = yard.accept(), accept_other(yard)
-    wait_until(lambda: yard.read(own).status == "succeeded")
-    assert yard.read(other).status == "queued"
-    yard.start_worker()
-    wait_until(lambda: yard.read(other).status == "succeeded")
+def test_worker_that_serves_one_model_gets_only_its_jobs(cluster: WorkerCluster) -> None:
+    cluster.start_worker(models="digits")
+    own, other = cluster.accept(), accept_other(cluster)
+    wait_until(lambda: cluster.read(own).status == "succeeded")
+    assert cluster.read(other).status == "queued"
+    cluster.start_worker()
+    wait_until(lambda: cluster.read(other).status == "succeeded")
 
 
-def test_jobs_go_to_other_workers_when_the_last_one_serving_a_model_is_gone(yard: WorkerCluster) -> None:
-    special = yard.start_worker(models="digits")
-    yard.start_worker(lease=2.0)  # three of these without a sign of life, and it counts as gone
+def test_jobs_go_to_other_workers_when_the_last_one_serving_a_model_is_gone(cluster: WorkerCluster) -> None:
+    special = cluster.start_worker(models="digits")
+    cluster.start_worker(lease=2.0)  # without a heartbeat for three of these, it counts as gone
     special.kill()
     special.join()
-    job = yard.accept()
-    wait_until(lambda: yard.read(job).status == "succeeded")
+    job = cluster.accept()
+    wait_until(lambda: cluster.read(job).status == "succeeded")
 
 
-def test_worker_reports_the_models_it_serves(yard: WorkerCluster) -> None:
-    yard.start_worker(models=" digits, letters ")
-    told: list[Any] = [worker.info["serves"] for worker in yard.ledger.workers()]
-    assert told == [["digits", "letters"]]
+def test_worker_reports_the_models_it_serves(cluster: WorkerCluster) -> None:
+    cluster.start_worker(models=" digits, letters ")
+    served: list[Any] = [worker.info["serves"] for worker in cluster.ledger.workers()]
+    assert served == [["digits", "letters"]]
 
 
 def test_worker_loads_its_served_models_at_startup() -> None:

@@ -1,4 +1,4 @@
-"""A process in which nothing moves any more is ended from outside of the interpreter."""
+"""A process whose threads no longer run is ended by a timer outside of the interpreter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(**how: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("library", ["PyDLL", "CDLL"])  # the first keeps the interpreter to itself
+@pytest.mark.parametrize("library", ["PyDLL", "CDLL"])  # the first holds the interpreter lock
 def test_watchdog_ends_a_stalled_process_with_a_traceback(library: str) -> None:
     done = run(fed=0.2, library=library, still=600)
     assert (done.returncode, done.stdout) == (1, "fed\n")

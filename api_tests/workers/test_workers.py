@@ -1,4 +1,5 @@
-"""Real Celery workers over a real Valkey: whatever is killed or rung twice, each job ends exactly once."""
+"""Real Celery workers over a real Valkey: whatever is killed or dispatched twice, each job ends exactly once.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +25,22 @@ from touchstone.ledger.records import LOCAL, TERMINAL, Job, Submission
 from touchstone.ledger.server import process_id
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
-from touchstone.supervisor import valkey as embedded
+from touchstone.supervisor import valkey as embedded_valkey
 from workers import healthcheck
 
 LEASE = 20.0
-"""Seconds for which a worker may stand still and keep its jobs; the one that a test kills has fewer."""
+"""Seconds for which a worker may stall and keep its jobs; the one that a test kills has fewer."""
 
 MANY_STEPS = 10_000
 """Steps of 20 ms: a job that outlasts its test."""
 
 
 class WorkerCluster:
-    """A home with a Valkey and as many workers as a test likes, all of them stopped in the end."""
+    """A home with a Valkey and the workers that a test starts, all of them stopped in the end."""
 
     def __init__(self, home: Path, submission: Submission) -> None:
         self.home = home
-        self.valkeys = [embedded.start(home)]
+        self.valkeys = [embedded_valkey.start(home)]
         self.url = self.valkeys[0].url
         self.settings = Settings(home=home, lease=LEASE)
         self.ledger = Ledger(self.url, self.settings)
@@ -66,7 +67,7 @@ class WorkerCluster:
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.valkeys[-1].is_alive())
-        self.valkeys.append(embedded.start(self.home))
+        self.valkeys.append(embedded_valkey.start(self.home))
 
     def accept(self, *, dispatches: int = 1, tenant: str = LOCAL, **parameters: Any) -> str:
         changes = {"tenant": tenant, "parameters": {"steps": 1, "diary": str(self.diary), **parameters}}
@@ -81,7 +82,7 @@ class WorkerCluster:
         return Counter(self.diary.read_text().split()) if self.diary.exists() else Counter()
 
     def count_messages(self) -> int:
-        """Messages that wait in the broker."""
+        """Messages waiting in the broker."""
         return int(connect(self.url).llen(broker.QUEUE))  # type: ignore[arg-type]
 
     def log(self) -> str:
@@ -97,7 +98,7 @@ class WorkerCluster:
 
 
 def stop_worker(worker: BaseProcess, signum: signal.Signals) -> int | None:
-    """The exit code of a worker that is told to stop."""
+    """Stop a worker with a signal; returns its exit code."""
     assert worker.pid is not None
     os.kill(worker.pid, signum)
     worker.join(TIMEOUT_SECONDS)
@@ -105,142 +106,142 @@ def stop_worker(worker: BaseProcess, signum: signal.Signals) -> int | None:
 
 
 @pytest.fixture
-def yard(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[WorkerCluster]:
-    yard = WorkerCluster(tmp_path_factory.mktemp("y"), submission)
-    yield yard
-    yard.close()
+def cluster(tmp_path_factory: pytest.TempPathFactory, submission: Submission) -> Iterator[WorkerCluster]:
+    cluster = WorkerCluster(tmp_path_factory.mktemp("y"), submission)
+    yield cluster
+    cluster.close()
 
 
-def test_job_dispatched_twice_runs_once(yard: WorkerCluster) -> None:
-    yard.start_worker()
-    jobs = [yard.accept(dispatches=2) for _ in range(20)]
-    wait_until(lambda: yard.ledger.count_by_status()["succeeded"] == 20)
-    wait_until(lambda: yard.count_messages() == 0)
-    assert all(yard.read(job).attempts == 1 for job in jobs)
-    assert yard.count_diary_entries() == {"begin": 20, "end": 20}
+def test_job_dispatched_twice_runs_once(cluster: WorkerCluster) -> None:
+    cluster.start_worker()
+    jobs = [cluster.accept(dispatches=2) for _ in range(20)]
+    wait_until(lambda: cluster.ledger.count_by_status()["succeeded"] == 20)
+    wait_until(lambda: cluster.count_messages() == 0)
+    assert all(cluster.read(job).attempts == 1 for job in jobs)
+    assert cluster.count_diary_entries() == {"begin": 20, "end": 20}
 
 
-def test_full_worker_prefetches_only_one_message(yard: WorkerCluster) -> None:
-    yard.start_worker(concurrency=2)
+def test_full_worker_prefetches_only_one_message(cluster: WorkerCluster) -> None:
+    cluster.start_worker(concurrency=2)
     for _ in range(8):
-        yard.accept(steps=MANY_STEPS)
-    wait_until(lambda: yard.ledger.count_by_status()["running"] == 2)
-    wait_until(lambda: yard.count_messages() < 6)
-    assert yard.count_messages() == 5, "one bell is at hand, and nothing is fetched ahead"
+        cluster.accept(steps=MANY_STEPS)
+    wait_until(lambda: cluster.ledger.count_by_status()["running"] == 2)
+    wait_until(lambda: cluster.count_messages() < 6)
+    assert cluster.count_messages() == 5, "one message is received, and nothing is prefetched"
 
 
-def test_spare_slot_of_a_full_worker_runs_another_tenants_job(yard: WorkerCluster) -> None:
-    yard.start_worker(concurrency=2)
+def test_spare_slot_of_a_full_worker_runs_another_tenants_job(cluster: WorkerCluster) -> None:
+    cluster.start_worker(concurrency=2)
     for _ in range(4):
-        yard.accept(steps=MANY_STEPS)
-    wait_until(lambda: yard.ledger.count_by_status()["running"] == 2)
-    job = yard.accept(tenant="another")
-    wait_until(lambda: yard.read(job).status == "succeeded")
-    assert yard.ledger.count_by_status()["running"] == 2, "the spare place is for tenants that have none"
+        cluster.accept(steps=MANY_STEPS)
+    wait_until(lambda: cluster.ledger.count_by_status()["running"] == 2)
+    job = cluster.accept(tenant="another")
+    wait_until(lambda: cluster.read(job).status == "succeeded")
+    assert cluster.ledger.count_by_status()["running"] == 2, "the spare slot is for tenants that have none"
 
 
-def test_full_worker_starts_the_next_job_at_once(yard: WorkerCluster) -> None:
-    yard.start_worker(concurrency=2)
-    jobs = [yard.accept(steps=5) for _ in range(20)]
-    wait_until(lambda: yard.ledger.count_by_status()["succeeded"] == len(jobs))
-    ran = [yard.read(job) for job in jobs]
+def test_full_worker_starts_the_next_job_at_once(cluster: WorkerCluster) -> None:
+    cluster.start_worker(concurrency=2)
+    jobs = [cluster.accept(steps=5) for _ in range(20)]
+    wait_until(lambda: cluster.ledger.count_by_status()["succeeded"] == len(jobs))
+    ran = [cluster.read(job) for job in jobs]
     begun, ended = sorted(job.started_at for job in ran), sorted(job.finished_at for job in ran)
     idle = [(later - earlier).total_seconds() for earlier, later in zip(ended, begun[2:], strict=False)]
-    assert median(idle) < 0.5, "a consumer that sleeps where there is no room does so for 0.8 s"
+    assert median(idle) < 0.5, "a consumer that sleeps because the pool is full does so for 0.8 s"
 
 
-def test_job_of_a_killed_worker_ends_on_another(yard: WorkerCluster) -> None:
-    doomed = yard.start_worker(lease=2.0)
-    job = yard.accept(steps=50)
-    wait_until(lambda: yard.count_diary_entries()["begin"] == 1)
+def test_job_of_a_killed_worker_ends_on_another(cluster: WorkerCluster) -> None:
+    doomed = cluster.start_worker(lease=2.0)
+    job = cluster.accept(steps=50)
+    wait_until(lambda: cluster.count_diary_entries()["begin"] == 1)
     doomed.kill()
-    yard.start_worker()
-    wait_until(lambda: yard.count_diary_entries()["begin"] == 2)
-    wait_until(lambda: yard.read(job).status in TERMINAL)
-    assert (yard.read(job).status, yard.read(job).attempts) == ("succeeded", 2)
-    assert yard.count_diary_entries() == {"begin": 2, "end": 1}
+    cluster.start_worker()
+    wait_until(lambda: cluster.count_diary_entries()["begin"] == 2)
+    wait_until(lambda: cluster.read(job).status in TERMINAL)
+    assert (cluster.read(job).status, cluster.read(job).attempts) == ("succeeded", 2)
+    assert cluster.count_diary_entries() == {"begin": 2, "end": 1}
 
 
-def test_running_and_queued_jobs_survive_a_kill_of_the_broker(yard: WorkerCluster) -> None:
-    yard.start_worker()
-    jobs = [yard.accept(steps=40) for _ in range(12)]
-    wait_until(lambda: yard.count_diary_entries()["begin"] >= 8)
-    yard.restart_valkey()
-    wait_until(lambda: yard.ledger.count_by_status()["succeeded"] == len(jobs))
-    assert all(yard.read(job).attempts == 1 for job in jobs)
-    assert yard.count_diary_entries() == {"begin": 12, "end": 12}
+def test_running_and_queued_jobs_survive_a_kill_of_the_broker(cluster: WorkerCluster) -> None:
+    cluster.start_worker()
+    jobs = [cluster.accept(steps=40) for _ in range(12)]
+    wait_until(lambda: cluster.count_diary_entries()["begin"] >= 8)
+    cluster.restart_valkey()
+    wait_until(lambda: cluster.ledger.count_by_status()["succeeded"] == len(jobs))
+    assert all(cluster.read(job).attempts == 1 for job in jobs)
+    assert cluster.count_diary_entries() == {"begin": 12, "end": 12}
 
 
-def test_next_job_starts_within_seconds_of_a_broker_restart(yard: WorkerCluster) -> None:
-    yard.start_worker()
-    yard.restart_valkey()
-    job = yard.accept()
-    wait_until(lambda: yard.read(job).status == "succeeded", seconds=20)
+def test_next_job_starts_within_seconds_of_a_broker_restart(cluster: WorkerCluster) -> None:
+    cluster.start_worker()
+    cluster.restart_valkey()
+    job = cluster.accept()
+    wait_until(lambda: cluster.read(job).status == "succeeded", seconds=20)
 
 
-def test_lost_dispatch_is_repeated(yard: WorkerCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_dispatch_is_repeated(cluster: WorkerCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("touchstone.ledger.ledger.REDISPATCH_SECONDS", 0.5)
-    yard.start_worker()
-    job = yard.accept(dispatches=0)
-    wait_until(lambda: yard.read(job).status == "succeeded")
+    cluster.start_worker()
+    job = cluster.accept(dispatches=0)
+    wait_until(lambda: cluster.read(job).status == "succeeded")
 
 
-def test_running_job_ends_soon_after_a_cancel(yard: WorkerCluster) -> None:
-    yard.start_worker()
-    job = yard.accept(steps=MANY_STEPS)
-    wait_until(lambda: yard.count_diary_entries()["begin"] == 1)
-    yard.ledger.cancel(job)
-    wait_until(lambda: yard.read(job).status == "canceled", seconds=20)
-    assert yard.count_diary_entries() == {"begin": 1, "canceled": 1}
+def test_running_job_ends_soon_after_a_cancel(cluster: WorkerCluster) -> None:
+    cluster.start_worker()
+    job = cluster.accept(steps=MANY_STEPS)
+    wait_until(lambda: cluster.count_diary_entries()["begin"] == 1)
+    cluster.ledger.cancel(job)
+    wait_until(lambda: cluster.read(job).status == "canceled", seconds=20)
+    assert cluster.count_diary_entries() == {"begin": 1, "canceled": 1}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_worker_releases_its_job_and_exits_on_signal(yard: WorkerCluster, signum: signal.Signals) -> None:
-    leaving = yard.start_worker()
-    job = yard.accept(steps=MANY_STEPS)
-    wait_until(lambda: yard.count_diary_entries()["begin"] == 1)
+def test_worker_releases_its_job_and_exits_on_signal(cluster: WorkerCluster, signum: signal.Signals) -> None:
+    leaving = cluster.start_worker()
+    job = cluster.accept(steps=MANY_STEPS)
+    wait_until(lambda: cluster.count_diary_entries()["begin"] == 1)
     assert stop_worker(leaving, signum) == 0
-    assert (yard.read(job).status, yard.read(job).attempts) == ("queued", 0)
-    assert yard.ledger.workers() == []
-    yard.start_worker()
-    wait_until(lambda: yard.read(job).status == "running")
-    assert yard.read(job).attempts == 1
+    assert (cluster.read(job).status, cluster.read(job).attempts) == ("queued", 0)
+    assert cluster.ledger.workers() == []
+    cluster.start_worker()
+    wait_until(lambda: cluster.read(job).status == "running")
+    assert cluster.read(job).attempts == 1
 
 
-def test_worker_stops_although_the_broker_is_gone(yard: WorkerCluster) -> None:
-    worker = yard.start_worker()
-    yard.accept(steps=MANY_STEPS)
-    wait_until(lambda: yard.count_diary_entries()["begin"] == 1)
-    yard.valkeys[-1].stop()
+def test_worker_stops_although_the_broker_is_gone(cluster: WorkerCluster) -> None:
+    worker = cluster.start_worker()
+    cluster.accept(steps=MANY_STEPS)
+    wait_until(lambda: cluster.count_diary_entries()["begin"] == 1)
+    cluster.valkeys[-1].stop()
     assert stop_worker(worker, signal.SIGTERM) == 0
 
 
 def test_health_check_succeeds_only_with_a_worker_on_this_host(
-    yard: WorkerCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: WorkerCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TOUCHSTONE_HOME", str(yard.home))
+    monkeypatch.setenv("TOUCHSTONE_HOME", str(cluster.home))
     assert healthcheck.main() == 1
-    yard.ledger.heartbeat("a worker elsewhere", {"host": "elsewhere", "pid": 0})
+    cluster.ledger.heartbeat("a worker elsewhere", {"host": "elsewhere", "pid": 0})
     assert healthcheck.main() == 1
-    yard.start_worker()
+    cluster.start_worker()
     assert healthcheck.main() == 0
-    yard.valkeys[-1].stop()
+    cluster.valkeys[-1].stop()
     assert healthcheck.main() == 1
 
 
-def test_dispatch_without_a_broker_fails_quickly(yard: WorkerCluster) -> None:
-    yard.valkeys[-1].stop()
+def test_dispatch_without_a_broker_fails_quickly(cluster: WorkerCluster) -> None:
+    cluster.valkeys[-1].stop()
     begun = time.monotonic()
-    assert not yard.dispatch("a-job")
+    assert not cluster.dispatch("a-job")
     assert time.monotonic() - begun < 20
 
 
-def test_worker_survives_a_broker_that_refuses_writes_for_a_while(yard: WorkerCluster) -> None:
-    worker = yard.start_worker()
-    with connect(yard.url) as server:
+def test_worker_survives_a_broker_that_refuses_writes_for_a_while(cluster: WorkerCluster) -> None:
+    worker = cluster.start_worker()
+    with connect(cluster.url) as server:
         server.config_set("min-replicas-to-write", 1)
-        wait_until(lambda: "Connection to broker lost" in yard.log())
+        wait_until(lambda: "Connection to broker lost" in cluster.log())
         server.config_set("min-replicas-to-write", 0)
-    job = yard.accept()
-    wait_until(lambda: yard.read(job).status == "succeeded")
+    job = cluster.accept()
+    wait_until(lambda: cluster.read(job).status == "succeeded")
     assert worker.is_alive()

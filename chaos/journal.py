@@ -1,5 +1,5 @@
-"""What the client saw, and what was done to the service: lines of JSON that are on the disk before anything
-follows from them.
+"""What clients saw, and what was done to the service: lines of JSON, each on disk before anything else
+happens.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ What = Literal["attempted", "answered", "ended"]
 
 @dataclass(frozen=True)
 class ClientEvent:
-    """One thing that a client saw of the request with this key, during a fault."""
+    """One step of the request with this key, as its client saw it during a fault."""
 
     what: What
     key: str
     fault: str
     status: str = ""
-    """Of an answer, the HTTP status, or nothing where none came; of an end, how the job ended."""
+    """The HTTP status of a response, empty if none came; or the final status of the job."""
     job: str = ""
     at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True)
 class FaultStrike:
-    """One strike of a fault, and the time at which it was over: from then on the service could be whole."""
+    """One injection of a fault: when it began, and when it was over, so that the service could recover."""
 
     fault: str
     at: float
@@ -38,7 +38,7 @@ class FaultStrike:
 
 @dataclass(frozen=True)
 class WorkerLoss:
-    """A worker that was lost, by its process, and when."""
+    """The process of a worker that was lost, and when."""
 
     pid: int
     at: float
@@ -46,7 +46,7 @@ class WorkerLoss:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of a job, by which process it was made, and when."""
+    """A claim of a job: the process that made it, and when."""
 
     job: str
     claim: int
@@ -56,7 +56,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class LastQuery:
-    """The last time that a job asked its model, where it was ended early."""
+    """The last query of a job that was ended early."""
 
     job: str
     at: float
@@ -64,14 +64,14 @@ class LastQuery:
 
 @dataclass(frozen=True)
 class ReceivedMessage:
-    """A message that came to a path of the receiver of webhooks, and of which job it told what."""
+    """A message that arrived at a path of the webhook receiver, with its event and its job."""
 
     message: str
     path: str
     kind: str = ""
     job: str = ""
     genuine: bool = True
-    """Whether it was signed as it has to be; one that was not tells nothing."""
+    """Whether its signature is valid; otherwise kind and job are empty."""
     at: float = field(default_factory=time.time)
 
 
@@ -79,7 +79,7 @@ Line = TypeVar("Line", ClientEvent, FaultStrike, WorkerLoss, Claim, LastQuery, R
 
 
 class Journal:
-    """An append-only file of such lines; may be written to from many threads and processes."""
+    """An append-only file of such lines, for many threads and processes."""
 
     def __init__(self, file: Path) -> None:
         self._handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -87,7 +87,7 @@ class Journal:
     def write(
         self, line: ClientEvent | FaultStrike | WorkerLoss | Claim | LastQuery | ReceivedMessage
     ) -> None:
-        """Add a line; it is on the disk when this returns."""
+        """Append a line; it is on disk when this returns."""
         os.write(self._handle, (json.dumps(asdict(line)) + "\n").encode())
         os.fsync(self._handle)
 
@@ -97,5 +97,5 @@ class Journal:
 
 
 def read(file: Path, kind: type[Line]) -> list[Line]:
-    """All lines of a book."""
+    """All lines of a journal."""
     return [kind(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
