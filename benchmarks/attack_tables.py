@@ -103,8 +103,8 @@ def _attack_table(record: dict[str, Any]) -> str:
     rows = [
         "### Each attack",
         "",
-        f"Measured {_describe_machine(record)}: success rate, median distance, forward and backward passes per image, "
-        "and milliseconds per image.",
+        f"Measured {_describe_machine(record)}: success rate, median distance, forward and backward passes "
+        "per image, and milliseconds per image.",
     ]
     for network, found in record["networks"].items():
         rows += [
@@ -123,9 +123,15 @@ def _attack_row(name: str, one: dict[str, Any]) -> str:
     if one["surrogate"]:
         backward += f" ({one['surrogate']:,.0f} of surrogates)"
     cells = [
-        f"`{name}`", NORMS[one["norm"]], str(one["images"]), f"{100 * one['fooled']:.0f} %",
-        _format_distance(one["distance"]), f"{one['forward']:,.0f}", backward, f"{1000 * one['seconds']:,.1f}",
-    ]  # fmt: skip
+        f"`{name}`",
+        NORMS[one["norm"]],
+        str(one["images"]),
+        f"{100 * one['fooled']:.0f} %",
+        _format_distance(one["distance"]),
+        f"{one['forward']:,.0f}",
+        backward,
+        f"{1000 * one['seconds']:,.1f}",
+    ]
     return _format_line(cells)
 
 
@@ -134,23 +140,31 @@ def _format_distance(distance: float | None) -> str:
 
 
 def _peer_table(record: dict[str, Any]) -> str:
-    said = (
-        f"Measured {_describe_machine(record)}, with the same images and numbers of steps, in one process: robust "
-        "accuracy or median distance, and seconds for all images, as the median of the runs. *Speedup* is "
-        "with our fused network for both sides; it is faster than the network as published, and *vs "
-        "unfused* is the speedup over the peer on the latter."
+    introduction = (
+        f"Measured {_describe_machine(record)}, with the same images and numbers of steps, in one process: "
+        "robust accuracy or median distance, and seconds for all images, as the median of the runs. "
+        "*Speedup* is with our fused network for both sides; it is faster than the network as published, and "
+        "*vs unfused* is the speedup over the peer on the latter."
     )
     columns = "images | ours | peer's | runs | seconds | peer's | speedup | vs unfused"
-    return _pair_table(record, "Comparison with other libraries", said, columns, _peer_cells)
+    return _pair_table(record, "Comparison with other libraries", introduction, columns, _peer_cells)
 
 
-def _pair_table(record: dict[str, Any], title: str, said: str, columns: str, row: RowCells) -> str:
+def _pair_table(record: dict[str, Any], title: str, introduction: str, columns: str, row: RowCells) -> str:
     """A table with a line for each pair, below its title and a sentence; `columns` follow the common ones."""
     names = f"network | attack | norm | peer | {columns}".split(" | ")
     pairs = ((network, pair) for network, found in record["networks"].items() for pair in found["pairs"])
     lines = (_format_line([*_pair_names(network, pair), *row(pair)]) for network, pair in pairs)
     return "\n".join(
-        [f"### {title}", "", said, "", _format_line(names), _format_line(["---"] * len(names)), *lines]
+        [
+            f"### {title}",
+            "",
+            introduction,
+            "",
+            _format_line(names),
+            _format_line(["---"] * len(names)),
+            *lines,
+        ]
     )
 
 
@@ -168,13 +182,13 @@ def _pair_names(network: str, pair: dict[str, Any]) -> list[str]:
 
 
 def _steps_table(record: dict[str, Any]) -> str:
-    said = (
+    introduction = (
         f"Measured {_describe_machine(record)}, on our fused network: the fewest of "
-        f"{', '.join(map(str, STEP_COUNTS))} steps with which each side reaches the smallest median distance that "
-        "both reach with any of these, and the median seconds of three runs."
+        f"{', '.join(map(str, STEP_COUNTS))} steps with which each side reaches the smallest median distance "
+        "that both reach with any of these, and the median seconds of three runs."
     )
     columns = "images | distance | steps | peer's | seconds | peer's | speedup"
-    return _pair_table(record, "Steps and time to equal distance", said, columns, _steps_cells)
+    return _pair_table(record, "Steps and time to equal distance", introduction, columns, _steps_cells)
 
 
 def _steps_cells(pair: dict[str, Any]) -> list[str]:
@@ -187,8 +201,10 @@ def _steps_cells(pair: dict[str, Any]) -> list[str]:
 
 def _many_table(record: dict[str, Any]) -> str:
     title = f"Robust accuracy on {record['samples']} images"
-    said = f"Measured {_describe_machine(record)}; other work ran at the same time, so times are not given."
-    return _pair_table(record, title, said, "ours | peer's", _outcome_cells)
+    introduction = (
+        f"Measured {_describe_machine(record)}; other work ran at the same time, so times are not given."
+    )
+    return _pair_table(record, title, introduction, "ours | peer's", _outcome_cells)
 
 
 def _outcome_cells(pair: dict[str, Any]) -> list[str]:
@@ -196,9 +212,11 @@ def _outcome_cells(pair: dict[str, Any]) -> list[str]:
 
 
 def _black_box_table(record: dict[str, Any]) -> str:
-    said = f"Measured {_describe_machine(record)}: ours may use as many queries as the peer did."
+    introduction = f"Measured {_describe_machine(record)}: ours may use as many queries as the peer did."
     columns = "images | ours | peer's | queries | peer's | seconds | peer's"
-    return _pair_table(record, "Score-based and decision-based attacks", said, columns, _black_box_cells)
+    return _pair_table(
+        record, "Score-based and decision-based attacks", introduction, columns, _black_box_cells
+    )
 
 
 def _black_box_cells(pair: dict[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ CNN = "fashion-mnist-cnn"
 
 
 class NormalizedNetwork(nn.Module):
-    """A network as its publisher ships it, behind its normalisation: what a user hands to a library."""
+    """A network as its publisher ships it, behind its normalization: what a user hands to a library."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

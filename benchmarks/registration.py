@@ -1,4 +1,5 @@
-"""From a file of 20 MB to the first attack: registering a model, and asking it once it was forgotten.
+"""From a file of 20 MB to the first attack: registering a model, and attacking it once it is no longer
+loaded.
 
 There is no peer to run beside it: no other service of the field takes models.
 """
@@ -29,7 +30,7 @@ ROUNDS = 3
 
 
 def main() -> None:
-    """Register EfficientNet-Lite0 as a stranger's ONNX file, attack it cold and warm."""
+    """Register EfficientNet-Lite0 as a user's ONNX file, attack it cold and warm."""
     file = export_onnx()
     rounds = [measure_registration(file) for _ in range(ROUNDS)]
     figures = {name: round(statistics.median(one[name] for one in rounds), 2) for name in rounds[0]}

@@ -22,7 +22,7 @@ from touchstone.models.loader import load_plain
 from touchstone.models.manifest import Accuracy
 from touchstone.settings import Settings
 from touchstone.training.datasets import Split, fashion_mnist
-from touchstone.training.train import MEAN, STD, NormalisedNetwork, measure_accuracy
+from touchstone.training.train import MEAN, STD, NormalizedNetwork, measure_accuracy
 
 SIGMAS = {
     "fashion-mnist-cnn": 0.25,
@@ -56,7 +56,7 @@ def first_images(split: Split, count: int) -> tuple[Tensor, Tensor]:
 
 
 def measure_clean(name: str, test: Split) -> Accuracy:
-    net = NormalisedNetwork(load_plain(zoo.find_manifest(name)), MEAN, STD)
+    net = NormalizedNetwork(load_plain(zoo.find_manifest(name)), MEAN, STD)
     value = round(measure_accuracy(net, test), 4)
     return Accuracy(data=f"Fashion-MNIST test, {len(test):,} images", value=value, measured=True)
 

@@ -1,7 +1,7 @@
 """Touchstone tests how robust an image classifier is.
 
-The library in a few names: `load` or `wrap` a model, `attack` it or `submit_certificate` its answers; `attacks()` and
-`certificates()` list what there is. Heavy imports happen on first use.
+The library in a few names: `load` or `wrap` a model, `attack` it or `certify` its answers; `attacks()` and
+`certificates()` list the methods. Heavy imports happen on first use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def certificates() -> list[dict[str, Any]]:
 
 
 def _list_methods(package: str) -> list[dict[str, Any]]:
-    """What the package says, which stands in the function's place from its import on; see `listing`."""
+    """What the package lists. Once imported, it replaces the function of its name; see `methods.cards`."""
     from importlib import import_module  # noqa: PLC0415 - keeps `import touchstone` light
 
     listing: Any = import_module(f"touchstone.{package}")

@@ -1,5 +1,5 @@
-"""Checks a certificate from the numbers in it, sharing no code with what made it: scipy and the papers'
-formulas only.
+"""Checks a certificate from the numbers in it, sharing no code with what made it: only scipy and the
+formulas of the papers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Finding:
-    """One number of a certificate beside the same recomputed."""
+    """One number of a certificate, as claimed and as recomputed."""
 
     name: str
     claimed: Any
@@ -146,14 +146,15 @@ def _check_e_value(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> Fi
 
 
 def _check_decision(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> Finding:
-    target, says = result["target_radius"], result["decision"]
+    target, decision = result["target_radius"], result["decision"]
     if target is None:
-        return Finding("decision", says, None, says is None)
+        return Finding("decision", decision, None, decision is None)
     certified = result["radius"] >= target - TOLERANCE
-    agrees = (says == "certified") == certified and says in ("certified", "refuted", "undecided", "abstain")
-    if says == "refuted":
+    known = decision in ("certified", "refuted", "undecided", "abstain")
+    agrees = known and (decision == "certified") == certified
+    if decision == "refuted":
         agrees = agrees and sampling["pA_upper"] < float(stats.norm.cdf(target / sampling["sigma"]))
-    return Finding("decision", says, "certified" if certified else "not certified", agrees)
+    return Finding("decision", decision, "certified" if certified else "not certified", agrees)
 
 
 def _check_pixeldp(result: Mapping[str, Any], sampling: Mapping[str, Any]) -> list[Finding]:

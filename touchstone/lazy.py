@@ -1,4 +1,4 @@
-"""torch, imported at its first use: methods are declared without it, and need it once they run."""
+"""torch, imported at its first use: declaring a method does not need it, running one does."""
 
 from __future__ import annotations
 

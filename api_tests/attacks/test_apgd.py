@@ -124,12 +124,11 @@ def test_straight_through_pgd_breaks_a_bit_depth_defense_that_resists_plain_pgd(
 def test_success_agrees_with_the_defended_model(defence):
     model, x = touchstone.load("fashion-mnist-cnn"), touchstone.samples()[:12]
     found = touchstone.attack(model, x, None, "pgd", eps=0.03, steps=5, defence=defence)
-    behind = touchstone.engine.defended
-    sees = model.oracle.preprocessing.apply
-    clean = model.oracle.module(sees(behind(x, defence))).argmax(1)
-    assert torch.equal(
-        model.oracle.module(sees(behind(found.images, defence))).argmax(1) != clean, found.success
-    )
+    apply_defence = touchstone.engine.apply_defence
+    preprocess = model.oracle.preprocessing.apply
+    clean = model.oracle.module(preprocess(apply_defence(x, defence))).argmax(1)
+    after = model.oracle.module(preprocess(apply_defence(found.images, defence))).argmax(1)
+    assert torch.equal(after != clean, found.success)
     assert found.success.any()
 
 
@@ -144,7 +143,7 @@ def test_autoattack_names_the_part_that_succeeded_and_warns_if_it_was_square():
     model = touchstone.wrap(Hidden())
     pixels = (gray_images(1)[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     attack = find("autoattack").parse({"eps": 0.3, "steps": 5, "queries": 500})
-    (verdict,), _ = touchstone.evaluation.run_here(
+    (verdict,), _ = touchstone.evaluation.run_plans(
         [attack_image(attack, pixels, model.oracle, label=None, target=None, seed=0)], model.oracle
     )
     assert verdict.met

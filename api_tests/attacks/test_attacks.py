@@ -131,7 +131,7 @@ def test_pgd_success_is_at_least_that_of_foolbox_and_torchattacks(plain, images,
 
 def test_pgd_returns_the_first_success_even_if_later_steps_lose_it():
     class Bump(torch.nn.Module):
-        """Class 1 only in a thin shell around the start: a long walk passes through it."""
+        """Class 1 only in a thin shell around the start: many small steps pass through it."""
 
         def forward(self, x):
             far = (x - 0.5).flatten(1).sum(1)

@@ -28,12 +28,12 @@ def test_boundary_attack_uses_its_query_budget_without_exceeding_it(queries, qua
     model, x = touchstone.wrap(linear_model()), gray_images(5)
     found = touchstone.attack(model, x, None, "boundary", queries=queries, quantize=quantize)
     least = 0 if queries < 10 else len(x) * (queries - 1)
-    settling = len(x) * (1 + 2 * quantize)  # the clean look; files are looked at twice more
-    assert least <= found.queries.forward <= len(x) * queries + settling
+    rounding = len(x) * (1 + 2 * quantize)  # the clean look; files are looked at twice more
+    assert least <= found.queries.forward <= len(x) * queries + rounding
 
 
 def test_rows_give_the_same_result_alone_and_in_a_batch():
-    """About half of the rows need a second start, and so have one query less for their walk."""
+    """About half of the rows need a second start, and so have one query less left."""
     model, x = touchstone.wrap(linear_model()), gray_images(8)
     asked = {"queries": 120, "quantize": False}
     together = touchstone.attack(model, x, None, "boundary", seed=list(range(8)), **asked)
@@ -58,7 +58,7 @@ def test_boundary_attack_keeps_the_image_on_a_constant_model():
 
 
 class QueryCounter(nn.Module):
-    """A model of the zoo as foolbox takes one, which counts what it is asked."""
+    """A model of the zoo as foolbox takes one, which counts its queries."""
 
     def __init__(self, oracle):
         super().__init__()

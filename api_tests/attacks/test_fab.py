@@ -28,7 +28,7 @@ def random_hyperplane(seed, n=6):
     return x, normal, float(normal @ (x - inside))
 
 
-def project(norm, x, normal, gap):
+def project_row(norm, x, normal, gap):
     rows = [torch.tensor(v, dtype=torch.float32).view(1, 1, 1, -1) for v in (x, normal)]
     return (
         project_to_hyperplane(norm, *rows, torch.tensor([gap], dtype=torch.float32))
@@ -71,7 +71,7 @@ SHORTEST = {"linf": shortest_linf, "l2": shortest_l2, "l1": shortest_l1}
 def test_projection_is_as_short_as_a_solver_finds(norm):
     for seed in range(60):
         x, normal, gap = random_hyperplane(seed)
-        d = project(norm, x, normal, gap)
+        d = project_row(norm, x, normal, gap)
         assert np.all((x + d >= -1e-6) & (x + d <= 1 + 1e-6))
         assert gap + normal @ d == pytest.approx(0, abs=1e-5 * np.abs(normal).max())
         assert np.linalg.norm(d, ORDER[norm]) == pytest.approx(SHORTEST[norm](x, normal, gap), abs=2e-5)
@@ -80,7 +80,7 @@ def test_projection_is_as_short_as_a_solver_finds(norm):
 @pytest.mark.parametrize("norm", SHORTEST)
 def test_projection_goes_to_the_nearest_corner_when_hyperplane_misses_the_box(norm):
     x, normal, _ = random_hyperplane(1)
-    d = project(norm, x, normal, 1000.0)
+    d = project_row(norm, x, normal, 1000.0)
     assert np.allclose(x + d, (normal < 0).astype(float), atol=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_projection_goes_to_the_nearest_corner_when_hyperplane_misses_the_box(no
 def test_projection_is_zero_for_a_zero_normal(norm):
     x = np.array([0.0, 0.3, 1.0])
     for gap in (-1.0, 0.0, 1e8):
-        assert not project(norm, x, np.zeros(3), gap).any()
+        assert not project_row(norm, x, np.zeros(3), gap).any()
 
 
 @pytest.mark.parametrize("rivals", [None, 0, 9])

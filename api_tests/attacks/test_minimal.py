@@ -188,7 +188,8 @@ class PlainNetwork(nn.Module):
         self.oracle = model.oracle
 
     def forward(self, x):
-        return self.oracle.module(self.oracle.sight.see(x).contiguous(memory_format=torch.channels_last))
+        prepared = self.oracle.preprocessing.apply(x)
+        return self.oracle.module(prepared.contiguous(memory_format=torch.channels_last))
 
 
 @pytest.fixture(scope="module")
@@ -231,13 +232,13 @@ PEERS = [
         {"steps": 40, "binary_search_steps": 6},
     ),
 ]  # fmt: skip
-"""Ours, its norm, theirs, what theirs is told, and ours: where each step is one gradient, ours gets by with
-fewer.
+"""Our method, its norm, their function, the options of theirs and of ours: where each step is one gradient,
+ours needs fewer.
 """
 
 
 @pytest.fixture(scope="module", params=NETS)
-def sampled(request):
+def zoo_sample(request):
     model, x = touchstone.load(request.param), touchstone.samples()[:32]
     net = PlainNetwork(model).eval()
     with torch.no_grad():
@@ -246,17 +247,17 @@ def sampled(request):
 
 @pytest.mark.peer
 @pytest.mark.parametrize("pair", PEERS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
-def test_attack_distance_is_no_larger_than_adv_lib(adv_lib, sampled, pair):
-    name, norm, theirs, told, asked = pair
-    model, net, x, y = sampled
-    images = getattr(adv_lib, theirs)(net, x, y, **told).detach()
-    ours = touchstone.attack(model, x, y, name, norm=norm, quantize=False, **asked)
+def test_attack_distance_is_no_larger_than_adv_lib(adv_lib, zoo_sample, pair):
+    name, norm, theirs, their_options, our_options = pair
+    model, net, x, y = zoo_sample
+    images = getattr(adv_lib, theirs)(net, x, y, **their_options).detach()
+    ours = touchstone.attack(model, x, y, name, norm=norm, quantize=False, **our_options)
     assert is_no_further(net, x, y, ours=ours.images, theirs=images, norm=norm)
 
 
 @pytest.mark.peer
-def test_cw_linf_distance_is_no_larger_than_adv_lib_with_no_more_passes(adv_lib, sampled):
-    model, net, x, y = sampled
+def test_cw_linf_distance_is_no_larger_than_adv_lib_with_no_more_passes(adv_lib, zoo_sample):
+    model, net, x, y = zoo_sample
     x, y, seen, shared = x[:3], y[:3], [], {"learning_rate": 0.1}
     with net.register_forward_hook(lambda _, args, __: seen.append(len(args[0]))):
         theirs = adv_lib.carlini_wagner_linf(net, x, y, max_iterations=50, **shared).detach()
@@ -266,12 +267,12 @@ def test_cw_linf_distance_is_no_larger_than_adv_lib_with_no_more_passes(adv_lib,
 
 
 @pytest.mark.peer
-def test_ead_distance_is_no_larger_than_foolbox_with_equal_passes(sampled):
+def test_ead_distance_is_no_larger_than_foolbox_with_equal_passes(zoo_sample):
     """Three passes to a step of theirs, two to one of ours."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         foolbox = pytest.importorskip("foolbox")
-    model, net, x, y = sampled
+    model, net, x, y = zoo_sample
     attack = foolbox.attacks.EADAttack(binary_search_steps=6, steps=40, decision_rule="L1")
     images = attack(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=None)[0]
     black = (images == 0).flatten(1).all(1)  # what it returns where it failed

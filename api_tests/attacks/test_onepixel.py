@@ -19,7 +19,7 @@ def biased_model(lead, classes=2):
 
 
 def one_pixel_reach(module, x):
-    """Whether a single pixel of a linear model's image can flip it, by trying the best colour of each."""
+    """Whether a single pixel of a linear model's image can flip it, by trying the best color of each."""
     weight = (module[1].weight[1] - module[1].weight[0]).detach().view(x.shape[1:])
     logits = module(x).detach()
     side = torch.where(logits[:, 0] > logits[:, 1], 1.0, -1.0).view(-1, 1, 1, 1)

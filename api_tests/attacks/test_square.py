@@ -24,7 +24,7 @@ from touchstone.evaluation import logits_of, run_plans
 
 
 def build_case(count=4, norm="linf", eps=0.05, shape=(3, 10, 10)):
-    """A case of `count` grey images."""
+    """A case of `count` gray images."""
     x = gray_images(count, shape=shape)
     threat = Threat(x, torch.full((count,), eps), NORMS[norm])
     goal = Goal.of(torch.zeros(count, dtype=torch.long), targeted=False)
@@ -94,7 +94,7 @@ def test_linf_proposal_recolors_exactly_one_square():
     attack = Square(queries=1_000)
     x = case.threat.project(case.threat.x0 + 1)  # every value at its upper end
     for step in (0, 60, 900):
-        tried = attack._recolour_square(case.threat, x, step, case.noise.uniform(torch.empty(64, DRAWS)))
+        tried = attack._recolor_square(case.threat, x, step, case.noise.uniform(torch.empty(64, DRAWS)))
         changed = (tried != x).any(1)
         side = {0: 9, 60: 2, 900: 1}[step]
         assert torch.equal(changed.flatten(1).sum(1), torch.full((64,), side * side))

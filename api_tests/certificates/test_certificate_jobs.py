@@ -28,13 +28,13 @@ from service.state.dispatch import open_dispatch
 from touchstone.check import check
 from touchstone.ledger.broker import QUEUE
 from touchstone.settings import Settings
-from touchstone.supervisor import valkey as embedded
+from touchstone.supervisor import valkey as embedded_valkey
 from touchstone.training.datasets import fashion_mnist_sample
 
 MODEL = "fashion-mnist-cnn"
 TERMINAL = ("succeeded", "failed", "canceled")
 TROUSERS, PULLOVER = 1, 2
-"""Images that the model recognises under noise: the second under less of it."""
+"""Images that the model recognizes under noise: the second under less of it."""
 
 
 def photo(index: int) -> bytes:
@@ -90,7 +90,7 @@ class LiveService:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     home = tmp_path_factory.mktemp("c")
-    valkey = embedded.start(home)
+    valkey = embedded_valkey.start(home)
     settings = Settings(home=home, redis_url=valkey.url, cost_limit=2_000_000)
     server = Server(create_app(settings, dispatch=open_dispatch(valkey.url, lambda _job: QUEUE)), settings)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -305,11 +305,11 @@ def test_smoothed_prediction_abstains_on_a_close_vote(site: LiveService) -> None
 def test_model_operations_and_cost_show_what_the_worker_measured(site: LiveService) -> None:
     job = site.job(sigma=0.12, n=1_000, rule="fixed")
 
-    def told() -> dict[str, Any]:
+    def resident_model() -> dict[str, Any]:
         shown: dict[str, Any] = site.client.get(f"/v1/models/{MODEL}").json()
         return shown if shown["resident"] else {}
 
-    model = wait_until(told)  # its next sign of life tells of the model
+    model = wait_until(resident_model)  # the worker's next report lists the model
     [worker] = site.client.get("/v1/operations").json()["workers"]
     assert model["resident"] == [worker["id"]]
     assert worker["models"] == [{"id": MODEL, "bytes": model["probe"]["bytes"]}]
@@ -317,7 +317,7 @@ def test_model_operations_and_cost_show_what_the_worker_measured(site: LiveServi
     asked = {"model": MODEL, "n": 1_000}
     cost = site.client.get("/v1/certificates/smoothing/cost", params=asked).json()
     assert cost["seconds"] == pytest.approx(cost["forward"] / model["probe"]["forward_rate"])
-    told = site.client.get(job["links"]["events"], headers={"Accept": "text/event-stream"}).text
-    last = json.loads(re.findall(r"event: metric\r?\n(?:.*\n)*?data: (.*)", told)[-1])
+    events = site.client.get(job["links"]["events"], headers={"Accept": "text/event-stream"}).text
+    last = json.loads(re.findall(r"event: metric\r?\n(?:.*\n)*?data: (.*)", events)[-1])
     sampling = job["result"]["sampling"]
     assert (last["n"], last["hits"], last["lower"]) == (1_000, sampling["nA"], sampling["pA_lower"])

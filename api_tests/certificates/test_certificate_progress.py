@@ -1,4 +1,4 @@
-"""A certificate that is under way tells how its count stands, and the bounds that would follow from it."""
+"""A running certificate reports its counts, and the bounds that would follow from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import stats
 
 from touchstone.engine import Engine
-from touchstone.evaluation import run as running
+from touchstone.evaluation import run as run_module
 from touchstone.evaluation.local import canonicalize
 from touchstone.evaluation.run import JobOutcome, run_job
 from touchstone.ledger.records import ModelRef, Progress, Submission
@@ -50,23 +50,23 @@ def run_certificate(
         image=image,
         parameters=find(method).parse({"sigma": 0.12, **parameters}).model_dump(mode="json"),
     )
-    told: Reports = []
-    with patch.object(running, "REPORT_SECONDS", every):
-        ended = run_job(submission, png, engine, report=lambda *report: told.append(report), prior=prior)
-    return ended, told
+    reports: Reports = []
+    with patch.object(run_module, "REPORT_SECONDS", every):
+        ended = run_job(submission, png, engine, report=lambda *report: reports.append(report), prior=prior)
+    return ended, reports
 
 
-def interval_reports(told: Reports) -> list[dict[str, float]]:
-    return [metric for _, metric in told if "n" in metric]
+def interval_reports(reports: Reports) -> list[dict[str, float]]:
+    return [metric for _, metric in reports if "n" in metric]
 
 
 @pytest.mark.parametrize("rule", ["group_sequential", "e_process", "fixed"])
 def test_reported_interval_narrows_to_the_bounds_of_the_certificate(
     engine: Engine, upload: bytes, rule: str
 ) -> None:
-    ended, told = run_certificate(engine, upload, "smoothing", n=3_000, rule=rule)
+    ended, reports = run_certificate(engine, upload, "smoothing", n=3_000, rule=rule)
     sampling = ended.result["sampling"]
-    metrics = interval_reports(told)
+    metrics = interval_reports(reports)
     names = ("n_used", "nA", "pA_lower", "pA_upper")
     assert metrics[-1] == dict(zip(("n", "hits", "lower", "upper"), map(sampling.get, names), strict=True))
     assert len(metrics) > 5
@@ -77,15 +77,15 @@ def test_reported_interval_narrows_to_the_bounds_of_the_certificate(
 
 
 def test_pilot_reports_confidence_without_an_interval(engine: Engine, upload: bytes) -> None:
-    _, told = run_certificate(engine, upload, "smoothing", n=1_000, n0=600, rule="fixed")
-    first = told[0][1]
+    _, reports = run_certificate(engine, upload, "smoothing", n=1_000, n0=600, rule="fixed")
+    first = reports[0][1]
     assert set(first) == {"confidence"}
-    assert all(0 < metric["confidence"] <= 1 for _, metric in told[:-1])
+    assert all(0 < metric["confidence"] <= 1 for _, metric in reports[:-1])
 
 
 def test_pixeldp_reports_its_own_bounds(engine: Engine, upload: bytes) -> None:
-    ended, told = run_certificate(engine, upload, "pixeldp", sigma=0.3, n=700, alpha=0.01)
-    sampling, last = ended.result["sampling"], interval_reports(told)[-1]
+    ended, reports = run_certificate(engine, upload, "pixeldp", sigma=0.3, n=700, alpha=0.01)
+    sampling, last = ended.result["sampling"], interval_reports(reports)[-1]
     assert (last["n"], last["hits"], last["lower"]) == (700, sampling["nA"], sampling["pA_lower"])
     misses = 700 - sampling["nA"]
     assert misses > 0
@@ -94,17 +94,19 @@ def test_pixeldp_reports_its_own_bounds(engine: Engine, upload: bytes) -> None:
 
 def test_pooled_samples_count_from_the_first_report(engine: Engine, upload: bytes) -> None:
     first, _ = run_certificate(engine, upload, "smoothing", n=1_000, rule="e_process")
-    ended, told = run_certificate(engine, upload, "smoothing", n=1_200, rule="e_process", prior=first.counts)
-    assert [one["n"] > 1_000 for one in interval_reports(told)] == [True] * len(interval_reports(told))
-    assert interval_reports(told)[-1]["n"] == 1_200
-    again, told = run_certificate(engine, upload, "smoothing", n=500, rule="e_process", prior=ended.counts)
-    [(progress, metric)] = told
+    ended, reports = run_certificate(
+        engine, upload, "smoothing", n=1_200, rule="e_process", prior=first.counts
+    )
+    assert [one["n"] > 1_000 for one in interval_reports(reports)] == [True] * len(interval_reports(reports))
+    assert interval_reports(reports)[-1]["n"] == 1_200
+    again, reports = run_certificate(engine, upload, "smoothing", n=500, rule="e_process", prior=ended.counts)
+    [(progress, metric)] = reports
     assert (metric["n"], again.result["sampling"]["n_used"], progress.done) == (1_200, 1_200, 0)
 
 
 def test_bounds_are_computed_only_for_reports_that_are_sent(engine: Engine, upload: bytes) -> None:
     method = find("smoothing", "certificate")
     with patch.object(method, "bounds", autospec=True, side_effect=vars(method)["bounds"]) as bounds:
-        _, told = run_certificate(engine, upload, "smoothing", every=100, n=4_000, rule="fixed")
-    assert len(told) == 2  # the first answer and the end
+        _, reports = run_certificate(engine, upload, "smoothing", every=100, n=4_000, rule="fixed")
+    assert len(reports) == 2  # the first answer and the end
     assert bounds.call_count == 2  # for the end, and for the result

@@ -33,7 +33,7 @@ class ConstantModel(torch.nn.Module):
 
 
 class CoinToss(torch.nn.Module):
-    """Two classes, either with probability one half under symmetric noise around mid-grey."""
+    """Two classes, either with probability one half under symmetric noise around mid-gray."""
 
     def forward(self, x):
         s = (x - 0.5).flatten(1).sum(1)
@@ -120,7 +120,7 @@ def test_radius_falls_as_alpha_falls():
     assert radii == sorted(radii, reverse=True)
 
 
-def count_votes(oracle, image, n, *, seed=0, others=(), prior=None, rule="e_process"):
+def run_count(oracle, image, n, *, seed=0, others=(), prior=None, rule="e_process"):
     stop = StoppingCriterion(STOPPING_RULES[rule], n, 0.001, 0.25)
     plan = count_votes(
         CertificateCase(image, seed, prior), noise=SampleNoise("gaussian", 0.25, seed), pilot=100, stop=stop
@@ -141,12 +141,12 @@ def shirt():
 
 
 def test_votes_do_not_depend_on_other_certificates_in_the_batch(cnn, shirt):
-    alone = count_votes(cnn, shirt, 700)
+    alone = run_count(cnn, shirt, 700)
     stop = StoppingCriterion(STOPPING_RULES["fixed"], 900, 0.01, 0.5)
     other = count_votes(
         CertificateCase(1 - shirt, 9), noise=SampleNoise("gaussian", 0.5, 9), pilot=64, stop=stop
     )
-    among = count_votes(cnn, shirt, 700, others=[other])
+    among = run_count(cnn, shirt, 700, others=[other])
     assert np.array_equal(alone.votes, among.votes)
 
 
@@ -161,9 +161,9 @@ def test_noisy_logits_are_bitwise_equal_at_any_batch_position(cnn, shirt):
 
 
 def test_resumed_count_equals_one_long_run(cnn, shirt):
-    whole = count_votes(cnn, shirt, 1000)
-    first = count_votes(cnn, shirt, 400)
-    resumed = count_votes(cnn, shirt, 1000, prior=Counts.from_record(first.record()), seed=77)
+    whole = run_count(cnn, shirt, 1000)
+    first = run_count(cnn, shirt, 400)
+    resumed = run_count(cnn, shirt, 1000, prior=Counts.from_record(first.to_record()), seed=77)
     assert np.array_equal(whole.votes, resumed.votes)
     assert (resumed.label, resumed.n, resumed.pooled, resumed.seed) == (whole.label, 1000, 400, 0)
 

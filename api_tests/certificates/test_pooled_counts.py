@@ -100,12 +100,12 @@ class Harness:
 
 
 @pytest.fixture
-def bench(settings: Settings, engine: Engine) -> Iterator[Harness]:
-    bench = Harness(settings, engine)
-    bench.keeper.start()
-    yield bench
-    bench.keeper.close()
-    bench.ledger.close()
+def harness(settings: Settings, engine: Engine) -> Iterator[Harness]:
+    harness = Harness(settings, engine)
+    harness.keeper.start()
+    yield harness
+    harness.keeper.close()
+    harness.ledger.close()
 
 
 def build_counts(seed: int, n: int) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def test_pool_is_shared_only_by_certificates_that_draw_the_same_samples() -> Non
     assert pool_key(build_submission("sha256:1").model_copy(update={"rerun_of": "x"})) is None
 
 
-def test_overdue_certificate_succeeds_with_the_radius_proved_so_far(bench: Harness) -> None:
-    job = bench.run_past_deadline(after=2_000)
+def test_overdue_certificate_succeeds_with_the_radius_proved_so_far(harness: Harness) -> None:
+    job = harness.run_past_deadline(after=2_000)
     assert (job.status, job.error) == ("succeeded", None)
     assert job.result is not None
     assert job.result["stopped_by"] == "deadline_exceeded"
@@ -154,9 +154,9 @@ def test_overdue_certificate_succeeds_with_the_radius_proved_so_far(bench: Harne
 
 @pytest.mark.parametrize("how", [{"method": "pixeldp"}, {"rule": "fixed"}])
 def test_overdue_certificate_of_a_single_look_succeeds_with_radius_zero(
-    bench: Harness, how: dict[str, Any]
+    harness: Harness, how: dict[str, Any]
 ) -> None:
-    job = bench.run_past_deadline(**how)
+    job = harness.run_past_deadline(**how)
     assert job.status == "succeeded"
     assert job.result is not None
     assert (job.result["stopped_by"], job.result["radius"]) == ("deadline_exceeded", 0)
@@ -173,41 +173,41 @@ def test_overdue_certificate_of_a_single_look_succeeds_with_radius_zero(
     ],
 )
 def test_rerun_distinguishes_chance_from_a_real_difference(
-    bench: Harness, before: dict[str, Any], after: dict[str, Any], agrees: bool | None
+    harness: Harness, before: dict[str, Any], after: dict[str, Any], agrees: bool | None
 ) -> None:
-    go = bench.run_past_deadline if before["n"] == UNREACHABLE_SAMPLES else bench.run_job
+    go = harness.run_past_deadline if before["n"] == UNREACHABLE_SAMPLES else harness.run_job
     first = go(rule="group_sequential", sigma=0.2, **before)
     parameters = {**first.submission.parameters, **after}  # as if the same had come out otherwise
     again = first.submission.model_copy(update={"rerun_of": first.id, "parameters": parameters})
-    job = bench.ledger.accept(again)[0].id
-    bench.runner(job)
-    result = bench.ledger.read(job).result
+    job = harness.ledger.accept(again)[0].id
+    harness.runner(job)
+    result = harness.ledger.read(job).result
     assert result is not None
     assert result["rerun"]["agrees"] is agrees
 
 
 @pytest.mark.parametrize("rule", ["group_sequential", "e_process"])
-def test_canceled_certificate_keeps_its_result(bench: Harness, rule: str) -> None:
-    job, thread = bench.start_job(n=UNREACHABLE_SAMPLES, rule=rule)
-    wait_until(lambda: bench.ledger.read(job).progress.done > 500)
-    bench.ledger.cancel(job)
+def test_canceled_certificate_keeps_its_result(harness: Harness, rule: str) -> None:
+    job, thread = harness.start_job(n=UNREACHABLE_SAMPLES, rule=rule)
+    wait_until(lambda: harness.ledger.read(job).progress.done > 500)
+    harness.ledger.cancel(job)
     thread.join(TIMEOUT_SECONDS)
-    ended = bench.ledger.read(job)
+    ended = harness.ledger.read(job)
     assert (ended.status, ended.error) == ("canceled", None)
     assert ended.result is not None
     assert ended.result["stopped_by"] == "canceled"
     assert ended.result["sampling"]["n_used"] >= 100
 
 
-def test_stopping_worker_releases_a_certificate_and_keeps_its_samples(bench: Harness) -> None:
-    job, thread = bench.start_job(n=UNREACHABLE_SAMPLES)
-    wait_until(lambda: bench.ledger.read(job).progress.done > 500)
-    bench.keeper.stopping = True
+def test_stopping_worker_releases_a_certificate_and_keeps_its_samples(harness: Harness) -> None:
+    job, thread = harness.start_job(n=UNREACHABLE_SAMPLES)
+    wait_until(lambda: harness.ledger.read(job).progress.done > 500)
+    harness.keeper.stopping = True
     thread.join(TIMEOUT_SECONDS)
-    assert (bench.ledger.read(job).status, bench.ledger.read(job).result) == ("queued", None)
-    pool = pool_key(bench.ledger.read(job).submission)
+    assert (harness.ledger.read(job).status, harness.ledger.read(job).result) == ("queued", None)
+    pool = pool_key(harness.ledger.read(job).submission)
     assert pool is not None
-    kept = bench.ledger.read_pool(pool, 0).counts
+    kept = harness.ledger.read_pool(pool, 0).counts
     assert kept is not None
     assert kept["n"] >= 100
 

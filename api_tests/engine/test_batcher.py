@@ -11,12 +11,12 @@ import torch
 import touchstone
 from api_tests.support.linear_models import gray_images, linear_model
 from touchstone.engine import Answer, Batcher, CrossEntropy, Engine, Goal, Gradient, Logits, QueryCount, Task
-from touchstone.engine.scheduler import batcher as batching
+from touchstone.engine.scheduler import batcher as batcher_module
 from touchstone.errors import DeadlineExceeded, JobCanceled, OutOfMemory, WorkerStopping
 
 
 class RecordingOracle:
-    """An oracle that notes the rows of every pass, and fails when told to."""
+    """An oracle that notes the rows of every pass, and fails where it is set to."""
 
     knowledge = "white-box"
     device = torch.device("cpu")
@@ -69,7 +69,7 @@ def logits_query(rows, value=1.0):
 def run_tasks(batcher, *tasks):
     ended = {}
     for i, task in enumerate(tasks):
-        task.done = lambda result, error, i=i: ended.setdefault(i, (result, error))
+        task.on_done = lambda result, error, i=i: ended.setdefault(i, (result, error))
         batcher.add(task)
     while len(batcher):
         batcher.step()
@@ -160,7 +160,8 @@ def test_larger_batches_are_retried_some_time_after_out_of_memory(monkeypatch):
     oracle.capacity = 16
     run_tasks(batcher, *[Task(query_plan(1), oracle) for _ in range(16)])
     assert max(map(sum, oracle.passes)) <= 3
-    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + batching.LOW_MEMORY_SECONDS)
+    later = time.monotonic() + batcher_module.LOW_MEMORY_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
     run_tasks(batcher, *[Task(query_plan(1), oracle) for _ in range(16)])
     assert sum(oracle.passes[-1]) == 16
 
@@ -224,7 +225,7 @@ def test_engine_batches_plans_of_many_threads(engine):
         thread.join()
     assert results == [[1] * 5] * 16
     assert max(map(sum, oracle.passes)) > 1
-    assert engine.figures()["batch_rows"]["count"] == len(oracle.passes)
+    assert engine.metrics()["batch_rows"]["count"] == len(oracle.passes)
 
 
 def test_cancel_stops_the_queries_at_once(engine):

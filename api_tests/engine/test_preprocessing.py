@@ -36,7 +36,7 @@ def preprocess_with_pillow(pixels, spec):
 
 
 def smooth_image(height, width):
-    """Random, but with neighbours alike, as in photos, and without what a filter would overshoot at."""
+    """Random, but with neighbors alike, as in photos, and without what a filter would overshoot at."""
     coarse = np.random.default_rng(0).integers(50, 206, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -77,29 +77,29 @@ def test_files_are_preprocessed_bit_for_bit_as_in_pillow(size, resize, interpola
 def test_images_off_the_8_bit_lattice_are_preprocessed_without_rounding():
     spec = InputSpec(height=8, width=8, resize=9)
     x = torch.rand(1, 3, 20, 30)
-    sight = Preprocessing(spec, None, None)
-    assert torch.equal(sight.apply_to_files(x), sight.apply(x))
+    preprocessing = Preprocessing(spec, None, None)
+    assert torch.equal(preprocessing.apply_to_files(x), preprocessing.apply(x))
 
 
 def test_gradient_of_the_resize_is_its_transpose():
     spec = InputSpec(channels=3, height=8, width=8, resize=9, interpolation="bilinear")  # never overshoots
-    sight = Preprocessing(spec, None, None)
+    preprocessing = Preprocessing(spec, None, None)
     x = torch.rand(1, 3, 20, 30, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(1, 3, 8, 8, dtype=torch.float64)
-    (sight.apply(x) * weight).sum().backward()
+    (preprocessing.apply(x) * weight).sum().backward()
     other = torch.rand_like(x)
-    assert float((sight.apply(other) * weight).sum()) == pytest.approx(
+    assert float((preprocessing.apply(other) * weight).sum()) == pytest.approx(
         float((x.grad * other).sum()), rel=1e-9
     )
 
 
 def test_gray_and_color_images_are_converted_to_the_channels_of_the_network():
-    grey = Preprocessing(InputSpec(channels=1, height=8, width=8), None, None)
+    gray = Preprocessing(InputSpec(channels=1, height=8, width=8), None, None)
     rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    seen = grey.apply(torch.tensor(rgb).permute(2, 0, 1)[None].float())[0, 0].numpy()
+    seen = gray.apply(torch.tensor(rgb).permute(2, 0, 1)[None].float())[0, 0].numpy()
     assert np.abs(seen - np.asarray(Image.fromarray(rgb).convert("L"), dtype=float)).max() <= 0.51
-    colour = Preprocessing(InputSpec(channels=3, height=8, width=8), None, None)
-    assert colour.apply(torch.rand(2, 1, 8, 8)).shape == (2, 3, 8, 8)
+    color = Preprocessing(InputSpec(channels=3, height=8, width=8), None, None)
+    assert color.apply(torch.rand(2, 1, 8, 8)).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))

@@ -1,4 +1,4 @@
-"""What loading a model shows of it, and how the ledger hears of that."""
+"""What loading a model measures, and how the ledger records it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_lease_keeper_records_model_probes_and_engine_metrics(
     keeper.start()
     try:
         with engine.models.acquire(find_manifest(MODEL)) as oracle:
-            engine.start(touchstone.evaluation.look_at(pixels(), oracle), oracle).result()
+            engine.start(touchstone.evaluation.predict_image(pixels(), oracle), oracle).result()
         found = wait_until(lambda: ledger.read_probes([digest, "sha256:0"]))
         info = wait_until(lambda: next((one.info for one in ledger.workers() if has_queries(one.info)), None))
     finally:

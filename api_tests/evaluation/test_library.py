@@ -39,7 +39,7 @@ def test_version_starts_with_a_number() -> None:
 
 
 @pytest.fixture(scope="module")
-def garments() -> Any:
+def fashion_model() -> Any:
     return touchstone.load("fashion-mnist-cnn")
 
 
@@ -51,10 +51,10 @@ def garments() -> Any:
     ],
     ids=["an image", "an array", "a name", "names", "tensors", "a number", "nothing", "channels last"],
 )  # fmt: skip
-def test_invalid_images_are_refused_naming_the_field(garments: Any, images: Any) -> None:
+def test_invalid_images_are_refused_naming_the_field(fashion_model: Any, images: Any) -> None:
     for run in (touchstone.attack, touchstone.certify):
         with pytest.raises(InvalidParameter, match=r"^images: ") as caught:
-            run(garments, images)
+            run(fashion_model, images)
         assert caught.value.field == "images"
 
 
@@ -68,10 +68,10 @@ def test_invalid_images_are_refused_naming_the_field(garments: Any, images: Any)
     ],
 )  # fmt: skip
 def test_invalid_labels_and_targets_are_refused(
-    garments: Any, field: str, said: Any, failure: type[Failure]
+    fashion_model: Any, field: str, said: Any, failure: type[Failure]
 ) -> None:
     with pytest.raises(failure) as caught:
-        touchstone.attack(garments, touchstone.samples()[:2], **{field: said})
+        touchstone.attack(fashion_model, touchstone.samples()[:2], **{field: said})
     assert caught.value.field == field
 
 
@@ -87,21 +87,23 @@ def test_labels_of_a_wrapped_module_are_accepted_by_index_or_name() -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, [1, -1], [1]])
-def test_invalid_seeds_are_refused(garments: Any, seed: Any) -> None:
+def test_invalid_seeds_are_refused(fashion_model: Any, seed: Any) -> None:
     with pytest.raises(InvalidParameter, match=r"^seed: "):
-        touchstone.attack(garments, touchstone.samples()[:2], seed=seed)
+        touchstone.attack(fashion_model, touchstone.samples()[:2], seed=seed)
 
 
-def test_certify_refuses_a_negative_seed(garments: Any) -> None:
+def test_certify_refuses_a_negative_seed(fashion_model: Any) -> None:
     with pytest.raises(InvalidParameter, match=r"^seed: "):
-        touchstone.certify(garments, touchstone.samples()[:1], seed=-1)
+        touchstone.certify(fashion_model, touchstone.samples()[:1], seed=-1)
 
 
 @pytest.mark.parametrize("run", [touchstone.attack, touchstone.certify])
-def test_misspelled_parameter_error_suggests_the_right_name(garments: Any, run: Callable[..., Any]) -> None:
+def test_misspelled_parameter_error_suggests_the_right_name(
+    fashion_model: Any, run: Callable[..., Any]
+) -> None:
     wrong, right = ("stepz", "steps") if run is touchstone.attack else ("sgima", "sigma")
     with pytest.raises(InvalidParameter, match=f'did you mean "{right}"') as caught:
-        run(garments, touchstone.samples()[:1], **{wrong: 1})
+        run(fashion_model, touchstone.samples()[:1], **{wrong: 1})
     assert caught.value.field == wrong
 
 

@@ -55,7 +55,7 @@ def model(module):
 
 
 class BatchInvariantModel(torch.nn.Module):
-    """The same, and what it answers for a row is to the bit the same whatever is beside it."""
+    """The same function, with answers to a row that are equal bit for bit in any batch."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ class BatchInvariantModel(torch.nn.Module):
 
 
 @pytest.fixture(scope="module")
-def steady():
+def batch_invariant_model():
     return touchstone.wrap(BatchInvariantModel())
 
 
@@ -100,26 +100,29 @@ def test_same_seed_gives_the_same_images(model, name, norm):
     assert torch.equal(runs[0].images, runs[1].images)
 
 
-def test_row_result_is_the_same_alone_and_in_a_batch(steady, name, norm):
+def test_row_result_is_the_same_alone_and_in_a_batch(batch_invariant_model, name, norm):
     x = gray_images(6)
     seeds = list(range(10, 16))
-    together = attack(steady, x, None, name, seed=seeds, **small_budget(name, norm))
+    together = attack(batch_invariant_model, x, None, name, seed=seeds, **small_budget(name, norm))
     for i in (0, 3, 5):
-        alone = attack(steady, x[i : i + 1], None, name, seed=[seeds[i]], **small_budget(name, norm))
+        alone = attack(
+            batch_invariant_model, x[i : i + 1], None, name, seed=[seeds[i]], **small_budget(name, norm)
+        )
         assert torch.equal(alone.success, together.success[i : i + 1])
         assert torch.allclose(alone.images, together.images[i : i + 1], atol=1.5 / 255)
         assert float((alone.images != together.images[i : i + 1]).float().mean()) < 0.02
 
 
-def test_resolved_defaults_give_the_same_result_as_explicit_parameters(steady, name, norm):
+def test_resolved_defaults_give_the_same_result_as_explicit_parameters(batch_invariant_model, name, norm):
     asked = find(name).parse(small_budget(name, norm))
     decided = asked.resolve_defaults(10)
-    told = asked.model_copy(update=decided).model_dump(mode="json")
-    assert None not in told.values()
-    assert find(name).parse(told).model_dump(mode="json") == told
+    explicit = asked.model_copy(update=decided).model_dump(mode="json")
+    assert None not in explicit.values()
+    assert find(name).parse(explicit).model_dump(mode="json") == explicit
     if decided:
         open_, closed = (
-            attack(steady, gray_images(4), None, name, **one) for one in (small_budget(name, norm), told)
+            attack(batch_invariant_model, gray_images(4), None, name, **one)
+            for one in (small_budget(name, norm), explicit)
         )
         assert torch.equal(open_.success, closed.success)
         assert torch.allclose(open_.images, closed.images, atol=1.5 / 255)
@@ -176,12 +179,12 @@ def test_misclassified_images_are_returned_unchanged(model, module, name, norm):
 
 def test_declared_query_bound_holds(model, name, norm):
     method = find(name).parse(small_budget(name, norm))
-    settling = MAX_ROUNDING_QUERIES if isinstance(method, MinimalNorm) else 0
+    rounding = MAX_ROUNDING_QUERIES if isinstance(method, MinimalNorm) else 0
     for early_stop in (True, False) if isinstance(method, FixedBudget) else (None,):
         asked = small_budget(name, norm) | ({} if early_stop is None else {"early_stop": early_stop})
         found = attack(model, gray_images(1), None, name, **asked)
         cost = total_cost(find(name).parse(asked))
-        assert found.queries.forward <= cost.forward + settling + 2  # the clean look and the verdict
+        assert found.queries.forward <= cost.forward + rounding + 2  # the clean look and the verdict
         assert found.queries.backward <= cost.backward
 
 
@@ -216,8 +219,8 @@ def test_black_box_method_needs_no_gradient_and_keeps_its_budget(module, name, n
     found = attack(blind, gray_images(3), None, name, **asked)
     assert found.queries.backward == 0
     if "queries" in asked:
-        settling = MAX_ROUNDING_QUERIES if issubclass(find(name), MinimalNorm) else 0
-        assert found.queries.forward <= 3 * (asked["queries"] + settling + 2)
+        rounding = MAX_ROUNDING_QUERIES if issubclass(find(name), MinimalNorm) else 0
+        assert found.queries.forward <= 3 * (asked["queries"] + rounding + 2)
 
 
 def test_minimal_norm_method_finds_nearly_the_exact_distance(module, name, norm):

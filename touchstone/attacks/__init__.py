@@ -1,4 +1,4 @@
-"""One file per attack; a file here is in the catalogue by being here."""
+"""One file per attack. Every module here is in the catalogue."""
 
 import sys
 

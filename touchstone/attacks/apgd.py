@@ -142,7 +142,7 @@ class HalvingStep(Rows):
 
     rho: float
     checks: frozenset[int]
-    at: int  # points seen before
+    at: int  # points before this one
     since: int  # steps since the last check
     size: Tensor  # (B,)
     before: Tensor  # (B, C, H, W) the point before this one
@@ -197,7 +197,7 @@ def checkpoints(steps: int) -> frozenset[int]:
 
 
 def _climb_wider_balls(case: Case, loss: Loss, steps: int) -> PlanOf[tuple[Tensor, int]]:
-    """Start and steps of the last climb in L1: after climbs in wider balls, which nobody judges."""
+    """Start and steps of the last climb in L1, after climbs in wider balls, whose points are not scored."""
     left, x = (
         steps,
         _widen(case, WIDER_BALLS[0][0]).threat.project(case.threat.x0 + case.noise.normal(case.threat.x0)),
@@ -221,7 +221,7 @@ class SparseStep(Rows):
     """Steps along the steepest coordinates, as many as the best point needs (L1)."""
 
     every: int  # steps between checks
-    at: int  # points seen before
+    at: int  # points before this one
     size: Tensor  # (B,)
     peak: HighestPoint
     share: Tensor  # (B,) of the coordinates, that a step moves

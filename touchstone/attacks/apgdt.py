@@ -44,7 +44,7 @@ class APGDT(RestartedAttack):
     )
 
     def cost(self) -> Cost:
-        """A look at the image, and a climb towards each class."""
+        """A query of the image, and a climb towards each class."""
         climb = Cost.for_climb(self.steps)
         return Cost(1 + self.rivals * climb.forward, self.rivals * climb.backward)
 
@@ -74,6 +74,6 @@ def _targeted_dlr(logits: Tensor, label: Tensor, rival: Tensor) -> Tensor:
 
 
 def _best_of(best: Best, count: int) -> Best:
-    """The best of every `count` neighbouring rows."""
+    """The best of every `count` neighboring rows."""
     chosen = best.score.view(-1, count).argmax(1)
     return best[chosen + count * torch.arange(len(chosen), device=chosen.device)]

@@ -33,8 +33,8 @@ class AutoAttack(GradientAttack):
 
     Section 5 of the paper: 100 steps, nine classes and 5,000 queries. In L1 five attempts of APGD and five
     classes, as Croce & Hein 2021 (2103.01208). Images leave as soon as they are misclassified, where the
-    authors' code runs each part to its end. `found_by` tells which part it was; where that was Square, the
-    gradients hide more than they show.
+    authors' code runs each part to its end. `found_by` names the part that succeeded; Square there is a
+    sign of gradient masking.
     """
 
     info = Info(
@@ -50,7 +50,7 @@ class AutoAttack(GradientAttack):
     steps: Count = Field(
         100, le=10_000, description="Steps of each climb of APGD, and of FAB towards each class."
     )
-    queries: Count = Field(5_000, le=1_000_000, description="Times that Square asks about an image.")
+    queries: Count = Field(5_000, le=1_000_000, description="Queries of Square for one image.")
 
     def parts(self) -> Mapping[str, Attack]:
         """The four, as they are declared in their own files."""
@@ -65,7 +65,7 @@ class AutoAttack(GradientAttack):
         }
 
     def cost(self) -> Cost:
-        """That of all parts, and a look at what each of them found."""
+        """The cost of all parts, and a query for what each of them found."""
         costs = [total_cost(part) for part in self.parts().values()]
         forward = sum(cost.forward for cost in costs) + len(costs)
         return Cost(forward, sum(cost.backward for cost in costs))
@@ -79,7 +79,7 @@ class AutoAttack(GradientAttack):
         return max(forward, backward)
 
     def run(self, case: Case) -> Plan:
-        """Each part on the rows still open; what it found is looked at as a file before it counts."""
+        """Each part on the rows that are not done; what it found is queried as a file before it counts."""
         best, by = engine.Best.initial(case.threat.x0), case.goal.label.new_full((len(case),), -1)
         for index, part in enumerate(self.parts().values()):
             rows = (by < 0).nonzero().flatten() if self.early_stop else _all_rows(by)
@@ -94,12 +94,12 @@ class AutoAttack(GradientAttack):
 def _make_attack(name: str, fields: Mapping[str, object], **others: object) -> Attack:
     method = find(name, "attack").parse({**fields, **others})
     if not isinstance(method, Attack):
-        raise TypeError(f"{name} is no attack")
+        raise TypeError(f"{name} is not an attack")
     return method
 
 
 def _run_part(case: Case, part: Attack) -> PlanOf[Best]:
-    """What a part comes to, and how far its files are from the goal, by the margin."""
+    """What a part found, scored by the margin of its files."""
     found = yield from evaluation.run_attempts(part, case)
     x = case.threat.project(found.x)
     logits = (yield case.query(x)).logits

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from touchstone.engine import Case, Plan, PlanOf
 
 CHECK_EVERY = 5
-"""Steps between two looks at the point on the sphere, before the step towards the original."""
+"""Steps between two queries of the point on the sphere, before the step towards the original."""
 CHECKS_PER_UPDATE, STEPS_PER_UPDATE = 20, 30
-"""Looks and steps after which the sizes are adapted."""
+"""Queries on the sphere, and steps, after which the sizes are adapted."""
 FACTOR = 1.5
 MAX_STEP, MIN_STEP = 0.5, 1e-6
 MIN_FILE_STEP = 1 / 255
-"""The least root mean square of a step on the sphere where questions are about files. Less is all rounding: a
-point keeps what rounding happens to favour, and no step away from it succeeds.
+"""The least root mean square of a step on the sphere where queries are of files. Smaller steps vanish in the
+rounding: a point keeps what rounding happens to favor, and no step away from it succeeds.
 """
 SEARCH_THRESHOLD = 1e-3
-"""Part of the way at which the bisection from the start ends."""
+"""Share of the segment at which the bisection from the start ends."""
 TINY = 1e-30
 
 
@@ -42,8 +42,8 @@ class Boundary(MinimalNorm):
     to a quarter. It begins where the way to the first random image that meets the goal crosses the boundary,
     so a target that no random image reaches ends in failure.
 
-    Departures: the start is bisected to the boundary. Sizes adapt after 30 steps, and after 20 looks at the
-    sphere, one every fifth step. Every question is about a file, and steps on the sphere are long enough to
+    Departures: the start is bisected to the boundary. Sizes adapt after 30 steps, and after 20 queries on the
+    sphere, one every fifth step. Every query is of a file, and steps on the sphere are long enough to
     change it; the walk itself is not bound to files.
     """
 
@@ -71,7 +71,7 @@ class Boundary(MinimalNorm):
     starts: Starts = 100
 
     def cost(self) -> Cost:
-        """The budget of queries."""
+        """The query budget."""
         return Cost(forward=self.queries, backward=0)
 
     def run(self, case: Case) -> Plan:
@@ -104,7 +104,7 @@ def _sphere_checks(step: int) -> int:
 
 @dataclass(frozen=True)
 class _BoundaryRows(engine.Rows):
-    """The rows still under way, each at a point that meets its goal."""
+    """The rows that are not done, each at a point that meets its goal."""
 
     case: Case
     x: Tensor
@@ -112,25 +112,27 @@ class _BoundaryRows(engine.Rows):
     source: Tensor
     sphere_successes: Tensor  # (B,) successes on the sphere since its last adaptation
     kept_steps: Tensor  # (B,) steps kept since the last adaptation
-    row: Tensor  # (B,) its place in the whole
+    row: Tensor  # (B,) its index in the whole batch
     left: Tensor  # (B,) queries at the beginning of the walk
 
-    def step(self, looks: int) -> PlanOf[_BoundaryRows]:
-        """One step each; kept where it meets the goal and is nearer. `looks`, 1 or 0, tells whether the point
-        on the sphere is asked about, too.
+    def step(self, sphere_queries: int) -> PlanOf[_BoundaryRows]:
+        """One step each; kept where it meets the goal and is nearer. With `sphere_queries` of 1, not 0, the
+        point on the sphere is queried, too.
         """
         sphere, tried = self._propose()
         case, size = self.case, self.case.threat.distance
-        both = torch.cat([tried, sphere]) if looks else tried
+        both = torch.cat([tried, sphere]) if sphere_queries else tried
         goal = case.goal[torch.arange(len(both), device=both.device) % len(tried)]
-        whole = case.cat([case, case]) if looks else case
+        whole = case.cat([case, case]) if sphere_queries else case
         met = goal.is_met((yield whole.query(both)).logits)
         better = met[: len(tried)] & (size(tried) < size(self.x))
         return replace(
             self,
             x=torch.where(engine.column(better, tried), tried, self.x),
             kept_steps=self.kept_steps + better,
-            sphere_successes=self.sphere_successes + met[len(tried) :] if looks else self.sphere_successes,
+            sphere_successes=self.sphere_successes + met[len(tried) :]
+            if sphere_queries
+            else self.sphere_successes,
         )
 
     def _propose(self) -> tuple[Tensor, Tensor]:
@@ -145,12 +147,12 @@ class _BoundaryRows(engine.Rows):
             size = size.maximum((MIN_FILE_STEP * math.sqrt(d[0].numel()) / length).clamp_max(1))
         u = u * engine.column(size * length / norm.size(u).clamp_min(TINY), d)
         sphere = (threat.x0 + (d + u) / engine.column((1 + size**2).sqrt(), d)).clamp(0, 1)
-        # The box may have shortened the way already.
+        # Clipping to the box may have shortened the distance already.
         wanted = (1 - self.source) * length / threat.distance(sphere).clamp_min(TINY)
         return sphere, threat.x0.lerp(sphere, engine.column(wanted.clamp_max(1), d))
 
     def adapt(self, step: int) -> _BoundaryRows:
-        """With sizes that succeed more or less often, after as many steps as tell."""
+        """With sizes adapted to how often steps succeeded, after enough steps to estimate that."""
         active = self
         if step % (CHECK_EVERY * CHECKS_PER_UPDATE) == 0:
             factor = _factor(self.sphere_successes / CHECKS_PER_UPDATE, 0.2, 0.5)

@@ -1,4 +1,4 @@
-"""Carlini & Wagner L2: distance and margin in one loss, followed by Adam, weighed by a search of its own."""
+"""Carlini & Wagner L2: distance and margin in one loss, minimized by Adam, with a search for the weight."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 TANH_MARGIN = 1 - 1e-6
 """Black and white lie at infinity in tanh space; originals are drawn in by this factor."""
 STALLED_SHARE = 0.9999
-"""A search whose lowest loss is above this part of the lowest at the look before has stopped falling."""
+"""A search whose lowest loss is above this share of the lowest at the check before has stopped falling."""
 LOSS_CHECKS, MIN_CHECK_INTERVAL = 10, 10
-"""How often in a search the loss is looked at, and after how many steps at the least: Adam's first steps may
-lead away.
+"""How often the loss is checked in a search, and the least steps between two checks: Adam's first steps may
+increase it.
 """
 SETTLED_SHARE = 0.98
-"""A search that ends above this part of the distance reached before it is the last."""
+"""A search that ends above this share of the distance before it is the last."""
 FIRST_WEIGHT_FACTOR, MAX_RAISES = 2, 8
-"""How many times the weight that a linear margin takes the first search has at the least, and how often it is
-raised tenfold at the most.
+"""The first weight is at least so many times what a linear margin needs, after at most so many tenfold
+raises.
 """
 MAX_SLOPE = 1e18
-"""Of anything steeper Adam could not hold the square."""
+"""Slopes are clipped to this size, so that their squares in Adam stay finite."""
 TINY = 1e-30
 
 
 class CW(MinimalNorm):
-    """Carlini & Wagner's L2 attack: minimise ‖δ‖² + c·max(κ - margin, 0) over a point that stays in the box.
+    """Carlini & Wagner's L2 attack: minimize ‖δ‖² + c·max(κ - margin, 0) over a point that stays in the box.
 
     The point is (tanh w + 1)/2 and moves by Adam (section V.A and VI.A). The weight c of every image is
     searched for on its own, tenfold until a search succeeds; the nearest success of all steps of all searches
@@ -130,13 +130,13 @@ def shortfall(answer: Answer, confidence: float, c: Tensor) -> tuple[Tensor, Ten
 
 
 def confident_nearest(case: Case, x: Tensor, answer: Answer, confidence: float) -> Nearest:
-    """The points as the model judges them; successes only where the margin is at least κ."""
+    """The record of these points, with success only where the margin is at least κ."""
     found = engine.Nearest.from_logits(case, x, answer.logits)
     return replace(found, distance=found.distance.masked_fill(found.margin < confidence, torch.inf))
 
 
 def to_tanh(x: Tensor) -> Tensor:
-    """Where images lie in the space without walls."""
+    """Images in tanh space, which has no bounds."""
     return ((2 * x - 1) * TANH_MARGIN).atanh()
 
 
@@ -165,7 +165,7 @@ class Adam(Rows):
         return cls(zero, zero, torch.zeros(len(like), device=like.device))
 
     def step(self, grad: Tensor) -> tuple[Tensor, Adam]:
-        """What to add at a learning rate of one, downhill, and the optimiser after it."""
+        """What to add at a learning rate of one, downhill, and the optimizer after it."""
         count = self.count + 1
         mean = self.mean.lerp(grad, 0.1)
         square = self.square.lerp(grad.square(), 0.001)
@@ -174,7 +174,7 @@ class Adam(Rows):
         return move.mul_(engine.column(-1 / (1 - 0.9**count), grad)), Adam(mean, square, count)
 
     def reset(self, ended: Tensor) -> Adam:
-        """Rows of the mask `ended` forget what they did."""
+        """Rows of the mask `ended` start anew."""
         wide = engine.column(ended, self.mean)
         return Adam(
             self.mean.masked_fill(wide, 0), self.square.masked_fill(wide, 0), self.count.masked_fill(ended, 0)
@@ -183,12 +183,12 @@ class Adam(Rows):
 
 @dataclass(frozen=True)
 class Descent(Rows):
-    """A search under way."""
+    """A running search."""
 
     w: Tensor  # (B, C, H, W)
     adam: Adam
     lowest: Tensor  # (B,) loss of this search
-    before: Tensor  # (B,) the lowest loss when it was looked at last
+    before: Tensor  # (B,) the lowest loss at the last check
     met: Tensor  # (B,) whether this search has succeeded
 
     @classmethod
@@ -198,7 +198,7 @@ class Descent(Rows):
         return cls(w0, Adam.start(w0), far, far, far < 0)
 
     def is_check(self, every: int) -> Tensor:
-        """Which rows are to be looked at, (B,)."""
+        """Which rows have a check at this step, (B,)."""
         return self.adam.count % every == 0
 
     def find_ended(self, loss: Tensor, steps: int, every: int) -> Tensor:
@@ -208,14 +208,14 @@ class Descent(Rows):
         return last | (self.is_check(every) & stalled)
 
     def step(self, grad: Tensor, loss: Tensor, rate: Tensor, every: int, *, met: Tensor) -> Descent:
-        """A step downhill, after a look at the loss where it is time."""
+        """A step downhill, after a check of the loss where one is due."""
         move, adam = self.adam.step(grad)
         lowest = loss.minimum(self.lowest)
         before = torch.where(self.is_check(every), lowest, self.before)
         return Descent(self.w + engine.column(rate, move) * move, adam, lowest, before, self.met | met)
 
     def restart(self, ended: Tensor, w: Tensor) -> Descent:
-        """Rows of the mask `find_ended` begin at `w`."""
+        """Rows of the mask `ended` begin at `w`."""
         return Descent(
             torch.where(engine.column(ended, w), w, self.w),
             self.adam.reset(ended),
@@ -227,7 +227,7 @@ class Descent(Rows):
 
 @dataclass(frozen=True)
 class MarginWeight(Rows):
-    """The weight of the margin against the distance, and what its next value is told by."""
+    """The weight of the margin against the distance, and what its next value depends on."""
 
     c: Tensor  # (B,)
     nearest: Tensor  # (B,) distance of the nearest success
@@ -237,8 +237,8 @@ class MarginWeight(Rows):
 
     @classmethod
     def start(cls, answer: Answer, attack: CW) -> MarginWeight:
-        """The first of the tenfold weights that would do, were the margin as linear as the answer about the
-        originals says.
+        """The first of the tenfold weights that would suffice if the margin were linear, with the slope at
+        the originals.
         """
         short = (attack.confidence - margin_of(answer)).clamp_min(0)
         needed = FIRST_WEIGHT_FACTOR * 2 * short / answer.gradient.flatten(1).square().sum(1).clamp_min(TINY)

@@ -1,4 +1,4 @@
-"""Carlini & Wagner L∞: no value is pulled back until it moved further than a threshold, which falls."""
+"""Carlini & Wagner L∞: only changes beyond a threshold are penalized, and the threshold falls."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from touchstone.engine import Answer, Case, Nearest, Plan
 
 SOLVED_SHARE = 1e-4
-"""A loss below this part of c means that both of its terms are as good as zero."""
+"""A loss below this share of c means that both of its terms are nearly zero."""
 MIN_CHECK_INTERVAL = 20
-"""After how many steps of a search the loss is looked at, at the least."""
+"""The least steps between two checks of the loss."""
 HOPELESS_FACTOR = 20
-"""How many times too small a weight is, if the margin were linear, where a search is not even begun."""
+"""A weight so many times too small for a linear margin is skipped without a search."""
 MIN_PACE = 0.1
-"""The part of τ to which failed searches bring the learning rate down."""
+"""The share of τ to which failed searches reduce the learning rate at most."""
 
 
 class CWLinf(MinimalNorm):
-    """Carlini & Wagner's L∞ attack: minimise Σ max(|δ| - τ, 0) + c·max(κ - margin, 0), again and again with
+    """Carlini & Wagner's L∞ attack: minimize Σ max(|δ| - τ, 0) + c·max(κ - margin, 0), again and again with
     smaller τ.
 
     A largest change alone gives a gradient to one value at a time, so all that exceed the threshold τ are
-    penalised (section VI.C). A search that finds a nearer success sets τ to a part of its distance and goes
+    penalized (section VI.C). A search that finds a nearer success sets τ to a part of its distance and goes
     on from where it is; one that does not doubles the weight c. It ends when τ falls below `smallest`, or c
     rises above `largest_const`. As in `cw`, points are moved by Adam in tanh space, a search ends early
     where the loss has stopped falling, weights that are too small by far count as failed without a search,
@@ -126,9 +126,7 @@ class CWLinf(MinimalNorm):
 
 @dataclass(frozen=True)
 class Threshold(Rows):
-    """How far values may move for nothing, what the margin weighs, how fine the steps are, and how near a
-    success has come.
-    """
+    """The threshold τ, the weight of the margin, the learning rate and the nearest success."""
 
     tau: Tensor  # (B,)
     c: Tensor  # (B,)
@@ -138,13 +136,13 @@ class Threshold(Rows):
 
     @classmethod
     def start(cls, like: Tensor, c: float) -> Threshold:
-        """The whole box for nothing, for as many rows as `like` has."""
+        """A threshold of the whole box, for as many rows as `like` has."""
         zero = torch.zeros_like(like)
         return cls(zero + 1, zero + c, zero + 1, zero + torch.inf, zero > 0)
 
     def raise_weight(self, answer: Answer, largest: float) -> Threshold:
-        """Doubled as often as that is too little by far for any value to earn more beyond τ than it costs.
-        `answer` is that about the originals.
+        """With c doubled while it is far too small for any change beyond τ to lower the loss; `answer` is
+        that for the originals.
         """
         needed = 1 / answer.gradient.flatten(1).abs().amax(1).clamp_min(TINY)
         times = (needed / (HOPELESS_FACTOR * self.c)).log2().floor().clamp_min(0)

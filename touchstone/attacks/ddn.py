@@ -25,7 +25,7 @@ MARGIN_AFTER = 0.75
 class DDN(MinimalNorm):
     """Decoupled direction and norm: the gradient gives only the direction, success only the distance.
 
-    Every step goes along the normalised gradient of cross-entropy, its length annealed from 1 to 0.01 along a
+    Every step goes along the normalized gradient of cross-entropy, its length annealed from 1 to 0.01 along a
     cosine, and ends on a sphere around the image that is smaller by the factor 1 - γ after a success and
     larger by 1 + γ after a failure (Algorithm 1). The nearest success of all steps is kept.
 
@@ -33,7 +33,7 @@ class DDN(MinimalNorm):
     first may be too large or too small by a factor that takes γ most of the steps; in the last quarter the
     gradient is the logit margin's, which points at one class where cross-entropy mixes several; levels are
     rounded to 8 bits after the attack, not inside it, where that would hide small distances; the point after
-    the last step is looked at, too; a saturated gradient is replaced by the margin's, and only where that
+    the last step is queried, too; a saturated gradient is replaced by the margin's, and only where that
     vanishes as well by a random direction.
     """
 
@@ -55,7 +55,7 @@ class DDN(MinimalNorm):
     eot: EotSamples = 1
 
     def cost(self) -> Cost:
-        """Per step a gradient, at worst a second one where cross-entropy is saturated; a look at the end."""
+        """Per step a gradient, at worst a second one where cross-entropy is saturated; a query at the end."""
         return Cost(forward=2 * self.steps + 1, backward=2 * self.steps)
 
     def rounds(self) -> int:
@@ -96,7 +96,7 @@ def _step_length(share: float) -> float:
 
 
 def _step_direction(case: Case, x: Tensor, answer: Answer) -> PlanOf[Tensor]:
-    """The normalised gradient; a random direction where there is none."""
+    """The normalized gradient; a random direction where there is none."""
     grad = yield from engine.replace_saturated_gradient(case, x, answer)
     flat = ~grad.flatten(1).any(1)
     if bool(flat.any()):

@@ -1,4 +1,4 @@
-"""DeepFool: one linearised boundary after another, until the model is fooled."""
+"""DeepFool: one linearized boundary after another, until the model is fooled."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 DUAL = {"linf": 1.0, "l2": 2.0}
 TINY, HUGE = 1e-30, 1e30
 RIVALS_PER_STEP = 2
-"""How many boundaries a step after the first looks at."""
+"""How many boundaries each step after the first queries."""
 MIN_STEP = 1e-5
-"""The shortest step: leads on from a point that lies on the boundary."""
+"""The shortest step: it leaves a point that lies on the boundary."""
 NUDGE = {"linf": 1e-5, "l2": 1e-4}
-"""By how much every step after the first is longer: what is left of the way would shrink for ever."""
+"""By how much every step after the first is longer: otherwise steps would shrink without crossing."""
 
 
 class DeepFool(MinimalNorm):
-    """Steps onto the nearest of the linearised decision boundaries, until one is crossed.
+    """Steps onto the nearest of the linearized decision boundaries, until one is crossed.
 
     Algorithm 2 of the paper in L2, equation 11 in L∞, with the steps' sum lengthened by `overshoot`; points
     are clipped to the box, which the paper leaves out. Boundaries are those between the label and the
@@ -57,7 +57,7 @@ class DeepFool(MinimalNorm):
     eot: EotSamples = 1
 
     def cost(self) -> Cost:
-        """A look before and after; a gradient for each rival in the first step, for the nearest in others."""
+        """A query before and after; a gradient for each rival in the first step, then for the nearest."""
         return deepfool_cost(self.steps, self.candidates)
 
     def run(self, case: Case) -> Plan:
@@ -70,14 +70,14 @@ class DeepFool(MinimalNorm):
 
 @dataclass(frozen=True)
 class DeepFoolRows(engine.Rows):
-    """The rows still under way, with the classes that they may turn into, nearest first."""
+    """The rows that are not done, with the classes that they may turn into, nearest first."""
 
     case: Case
     start: Tensor
     perturbation: Tensor
     rivals: Tensor  # (B, k)
     slopes: Tensor  # (B, k) of their leads, when they were last looked at
-    row: Tensor  # (B,) its place in the whole
+    row: Tensor  # (B,) its index in the whole batch
 
     @classmethod
     def start_at(cls, case: Case, x: Tensor, rivals: Tensor) -> DeepFoolRows:

@@ -1,4 +1,4 @@
-"""EAD: elastic-net attacks, which shrink small changes to none and so find sparse ones."""
+"""EAD: the elastic-net attack, which shrinks small changes to zero and so finds sparse ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from touchstone.engine import Answer, Case, Nearest, Plan
 
 MIN_CHECK_INTERVAL = 100
-"""After how many steps at the least the loss is looked at: it rises while momentum builds up."""
+"""The least steps between two checks of the loss: it rises while momentum builds up."""
 
 
 class EAD(MinimalNorm):
-    """The elastic-net attack: minimise c·max(κ - margin, 0) + ‖δ‖₂² + β‖δ‖₁ by shrinkage and thresholding.
+    """The elastic-net attack: minimize c·max(κ - margin, 0) + ‖δ‖₂² + β‖δ‖₁ by shrinkage and thresholding.
 
     A gradient step on the smooth terms, then every change is drawn back by β, those smaller than β to none
     (equation 5); momentum k/(k+3) as in FISTA (Algorithm 1), the step falling with the square root of what
@@ -111,7 +111,7 @@ class EAD(MinimalNorm):
     def _step(
         self, case: Case, search: ElasticNetSearch, grad: Tensor, loss: Tensor, met: Tensor
     ) -> ElasticNetSearch:
-        """A step of the gradient, a shrinkage, a leap ahead."""
+        """A gradient step, a shrinkage, and a step ahead by the momentum."""
         size = self.step_size * (1 - search.count / self.steps).sqrt()
         d = search.y - engine.column(size, grad) * grad - case.threat.x0
         low, high = case.threat.perturbation_bounds
@@ -126,13 +126,13 @@ class EAD(MinimalNorm):
 
 @dataclass(frozen=True)
 class ElasticNetSearch(Rows):
-    """A search under way."""
+    """A running search."""
 
     x: Tensor  # (B, C, H, W) the sparse point
     y: Tensor  # (B, C, H, W) the point ahead of it, at which the gradient is taken
     count: Tensor  # (B,) steps made
     lowest: Tensor  # (B,) loss of this search
-    before: Tensor  # (B,) the lowest loss when it was looked at last
+    before: Tensor  # (B,) the lowest loss at the last check
     met: Tensor  # (B,) whether this search has succeeded
 
     @classmethod

@@ -1,4 +1,4 @@
-"""FAB: steps onto the linearised decision boundary, drawn back towards the original."""
+"""FAB: steps onto the linearized decision boundary, drawn back towards the original."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY, HUGE = 1e-30, 1e30
 
 
 class FAB(MinimalNorm):
-    """The fast adaptive boundary attack: projects point and original onto the linearised boundary within the
+    """The fast adaptive boundary attack: projects point and original onto the linearized boundary within the
     box, and goes on from a mean of both.
 
     Algorithm 1 of the paper. The projections onto hyperplane and box are exact in all three norms; where the
@@ -73,7 +73,7 @@ class FAB(MinimalNorm):
     eot: EotSamples = 1
 
     def cost(self) -> Cost:
-        """A step takes a gradient (or one for each of nine rivals) and a look; then the final search."""
+        """A step takes a gradient (or one for each of nine rivals) and a query; then the final search."""
         attempts = self.restarts * self.steps
         ahead = attempts * (RIVALS if self.rivals is None else max(1, self.rivals))
         return Cost(forward=2 * ahead + 1 + FINAL_STEPS, backward=attempts * (self.rivals or RIVALS))
@@ -83,7 +83,7 @@ class FAB(MinimalNorm):
         return {"rivals": self._count_rivals(classes - 1)}
 
     def _count_rivals(self, others: int) -> int:
-        """How many of so many other classes it heads for."""
+        """How many of the other classes it heads for."""
         return (0 if others <= RIVALS else RIVALS) if self.rivals is None else self.rivals
 
     def run(self, case: Case) -> Plan:
@@ -111,8 +111,8 @@ class FAB(MinimalNorm):
         return best.to_found(case)
 
     def _choose_boundary(self, goal: Goal, clean: Tensor) -> tuple[BoundaryQuery, Tensor]:
-        """How an attempt asks for the boundary that it heads for, and with which classes each of k attempts
-        at an image does, (B, k, n).
+        """How an attempt queries the boundary that it heads for, and the classes of each of k attempts at an
+        image, (B, k, n).
         """
         if bool(goal.targeted.any()):
             return _goal_boundary, goal.label[:, None, None]
@@ -124,7 +124,7 @@ class FAB(MinimalNorm):
     def _run_attempt(
         self, case: Case, x: Tensor, boundary_query: BoundaryQuery, rivals: Tensor, image_of_row: Tensor
     ) -> PlanOf[Nearest]:
-        """From the points `x`; rows of the same number in `kin` (B,) are attempts at the same image."""
+        """From the points `x`; rows with the same number in `image_of_row` (B,) are of the same image."""
         best, rows = engine.Nearest.initial(case.threat.x0), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             gap, normal = yield from boundary_query(case, x, rivals)
@@ -162,7 +162,7 @@ def _within_radius(case: Case, best: Nearest) -> Tensor:
 
 
 def _nearest_of(best: Nearest, count: int) -> Nearest:
-    """The nearest of every `count` neighbouring rows."""
+    """The nearest of every `count` neighboring rows."""
     return reduce(engine.Nearest.or_else, (best[at::count] for at in range(count)))
 
 
@@ -186,7 +186,7 @@ def _rival_boundary(case: Case, x: Tensor, rivals: Tensor) -> PlanOf[tuple[Tenso
 
 
 def _nearest_boundary(case: Case, x: Tensor, rivals: Tensor) -> PlanOf[tuple[Tensor, Tensor]]:
-    """Of the boundaries between the label and its rivals (B, k), the nearest in the linearised model."""
+    """Of the boundaries between the label and its rivals (B, k), the nearest in the linearized model."""
     answer = yield engine.Jacobian(x, rivals, case.goal.label)
     gaps = answer.logits.gather(1, rivals) - answer.logits.gather(1, case.goal.label[:, None])
     normals = answer.gradient
@@ -207,7 +207,7 @@ def _loss_and_gradient(answer: Answer) -> tuple[Tensor, Tensor]:
 
 
 def _final_search(case: Case, best: Nearest, margin0: Tensor) -> PlanOf[Nearest]:
-    """False position on the way from the original, whose margin is `margin0` (B,), to the point found."""
+    """False position on the segment from the original, whose margin is `margin0` (B,), to the point found."""
     rows = best.met.nonzero().flatten()
     if not len(rows):
         return best

@@ -31,20 +31,20 @@ TINY = 1e-12
 class FMN(MinimalNorm):
     """The fast minimum-norm attack: one gradient moves the image, and tells how large its ball should be.
 
-    The ball's first radius is where the linearised margin reaches zero (its value over the dual norm of its
+    The ball's first radius is where the linearized margin reaches zero (its value over the dual norm of its
     gradient, added to the distance so far); once a success is known, the radius shrinks by 1 - γ inside the
-    adversarial region and grows by 1 + γ outside. Steps follow the gradient normalised in L2 and are
+    adversarial region and grows by 1 + γ outside. Steps follow the gradient normalized in L2 and are
     projected into ball and box; their length and γ are annealed along cosines (Algorithm 1). L0 counts
-    values, a colour pixel being three, and its radius moves by at least one value.
+    values, a color pixel being three, and its radius moves by at least one value.
 
     Departures: a step is as long as its ball is wide (in L1 and L0 its length goes with the root of the
     radius), where the paper's have one length whatever the ball; in L∞ it goes along the gradient's sign, so
     that values of small slope come along. A ball grows by at least 1 + γ until a success is known, in L0 to
-    twice as many values, since steps to the boundary of the linearised margin may never cross the true one;
+    twice as many values, since steps to the boundary of the linearized margin may never cross the true one;
     in L0 that boundary sets a first radius, too: the fewest values that reach it within the box. With fewer
-    than 100 steps a ball shrinks by more than γ at a time where the linearised margin reaches zero further
+    than 100 steps a ball shrinks by more than γ at a time where the linearized margin reaches zero further
     inside; in L2 a step ends on the ball's surface, as in the authors' code; in L1 the projection onto ball
-    and box together is exact; the point after the last step is looked at, too.
+    and box together is exact; the point after the last step is queried, too.
     """
 
     info = Info(
@@ -70,7 +70,7 @@ class FMN(MinimalNorm):
     eot: EotSamples = 1
 
     def cost(self) -> Cost:
-        """Per step a gradient, and a look at the point after the last."""
+        """Per step a gradient, and a query of the point after the last."""
         return Cost(forward=self.steps + 1, backward=self.steps)
 
     def rounds(self) -> int:
@@ -97,15 +97,15 @@ class FMN(MinimalNorm):
 
 
 def _anneal(first: float, last: float, share: float) -> float:
-    """What has come of `first` after that share of all steps."""
+    """`first` annealed to `last`, after that share of all steps."""
     return last + (first - last) * (1 + cos(pi * share)) / 2
 
 
 def _next_radius(
     case: Case, x: Tensor, answer: Answer, *, best: Nearest, radius: Tensor, gamma: float, speedup: float
 ) -> Tensor:
-    """The next radius of every ball, (B,); `best` has seen the answer. So many steps are made in one, at
-    most, where the boundary is further inside.
+    """The next radius of every ball, (B,); `best` includes the answer. Where the boundary is further inside,
+    up to `speedup` steps are made in one.
     """
     met, size, way = (
         case.goal.is_met(answer.logits),

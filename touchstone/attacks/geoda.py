@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 MAX_DOUBLINGS = 12
 """Doublings of the distance from the original before a direction is given up."""
 EXPECTED_DOUBLINGS = 3
-"""How many doublings a round is reckoned to take."""
-MIN_NEIGHBOURS = 50
-"""Neighbours in the first round below which there is one round less."""
+"""How many doublings a round is expected to take."""
+MIN_NEIGHBORS = 50
+"""Neighbors in the first round below which there is one round less."""
 FIRST_STEP = 0.5
 """Size of the first step from the original along a normal, as part of the distance of the point before."""
 
 
 class GeoDA(MinimalNorm):
     """Decisions alone, for boundaries that are nearly flat (algorithm 1): estimate the normal at a point of
-    the boundary from random neighbours, then go from the original along it (along its signs in L∞) to where
+    the boundary from random neighbors, then go from the original along it (along its signs in L∞) to where
     it crosses the boundary; repeat from there.
 
-    Neighbours, and with them the normal, have low frequencies alone: a third along each side, the paper's 75
+    Neighbors, and with them the normal, have low frequencies alone: a third along each side, the paper's 75
     of 224. That takes fewer queries where the model looks at shapes; where it looks at single pixels, `low`
     is to be 1. Each round takes `growth` times the queries of the one before, the paper's λ^(-2/3), and there
     are as many rounds as leave 50 to the first. The nearest image found is returned. It begins at the first
     random image that meets the goal, so a target that no random image reaches ends in failure.
 
-    Departures: a normal is estimated from the neighbours of all rounds so far, as a flat boundary has but
-    one. Neighbours are as far away as HopSkipJump's. Every question is about a file.
+    Departures: a normal is estimated from the neighbors of all rounds so far, as a flat boundary has but
+    one. Neighbors are as far away as HopSkipJump's. Every query is of a file.
     """
 
     info = Info(
@@ -62,12 +62,12 @@ class GeoDA(MinimalNorm):
         1.4, ge=1, le=10, description="How many times the queries of a round each next one takes."
     )
     low: Ratio = Field(
-        1 / 3, gt=0, le=1, description="Share of the frequencies, along each side, that neighbours have."
+        1 / 3, gt=0, le=1, description="Share of the frequencies, along each side, that neighbors have."
     )
     starts: Starts = 100
 
     def cost(self) -> Cost:
-        """The budget of queries."""
+        """The query budget."""
         return Cost(forward=self.queries, backward=0)
 
     def run(self, case: Case) -> Plan:
@@ -88,26 +88,26 @@ class GeoDA(MinimalNorm):
                 break
             rest = active.left - search - MAX_DOUBLINGS
             # Equal counts but in a row's last round: its noise must not depend on what others draw.
-            share = self._neighbours_in_round(step, rounds, search)
+            share = self._neighbors_in_round(step, rounds, search)
             count = rest if step == rounds - 1 else rest.clamp_max(share)
             active = yield from active.step(count, search, project)
             best = best.put(active.row, engine.record_success(active.case, active.x))
         return best.to_found(case)
 
     def _low_frequency_projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """What projects directions on the waves of low frequency."""
+        """The projection of directions on the waves of low frequency."""
         down, right = (_low_pass(side, math.ceil(self.low * side), x) for side in x.shape[2:])
         return lambda u: down.to(u.dtype) @ u @ right.to(u.dtype)
 
     def _count_rounds(self, search: int) -> int:
-        """As many as leave enough neighbours for the first."""
+        """The most rounds that leave enough neighbors for the first."""
         enough = takewhile(
-            lambda n: self._neighbours_in_round(0, n, search) >= MIN_NEIGHBOURS, range(2, self.steps + 1)
+            lambda n: self._neighbors_in_round(0, n, search) >= MIN_NEIGHBORS, range(2, self.steps + 1)
         )
         return max(enough, default=1)
 
-    def _neighbours_in_round(self, step: int, rounds: int, search: int) -> int:
-        """How many neighbours this round of so many asks about, where no image is short of queries."""
+    def _neighbors_in_round(self, step: int, rounds: int, search: int) -> int:
+        """How many neighbors this round of `rounds` queries, where no image is short of queries."""
         estimates = self.queries - search - rounds * (search + EXPECTED_DOUBLINGS)
         total = sum(self.growth**each for each in range(rounds))
         return max(1, int(estimates * self.growth**step / total))
@@ -124,16 +124,16 @@ def _low_pass(side: int, count: int, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _GeoDARows(engine.Rows):
-    """The rows still under way, each at a point that meets its goal."""
+    """The rows that are not done, each at a point that meets its goal."""
 
     case: Case
     x: Tensor
-    normal_sum: Tensor  # (B, C, H, W) what the neighbours of all rounds say of the normal, float64
+    normal_sum: Tensor  # (B, C, H, W) the estimate of the normal from the neighbors of all rounds, float64
     left: Tensor  # (B,) queries
-    row: Tensor  # (B,) its place in the whole
+    row: Tensor  # (B,) its index in the whole batch
 
     def step(self, count: Tensor, search: int, project: Callable[[Tensor], Tensor]) -> PlanOf[_GeoDARows]:
-        """Where the normal from the original, estimated from `count` (B,) neighbours, crosses the boundary;
+        """Where the normal from the original, estimated from `count` (B,) neighbors, crosses the boundary;
         the same point where it does not.
         """
         case = self.case
@@ -147,7 +147,7 @@ class _GeoDARows(engine.Rows):
 
     def _find_beyond(self, normal: Tensor) -> PlanOf[tuple[Tensor, Tensor, Tensor]]:
         """The first point along the normal, at doubling distances, that meets the goal; whether there is one,
-        and how many were asked about.
+        and how many were queried.
         """
         x0 = self.case.threat.x0
         length = FIRST_STEP * self.case.threat.distance(self.x)

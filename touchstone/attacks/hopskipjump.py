@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 MAX_HALVINGS = 20
 """The most halvings of a step that does not reach the goal."""
 FIRST_RADIUS = 0.1
-"""Distance of the neighbours in the first round."""
+"""Distance of the neighbors in the first round."""
 
 
 class HopSkipJump(MinimalNorm):
-    """Decisions alone (algorithm 2): bisect the way to the boundary, ask about random neighbours of the point
+    """Decisions alone (algorithm 2): bisect the way to the boundary, ask about random neighbors of the point
     there, and step along the mean of the directions that meet the goal less those that do not. The step is
     halved until it meets the goal; then the next round begins.
 
-    Round t asks about `evaluations`·√t neighbours at a distance of 1/d of the perturbation's length. The
+    Round t asks about `evaluations`·√t neighbors at a distance of 1/d of the perturbation's length. The
     nearest image found is returned when `queries` are used up, or after all rounds. It begins at the first
     random image that meets the goal, so a target that no random image reaches ends in failure.
 
-    Departures: every question is about a file, so neighbours are as far away as eight bits can tell apart and
-    the directions are those of the rounded neighbours. Random images of coarser grain follow if the first
+    Departures: every query is of a file, so neighbors are as far away as eight bits can tell apart and
+    the directions are those of the rounded neighbors. Random images of coarser grain follow if the first
     does not meet the goal. A step is halved 20 times at most.
     """
 
@@ -51,7 +51,7 @@ class HopSkipJump(MinimalNorm):
     queries: Queries = 5_000
     steps: Count = Field(64, le=10_000, description="The most rounds of estimate, step and bisection.")
     evaluations: Count = Field(
-        100, le=100_000, description="Neighbours in the first round; the t-th takes √t times as many."
+        100, le=100_000, description="Neighbors in the first round; the t-th takes √t times as many."
     )
     gamma: Ratio = Field(
         1.0, gt=0, le=1e6, description="Bisection ends at γ/(d·√d) of the way, in L∞ at γ/d²."
@@ -59,11 +59,11 @@ class HopSkipJump(MinimalNorm):
     starts: Starts = 100
 
     def cost(self) -> Cost:
-        """The budget of queries."""
+        """The query budget."""
         return Cost(forward=self.queries, backward=0)
 
     def run(self, case: Case) -> Plan:
-        """Find a start, and approach in rounds; an image leaves once its budget does not pay for a round."""
+        """Find a start, and approach in rounds; an image is done once its budget is too small for a round."""
         best, asked = yield from engine.find_start(case, min(self.starts, self.queries))
         rows = best.met.nonzero().flatten()
         search = self._bisection_steps(case)
@@ -93,15 +93,15 @@ class HopSkipJump(MinimalNorm):
 
 @dataclass(frozen=True)
 class _HopSkipJumpRows(engine.Rows):
-    """The rows still under way, each at a point that meets its goal."""
+    """The rows that are not done, each at a point that meets its goal."""
 
     case: Case
     x: Tensor
     left: Tensor  # (B,) queries
-    row: Tensor  # (B,) its place in the whole
+    row: Tensor  # (B,) its index in the whole batch
 
     def probe_radius(self, t: int) -> Tensor:
-        """How far from each point its neighbours are in round t, (B,)."""
+        """How far from each point its neighbors are in round t, (B,)."""
         near = engine.probe_distance(self.case, self.x)
         return near if t > 1 else near.clamp_min(FIRST_RADIUS)
 
@@ -125,7 +125,7 @@ class _HopSkipJumpRows(engine.Rows):
         return replace(self, left=left), far
 
     def bisect(self, far: Tensor, steps: Tensor) -> PlanOf[tuple[_HopSkipJumpRows, Nearest]]:
-        """At the boundary on the way back from `far`, by `steps` (B,) questions."""
+        """At the boundary on the way back from `far`, by `steps` (B,) queries."""
         x = yield from engine.bisect_boundary(self.case, far, steps)
         moved = replace(self, x=x, left=self.left - steps)
         return moved, engine.record_success(self.case, x)

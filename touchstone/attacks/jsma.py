@@ -1,4 +1,4 @@
-"""JSMA: the two values whose change helps the target most, again and again."""
+"""JSMA: repeatedly change the two values that help the target most."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from touchstone.engine import Case, Goal, Plan
 
 MAX_PAIRS = 2**22
-"""Pairs that are looked at together: 16 MiB for each of the few tables of a block."""
+"""Pairs that are compared together: 16 MiB for each of the few tables of a block."""
 
 
 class JSMA(MinimalNorm):
@@ -58,7 +58,7 @@ class JSMA(MinimalNorm):
         return theta
 
     def cost(self) -> Cost:
-        """Per pair two gradients; a look at the end."""
+        """Per pair two gradients; a query at the end."""
         return Cost(forward=2 * self.steps + 2, backward=2 * self.steps)
 
     def run(self, case: Case) -> Plan:

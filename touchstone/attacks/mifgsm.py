@@ -25,7 +25,7 @@ class MIFGSM(StepSize, GradientAttack):
     momentum, and steps follow that.
 
     Algorithm 1 of the paper; g ← μ·g + ∇/‖∇‖₁, then a step of eps/steps along the norm's steepest direction.
-    Unlike the paper, every point is projected into ball and box and looked at, and the first success is kept.
+    Unlike the paper, every point is projected into ball and box and queried, and the first success is kept.
     """
 
     info = Info(

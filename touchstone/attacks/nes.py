@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class NES(StepSize, FixedBudget):
-    """Natural evolution strategies: ask about Gaussian neighbours in opposite pairs, and step along the mean
+    """Natural evolution strategies: query Gaussian neighbors in opposite pairs, and step along the mean
     of their directions weighted by their scores (algorithm 1), projected into the ball.
 
-    Every step asks about `samples` neighbours and about the file at its end. The neighbours are no files:
-    σ is far below what eight bits can hold; the box cuts them off. An image that resists is asked about
-    exactly `queries` times: the last estimate takes fewer pairs.
+    Every step queries `samples` neighbors and the file at its end. The neighbors are not files:
+    σ is far below what eight bits can hold; the box cuts them off. An image that resists takes
+    exactly `queries` queries: the last estimate takes fewer pairs.
 
     Departures: untargeted attacks raise the margin, since the probability of a label that the model is sure
     of is one in floating point; steps have one size, without the authors' momentum and annealing.
@@ -39,18 +39,18 @@ class NES(StepSize, FixedBudget):
     )
 
     queries: Queries = 10_000
-    samples: Count = Field(50, le=10_000, multiple_of=2, description="Neighbours that an estimate takes.")
-    sigma: Ratio = Field(0.001, gt=0, le=1, description="Standard deviation of the neighbours' distance.")
+    samples: Count = Field(50, le=10_000, multiple_of=2, description="Neighbors that an estimate takes.")
+    sigma: Ratio = Field(0.001, gt=0, le=1, description="Standard deviation of the neighbors' distance.")
     step_size: Distance | None = Field(
         None, description="Length of a step in the norm; unset means eps/5.", examples=["2/255"]
     )
 
     def cost(self) -> Cost:
-        """The budget of queries."""
+        """The query budget."""
         return Cost(forward=self.queries, backward=0)
 
     def rounds(self) -> int:
-        """Two per step: the estimate and the look."""
+        """Two per step: the estimate and the query of its end."""
         return 2 * -(-self.queries // (self.samples + 1))
 
     def default_step_size(self, eps: E) -> E:
@@ -58,7 +58,7 @@ class NES(StepSize, FixedBudget):
         return eps / 5
 
     def run(self, case: Case) -> Plan:
-        """Estimate, step, look; an image leaves once its goal is met."""
+        """Estimate, step, query; an image is done once its goal is met."""
         whole = case = engine.round_eps_down(case)
         best, rows = engine.Best.initial(case.threat.x0), torch.arange(len(case), device=case.device)
         x, left = case.threat.x0, self.queries
@@ -79,7 +79,7 @@ class NES(StepSize, FixedBudget):
         return engine.Found(whole.as_file(best.x), best.score > 0)
 
     def _estimate_gradient(self, case: Case, x: Tensor, pairs: int) -> PlanOf[Tensor]:
-        """The gradient of the progress at `x` from `pairs` opposite pairs of neighbours."""
+        """The gradient of the progress at `x` from `pairs` opposite pairs of neighbors."""
         u = case.noise.normal(x[:, None].expand(-1, pairs, *x.shape[1:]))
         there = torch.stack([u, -u], 1).mul_(self.sigma).add_(x[:, None, None])  # (B, 2, pairs, …)
         answer = yield engine.Logits(there.clamp_(0, 1).flatten(0, 2))

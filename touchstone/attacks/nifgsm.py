@@ -1,4 +1,4 @@
-"""NI-FGSM: momentum that looks ahead before it takes the gradient."""
+"""NI-FGSM: momentum with the gradient taken ahead of the point."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NIFGSM(MIFGSM):
     """The Nesterov iterative method: the gradient is taken where the momentum would lead, then added to it.
 
     Section 3.1 of the paper. Unlike there, the point ahead is brought into ball and box, so that it, too,
-    can be looked at and kept if it succeeds.
+    can be queried and kept if it succeeds.
     """
 
     info = Info(
@@ -38,14 +38,14 @@ class NIFGSM(MIFGSM):
 
 @dataclass(frozen=True)
 class NesterovStep(Rows):
-    """Asks for the gradient a momentum's length ahead of where it stands, and last for where it stands."""
+    """Takes gradients one momentum step ahead of its point; the last query is of the point itself."""
 
     at: Tensor  # (B, C, H, W)
     momentum: Momentum
     left: int
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:  # noqa: ARG002
-        """One step from where it stands, with the gradient at `x` ahead of it."""
+        """One step from the point, with the gradient at `x` ahead of it."""
         momentum = self.momentum.add_gradient(grad)
         at = threat.step(self.at, momentum.sum, momentum.size)
         rule = replace(self, at=at, momentum=momentum, left=self.left - 1)

@@ -1,4 +1,4 @@
-"""One pixel: differential evolution over places and colours."""
+"""One pixel: differential evolution over places and colors."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ WORST_SCORE = -1e30
 
 
 class OnePixel(Attack):
-    """The one-pixel attack: differential evolution looks for the place and the colour of the pixels to
+    """The one-pixel attack: differential evolution looks for the place and the color of the pixels to
     change.
 
-    A member of the population holds row, column and colour of each pixel: at first places drawn uniformly
-    and colours from N(128, 127²) in levels of 255. Its child is a + F·(b - c) of other members, with F 0.5,
+    A member of the population holds row, column and color of each pixel: at first places drawn uniformly
+    and colors from N(128, 127²) in levels of 255. Its child is a + F·(b - c) of other members, with F 0.5,
     and takes its place where the score is better (section 3.2). In rand1bin `a` is a random member, in
     best1bin the best one.
 
-    The L0 distance reported counts values: a pixel of a colour image is up to three of them.
+    The L0 distance reported counts values: a pixel of a color image is up to three of them.
 
     Departures: best1bin is the default, which other implementations have, and not the paper's rand1bin; fifty
     members compete at a time, not the whole generation, and an image leaves after those in which its goal was
@@ -47,9 +47,7 @@ class OnePixel(Attack):
         access="scores",
     )
 
-    queries: Count = Field(
-        40_400, le=10_000_000, description="Times the model is asked about one image: 100 generations."
-    )
+    queries: Count = Field(40_400, le=10_000_000, description="Queries for one image: 100 generations.")
     pixels: Count = Field(1, le=100, description="Pixels that may change, in all their channels.")
     population: Integer = Field(400, ge=4, le=10_000, description="Members of the population.")
     strategy: Literal["rand1bin", "best1bin"] = Field(
@@ -64,11 +62,11 @@ class OnePixel(Attack):
     )
 
     def cost(self) -> Cost:
-        """The budget of queries."""
+        """The query budget."""
         return Cost(forward=self.queries, backward=0)
 
     def rounds(self) -> int:
-        """One for each piece of the population that is asked about."""
+        """One for each part of the population that is queried at a time."""
         return -(-self.queries // min(MEMBERS_AT_ONCE, self.population)) + self.queries // self.population + 1
 
     def run(self, case: Case) -> Plan:
@@ -95,7 +93,7 @@ class OnePixel(Attack):
         return engine.Found(whole.as_file(best.x), best.score > 0)
 
     def _first_generation(self, case: Case) -> _Population:
-        """Members with random places and colours, none of them asked about."""
+        """Members with random places and colors, none of them queried."""
         size, channels = min(self.population, self.queries), case.threat.x0.shape[1]
         empty = case.threat.x0.new_empty((len(case), size, self.pixels, 2 + channels))
         genes = (0.5 + 0.5 * case.noise.normal(empty)).clamp_(0, 1)
@@ -104,7 +102,7 @@ class OnePixel(Attack):
         return _Population(case, torch.arange(len(case), device=genes.device), genes, score)
 
     def _make_children(self, population: _Population, members: slice) -> Tensor:
-        """Of each of the members a child, (B, n, pixels, 2 + C)."""
+        """A child of each of the members, (B, n, pixels, 2 + C)."""
         parents = population.genes[:, members]
         chance = population.case.noise.uniform(parents.new_empty((*parents.shape[:2], 3)))
         a, b, c = _pick_three(chance, population.size)
@@ -121,10 +119,10 @@ class OnePixel(Attack):
 
 @dataclass(frozen=True)
 class _Population:
-    """The rows still under way with their populations."""
+    """The rows that are not done with their populations."""
 
     case: Case
-    row: Tensor  # (B,) its place in the whole
+    row: Tensor  # (B,) its index in the whole batch
     genes: Tensor  # (B, P, pixels, 2 + C) in [0,1]
     score: Tensor  # (B, P)
 

@@ -1,4 +1,4 @@
-"""SimBA: one coordinate at a time, forth or back, kept where the score says so."""
+"""SimBA: one coordinate at a time, forth or back, kept where the score improves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SimBA(Attack):
     random order, then the others. After the last direction the first follows again.
 
     Departures: what has to rise is the margin in untargeted attacks, since the probability of a label that
-    the model is sure of is one in floating point. With rounding, every question is about a file.
+    the model is sure of is one in floating point. With rounding, every query is of a file.
     """
 
     info = Info(
@@ -51,11 +51,11 @@ class SimBA(Attack):
     )
 
     def cost(self) -> Cost:
-        """The budget of queries."""
+        """The query budget."""
         return Cost(forward=self.queries, backward=0)
 
     def run(self, case: Case) -> Plan:
-        """Ask about the image, then about a step at a time; an image leaves once its goal is met."""
+        """Query the image, then a step at a time; an image is done once its goal is met."""
         x0 = case.threat.x0
         waves = tuple(self._basis_vectors(side, x0) for side in x0.shape[2:])
         score = yield from engine.query_progress(case, x0)
@@ -97,14 +97,14 @@ class SimBA(Attack):
 
 @dataclass(frozen=True)
 class _SimBARows:
-    """The rows still under way, and which half-step each tries next: 2k is a step along its k-th direction,
+    """The rows that are not done, and which half-step each tries next: 2k is a step along its k-th direction,
     2k + 1 one against it.
     """
 
     case: Case
     x: Tensor
     score: Tensor
-    row: Tensor  # (B,) its place in the whole
+    row: Tensor  # (B,) its index in the whole batch
     order: Tensor  # (B, C·H·W)
     half: Tensor  # (B,)
 

@@ -45,12 +45,12 @@ class SparseFool(MinimalNorm):
     overshoot: Ratio = Field(0.02, ge=0, le=1, description="How far to go beyond the plane, as a share.")
     inner_steps: Count = Field(50, le=1_000, description="The most steps of DeepFool at a time.")
     candidates: Integer = Field(
-        10, ge=2, le=1_000, description="How many of the likeliest classes DeepFool looks at."
+        10, ge=2, le=1_000, description="How many of the likeliest classes DeepFool considers."
     )
     eot: EotSamples = 1
 
     def cost(self) -> Cost:
-        """Per plane all of DeepFool, a gradient and a look."""
+        """Per plane all of DeepFool, a gradient and a query."""
         inner = deepfool_cost(self.inner_steps, self.candidates)
         return Cost(forward=self.steps * (inner.forward + 2), backward=self.steps * (inner.backward + 1))
 

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from touchstone.engine import Case, Plan, Threat
 
 HALVED_AFTER = (10, 50, 200, 500, 1_000, 2_000, 4_000, 6_000, 8_000)
-"""Ten thousandths of the budget after each of which the windows' area halves."""
+"""Ten-thousandths of the budget after which the area of the windows is halved."""
 DRAWS = 7
 TINY = 1e-30
 OVERSHOOT, OVERSHOOT_SHARE = 2.0, 0.25
-"""In L1, how many times as much as there is room for a square gets before all is projected, in this share of
-the proposals. In all of them it is too much for networks that sparse changes do not fool.
+"""In L1, a square gets so many times its share of the radius before all is projected, in this share of the
+proposals. Doing so in all proposals would fail on networks that sparse changes do not fool.
 """
 FIRST_OVERSHOOT = 3.0
-"""How many times as long as the radius the first perturbation is before it is projected, in L1."""
+"""In L1, the first perturbation is so many times as long as the radius before it is projected."""
 
 
 class Square(FixedBudget):
@@ -42,7 +42,7 @@ class Square(FixedBudget):
 
     Departures: every image has windows and pyramids of its own, and windows reach the last row and column,
     which the authors' code leaves out. In L1 a quarter of the proposals is longer than the radius, whatever
-    the number of channels. With rounding, every question is about a file.
+    the number of channels. With rounding, every query is of a file.
     """
 
     info = Info(
@@ -55,18 +55,18 @@ class Square(FixedBudget):
         access="scores",
     )
 
-    queries: Count = Field(5_000, le=1_000_000, description="Times the model is asked about one image.")
+    queries: Count = Field(5_000, le=1_000_000, description="Queries for one image.")
     p_init: Ratio = Field(0.8, gt=0, le=1, description="Share of the image that the first squares cover.")
 
     def cost(self) -> Cost:
-        """The budget of queries."""
+        """The query budget."""
         return Cost(forward=self.queries, backward=0)
 
     def run(self, case: Case) -> Plan:
-        """A walk of random squares."""
+        """A random search over squares."""
         case = engine.round_eps_down(case)
         start, propose = (
-            (_stripes, self._recolour_square)
+            (_stripes, self._recolor_square)
             if case.threat.norm.name == "linf"
             else (_tiles, self._reshape_square)
         )
@@ -87,7 +87,7 @@ class Square(FixedBudget):
         halvings = sum(passed > after for after in HALVED_AFTER)
         return math.sqrt(self.p_init / 2**halvings * x[0, 0].numel())
 
-    def _recolour_square(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
+    def _recolor_square(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
         """A square whose channels each go to one end of the L∞ ball, never to where they all are already."""
         side = min(max(round(self._side(x, step)), 1), *x.shape[2:])
         window = _window(x, side, numbers[:, 0], numbers[:, 1])
@@ -98,7 +98,7 @@ class Square(FixedBudget):
         return _put_values(x, window, _ball_end(original, signs, threat.eps))
 
     def _reshape_square(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
-        """A square with one more pyramid, paid for by a second square, by what clipping left of the ball."""
+        """A square with one more pyramid, within what a second square and clipping leave of the radius."""
         side = min(max(round(self._side(x, step)), 3) // 2 * 2 + 1, *x.shape[2:])
         window = _window(x, side, numbers[:, 0], numbers[:, 1])
         donor = _window(x, side, numbers[:, 2], numbers[:, 3])
@@ -111,7 +111,7 @@ class Square(FixedBudget):
         new = pyramids * _random_signs(numbers[:, 5], x.shape[1])[..., None] + _normalize(here, 2, p)
         new = _normalize(new, 2, p) * (unused[:, None] + freed)[..., None] ** (1 / p)
         spilled = torch.where((numbers[:, 6] < OVERSHOOT_SHARE) & (p == 1), OVERSHOOT, 1.0)
-        return _hold_in_ball(threat, _put_values(emptied, window, new * spilled[:, None, None]))
+        return _fit_to_ball(threat, _put_values(emptied, window, new * spilled[:, None, None]))
 
 
 def _window(x: Tensor, side: int, down: Tensor, right: Tensor) -> Tensor:
@@ -210,14 +210,14 @@ def _tiles(case: Case) -> Tensor:
     d = x.new_zeros(x.shape)
     top, left = (height - down * side) // 2, (width - right * side) // 2
     d[..., top : top + down * side, left : left + right * side] = grid
-    return _hold_in_ball(
+    return _fit_to_ball(
         case.threat, FIRST_OVERSHOOT * engine.column(case.threat.eps, d) * _normalize(d, 1, p)
     )
 
 
-def _hold_in_ball(threat: Threat, d: Tensor) -> Tensor:
-    """The images with what the radius holds of these perturbations: in L2 those at the radius in the same
-    direction, clipped to the box; in L1 the nearest that ball and box hold together.
+def _fit_to_ball(threat: Threat, d: Tensor) -> Tensor:
+    """The images with these perturbations brought to the radius: in L2 scaled to it and clipped to the box;
+    in L1 projected onto ball and box.
     """
     if _power(threat) == 1:
         return threat.project(threat.x0 + d)

@@ -1,4 +1,4 @@
-"""Transfer: craft on models one has, for a model that one may only hand images to."""
+"""Transfer: craft adversarial images on surrogates, for a model whose gradients are unknown."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def _split_ids(value: Any) -> Any:
-    """Model ids, or a text of them with commas between."""
+    """Model ids, from a list or from a comma-separated string."""
     return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
 class Transfer(StepSize, FixedBudget):
-    """Follows the mean gradient of surrogates, and hands what comes of it to the model under attack, once.
+    """Follows the mean gradient of surrogates, and submits the result to the model under attack, once.
 
-    Momentum adds up gradients (MI, 1710.06081); with probability `diversity` an image is shrunk and laid at
-    a random place before the surrogates see it (DI, Xie et al. 2019, 1803.06978); a Gaussian blurs gradients
-    (TI, 1904.02884), for images that are seen elsewhere. Unlike the papers it works in L2, too. The model
-    under attack is asked for nothing but the verdict.
+    Momentum adds up gradients (MI, 1710.06081); with probability `diversity` an image is shrunk and placed at
+    random before the surrogates see it (DI, Xie et al. 2019, 1803.06978); a Gaussian blurs gradients (TI,
+    1904.02884), for models that attend to other regions. Unlike the papers it works in L2, too. The model
+    under attack is queried for the verdict only.
     """
 
     info = Info(
@@ -58,10 +58,10 @@ class Transfer(StepSize, FixedBudget):
 
     def cost(self) -> Cost:
         """A gradient of each surrogate a step, at worst a second one where cross-entropy is saturated, and
-        one look at what was made.
+        one query of the result.
         """
-        asked = 2 * self.rounds()
-        return Cost(forward=asked + 1, backward=asked)
+        queries = 2 * self.rounds()
+        return Cost(forward=queries + 1, backward=queries)
 
     def rounds(self) -> int:
         """One per step and surrogate."""
@@ -72,7 +72,7 @@ class Transfer(StepSize, FixedBudget):
         return eps / self.steps
 
     def run(self, case: Case) -> Plan:
-        """Climb on the surrogates; the verdict is the only question to the model itself."""
+        """Climb on the surrogates; the verdict is the only query of the model itself."""
         eps, x = case.threat.eps, case.threat.x0
         rule = Momentum(self.resolve_step_size(eps), x.new_zeros(x.shape), self.decay)
         for _ in range(self.steps):
@@ -82,13 +82,13 @@ class Transfer(StepSize, FixedBudget):
         return engine.Found(x, case.goal.is_met(answer.logits))
 
     def _mean_gradient(self, case: Case, x: Tensor) -> PlanOf[Tensor]:
-        """The mean of the surrogates' gradients, each at an image of the same random place."""
-        seen, back = _diversify(case, x, self.diversity, self.shrink)
+        """The mean of the surrogates' gradients, all at the same randomly transformed images."""
+        transformed, back = _diversify(case, x, self.diversity, self.shrink)
         total = torch.zeros_like(x)
         for surrogate in case.surrogates:
-            answer = yield engine.Gradient(seen, engine.CrossEntropy(case.goal), surrogate=surrogate)
+            answer = yield engine.Gradient(transformed, engine.CrossEntropy(case.goal), surrogate=surrogate)
             grad = back(
-                (yield from engine.replace_saturated_gradient(case, seen, answer, surrogate=surrogate))
+                (yield from engine.replace_saturated_gradient(case, transformed, answer, surrogate=surrogate))
             )
             scale = grad.flatten(1).abs().mean(1).clamp_min(1e-30)
             total = total + grad / engine.column(scale, grad)
@@ -96,13 +96,13 @@ class Transfer(StepSize, FixedBudget):
 
 
 def _diversify(case: Case, x: Tensor, often: float, least: float) -> tuple[Tensor, Any]:
-    """The images, some of them shrunk and laid at a random place; and the map of gradients back to `x`."""
+    """The images, some of them shrunk and placed at random; and the map of gradients back to `x`."""
     draw = case.noise.uniform(x.new_zeros(len(x), 4))
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         rows = [_shrink_and_pad(leaf[i : i + 1], dice, often, least) for i, dice in enumerate(draw.tolist())]
-        seen = torch.cat(rows)
-    return seen.detach(), partial(_pull_back, seen, leaf)
+        transformed = torch.cat(rows)
+    return transformed.detach(), partial(_pull_back, transformed, leaf)
 
 
 def _shrink_and_pad(x: Tensor, dice: list[float], often: float, least: float) -> Tensor:
@@ -119,8 +119,8 @@ def _shrink_and_pad(x: Tensor, dice: list[float], often: float, least: float) ->
     return functional.pad(shrunk, margins)
 
 
-def _pull_back(seen: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
-    pulled: Tensor = torch.autograd.grad(seen, leaf, grad, retain_graph=True)[0]
+def _pull_back(transformed: Tensor, leaf: Tensor, grad: Tensor) -> Tensor:
+    pulled: Tensor = torch.autograd.grad(transformed, leaf, grad, retain_graph=True)[0]
     return pulled
 
 

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from touchstone.engine import Best, Case, Plan, PlanOf
 
 REGIONS = 8
-"""Importance is that of the regions of a grid with so many along each side."""
+"""Importance is computed for the regions of a grid with so many along each side."""
 REFRESH_QUERIES = 2_000
 """Queries after which importance is looked at anew."""
 MIN_SIDE = 4
 """The attack space has at least so many values along each side."""
 SWEEPS = 8
-"""Times that all slopes of a finer attack space could have been asked about before it is gone over to."""
+"""The search moves to a finer attack space after as many queries as so many passes over its slopes take."""
 MIN_TURN_STEPS = 3
-"""Steps that it takes at least to move every value."""
+"""The least steps in which every value is moved."""
 DECAY, DECAY2, TINY = 0.9, 0.999, 1e-8
 ADAPT_FACTOR = 1.2
 """Factor by which c changes at each step, and the learning rate until the goal is met first."""
@@ -36,7 +36,7 @@ ADAPT_FACTOR = 1.2
 
 class ZOO(MinimalNorm):
     """Zeroth order optimization (algorithms 1 and 2): estimate the slope of Carlini and Wagner's loss in a
-    few values of the image at a time, by asking on both sides, and move these by Adam.
+    few values of the image at a time, by queries on both sides, and move these by Adam.
 
     The loss is ‖x - x0‖² + c·max(margin left, 0), whose first term needs no queries; differences of
     log-probabilities, as in the paper, are differences of logits. The values are those of a coarse image that
@@ -45,12 +45,12 @@ class ZOO(MinimalNorm):
     Adam starts anew. The nearest success is kept. `batch`, `learning_rate` and Adam's constants
     are the paper's.
 
-    Departures, for budgets that can be paid: c adapts to every look, falling while the goal is met and rising
-    while it is not, instead of a binary search over whole runs, and starts at 1, not 0.01; steps grow until
-    the goal is met first, since the paper's alone would take tens of thousands of queries to get anywhere on
-    a robust network; coarse images come first at any size, and for as long as eight turns of all values of
-    the next finer one would take. The box is kept by clipping, not by tanh, and where it cuts one side off
-    a slope counts half. The points asked about are no files.
+    Departures, for budgets that can be paid: c adapts to every query, falling while the goal is met and
+    rising while it is not, instead of a binary search over whole runs, and starts at 1, not 0.01; steps grow
+    until the goal is met first, since the paper's alone would take tens of thousands of queries to get
+    anywhere on a robust network; coarse images come first at any size, and for as long as eight turns of all
+    values of the next finer one would take. The box is kept by clipping, not by tanh, and where it cuts one
+    side off a slope counts half. The points queried are not files.
     """
 
     info = Info(
@@ -73,20 +73,20 @@ class ZOO(MinimalNorm):
         description="Adam's: about how far a value moves in a step once the goal was met, and in the first.",
     )
     difference: Ratio = Field(
-        1e-3, gt=0, le=1, description="Half the distance between two askings; the paper's h is 1e-4."
+        1e-3, gt=0, le=1, description="Half the distance between the two queries; the paper's h is 1e-4."
     )
     c: Ratio = Field(1.0, gt=0, le=1e6, description="Weight of the margin at the start.")
 
     def cost(self) -> Cost:
-        """The budget of queries."""
+        """The query budget."""
         return Cost(forward=self.queries, backward=0)
 
     def rounds(self) -> int:
-        """One per step, and a few looks at the end."""
+        """One per step, and a few queries at the end."""
         return -(-self.queries // (2 * self.batch + 1)) + 3
 
     def run(self, case: Case) -> Plan:
-        """Look and estimate at once, move, until the budget ends with a look."""
+        """Query points and neighbors together, then move, until the budget is spent."""
         x0, rows = case.threat.x0, torch.arange(len(case), device=case.device)
         best, left, grids = engine.Best.initial(x0), self.queries, _build_grids(x0)
         state, stale = _CoordinateAdam.start(grids.pop(), x0, self.c, self.learning_rate), REFRESH_QUERIES
@@ -97,18 +97,18 @@ class ZOO(MinimalNorm):
                 importance, stale = _importance(case, state.x, state.grid), 0
             wanted = min(self.batch, -(-state.grid.count_values(x0) // MIN_TURN_STEPS), max(left - 2, 0) // 2)
             chosen = _draw_values(case, importance, wanted)
-            seen, slope = yield from self._estimate_slopes(case, state, chosen)
+            scored, slope = yield from self._estimate_slopes(case, state, chosen)
             left, stale = left - 2 * wanted - 1, stale + 2 * wanted + 1
-            best = best.put(rows, seen)
+            best = best.put(rows, scored)
             pulled = 2 * state.grid.gather(state.x - x0).flatten(1).gather(1, chosen)
             down = pulled - state.c[:, None] * slope
-            state = state.step(chosen, down).adapt(seen.score > 0, self.learning_rate)
+            state = state.step(chosen, down).adapt(scored.score > 0, self.learning_rate)
         return engine.Found(best.x, best.score > 0)
 
     def _estimate_slopes(
         self, case: Case, state: _CoordinateAdam, chosen: Tensor
     ) -> PlanOf[tuple[Best, Tensor]]:
-        """Where the points stand, and how the margin still missing falls with each of the chosen values,
+        """The points with their scores, and the slope of the missing margin in each of the chosen values,
         (B, k).
         """
         x = state.x
@@ -117,8 +117,8 @@ class ZOO(MinimalNorm):
         shift.scatter_(2, chosen[..., None], self.difference)
         shift = state.grid.enlarge(shift.view(rows, count, *state.grid.shape(x)))
         base = x[:, None]
-        asked = torch.cat([base, base + shift, base - shift], 1).clamp_(0, 1)
-        logits = (yield engine.Logits(asked.flatten(0, 1))).logits
+        tried = torch.cat([base, base + shift, base - shift], 1).clamp_(0, 1)
+        logits = (yield engine.Logits(tried.flatten(0, 1))).logits
         every = torch.arange(rows, device=x.device).repeat_interleave(2 * count + 1)
         margin = engine.Margin(case.goal[every])(logits).clamp_max(0).view(rows, -1)
         slope = (margin[:, 1 : count + 1] - margin[:, count + 1 :]) / (2 * self.difference)
@@ -130,7 +130,7 @@ class ZOO(MinimalNorm):
 
 @dataclass(frozen=True)
 class _Grid:
-    """An attack space: images of fewer pixels, which are enlarged to move an image by."""
+    """An attack space: images of fewer pixels, enlarged to perturbations."""
 
     down: Tensor  # (H, h)
     right: Tensor  # (W, w)
@@ -140,7 +140,7 @@ class _Grid:
         return x.shape[1], self.down.shape[1], self.right.shape[1]
 
     def count_values(self, x: Tensor) -> int:
-        """How many values are to be found."""
+        """How many values the attack space has."""
         return math.prod(self.shape(x))
 
     def enlarge(self, y: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class _Grid:
         return self.down @ y @ self.right.T
 
     def gather(self, d: Tensor) -> Tensor:
-        """What a slope in pixels is in here: (…, H, W) to (…, h, w)."""
+        """Slopes in pixels as slopes in this space: (…, H, W) to (…, h, w)."""
         return self.down.T @ d @ self.right
 
 
@@ -188,7 +188,7 @@ class _CoordinateAdam:
         return cls(grid, x, zero, zero, zero, none + c, none + rate, none > 0)
 
     def refine(self, grid: _Grid) -> _CoordinateAdam:
-        """At the same point, with nothing known of the other values' slopes."""
+        """At the same point in another attack space, with Adam's state reset."""
         zero = self.x.new_zeros(len(self.x), grid.count_values(self.x))
         return replace(self, grid=grid, mean=zero, square=zero, steps=zero)
 
@@ -227,8 +227,7 @@ class _CoordinateAdam:
 
 
 def _importance(case: Case, x: Tensor, grid: _Grid) -> Tensor:
-    """How likely each value is to be drawn, (B, C·h·w): the largest change in its region; even where nothing
-    changed.
+    """How likely each value is to be drawn, (B, C·h·w): by the largest change in its region, plus a constant.
 
     In powers of two, so that the noise of floating point hardly ever changes what is drawn.
     """
@@ -241,5 +240,5 @@ def _importance(case: Case, x: Tensor, grid: _Grid) -> Tensor:
 
 
 def _draw_values(case: Case, importance: Tensor, count: int) -> Tensor:
-    """Values drawn without replacement, (B, count): those whose exponential clocks ring first."""
+    """Values drawn without replacement, (B, count): those with the smallest exponential variables."""
     return (case.noise.exponential(importance) / importance).topk(count, 1, largest=False).indices

@@ -1,4 +1,4 @@
-"""One file per certificate; a file here is in the catalogue by being here."""
+"""One file per certificate. Every module here is in the catalogue."""
 
 import sys
 

@@ -54,7 +54,7 @@ class PixelDP(Certificate):
     alpha: Ratio = Field(0.001, gt=0, lt=0.5, description="Total probability of error (the paper's η).")
 
     def cost(self) -> Cost:
-        """A pass for each sample, two looks at whether the batch matters, and the clean one."""
+        """A pass for each sample, two queries for batch invariance, and the clean one."""
         return Cost(forward=self.n0 + self.n + 40, backward=0)
 
     def run(self, subject: CertificateCase) -> PlanOf[Counts]:
@@ -64,7 +64,7 @@ class PixelDP(Certificate):
         return (yield from engine.count_votes(subject, noise=noise, pilot=self.n0, stop=stop))
 
     def bounds(self, counts: Counts) -> tuple[float, float]:
-        """Clopper-Pearson's, which prove something once all samples are counted."""
+        """Clopper-Pearson bounds, which are a proof only once all samples are counted."""
         if not counts.n:
             return 0.0, 1.0
         share = self.alpha / len(counts.votes)

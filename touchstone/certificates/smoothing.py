@@ -1,4 +1,4 @@
-"""Randomized smoothing: count a class's votes under Gaussian noise, and bound how far the answer reaches."""
+"""Randomized smoothing: count a class's votes under Gaussian noise, and certify a radius from the count."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Smoothing(Certificate):
 
     CERTIFY of the paper (section 3.2.2): a pilot of `n0` samples picks the class, fresh samples bound the
     probability p of its vote from below, and the answer cannot change within σ Φ⁻¹(p) in L2; it abstains
-    where p is not above 1/2. Noise is added in [0,1] at the size the model takes, before normalisation.
-    Counting stops early under rules that stay true: at `target_radius`, once it is decided, or when there is
+    where p is not above 1/2. Noise is added in [0,1] at the size the model takes, before normalization.
+    Counting stops early under rules that stay valid: at `target_radius`, once it is decided, or when there is
     no more to gain than `tolerance`.
     """
 
@@ -62,7 +62,7 @@ class Smoothing(Certificate):
         return self
 
     def cost(self) -> Cost:
-        """A pass for each sample, two looks at whether the batch matters, and the clean one."""
+        """A pass for each sample, two queries for batch invariance, and the clean one."""
         return Cost(forward=self.n0 + self.n + 40, backward=0)
 
     def pooling_parameters(self) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ class Smoothing(Certificate):
         )
 
     def bounds(self, counts: Counts) -> tuple[float, float]:
-        """Those of the rule, which prove something at its looks."""
+        """The bounds of the stopping rule, which are a proof only at its looks."""
         if not counts.n:
             return 0.0, 1.0
         stopping = self._stopping_criterion()
@@ -109,7 +109,7 @@ class Smoothing(Certificate):
                 "sigma": self.sigma,
                 "n0": self.n0,
                 "n_used": counts.n,
-                "n_max": max(self.n, counts.n),  # earlier jobs may have counted more than this one asks for
+                "n_max": max(self.n, counts.n),  # earlier jobs may have counted more than this one requires
                 "looks": list(stopping.rule.looks(self.n)) if self.rule != "e_process" else "any",
                 "alpha": self.alpha,
                 "rule": self.rule,
@@ -132,7 +132,7 @@ class Smoothing(Certificate):
         )
 
     def _required_probability(self) -> float:
-        """The vote probability that is asked about: that of the target radius, else a majority."""
+        """The vote probability to be proved: that of the target radius, else a majority."""
         return engine.required_probability(self.target_radius, self.sigma) if self.target_radius else 0.5
 
     def _log_e_value(self, counts: Counts) -> float | None:

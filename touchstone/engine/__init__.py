@@ -1,4 +1,4 @@
-"""The engine: questions about models, batched and answered.
+"""The engine: plans that query models, and a scheduler that batches the queries of all plans.
 
 `__init__.pyi` lists the names of this package and where they live. Each loads at its first use, so importing
 the package does not load torch.

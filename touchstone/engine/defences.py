@@ -1,4 +1,4 @@
-"""Image transforms that stand before a model as a defence, and how to attack through them."""
+"""Image transforms that defend a model, and how to attack through them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 
 def straight_through(plan: PlanOf[T], defence: str) -> PlanOf[T]:
-    """A plan all of whose questions go through a defence before the model sees them.
+    """A plan whose queries all go through a defence before the model sees them.
 
-    The gradient passes through it as if it were the identity: BPDA, Athalye, Carlini & Wagner 2018,
+    Gradients pass through it as if it were the identity: BPDA, Athalye, Carlini & Wagner 2018,
     1802.00420, section 4.1. `defence` is one of `fields.Defence`.
     """
     return plan if defence == "none" else rewrite_queries(plan, partial(_rewrite_with_defence, defence))
@@ -32,7 +32,7 @@ def straight_through(plan: PlanOf[T], defence: str) -> PlanOf[T]:
 
 def _rewrite_with_defence(defence: str, query: AnyQuery) -> PlanOf[Answer]:
     if isinstance(query, NoisyLogits):
-        raise TypeError("a defence stands before images, not before their noisy copies")
+        raise TypeError("a defence applies to images, not to their noisy copies")
     return (yield replace(query, x=apply_defence(query.x, defence)))
 
 

@@ -42,5 +42,5 @@ def to_device(device: torch.device, tensor: Tensor) -> Tensor:
 
 
 def max_rows(device: torch.device) -> int:
-    """The largest batch worth trying: few rows keep a CPU busy; a GPU may need many."""
+    """The largest batch to try: few rows keep a CPU busy, a GPU may need many."""
     return 64 if device.type == "cpu" else 1024

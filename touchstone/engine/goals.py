@@ -1,4 +1,4 @@
-"""What an attack is after, and the losses that rise towards it."""
+"""Goals of attacks, and losses that rise towards them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from touchstone.engine.rows import Rows
 
 @dataclass(frozen=True)
 class Goal(Rows):
-    """Per row: leave `label` (untargeted), or reach it (targeted)."""
+    """Per row: any class but `label` (untargeted), or exactly `label` (targeted)."""
 
     label: Tensor  # (B,) int64
     targeted: Tensor  # (B,) bool
@@ -80,7 +80,7 @@ class CrossEntropy(Rows):
 
 @dataclass(frozen=True)
 class Margin(Rows):
-    """The best other logit minus the label's: positive once the label lost. Its gradient never saturates."""
+    """The best other logit minus the label's: positive where the label is not predicted; never saturated."""
 
     goal: Goal
 
@@ -96,10 +96,11 @@ class Margin(Rows):
 
 @dataclass(frozen=True, init=False)
 class CustomLoss(Rows):
-    """A loss of an attack's own: `function(logits, *rows)`, where every one of `rows` has one entry per row.
+    """A loss that an attack defines: `function(logits, *rows)`, where every one of `rows` has one entry per
+    row.
 
-    The function must be the same object each time (a module's, no lambda), or losses of different jobs cannot
-    be computed together.
+    The function must be the same object each time (defined in a module, not a lambda), or losses of
+    different jobs cannot be computed together.
     """
 
     function: Callable[..., Tensor]

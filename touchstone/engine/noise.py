@@ -1,4 +1,4 @@
-"""Randomness that belongs to a row: what a row draws depends on its seed alone, never on its neighbours."""
+"""Random numbers for each row: what a row draws depends on its seed alone, never on other rows."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Noise(Rows):
 
 @dataclass(frozen=True)
 class SampleNoise:
-    """Noise for the samples of a certificate: sample i is the same whoever draws it, in whatever batch.
+    """Noise for the samples of a certificate: sample i is the same in every job and in every batch.
 
     A counter-based generator (Philox 4x64-10) with the key (seed, i) makes sample i. `scale` is σ of the
     Gaussian, b of the Laplace distribution.
@@ -115,5 +115,5 @@ class SampleNoise:
 
 @cache
 def _thread_pool() -> ThreadPoolExecutor:
-    """Threads to draw on: numpy lets go of the interpreter while it fills an array."""
+    """Threads that draw: numpy releases the interpreter lock while it fills an array."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="noise")

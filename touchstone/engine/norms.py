@@ -1,7 +1,7 @@
-"""What a norm is to an attack: four verbs. A new norm is one more class here.
+"""What attacks need of a norm: four methods. A new norm is one more class here.
 
 Perturbations `d` and gradients `g` have shape (B, C, H, W); sizes and radii have shape (B,). `low` and `high`
-are the room that the box [0,1] leaves around the original x0: low = -x0, high = 1 - x0.
+bound the perturbation so that the image stays in the box [0,1]: low = -x0, high = 1 - x0.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class L2:
         return g / column(self.size(g).clamp_min(TINY), g)
 
     def project(self, d: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:  # noqa: D102
-        # Clipping to the box only shortens: its room contains zero in every coordinate.
+        # Clipping to the box only shortens: the bounds contain zero in every coordinate.
         shrink = (eps / self.size(d).clamp_min(TINY)).clamp_max(1)
         return (d * column(shrink, d)).clamp_(low, high)
 
@@ -98,7 +98,7 @@ class L1:
         return d.flatten(1).abs().sum(1)
 
     def steepest(self, g: Tensor, x: Tensor) -> Tensor:
-        """Equal steps in the coordinates of steepest ascent, leaving out those which the box stops."""
+        """Equal steps in the coordinates of steepest ascent, except those that the box stops."""
         blocked = ((g > 0) & (x >= 1)) | ((g < 0) & (x <= 0))
         slope = g.masked_fill(blocked, 0).flatten(1)
         count = max(1, round((1 - self.quantile) * slope.shape[1]))
@@ -162,7 +162,7 @@ class L0:
         return torch.zeros_like(slope).scatter_(1, top, slope.gather(1, top).sign()).view_as(g)
 
     def project(self, d: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """The `eps` largest changes, clipped to the box; the others are taken back."""
+        """The `eps` largest changes, clipped to the box; the others are undone."""
         inside = d.clamp(low, high).flatten(1)
         order = inside.abs().argsort(1, descending=True)
         rank = torch.arange(inside.shape[1], device=d.device)
@@ -170,7 +170,7 @@ class L0:
         return inside.masked_fill(beyond, 0).view_as(d)
 
     def sample(self, d: Tensor, eps: Tensor, noise: Noise) -> Tensor:
-        """Values drawn uniformly in [-1, 1] at `eps` random places."""
+        """Values drawn uniformly in [-1, 1] at `eps` random positions."""
         rank = noise.uniform(d).flatten(1).argsort(1).argsort(1)
         return (2 * noise.uniform(d) - 1) * (rank + 1 <= eps[:, None]).view_as(d)
 

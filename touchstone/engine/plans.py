@@ -1,4 +1,4 @@
-"""Plans around plans: who asks, what may be asked, and how often. Wrappers, not subclasses."""
+"""Plans that wrap other plans: rewrite or restrict their queries, average or diagnose the answers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Rewrite = Callable[[AnyQuery], PlanOf[Answer]]
 
 
 def rewrite_queries(plan: PlanOf[T], rewrite: Rewrite) -> PlanOf[T]:
-    """Run a plan whose questions `ask` asks for it: others instead, or the same and more.
+    """Run a plan whose queries `rewrite` makes for it: others instead, or the same and more.
 
-    What ends the plan from outside (a cancellation, a deadline) reaches it as if nothing were in between.
+    An exception from outside (a cancellation, a deadline) reaches the plan as if it were not wrapped.
     """
     try:
         query = next(plan)
@@ -33,7 +33,7 @@ def rewrite_queries(plan: PlanOf[T], rewrite: Rewrite) -> PlanOf[T]:
             except GeneratorExit:
                 plan.close()
                 raise
-            except BaseException as error:  # noqa: BLE001 - handed on to the plan, which may catch it
+            except BaseException as error:  # noqa: BLE001 - passed on to the plan, which may catch it
                 query = plan.throw(error)
             else:
                 query = plan.send(answer)
@@ -43,7 +43,7 @@ def rewrite_queries(plan: PlanOf[T], rewrite: Rewrite) -> PlanOf[T]:
 
 
 def restrict(plan: PlanOf[T], access: Access, max_queries: int | None = None) -> PlanOf[T]:
-    """A plan that gets no more than it declared: no gradients, or no scores either, and at most so many rows.
+    """A plan limited to what it declared: no gradients, or no scores either, and at most `max_queries` rows.
 
     Raises GradientRefused, and RuntimeError where a method breaks its own budget.
     """
@@ -59,28 +59,29 @@ class _QueryBudget:
             return
         self.left -= rows
         if self.left < 0:
-            raise RuntimeError("the method asks more often than its budget of queries allows")
+            raise RuntimeError("the method sends more queries than its budget of queries allows")
 
 
 def _enforce_access(budget: _QueryBudget, access: Access, query: AnyQuery) -> PlanOf[Answer]:
     if query.surrogate is not None:
         return (yield query)
     if query.backward_passes:
-        raise GradientRefused("the method is a black-box one: it may not ask for gradients")
+        raise GradientRefused("a black-box method must not query gradients")
     budget.spend(len(query))
     answer = yield query
     return Answer(_decision(answer.logits)) if access == "decisions" else answer
 
 
 def _decision(logits: Tensor) -> Tensor:
-    """All that an answer without scores tells: which class it is."""
+    """The predicted class alone, one-hot."""
     return functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
 
 
 def average_gradients(plan: PlanOf[T], times: int) -> PlanOf[T]:
-    """Expectation over transformation (Athalye et al. 2018, 1707.07397): gradients are means of many askings.
+    """Expectation over transformation (Athalye et al. 2018, 1707.07397): gradients are means of `times`
+    queries.
 
-    For models that answer differently each time; logits and losses are means, too.
+    For models whose answers vary at random; logits and losses are means, too.
     """
     return plan if times == 1 else rewrite_queries(plan, partial(_average_answers, times))
 
@@ -99,20 +100,20 @@ def _average_answers(times: int, query: AnyQuery) -> PlanOf[Answer]:
 
 @dataclass
 class Diagnosis:
-    """Signs that a model's gradients hide more than they show (Athalye et al. 2018, section 3.1)."""
+    """Signs of gradient masking (Athalye et al. 2018, section 3.1)."""
 
     gradients: int = 0
     empty: int = 0
     signs: set[str] = field(default_factory=set)
 
     def codes(self) -> list[str]:
-        """What was seen, as stable words."""
+        """The signs that were found, as stable codes."""
         zero = {"zero_gradient"} if self.gradients and self.empty == self.gradients else set()
         return sorted(self.signs | zero)
 
 
 def diagnose(plan: PlanOf[T], diagnosis: Diagnosis) -> PlanOf[T]:
-    """A plan whose answers are looked at on the way, those of the model under attack."""
+    """A plan whose gradients, those of the model under attack, are checked on the way."""
     return rewrite_queries(plan, partial(_note_gradients, diagnosis))
 
 

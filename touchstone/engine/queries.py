@@ -1,4 +1,4 @@
-"""The questions that a plan may ask about a model, and the answers."""
+"""The queries that a plan may send to a model, and the answers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from touchstone.engine.rows import Rows
 
 @dataclass(frozen=True)
 class Query(Rows):
-    """A question about images `x` (B, C, H, W) in [0,1], at any size.
+    """A query about images `x` (B, C, H, W) in [0,1], at any size.
 
-    It goes to the model under attack, or to the oracle `of` a surrogate.
+    It goes to the model under attack or, where one is given, to the oracle `surrogate`.
     """
 
     x: Tensor
@@ -39,22 +39,22 @@ class Query(Rows):
 
 @dataclass(frozen=True)
 class Logits(Query):
-    """What does the model say of `x`?"""
+    """The logits of `x`."""
 
 
 @dataclass(frozen=True)
 class FileLogits(Logits):
-    """What does it say of the 8-bit files that hold `x`, prepared bit for bit as its own pipeline would?"""
+    """The logits of the 8-bit files that hold `x`, preprocessed bit for bit like the model's own files."""
 
 
 @dataclass(frozen=True)
 class InputLogits(Logits):
-    """What does it say of `x` (B, C, h, w) at the network's own size, resized and cropped already?"""
+    """The logits of `x` (B, C, h, w) at the network's own size, which is not resized or cropped again."""
 
 
 @dataclass(frozen=True)
 class Gradient(Query):
-    """What does it say, and how does each row's loss change with `x`?"""
+    """The logits, and the gradient of each row's loss with respect to `x`."""
 
     loss: Loss
 
@@ -65,8 +65,8 @@ class Gradient(Query):
 
 @dataclass(frozen=True)
 class Jacobian(Query):
-    """What does it say, and how does the lead of each of these classes' logits over the label's change with
-    `x`?
+    """The logits, and for each of these classes the gradient, with respect to `x`, of its logit minus the
+    label's.
 
     One forward pass, and a backward pass for each of the k classes.
     """
@@ -81,9 +81,9 @@ class Jacobian(Query):
 
 @dataclass(frozen=True)
 class NoisyLogits:
-    """What does the model say of one image under many noises? A row for each sample index.
+    """The logits of one image under noise, a row for each sample index.
 
-    Only the slice that is being asked about is ever drawn. The image (1, C, h, w) is at the network's size,
+    Noise is drawn only for the slice of a pass. The image (1, C, h, w) is at the network's size,
     since that is where the noise is added.
     """
 
@@ -113,7 +113,7 @@ class NoisyLogits:
 
 @dataclass(frozen=True)
 class Answer(Rows):
-    """Logits (B, K) and, where a gradient was asked for, losses (B,) and gradients in the shape of `x`.
+    """Logits (B, K) and, where a gradient was queried, losses (B,) and gradients in the shape of `x`.
 
     A Jacobian has a gradient for each class, (B, k, C, H, W), and no loss.
     """
@@ -134,8 +134,8 @@ class Answer(Rows):
 class Found(Rows):
     """An attack's best images (B, C, H, W) before rounding, and which of them meet the goal, (B,).
 
-    An attack that can say so tells how good each is, as in `Best`; one of several parts, which of its `parts`
-    met the goal: an index, or -1.
+    `score`, where an attack gives one, ranks the images as in `Best`. `part` is the index of the part of the
+    attack that met the goal, or -1.
     """
 
     x: Tensor
@@ -146,7 +146,7 @@ class Found(Rows):
 
 T = TypeVar("T")
 PlanOf = Generator[Query | NoisyLogits, Answer, T]
-"""A computation that asks questions on its way to a T."""
+"""A generator that yields queries, is sent their answers, and returns a T."""
 
 Plan = PlanOf[Found]
 """What `Attack.run` returns."""

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Rows:
-    """What the frozen dataclasses of the engine share: their tensor and `Images` fields have one entry per row.
+    """What the frozen dataclasses of the engine share: their tensor and `Rows` fields have one entry per row.
 
-    Fields of any other type belong to the whole record and are carried along unchanged. This module loads
+    Fields of any other type belong to the whole record and are kept unchanged. This module loads
     without torch, so that an attack can declare records of its own.
     """
 
@@ -35,7 +35,7 @@ class Rows:
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """All rows of the parts in order; what is not per row is taken from the first."""
+        """All rows of the parts in order; what is not per row comes from the first."""
         if len(parts) == 1:
             return parts[0]
         joined = {

@@ -40,7 +40,7 @@ class Threat(Rows):
         return self.norm.size(x - self.x0)
 
     def project(self, x: Tensor) -> Tensor:
-        """The images brought back into ball and box."""
+        """The images projected into ball and box."""
         d = self.norm.project(x - self.x0, self.eps, *self.perturbation_bounds)
         return d.add_(self.x0).clamp_(0, 1)  # the sum may round out of the box
 
@@ -57,25 +57,25 @@ class Threat(Rows):
 class Case(Rows):
     """What an attack is given: per row an original with its threat, a goal and a noise stream.
 
-    `quantize` tells that success counts only if it survives rounding to 8 bits.
+    With `quantize`, success counts only if it survives rounding to 8 bits.
     """
 
     threat: Threat
     goal: Goal
     noise: Noise
     quantize: bool = True
-    surrogates: tuple[Any, ...] = ()  # oracles of other models, for attacks that are crafted on these
+    surrogates: tuple[Any, ...] = ()  # oracles of other models, for transfer attacks
 
     def snap(self, x: Tensor) -> Tensor:
-        """The images as an 8-bit file can hold them, still within the threat; see `lattice.snap`."""
+        """The images as an 8-bit file can hold them, still within the threat; see `quantization.snap`."""
         return snap(x, self.threat.x0, self.threat.eps, self.threat.norm)
 
     def as_file(self, x: Tensor) -> Tensor:
-        """The images as they would be handed in: as a file holds them, or as they are without `quantize`."""
+        """The images as they would be submitted: as a file holds them, or as they are without `quantize`."""
         return self.snap(x) if self.quantize else x
 
     def query(self, x: Tensor) -> Logits:
-        """What the model says of `as_file(x)`."""
+        """The query for the logits of `as_file(x)`."""
         return FileLogits(self.snap(x)) if self.quantize else Logits(x)
 
     @property

@@ -1,4 +1,4 @@
-"""Attempts of an attack at rows of images."""
+"""Running an attack on rows of images: attempts, restarts and rounding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from touchstone.methods import Attack, MinimalNorm, RestartedAttack
 
 @dataclass(frozen=True)
 class AttackResult(Rows):
-    """What an attack came to, per row."""
+    """The result of an attack, per row."""
 
     x: Tensor  # (B, C, H, W) the best images before rounding
     rounded: (
@@ -30,9 +30,9 @@ class AttackResult(Rows):
 
 
 def attack_rows(attack: Attack, case: Case, clean: Tensor) -> PlanOf[AttackResult]:
-    """Attack the originals that do not meet the goal as they are, and round what was found.
+    """Attack the originals that do not meet the goal already, and round what was found.
 
-    `clean` (B, K) is what the model says of the originals.
+    `clean` (B, K) are the logits of the originals.
     """
     done = case.goal.is_met(clean)
     x, rounded, met = case.threat.x0, case.threat.x0, done
@@ -49,7 +49,7 @@ def attack_rows(attack: Attack, case: Case, clean: Tensor) -> PlanOf[AttackResul
 
 
 def run_attempts(attack: Attack, case: Case) -> Plan:
-    """The attack's attempts, which get no more than it declared, and mean gradients where it wants them."""
+    """The attack's attempts, limited to its declared access and queries; with EOT, on mean gradients."""
     if not isinstance(attack, RestartedAttack) or attack.restarts == 1:
         return _run_attempt(attack, case)
     return _run_with_restarts(attack, case)

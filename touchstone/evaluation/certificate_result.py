@@ -1,4 +1,4 @@
-"""A certificate job's result: what the counts prove, with everything that is needed to check it."""
+"""The result of a certificate job: what the counts prove, with everything that is needed to check it."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def build_certificate_result(
 
 
 def pool_key(submission: Submission, store: ModelStore = ZOO) -> str | None:
-    """Names the count that equal questions share whatever their seeds; None where each counts for itself.
+    """The key of the count that equal certificates share whatever their seeds; None where nothing is shared.
 
-    A rerun draws again, since it is there to compare.
+    A rerun draws its own samples, since it is there to compare.
     """
     if submission.kind != "certificate" or submission.rerun_of is not None:
         return None
@@ -64,19 +64,19 @@ def pool_key(submission: Submission, store: ModelStore = ZOO) -> str | None:
     if parameters is None:
         return None
     manifest = find_pinned(store.of(submission.tenant), submission.model.id, submission.model.digest)
-    seen = [submission.tenant, submission.source, manifest.digest, preprocessing_digest(manifest)]
-    named = json.dumps([submission.method, *seen, parameters], sort_keys=True)
+    inputs = [submission.tenant, submission.source, manifest.digest, preprocessing_digest(manifest)]
+    named = json.dumps([submission.method, *inputs, parameters], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
 
 
 def preprocessing_digest(manifest: Manifest) -> str:
-    """Identifies what stands between the image and the network."""
-    said = manifest.model_dump_json(include={"input", "mean", "std"}, exclude={"input": {"layout"}})
-    return f"sha256:{hashlib.sha256(said.encode()).hexdigest()}"
+    """Identifies the preprocessing of a model."""
+    preprocessing = manifest.model_dump_json(include={"input", "mean", "std"}, exclude={"input": {"layout"}})
+    return f"sha256:{hashlib.sha256(preprocessing.encode()).hexdigest()}"
 
 
 def round_down(radius: float) -> float:
-    """A radius with four decimals, never more than is proved."""
+    """A radius with four decimals, never larger than what is proved."""
     return math.floor(radius * 1e4) / 1e4
 
 
@@ -94,7 +94,7 @@ def _statement(own: dict[str, Any], manifest: Manifest, counts: Counts) -> str:
 
 
 def _noise_hint(counts: Counts, manifest: Manifest) -> dict[str, Any]:
-    """How well the bare model bears the noise; a model that was not trained with it mostly does not."""
+    """The share of noisy votes for the clean class; low for most models that were not trained with noise."""
     share = float(counts.votes[counts.clean] / counts.n) if counts.n else None
     note = None
     if share is not None and share < 0.5:

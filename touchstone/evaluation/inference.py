@@ -1,4 +1,4 @@
-"""Many images at once, as a client of a model server sends them: what does the model say of each?"""
+"""Inference: the logits of many images at once, as a client of a model server sends them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from touchstone.engine.queries import FileLogits, InputLogits, Logits, PlanOf
 from touchstone.methods.inference import Stack
 
 CHUNK = 64
-"""Images of a question: only so many become floats at a time, and between two questions a job can end."""
+"""Images of a query: only so many become floats at a time, and a job can end between two queries."""
 
 
 def infer(stacks: Sequence[Stack], oracle: Oracle) -> PlanOf[NDArray[np.float32]]:

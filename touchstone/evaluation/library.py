@@ -55,7 +55,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What to call it in a sentence."""
+        """The model's name in messages."""
         return self.manifest.id if self.manifest else "the model"
 
 
@@ -67,13 +67,13 @@ class AttackedImages:
     success: Tensor  # (N,) bool: the goal is met by `images`
     distance: Tensor  # (N,) float64, in the attack's norm
     queries: QueryCount
-    found_by: tuple[str | None, ...]  # which of the attack's parts met the goal, where it has parts
+    found_by: tuple[str | None, ...]  # the part of the attack that met the goal, where it has parts
 
 
 def load(
     name: str | Path, *, manifest: Mapping[str, Any] | str | Path | None = None, device: str = "auto"
 ) -> Model:
-    """A model of the zoo by its id, or an ONNX or safetensors file of one's own with its `manifest`: what
+    """A model of the zoo by its id, or your own ONNX or safetensors file with its `manifest`: what
     `POST /v1/models` takes, as a mapping or as the path of a JSON file.
 
     Raises UnknownModel, or InvalidModel, UnsupportedOperator and InvalidParameter of a file.
@@ -99,7 +99,7 @@ def _find_in_zoo(name: str | Path) -> Manifest:
 
 
 def _read_own_model(path: Path, declared: Mapping[str, Any] | str | Path) -> tuple[Manifest, ModelStore]:
-    """The completed card of a file, and a shelf where it stands alone."""
+    """The completed manifest of a file, and a store with this one model."""
     text = declared if isinstance(declared, Mapping) else Path(declared).read_bytes()
     data = path.read_bytes()
     manifest = complete_manifest(describe_model(Registration.parse(text), data, limit=sys.maxsize), data)
@@ -107,9 +107,9 @@ def _read_own_model(path: Path, declared: Mapping[str, Any] | str | Path) -> tup
 
 
 def samples(name: str = "fashion-mnist") -> Tensor:
-    """Images that come with the package, to try things on: 256 of Fashion-MNIST's test set.
+    """Sample images that come with the package: 256 of Fashion-MNIST's test set.
 
-    (256, 1, 28, 28) in [0,1]; the n-th shows class n % 10.
+    (256, 1, 28, 28) in [0,1]; the n-th is of class n % 10.
     """
     if name != "fashion-mnist":
         raise InvalidParameter(f"there are samples of fashion-mnist, not of {name!r}", field="name")
@@ -125,7 +125,7 @@ def wrap(
     device: str = "auto",
     knowledge: Knowledge = "white-box",
 ) -> Model:
-    """Any module that maps normalised images (N, C, H, W) to logits (N, K); a frozen copy in eval mode is
+    """Any module that maps normalized images (N, C, H, W) to logits (N, K); a frozen copy in eval mode is
     used.
     """
     if not isinstance(module, nn.Module):
@@ -135,13 +135,13 @@ def wrap(
     where = choose_device(device)
     frozen = copy.deepcopy(module).to(where).eval().requires_grad_(requires_grad=False)
     if (mean is None) != (std is None):
-        raise InvalidParameter("mean and std come together, or not at all", field="std")
-    sight = Preprocessing(
+        raise InvalidParameter("mean and std must be given together, or not at all", field="std")
+    preprocessing = Preprocessing(
         None,
         per_channel(None if mean is None else tuple(mean), where),
         per_channel(None if std is None else tuple(std), where),
     )
-    return Model(TorchOracle(frozen, sight, where, knowledge), tuple(classes))
+    return Model(TorchOracle(frozen, preprocessing, where, knowledge), tuple(classes))
 
 
 def attack(
@@ -158,10 +158,10 @@ def attack(
 ) -> AttackedImages:
     """Attack N images in [0,1] and return the best found of each.
 
-    A tensor at the network's own size is taken as it is; other images are resized and cropped as the model
-    says. `labels` (indices or names) default to the model's own predictions; `targets` make the attack
-    targeted. `seed` is one number, or one per image; an image's result depends on its seed, not on its
-    neighbours. `quantize=False` works on real numbers instead of 8-bit levels. `eps` may be one number per
+    A tensor at the network's own size is used as it is; other images are resized and cropped as the model's
+    manifest says. `labels` (indices or names) default to the model's own predictions; `targets` make the
+    attack targeted. `seed` is one number, or one per image; an image's result depends on its seed, not on its
+    neighbors. `quantize=False` works on real numbers instead of 8-bit levels. `eps` may be one number per
     image. `surrogates` are the models that a transfer attack crafts on. Raises InvalidParameter,
     UnknownLabel, NonFiniteOutput.
     """
@@ -171,8 +171,8 @@ def attack(
     count = sum(map(len, stacks))
     chosen, eps = _parse_attack(method, parameters, count)
     keys = noise_keys(seed, count)
-    said, field = (labels, "labels") if targets is None else (targets, "targets")
-    aims = label_indices(said, model.classes, count, model=model.name, field=field)
+    given, field = (labels, "labels") if targets is None else (targets, "targets")
+    aims = label_indices(given, model.classes, count, model=model.name, field=field)
     plans = []
     for start, x0 in zip(_first_rows(stacks), stacks, strict=True):
         rows = slice(start, start + len(x0))
@@ -197,7 +197,7 @@ def attack(
 
 @dataclass(frozen=True)
 class CertifiedImages:
-    """What `submit_certificate` returns, one entry per image; `results` holds the methods' own fields."""
+    """What `certify` returns, one entry per image; `results` holds the methods' own fields."""
 
     radius: Tensor  # (N,) float64; 0 where it abstained
     label: Tensor  # (N,) the class that the pilot chose
@@ -221,11 +221,11 @@ def certify(
     tune_allocator()
     chosen = find(method, "certificate").parse(parameters)
     if not isinstance(chosen, Certificate):
-        raise InvalidParameter(f"{method} is no certificate", field="method")
+        raise InvalidParameter(f"{method} is not a certificate", field="method")
     oracle = _oracle_for(model, images)
     stacks = to_stacks(images, oracle.device, resized=oracle.preprocessing.spec is not None)
-    placed = [oracle.preprocessing.resize_files(x) for stack in stacks for x in stack[:, None]]
-    counts, _ = run_plans([chosen.run(CertificateCase(image, parse_seed(seed))) for image in placed], oracle)
+    resized = [oracle.preprocessing.resize_files(x) for stack in stacks for x in stack[:, None]]
+    counts, _ = run_plans([chosen.run(CertificateCase(image, parse_seed(seed))) for image in resized], oracle)
     results = [chosen.result(one) for one in counts]
     return CertifiedImages(
         torch.tensor([result["radius"] for result in results], dtype=torch.float64),
@@ -289,7 +289,7 @@ def _attack_stack(
 
 
 def _parse_attack(name: str, parameters: dict[str, Any], count: int) -> tuple[Attack, Tensor]:
-    """The parsed attack and each row's radius; without a radius of its own, an attack may go anywhere."""
+    """The parsed attack and each row's radius, which is infinite for an attack without one."""
     eps = parameters.get("eps")
     if eps is None or isinstance(eps, str | int | float):
         method = find(name, "attack").parse(parameters)
@@ -303,9 +303,9 @@ def _parse_attack(name: str, parameters: dict[str, Any], count: int) -> tuple[At
 
 
 def _oracle_for(model: Model, images: Images) -> TorchOracle:
-    """The model's oracle; for a tensor at the network's own size one that takes it as it is.
+    """The model's oracle; for a tensor at the network's own size one without resize.
 
-    Such a tensor went through the resize and crop already; a file or a PIL image always goes through them.
+    Such a tensor was resized and cropped before; PIL images always are.
     """
     if not isinstance(model, Model):
         raise InvalidParameter(

@@ -1,6 +1,4 @@
-"""What a caller of the library gives: images, labels and seeds, each refused with a sentence where it is
-of no use.
-"""
+"""Validation of library arguments: images, labels and seeds, with errors that explain what is wrong."""
 
 from __future__ import annotations
 
@@ -62,15 +60,15 @@ def _check_images(images: Tensor, *, resized: bool) -> None:
 
 
 def _to_tensor(image: Image) -> Tensor:
-    grey = image.mode in ("L", "1", "LA")
-    pixels = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
-    return from_pixels(pixels[None, None] if grey else pixels.permute(2, 0, 1)[None])
+    gray = image.mode in ("L", "1", "LA")
+    pixels = torch.from_numpy(np.array(image.convert("L" if gray else "RGB")))
+    return from_pixels(pixels[None, None] if gray else pixels.permute(2, 0, 1)[None])
 
 
 def label_indices(
     labels: Labels, classes: Sequence[str], count: int, *, model: str = "the model", field: str = "labels"
 ) -> Tensor | None:
-    """Each row's class, an index; None where nothing was said."""
+    """Each row's class index; None where no labels were given."""
     if labels is None:
         return None
     if isinstance(labels, Tensor):
@@ -86,7 +84,7 @@ def label_indices(
 
 
 def noise_keys(seed: int | Sequence[int], count: int) -> list[tuple[int, int]]:
-    """The key of each row's noise: of one seed with the row's place, or of its own seed."""
+    """The key of each row's noise: the one seed with the row's index, or the row's own seed."""
     try:
         keys = [(parse_seed(seed), row) for row in range(count)]
     except TypeError:
@@ -97,7 +95,7 @@ def noise_keys(seed: int | Sequence[int], count: int) -> list[tuple[int, int]]:
 
 
 def parse_seed(seed: Any) -> int:
-    """A seed as a number from 0 on; raises TypeError for what is none."""
+    """A seed as a non-negative integer; raises TypeError for anything else."""
     number = operator.index(seed)
     if number < 0:
         raise InvalidParameter("seed: it must not be negative", field="seed")

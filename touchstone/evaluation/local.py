@@ -1,4 +1,4 @@
-"""One job without a server: the command line's way to the same `run` that workers use."""
+"""One job without a server: the command line runs the same `run_job` as workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far two images are from each other, in the measures that people report. Pure numpy."""
+"""Distances between two images in the usual measures. Pure numpy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def measure_perturbation(original: Pixels, adversarial: Pixels) -> dict[str, flo
     """Distances of two 8-bit images (H, W, C), in units of the box [0,1].
 
     `l0` counts changed values (a pixel has one a channel), `tv` is the mean absolute difference of
-    neighbouring values of the perturbation, `ssim` the structural similarity of the images (Wang et al.
+    neighboring values of the perturbation, `ssim` the structural similarity of the images (Wang et al.
     2004).
     """
     levels = adversarial.astype(np.int64) - original.astype(np.int64)
@@ -52,7 +52,7 @@ def measure_perturbation(original: Pixels, adversarial: Pixels) -> dict[str, flo
 
 
 def total_variation(d: Plane) -> float:
-    """Mean absolute difference between vertical and horizontal neighbours of (H, W, C)."""
+    """Mean absolute difference between vertical and horizontal neighbors of (H, W, C)."""
     steps = [np.abs(np.diff(d, axis=axis)) for axis in (0, 1)]
     return float(sum(step.sum() for step in steps) / sum(step.size for step in steps))
 

@@ -1,5 +1,5 @@
-"""One job from its image to its result: the clean look, the method, the file it leaves, and the verdict on
-that file.
+"""One job from its image to its result: the clean prediction, the method, the resulting file, and the verdict
+on that file.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from touchstone.methods.inference import OUTPUTS, Infer, Stack, to_npy, unpack
 from touchstone.methods.prediction import Predict, build_smoothed_result
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import RemoteProbe
-from touchstone.models.store import find_model as named
-from touchstone.models.store import find_pinned
+from touchstone.models.store import find_model, find_pinned
 from touchstone.registration.remote_probe import probe_remote
 
 if TYPE_CHECKING:
@@ -41,15 +40,13 @@ Started = Callable[["TaskHandle"], None]
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What a job leaves: its result, its files (bytes and media type by name), and how long its phases
-    took.
-    """
+    """A job's result, its files (bytes and media type by name), and the durations of its phases."""
 
     result: dict[str, Any]
     artifacts: dict[str, tuple[bytes, str]]
     timings: Timings
-    counts: dict[str, Any] | None = None  # what another job may go on from
-    canceled: bool = False  # ended by a cancel, with what was shown until then
+    counts: dict[str, Any] | None = None  # from which another job can continue
+    canceled: bool = False  # ended by a cancellation, with what was proved until then
 
 
 def run_job(
@@ -62,11 +59,11 @@ def run_job(
     report: Report = lambda _progress, _metric: None,
     prior: dict[str, Any] | None = None,
 ) -> JobOutcome:
-    """Run a job to its end on an engine; blocks, and may be called from many threads. A registration is one
-    of a remote model: those of files do not run on the engine.
+    """Run a job to its end on an engine; blocks, and may be called from many threads. Of registrations, only
+    those of remote models run on the engine.
 
     `deadline` is in seconds from now. `started` is given each of the job's tasks, so that they can be
-    canceled; `report` is called on the engine's thread, at most a few times a second. Raises Canceled,
+    canceled; `report` is called on the engine's thread, at most a few times a second. Raises JobCanceled,
     DeadlineExceeded, WorkerStopping and the failures of the method.
     """
     began = time.perf_counter()
@@ -74,10 +71,10 @@ def run_job(
         return _probe_remote(submission, engine, deadline, started)
     manifest = find_pinned(engine.store.of(submission.tenant), submission.model.id, submission.model.digest)
     source: Any = unpack(png) if submission.kind == "inference" else decode(png).pixels
-    with ExitStack() as held:
-        oracle = held.enter_context(engine.models.acquire(manifest))
+    with ExitStack() as models:
+        oracle = models.enter_context(engine.models.acquire(manifest))
         surrogates = [
-            held.enter_context(engine.models.acquire(one)) for one in _find_surrogates(submission, engine)
+            models.enter_context(engine.models.acquire(one)) for one in _find_surrogates(submission, engine)
         ]
         prepared = time.perf_counter()
         run_plan = _PlanRunner(submission, engine, oracle, deadline, started, prior, surrogates)
@@ -87,16 +84,16 @@ def run_job(
 
 
 def _find_surrogates(submission: Submission, engine: Engine) -> list[Manifest]:
-    """The models that an attack is crafted on."""
+    """The surrogate models of a transfer attack."""
     ids: Sequence[str] = submission.parameters.get("surrogate", ())
     store = engine.store.of(submission.tenant)
-    return [named(store, one) for one in ids]
+    return [find_model(store, one) for one in ids]
 
 
 def _probe_remote(
     submission: Submission, engine: Engine, deadline: float | None, started: Started
 ) -> JobOutcome:
-    """Ask a remote model for the first time; it is on no shelf yet."""
+    """Query a remote model for the first time; it is in no store yet."""
     began = time.perf_counter()
     manifest = Manifest.model_validate(submission.parameters)
     run_plan = _PlanRunner(submission, engine, engine.remote_oracle(manifest), deadline, started)
@@ -126,38 +123,43 @@ class _PlanRunner:
     def __call__(
         self,
         plan: PlanOf[Any],
-        answered: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None,
+        on_answer: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None,
     ) -> Any:
         spent = time.monotonic() - self._began
-        running = self.engine.start(
+        task = self.engine.start(
             plan,
             self.oracle,
             deadline=None if self.deadline is None else self.deadline - spent,
             deterministic=self.submission.execution == "deterministic",
-            on_answer=answered,
+            on_answer=on_answer,
             owner=self.submission.tenant,
         )
-        self.started(running)
-        result = running.result()
-        self.forward += running.queries.forward
-        self.backward += running.queries.backward
-        self.surrogate += running.queries.surrogate
+        self.started(task)
+        result = task.result()
+        self.forward += task.queries.forward
+        self.backward += task.queries.backward
+        self.surrogate += task.queries.surrogate
         return result
 
 
 def _predict(
     submission: Submission, pixels: Pixels, manifest: Manifest, run_plan: _PlanRunner, report: Report
 ) -> JobOutcome:
-    asked = Predict.model_validate(submission.parameters)
-    check_compatible(asked, manifest)
+    parameters = Predict.model_validate(submission.parameters)
+    check_compatible(parameters, manifest)
     logits = run_plan(evaluation.predict_image(pixels, run_plan.oracle))
-    result = {"original": _describe_prediction(logits, manifest, asked.top)}
-    if asked.defence:
+    result = {"original": _describe_prediction(logits, manifest, parameters.top)}
+    if parameters.defence:
         plan = evaluation.vote_image(
-            pixels, run_plan.oracle, len(manifest.classes), sigma=asked.sigma, n=asked.n, seed=submission.seed
+            pixels,
+            run_plan.oracle,
+            len(manifest.classes),
+            sigma=parameters.sigma,
+            n=parameters.n,
+            seed=submission.seed,
         )
-        votes = run_plan(plan, _ProgressReporter(asked, report))
-        result["smoothed"] = build_smoothed_result(asked, votes, manifest)
+        votes = run_plan(plan, _ProgressReporter(parameters, report))
+        result["smoothed"] = build_smoothed_result(parameters, votes, manifest)
     return JobOutcome({**result, "queries": _query_counts(run_plan)}, {}, Timings())
 
 
@@ -166,7 +168,7 @@ def _certify(
 ) -> JobOutcome:
     method = find(submission.method, "certificate").parse(submission.parameters)
     if not isinstance(method, Certificate):
-        raise TypeError(f"{submission.method} is no certificate")
+        raise TypeError(f"{submission.method} is not a certificate")
     check_compatible(method, manifest)
     before = None if run_plan.prior is None else Counts.from_record(run_plan.prior)
     reporter = _CertificateReporter(method, report)
@@ -185,7 +187,7 @@ def _attack(
 ) -> JobOutcome:
     method = find(submission.method, "attack").parse(submission.parameters)
     if not isinstance(method, Attack):
-        raise TypeError(f"{submission.method} is no attack")
+        raise TypeError(f"{submission.method} is not an attack")
     check_compatible(method, manifest)
     plan = evaluation.attack_image(
         method,
@@ -198,18 +200,18 @@ def _attack(
     )
     verdict: Verdict = run_plan(plan, _ProgressReporter(method, report))
     file = encode(verdict.pixels)
-    judged = decode(file).pixels
-    logits = run_plan(straight_through(evaluation.predict_image(judged, run_plan.oracle), method.defence))
+    decoded = decode(file).pixels
+    logits = run_plan(straight_through(evaluation.predict_image(decoded, run_plan.oracle), method.defence))
     reached = int(logits.argmax()) == verdict.goal_label
     success = reached if submission.target is not None else not reached
-    factor = difference_factor(pixels, judged)
+    factor = difference_factor(pixels, decoded)
     result = {
         "outcome": _outcome(success, verdict),
         "success": success,
         "success_float": verdict.met,
         "original": _describe_prediction(verdict.clean, manifest, TOP),
         "adversarial": _describe_prediction(logits, manifest, TOP),
-        "perturbation": measure_perturbation(pixels, judged),
+        "perturbation": measure_perturbation(pixels, decoded),
         "difference_factor": factor,
         "diagnostics": verdict.diagnostics,
         **({"found_by": verdict.found_by} if method.parts() else {}),
@@ -218,7 +220,7 @@ def _attack(
     }
     artifacts = {
         "adversarial.png": (file, "image/png"),
-        "difference.png": (encode(difference(pixels, judged, factor)), "image/png"),
+        "difference.png": (encode(difference(pixels, decoded, factor)), "image/png"),
         "adversarial.npy": (to_npy([verdict.exact]), "application/octet-stream"),
     }
     return JobOutcome(result, artifacts, Timings())
@@ -227,8 +229,8 @@ def _attack(
 def _infer(
     submission: Submission, stacks: Sequence[Stack], manifest: Manifest, run_plan: _PlanRunner, report: Report
 ) -> JobOutcome:
-    asked = Infer.model_validate(submission.parameters)
-    logits = run_plan(evaluation.infer(stacks, run_plan.oracle), _ProgressReporter(asked, report))
+    parameters = Infer.model_validate(submission.parameters)
+    logits = run_plan(evaluation.infer(stacks, run_plan.oracle), _ProgressReporter(parameters, report))
     result = {"rows": len(logits), "classes": len(manifest.classes), "queries": _query_counts(run_plan)}
     return JobOutcome(result, {OUTPUTS: (to_npy([logits]), "application/octet-stream")}, Timings())
 
@@ -248,7 +250,7 @@ def _outcome(success: bool, verdict: Verdict) -> str:
 
 
 def _describe_prediction(logits: Any, manifest: Manifest, count: int) -> dict[str, Any]:
-    """What the model says of an image, as the contract shows it."""
+    """The prediction for an image, as the API shows it."""
     ranked = [
         {"label": label, "name": manifest.classes[label], "confidence": confidence}
         for label, confidence in evaluation.top_classes(logits, count)
@@ -257,23 +259,23 @@ def _describe_prediction(logits: Any, manifest: Manifest, count: int) -> dict[st
 
 
 def _query_counts(run_plan: _PlanRunner) -> dict[str, int]:
-    asked = {"forward": run_plan.forward, "backward": run_plan.backward}
-    return asked | ({"surrogate": run_plan.surrogate} if run_plan.surrogate else {})
+    counts = {"forward": run_plan.forward, "backward": run_plan.backward}
+    return counts | ({"surrogate": run_plan.surrogate} if run_plan.surrogate else {})
 
 
 class _ProgressReporter:
-    """Turns answers into progress, a few times a second."""
+    """Reports progress from answers, a few times a second."""
 
-    def __init__(self, asked: Method | Predict | Infer, report: Report) -> None:
-        self._asked = asked
-        self._total = total_rounds(asked)
+    def __init__(self, parameters: Method | Predict | Infer, report: Report) -> None:
+        self._parameters = parameters
+        self._total = total_rounds(parameters)
         self._report = report
         self._next = 0.0
 
     def __call__(self, _query: Query | NoisyLogits, answer: Answer, queries: QueryCount) -> None:
         now = time.monotonic()
         backward = queries.backward + queries.surrogate
-        done = min(self._asked.completed_rounds(queries.forward, backward), self._total)
+        done = min(self._parameters.completed_rounds(queries.forward, backward), self._total)
         if now < self._next and done < self._total:
             return
         self._next = now + REPORT_SECONDS
@@ -284,7 +286,7 @@ class _ProgressReporter:
 
 
 class _CertificateReporter(_ProgressReporter):
-    """The same for a certificate: tells how the count stands and what would follow from it, too."""
+    """The same for a certificate, with the counts so far and the bounds that follow from them."""
 
     def __init__(self, certificate: Certificate, report: Report) -> None:
         super().__init__(certificate, report)
@@ -292,11 +294,11 @@ class _CertificateReporter(_ProgressReporter):
         self._counts: Counts | None = None
 
     def note_counts(self, counts: Counts) -> None:
-        """Hear how the count stands; bounds are computed when they are reported."""
+        """Keep the newest counts; bounds are computed when they are reported."""
         self._counts = counts
 
     def report_final(self, counts: Counts, forward: int) -> None:
-        """Report the count that the certificate rests on."""
+        """Report the final counts."""
         progress = Progress(done=min(forward, self._total), total=self._total)
         self._report(progress, self._interval(counts))
 

@@ -1,6 +1,4 @@
-"""From an image to an attack's verdict: the clean look, the method, the rounding and the last look, as one
-plan.
-"""
+"""From an image to an attack's verdict, as one plan: the clean prediction, the method and the rounding."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ from touchstone.methods import Attack, Certificate
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an attack on one image came to, before its file is judged."""
+    """The result of an attack on one image, before its file is judged."""
 
     clean: Tensor  # (K,) logits of the original
     exact: NDArray[np.float32]  # (C, H, W) the best image before rounding
@@ -39,11 +37,11 @@ class Verdict:
     already_met: bool  # the original met the goal already
     met: bool  # `exact` meets it
     diagnostics: list[str]  # signs of gradient masking
-    found_by: str | None  # which of the attack's parts found it
+    found_by: str | None  # the part of the attack that found it
 
 
 def logits_of(x: Tensor, *, as_files: bool) -> PlanOf[Tensor]:
-    """What the model says of the images, or of the 8-bit files that hold them: logits (B, K)."""
+    """The logits (B, K) of the images, or of the 8-bit files that hold them."""
     return (yield FileLogits(x) if as_files else Logits(x)).logits
 
 
@@ -115,15 +113,15 @@ def part_names(attack: Attack, part: Tensor) -> list[str | None]:
     return [names[index] for index in part.tolist()]
 
 
-RANDOMISED_TOLERANCE = 1e-3
-"""Difference between two answers to one image, of the largest logit, that no rounding explains."""
+RANDOMIZED_TOLERANCE = 1e-3
+"""Larger differences between two answers to one image, as a share of the largest logit, are not rounding."""
 
 
 def _check_model(x0: Tensor, diagnosis: Diagnosis) -> PlanOf[Tensor]:
-    """The clean look (1, K), and what it shows of the model."""
+    """The clean logits (1, K); what they reveal about the model is added to the diagnosis."""
     both = yield from logits_of(torch.cat([x0, x0]), as_files=True)
     first, second = both[:1], both[1:]
-    if float((first - second).abs().max()) > RANDOMISED_TOLERANCE * max(1.0, float(first.abs().max())):
+    if float((first - second).abs().max()) > RANDOMIZED_TOLERANCE * max(1.0, float(first.abs().max())):
         diagnosis.signs.add("randomised")
     if float(first.min()) >= 0 and abs(float(first.sum()) - 1) < 1e-4:
         diagnosis.signs.add("softmax_at_the_end")
@@ -139,7 +137,9 @@ def certify_image(
     prior: Counts | None = None,
     on_counts: Callable[[Counts], None] = lambda _counts: None,
 ) -> PlanOf[Counts]:
-    """Count votes for one 8-bit image, at the size that the network takes; `on_counts` hears how it stands."""
+    """Count votes for one 8-bit image, at the size that the network takes; `on_counts` is given the counts so
+    far.
+    """
     image = oracle.preprocessing.resize_files(image_as_row(pixels, oracle.device))
     return (yield from certificate.run(CertificateCase(image, seed, prior, on_counts)))
 
@@ -153,12 +153,12 @@ def vote_image(
 
 
 def predict_image(pixels: Pixels, oracle: Oracle) -> PlanOf[Tensor]:
-    """What the model says of one 8-bit image: logits (K,)."""
+    """The logits (K,) of one 8-bit image."""
     return (yield from logits_of(image_as_row(pixels, oracle.device), as_files=True))[0].cpu()
 
 
 def step_metrics(answer: Answer) -> dict[str, float]:
-    """What a live plot shows of a step: mean loss and mean confidence of the likeliest class."""
+    """What a live plot shows of a step: mean loss and mean confidence of the predicted class."""
     confidence = torch.softmax(answer.logits, 1).amax(1).mean()
     loss = {} if answer.loss is None else {"loss": float(answer.loss.mean())}
     return {**loss, "confidence": float(confidence)}

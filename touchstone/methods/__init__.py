@@ -1,4 +1,4 @@
-"""How a method declares itself, and the catalogue of all that did."""
+"""How methods declare themselves, and the catalogue of all methods."""
 
 from touchstone.fields import Access, invalid_parameter
 from touchstone.methods.budget import SupportsCost, total_cost, total_rounds
@@ -21,21 +21,21 @@ __all__ = [
     "Attack",
     "Certificate",
     "Cost",
-    "SupportsCost",
     "E",
     "FixedBudget",
     "GradientAttack",
-    "NormAttack",
     "Info",
     "Kind",
     "Method",
     "MinimalNorm",
+    "NormAttack",
     "RestartedAttack",
     "StepSize",
+    "SupportsCost",
     "build_card",
     "catalogue",
-    "total_cost",
     "find",
     "invalid_parameter",
+    "total_cost",
     "total_rounds",
 ]

@@ -9,7 +9,7 @@ from touchstone.methods.families import RestartedAttack
 
 
 class SupportsCost(Protocol):
-    """What has a cost, and rounds to count progress in."""
+    """Anything with a cost and with rounds, in which progress is counted."""
 
     def cost(self) -> Cost:
         """The most queries of one attempt at one image."""
@@ -21,7 +21,7 @@ class SupportsCost(Protocol):
 
 
 def total_cost(method: SupportsCost) -> Cost:
-    """The most queries that one image may take, with all attempts and every asking behind a mean gradient."""
+    """The most queries that one image may take, with all restarts and all EOT samples."""
     attempt, restarts, eot = method.cost(), *_repetitions(method)
     return Cost(
         restarts * (attempt.forward + (eot - 1) * attempt.backward), restarts * eot * attempt.backward

@@ -1,7 +1,7 @@
 """A package of methods that lists them when it is called.
 
-`touchstone.attacks` is a function until the package of that name is imported, which then takes its place:
-so the package can be called, too.
+`touchstone.attacks` is a function until the package of that name is imported, which then replaces it. So the
+package is callable, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class MethodPackage(ModuleType):
-    """A package whose `kind` of methods a call lists, as the function does that it hides."""
+    """A package that can be called like the function that it replaces: lists the methods of its `kind`."""
 
     kind: str
 

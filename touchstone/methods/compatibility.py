@@ -1,4 +1,4 @@
-"""What may be asked of which model."""
+"""Which methods can run on which models."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ MAX_SURROGATES = 4
 
 
 def check_compatible(method: Method | Predict, manifest: Manifest) -> None:
-    """Raise GradientRefused or InvalidParameter where the model cannot answer what would be asked."""
+    """Raise GradientRefused or InvalidParameter where the model cannot answer the method's queries."""
     if manifest.remote is None:
         return
     if isinstance(method, Method) and method.info.knowledge == "white-box":
         raise GradientRefused(
-            f"{manifest.id} is a remote model, which tells no gradients, and {method.info.name} follows them: "
-            "take a black-box method, or register the model's file",
+            f"{manifest.id} is a remote model, which gives no gradients, and {method.info.name} needs them: "
+            "use a black-box method, or register the model's file",
             field="model",
         )
     if _needs_noise(method) and not manifest.takes_noise:
         raise InvalidParameter(
-            f"model: {manifest.id} is sent 8-bit files, in which noise would be rounded and clipped, so nothing "
-            "could be proved; register it with a request that holds $tensor",
+            f"model: {manifest.id} takes 8-bit files, in which noise would be rounded and clipped, so "
+            "nothing could be proved; register it with a request that contains $tensor",
             field="model",
         )
 
 
 def resolve_parameters(method: M, manifest: Manifest, store: ModelStore) -> M:
-    """The same method with what it left open decided, the models that it is to be crafted on among it.
+    """The same method with its defaults resolved, the surrogates of a transfer attack among them.
 
-    Raises InvalidParameter or UnknownModel where it cannot be crafted on what it names.
+    Raises InvalidParameter or UnknownModel where a named surrogate cannot be used.
     """
     method = method.model_copy(update=method.resolve_defaults(len(manifest.classes)))
     named = getattr(method, "surrogate", None)
@@ -44,7 +44,7 @@ def resolve_parameters(method: M, manifest: Manifest, store: ModelStore) -> M:
     if not named:
         return method.model_copy(update={"surrogate": _find_surrogates(manifest, store)})
     for name in named:
-        if not _can_stand_in(find_model(store, name), manifest):
+        if not _is_usable_surrogate(find_model(store, name), manifest):
             raise InvalidParameter(
                 f"surrogate: {name} cannot stand in for {manifest.id}: it is remote, or has other classes",
                 field="surrogate",
@@ -56,7 +56,7 @@ def _find_surrogates(manifest: Manifest, store: ModelStore) -> tuple[str, ...]:
     others = [
         other.id
         for other in store.manifests().values()
-        if other.id != manifest.id and _can_stand_in(other, manifest)
+        if other.id != manifest.id and _is_usable_surrogate(other, manifest)
     ]
     if not others:
         raise InvalidParameter(
@@ -66,7 +66,7 @@ def _find_surrogates(manifest: Manifest, store: ModelStore) -> tuple[str, ...]:
     return tuple(others[:MAX_SURROGATES])
 
 
-def _can_stand_in(other: Manifest, manifest: Manifest) -> bool:
+def _is_usable_surrogate(other: Manifest, manifest: Manifest) -> bool:
     return other.remote is None and other.classes == manifest.classes
 
 

@@ -14,8 +14,8 @@ class Cost:
 
     @classmethod
     def for_climb(cls, steps: int) -> Cost:
-        """Of `engine.climb`: a gradient a step, a second one where the loss is saturated, and a look at each
-        point as 8 bits would hold it.
+        """Of `engine.climb`: a gradient for each step, a second one where the loss is saturated, and a query
+        for each point rounded to 8 bits.
         """
         return cls(forward=3 * steps + 2, backward=2 * steps)
 

@@ -1,4 +1,4 @@
-"""How a method declares itself, and the catalogue of all that did.
+"""How a method declares itself.
 
 A method is a frozen pydantic model: its fields are the parameters, its docstring the description, `info` its
 place in the taxonomy. Declaring the class registers it; validation, HTTP forms, command-line flags, cards and
@@ -53,7 +53,7 @@ class Info:
 
     @property
     def knowledge(self) -> Literal["white-box", "black-box"]:
-        """Whether the method looks into the model."""
+        """Whether the method uses the model's gradients."""
         return "white-box" if self.access == "gradients" else "black-box"
 
 
@@ -94,17 +94,15 @@ class Method(BaseModel):
         raise NotImplementedError
 
     def rounds(self) -> int:
-        """How many rounds of questions a full run takes: what progress is counted in."""
+        """How many rounds of queries a full run takes; progress is counted in rounds."""
         return self.cost().backward or self.cost().forward
 
     def resolve_defaults(self, classes: int) -> dict[str, Any]:  # noqa: ARG002
-        """Parameters that may be left open, as they follow from the others and from how many classes a model
-        has.
-        """
+        """Values of optional parameters, which follow from the other parameters and the number of classes."""
         return {}
 
     def completed_rounds(self, forward: int, backward: int) -> int:
-        """How many of the rounds these queries are."""
+        """How many rounds these queries complete."""
         return backward if self.cost().backward else forward
 
     @classmethod
@@ -133,7 +131,7 @@ class Attack(Method):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        """Show what is particular to the attack before what many attacks share."""
+        """Show the attack's own fields before those that many attacks share."""
         schema = super().__get_pydantic_json_schema__(core_schema, handler)
         fields = schema.get("properties", {})
         shared = {name: fields.pop(name) for name in SHARED if name in fields}
@@ -141,11 +139,11 @@ class Attack(Method):
         return schema
 
     def parts(self) -> Mapping[str, Attack]:
-        """The attacks that this one runs one after the other, by the names that its result calls them."""
+        """The attacks that this one runs one after the other, by their names in the result."""
         return {}
 
     def run(self, case: Case) -> Plan:
-        """Ask the questions of the attack and return what was found; see `touchstone.engine`."""
+        """Run the attack as a plan and return what was found; see `touchstone.engine`."""
         raise NotImplementedError
 
 
@@ -153,7 +151,7 @@ SHARED = ("restarts", "eot", "defence")
 
 
 class Certificate(Method):
-    """A method that proves how far an answer reaches."""
+    """A method that proves a radius within which the prediction cannot change."""
 
     kind: ClassVar[Kind] = "certificate"
 
@@ -162,15 +160,15 @@ class Certificate(Method):
         return None
 
     def run(self, subject: CertificateCase) -> PlanOf[Counts]:
-        """Ask until enough is counted; see `touchstone.engine.count_votes`."""
+        """Query until enough votes are counted; see `touchstone.engine.count_votes`."""
         raise NotImplementedError
 
     def bounds(self, counts: Counts) -> tuple[float, float]:
-        """How low and how high the probability of the class that is counted may be, as far as counted."""
+        """Lower and upper bound of the probability of the counted class, from the counts so far."""
         raise NotImplementedError
 
     def result(self, counts: Counts) -> dict[str, Any]:
-        """What the counts prove, as the fields of a certificate that belong to the method."""
+        """What the counts prove: the fields of the result that belong to the method."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""Families of attacks: what those of one budget or one way of asking share."""
+"""Families of attacks: the parameters that attacks of one budget or one kind of access share."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class NormAttack(Attack):
 class MinimalNorm(NormAttack):
     """An attack that looks for the nearest adversarial image, however far it is.
 
-    What it finds is moved onto the 8-bit lattice afterwards, as near as it still fools the model there; see
-    `engine.settled`.
+    What it finds is rounded to the 8-bit lattice afterwards, as near as it still fools the model there; see
+    `engine.round_to_success`.
     """
 
 
@@ -69,7 +69,7 @@ E = TypeVar("E", float, "Tensor")
 
 
 class StepSize:
-    """An attack of fixed budget whose steps have a length: its `step_size`, or a usual one that follows from
+    """An attack of fixed budget whose steps have a length: its `step_size`, or a default that follows from
     the radius.
     """
 
@@ -91,9 +91,9 @@ class StepSize:
 
 
 class GradientAttack(FixedBudget):
-    """An attack of fixed budget that asks for gradients.
+    """An attack of fixed budget that queries gradients.
 
-    One of another kind says so with the same line, `eot: Askings = 1`; nothing else is to be done for it.
+    An attack of another family declares the same field, `eot: EotSamples = 1`; it needs nothing else for EOT.
     """
 
     eot: EotSamples = 1

@@ -1,4 +1,4 @@
-"""Inference: a tensor of images goes in, logits come out; how both are kept as files. Never imports torch."""
+"""Inference: a tensor of images in, logits out, and how both are stored as files. Never imports torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ OUTPUTS = "outputs.npy"
 """The file with the logits (N, K), float32."""
 
 Stack = NDArray[np.float32] | NDArray[np.uint8]
-"""Images of one size: float32 (N, C, h, w) in [0,1] at the network's own size, taken as they are; or uint8
-(N, H, W, C) at any size, prepared as the model's own pipeline prepares 8-bit files.
+"""Images of one size: float32 (N, C, h, w) in [0,1] at the network's own size, used as they are; or uint8
+(N, H, W, C) at any size, preprocessed as the model's own pipeline preprocesses 8-bit files.
 """
 
 _NONCE_BYTES = 16
@@ -33,22 +33,22 @@ class Infer(BaseModel):
     rows: int = Field(ge=1, description="Images.")
 
     def cost(self) -> Cost:
-        """One look at each image."""
+        """One forward pass for each image."""
         return Cost(forward=self.rows, backward=0)
 
     def rounds(self) -> int:
-        """What progress is counted in."""
+        """The rounds in which progress is counted."""
         return self.rows
 
     def completed_rounds(self, forward: int, _backward: int) -> int:
-        """How many of the rounds these queries are."""
+        """How many rounds these queries complete."""
         return forward
 
 
 def pack(stacks: Sequence[Stack]) -> bytes:
     """The stacks as one file: npy after npy, and random bytes at the end.
 
-    The random bytes make every request's file its own, so that it can be deleted without a look at others.
+    The random bytes make every file unique, so that it can be deleted without checking other requests.
     """
     nonce = np.frombuffer(secrets.token_bytes(_NONCE_BYTES), np.uint8)
     return to_npy([*stacks, nonce])

@@ -1,4 +1,4 @@
-"""Predictions: what a model says of an image, and what it says where noise defends it."""
+"""Predictions: the classes of an image, and those of the smoothed classifier."""
 
 from __future__ import annotations
 
@@ -48,26 +48,26 @@ class Predict(BaseModel):
         return self
 
     def parameters(self) -> dict[str, Any]:
-        """What matters of them, as a job shows it."""
+        """The parameters that have an effect, as a job shows them."""
         return self.model_dump(mode="json", exclude=set() if self.defence else {"defence", *DEFENCE_FIELDS})
 
     def cost(self) -> Cost:
-        """The clean look, and with the defence its samples and two looks at whether the batch matters."""
+        """The clean query, and with the defence its samples and two queries for batch invariance."""
         return Cost(forward=self.n + 40 if self.defence else 1, backward=0)
 
     def rounds(self) -> int:
-        """What progress is counted in."""
+        """The rounds in which progress is counted."""
         return self.cost().forward
 
     def completed_rounds(self, forward: int, _backward: int) -> int:
-        """How many of the rounds these queries are."""
+        """How many rounds these queries complete."""
         return forward
 
 
 def build_smoothed_result(
     parameters: Predict, votes: NDArray[np.int64], manifest: Manifest
 ) -> dict[str, Any]:
-    """What the votes (K,) say: the class that won them, unless chance may have decided between the first
+    """The result of the votes (K,): the class with the most, unless chance may have decided between the first
     two.
     """
     order = np.argsort(-votes, kind="stable")[:5]

@@ -1,4 +1,4 @@
-"""The catalogue of all methods that declared themselves."""
+"""The catalogue of all declared methods."""
 
 from __future__ import annotations
 

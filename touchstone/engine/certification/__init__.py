@@ -1,1 +1,1 @@
-"""Votes of noisy copies, and the rules by which counting may stop."""
+"""Counting votes under noise, and the rules by which counting may stop."""

@@ -25,7 +25,7 @@ PILOT_START = 2**63
 """The pilot's samples are numbered from here, the count's from 0: no sample is ever both."""
 
 CHUNK = 256
-"""Samples of a question, a multiple of every fixed pass: between two questions others hear how it stands."""
+"""Samples of a query, a multiple of every fixed pass. Progress is reported between two queries."""
 
 OVERLAP = 8
 BATCH_TOLERANCE = 1e-3
@@ -36,7 +36,7 @@ class Counts:
     """Votes counted so far for an image: `hits` of `n` for `label`, which a pilot chose."""
 
     label: int
-    clean: int  # what the model says of the image without noise
+    clean: int  # the class predicted without noise
     votes: NDArray[np.int64]  # (K,) of the n samples
     seed: int
     n: int = 0
@@ -57,7 +57,7 @@ class Counts:
         return [(int(label), int(self.votes[label])) for label in order if self.votes[label]]
 
     def to_record(self) -> dict[str, Any]:
-        """As JSON, to be continued from."""
+        """As JSON, from which a later job can continue the count."""
         votes = {str(label): int(count) for label, count in enumerate(self.votes) if count}
         return {
             "label": self.label,
@@ -81,8 +81,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class CertificateCase:
-    """What a certificate is given: an image (1, C, h, w) at the network's size, a seed, counts to go on
-    from, and who is told how the count stands.
+    """What a certificate is given: an image (1, C, h, w) at the network's size, a seed, counts to continue
+    from, and a callback that is given the counts so far.
     """
 
     image: Tensor
@@ -93,7 +93,7 @@ class CertificateCase:
 
 @dataclass(frozen=True)
 class StoppingCriterion:
-    """When a count ends: at which looks, and for which reasons."""
+    """When a count ends: at which looks (the sample counts at which a bound may be taken), and why."""
 
     rule: StoppingRule
     n: int
@@ -107,7 +107,7 @@ class StoppingCriterion:
         return self.rule.lower(hits, at, n=self.n, alpha=self.alpha)
 
     def upper(self, hits: int, at: int) -> float:
-        """An upper bound: it decides only when to give up, so no certificate depends on it."""
+        """An upper bound. It only decides when to give up, so no certificate depends on it."""
         return clopper_pearson_upper(hits, at, self.alpha / len(self.rule.looks(self.n)))
 
     def reason(self, hits: int, at: int) -> str:
@@ -132,14 +132,14 @@ class StoppingCriterion:
 def count_votes(
     subject: CertificateCase, *, noise: SampleNoise, pilot: int, stop: StoppingCriterion
 ) -> PlanOf[Counts]:
-    """Count votes until `stop` says why to end, or until the deadline, a cancel or the end of the model's
-    budget: what was looked at before stays.
+    """Count votes until `stop` gives a reason to end, or until the deadline, a cancellation or the end of the
+    model's query budget, which all keep the counts so far.
 
-    With a prior, goes on where that ended. Raises BatchDependent if answers depend on the batch.
+    With a prior, the count continues where that ended. Raises BatchDependent if answers depend on the batch.
     """
     counts = subject.prior
     if counts is not None:
-        noise = replace(noise, seed=counts.seed)  # the samples go on where the earlier ones ended
+        noise = replace(noise, seed=counts.seed)  # the samples continue the earlier ones
     try:
         if counts is None:
             counts = yield from _run_pilot(subject.image, noise, pilot)
@@ -176,7 +176,7 @@ def sample_under_noise(
 
 
 def _check_batch_invariance(image: Tensor, noise: SampleNoise) -> PlanOf[float]:
-    """By how much logits depend on their place in the batch, which must be next to nothing."""
+    """By how much logits depend on their place in the batch; more than a tolerance is refused."""
     first = (yield NoisyLogits(image, noise, range(PILOT_START, PILOT_START + 2 * OVERLAP))).logits
     again = (yield NoisyLogits(image, noise, range(PILOT_START + OVERLAP, PILOT_START + 3 * OVERLAP))).logits
     difference = float((first[OVERLAP:] - again[:OVERLAP]).abs().max())

@@ -1,5 +1,4 @@
-"""When counting votes may stop, and what the counts prove: rules that stay true however early they are looked
-at.
+"""When counting votes may stop, and what the counts prove: rules that stay valid under early stopping.
 
 A rule bounds from below the probability p that the smoothed class is voted for, with total error `alpha` over
 all looks. The votes that a bound is taken from are never those that chose the class.
@@ -43,22 +42,21 @@ def log_e_value(hits: int, n: int, p0: float) -> float:
 
 
 def majority_p_value(first: int, second: int) -> float:
-    """How likely votes as uneven as these, or more, are if both classes are equally likely (two-sided,
+    """The probability of votes at least as uneven as these if both classes are equally likely (two-sided,
     exact).
     """
     return min(1.0, 2 * float(binom.sf(max(first, second) - 1, first + second, 0.5)))
 
 
 def certified_radius(p: float, sigma: float) -> float:
-    """σ Φ⁻¹(p), the L2 radius of Cohen, Rosenfeld & Kolter 2019 (eq.
-
-    3 with p_B = 1 - p); 0 where p <= 1/2.
+    """σ Φ⁻¹(p), the L2 radius of Cohen, Rosenfeld & Kolter 2019, equation 3 with p_B = 1 - p; 0 where p <=
+    1/2.
     """
     return sigma * float(norm.ppf(p)) if p > 0.5 else 0.0
 
 
 def required_probability(radius: float, sigma: float) -> float:
-    """The vote probability that a radius needs: Φ(r/σ)."""
+    """The vote probability that a radius requires: Φ(r/σ)."""
     return float(norm.cdf(radius / sigma))
 
 
@@ -67,7 +65,7 @@ class StoppingRule(Protocol):
 
     @property
     def name(self) -> RuleName:
-        """As it is asked for."""
+        """As the parameter `rule` names it."""
         ...
 
     def looks(self, n: int) -> tuple[int, ...]:
@@ -79,7 +77,7 @@ class StoppingRule(Protocol):
         ...
 
     def alpha_spending(self, n: int) -> str:
-        """How alpha is spent, in words and figures."""
+        """How alpha is spent, in words and numbers."""
         ...
 
 

@@ -1,1 +1,1 @@
-"""Models made ready to be asked, here or at another address."""
+"""Models that answer queries: networks on this machine, and remote models."""

@@ -1,5 +1,5 @@
-"""What stands between an image and the network: channels, resize, crop and normalisation, differentiable
-at any size; and the same for files, bit for bit as Pillow does it.
+"""From an image to the network's input: channels, resize, crop and normalization, differentiable at any
+image size; and the same for 8-bit files, bit for bit as Pillow does it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from touchstone.images import Pixels
 from touchstone.models.manifest import InputSpec, Manifest
 
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R 601-2), as in Pillow's mode L."""
+"""Weights of red, green and blue in gray (ITU-R 601-2), as in Pillow's mode L."""
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network sees an image: the map from pixels in [0,1] to its input.
+    """How images become a network's input: the map from pixels in [0,1].
 
-    Resizing is separable and linear but for overshoot, which is cut off, so it is done as two small matrices,
-    crop included: one from the right for the columns of the image and one from the left for its rows. Their
-    transposes are the gradient. Pillow rounds to 8 bits in between, which no gradient survives: `see` is
-    within about one level of it, and `apply_to_files` is it.
+    Resizing is separable, and linear except for overshoot, which is clipped. So it is done as two small
+    matrices, crop included: one from the right for the columns of the image and one from the left for its
+    rows. Their transposes are the gradient. Pillow rounds to 8 bits in between, which has no gradient:
+    `apply` is within about one level of Pillow's result, and `apply_to_files` equals it.
     """
 
     spec: InputSpec | None  # None: images come at the size the network takes
@@ -40,7 +40,7 @@ class Preprocessing:
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, device: torch.device) -> Preprocessing:
-        """The sight that a manifest describes."""
+        """The preprocessing that a manifest describes."""
         return cls(manifest.input, per_channel(manifest.mean, device), per_channel(manifest.std, device))
 
     def resize(self, x: Tensor) -> Tensor:
@@ -48,29 +48,26 @@ class Preprocessing:
         return x if self.spec is None else self._resample(_convert_channels(x, self.spec.channels), self.spec)
 
     def resize_files(self, x: Tensor) -> Tensor:
-        """The same for images as 8-bit files hold them, by Pillow: what a model's own pipeline would see.
+        """The same for images that 8-bit files hold, by Pillow, as the model's own pipeline does it.
 
-        Images that no such file holds, because they are off its lattice, are placed as they are.
+        Images off the 8-bit lattice, which no file holds, are resized as they are.
         """
         if self.spec is None or _fits(x, self.spec) or not on_lattice(x):
             return self.resize(x)
         pixels = to_pixels(x).permute(0, 2, 3, 1).cpu().numpy()
-        placed = np.stack([_resize_with_pillow(one, self.spec) for one in pixels])
-        return from_pixels(to_device(x.device, torch.from_numpy(placed)).permute(0, 3, 1, 2))
+        resized = np.stack([_resize_with_pillow(one, self.spec) for one in pixels])
+        return from_pixels(to_device(x.device, torch.from_numpy(resized)).permute(0, 3, 1, 2))
 
     def apply(self, x: Tensor) -> Tensor:
         """Images (B, 1 or 3, H, W) in [0,1] as the network's input (B, C, h, w)."""
-        return self._standardize(self.resize(x))
+        return self.normalize(self.resize(x))
 
     def apply_to_files(self, x: Tensor) -> Tensor:
-        """The same for images as 8-bit files hold them."""
-        return self._standardize(self.resize_files(x))
+        """The same for images that 8-bit files hold."""
+        return self.normalize(self.resize_files(x))
 
     def normalize(self, x: Tensor) -> Tensor:
-        """The same for images (B, C, h, w) that are placed already: nothing resizes or crops them again."""
-        return self._standardize(x)
-
-    def _standardize(self, x: Tensor) -> Tensor:
+        """Images (B, C, h, w) at the network's size, less the mean and divided by the standard deviation."""
         return x if self.mean is None or self.std is None else (x - self.mean) / self.std
 
     @staticmethod
@@ -85,7 +82,7 @@ class Preprocessing:
 
 
 def per_channel(values: tuple[float, ...] | None, device: torch.device) -> Tensor | None:
-    """Numbers, one a channel, shaped to be broadcast over images."""
+    """Numbers, one for each channel, shaped to be broadcast over images."""
     return None if values is None else torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
@@ -101,9 +98,9 @@ def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
 @lru_cache(maxsize=64)
 def resampling_matrix(size: int, resized: int, cropped: int, interpolation: str) -> Tensor:
     """The (kept, size) matrix that resizes a line of `size` values to `resized`, antialiased, and keeps its
-    centre.
+    center.
 
-    It is what resizing does to the columns of the identity. A centre that would need padding is zero there.
+    It is what resizing does to the columns of the identity. A center that would need padding is zero there.
     """
     unit = torch.eye(size, dtype=torch.float64)[None, None]
     lines = functional.interpolate(unit, size=(resized, size), mode=interpolation, antialias=True)[

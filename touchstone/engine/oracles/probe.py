@@ -1,4 +1,4 @@
-"""How a model gets ready to be asked: loaded onto a device, and measured."""
+"""Loading a model onto a device, and measuring it there."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from touchstone.models.measurements import Probe
 from touchstone.models.store import ZOO, ModelStore
 
 MIN_ROWS = 8
-"""A machine that was busy while it measured must not leave the model asked one row at a time."""
+"""At least so many rows a pass: measurements on a busy machine must not lead to passes of one row."""
 
 STOP_SHARE = 0.85
-"""Share of the best rate at which larger batches are not tried."""
+"""Larger batches are not tried once the rate falls below this share of the best."""
 
 GRADIENT_TOLERANCE = 0.05
-"""Share of a gradient's largest value: rounding may tip a ReLU, which no longer passes its part on."""
+"""Tolerated difference, as a share of the gradient's largest value: rounding may switch a ReLU off."""
 
 SUM_TOLERANCE = 1e-3
 
@@ -56,7 +56,7 @@ def load_oracle(
 def probe_oracle(
     oracle: TorchOracle, shape: Shape, *, load_seconds: float = 0.0
 ) -> tuple[TorchOracle, Probe]:
-    """The oracle as it is best asked about images (C, H, W), and what was found out about it."""
+    """The oracle with the best pass size for images (C, H, W), and what was measured."""
     rates = measure_gradient_rates(oracle, shape)
     best = max(rates, key=rates.__getitem__)
     invariance = measure_batch_invariance(oracle, shape)
@@ -90,8 +90,7 @@ def measure_gradient_rates(
 ) -> Mapping[int, float]:
     """Gradients a second of images (C, H, W), by the rows of a pass.
 
-    Doubles the batch until that has clearly become worse, memory holds no more, or for `max_seconds` seconds.
-    Warms the model up, too.
+    Doubles the batch until the rate falls, memory runs out or `max_seconds` have passed. Warms up the model.
     """
     _measure_gradient_rate(oracle, shape, 1)
     until = time.perf_counter() + max_seconds
@@ -110,7 +109,7 @@ def measure_gradient_rates(
 
 @dataclass(frozen=True)
 class BatchInvariance:
-    """Whether a row is answered alone as it is among others, by how much not, and what answers look like."""
+    """Whether answers to a row depend on its batch, by how much, and whether they are softmax."""
 
     holds: bool
     logits_difference: float | None
@@ -119,7 +118,7 @@ class BatchInvariance:
 
 
 def measure_batch_invariance(oracle: TorchOracle, shape: Shape) -> BatchInvariance:
-    """Ask about one row among others, and then alone."""
+    """Query one row in a batch, and then alone."""
     x = torch.rand(MIN_ROWS, *shape, generator=torch.Generator().manual_seed(0)).to(oracle.device)
     all_logits, all_gradients = _query_gradient(oracle, x)
     logits, gradients = _query_gradient(oracle, x[-1:])
@@ -132,12 +131,12 @@ def measure_batch_invariance(oracle: TorchOracle, shape: Shape) -> BatchInvarian
 
 
 def looks_like_softmax(logits: Tensor) -> bool:
-    """Whether every row (B, K) is made of shares of one."""
+    """Whether every row (B, K) is non-negative and adds up to one."""
     return bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() <= SUM_TOLERANCE).all())
 
 
 def _query_gradient(oracle: TorchOracle, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and the gradient of a loss that never saturates."""
+    """Logits and the gradient of the margin, which never saturates."""
     first = torch.zeros(len(x), dtype=torch.long, device=x.device)
     [answer] = oracle.answer([Gradient(x, Margin(Goal.of(first, targeted=False)))])
     return answer.logits, torch.zeros_like(x) if answer.grad is None else answer.grad

@@ -1,4 +1,4 @@
-"""A model behind an address, as an oracle: rows go out in requests, and their answers come back as logits."""
+"""A remote model as an oracle: rows are sent in requests, and the responses are read as logits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol as Interface
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from touchstone.models.remote_manifest import Remote
 from touchstone.net.outbound import Channel, OutboundClient, Reply
 
 POLL_SECONDS = 0.05
-"""How often it is looked whether an answer is still wanted."""
+"""How often to check whether answers are still wanted."""
 
 LEDGER_RETRY_SECONDS = 0.2
 GRACE_SECONDS = 1.0
@@ -43,34 +43,36 @@ MAX_RETRY_SECONDS = 60.0
 _RETRY_STATUSES = (429, 503)
 
 
-class SpendFunction(Interface):
-    """Counts what a remote model is sent, for all workers together."""
+class SpendFunction(Protocol):
+    """Counts the rows sent to a remote model by all workers together."""
 
     def __call__(self, model: str, rows: int, *, budget: int | None, rate: float | None, token: str) -> float:
-        """Seconds until the rows may be asked for; 0 where they may be sent now, and then they are spent.
+        """Seconds until the rows may be sent; 0 where they may be sent now, and then they are spent.
 
-        A call repeated with the same token is one. Raises QueryBudgetSpent and LedgerUnavailable.
+        Calls with the same token count once. Raises QueryBudgetSpent and LedgerUnavailable.
         """
 
 
 @dataclass(frozen=True)
 class RemoteAccess:
-    """What it takes to ask remote models: a way out, somebody who counts, and secrets by name and host."""
+    """What queries to remote models need: an outbound client, a function that counts, secrets by name and
+    host.
+    """
 
     outgoing: OutboundClient
     spend: SpendFunction
     secret: Callable[[str, str], str]
 
     def oracle_for(self, manifest: Manifest) -> RemoteOracle:
-        """An oracle for a remote model's card. Raises ModelUnusable, AddressRefused."""
+        """An oracle for a remote model's manifest. Raises ModelUnusable, AddressRefused."""
         return RemoteOracle(manifest, self)
 
 
 class RemoteOracle:
-    """Asks a remote model for what it answers: never for gradients.
+    """Queries a remote model for logits; it has no gradients.
 
-    Images are made ready here, on the processor, as the manifest says; or are sent as 8-bit files of the
-    upload's size, if the model wants files. It blocks while it asks, so it belongs on a lane of its own.
+    Images are preprocessed here, on the CPU, as the manifest says; or are sent as 8-bit files of the upload's
+    size, if the model takes files. Answering blocks, so the oracle needs a thread of its own.
     """
 
     shared = True
@@ -80,7 +82,7 @@ class RemoteOracle:
     def __init__(self, manifest: Manifest, access: RemoteAccess) -> None:
         self._channels: list[Channel] = []
         if manifest.remote is None:
-            raise ModelUnusable(f"{manifest.id} is no remote model")
+            raise ModelUnusable(f"{manifest.id} is not a remote model")
         self.manifest, self.remote = manifest, manifest.remote
         self.preprocessing = (
             Preprocessing.from_manifest(manifest, self.device)
@@ -94,24 +96,24 @@ class RemoteOracle:
         self.rows = self.fixed_rows = manifest.remote.batch_rows * manifest.remote.parallel
 
     def answer(self, queries: Sequence[Query | NoisyLogits]) -> Sequence[Answer | Failure]:
-        """As `answer_while`, wanted to the end."""
+        """As `answer_while`, with every answer wanted to the end."""
         return self.answer_while(queries, lambda: [True] * len(queries))
 
     def answer_while(
         self, queries: Sequence[Query | NoisyLogits], still_wanted: StillWanted
     ) -> Sequence[Answer | Failure]:
-        """An answer to each query, or why there is none. Raises GradientRefused."""
+        """An answer to each query, or the failure that prevented it. Raises GradientRefused."""
         if any(isinstance(query, Gradient) for query in queries):
-            raise GradientRefused(f"{self.manifest.id} answers behind an address, which tells no gradients")
+            raise GradientRefused(f"{self.manifest.id} is a remote model, which gives no gradients")
         with torch.no_grad():
-            seen = [row for query in queries for row in self._preprocess(query)]
+            rows = [row for query in queries for row in self._preprocess(query)]
         owners = [number for number, query in enumerate(queries) for _ in range(len(query))]
-        asking = _RemotePass(self, seen, owners, still_wanted)
-        asking.run()
-        return [asking.answer(number) for number in range(len(queries))]
+        remote_pass = _RemotePass(self, rows, owners, still_wanted)
+        remote_pass.run()
+        return [remote_pass.answer(number) for number in range(len(queries))]
 
     def close_idle(self) -> None:
-        """Close the connections that wait for the next request."""
+        """Close the connections that are kept for the next request."""
         channels, self._channels = self._channels, []
         for channel in channels:
             channel.close()
@@ -120,7 +122,7 @@ class RemoteOracle:
         self.close_idle()
 
     def acquire_channel(self) -> Channel:
-        """A connection that nobody uses."""
+        """An idle connection, or a new one."""
         return self._channels.pop() if self._channels else self._access.outgoing.channel(self.protocol.url)
 
     def release_channel(self, channel: Channel) -> None:
@@ -128,7 +130,7 @@ class RemoteOracle:
         self._channels.append(channel)
 
     def post(self, channel: Channel, images: Sequence[NDArray[np.float32]]) -> Reply:
-        """Ask about images; blocks. Raises the failures of `Channel.post`."""
+        """Send one request for these images; blocks. Raises the failures of `Channel.post`."""
         body, headers = self.protocol.build_request(images)
         return channel.post(
             body,
@@ -138,8 +140,8 @@ class RemoteOracle:
         )
 
     def _preprocess(self, query: Query | NoisyLogits) -> NDArray[np.float32]:
-        seen = preprocessing_for(query)(self.preprocessing, query.x)
-        array: NDArray[np.float32] = seen.float().numpy()
+        inputs = preprocessing_for(query)(self.preprocessing, query.x)
+        array: NDArray[np.float32] = inputs.float().numpy()
         return array
 
     def _secret_headers(self, remote: Remote) -> dict[str, str]:
@@ -152,7 +154,7 @@ class RemoteOracle:
 
 @dataclass(eq=False)
 class _RowsRequest:
-    """Some rows of a pass, and how often they were sent."""
+    """A request for some rows of a pass, and how often it was sent."""
 
     rows: range
     attempts: int = 0
@@ -203,9 +205,11 @@ class _RemotePass:
         """What became of the owner's rows."""
         if owner in self._failures:
             return self._failures[owner]
-        mine = [score for score, one in zip(self._scores, self._owners, strict=True) if one == owner]
-        told = [score for score in mine if score is not None]
-        return Answer(_logits(told)) if len(told) == len(mine) else JobCanceled("nobody waits for the answer")
+        scores = [score for score, one in zip(self._scores, self._owners, strict=True) if one == owner]
+        known = [score for score in scores if score is not None]
+        if len(known) < len(scores):
+            return JobCanceled("the answer is no longer wanted")
+        return Answer(_logits(known))
 
     def _drop_unwanted(self) -> None:
         flags = self._still_wanted()
@@ -243,7 +247,7 @@ class _RemotePass:
                 self._send(request)
 
     def _try_spend(self, request: _RowsRequest) -> bool:
-        """Whether the request was dealt with; false where it must wait, and all behind it."""
+        """Whether the request may be sent, or has failed; false where it and all behind it must wait."""
         remote = self._remote
         try:
             pause = self._oracle.spend(
@@ -272,7 +276,7 @@ class _RemotePass:
         request.deadline = time.monotonic() + self._remote.timeout + GRACE_SECONDS
         self._under_way.add(request)
         images = self._images[request.rows.start : request.rows.stop]
-        # A thread of its own, since nothing else can be left behind: a name's resolution cannot be ended.
+        # A thread of its own, which can be left behind: a running name resolution cannot be interrupted.
         threading.Thread(
             target=_exchange,
             args=(self._oracle, request, request.channel, images, self._arrived),
@@ -281,7 +285,7 @@ class _RemotePass:
         ).start()
 
     def _collect(self) -> None:
-        """Wait a moment for an answer."""
+        """Wait a moment for a response."""
         if not self._waiting and not self._under_way:
             return
         try:
@@ -289,7 +293,7 @@ class _RemotePass:
         except queue.Empty:
             return
         if request not in self._under_way:
-            return  # abandoned meanwhile
+            return  # abandoned in the meantime
         self._under_way.remove(request)
         if request.channel is not None:
             self._oracle.release_channel(request.channel)
@@ -317,7 +321,7 @@ class _RemotePass:
             self._fail(request, failure)
 
     def _read_body(self, reply: Reply | Exception) -> bytes:
-        """The answer's bytes, if it is one. Raises _Later where it is worth asking again."""
+        """The body of a response with scores. Raises _RetryLater where the request may be sent again."""
         name = self._oracle.manifest.id
         if isinstance(reply, RemoteUnavailable) and not reply.extra.get("timed_out"):
             raise _RetryLater(reply)
@@ -343,7 +347,7 @@ class _RemotePass:
                 self._scores[row] = score
 
     def _split_or_fail(self, request: _RowsRequest, wrong: RemoteAnswer) -> None:
-        """One job's rows must not fail for another's: ask again for each by itself."""
+        """One job's rows must not fail for another's: send the rows of each again by themselves."""
         owners = sorted(self._owners_of(request))
         if len(owners) == 1:
             self._fail(request, wrong)
@@ -353,7 +357,7 @@ class _RemotePass:
             self._waiting.append(_RowsRequest(range(own[0], own[-1] + 1)))
 
 
-class _RetryLater(Exception):  # noqa: N818 - it asks for patience
+class _RetryLater(Exception):  # noqa: N818 - not an error: the request is sent again
     """The request may be sent again, after a pause in seconds; otherwise this is why it failed."""
 
     def __init__(self, failure: Failure, pause: float = 0.0) -> None:
@@ -371,7 +375,7 @@ def _exchange(
 ) -> None:
     try:
         arrived.put((request, oracle.post(channel, images)))
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong here is raised where it is waited for
+    except Exception as error:  # noqa: BLE001 - raised on the thread that waits for the response
         arrived.put((request, error))
 
 

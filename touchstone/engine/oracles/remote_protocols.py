@@ -1,4 +1,4 @@
-"""What is sent to a remote model and how its answers are read: rows of numbers here, bytes there."""
+"""Requests to remote models and their responses: rows of numbers on our side, bytes on the wire."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Images = Sequence[NDArray[np.float32]]
 Scores = NDArray[np.float64]
 
 MIN_PROBABILITY = 1e-12
-"""The smallest probability that a class is given: its logarithm must be finite."""
+"""Smaller probabilities are raised to this one: logarithms must be finite."""
 
 MAX_ANSWER_BYTES = 2**26
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -34,7 +34,7 @@ _LENGTH = "Inference-Header-Content-Length"
 
 
 class RemoteProtocol:
-    """How one remote model is spoken to."""
+    """Builds the requests to one remote model and reads its responses."""
 
     def __init__(self, manifest: Manifest, remote: Remote) -> None:
         self._manifest = manifest
@@ -57,11 +57,11 @@ class RemoteProtocol:
         return f"{self._remote.url.rstrip('/')}/v2/models/{oip.model}{version}/infer"
 
     def max_bytes(self, rows: int) -> int:
-        """As long as an answer may be."""
+        """The largest response that is accepted."""
         return min(2**20 + 200 * rows * len(self._manifest.classes), MAX_ANSWER_BYTES)
 
     def build_request(self, rows: Images) -> tuple[bytes, dict[str, str]]:
-        """A body, and the headers that belong to it."""
+        """The body of a request and its headers."""
         if self._remote.oip is not None:
             return _build_oip_request(self._remote.oip, np.stack(list(map(self._to_layout, rows))))
         filled = self._fill_template(self._remote.request, rows)
@@ -70,7 +70,7 @@ class RemoteProtocol:
     def read_scores(self, body: bytes, rows: int) -> list[Scores | RemoteAnswer]:
         """Each row's logits (K,), or what is wrong with its answer.
 
-        Raises RemoteAnswer where the body cannot be told into rows.
+        Raises RemoteAnswer where the body cannot be split into rows.
         """
         answers = self._read_rows(_parse_json(body), rows)
         if len(answers) != rows:
@@ -93,11 +93,12 @@ class RemoteProtocol:
             return path.rows(value)
         except LookupError as error:
             raise RemoteAnswer(
-                f"{self._manifest.id} answered JSON in which {path} leads nowhere: there is no {error.args[0]}"
+                f"{self._manifest.id} answered JSON in which {path} leads nowhere: "
+                f"there is no {error.args[0]}"
             ) from None
 
     def _fill_template(self, template: JsonValue, rows: Images) -> Any:
-        """The template with its marks replaced; within {"$rows": …} once for each row."""
+        """The template with its placeholders replaced; within {"$rows": …} once for each row."""
         if isinstance(template, dict):
             if set(template) == {ROWS}:
                 return [self._fill_for_row(template[ROWS], row) for row in rows]
@@ -132,22 +133,22 @@ class RemoteProtocol:
         return np.array([self._read_number(value) for value in answer])
 
     def _read_probabilities(self, answer: Any) -> Scores:
-        shares = self._read_logits(answer)
-        if shares.min() < 0 or abs(shares.sum() - 1) > SUM_TOLERANCE:
+        probabilities = self._read_logits(answer)
+        if probabilities.min() < 0 or abs(probabilities.sum() - 1) > SUM_TOLERANCE:
             self._reject("probabilities of 0 to 1 that add up to 1")
-        logits: Scores = np.log(np.maximum(shares, MIN_PROBABILITY))
+        logits: Scores = np.log(np.maximum(probabilities, MIN_PROBABILITY))
         return logits
 
     def _read_top_k(self, answer: Any) -> Scores:
-        """The likeliest classes' probabilities; what is left is shared by the others, none above those."""
-        told = dict(self._read_entry(entry) for entry in self._read_entries(answer))
-        left = 1 - sum(told.values())
-        if not told or min(told.values()) < 0 or left < -SUM_TOLERANCE:
+        """The probabilities of the likeliest classes; the rest is shared by the others, none above those."""
+        known = dict(self._read_entry(entry) for entry in self._read_entries(answer))
+        left = 1 - sum(known.values())
+        if not known or min(known.values()) < 0 or left < -SUM_TOLERANCE:
             self._reject("the likeliest classes, with probabilities that add up to 1 at most")
-        others = max(1, len(self._manifest.classes) - len(told))
-        shares = np.full(len(self._manifest.classes), min([max(left, 0) / others, *told.values()]))
-        shares[list(told)] = list(told.values())
-        logits: Scores = np.log(np.maximum(shares, MIN_PROBABILITY))
+        others = max(1, len(self._manifest.classes) - len(known))
+        probabilities = np.full(len(self._manifest.classes), min([max(left, 0) / others, *known.values()]))
+        probabilities[list(known)] = list(known.values())
+        logits: Scores = np.log(np.maximum(probabilities, MIN_PROBABILITY))
         return logits
 
     def _read_entries(self, answer: Any) -> list[Any]:
@@ -167,10 +168,10 @@ class RemoteProtocol:
         return self._read_class(entry[0]), self._read_number(entry[1])
 
     def _read_label(self, answer: Any) -> Scores:
-        """All that is known: this class, and no other."""
-        shares = np.full(len(self._manifest.classes), math.log(MIN_PROBABILITY))
-        shares[self._read_class(answer)] = 0.0
-        return shares
+        """The class that was answered has probability one."""
+        logits = np.full(len(self._manifest.classes), math.log(MIN_PROBABILITY))
+        logits[self._read_class(answer)] = 0.0
+        return logits
 
     def _read_class(self, label: Any) -> int:
         if isinstance(label, str) and label in self._labels:
@@ -183,7 +184,7 @@ class RemoteProtocol:
             self._reject("classes that its manifest names")
 
     def _order_by_class(self, answer: Mapping[str, Any]) -> list[Any]:
-        """A number for each class, from an object that has them by name."""
+        """A number for each class in order, from an object that has them by name."""
         missing = [name for name in self._manifest.classes if name not in answer]
         if missing or len(answer) != len(self._manifest.classes):
             self._reject("one number for each class that its manifest names")
@@ -243,4 +244,4 @@ def _parse_json(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise RemoteAnswer("the answer is no JSON") from None
+        raise RemoteAnswer("the answer is not JSON") from None

@@ -1,1 +1,1 @@
-"""One thread per device: it gathers the open queries of all jobs and answers them in one pass."""
+"""One thread per device, which collects the open queries of all jobs and answers them in shared passes."""

@@ -1,4 +1,4 @@
-"""One thread with a batcher: what is asked of one device, or of one remote model, goes along it."""
+"""One thread with a batcher: all queries to one device, or to one remote model, run on it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class TaskHandle:
         return self._task.queries
 
     def cancel(self) -> None:
-        """Ask for the task to end before the next step; `result` then raises Canceled."""
+        """Ask for the task to end before the next step; `result` then raises JobCanceled."""
         self._task.canceled = True
 
     def expire(self) -> None:
-        """Let the deadline have passed: the task ends before the next step, as it does when late."""
+        """Treat the deadline as passed: the task ends before the next step."""
         self._task.deadline = float("-inf")
 
     def result(self) -> Any:
@@ -49,10 +49,10 @@ class TaskHandle:
 
 
 class DeviceThread:
-    """A thread that runs a `Batcher`; `steps` counts its finished slices.
+    """A thread that runs a `Batcher`; `steps` counts its finished passes.
 
-    With `patience`, the thread ends when there was nothing to do for so many seconds, after a call of `idle`;
-    the next task starts another.
+    With `idle_seconds`, the thread ends when there was nothing to do for so many seconds, after a call of
+    `on_idle`; the next task starts another.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class DeviceThread:
         return self._thread is not None
 
     def metrics(self) -> dict[str, Any]:
-        """What it has done so far, as JSON."""
+        """Metrics of its passes, as JSON."""
         return self._metrics.snapshot()
 
     def ensure_running(self) -> None:
@@ -116,7 +116,7 @@ class DeviceThread:
     def _run(self) -> None:
         torch.set_flush_denormal(True)
         while self._admit():
-            with suppress(Exception):  # what could not even be abandoned has its turn again
+            with suppress(Exception):  # tasks that could not be abandoned are served again
                 self._step()
             self.steps += 1
         self._on_idle()
@@ -147,7 +147,7 @@ class DeviceThread:
             self._batcher.add(self._arrived.popleft())
 
     def _while_waiting(self) -> None:
-        """While an oracle takes its time, tasks may arrive, and all must end when the worker does."""
+        """While a slow oracle answers, tasks may arrive, and all must end when the worker does."""
         self._take_arrived()
         if self._stopping:
             self._batcher.abandon(WorkerStopping("the worker is shutting down"))

@@ -22,14 +22,15 @@ from touchstone.models.measurements import Probe
 from touchstone.models.store import ZOO, ModelStore
 
 IDLE_SECONDS = 30.0
-"""After so long without a question the thread of a remote model ends, and its connections are closed."""
+"""After so long without a query the thread of a remote model ends, and its connections are closed."""
 
 
 class Engine:
-    """Lanes for plans: one for the device, and one for each remote model, which nobody else waits for.
+    """Threads that run plans: one for the device, and one for each remote model, so that a slow one delays no
+    other.
 
-    `steps` counts the device's finished slices: while `busy`, it moves unless the device or a model hangs. A
-    remote model may be slow without that being a fault of the engine's, so its lane does not count.
+    `steps` counts the finished passes of the device: while `busy`, it grows unless the device or a model
+    hangs. A remote model may be slow without a fault of the engine, so its thread does not count.
     """
 
     def __init__(
@@ -48,12 +49,12 @@ class Engine:
         self._remote_threads: WeakKeyDictionary[RemoteOracle, DeviceThread] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._stopping = False
-        tune_allocator()  # before the thread is given an arena of its own
+        tune_allocator()  # before the thread gets an arena of its own
         self._device_thread.ensure_running()
 
     @property
     def steps(self) -> int:
-        """Finished slices of the device."""
+        """Finished passes of the device."""
         return self._device_thread.steps
 
     @property
@@ -62,9 +63,9 @@ class Engine:
         return self._device_thread.busy
 
     def metrics(self) -> dict[str, Any]:
-        """What it has done so far and what it keeps loaded, as JSON."""
+        """Metrics of its passes and the models that it keeps loaded, as JSON."""
         with self._lock:
-            remote = {oracle.manifest.id: lane.metrics() for oracle, lane in self._remote_threads.items()}
+            remote = {oracle.manifest.id: thread.metrics() for oracle, thread in self._remote_threads.items()}
         return {
             **self._device_thread.metrics(),
             "device": str(self.device),
@@ -87,7 +88,7 @@ class Engine:
         owner: str = "",
     ) -> TaskHandle:
         """Run a plan among the others; `deadline` in seconds from now. `on_answer` is called after each
-        answer, on the thread of the oracle's lane.
+        answer, on the oracle's thread.
         """
         until = float("inf") if deadline is None else time.monotonic() + deadline
         task = Task(plan, oracle, deterministic, until, on_answer, owner)
@@ -98,13 +99,13 @@ class Engine:
         with self._lock:
             self._stopping = True
             threads = [self._device_thread, *self._remote_threads.values()]
-        for lane in threads:
-            lane.stop()
+        for thread in threads:
+            thread.stop()
 
     def remote_oracle(self, manifest: Manifest) -> RemoteOracle:
-        """An oracle that asks behind the address of a card. Raises ModelUnusable, AddressRefused."""
+        """An oracle for the remote model of a manifest. Raises ModelUnusable, AddressRefused."""
         if self._remote_access is None:
-            raise ModelUnusable(f"{manifest.id} is a remote model, which only a worker may ask")
+            raise ModelUnusable(f"{manifest.id} is a remote model, which only a worker may query")
         return self._remote_access.oracle_for(manifest)
 
     def _thread_of(self, oracle: Oracle) -> DeviceThread:
@@ -126,13 +127,13 @@ class Engine:
 
     def _resident_models(self) -> list[dict[str, Any]]:
         return [
-            {"id": card.id, "digest": card.digest, "bytes": size}
-            for card, size in self.models.loaded_sizes().items()
+            {"id": manifest.id, "digest": manifest.digest, "bytes": size}
+            for manifest, size in self.models.loaded_sizes().items()
         ]
 
 
 def _create_remote_thread(oracle: RemoteOracle) -> DeviceThread:
-    """A lane that does not keep the oracle alive."""
+    """A thread that does not keep the oracle alive."""
     close_idle = WeakMethod(oracle.close_idle)
 
     def on_idle() -> None:

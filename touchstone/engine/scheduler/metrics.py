@@ -1,4 +1,4 @@
-"""What the engine has done so far, as cumulative histograms for the dashboard and for Prometheus."""
+"""Metrics of the engine's passes, as cumulative histograms for the dashboard and for Prometheus."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class EngineMetrics:
         self._queries.backward += queries.backward
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """All metrics as JSON."""
         return {
             "batch_rows": self._rows.snapshot(),
             "step_seconds": self._seconds.snapshot(),

@@ -1,5 +1,5 @@
-"""For attacks that see decisions alone: a first image that meets the goal, where the way back to the original
-crosses the boundary, and which way the boundary faces there.
+"""Parts of attacks that see decisions alone: a start that meets the goal, a point on the boundary between it
+and the original, and an estimate of the boundary's normal there.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from touchstone.engine.search.nearest import Nearest
 from touchstone.engine.threat import Case, Threat
 
 COARSENESS = (None, 1, 2, 4, 8)
-"""Cells along each side of the random images, in turn; None is a value for each pixel. A model calls nearly
-all images of one coarseness the same.
+"""Cells along each side of the random images, in turn; None is a value for each pixel. Models predict nearly
+the same class for all images of one coarseness.
 """
 FILE_STEPS, FLOAT_STEPS = 10, 20
 """Halvings after which files, or numbers of 32 bits, no longer differ."""
 VALUES_PER_QUERY = 2**19
-"""Values of all neighbours of one image in a question: an estimate of many neighbours takes several."""
+"""Values of all neighbors of one image in a query: an estimate from many neighbors takes several."""
 MIN_PROBE = {"l2": 0.5 / 255, "linf": 2 / 255}
-"""The least root mean square change of a neighbour that is a file. In L∞, where all values stand at one
+"""The least root mean square change of a neighbor that is a file. In L∞, where all values stand at one
 distance, less would be rounded away for all of them.
 """
 MIN_PROBE_FLOAT = 1e-5
 
 
 def find_start(case: Case, max_starts: int) -> PlanOf[tuple[Nearest, Tensor]]:
-    """For every row the first random image that meets its goal, among at most so many, and how many it was
-    asked about, (B,).
+    """For every row the first of at most `max_starts` random images that meets its goal, and how many were
+    queried, (B,).
     """
     best = Nearest.initial(case.threat.x0)
     rows = torch.arange(len(case), device=case.device)
@@ -62,7 +62,7 @@ def _random_images(like: Tensor, noise: Noise, cells: int | None) -> Tensor:
 
 
 def shorten_perturbation(threat: Threat, x: Tensor, part: Tensor) -> Tensor:
-    """The points with a `part` (B,) of their distance: along a straight line or, in L∞, clipped to a ball."""
+    """The points at a `part` (B,) of their distance: along a straight line or, in L∞, clipped to a ball."""
     d = x - threat.x0
     if threat.norm.name == "linf":
         radius = column(part * threat.norm.size(d), d)
@@ -71,14 +71,14 @@ def shorten_perturbation(threat: Threat, x: Tensor, part: Tensor) -> Tensor:
 
 
 def bisection_steps(case: Case, threshold: float) -> int:
-    """How many halvings leave less than a `threshold` of the way, or no difference that counts."""
+    """How many halvings leave less than a `threshold` of the segment, or no difference that counts."""
     wanted = (1 / torch.tensor(threshold).double()).log2().ceil().clamp_min(1)
     return min(int(wanted), FILE_STEPS if case.quantize else FLOAT_STEPS)
 
 
 def bisect_boundary(case: Case, far: Tensor, steps: Tensor) -> PlanOf[Tensor]:
-    """Bisect the way from the original to `far`, which meets the goal: the nearest point on it that still
-    does, by `steps` (B,) questions.
+    """Bisect the segment from the original to `far`, which meets the goal: the nearest point found on it that
+    does, by `steps` (B,) queries.
     """
     low, high = torch.zeros_like(case.threat.eps), torch.ones_like(case.threat.eps)
     for step in range(int(steps.max()) if len(steps) else 0):
@@ -93,13 +93,13 @@ def bisect_boundary(case: Case, far: Tensor, steps: Tensor) -> PlanOf[Tensor]:
 
 
 def record_success(case: Case, x: Tensor) -> Nearest:
-    """The record of points whose files meet the goal, as is known already."""
+    """The record of points whose files are known to meet the goal."""
     files = case.as_file(x)
     return Nearest(files, case.threat.distance(files), torch.zeros_like(case.threat.eps))
 
 
 def probe_distance(case: Case, x: Tensor) -> Tensor:
-    """How far from each point its neighbours are to be, (B,): a d-th of its distance, but not too near."""
+    """The distance from each point to its neighbors, (B,): a d-th of the point's own, with a lower bound."""
     d = x[0].numel()
     least = MIN_PROBE[case.threat.norm.name] if case.quantize else MIN_PROBE_FLOAT
     return (case.threat.distance(x) / d).clamp_min(least * math.sqrt(d))
@@ -118,19 +118,20 @@ def _identity(u: Tensor) -> Tensor:
 def estimate_normal(
     case: Case, x: Tensor, count: Tensor, radius: Tensor, project: Callable[[Tensor], Tensor] = _identity
 ) -> PlanOf[Tensor]:
-    """Where the goal is met rather than not, from `count` (B,) random neighbours at a distance of `radius`
-    (B,): the sum of the directions to those that meet the goal, less that to the others, each side less the
-    mean of all; in float64. `project` projects directions on the subspace that neighbours are drawn from.
+    """The boundary's normal, towards the side where the goal is met, from `count` (B,) random neighbors at a
+    distance of `radius` (B,): the sum of the directions to those that meet the goal, less those to the
+    others, with the mean as baseline; in float64. `project` projects onto the subspace that neighbors are
+    drawn from.
     """
-    # In float64, so that the order in which a batch's rows are added up shows in no row's result.
+    # In float64, so that the order in which rows are added up does not change any row's result.
     towards, every = torch.zeros_like(x).double(), torch.zeros_like(x).double()
     balance = torch.zeros_like(radius).double()
     share = max(1, VALUES_PER_QUERY // x[0].numel())
     for start in range(0, int(count.max()), share):
         asked = torch.arange(start, min(start + share, int(count.max())), device=x.device) < count[:, None]
         row, place = asked.nonzero().unbind(1)
-        neighbours = _sample_neighbours(case, x, radius, asked.shape[1], project)[row, place]
-        files = case[row].as_file(neighbours)
+        neighbors = _sample_neighbors(case, x, radius, asked.shape[1], project)[row, place]
+        files = case[row].as_file(neighbors)
         met = case.goal[row].is_met((yield case[row].query(files)).logits)
         sign = 2 * met.double() - 1
         u = (files - x[row]).double() / column(radius[row], x)
@@ -142,10 +143,10 @@ def estimate_normal(
     return project(towards - column(mean, x) * every)
 
 
-def _sample_neighbours(
+def _sample_neighbors(
     case: Case, x: Tensor, radius: Tensor, count: int, project: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Random neighbours of each point inside the box, (B, count, C, H, W)."""
+    """Random neighbors of each point inside the box, (B, count, C, H, W)."""
     like = x[:, None].expand(-1, count, *x.shape[1:])
     even = case.threat.norm.name == "linf"
     u = project(2 * case.noise.uniform(like) - 1 if even else case.noise.normal(like))

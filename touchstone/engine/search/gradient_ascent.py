@@ -1,4 +1,4 @@
-"""The one climbing loop of the gradient attacks, and what it remembers on the way."""
+"""The ascent loop that all gradient attacks share, and the record of the best points."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from touchstone.engine.threat import Case, Threat
 
 
 class StepRule(Protocol):
-    """How a point moves, given the gradient at it; a rule with memory returns its next self."""
+    """How a point moves, given the gradient at it; a rule with state returns its next state."""
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:
         """The next points, inside the threat, and the rule for the step after; `loss` (B,) is that of `x`."""
@@ -44,17 +44,17 @@ class SteepestAscent(Rows):
 
 
 SUCCESS, SUCCESS_AS_FILE = 1e30, 2e30
-"""Scores above every loss: the goal was met, and it was met by what an 8-bit file can hold."""
+"""Scores above every loss: the goal was met, and it was met after rounding to 8 bits."""
 
 
 @dataclass(frozen=True)
 class Best(Rows):
-    """The best point of every row so far: one that holds after rounding, else one that met the goal, else
-    the highest.
+    """The best point of every row so far: one that meets the goal after rounding, else one that meets it,
+    else the one of highest loss.
     """
 
     x: Tensor  # (B, C, H, W)
-    score: Tensor  # (B,) the loss, or MET, or HELD
+    score: Tensor  # (B,) the loss, or SUCCESS, or SUCCESS_AS_FILE
 
     @classmethod
     def initial(cls, x0: Tensor) -> Best:
@@ -62,7 +62,7 @@ class Best(Rows):
         return cls(x0, x0.new_full((len(x0),), -torch.inf))
 
     def put(self, rows: Tensor, found: Best) -> Best:
-        """This record with what is better of `to_found` in the rows of index vector `rows`; of equals the
+        """This record with the better points of `found` in the rows of index vector `rows`; of equals the
         earlier stays.
         """
         if len(rows) == len(self):
@@ -89,12 +89,12 @@ def climb(
     loss: Loss | None = None,
     image_of_row: Tensor | None = None,
 ) -> PlanOf[Best]:
-    """Follow `rule` uphill from `x` for `steps` steps; every point is judged, the one after the last step
+    """Follow `rule` uphill from `x` for `steps` steps; every point is scored, the one after the last step
     included.
 
-    A row leaves as soon as it met its goal in a way that survives rounding (any way, where the case does not
-    quantize), and with it all rows of the same number in `kin` (B,): attempts on the same image. `loss` is
-    what to climb instead of the cross-entropy.
+    A row is done as soon as it meets its goal after rounding (or at all, where the case does not quantize),
+    and with it all rows of the same image, which have the same number in `image_of_row` (B,). `loss` is what
+    to climb instead of the cross-entropy.
     """
     loss = CrossEntropy(case.goal) if loss is None else loss
     image_of_row = torch.arange(len(case), device=case.device) if image_of_row is None else image_of_row
@@ -102,9 +102,9 @@ def climb(
     rows = torch.arange(len(case), device=case.device)
     for _ in range(steps):
         answer = yield Gradient(x, loss)
-        judged = yield from score(case, x, answer, best.score[rows])
-        best = best.put(rows, judged)
-        if early_stop and bool((done := judged.score >= target).any()):
+        scored = yield from score(case, x, answer, best.score[rows])
+        best = best.put(rows, scored)
+        if early_stop and bool((done := scored.score >= target).any()):
             keep = ~torch.isin(image_of_row, image_of_row[done])
             if not bool(keep.any()):
                 return best
@@ -132,26 +132,25 @@ def target_score(case: Case) -> float:
 
 
 def score(case: Case, x: Tensor, answer: Answer, best_score: Tensor) -> PlanOf[Best]:
-    """Score the points by their answer; those newly met are asked about once more as an 8-bit file would hold
-    them.
+    """Score the points by their answer; those that newly meet the goal are queried again as 8-bit files.
 
-    `best_score` (B,) is the best that each row has reached before.
+    `best_score` (B,) is the best score of each row before.
     """
     met = case.goal.is_met(answer.logits)
     loss = CrossEntropy(case.goal)(answer.logits) if answer.loss is None else answer.loss
-    judged = Best(x, loss.masked_fill(met, SUCCESS))
+    scored = Best(x, loss.masked_fill(met, SUCCESS))
     if not case.quantize or not bool((new := met & (best_score < SUCCESS_AS_FILE)).any()):
-        return judged
+        return scored
     rounded = yield FileLogits(case[new].snap(x[new]))
-    held = torch.zeros_like(met).masked_scatter(new, case[new].goal.is_met(rounded.logits))
-    return Best(x, judged.score.masked_fill(held, SUCCESS_AS_FILE))
+    robust_to_rounding = torch.zeros_like(met).masked_scatter(new, case[new].goal.is_met(rounded.logits))
+    return Best(x, scored.score.masked_fill(robust_to_rounding, SUCCESS_AS_FILE))
 
 
 def replace_saturated_gradient(
     case: Case, x: Tensor, answer: Answer, *, surrogate: Any = None
 ) -> PlanOf[Tensor]:
-    """The answer's gradient; rows whose cross-entropy is so saturated that it is zero get the margin's
-    instead. The answer was that of the model under attack, or of the oracle `of` a surrogate.
+    """The answer's gradient; rows where the cross-entropy is so saturated that it is zero get the margin's
+    instead. The answer is from the model under attack or, where one is given, from the oracle `surrogate`.
     """
     grad = answer.gradient
     alive = grad.flatten(1).any(1)
@@ -165,7 +164,7 @@ def replace_saturated_gradient(
 def run_restarts(
     case: Case, times: int, attempt: Callable[[Case], PlanOf[Best]], *, early_stop: bool
 ) -> PlanOf[Best]:
-    """Make up to `times` attempts on rows still open and keep the best of each row."""
+    """Make up to `times` attempts on rows that are not done, and keep the best of each row."""
     best = yield from attempt(case)
     for _ in range(times - 1):
         open_ = (

@@ -1,4 +1,4 @@
-"""What an attack without a budget remembers: the nearest point that met the goal."""
+"""The record of attacks of minimal norm: the nearest point that met the goal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Nearest(Rows):
 
     @classmethod
     def from_logits(cls, case: Case, x: Tensor, logits: Tensor) -> Nearest:
-        """Points as the model's answer shows them."""
+        """A record of these points with the model's logits."""
         met = case.goal.is_met(logits)
         distance = case.threat.distance(x).masked_fill(~met, torch.inf)
         return cls(x, distance, Margin(case.goal)(logits))
@@ -42,7 +42,7 @@ class Nearest(Rows):
         return self.distance.isfinite()
 
     def put(self, rows: Tensor, found: Nearest) -> Nearest:
-        """This record with what is better of `to_found` in the rows of index vector `rows`; of equals the
+        """This record with the better points of `found` in the rows of index vector `rows`; of equals the
         earlier stays.
         """
         if len(rows) == len(self):
@@ -65,8 +65,8 @@ class Nearest(Rows):
         )
 
     def to_found(self, case: Case) -> Found:
-        """As the result of a plan: within the case's radius, where it has one. What met the goal, but not by
-        the margin that was asked for, meets it.
+        """As the result of a plan: within the case's radius, where it has one. A point that met the goal by
+        less than the required margin counts, too.
         """
         met = (self.met | (self.margin > 0)) & (self.distance <= case.threat.eps)
         return Found(torch.where(column(met, self.x), self.x, case.threat.project(self.x)), met)

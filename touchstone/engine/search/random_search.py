@@ -1,4 +1,4 @@
-"""Random search: the one loop of attacks that see scores, propose changes and keep those that help."""
+"""Random search: the loop of attacks that see scores, propose changes and keep those that help."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from touchstone.engine.search.gradient_ascent import Best
 from touchstone.engine.threat import Case, Threat
 
 Proposal = Callable[[Threat, Tensor, int, Tensor], Tensor]
-"""From the threat, the points (B, C, H, W), the step's number and random numbers (B, draws) in [0,1), others
-inside the threat to ask about.
+"""From the threat, the points (B, C, H, W), the step's number and random numbers (B, draws) in [0,1), to new
+points inside the threat.
 """
 BLOCK = 64
 """Random numbers are drawn for so many steps at a time: a call for each row and step would take longer than
-many a model.
+the pass of a small model.
 """
 MIN_PROGRESS = 1e-30
 
@@ -29,7 +29,7 @@ MIN_PROGRESS = 1e-30
 def objective(goal: Goal, logits: Tensor) -> Tensor:
     """What rises towards the goal, (B,): the margin, or the logarithm of a target's probability.
 
-    Untargeted, a probability would not do: that of a label the model is sure of is one in floating point.
+    Untargeted, a probability would not do: near one it does not change in floating point.
     """
     return _objective(goal, logits, Margin(goal)(logits))
 
@@ -67,20 +67,20 @@ def round_eps_down(case: Case) -> Case:
 
 @dataclass(frozen=True)
 class ActiveRows(Rows):
-    """The rows still under way: where each stands and how near that is to its goal."""
+    """The rows that are not done: the point of each, and its progress towards the goal."""
 
     case: Case
     x: Tensor
     score: Tensor
-    row: Tensor  # (B,) its place in the whole
+    row: Tensor  # (B,) its index in the whole batch
     numbers: Tensor  # (B, BLOCK, draws)
 
     def record(self, best: Best) -> Best:
-        """The record with where these stand."""
+        """The record with these points."""
         return best.put(self.row, Best(self.x, self.score))
 
     def accept_better(self, x: Tensor, score: Tensor) -> ActiveRows:
-        """Each at the new point, if that is better."""
+        """Each row at the new point, if that is better."""
         better = score > self.score
         x = torch.where(column(better, x), x, self.x)
         return replace(self, x=x, score=torch.where(better, score, self.score))
@@ -93,9 +93,9 @@ class ActiveRows(Rows):
 def random_search(
     case: Case, x: Tensor, propose: Proposal, *, queries: int, draws: int, early_stop: bool
 ) -> PlanOf[Found]:
-    """Ask about `x`, then about a proposal at a time, and move wherever one is better; `queries` in all.
+    """Query `x`, then a proposal at a time, and move wherever one is better; `queries` in all.
 
-    With `early_stop` a row leaves once it met its goal; without, it is driven further.
+    With `early_stop` a row is done once it met its goal; without, it is improved further.
     """
     score = yield from query_progress(case, x)
     numbers = x.new_empty((len(case), BLOCK, draws))

@@ -10,22 +10,23 @@ from touchstone.engine.rows import column
 from touchstone.engine.threat import Case
 
 STRETCHES = (1, 1.01, 1.03, 1.06, 1.1, 1.15, 1.2, 1.3, 1.45, 1.7, 2, 2.4, 3, 4, 5, 6.5, 9, 13, 20, 40, 80)
-"""How much longer a perturbation is made, in turn, until its rounded self meets the goal."""
+"""Factors by which a perturbation is lengthened, in turn, until the rounded image meets the goal."""
 
 HALVINGS = 3
 MAX_ROUNDING_QUERIES = len(STRETCHES) + HALVINGS
-"""The most files that one row is asked about."""
+"""The most queries for one row."""
 
 
 def round_to_success(case: Case, found: Found) -> PlanOf[Tensor]:
     """The found points as files (B, C, H, W) that still meet the goal, each as near as its direction allows.
 
-    Rounding the smallest perturbations leaves nothing of them. So each is lengthened, as little as needed,
-    until its rounded self meets the goal; rows for which no length does come back merely rounded.
+    Rounding erases the smallest perturbations. So each is lengthened, as little as needed, until the rounded
+    image meets the goal; rows for which no length does are returned merely rounded.
     """
     d = found.x - case.threat.x0
     files = case.snap(found.x)
-    enough = torch.zeros(len(case), dtype=torch.long, device=case.device)  # which of the reaches met the goal
+    # The index of the stretch that met the goal.
+    enough = torch.zeros(len(case), dtype=torch.long, device=case.device)
     open_ = found.met.nonzero().flatten()
     for place, stretch in enumerate(STRETCHES):
         if not len(open_):
