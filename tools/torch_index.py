@@ -1,8 +1,7 @@
-"""Install torch alone from an index of builds for the CPU, where PyPI's build would bring CUDA along in vain.
+"""Install torch from an index of CPU builds, where PyPI's build would bring CUDA without a GPU to use it.
 
-`make` and the worker's Dockerfile run it before they install the project, which then finds torch there.
-The page of torch is all that pip is ever shown of that index: whatever else it may hold, torch's
-dependencies come from the default index as before.
+`make` and the worker's Dockerfile run it before they install the project, which then finds torch installed.
+pip is shown only torch's page of that index: torch's dependencies come from the default index as always.
 
     python torch_index.py constraints.txt
 """
@@ -19,67 +18,67 @@ from urllib.parse import urlsplit
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 SILENCE_SECONDS = 5
-"""After which an index that says nothing, or a driver, is taken for dead."""
+"""Timeout of an index or a driver that does not respond."""
 ANSWER_SECONDS = 20
-"""Within which the whole answer must come, however slowly it drips: pip's own start is part of it."""
+"""Timeout of the whole response of an index, including pip's own start."""
 DOWNLOAD_SECONDS = 15
-"""After which a download that stands still is given up."""
+"""Timeout of a download that makes no progress."""
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 LIBRARY = (sys.executable, "-c", "import ctypes; ctypes.CDLL('libcuda.so.1').cuInit(0) or print('GPU')")
 
 
 def main() -> None:
-    """Read the constraints that the first argument names; what the index does not give is left to pip."""
-    version = pinned(Path(sys.argv[1]).read_text("utf-8"))
-    if installed() == version:
+    """Read the constraints file of the first argument; if the index fails, torch is left to pip."""
+    version = read_pinned_version(Path(sys.argv[1]).read_text("utf-8"))
+    if find_installed_version() == version:
         return
-    index = chosen_index(version)
+    index = choose_index(version)
     if index and not install(version, index):
         host = urlsplit(index).hostname
-        say(f"{host} gave no torch {version}: the default index's is taken, with CUDA on Linux.")
+        print_line(f"{host} gave no torch {version}: the default index's is taken, with CUDA on Linux.")
 
 
-def pinned(constraints: str) -> str:
+def read_pinned_version(constraints: str) -> str:
     """The version of torch that the constraints name."""
     [version] = re.findall(r"^torch==(\S+)", constraints, re.MULTILINE)
     return str(version)
 
 
-def installed() -> str | None:
-    """The version of torch that is here, whatever it was built for."""
+def find_installed_version() -> str | None:
+    """The version of torch that is installed, without its build label."""
     try:
-        return public(importlib.metadata.version("torch"))
+        return strip_build_label(importlib.metadata.version("torch"))
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def public(version: str) -> str:
-    """A version without the label of its build: 2.13.0 for 2.13.0+cpu."""
+def strip_build_label(version: str) -> str:
+    """A version without its build label: 2.13.0 for 2.13.0+cpu."""
     return version.partition("+")[0]
 
 
-def chosen_index(version: str) -> str:
-    """TORCH_INDEX where it is set, be it to nothing; else the CPU's, where CUDA would come in vain."""
+def choose_index(version: str) -> str:
+    """TORCH_INDEX if set, even if empty; else the CPU index, if PyPI's build has CUDA but there is no GPU."""
     given = os.environ.get("TORCH_INDEX")
     if given is not None:
         return given
-    return CPU_INDEX if brings_cuda(version) and not driver_answers() else ""
+    return CPU_INDEX if has_cuda_by_default(version) and not has_nvidia_driver() else ""
 
 
-def brings_cuda(version: str) -> bool:
-    """Whether pip takes PyPI's build for Linux: one with a label is from a place that its user named."""
-    return sys.platform == "linux" and offered(version) in (None, version)
+def has_cuda_by_default(version: str) -> bool:
+    """Whether pip would take PyPI's build for Linux. A build with a label is from an index of the user."""
+    return sys.platform == "linux" and find_build(version) in (None, version)
 
 
-def driver_answers() -> bool:
-    """Whether there is an NVIDIA driver with a GPU. Containers may lack either of the two that can tell."""
-    tellers = (("nvidia-smi", "-L"), LIBRARY)
-    return any(told(teller, SILENCE_SECONDS).startswith("GPU") for teller in tellers)
+def has_nvidia_driver() -> bool:
+    """Whether there is an NVIDIA driver with a GPU. Containers may lack either nvidia-smi or the library."""
+    commands = (("nvidia-smi", "-L"), LIBRARY)
+    return any(read_output(command, SILENCE_SECONDS).startswith("GPU") for command in commands)
 
 
-def told(command: tuple[str, ...], seconds: float) -> str:
-    """What a command prints; nothing if it is not there or takes too long."""
+def read_output(command: tuple[str, ...], seconds: float) -> str:
+    """What a command prints; empty if it does not exist or takes too long."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -87,30 +86,30 @@ def told(command: tuple[str, ...], seconds: float) -> str:
     return done.stdout
 
 
-def offered(version: str, *source: str) -> str | None:
-    """The build of this version that pip would take from there; None where it is told of none in time."""
-    patience = ("--timeout", str(SILENCE_SECONDS), "--retries", "0")
-    command = (*PIP, "index", "versions", "torch", *patience, *source)
-    listed = re.search(r"^Available versions: (.+)$", told(command, ANSWER_SECONDS), re.MULTILINE)
+def find_build(version: str, *source: str) -> str | None:
+    """The build of this version that pip would take from a source; None if it finds none in time."""
+    timeout = ("--timeout", str(SILENCE_SECONDS), "--retries", "0")
+    command = (*PIP, "index", "versions", "torch", *timeout, *source)
+    listed = re.search(r"^Available versions: (.+)$", read_output(command, ANSWER_SECONDS), re.MULTILINE)
     builds = listed[1].split(", ") if listed else []
-    return next((build for build in builds if public(build) == version), None)
+    return next((build for build in builds if strip_build_label(build) == version), None)
 
 
 def install(version: str, index: str) -> bool:
-    """Whether torch, without its dependencies, could be installed from this index."""
+    """Install torch without its dependencies from this index; returns whether that succeeded."""
     page = ("--no-index", "--find-links", f"{index.rstrip('/')}/torch/")
-    build = offered(version, *page)
+    build = find_build(version, *page)
     if build is None:
         return False
-    say(f"Installing torch {build} from {urlsplit(index).hostname} …")
-    patience = ("--timeout", str(DOWNLOAD_SECONDS), "--retries", "1")
-    alone = ("--no-deps", "--only-binary", "torch", *patience, *page)
+    print_line(f"Installing torch {build} from {urlsplit(index).hostname} …")
+    timeout = ("--timeout", str(DOWNLOAD_SECONDS), "--retries", "1")
+    alone = ("--no-deps", "--only-binary", "torch", *timeout, *page)
     done = subprocess.run((*PIP, "install", "-qq", *alone, f"torch=={build}"), check=False)
     return done.returncode == 0
 
 
-def say(line: str) -> None:
-    """Tell whoever waits."""
+def print_line(line: str) -> None:
+    """Print a line at once."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

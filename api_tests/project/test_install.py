@@ -1,14 +1,14 @@
-"""Installing torch: alone from the index that is for it, or as ever where that index is of no use."""
+"""Installing torch: alone from the CPU index, or from the default index if that one fails."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -16,11 +16,13 @@ import threading
 import venv
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from api_tests.support.ports import reserve_port
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools/torch_index.py"
@@ -30,11 +32,11 @@ CONSTRAINTS = ROOT / "constraints.txt"
 [FILELOCK] = re.findall(r"^filelock==(.+)$", CONSTRAINTS.read_text(), re.MULTILINE)
 CPU = f"{VERSION}+cpu"
 CPU_ALONE = {"torch": CPU, "filelock": FILELOCK}
-"""What is installed where the index for the CPU is of use: torch from there, and what torch needs."""
+"""The packages if the CPU index works: torch from there, and its dependency."""
 CUDA_TOO = {"torch": VERSION, "filelock": FILELOCK, "nvidia-cublas": "13"}
-"""What the default index's build brings along."""
+"""The packages if torch comes from the default index."""
 SECONDS = 240
-"""Within which anything here is done, on a busy machine too; an index that hangs outlasts them."""
+"""Timeout of any command here, on a busy machine too; an index that hangs lasts longer."""
 
 
 BUILD = """
@@ -43,11 +45,11 @@ requires = []
 build-backend = "backend"
 backend-path = ["."]
 """
-"""How a project says that a module of its own builds it."""
+"""The pyproject.toml of a project that is built by its own module."""
 
 
 def wheel(name: str, version: str, *requires: str, tag: str = "py3-none-any") -> tuple[str, bytes]:
-    """The name of a wheel's file and what is in it: a module that knows its version."""
+    """The file name and the bytes of a wheel with one module."""
     about = f"{name}-{version}.dist-info"
     needs = "".join(f"Requires-Dist: {line}\n" for line in requires)
     files = {
@@ -64,31 +66,33 @@ def wheel(name: str, version: str, *requires: str, tag: str = "py3-none-any") ->
 
 
 CPU_WHEEL = wheel("torch", CPU, "filelock")
-# Newer than the constraints want it, and of the very version that they want.
+# One version newer than the constraints, and one of exactly their version.
 FOREIGN = (wheel("filelock", "99"), wheel("filelock", FILELOCK, "nvidia-cublas"))
 
 
 @dataclass
 class Index:
-    """An index on the loopback: what it holds, where it says nothing or drips, and what it was asked."""
+    """A package index on the loopback: its files, the paths that hang or send slowly, and the requested
+    paths.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
-    silent: set[str] = field(default_factory=set)
-    dripping: set[str] = field(default_factory=set)
-    asked: list[str] = field(default_factory=list)
-    over: threading.Event = field(default_factory=threading.Event)
+    hanging: set[str] = field(default_factory=set)
+    slow: set[str] = field(default_factory=set)
+    requested: list[str] = field(default_factory=list)
+    closed: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
     def put(self, page: str, *wheels: tuple[str, bytes], digest: str | None = None) -> None:
-        """A page that links to these wheels, with their digests."""
+        """Add a page that links to these wheels, with their digests."""
         lines = []
         for name, data in wheels:
             self.files[f"{page}{name}"] = data
             lines.append(f'<a href="{name}#sha256={digest or hashlib.sha256(data).hexdigest()}">{name}</a>')
         self.files[page] = f"<!DOCTYPE html><html><body>{'<br>'.join(lines)}</body></html>".encode()
 
-    def asked_of(self, part: str) -> list[str]:
-        return [path for path in self.asked if path.startswith(f"/{part}/")]
+    def requests_to(self, part: str) -> list[str]:
+        return [path for path in self.requested if path.startswith(f"/{part}/")]
 
     @property
     def cpu(self) -> str:
@@ -100,15 +104,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.replace("%2B", "+")
-        self.index.asked.append(path)
-        if path in self.index.silent:
-            self.index.over.wait()
-        elif path in self.index.dripping:
-            self.drip()
+        self.index.requested.append(path)
+        if path in self.index.hanging:
+            self.index.closed.wait()
+        elif path in self.index.slow:
+            self.send_slowly()
         else:
-            self.answer(self.index.files.get(path))
+            self.send(self.index.files.get(path))
 
-    def answer(self, data: bytes | None) -> None:
+    def send(self, data: bytes | None) -> None:
         self.send_response(404 if data is None else 200)
         self.send_header(
             "Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream"
@@ -117,16 +121,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data or b"")
 
-    def drip(self) -> None:
-        """A byte now and then: no silence is ever long."""
+    def send_slowly(self) -> None:
+        """Send a byte now and then, so that no single read times out."""
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         self.end_headers()
         try:
-            while not self.index.over.wait(0.1):
+            while not self.index.closed.wait(0.1):
                 self.wfile.write(b" ")
         except OSError:
-            pass  # whoever asked has left, as he should
+            pass  # the client has given up, as it should
 
     def log_message(self, *_: object) -> None:
         pass
@@ -134,9 +138,9 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def index() -> Iterator[Index]:
-    """A default index with torch for CUDA, and nothing yet under /cpu/."""
+    """An index whose default part has torch for CUDA, and nothing yet under /cpu/."""
     index = Index()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfIndex", (Handler,), {"index": index}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("IndexHandler", (Handler,), {"index": index}))
     index.url = f"http://127.0.0.1:{server.server_port}"
     index.put("/default/torch/", wheel("torch", VERSION, "filelock", "nvidia-cublas"), wheel("torch", "99"))
     index.put("/default/filelock/", wheel("filelock", FILELOCK))
@@ -144,25 +148,84 @@ def index() -> Iterator[Index]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield index
-    index.over.set()
+    index.closed.set()
     server.shutdown()
     thread.join()
     server.server_close()
 
 
+PRELOADED = """
+import io, json, os, subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+import torch_index as tool
+from pip._internal.cli.main import main as pip
+from pip._internal.commands import index, install
+
+def run(command, *, timeout=None, **options):
+    if tuple(command[:3]) != tool.PIP[:3]:
+        return start(command, timeout=timeout, **options)
+    with open("pip.out", "w+") as out:
+        pid = fork(lambda: pip(list(command[3:])), out if options.get("capture_output") else sys.stdout)
+        end = time.monotonic() + (timeout or 1e9)
+        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > end:
+                os.kill(pid, 9)
+                os.waitpid(pid, 0)
+                raise subprocess.TimeoutExpired(command, timeout)
+            time.sleep(0.01)
+        out.seek(0)
+        return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(ended[1]), out.read(), "")
+
+def fork(action, out):
+    out.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.dup2(out.fileno(), 1)
+        code = action() or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+def run_tool(changes, environment):
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open("tool.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    exec(changes)
+    tool.main()
+
+start, subprocess.run = subprocess.run, run
+sys.argv = ["torch_index.py", sys.argv[2]]
+for line in sys.stdin:
+    changes, environment = json.loads(line)
+    with open("tool.out", "w") as out:
+        pid = fork(lambda: run_tool(changes, environment), out)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+"""A program that runs the tool in forks of itself, and pip in forks of those. It has imported both: a start
+of pip costs a second, and the tests need fifty.
+"""
+
+
 @dataclass
 class Place:
-    """A virtual environment with pip alone, whose pip knows the index of the test and no other."""
+    """A virtual environment with pip alone, whose pip knows only the index of the test."""
 
     folder: Path
     environment: dict[str, str]
+    preloaded: subprocess.Popen[str] | None = None
 
     @property
     def python(self) -> str:
         return str(self.folder / "bin/python")
 
-    def called(self, *command: str, **environment: str) -> str:
-        """What a command prints that must succeed, and in time."""
+    def run(self, *command: str, **environment: str) -> str:
+        """The output of a command that must succeed in time."""
         done = subprocess.run(
             command,
             env={**self.environment, **environment},
@@ -175,32 +238,71 @@ class Place:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def take(self, **environment: str) -> str:
+    def run_tool(self, **environment: str) -> str:
         """Run the tool as the Makefile does."""
-        return self.called(self.python, str(TOOL), str(CONSTRAINTS), **environment)
+        return self.run(self.python, str(TOOL), str(CONSTRAINTS), **environment)
 
-    def take_with(self, changes: str, **environment: str) -> str:
+    def run_changed_tool(self, changes: str, **environment: str) -> str:
         """Run the tool after these changes to it."""
-        program = (
-            f"import sys; sys.path.insert(0, {str(TOOL.parent)!r}); import torch_index as tool\n{changes}"
-        )
-        return self.called(self.python, "-c", f"{program}\ntool.main()", str(CONSTRAINTS), **environment)
+        assert self.preloaded
+        assert self.preloaded.stdin
+        assert self.preloaded.stdout
+        self.preloaded.stdin.write(json.dumps([changes, {**self.environment, **environment}]) + "\n")
+        self.preloaded.stdin.flush()
+        code = self.preloaded.stdout.readline()
+        output = (self.folder / "tool.out").read_text()
+        assert code == "0\n", output + (self.folder / "tool.err").read_text()
+        return output
 
     def install(self) -> None:
-        """What the Makefile does next, for a project that needs torch."""
+        """Install what needs torch, as the Makefile does next."""
         pip = (self.python, "-m", "pip", "install", "-qq", "-c", str(CONSTRAINTS))
-        self.called(*pip, "torch>=2.10")
+        self.run(*pip, "torch>=2.10")
+
+    def run_pip(self, *words: str) -> None:
+        """Run the preloaded pip."""
+        self.run_changed_tool(
+            f"tool.main = lambda: subprocess.run((*tool.PIP, *{words!r})).check_returncode()"
+        )
 
     def packages(self) -> dict[str, str]:
-        """What is installed, by the names and versions of its files."""
+        """The installed packages, by the names and versions of their files."""
         found = self.folder.glob("lib/python*/site-packages/*.dist-info")
         pairs = (path.name.removesuffix(".dist-info").split("-") for path in found)
         return {name.replace("_", "-"): version for name, version in pairs if name != "pip"}
 
+    def clear(self) -> None:
+        """Delete everything but pip."""
+        for path in self.folder.glob("lib/python*/site-packages/*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def preloaded_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """One virtual environment for all tests of this module, with the tool and pip preloaded."""
+    folder = make_environment(tmp_path_factory.mktemp("install") / "place")
+    environment = {name: os.environ[name] for name in ("PATH",)}
+    command = [folder / "bin/python", "-c", PRELOADED, TOOL.parent, CONSTRAINTS]
+    with subprocess.Popen(
+        command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield Place(folder, {}, process)
+        assert process.stdin
+        process.stdin.close()
+
 
 @pytest.fixture
-def place(tmp_path: Path, index: Index) -> Place:
-    folder = tmp_path / "place"
+def place(preloaded_place: Place, index: Index) -> Iterator[Place]:
+    """That environment, empty, with the index of this test."""
+    yield replace(preloaded_place, environment=environment(index, preloaded_place.folder))
+    preloaded_place.clear()
+
+
+def make_environment(folder: Path) -> Path:
+    """A virtual environment with a link to the pip of the tests, which `python -m venv` would unpack for
+    seconds.
+    """
     venv.create(folder, with_pip=False, symlinks=True)
     pip = importlib.util.find_spec("pip")
     assert pip
@@ -209,11 +311,11 @@ def place(tmp_path: Path, index: Index) -> Place:
     (packages / "pip").symlink_to(Path(pip.origin).parent)
     (folder / "bin/pip").write_text(f'#!/bin/sh\nexec {folder}/bin/python -m pip "$@"\n')
     (folder / "bin/pip").chmod(0o755)
-    return Place(folder, environment(index, tmp_path))
+    return folder
 
 
 def environment(index: Index, home: Path) -> dict[str, str]:
-    """One in which pip knows no index but the default one, wherever the tests run."""
+    """An environment in which pip knows only the default index of the test, wherever the tests run."""
     return {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
@@ -224,31 +326,31 @@ def environment(index: Index, home: Path) -> dict[str, str]:
     }
 
 
-def test_torch_alone_comes_from_the_index_that_is_for_it(index: Index, place: Place) -> None:
-    """Other names are offered there, on pages of their own and on torch's; none is taken, or asked for."""
+def test_only_torch_is_installed_from_the_cpu_index(index: Index, place: Place) -> None:
+    """Other packages are there, too, on their own pages and on torch's; none is installed or requested."""
     page = "/cpu/torch/"
     index.put(page, CPU_WHEEL, wheel("torch", "99+cpu"), *FOREIGN)
     index.put("/cpu/filelock/", *FOREIGN)
-    said = place.take(TORCH_INDEX=index.cpu)
-    assert f"Installing torch {CPU} from 127.0.0.1" in said
+    output = place.run_tool(TORCH_INDEX=index.cpu)
+    assert f"Installing torch {CPU} from 127.0.0.1" in output
     assert place.packages() == {"torch": CPU}
     place.install()
     assert place.packages() == CPU_ALONE
-    assert set(index.asked_of("cpu")) == {page, page + CPU_WHEEL[0]}
-    assert f"/default/filelock/{wheel('filelock', FILELOCK)[0]}" in index.asked
+    assert set(index.requests_to("cpu")) == {page, page + CPU_WHEEL[0]}
+    assert f"/default/filelock/{wheel('filelock', FILELOCK)[0]}" in index.requested
 
 
 def hang(index: Index) -> None:
-    index.silent.add("/cpu/torch/")
+    index.hanging.add("/cpu/torch/")
 
 
-def drip(index: Index) -> None:
-    index.dripping.add("/cpu/torch/")
+def send_slowly(index: Index) -> None:
+    index.slow.add("/cpu/torch/")
 
 
 def hang_in_the_download(index: Index) -> None:
     index.put("/cpu/torch/", CPU_WHEEL)
-    index.silent.add(f"/cpu/torch/{CPU_WHEEL[0]}")
+    index.hanging.add(f"/cpu/torch/{CPU_WHEEL[0]}")
 
 
 def lose_the_wheel(index: Index) -> None:
@@ -256,8 +358,8 @@ def lose_the_wheel(index: Index) -> None:
     del index.files[f"/cpu/torch/{CPU_WHEEL[0]}"]
 
 
-def stay_silent_about_torch(_index: Index) -> None:
-    """Nothing is there: 404."""
+def lack_the_page(_index: Index) -> None:
+    """The page of torch is a 404."""
 
 
 def list_nothing(index: Index) -> None:
@@ -281,7 +383,7 @@ def list_another_name(index: Index) -> None:
 
 
 def hold_another_name(index: Index) -> None:
-    """A file that is called torch and holds something else."""
+    """A file named torch contains another package."""
     index.put("/cpu/torch/", (CPU_WHEEL[0], wheel("torchx", CPU)[1]))
 
 
@@ -290,7 +392,7 @@ def damage(index: Index) -> None:
 
 
 def offer_sources(index: Index) -> None:
-    """They could be built; but a build may ask for anything, and takes a compiler."""
+    """Sources could be built; but a build may download anything, and needs a compiler."""
     name, built = CPU_WHEEL
     backend = (
         "from pathlib import Path\n"
@@ -307,12 +409,11 @@ def offer_sources(index: Index) -> None:
     index.put("/cpu/torch/", (f"torch-{CPU}.tar.gz", data.getvalue()))
 
 
-USELESS: list[Callable[[Index], None]] = [
-    hang,
-    drip,
-    hang_in_the_download,
+WAITING: list[Callable[[Index], None]] = [hang, send_slowly, hang_in_the_download]
+FAILING: list[Callable[[Index], None]] = [
+    *WAITING,
     lose_the_wheel,
-    stay_silent_about_torch,
+    lack_the_page,
     list_nothing,
     list_other_versions,
     list_another_platform,
@@ -322,88 +423,91 @@ USELESS: list[Callable[[Index], None]] = [
     damage,
     offer_sources,
 ]
-IMPATIENT = "tool.SILENCE_SECONDS = tool.DOWNLOAD_SECONDS = 2; tool.ANSWER_SECONDS = 10"
+SHORT_TIMEOUTS = "tool.SILENCE_SECONDS = tool.DOWNLOAD_SECONDS = 1; tool.ANSWER_SECONDS = 4"
 
 
-@pytest.mark.parametrize("fail", USELESS)
-def test_an_index_of_no_use_is_passed_over(index: Index, place: Place, fail: Callable[[Index], None]) -> None:
+@pytest.mark.parametrize("fail", FAILING)
+def test_failing_cpu_index_is_skipped(index: Index, place: Place, fail: Callable[[Index], None]) -> None:
     fail(index)
-    said = place.take_with(IMPATIENT, TORCH_INDEX=index.cpu)
-    assert f"127.0.0.1 gave no torch {VERSION}" in said
-    assert index.asked_of("cpu"), "it was asked"
-    assert max(map(index.asked.count, index.asked)) <= 2, "but not again and again"
+    output = place.run_changed_tool(SHORT_TIMEOUTS if fail in WAITING else "", TORCH_INDEX=index.cpu)
+    assert f"127.0.0.1 gave no torch {VERSION}" in output
+    assert index.requests_to("cpu")
+    assert max(map(index.requested.count, index.requested)) <= 2, "a request is tried at most twice"
     assert place.packages() == {}
 
 
-def test_an_index_where_nobody_listens_is_passed_over(place: Place) -> None:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        said = place.take(TORCH_INDEX=f"http://127.0.0.1:{holder.getsockname()[1]}")
-    assert f"127.0.0.1 gave no torch {VERSION}" in said
+def test_unreachable_cpu_index_is_skipped(place: Place) -> None:
+    with reserve_port() as port:
+        output = place.run_changed_tool("", TORCH_INDEX=f"http://127.0.0.1:{port}")
+    assert f"127.0.0.1 gave no torch {VERSION}" in output
     assert place.packages() == {}
 
 
-def test_a_password_is_not_shown(index: Index, place: Place) -> None:
+def test_password_of_the_index_is_not_printed(index: Index, place: Place) -> None:
     index.put("/cpu/torch/", CPU_WHEEL)
-    said = place.take(TORCH_INDEX=index.cpu.replace("//", "//name:secret@"))
+    output = place.run_changed_tool("", TORCH_INDEX=index.cpu.replace("//", "//name:secret@"))
     assert place.packages() == {"torch": CPU}
-    assert "secret" not in said
+    assert "secret" not in output
 
 
 @pytest.fixture
-def plain(index: Index) -> str:
-    """Changes to the tool: the CPU's index is that of the test, and no driver answers."""
+def no_driver(index: Index) -> str:
+    """Changes to the tool: the CPU index is that of the test, and there is no driver."""
     index.put("/cpu/torch/", CPU_WHEEL)
-    return f"tool.CPU_INDEX = {index.cpu!r}; tool.driver_answers = lambda: False; sys.platform = 'linux'"
+    return f"tool.CPU_INDEX = {index.cpu!r}; tool.has_nvidia_driver = lambda: False; sys.platform = 'linux'"
 
 
-def test_without_a_driver_the_index_for_the_cpu_is_asked(place: Place, plain: str) -> None:
-    place.take_with(plain)
+def test_cpu_index_is_used_without_a_driver(place: Place, no_driver: str) -> None:
+    place.run_changed_tool(no_driver)
     assert place.packages() == {"torch": CPU}
 
 
-def test_it_is_asked_even_where_the_default_index_is_silent(index: Index, place: Place, plain: str) -> None:
-    index.silent.add("/default/torch/")
-    place.take_with(f"{plain}; tool.SILENCE_SECONDS = 3")
-    assert place.packages() == {"torch": CPU}
-
-
-@pytest.mark.parametrize("change", ["tool.driver_answers = lambda: True", "sys.platform = 'darwin'"])
-def test_where_the_default_build_is_right_no_other_index_is_asked(
-    index: Index, place: Place, plain: str, change: str
+def test_cpu_index_is_used_although_the_default_index_hangs(
+    index: Index, place: Place, no_driver: str
 ) -> None:
-    assert place.take_with(f"{plain}; {change}") == ""
-    assert index.asked_of("cpu") == []
+    index.hanging.add("/default/torch/")
+    place.run_changed_tool(f"{no_driver}; tool.SILENCE_SECONDS = 2")
+    assert place.packages() == {"torch": CPU}
+
+
+@pytest.mark.parametrize("change", ["tool.has_nvidia_driver = lambda: True", "sys.platform = 'darwin'"])
+def test_cpu_index_is_not_requested_where_the_default_build_is_right(
+    index: Index, place: Place, no_driver: str, change: str
+) -> None:
+    assert place.run_changed_tool(f"{no_driver}; {change}") == ""
+    assert index.requests_to("cpu") == []
     assert place.packages() == {}
 
 
-def test_a_build_at_hand_is_left_to_pip(index: Index, place: Place, plain: str) -> None:
-    wheels = place.folder / "wheels"
+def test_local_build_is_left_to_pip(index: Index, place: Place, no_driver: str, tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / CPU_WHEEL[0]).write_bytes(CPU_WHEEL[1])
-    assert place.take_with(plain, PIP_FIND_LINKS=str(wheels)) == ""
-    assert index.asked_of("cpu") == []
+    assert place.run_changed_tool(no_driver, PIP_FIND_LINKS=str(wheels)) == ""
+    assert index.requests_to("cpu") == []
 
 
-def test_whoever_names_no_index_gets_the_default(index: Index, place: Place, plain: str) -> None:
-    assert place.take_with(plain, TORCH_INDEX="") == ""
-    assert index.asked == []
+def test_empty_torch_index_leaves_torch_to_pip(index: Index, place: Place, no_driver: str) -> None:
+    assert place.run_changed_tool(no_driver, TORCH_INDEX="") == ""
+    assert index.requested == []
 
 
-def test_a_torch_that_is_there_stays(index: Index, place: Place, plain: str) -> None:
-    place.install()
+def test_installed_torch_of_the_pinned_version_stays(index: Index, place: Place, no_driver: str) -> None:
+    place.run_pip("install", "-qq", "-c", str(CONSTRAINTS), "torch>=2.10")
     assert place.packages() == CUDA_TOO
-    assert place.take_with(plain, TORCH_INDEX=index.cpu) == ""
-    assert index.asked_of("cpu") == []
+    assert place.run_changed_tool(no_driver, TORCH_INDEX=index.cpu) == ""
+    assert index.requests_to("cpu") == []
 
 
-def test_a_torch_of_another_version_gives_way(index: Index, place: Place, plain: str) -> None:
+def test_installed_torch_of_another_version_is_replaced(
+    index: Index, place: Place, no_driver: str, tmp_path: Path
+) -> None:
     index.put("/cpu/torch/", wheel("torch", "2.10.0+cpu"), CPU_WHEEL)
     old = index.files["/cpu/torch/torch-2.10.0+cpu-py3-none-any.whl"]
-    file = place.folder / "torch-2.10.0+cpu-py3-none-any.whl"
+    file = tmp_path / "torch-2.10.0+cpu-py3-none-any.whl"
     file.write_bytes(old)
-    place.called(place.python, "-m", "pip", "install", "-qq", "--no-deps", str(file))
-    place.take_with(plain)
+    place.run_pip("install", "-qq", "--no-deps", str(file))
+    place.run_changed_tool(no_driver)
     assert place.packages() == {"torch": CPU}
 
 
@@ -418,26 +522,25 @@ LIBRARY = {"has a GPU": ("0", True), "has none": ("100", False), "hangs": ("time
 
 
 @pytest.mark.parametrize("smi", SMI)
-def test_a_driver_answers_by_its_tool(place: Place, smi: str) -> None:
+def test_driver_is_detected_by_nvidia_smi(place: Place, tmp_path: Path, smi: str) -> None:
     script, answers = SMI[smi]
-    assert driver_answers(place, script, "1 / 0", patience(smi)) is answers
+    assert detect_driver(place, tmp_path, script, "1 / 0", timeout_of(smi)) is answers
 
 
 @pytest.mark.parametrize("library", LIBRARY)
-def test_a_driver_answers_by_its_library(place: Place, library: str) -> None:
+def test_driver_is_detected_by_its_library(place: Place, tmp_path: Path, library: str) -> None:
     code, answers = LIBRARY[library]
-    assert driver_answers(place, None, code, patience(library)) is answers
+    assert detect_driver(place, tmp_path, None, code, timeout_of(library)) is answers
 
 
-def patience(how: str) -> int:
-    """Seconds that what hangs is given, and those in which anything else answers on a busy machine."""
-    return 2 if how == "hangs" else SECONDS
+def timeout_of(case: str) -> int:
+    """A short timeout for what hangs, a long one for what answers, on a busy machine too."""
+    return 1 if case == "hangs" else SECONDS
 
 
-def driver_answers(place: Place, smi: str | None, code: str, seconds: int) -> bool:
-    """What the tool finds where nvidia-smi is this script, and libcuda's cuInit gives what this code does."""
-    folder = place.folder / "driver"
-    folder.mkdir()
+def detect_driver(place: Place, folder: Path, smi: str | None, code: str, seconds: int) -> bool:
+    """What the tool finds if nvidia-smi is this script, and cuInit of libcuda returns the value of this code.
+    """
     for name in ("sh", "sleep"):
         (folder / name).symlink_to(str(shutil.which(name)))
     if smi is not None:
@@ -450,16 +553,16 @@ def driver_answers(place: Place, smi: str | None, code: str, seconds: int) -> bo
         f"    return types.SimpleNamespace(cuInit=lambda flags: {code})\n"
         "ctypes.CDLL = load\n"
     )
-    said = place.take_with(
-        f"tool.SILENCE_SECONDS = {seconds}; tool.main = lambda: print(tool.driver_answers())",
+    output = place.run_changed_tool(
+        f"tool.SILENCE_SECONDS = {seconds}; tool.main = lambda: print(tool.has_nvidia_driver())",
         PATH=str(folder),
         PYTHONPATH=str(folder),
     )
-    return {"True": True, "False": False}[said.strip()]
+    return {"True": True, "False": False}[output.strip()]
 
 
 BACKEND = '''
-"""Builds a project of one dependency, without a tool from an index."""
+"""Builds a project with one dependency, without build tools."""
 
 import zipfile
 from pathlib import Path
@@ -475,19 +578,21 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 '''
 
 
-def answer(index: Index) -> None:
+def work(index: Index) -> None:
     index.put("/cpu/torch/", CPU_WHEEL, *FOREIGN)
 
 
 @pytest.mark.parametrize(
     ("behave", "packages"),
-    [(answer, CPU_ALONE), (hang, CUDA_TOO), (stay_silent_about_torch, CUDA_TOO)],
-    ids=["answers", "hangs", "404"],
+    [(work, CPU_ALONE), (hang, CUDA_TOO), (lack_the_page, CUDA_TOO)],
+    ids=["works", "hangs", "404"],
 )
-def test_make_installs_torch_from_there_and_all_else_as_before(
+def test_make_installs_torch_from_the_cpu_index_and_the_rest_from_the_default(
     index: Index, tmp_path: Path, behave: Callable[[Index], None], packages: dict[str, str]
 ) -> None:
-    """The Makefile itself, for a project that needs nothing but torch."""
+    """The Makefile itself, for a project that depends on torch only. The first case also creates the
+    environment.
+    """
     behave(index)
     folder = tmp_path / "project"
     (folder / "tools").mkdir(parents=True)
@@ -495,10 +600,12 @@ def test_make_installs_torch_from_there_and_all_else_as_before(
         shutil.copy(file, folder / file.relative_to(ROOT))
     (folder / "pyproject.toml").write_text(BUILD)
     (folder / "backend.py").write_text(BACKEND)
-    made = Place(folder, environment(index, tmp_path))
-    made.called("make", ".venv/.installed", f"PYTHON={sys.executable}", TORCH_INDEX=index.cpu)
-    assert index.asked_of("cpu")
-    installed = Place(folder / ".venv", made.environment).packages()
+    if behave is not work:
+        make_environment(folder / ".venv")
+    project = Place(folder, environment(index, tmp_path))
+    project.run("make", ".venv/.installed", f"PYTHON={sys.executable}", TORCH_INDEX=index.cpu)
+    assert index.requests_to("cpu")
+    installed = Place(folder / ".venv", project.environment).packages()
     installed.pop("setuptools", None)  # comes with Python 3.11 itself
     assert installed == {"project": "1", **packages}
 
@@ -508,17 +615,17 @@ def test_make_installs_torch_from_there_and_all_else_as_before(
     [("/cpu", CPU_ALONE), ("", CUDA_TOO)],
     ids=["CPU", "CUDA"],
 )
-def test_the_workers_image_installs_torch_alike(
+def test_worker_image_installs_torch_like_make(
     index: Index, place: Place, chosen: str, packages: dict[str, str]
 ) -> None:
-    """The lines of its Dockerfile up to torch, run here."""
-    answer(index)
+    """The lines of its Dockerfile that install torch, run here."""
+    work(index)
     text = DOCKERFILE.read_text().replace("\\\n", "")
     [sources] = re.findall(r"^COPY (.+torch_index\.py) \./$", text, re.MULTILINE)
     for source in sources.split():
         shutil.copy(ROOT / source, place.folder)
     [line] = re.findall(r"^RUN (.+torch_index\.py.+)$", text, re.MULTILINE)
-    place.called(
+    place.run(
         "sh",
         "-ec",
         line.replace("/opt/touchstone", str(place.folder)),
@@ -527,7 +634,7 @@ def test_the_workers_image_installs_torch_alike(
     assert place.packages() == packages
 
 
-def test_make_and_the_image_have_the_same_index_and_nothing_has_an_extra_one() -> None:
+def test_make_and_worker_image_use_one_index_and_no_extra_index() -> None:
     [default] = re.findall(r"^ARG TORCH_INDEX=(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
     assert f'CPU_INDEX = "{default}"' in TOOL.read_text()
     for file in (ROOT / "Makefile", ROOT / ".ci/run", TOOL, *DOCKERFILE.parent.iterdir()):
