@@ -31,11 +31,11 @@ from service.routers import (
     keys,
     metrics,
     models,
+    operations as overview,
     registration,
     samples,
     webhooks,
 )
-from service.routers import operations as overview
 from service.state.backend import MAX_DNS_LOOKUPS, Backend, Dispatch, check_concurrency
 from service.state.dispatch import Dispatcher, open_dispatch
 from service.state.failed_keys import FailedKeys

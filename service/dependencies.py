@@ -1,4 +1,4 @@
-"""The job that a path names, as a dependency of its routes."""
+"""Dependencies of routes: the backend of the caller's tenant, and the job that a path names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Path, Request
 
 from service.auth.caller import caller_of
-from service.state.backend import Backend, TenantBackend
+from service.state.backend import AllTenants, TenantBackend
 from touchstone.errors import UnknownJob
 from touchstone.ledger.records import Job
 from touchstone.ledger.tenant_ledger import TenantLedger
@@ -17,14 +17,9 @@ from touchstone.ledger.tenant_ledger import TenantLedger
 _ID = re.compile(r"[0-9a-z_-]{26,32}")
 
 
-def get_backend(request: Request) -> Backend:
-    """The backend for all tenants, for routes that show nothing of any."""
-    return cast(Backend, request.app.state.backend)
-
-
-def get_tenant_backend(request: Request) -> TenantBackend:
-    """The backend for the tenant whose caller sent this request."""
-    backend, tenant = get_backend(request), caller_of(request).tenant
+async def get_tenant_backend(request: Request, backend: AllTenants) -> TenantBackend:
+    """The backend for the caller's tenant, made once per request after the check of its scope."""
+    tenant = caller_of(request).tenant
     parts: dict[str, Any] = {
         "ledger": TenantLedger.of(backend.ledger, tenant),
         "models": backend.models.of(tenant),
@@ -32,7 +27,10 @@ def get_tenant_backend(request: Request) -> TenantBackend:
     return cast(TenantBackend, replace(backend, **parts))
 
 
-def job_id(
+Tenant = Annotated[TenantBackend, Depends(get_tenant_backend)]
+
+
+async def job_id(
     job: Annotated[
         str,
         Path(
@@ -51,9 +49,9 @@ def job_id(
 JobId = Annotated[str, Depends(job_id)]
 
 
-def read_job(request: Request, job: JobId) -> Job:
+def read_job(backend: Tenant, job: JobId) -> Job:
     """The job in the path; runs in a thread, for it asks the ledger."""
-    return get_tenant_backend(request).ledger.read(job)
+    return backend.ledger.read(job)
 
 
 KnownJob = Annotated[Job, Depends(read_job)]

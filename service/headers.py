@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Header, Request
+from fastapi import Depends, Header, Request
 
 from service.state.job_waiters import MAX_WAIT_SECONDS
 from touchstone.errors import InvalidParameter
@@ -12,7 +13,7 @@ from touchstone.errors import InvalidParameter
 APPLIED = {"Preference-Applied": "wait"}
 
 
-def wait_seconds(request: Request) -> int | None:
+async def read_wait_seconds(request: Request) -> int | None:
     """The seconds of `Prefer: wait=N`, at most a minute; RFC 7240 wants malformed preferences ignored."""
     for header in request.headers.getlist("prefer"):
         for preference in header.split(","):
@@ -53,7 +54,7 @@ def matches(condition: str | None, etag: str) -> bool:
     return "*" in tags or etag in tags
 
 
-def idempotency_key(request: Request) -> str | None:
+async def read_idempotency_key(request: Request) -> str | None:
     """The Idempotency-Key, 1 to 255 visible ASCII characters, if there is one."""
     key = request.headers.get("idempotency-key")
     if key is not None and not (0 < len(key) <= 255 and all("!" <= char <= "~" for char in key)):
@@ -63,4 +64,25 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
+WaitSeconds = Annotated[int | None, Depends(read_wait_seconds)]
+IdempotencyKey = Annotated[str | None, Depends(read_idempotency_key)]
+
+
+@dataclass(frozen=True)
+class SubmissionHeaders:
+    """What the headers of a submission ask for."""
+
+    idempotency_key: str | None
+    wait_seconds: int | None
+    wants_png: bool
+
+
+async def read_submission_headers(
+    request: Request, key: IdempotencyKey, seconds: WaitSeconds
+) -> SubmissionHeaders:
+    """The headers of a submission."""
+    return SubmissionHeaders(key, seconds, wants_png(request))
+
+
+Preferences = Annotated[SubmissionHeaders, Depends(read_submission_headers)]
 IfNoneMatch = Annotated[str | None, Header(description="Answer 304 where this is still the entity tag.")]

@@ -1,5 +1,6 @@
 """Every row of the HTTP contract, over a real socket."""
 
+import asyncio
 import base64
 import io
 import re
@@ -23,7 +24,7 @@ from api_tests.support.fake_service import (
     succeed,
 )
 from api_tests.support.wait import TIMEOUT_SECONDS
-from service.headers import wait_seconds, wants_png
+from service.headers import read_wait_seconds, wants_png
 from service.routers import events
 from service.state import job_waiters
 from touchstone.methods import catalogue
@@ -103,7 +104,7 @@ def request_with_header(name: bytes, value: str) -> Request:
     [("wait=0", 0), ("wait=59", 59), ("wait=61", 60), (f"wait={'9' * 5000}", 60), ("wait=²", None)],
 )
 def test_preferred_wait_is_capped_at_sixty_seconds(prefer: str, seconds: int | None) -> None:
-    assert wait_seconds(request_with_header(b"prefer", prefer)) == seconds
+    assert asyncio.run(read_wait_seconds(request_with_header(b"prefer", prefer))) == seconds
 
 
 @pytest.mark.parametrize("weight", ["high", "", "nan", "-1", "0", "²"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, cast
 
 from anyio import to_thread
 from fastapi import Depends, Request, Security
@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityS
 
 from service.auth import rate_limits
 from service.auth.caller import _CALLER, ANONYMOUS, Caller, caller_of
+from service.state.backend import AllTenants, Backend
 from touchstone.errors import (
     InsufficientScope,
     KeyExpired,
@@ -21,10 +22,7 @@ from touchstone.errors import (
     RateLimited,
 )
 from touchstone.ledger.api_keys import IMPLIED_SCOPES
-
-if TYPE_CHECKING:
-    from service.state.backend import Backend
-
+from touchstone.ledger.quotas import Rate
 
 _BEARER = HTTPBearer(
     scheme_name="key",
@@ -38,23 +36,26 @@ _BEARER = HTTPBearer(
 
 async def identify(
     request: Request,
+    backend: AllTenants,
     needed: SecurityScopes,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Caller:
     """The caller, once it is known that they may do this."""
-    caller = await _authenticate(request, credentials)
+    caller = await _authenticate(request, backend, credentials)
     request.scope[_CALLER] = caller
     missing = [scope for scope in needed.scopes if scope not in caller.scopes]
     if missing:
         raise InsufficientScope(
             f"Authorization: this needs a key with the scope {missing[0]}", scope=missing[0]
         )
-    await rate_limits.take(request, caller.tenant, "requests" if "read" in needed.scopes else "submissions")
+    rate: Rate = "requests" if "read" in needed.scopes else "submissions"
+    await rate_limits.take(request, backend.ledger.quotas, caller.tenant, rate)
     return caller
 
 
-async def _authenticate(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
-    backend: Backend = request.app.state.backend
+async def _authenticate(
+    request: Request, backend: Backend, credentials: HTTPAuthorizationCredentials | None
+) -> Caller:
     if credentials is not None:
         try:
             key = await to_thread.run_sync(backend.ledger.keys.check, credentials.credentials)
@@ -94,7 +95,7 @@ def is_still_permitted(request: Request) -> bool:
     """Whether the caller's key is still good: answers that last ask again and again. It asks the ledger;
     raises LedgerUnavailable.
     """
-    caller, backend = caller_of(request), cast("Backend", request.app.state.backend)
+    caller, backend = caller_of(request), cast(Backend, request.app.state.backend)
     return caller.key_id is None or backend.ledger.keys.is_valid(caller.key_id)
 
 

@@ -20,12 +20,11 @@ WINDOW = 60
 _STANDING = "touchstone.standing"
 
 
-async def take(request: Request, tenant: str, rate: Rate) -> None:
+async def take(request: Request, quotas: Quotas, tenant: str, rate: Rate) -> None:
     """Count a request against its tenant's rate. Raises RateLimited.
 
     While the ledger is out of reach nothing is counted: whatever needs it fails anyway.
     """
-    quotas: Quotas = request.app.state.backend.ledger.allowances  # which tenant's is asked here first
     try:
         standing = await to_thread.run_sync(quotas.take, tenant, rate)
     except LedgerUnavailable:

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from service import problems
 from service.auth.permissions import check_still_permitted, reader, submitter
-from service.dependencies import get_tenant_backend
+from service.dependencies import Tenant
 from service.inference import inputs, outputs, schemas
 from service.inference.inputs import HEADER_LENGTH, ParsedRequest
 from service.inference.outputs import BINARY
@@ -27,7 +27,7 @@ from service.inference.schemas import (
 )
 from service.openapi import examples, operations
 from service.routers import health
-from service.state.backend import TenantBackend
+from service.state.backend import AllTenants, TenantBackend
 from service.state.job_waiters import MAX_WAIT_SECONDS
 from service.submissions import acceptance, bodies, responses
 from service.submissions.bodies import RawBody
@@ -102,16 +102,16 @@ async def get_live() -> Live:
     summary="Whether models can answer",
     responses={200: examples.content({"ready": True}), **problems.responses()},
 )
-def get_ready(request: Request) -> Ready:
+def get_ready(backend: AllTenants) -> Ready:
     """The ledger answers and a worker is alive; otherwise 503, as from `/readyz`."""
-    health.get_readiness(request)
+    health.count_workers(backend)
     return Ready(ready=True)
 
 
-def find_path_model(request: Request, model: Model) -> Manifest:
+def find_path_model(request: Request, backend: Tenant, model: Model) -> Manifest:
     """The model in the path: the version that the path names, or the current one."""
     version = request.path_params.get("version")
-    return find_model(get_tenant_backend(request).models, model if version is None else f"{model}@{version}")
+    return find_model(backend.models, model if version is None else f"{model}@{version}")
 
 
 KnownModel = Annotated[Manifest, Depends(find_path_model)]
@@ -145,9 +145,9 @@ def _for_models(verb: str, tail: str, name: str, **options: Any) -> Callable[[E]
     summary="What tensors a model takes and gives",
     responses={200: examples.content(examples.TENSORS), **problems.responses(404)},
 )
-def get_metadata(request: Request, manifest: KnownModel) -> ModelMetadata:
+def get_metadata(backend: Tenant, manifest: KnownModel) -> ModelMetadata:
     """The input takes other datatypes, too, which its `parameters` describe."""
-    versions = get_tenant_backend(request).models.versions(manifest.id)
+    versions = backend.models.versions(manifest.id)
     return schemas.metadata(manifest, [one.digest for one in versions])
 
 
@@ -162,9 +162,9 @@ def get_metadata(request: Request, manifest: KnownModel) -> ModelMetadata:
         **problems.responses(404),
     },
 )
-def get_model_ready(request: Request, manifest: KnownModel) -> ModelReady:
+def get_model_ready(backend: Tenant, manifest: KnownModel) -> ModelReady:
     """It is there, and a worker is alive; a model is loaded when it is asked."""
-    health.get_readiness(request)
+    health.count_workers(backend)
     return ModelReady(name=manifest.id, ready=True)
 
 
@@ -200,18 +200,19 @@ _RESPONSE_CONTENT = {**examples.content(examples.INFERENCE_ANSWER)["content"], B
     },
     openapi_extra=_describe_request(),
 )
-async def infer(request: Request, manifest: KnownModel, header_length: HeaderLength = None) -> Response:
+async def infer(
+    request: Request, backend: Tenant, manifest: KnownModel, header_length: HeaderLength = None
+) -> Response:
     """Logits and probabilities of a batch of images. Tensors come and go in JSON, or as bytes behind it.
 
     While it runs it is a job like any other, and is batched with all of them; it ends with the answer, which
     takes at most a minute.
     """
-    backend = get_tenant_backend(request)
     prepare = partial(_prepare, header_length=header_length, manifest=manifest, backend=backend)
-    asked, prepared = await acceptance.receive_checked(request, prepare, *_TYPES)
+    asked, prepared = await acceptance.receive_checked(request, backend, prepare, *_TYPES)
     job: Job | None = None
     try:
-        job = await acceptance.accept_and_wait(request, prepared, seconds=MAX_WAIT_SECONDS)
+        job = await acceptance.accept_and_wait(request, backend, prepared, seconds=MAX_WAIT_SECONDS)
         if job.status != "succeeded":
             return await to_thread.run_sync(_respond_without_result, request, backend, job)
         return await to_thread.run_sync(_build_response, backend, asked, manifest, job)

@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service import problems
-from service import schemas as views
+from service import problems, schemas as views
 from service.openapi import examples
 from service.submissions.bodies import JSON, MULTIPART
 from service.submissions.webhook_urls import WEBHOOK

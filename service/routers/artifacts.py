@@ -7,10 +7,9 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Request, Response
 
-from service import headers as preferences
-from service import problems
+from service import headers as preferences, problems
 from service.auth.permissions import reader
-from service.dependencies import KnownJob, get_tenant_backend
+from service.dependencies import KnownJob, Tenant
 from service.downloads import ByteRange, find_file, parse_range, send
 
 router = APIRouter(tags=["jobs"], dependencies=[reader])
@@ -44,6 +43,7 @@ Name = Annotated[
 )
 async def get_artifact(
     request: Request,
+    backend: Tenant,
     job: KnownJob,
     name: Name,
     *,
@@ -52,7 +52,6 @@ async def get_artifact(
     if_none_match: preferences.IfNoneMatch = None,
 ) -> Response:
     """The image that was judged, what it was before, their difference, or the exact numbers as `.npy`."""
-    backend = get_tenant_backend(request)
     file = await to_thread.run_sync(find_file, backend, job, name)
     headers = file.headers(job)
     if preferences.matches(if_none_match, headers["ETag"]):

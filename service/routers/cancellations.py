@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service import problems
 from service.auth.permissions import submitter
-from service.dependencies import get_tenant_backend
+from service.dependencies import Tenant
 from service.openapi import examples
 from service.submissions import bodies
 from service.submissions.bodies import JSON, RawBody
@@ -77,15 +77,15 @@ _ANSWER = {
         }
     },
 )
-async def cancel_jobs(request: Request) -> Response:
+async def cancel_jobs(request: Request, backend: Tenant) -> Response:
     """All in one step. One that cannot be canceled keeps none of the others; a running one ends within a
     second, and its status is `running` until then.
     """
-    ledger = get_tenant_backend(request).ledger
     received = await bodies.receive(request, JSON)
 
     def cancel() -> AllCanceled:
-        return AllCanceled(items=[_show(answer) for answer in ledger.cancel_all(_parse(received).jobs)])
+        answers = backend.ledger.cancel_all(_parse(received).jobs)
+        return AllCanceled(items=[_show(answer) for answer in answers])
 
     answer = await to_thread.run_sync(cancel)
     return Response(answer.model_dump_json(), media_type=JSON)

@@ -12,9 +12,11 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from service import problems, schemas
 from service.auth.permissions import reader, submitter
-from service.dependencies import get_tenant_backend
+from service.dependencies import Tenant
+from service.headers import Preferences, SubmissionHeaders
 from service.openapi import examples, operations
 from service.pagination import Cursor, Limit, Page, link_next, paginate
+from service.state.backend import TenantBackend
 from service.submissions import acceptance
 from service.submissions.validation import CommonFields, prepare_method, prepare_prediction, request_fields
 from touchstone.fields import NormName, parse_norm
@@ -31,6 +33,7 @@ Name = Annotated[
     ),
 ]
 Card = dict[str, Any]
+Endpoint = Callable[[Request, TenantBackend, SubmissionHeaders], Awaitable[Response]]
 
 _EXAMPLES = {"attack": examples.JOB, "certificate": examples.CERTIFICATE}
 _MODEL = {"model": next(iter(zoo.manifests()), "my-net")}
@@ -91,9 +94,8 @@ def _add_submission(router: APIRouter, method: type[Method]) -> None:
     )
 
 
-def _build_endpoint(method: type[Method]) -> Callable[[Request], Awaitable[Response]]:
-    async def submit(request: Request) -> Response:
-        backend = get_tenant_backend(request)
+def _build_endpoint(method: type[Method]) -> Endpoint:
+    async def submit(request: Request, backend: Tenant, preferences: Preferences) -> Response:
         check = partial(
             prepare_method,
             method,
@@ -101,7 +103,7 @@ def _build_endpoint(method: type[Method]) -> Callable[[Request], Awaitable[Respo
             store=backend.models,
             decoders=backend.decoders,
         )
-        return await acceptance.submit(request, check)
+        return await acceptance.submit(request, backend, preferences, check)
 
     return submit
 
@@ -166,14 +168,13 @@ predictions = APIRouter(tags=["predictions"], dependencies=[submitter])
     responses=operations.describe_responses(png=False),
     openapi_extra=operations.describe_submission(CommonFields, Predict, example={**_MODEL, "top": 3}),
 )
-async def predict(request: Request) -> Response:
+async def predict(request: Request, backend: Tenant, preferences: Preferences) -> Response:
     """The likeliest classes with their confidences; a prediction is a job too.
 
     With `defence=smoothing`, `smoothed` in the result is the class that most of `n` noisy copies vote for, or
     an abstention where chance may have decided between the first two.
     """
-    backend = get_tenant_backend(request)
     check = partial(
         prepare_prediction, settings=backend.settings, store=backend.models, decoders=backend.decoders
     )
-    return await acceptance.submit(request, check)
+    return await acceptance.submit(request, backend, preferences, check)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from service import problems
 from service.auth.permissions import reader
-from service.dependencies import get_tenant_backend
+from service.dependencies import Tenant
 from service.openapi import examples, operations
 from service.routers.models import probe_of
 from service.state.backend import TenantBackend
@@ -79,9 +79,8 @@ def _add_route(router: APIRouter, path: str, check: Check, own: type[Method | Pr
     )
 
 
-def _build_endpoint(check: Check) -> Callable[[Request], Cost]:
-    def get_cost(request: Request) -> Cost:
-        backend = get_tenant_backend(request)
+def _build_endpoint(check: Check) -> Callable[[Request, TenantBackend], Cost]:
+    def get_cost(request: Request, backend: Tenant) -> Cost:
         return _estimate(
             backend, *check(bodies.unique_fields(request.query_params.multi_items()), backend.models)
         )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from service import problems, schemas
 from service.auth.permissions import reader, submitter
-from service.dependencies import get_tenant_backend
+from service.dependencies import Tenant
 from service.openapi import examples
 from service.pagination import Cursor, Limit, Page, link_next
 from touchstone.ledger.records import Job
@@ -85,6 +85,7 @@ def show_accepted(response: Response, delivery: deliveries.DeliveryRecord) -> De
 def list_deliveries(
     request: Request,
     response: Response,
+    backend: Tenant,
     *,
     status: DeliveryStatus | None = None,
     endpoint: Annotated[str | None, _NAME] = None,
@@ -93,7 +94,7 @@ def list_deliveries(
     cursor: Cursor = None,
 ) -> Page[Delivery]:
     """Those that fit every filter given. They are kept as long as their jobs, but no longer than a week."""
-    found, following = get_tenant_backend(request).ledger.deliveries.find(
+    found, following = backend.ledger.deliveries.find(
         status=status, endpoint=endpoint, job=job, limit=limit, cursor=cursor
     )
     link_next(request, response, following)
@@ -107,9 +108,9 @@ def list_deliveries(
     summary="A delivery and its attempts",
     responses={200: examples.content(_DELIVERY), **problems.responses(404)},
 )
-def get_delivery(request: Request, delivery: DeliveryId) -> Delivery:
+def get_delivery(backend: Tenant, delivery: DeliveryId) -> Delivery:
     """What a receiver answered besides its status is neither kept nor shown."""
-    return _show(get_tenant_backend(request).ledger.deliveries.read(delivery))
+    return _show(backend.ledger.deliveries.read(delivery))
 
 
 @router.post(
@@ -120,6 +121,6 @@ def get_delivery(request: Request, delivery: DeliveryId) -> Delivery:
     status_code=202,
     responses={202: examples.content(_DELIVERY), **problems.responses(404, 409)},
 )
-def replay_delivery(request: Request, response: Response, delivery: DeliveryId) -> Delivery:
+def replay_delivery(backend: Tenant, response: Response, delivery: DeliveryId) -> Delivery:
     """At once and under the same `webhook-id`, with all attempts before it."""
-    return show_accepted(response, get_tenant_backend(request).ledger.deliveries.replay(delivery))
+    return show_accepted(response, backend.ledger.deliveries.replay(delivery))

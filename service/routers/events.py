@@ -15,8 +15,9 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from service import problems
 from service.auth.caller import caller_of
 from service.auth.permissions import is_still_permitted, reader
-from service.dependencies import JobId, get_tenant_backend
+from service.dependencies import JobId, Tenant
 from service.openapi import examples
+from service.state.backend import TenantBackend
 from service.state.broadcaster import Subscriber
 from service.state.job_waiters import RECHECK_SECONDS
 from service.submissions.responses import is_over
@@ -44,12 +45,11 @@ class StreamStart:
 
 
 def start_stream(
-    request: Request, response: Response, job: JobId, last_event_id: LastEventId = None
+    backend: Tenant, response: Response, job: JobId, last_event_id: LastEventId = None
 ) -> StreamStart:
     """The events so far; 204 where none will ever come, which tells an EventSource to stay away."""
-    ledger = get_tenant_backend(request).ledger
-    over = is_over(ledger.read(job))
-    events = ledger.events(job, after=last_event_id)
+    over = is_over(backend.ledger.read(job))
+    events = backend.ledger.events(job, after=last_event_id)
     if over and not events:
         response.status_code = 204
     return StreamStart(last_event_id, events, over)
@@ -73,13 +73,15 @@ def start_stream(
     },
 )
 async def stream_events(
-    request: Request, job: JobId, first: Annotated[StreamStart, Depends(start_stream)]
+    request: Request,
+    backend: Tenant,
+    job: JobId,
+    first: Annotated[StreamStart, Depends(start_stream)],
 ) -> AsyncIterator[ServerSentEvent]:
     """`status`, `progress` and `metric` as they come, and `complete_manifest` as the last.
 
     Each event's id resumes the stream after it, as `Last-Event-ID`. Comments keep an idle connection alive.
     """
-    backend = get_tenant_backend(request)
     with backend.waiters.listen(job) as listener:
         events: list[Event] | None = first.events
         after = first.after
@@ -92,27 +94,23 @@ async def stream_events(
             if not events:
                 await listener.wait(RECHECK_SECONDS)
             events = await to_thread.run_sync(
-                _read_more, request, job, after, limiter=backend.waiters.read_limiter
+                _read_more, request, backend, job, after, limiter=backend.waiters.read_limiter
             )
 
 
-def _read_more(request: Request, job: str, after: str | None) -> list[Event] | None:
+def _read_more(request: Request, backend: TenantBackend, job: str, after: str | None) -> list[Event] | None:
     """The events since; None ends the stream, and a client that wants more comes back with its last id."""
     try:
-        return (
-            get_tenant_backend(request).ledger.events(job, after=after)
-            if is_still_permitted(request)
-            else None
-        )
+        return backend.ledger.events(job, after=after) if is_still_permitted(request) else None
     except (UnknownJob, LedgerUnavailable):
         return None
 
 
-async def subscribe(request: Request) -> AsyncIterator[Subscriber]:
+async def subscribe(request: Request, backend: Tenant) -> AsyncIterator[Subscriber]:
     """Hear of all jobs of the tenant from before the answer begins: a list read after that leaves no gap."""
     caller = caller_of(request)
-    with get_tenant_backend(request).waiters.broadcaster.subscribe(caller.tenant) as subscriber:
-        watch = asyncio.create_task(_watch_key(request, subscriber)) if caller.key_id else None
+    with backend.waiters.broadcaster.subscribe(caller.tenant) as subscriber:
+        watch = asyncio.create_task(_watch_key(request, backend, subscriber)) if caller.key_id else None
         try:
             yield subscriber
         finally:
@@ -120,11 +118,10 @@ async def subscribe(request: Request) -> AsyncIterator[Subscriber]:
                 watch.cancel()
 
 
-async def _watch_key(request: Request, subscriber: Subscriber) -> None:
+async def _watch_key(request: Request, backend: TenantBackend, subscriber: Subscriber) -> None:
     """Let a reader go whose key is good no longer, or cannot be asked after any more."""
-    looks = get_tenant_backend(request).waiters.read_limiter
     try:
-        while await to_thread.run_sync(_may_continue, request, limiter=looks):
+        while await to_thread.run_sync(_may_continue, request, limiter=backend.waiters.read_limiter):
             await asyncio.sleep(KEY_CHECK_SECONDS)
     finally:
         subscriber.close()

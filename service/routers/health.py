@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
 from service import problems
-from service.dependencies import get_backend
 from service.openapi import examples
+from service.state.backend import AllTenants, Backend, TenantBackend
 from touchstone.errors import LedgerUnavailable, NotReady
 
 router = APIRouter(tags=["service"])
@@ -31,12 +31,17 @@ async def get_health() -> dict[str, str]:
     summary="Whether jobs can be done",
     responses={200: examples.content({"status": "ready", "workers": 1}), **problems.responses()},
 )
-def get_readiness(request: Request) -> dict[str, Any]:
+def get_readiness(backend: AllTenants) -> dict[str, Any]:
     """The ledger answers and a worker is alive; otherwise 503 names in `missing` what is not there."""
+    return {"status": "ready", "workers": count_workers(backend)}
+
+
+def count_workers(backend: Backend | TenantBackend) -> int:
+    """How many workers are alive; raises `NotReady` where none is, or where the ledger does not answer."""
     try:
-        workers = get_backend(request).ledger.workers()
+        workers = backend.ledger.workers()
     except LedgerUnavailable as failure:
         raise NotReady("the ledger does not answer", missing=["ledger", "worker"]) from failure
     if not workers:
         raise NotReady("no worker is alive; jobs are accepted, and wait", missing=["worker"])
-    return {"status": "ready", "workers": len(workers)}
+    return len(workers)

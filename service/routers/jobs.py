@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from service import headers, problems, schemas
 from service.auth.permissions import check_still_permitted, is_still_permitted, reader, submitter
-from service.dependencies import JobId, KnownJob, get_tenant_backend
-from service.headers import IfNoneMatch
+from service.dependencies import JobId, KnownJob, Tenant
+from service.headers import IfNoneMatch, Preferences, WaitSeconds
 from service.openapi import examples, operations
 from service.pagination import Cursor, Limit, Moment, Page, link_next
 from service.state.backend import TenantBackend
@@ -47,6 +47,7 @@ _UNTIL = Query(
 )
 def list_jobs(
     request: Request,
+    backend: Tenant,
     *,
     status: Status | None = None,
     kind: JobKind | None = None,
@@ -60,7 +61,7 @@ def list_jobs(
     """Those that fit every filter given."""
     if since and until and until < since:
         raise InvalidParameter("until: it lies before since, so no time fits both; swap them", field="until")
-    found = get_tenant_backend(request).ledger.find(
+    found = backend.ledger.find(
         status=status,
         kind=kind,
         method=method,
@@ -89,12 +90,13 @@ def list_jobs(
     },
     openapi_extra={"parameters": [operations.PREFER]},
 )
-async def get_job(request: Request, job: JobId, if_none_match: IfNoneMatch = None) -> Response:
+async def get_job(
+    request: Request, backend: Tenant, job: JobId, seconds: WaitSeconds, if_none_match: IfNoneMatch = None
+) -> Response:
     """`Prefer: wait=N` delays the answer until the job has ended, or with `If-None-Match` has changed.
 
     `ahead`, of a job that waits, is no part of its entity tag.
     """
-    backend, seconds = get_tenant_backend(request), headers.wait_seconds(request)
 
     def matches_wait(found: Job | JobChange) -> bool:
         if if_none_match is None:
@@ -130,9 +132,9 @@ def _count_ahead(ledger: TenantLedger, job: Job) -> int | None:
     response_model=schemas.Job,
     responses={202: examples.content(examples.JOB), **problems.responses(404, 409)},
 )
-def cancel_job(request: Request, job: JobId) -> Response:
+def cancel_job(backend: Tenant, job: JobId) -> Response:
     """A waiting job ends at once, a running one within a second. Canceling twice is canceling once."""
-    return job_response(get_tenant_backend(request).ledger.cancel(job), status=202, location=True)
+    return job_response(backend.ledger.cancel(job), status=202, location=True)
 
 
 @router.post(
@@ -149,11 +151,10 @@ def cancel_job(request: Request, job: JobId) -> Response:
     },
     openapi_extra={"parameters": operations.HEADERS},
 )
-async def rerun_job(request: Request, job: KnownJob) -> Response:
+async def rerun_job(request: Request, backend: Tenant, job: KnownJob, preferences: Preferences) -> Response:
     """A new job of the same submission; `rerun` in its result says whether the bytes agree."""
-    key = headers.idempotency_key(request)
-    prepared = await to_thread.run_sync(_prepare_rerun, get_tenant_backend(request), job)
-    return await acceptance.accept_and_respond(request, prepared, key)
+    prepared = await to_thread.run_sync(_prepare_rerun, backend, job)
+    return await acceptance.accept_and_respond(request, backend, preferences, prepared)
 
 
 @router.post(
@@ -170,13 +171,14 @@ async def rerun_job(request: Request, job: KnownJob) -> Response:
     },
     openapi_extra=operations.describe_fields(ContinuationFields, example={"n": 10_000, "target_radius": 0.5}),
 )
-async def continue_job(request: Request, job: KnownJob) -> Response:
+async def continue_job(
+    request: Request, backend: Tenant, job: KnownJob, preferences: Preferences
+) -> Response:
     """A new job with `n` more samples on top of those counted; for certificates with `rule=e_process`, which
     may be looked at, ended and resumed at any time and stay true.
     """
-    backend = get_tenant_backend(request)
     prepare = partial(prepare_continuation, job, backend=backend)
-    return await acceptance.submit(request, prepare)
+    return await acceptance.submit(request, backend, preferences, prepare)
 
 
 def _prepare_rerun(backend: TenantBackend, job: Job) -> PreparedJob:
@@ -201,7 +203,7 @@ def _prepare_rerun(backend: TenantBackend, job: Job) -> PreparedJob:
     status_code=204,
     responses={204: {"description": "The job is gone."}, **problems.responses(404, 409)},
 )
-def delete_job(request: Request, job: JobId) -> Response:
+def delete_job(backend: Tenant, job: JobId) -> Response:
     """A running job has to be canceled first."""
-    get_tenant_backend(request).ledger.delete(job)
+    backend.ledger.delete(job)
     return Response(status_code=204)

@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 
 from service import problems
 from service.auth.permissions import admin
-from service.dependencies import get_backend
 from service.openapi import examples
 from service.pagination import Cursor, Limit, Page, link_next, paginate
+from service.state.backend import AllTenants, Backend
 from service.submissions import bodies
 from service.submissions.bodies import JSON, RawBody
 from touchstone.fields import refuse_unknown
@@ -55,22 +55,22 @@ _EXAMPLE: dict[str, Any] = {
         }
     },
 )
-async def create_key(request: Request) -> Response:
+async def create_key(request: Request, backend: AllTenants) -> Response:
     """The answer is the only one that ever shows it. What it makes and finds is its tenant's alone."""
     received = await bodies.receive(request, JSON)
-    issued = await to_thread.run_sync(_create, request, received)
+    issued = await to_thread.run_sync(_create, backend, received)
     shown = NewKey(**issued.key.model_dump(), key=issued.text)
     return Response(shown.model_dump_json(), 201, {"Cache-Control": "no-store"}, JSON)
 
 
-def _create(request: Request, received: RawBody) -> IssuedKey:
+def _create(backend: Backend, received: RawBody) -> IssuedKey:
     fields = bodies.fields_of(received)
     refuse_unknown(fields, list(KeyRequest.model_fields), "a key")
     try:
         asked = KeyRequest.model_validate(fields)
     except ValidationError as error:
         raise invalid_parameter(error) from None
-    return get_backend(request).ledger.keys.create(asked)
+    return backend.ledger.keys.create(asked)
 
 
 @router.get(
@@ -80,9 +80,9 @@ def _create(request: Request, received: RawBody) -> IssuedKey:
     response_model=Page[Key],
     responses={200: examples.page(_EXAMPLE), **problems.responses(422)},
 )
-def list_keys(request: Request, limit: Limit = 200, cursor: Cursor = None) -> Response:
+def list_keys(request: Request, backend: AllTenants, limit: Limit = 200, cursor: Cursor = None) -> Response:
     """Of every tenant, the oldest first, none with its text. `used_at` is exact to the minute."""
-    keys = {key.id: key for key in get_backend(request).ledger.keys.all()}
+    keys = {key.id: key for key in backend.ledger.keys.all()}
     page = Page[Key].model_validate(paginate(keys, limit, cursor).model_dump())
     response = Response(page.model_dump_json(), media_type=JSON)
     link_next(request, response, page.cursor)
@@ -97,7 +97,7 @@ def list_keys(request: Request, limit: Limit = 200, cursor: Cursor = None) -> Re
     responses={204: {"description": "It is good no longer."}, **problems.responses(404)},
 )
 def revoke_key(
-    request: Request,
+    backend: AllTenants,
     id_: Annotated[
         str,
         Path(
@@ -109,5 +109,5 @@ def revoke_key(
     ],
 ) -> Response:
     """At once, for every process; streams that it opened end within a second."""
-    get_backend(request).ledger.keys.revoke(id_)
+    backend.ledger.keys.revoke(id_)
     return Response(status_code=204)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from service.auth.permissions import reader
-from service.dependencies import get_backend
+from service.state.backend import AllTenants
 
 router = APIRouter(tags=["service"], dependencies=[reader])
 
@@ -24,7 +24,6 @@ router = APIRouter(tags=["service"], dependencies=[reader])
         }
     },
 )
-def get_metrics(request: Request) -> Response:
+def get_metrics(backend: AllTenants) -> Response:
     """The queue, jobs and deliveries by status, the workers' batches and steps, how long requests take."""
-    registry = get_backend(request).request_metrics.registry
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(backend.request_metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from service import headers as preferences
-from service import problems
+from service import headers as preferences, problems
 from service.auth.permissions import reader, submitter
-from service.dependencies import get_tenant_backend
+from service.dependencies import Tenant
 from service.headers import IfNoneMatch
 from service.openapi import examples
 from service.pagination import Cursor, Limit, Page, link_next, paginate
+from service.state.backend import TenantBackend
 from touchstone.errors import LedgerUnavailable, ModelConflict
 from touchstone.ledger.replies import VersionRef, WorkerHeartbeat
 from touchstone.ledger.tenant_ledger import TenantLedger
@@ -115,9 +115,9 @@ def probe_of(ledger: TenantLedger, manifest: Manifest) -> Probe | None:
         return None
 
 
-def _read_view(request: Request, manifests: Sequence[Manifest]) -> ModelView:
+def _read_view(backend: TenantBackend, manifests: Sequence[Manifest]) -> ModelView:
     """The zoo's cards are told without the ledger, too."""
-    ledger, store = get_tenant_backend(request).ledger, get_tenant_backend(request).models
+    ledger, store = backend.ledger, backend.models
     try:
         versions = ledger.versions.all()
         found = {one.id: store.registration_probe(one) for one in manifests if one.id in versions}
@@ -136,13 +136,13 @@ def _list_manifests(store: ModelStore) -> Mapping[str, Manifest]:
 
 
 def build_response(
-    request: Request,
+    backend: TenantBackend,
     manifest: Manifest,
     condition: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """A version as JSON, or 304 where the client's condition names what it would be."""
-    return _etag_response(_read_view(request, [manifest]).card(manifest), condition, headers or {})
+    return _etag_response(_read_view(backend, [manifest]).card(manifest), condition, headers or {})
 
 
 def _etag_response(content: Any, condition: str | None, headers: Mapping[str, str]) -> Response:
@@ -166,15 +166,19 @@ _UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "It is as th
     responses={200: examples.page(_CARD), **_UNCHANGED, **problems.responses(422)},
 )
 def list_models(
-    request: Request, limit: Limit = 200, cursor: Cursor = None, if_none_match: IfNoneMatch = None
+    request: Request,
+    backend: Tenant,
+    limit: Limit = 200,
+    cursor: Cursor = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Those that come along first, then those that were registered, in their current version: identity,
     input, classes, accuracy, origin and licence of each; `probe` is what its registration and its last load
     measured (null before the first), `loaded_sizes` names the workers that keep it loaded, `versions` lists what
     `id@digest` may name, the current one first.
     """
-    page = paginate(_list_manifests(get_tenant_backend(request).models), limit, cursor)
-    seen = _read_view(request, page.items)
+    page = paginate(_list_manifests(backend.models), limit, cursor)
+    seen = _read_view(backend, page.items)
     cards = [seen.card(manifest) for manifest in page.items]
     response = _etag_response({"items": cards, "cursor": page.cursor}, if_none_match, {})
     link_next(request, response, page.cursor)
@@ -209,15 +213,14 @@ Version = Annotated[
     responses={200: examples.content(_CARD), **_UNCHANGED, **problems.responses(404, 422)},
 )
 def get_model(
-    request: Request, id_: Id, version: Version = None, if_none_match: IfNoneMatch = None
+    backend: Tenant, id_: Id, version: Version = None, if_none_match: IfNoneMatch = None
 ) -> Response:
     """Identity, input, classes, accuracy, origin and licence; `probe` is what its registration and its last
     load measured (null before the first), `loaded_sizes` names the workers that keep it loaded, `versions` lists
     what there is of it, the current one first.
     """
-    return build_response(
-        request, find_model(get_tenant_backend(request).models, _full_name(id_, version)), if_none_match
-    )
+    manifest = find_model(backend.models, _full_name(id_, version))
+    return build_response(backend, manifest, if_none_match)
 
 
 @router.delete(
@@ -228,12 +231,12 @@ def get_model(
     status_code=204,
     responses={204: {"description": "It is gone."}, **problems.responses(404, 409, 422)},
 )
-def delete_model(request: Request, id_: Id, version: Version = None) -> Response:
+def delete_model(backend: Tenant, id_: Id, version: Version = None) -> Response:
     """All its versions, or only the one named: then the one before it becomes current. While a job that waits
     or runs names it, it stays; what ended jobs show of it stays in any case. Models that come along cannot be
     deleted.
     """
-    backend, name = get_tenant_backend(request), _full_name(id_, version)
+    name = _full_name(id_, version)
     if id_.partition("@")[0] in ZOO.manifests():
         raise ModelConflict(f"id: {id_[:64]} comes with Touchstone and cannot be deleted", field="id")
     manifest = find_model(backend.models, name)

@@ -7,12 +7,12 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from service import problems
 from service.auth.permissions import reader
-from service.dependencies import get_tenant_backend
+from service.dependencies import Tenant
 from service.openapi import examples
 from service.state.backend import TenantBackend
 from touchstone.ledger import replies
@@ -116,9 +116,8 @@ _EXAMPLE = {
     summary="The queue, the jobs and the workers",
     responses={200: examples.content(_EXAMPLE), **problems.responses()},
 )
-def get_operations(request: Request) -> Operations:
+def get_operations(backend: Tenant) -> Operations:
     """The jobs that wait, how many there are in each status, and the last sign of life of each worker."""
-    backend = get_tenant_backend(request)
     ledger, queue, known = backend.ledger, backend.ledger.queue(), _list_known_versions(backend)
     held, limit = ledger.storage()
     return Operations(

@@ -12,9 +12,10 @@ from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
-from service import headers, problems, schemas
+from service import problems, schemas
 from service.auth.permissions import submitter
-from service.dependencies import get_tenant_backend
+from service.dependencies import Tenant
+from service.headers import Preferences
 from service.openapi import examples, operations
 from service.routers import models
 from service.state.backend import TenantBackend
@@ -59,7 +60,7 @@ _PARTS = ("file", "manifest", "labels", "webhook")
     },
     openapi_extra=operations.describe_registration(Registration),
 )
-async def register_model(request: Request) -> Response:
+async def register_model(request: Request, backend: Tenant, preferences: Preferences) -> Response:
     """An ONNX file, or safetensors with a named architecture; or as JSON the manifest of a `remote` model.
 
     What the bytes show to be anything else is refused at once; then a job tries the model in a process of its
@@ -68,12 +69,11 @@ async def register_model(request: Request) -> Response:
     A version is its bytes: the same id with another file becomes the model's current version, the one before
     stays and is named `id@digest`. The same file and manifest again are no new version.
     """
-    backend, key = get_tenant_backend(request), headers.idempotency_key(request)
     if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
-        said = await acceptance.receive_checked(request, _remote_request)
+        said = await acceptance.receive_checked(request, backend, _remote_request)
         # Nobody else waits for a name that resolves slowly.
         prepared = await to_thread.run_sync(_prepare_remote, backend, *said, limiter=backend.dns_limiter)
-        return await acceptance.accept_and_respond(request, prepared, key)
+        return await acceptance.accept_and_respond(request, backend, preferences, prepared)
     limit = backend.settings.model_limit
     # Of what says nothing of its size, and of what is too large, no more is written than the limit.
     size = min(limit, int(request.headers.get("content-length", limit)))
@@ -84,9 +84,9 @@ async def register_model(request: Request) -> Response:
             taken = await stack.enter_async_context(coming)
         asked = await to_thread.run_sync(_check_form, backend, taken, limiter=backend.check_limiter)
         # Whoever sends a key wants the job that the key stands for.
-        if asked.known and key is None:
-            return await to_thread.run_sync(_show_registered, request, asked.known)
-        return await acceptance.accept_and_respond(request, asked.prepared, key)
+        if asked.known and preferences.idempotency_key is None:
+            return await to_thread.run_sync(_show_registered, backend, asked.known)
+        return await acceptance.accept_and_respond(request, backend, preferences, asked.prepared)
 
 
 def _check_disk_space(backend: TenantBackend) -> None:
@@ -160,9 +160,9 @@ def _detect_format(file: SpooledFile) -> Format:
         return detect_format(data, limit=file.limit)
 
 
-def _show_registered(request: Request, manifest: Manifest) -> Response:
+def _show_registered(backend: TenantBackend, manifest: Manifest) -> Response:
     where = f"/v1/models/{manifest.id}?version={manifest.digest}"
-    return models.build_response(request, manifest, headers={"Location": where})
+    return models.build_response(backend, manifest, headers={"Location": where})
 
 
 def _remote_request(received: RawBody) -> tuple[Registration, Any]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service import problems
 from service.auth.permissions import reader, submitter
-from service.dependencies import get_tenant_backend
+from service.dependencies import Tenant
 from service.openapi import examples
 from service.pagination import Cursor, Limit, Page, link_next, paginate
 from service.routers import deliveries
@@ -115,11 +115,10 @@ _ROTATED = {"secret": _KEY, "previous_until": "2026-11-23T09:30:00.120000Z"}
         }
     },
 )
-async def create_webhook(request: Request) -> Response:
+async def create_webhook(request: Request, backend: Tenant) -> Response:
     """It is told of the end of every job, in messages signed as the Standard Webhooks specification has it.
     Inference requests are answered where they are asked, and are no events.
     """
-    backend = get_tenant_backend(request)
     received = await bodies.receive(request, JSON)
     made = await to_thread.run_sync(_create, backend, received)
     headers = {"Location": f"/v1/webhooks/{made.id}", "Cache-Control": "no-store"}
@@ -153,10 +152,10 @@ def _parse(received: RawBody) -> NewEndpoint:
     responses={200: examples.page(_ENDPOINT), **problems.responses(422)},
 )
 def list_webhooks(
-    request: Request, response: Response, limit: Limit = 50, cursor: Cursor = None
+    request: Request, response: Response, backend: Tenant, limit: Limit = 50, cursor: Cursor = None
 ) -> Page[Endpoint]:
     """The newest first; without their secrets."""
-    found = get_tenant_backend(request).ledger.endpoints.all()
+    found = backend.ledger.endpoints.all()
     page = paginate({one.id: _show(one) for one in found}, limit, cursor)
     link_next(request, response, page.cursor)
     return page
@@ -169,9 +168,9 @@ def list_webhooks(
     summary="An endpoint",
     responses={200: examples.content(_ENDPOINT), **problems.responses(404)},
 )
-def get_webhook(request: Request, endpoint: EndpointId) -> Endpoint:
+def get_webhook(backend: Tenant, endpoint: EndpointId) -> Endpoint:
     """Without its secret."""
-    return _show(get_tenant_backend(request).ledger.endpoints.read(endpoint))
+    return _show(backend.ledger.endpoints.read(endpoint))
 
 
 def _show(endpoint: endpoints.WebhookEndpoint) -> Endpoint:
@@ -186,9 +185,9 @@ def _show(endpoint: endpoints.WebhookEndpoint) -> Endpoint:
     status_code=204,
     responses={204: {"description": "The endpoint is gone."}, **problems.responses(404)},
 )
-def delete_webhook(request: Request, endpoint: EndpointId) -> Response:
+def delete_webhook(backend: Tenant, endpoint: EndpointId) -> Response:
     """What was still to be sent there fails."""
-    get_tenant_backend(request).ledger.endpoints.delete(endpoint)
+    backend.ledger.endpoints.delete(endpoint)
     return Response(status_code=204)
 
 
@@ -199,9 +198,9 @@ def delete_webhook(request: Request, endpoint: EndpointId) -> Response:
     summary="Give an endpoint a new secret",
     responses={200: examples.content(_ROTATED), **problems.responses(404)},
 )
-def rotate_webhook(request: Request, response: Response, endpoint: EndpointId) -> Secret:
+def rotate_webhook(backend: Tenant, response: Response, endpoint: EndpointId) -> Secret:
     """For a day messages are signed with the secret before, too, so that no receiver misses one."""
-    return _rotate(request, response, endpoint)
+    return _rotate(backend, response, endpoint)
 
 
 @router.post(
@@ -211,15 +210,15 @@ def rotate_webhook(request: Request, response: Response, endpoint: EndpointId) -
     summary="Draw the secret for webhooks of submissions",
     responses={200: examples.content(_ROTATED), **problems.responses()},
 )
-def rotate_webhook_secret(request: Request, response: Response) -> Secret:
+def rotate_webhook_secret(backend: Tenant, response: Response) -> Secret:
     """What is sent to the `webhook` of a submission is signed with this secret, whichever URL that is. Each
     call draws a new one; for a day messages are signed with the one before, too.
     """
-    return _rotate(request, response, "")
+    return _rotate(backend, response, "")
 
 
-def _rotate(request: Request, response: Response, endpoint: str) -> Secret:
-    secret, until = get_tenant_backend(request).ledger.endpoints.rotate(endpoint)
+def _rotate(backend: TenantBackend, response: Response, endpoint: str) -> Secret:
+    secret, until = backend.ledger.endpoints.rotate(endpoint)
     response.headers["Cache-Control"] = "no-store"
     return Secret(secret=secret, previous_until=until)
 
@@ -232,8 +231,8 @@ def _rotate(request: Request, response: Response, endpoint: str) -> Secret:
     status_code=202,
     responses={202: examples.content(deliveries.PING), **problems.responses(404)},
 )
-def ping_webhook(request: Request, response: Response, endpoint: EndpointId) -> Delivery:
+def ping_webhook(backend: Tenant, response: Response, endpoint: EndpointId) -> Delivery:
     """An event of type `webhook.ping`, sent like all others. An endpoint that was switched off is on again if
     it arrives.
     """
-    return deliveries.show_accepted(response, get_tenant_backend(request).ledger.endpoints.ping(endpoint))
+    return deliveries.show_accepted(response, backend.ledger.endpoints.ping(endpoint))

@@ -1,6 +1,6 @@
-"""What the routes stand on: the ledger, the blobs, the bell, and those who wait.
+"""What the routes use: the ledger, the blobs, the dispatcher, the waiters and the other parts of the process.
 
-There is one of each for all tenants. A route gets it as far as its caller's tenant may see it.
+There is one of each for all tenants. Most routes get the view of one tenant: `service.dependencies.Tenant`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, TypeAlias, TypeVar, cast
 
 from anyio import CapacityLimiter
+from fastapi import Depends, Request
 
 from service.state.dispatch import Dispatcher
 from service.state.failed_keys import FailedKeys
@@ -55,10 +56,19 @@ class _BackendOf(Generic[L]):
 
 
 Backend: TypeAlias = _BackendOf[Ledger]
-"""Everything, for the life of the application."""
+"""Everything, for the life of the application and for all tenants."""
 
 TenantBackend: TypeAlias = _BackendOf[TenantLedger]
 """The same for one tenant: neither the ledger nor the models show what is another's."""
+
+
+async def get_backend(request: Request) -> Backend:
+    """The backend for all tenants."""
+    return cast(Backend, request.app.state.backend)
+
+
+AllTenants = Annotated[Backend, Depends(get_backend)]
+"""For routes that show nothing of any tenant, and for the operator's."""
 
 
 def check_concurrency() -> int:

@@ -10,16 +10,15 @@ from typing import Any, TypeVar
 from anyio import to_thread
 from fastapi import Request, Response
 
-from service import headers as preferences
 from service.auth.permissions import check_still_permitted, is_still_permitted
-from service.dependencies import get_tenant_backend
+from service.headers import SubmissionHeaders
 from service.http import body_limits
 from service.state.backend import TenantBackend
 from service.state.job_waiters import Waiter
 from service.submissions import bodies
 from service.submissions.bodies import RawBody
 from service.submissions.disk_space import check_disk_space
-from service.submissions.responses import is_over, respond
+from service.submissions.responses import is_over, submission_response
 from service.submissions.validation import PreparedJob
 from touchstone.ledger.records import Job
 from touchstone.logs import get_logger
@@ -29,36 +28,50 @@ T = TypeVar("T")
 _log = get_logger("answers")
 
 
-async def submit(request: Request, prepare: Callable[[RawBody], PreparedJob]) -> Response:
-    """Take a submission in, have it checked off the event loop, and answer with its job."""
-    key = preferences.idempotency_key(request)
-    return await accept_and_respond(request, await receive_checked(request, prepare), key)
+async def submit(
+    request: Request,
+    backend: TenantBackend,
+    preferences: SubmissionHeaders,
+    prepare: Callable[[RawBody], PreparedJob],
+) -> Response:
+    """Receive a submission, check it in a thread, accept it, and respond with its job."""
+    prepared = await receive_checked(request, backend, prepare)
+    return await accept_and_respond(request, backend, preferences, prepared)
 
 
-async def receive_checked(request: Request, check: Callable[[RawBody], T], *types: str) -> T:
-    """Take a body in and have it checked; nothing of it is held any more when this returns."""
+async def receive_checked(
+    request: Request, backend: TenantBackend, check: Callable[[RawBody], T], *types: str
+) -> T:
+    """Receive a body and check it in a thread; the body's memory is free again when this returns."""
     received = await bodies.receive(request, *types)
-    result = await to_thread.run_sync(check, received, limiter=get_tenant_backend(request).check_limiter)
+    result = await to_thread.run_sync(check, received, limiter=backend.check_limiter)
     body_limits.release(request)
     return result
 
 
-async def accept_and_respond(request: Request, prepared: PreparedJob, key: str | None) -> Response:
-    """Accept a checked submission, wait for its job as long as the client prefers, and show it."""
-    seconds = preferences.wait_seconds(request)
-    job = await accept_and_wait(request, prepared, key, seconds=seconds)
+async def accept_and_respond(
+    request: Request, backend: TenantBackend, preferences: SubmissionHeaders, prepared: PreparedJob
+) -> Response:
+    """Accept a checked submission, wait for its job as long as the client prefers, and respond with it."""
+    key, seconds = preferences.idempotency_key, preferences.wait_seconds
+    job = await accept_and_wait(request, backend, prepared, key, seconds=seconds)
     if seconds:
         await to_thread.run_sync(check_still_permitted, request)
-    return await respond(request, job, waited=seconds is not None)
+    return await submission_response(request, backend, preferences, job)
 
 
 async def accept_and_wait(
-    request: Request, prepared: PreparedJob, key: str | None = None, *, seconds: int | None
+    request: Request,
+    backend: TenantBackend,
+    prepared: PreparedJob,
+    key: str | None = None,
+    *,
+    seconds: int | None,
 ) -> Job:
     """Accept a checked submission, and return its job when it has ended or after so many seconds, or sooner
     where the caller's key is revoked meanwhile.
     """
-    backend, may_wait = get_tenant_backend(request), partial(is_still_permitted, request)
+    may_wait = partial(is_still_permitted, request)
     with ExitStack() as stack:
 
         def accept() -> tuple[Job, Waiter | None]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from fastapi import Request, Response
 
 from service import downloads, problems, schemas
-from service import headers as preferences
-from service.dependencies import get_tenant_backend
+from service.headers import APPLIED, SubmissionHeaders
+from service.state.backend import TenantBackend
 from touchstone.ledger.records import TERMINAL, Job
 from touchstone.ledger.replies import JobChange
 
@@ -36,7 +36,7 @@ def job_response(
     if status == 202:
         headers["Retry-After"] = str(_POLL_SECONDS)
     if waited:
-        headers |= preferences.APPLIED
+        headers |= APPLIED
     return Response(schemas.show(job, ahead=ahead).model_dump_json(), status, headers, "application/json")
 
 
@@ -49,21 +49,24 @@ def _cache_headers(job: Job) -> dict[str, str]:
     return {"ETag": schemas.etag(job), "Cache-Control": "no-cache", "Vary": "Accept, Prefer"}
 
 
-async def respond(request: Request, job: Job, *, waited: bool) -> Response:
+async def submission_response(
+    request: Request, backend: TenantBackend, preferences: SubmissionHeaders, job: Job
+) -> Response:
     """The job, or where it is a finished attack and the client prefers an image, the image itself."""
+    waited = preferences.wait_seconds is not None
     if not (waited and is_over(job)):
         return job_response(job, status=202, waited=waited, location=True)
-    if preferences.wants_png(request) and job.submission.kind == "attack":
-        return await _image_response(request, job)
+    if preferences.wants_png and job.submission.kind == "attack":
+        return await _image_response(request, backend, job)
     return job_response(job, waited=True, location=True)
 
 
-async def _image_response(request: Request, job: Job) -> Response:
+async def _image_response(request: Request, backend: TenantBackend, job: Job) -> Response:
     """The adversarial image itself, or the problem of the job that did not make one."""
     if job.status != "succeeded":
-        return problem_response(request, job, {**_link_headers(job), **preferences.APPLIED})
-    response = await downloads.build_file_response(get_tenant_backend(request), job, ADVERSARIAL)
-    response.headers.update({**preferences.APPLIED, **_link_headers(job), "Location": schemas.path(job.id)})
+        return problem_response(request, job, {**_link_headers(job), **APPLIED})
+    response = await downloads.build_file_response(backend, job, ADVERSARIAL)
+    response.headers.update({**APPLIED, **_link_headers(job), "Location": schemas.path(job.id)})
     response.headers["Vary"] = "Accept, Prefer"
     return response
 

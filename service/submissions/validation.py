@@ -17,8 +17,7 @@ from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, Unknow
 from touchstone.fields import Seed, parse_fraction, refuse_unknown
 from touchstone.ledger.quotas import QuotaUsage
 from touchstone.ledger.records import ImageRef, JobKind, ModelRef, Submission, max_output_bytes
-from touchstone.methods import Method, invalid_parameter, total_cost
-from touchstone.methods import find as find_method
+from touchstone.methods import Method, find as find_method, invalid_parameter, total_cost
 from touchstone.methods.compatibility import check_compatible, resolve_parameters
 from touchstone.methods.prediction import Predict
 from touchstone.models.manifest import Manifest
