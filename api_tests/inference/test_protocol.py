@@ -99,10 +99,10 @@ class RecordingBehavior:
 
 
 @pytest.fixture
-def seen(api: Api) -> Iterator[RecordingBehavior]:
-    seen = RecordingBehavior()
-    with api.worker.with_behavior(seen):
-        yield seen
+def recording(api: Api) -> Iterator[RecordingBehavior]:
+    recording = RecordingBehavior()
+    with api.worker.with_behavior(recording):
+        yield recording
 
 
 def test_server_metadata_names_the_server_and_its_extensions(api: Api) -> None:
@@ -160,39 +160,39 @@ def test_only_problems_under_v2_have_an_error_member(api: Api) -> None:
     assert "error" in api.client.get("/v2/nothing").json()
 
 
-def test_json_numbers_are_accepted_flat_or_nested(api: Api, seen: RecordingBehavior) -> None:
+def test_json_numbers_are_accepted_flat_or_nested(api: Api, recording: RecordingBehavior) -> None:
     assert set(outputs(post_inference(api, tensor(FLOATS)))) == {"logits", "probabilities"}
-    assert seen.equals(FLOATS)
+    assert recording.equals(FLOATS)
     post_inference(api, tensor(FLOATS, data=FLOATS.tolist()))
-    assert seen.equals(FLOATS)
+    assert recording.equals(FLOATS)
     post_inference(api, tensor(np.zeros((1, 1, 28, 28), int)))
-    assert seen.equals(np.zeros((1, 1, 28, 28), np.float32))
+    assert recording.equals(np.zeros((1, 1, 28, 28), np.float32))
     post_inference(api, tensor(PIXELS, "UINT8"))
-    assert seen.equals(PIXELS)
+    assert recording.equals(PIXELS)
     post_inference(api, tensor(PIXELS[..., :1], "UINT8", data=PIXELS[..., :1].tolist()))
-    assert seen.equals(PIXELS[..., :1])
+    assert recording.equals(PIXELS[..., :1])
 
 
-def test_binary_numbers_are_accepted(api: Api, seen: RecordingBehavior) -> None:
+def test_binary_numbers_are_accepted(api: Api, recording: RecordingBehavior) -> None:
     outputs(post_binary_inference(api, [2, 1, 28, 28], "FP32", FLOATS.tobytes()))
-    assert seen.equals(FLOATS)
+    assert recording.equals(FLOATS)
     outputs(post_binary_inference(api, [2, 9, 8, 3], "UINT8", PIXELS.tobytes()))
-    assert seen.equals(PIXELS)
+    assert recording.equals(PIXELS)
 
 
-def test_image_files_of_any_size_are_accepted(api: Api, seen: RecordingBehavior) -> None:
+def test_image_files_of_any_size_are_accepted(api: Api, recording: RecordingBehavior) -> None:
     one, two = np.asarray(gradient_image()), np.asarray(gradient_image(12, 10, "L"))[..., None]
     outputs(
         post_inference(
             api, files(data_url(png()), base64.b64encode(png()).decode(), data_url(png(12, 10, "L")))
         )
     )
-    assert seen.equals(np.stack([one, one]), two[None])
+    assert recording.equals(np.stack([one, one]), two[None])
     webp = encode_image(gradient_image(), "WEBP", lossless=True)
     outputs(post_binary_inference(api, [2], "BYTES", length_prefixed(webp, png())))
-    assert seen.equals(np.stack([one, one]))
+    assert recording.equals(np.stack([one, one]))
     outputs(post_binary_inference(api, [1, 1], "BYTES", length_prefixed(png())))
-    assert seen.equals(one[None])
+    assert recording.equals(one[None])
 
 
 def test_response_names_the_model_and_the_request_id(api: Api) -> None:
@@ -251,10 +251,10 @@ def test_classification_output_lists_the_top_classes_by_name(api: Api) -> None:
     assert tail == length_prefixed(*map(str.encode, told["data"]))
 
 
-def test_inference_is_a_job_that_is_deleted_once_answered(api: Api, seen: RecordingBehavior) -> None:
+def test_inference_is_a_job_that_is_deleted_once_answered(api: Api, recording: RecordingBehavior) -> None:
     response = post_inference(api, tensor(FLOATS), parameters={"execution": "deterministic"})
     assert response.status_code == 200
-    (work,) = seen.works
+    (work,) = recording.works
     asked = work.job.submission
     assert (asked.kind, asked.method, asked.execution) == ("inference", "infer", "deterministic")
     assert asked.parameters == {"datatype": "FP32", "rows": 2}
@@ -264,10 +264,10 @@ def test_inference_is_a_job_that_is_deleted_once_answered(api: Api, seen: Record
         open_blobs(api.settings).get(asked.source)
 
 
-def test_equal_requests_store_separate_input_files(api: Api, seen: RecordingBehavior) -> None:
+def test_equal_requests_store_separate_input_files(api: Api, recording: RecordingBehavior) -> None:
     for _ in range(2):
         post_inference(api, tensor(FLOATS))
-    first, second = (work.job.submission.source for work in seen.works)
+    first, second = (work.job.submission.source for work in recording.works)
     assert first != second
 
 

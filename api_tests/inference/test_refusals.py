@@ -29,7 +29,7 @@ from api_tests.support.fake_service import (
     png,
     sample_manifest,
 )
-from service.inference import inputs as tensors
+from service.inference import inputs as inference_inputs
 from service.submissions.bodies import RawBody
 from touchstone.errors import CostTooHigh
 from touchstone.sandbox.decoder_pool import DecoderPool
@@ -169,7 +169,7 @@ UNREADABLE_BODIES = {
     "negative header": send_binary([1], "BYTES", b"", length=-1),
     "header of very many digits": send_binary([1], "BYTES", b"", length="9" * 5000),
     "header of another digit": lambda api: api.client.post(
-        f"{PATH}/infer", content=b"{}", headers={tensors.HEADER_LENGTH.encode(): b"\xb2"}
+        f"{PATH}/infer", content=b"{}", headers={inference_inputs.HEADER_LENGTH.encode(): b"\xb2"}
     ),
     "header cuts": send_binary([1], "BYTES", b"", length=20),
 }
@@ -204,7 +204,7 @@ def test_images_beyond_the_cost_limit_are_refused(api: Api) -> None:
     settings = api.settings.model_copy(update={"cost_limit": 1})
     received = RawBody("", json.dumps({"inputs": [ONE]}).encode())
     with pytest.raises(CostTooHigh):
-        tensors.parse_request(received, None, sample_manifest().input, settings, DecoderPool(0))
+        inference_inputs.parse_request(received, None, sample_manifest().input, settings, DecoderPool(0))
 
 
 def test_too_large_inference_body_answers_413(api: Api) -> None:

@@ -43,7 +43,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 @pytest.fixture
-def answering(api: Api, engine: Engine) -> Iterator[Api]:
+def computing_api(api: Api, engine: Engine) -> Iterator[Api]:
     """A service whose worker computes."""
 
     def work(work: FakeJob) -> None:
@@ -176,22 +176,24 @@ def test_npy_file_with_objects_is_refused() -> None:
         from_npy(buffer.getvalue())
 
 
-def test_inference_agrees_with_a_prediction(answering: Api) -> None:
+def test_inference_agrees_with_a_prediction(computing_api: Api) -> None:
     image = encode_image(photo())
-    top = answering.submit("/v1/predictions", image=image, model=SMALL).json()["result"]["original"]["top"]
+    top = computing_api.submit("/v1/predictions", image=image, model=SMALL).json()["result"]["original"][
+        "top"
+    ]
     asked = {
         "inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": [data_url(image)]}],
         "outputs": [{"name": "probabilities", "parameters": {"classification": 5}}],
     }
-    told = answering.client.post(f"/v2/models/{SMALL}/infer", json=asked).json()["outputs"][0]["data"]
+    told = computing_api.client.post(f"/v2/models/{SMALL}/infer", json=asked).json()["outputs"][0]["data"]
     assert told == [f"{one['confidence']:f}:{one['label']}:{one['name']}" for one in top]
 
 
 @pytest.fixture
-def triton(answering: Api) -> Iterator[Any]:
+def triton(computing_api: Api) -> Iterator[Any]:
     """Triton's own client."""
     client = importlib.import_module("tritonclient.http")
-    with client.InferenceServerClient(f"127.0.0.1:{answering.port}") as connected:
+    with client.InferenceServerClient(f"127.0.0.1:{computing_api.port}") as connected:
         yield connected
 
 

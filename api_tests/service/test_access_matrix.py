@@ -99,10 +99,10 @@ def fill_path(path: str, things: Mapping[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def room(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedService]:
+def guarded(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedService]:
     with redis.Redis.from_url(valkey_server) as client:
         client.flushall()
-    home = tmp_path_factory.mktemp("room")
+    home = tmp_path_factory.mktemp("guarded")
     settings = Settings(home=home, redis_url=valkey_server, require_keys=True, refused_keys=10_000)
     with run_service(settings) as api:
         keys = {
@@ -163,31 +163,31 @@ def test_operations_without_a_security_rule_are_public_ones() -> None:
     ],
 )
 def test_guarded_operations_are_401_without_a_valid_key(
-    room: GuardedService, who: str, code: str, challenge: str
+    guarded: GuardedService, who: str, code: str, challenge: str
 ) -> None:
     for name in GUARDED:
-        answer = room.call(name, who)
+        answer = guarded.call(name, who)
         assert (name, answer.status, answer.problem["code"]) == (name, 401, code)
         assert answer.challenge == challenge
 
 
 @pytest.mark.parametrize("who", ["reader", "submitter"])
-def test_operation_beyond_the_scope_of_the_key_is_403(room: GuardedService, who: str) -> None:
+def test_operation_beyond_the_scope_of_the_key_is_403(guarded: GuardedService, who: str) -> None:
     scope: Scope = "read" if who == "reader" else "submit"
     beyond = [name for name in GUARDED if scope_of(name) not in IMPLIED_SCOPES[scope]]
     assert beyond
     for name in beyond:
-        answer = room.call(name, who)
+        answer = guarded.call(name, who)
         assert (name, answer.status, answer.problem["code"]) == (name, 403, "insufficient_scope")
         assert answer.problem["scope"] == scope_of(name)
         assert (answer.challenge or "").endswith(f'error="insufficient_scope", scope="{scope_of(name)}"')
 
 
-def test_other_tenants_resources_are_answered_like_nonexistent_ones(room: GuardedService) -> None:
+def test_other_tenants_resources_are_answered_like_nonexistent_ones(guarded: GuardedService) -> None:
     for name in OWNED:
-        real, none = room.call(name, "other"), room.call(name, "other", {**room.things, **UNKNOWN})
+        real, none = guarded.call(name, "other"), guarded.call(name, "other", {**guarded.things, **UNKNOWN})
         assert (name, real.status) == (name, 404)
-        assert anonymize(real, room.things) == anonymize(none, UNKNOWN), name
+        assert anonymize(real, guarded.things) == anonymize(none, UNKNOWN), name
 
 
 def anonymize(answer: Answer, things: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
@@ -198,31 +198,31 @@ def anonymize(answer: Answer, things: Mapping[str, str]) -> tuple[int, dict[str,
     return answer.status, json.loads(text)
 
 
-def test_lists_do_not_show_other_tenants_resources(room: GuardedService) -> None:
+def test_lists_do_not_show_other_tenants_resources(guarded: GuardedService) -> None:
     for name in set(GUARDED) - OWNED:
         if scope_of(name) == "admin":
             continue
-        answer = room.call(name, "other")
+        answer = guarded.call(name, "other")
         assert answer.status not in (401, 403), name
         assert not [
-            thing for part, thing in room.things.items() if part != "key" and f'"{thing}"' in answer.text
+            thing for part, thing in guarded.things.items() if part != "key" and f'"{thing}"' in answer.text
         ], name
 
 
-def test_other_tenants_model_is_answered_like_a_nonexistent_one(room: GuardedService) -> None:
+def test_other_tenants_model_is_answered_like_a_nonexistent_one(guarded: GuardedService) -> None:
     """Whatever takes a model's id answers as to one that there is not."""
     naming = [(name, *found) for name, found in GUARDED.items() if takes_model(found[2])]
     assert len(naming) > 50
-    headers = {"Authorization": f"Bearer {room.keys['other']}"}
+    headers = {"Authorization": f"Bearer {guarded.keys['other']}"}
     for name, verb, path, _ in naming:
         said = []
-        for model in (room.things["model"], UNKNOWN["model"]):
+        for model in (guarded.things["model"], UNKNOWN["model"]):
             fields = {"model": model, "image": data_url(png())}
             sent = {"json": fields} if verb == "POST" else {"params": {"model": model}}
-            said.append(room.api.client.request(verb, path, headers=headers, **sent))
+            said.append(guarded.api.client.request(verb, path, headers=headers, **sent))
         assert {one.status_code for one in said} == {404}, name
         assert said[0].json()["detail"] == said[1].json()["detail"].replace(
-            UNKNOWN["model"], room.things["model"]
+            UNKNOWN["model"], guarded.things["model"]
         )
 
 
@@ -235,9 +235,9 @@ def takes_model(operation: Mapping[str, Any]) -> bool:
     return query or "model" in content.get("schema", {}).get("properties", {})
 
 
-def test_key_with_the_needed_scope_permits_every_operation(room: GuardedService) -> None:
+def test_key_with_the_needed_scope_permits_every_operation(guarded: GuardedService) -> None:
     """Last, because it also deletes."""
     for name in sorted(GUARDED, key=lambda name: GUARDED[name][0] == "DELETE"):
         who = {"read": "reader", "submit": "submitter", "admin": "admin"}[scope_of(name)]
-        answer = room.call(name, who)
+        answer = guarded.call(name, who)
         assert answer.status not in (401, 403, 404), (name, answer.text)

@@ -107,14 +107,14 @@ def test_content_length_shorter_than_the_body_is_400(api: Api) -> None:
 
 
 @pytest.fixture
-def hasty(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    """A service that waits for no body."""
-    monkeypatch.setattr(app, "BodyLimits", partial(BodyLimits, patience=0.3))
+def short_timeout_api(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    """A service that waits 0.3 seconds for a body."""
+    monkeypatch.setattr(app, "BodyLimits", partial(BodyLimits, max_wait=0.3))
     with run_service(Settings(home=tmp_path, redis_url=valkey)) as api:
         yield api
 
 
-def test_body_that_never_ends_is_408(hasty: Api) -> None:
+def test_body_that_never_ends_is_408(short_timeout_api: Api) -> None:
     chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     for sent in (
         HEAD + b"Content-Length: %d\r\n\r\n" % (len(WHOLE) + 100) + WHOLE,
@@ -123,7 +123,7 @@ def test_body_that_never_ends_is_408(hasty: Api) -> None:
         chunked + b"5;" + b"x" * 10_000,
         chunked,
     ):
-        assert_refused(exchange(hasty, sent), 408, "body_too_slow")
+        assert_refused(exchange(short_timeout_api, sent), 408, "body_too_slow")
 
 
 def test_oversized_part_headers_are_400(api: Api) -> None:

@@ -22,20 +22,20 @@ LARGE = png() + bytes(MIB)
 
 
 @pytest.fixture(scope="module")
-def cramped(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def small_memory_api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A service that holds three megabytes of bodies."""
-    home = tmp_path_factory.mktemp("cramped")
+    home = tmp_path_factory.mktemp("small")
     with run_service(Settings(home=home, redis_url=valkey_server, bodies_memory=3 * MIB)) as api:
         yield api
 
 
 @pytest.fixture
-def room(cramped: Api) -> BodyMemory:
+def body_memory(small_memory_api: Api) -> BodyMemory:
     """What the service holds."""
-    app = cramped.server.config.app
-    (room,) = [layer.kwargs["room"] for layer in app.user_middleware if "room" in layer.kwargs]  # type: ignore[union-attr]
-    assert isinstance(room, BodyMemory)
-    return room
+    app = small_memory_api.server.config.app
+    (body_memory,) = [layer.kwargs["memory"] for layer in app.user_middleware if "memory" in layer.kwargs]  # type: ignore[union-attr]
+    assert isinstance(body_memory, BodyMemory)
+    return body_memory
 
 
 def send_partial_body(api: Api, size: int) -> socket.socket:
@@ -45,38 +45,40 @@ def send_partial_body(api: Api, size: int) -> socket.socket:
     return line
 
 
-def test_body_is_503_while_body_memory_is_full(cramped: Api, room: BodyMemory) -> None:
+def test_body_is_503_while_body_memory_is_full(small_memory_api: Api, body_memory: BodyMemory) -> None:
     with ExitStack() as stack:
         for _ in range(2):
-            stack.enter_context(send_partial_body(cramped, 5 * MIB // 4))
-        wait_until(lambda: room.used >= 5 * MIB // 2)
-        response = cramped.submit(wait=None, image=LARGE)
+            stack.enter_context(send_partial_body(small_memory_api, 5 * MIB // 4))
+        wait_until(lambda: body_memory.used >= 5 * MIB // 2)
+        response = small_memory_api.submit(wait=None, image=LARGE)
         assert_problem(response, 503, "overloaded")
         assert response.headers["retry-after"] == "1"
         assert response.headers["connection"] == "close"
-        assert cramped.submit(wait=None).status_code == 202
-    wait_until(lambda: cramped.submit(wait=None, image=LARGE).status_code == 202)
-    assert room.used == 0
+        assert small_memory_api.submit(wait=None).status_code == 202
+    wait_until(lambda: small_memory_api.submit(wait=None, image=LARGE).status_code == 202)
+    assert body_memory.used == 0
 
 
-def test_request_waiting_for_its_job_holds_no_body_memory(cramped: Api, room: BodyMemory) -> None:
-    queued = partial(cramped.client.get, "/v1/jobs", params={"status": "queued"})
+def test_request_waiting_for_its_job_holds_no_body_memory(
+    small_memory_api: Api, body_memory: BodyMemory
+) -> None:
+    queued = partial(small_memory_api.client.get, "/v1/jobs", params={"status": "queued"})
 
     def wait(_: int) -> int:
-        return cramped.submit(wait=20, image=LARGE).status_code
+        return small_memory_api.submit(wait=20, image=LARGE).status_code
 
     with ThreadPoolExecutor(6) as pool:
-        with cramped.worker.pause():
+        with small_memory_api.worker.pause():
             before = len(queued().json()["items"])
             answers = pool.map(wait, range(2))
             wait_until(lambda: len(queued().json()["items"]) == before + 2)
             more = pool.map(wait, range(2))
             wait_until(lambda: len(queued().json()["items"]) == before + 4)
-            assert room.used == 0
+            assert body_memory.used == 0
         assert [*answers, *more] == [200] * 4
 
 
-def test_file_upload_to_disk_holds_no_body_memory(cramped: Api, room: BodyMemory) -> None:
-    response = cramped.client.post("/v1/models", files={"file": bytes(5 * MIB), "manifest": b"{}"})
+def test_file_upload_to_disk_holds_no_body_memory(small_memory_api: Api, body_memory: BodyMemory) -> None:
+    response = small_memory_api.client.post("/v1/models", files={"file": bytes(5 * MIB), "manifest": b"{}"})
     assert response.status_code == 422
-    assert room.used == 0
+    assert body_memory.used == 0

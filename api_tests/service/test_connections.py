@@ -89,8 +89,8 @@ def count_connections(api: Api) -> int:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that waits for nobody."""
+def short_read_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service with short read deadlines."""
     monkeypatch.setattr(connections, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr(connections, "ReadDeadline", lambda: ReadDeadline(1.5, 10**5))
 
@@ -101,7 +101,7 @@ def large_artifact_path(api: Api) -> str:
     return path
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("short_read_deadline")
 def test_connections_with_unread_answers_are_closed(api: Api) -> None:
     path = large_artifact_path(api)
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def test_connections_with_unread_answers_are_closed(api: Api) -> None:
         wait_until(lambda: count_connections(api) <= 1)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("short_read_deadline")
 def test_slow_reader_above_the_minimum_rate_gets_the_whole_answer(api: Api) -> None:
     path, began, size = large_artifact_path(api), time.monotonic(), 0
     with open_slow_reader(api, path) as line:
@@ -123,7 +123,7 @@ def test_slow_reader_above_the_minimum_rate_gets_the_whole_answer(api: Api) -> N
     assert time.monotonic() - began > 1.5
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("short_read_deadline")
 def test_reader_is_not_cut_off_because_the_event_loop_was_blocked(api: Api) -> None:
     loop = api.server._backend.waiters.broadcaster._loop
     with open_slow_reader(api, large_artifact_path(api)) as line:
@@ -136,7 +136,7 @@ def test_reader_is_not_cut_off_because_the_event_loop_was_blocked(api: Api) -> N
             size += len(piece)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("short_read_deadline")
 def test_waiting_for_a_job_does_not_count_as_slow_reading(api: Api) -> None:
     with api.worker.pause():
         path = api.submit(wait=None).json()["links"]["self"]

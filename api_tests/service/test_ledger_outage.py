@@ -45,17 +45,17 @@ class FreezableValkey:
 
 
 @pytest.fixture(scope="module")
-def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreezableValkey]:
-    outage = FreezableValkey(tmp_path_factory.mktemp("outage"))
-    yield outage
-    outage.server.stop()
+def freezable_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FreezableValkey]:
+    freezable_valkey = FreezableValkey(tmp_path_factory.mktemp("valkey"))
+    yield freezable_valkey
+    freezable_valkey.server.stop()
 
 
 @pytest.fixture
 def api(
-    outage: FreezableValkey, tmp_path: Path
+    freezable_valkey: FreezableValkey, tmp_path: Path
 ) -> Iterator[Api]:  # instead of the one that all modules share
-    with run_service(Settings(home=tmp_path, redis_url=outage.server.url)) as api:
+    with run_service(Settings(home=tmp_path, redis_url=freezable_valkey.server.url)) as api:
         yield api
 
 
@@ -65,11 +65,11 @@ def submit_and_read_code(api: Api) -> tuple[int, str]:
 
 
 def test_ledger_outage_is_503_and_does_not_delay_requests_without_ledger(
-    api: Api, outage: FreezableValkey
+    api: Api, freezable_valkey: FreezableValkey
 ) -> None:
     api.run_job()
     meanwhile = 0
-    with outage.frozen(), ThreadPoolExecutor(16) as pool:
+    with freezable_valkey.frozen(), ThreadPoolExecutor(16) as pool:
         answers = [pool.submit(submit_and_read_code, api) for _ in range(16)]
         while not any(answer.done() for answer in answers):
             assert api.client.get("/healthz").status_code == 200
@@ -91,12 +91,12 @@ def test_ledger_outage_is_503_and_does_not_delay_requests_without_ledger(
     ],
 )
 def test_request_waits_for_at_most_one_ledger_timeout(
-    api: Api, outage: FreezableValkey, path: str, status: int, monkeypatch: pytest.MonkeyPatch
+    api: Api, freezable_valkey: FreezableValkey, path: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even where what a tenant may use must be asked before anything else."""
     monkeypatch.setattr(quotas, "CACHE_SECONDS", 0)
     assert api.client.get(path).status_code == 200
-    with outage.frozen():
+    with freezable_valkey.frozen():
         began = time.monotonic()
         assert api.client.get(path).status_code == status
         assert time.monotonic() - began < 2 * ANSWER_SECONDS
@@ -104,19 +104,19 @@ def test_request_waits_for_at_most_one_ledger_timeout(
 
 
 def test_waiting_submission_returns_the_accepted_job_during_an_outage(
-    api: Api, outage: FreezableValkey
+    api: Api, freezable_valkey: FreezableValkey
 ) -> None:
     with api.worker.pause(), ThreadPoolExecutor() as pool:
         waiting = pool.submit(api.submit, wait=3)
         while not api.worker.dispatched:  # before that, the service may not have heard what the ledger wrote
             time.sleep(0.01)
-        with outage.frozen():
+        with freezable_valkey.frozen():
             response = waiting.result()
     assert response.status_code == 202
     assert response.json()["status"] == "queued"
 
 
-def test_waiters_are_woken_after_the_outage(api: Api, outage: FreezableValkey) -> None:
+def test_waiters_are_woken_after_the_outage(api: Api, freezable_valkey: FreezableValkey) -> None:
     with api.worker.pause():
         path = api.submit(wait=None).json()["links"]
         woken: list[float] = []
@@ -128,17 +128,19 @@ def test_waiters_are_woken_after_the_outage(api: Api, outage: FreezableValkey) -
         thread = threading.Thread(target=follow)
         thread.start()
         time.sleep(0.3)  # until it waits
-        with outage.frozen():
+        with freezable_valkey.frozen():
             time.sleep(2)
         began = time.monotonic()
     thread.join()
     assert woken[0] - began < 20
 
 
-def test_watch_raises_when_its_subscription_is_not_confirmed(outage: FreezableValkey, tmp_path: Path) -> None:
-    ledger = Ledger(outage.server.url, Settings(home=tmp_path))
+def test_watch_raises_when_its_subscription_is_not_confirmed(
+    freezable_valkey: FreezableValkey, tmp_path: Path
+) -> None:
+    ledger = Ledger(freezable_valkey.server.url, Settings(home=tmp_path))
     ledger.ping()  # opens the connection that the watch will use
-    with outage.frozen(), pytest.raises(LedgerUnavailable):
+    with freezable_valkey.frozen(), pytest.raises(LedgerUnavailable):
         ledger.watch().__enter__()
     with ledger.watch():
         pass

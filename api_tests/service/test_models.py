@@ -287,7 +287,7 @@ def test_model_used_by_waiting_jobs_is_not_deleted(api: Api) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def small_limits_api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A service that takes models of up to two MiB, and images of up to ten thousand bytes."""
     home = tmp_path_factory.mktemp("small")
     with run_service(
@@ -302,23 +302,32 @@ def wait_until_no_uploads(api: Api) -> None:
     wait_until(lambda: not any(incoming.iterdir()))
 
 
-def test_model_file_over_the_limit_is_413(small: Api) -> None:
+def test_model_file_over_the_limit_is_413(small_limits_api: Api) -> None:
     body = assert_problem(
-        send_registration(small, "net-large", ONNX + bytes(2 * MIB)), 413, "model_too_large", "file"
+        send_registration(small_limits_api, "net-large", ONNX + bytes(2 * MIB)),
+        413,
+        "model_too_large",
+        "file",
     )
     assert f"{2 * MIB:,}" in body["detail"]
     assert_problem(
-        send_registration(small, "net-huge", bytes(2 * MIB + file_uploads.ENVELOPE)), 413, "body_too_large"
+        send_registration(small_limits_api, "net-huge", bytes(2 * MIB + file_uploads.ENVELOPE)),
+        413,
+        "body_too_large",
     )
-    wait_until_no_uploads(small)
+    wait_until_no_uploads(small_limits_api)
 
 
-def test_other_routes_keep_their_own_body_limit(small: Api) -> None:
+def test_other_routes_keep_their_own_body_limit(small_limits_api: Api) -> None:
     for path in ("/v1/attacks/pgd", "/v1/predictions", "/v1/jobs/cancel"):
-        response = small.client.post(path, content=bytes(MIB), headers={"Content-Type": "application/json"})
+        response = small_limits_api.client.post(
+            path, content=bytes(MIB), headers={"Content-Type": "application/json"}
+        )
         assert_problem(response, 413, "body_too_large")
     assert (
-        send_registration(small, "net-larger", ONNX, provenance="x" * 4000, licence="y" * 2000).status_code
+        send_registration(
+            small_limits_api, "net-larger", ONNX, provenance="x" * 4000, licence="y" * 2000
+        ).status_code
         == 200
     )
 

@@ -52,7 +52,7 @@ def beat_worker(api: Api, info: dict[str, Any]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def measured(api: Api) -> None:
+def stored_probe(api: Api) -> None:
     api.ledger.store_probe(sample_manifest().digest, PROBE)
 
 

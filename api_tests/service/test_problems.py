@@ -54,7 +54,7 @@ def test_only_server_side_failures_are_5xx() -> None:
 def app() -> FastAPI:
     app = FastAPI()
     problems.install(app)
-    app.add_middleware(RequestContext, durations=RequestMetrics())
+    app.add_middleware(RequestContext, metrics=RequestMetrics())
 
     @app.get("/fail/{name}")
     async def fail(name: str) -> None:

@@ -233,7 +233,7 @@ def test_endpoints_and_deliveries_are_hidden_from_other_tenants(
     api.run_job()
     [delivery] = wait_until_settled(api, endpoint=endpoint["id"])
     there, one = f"/v1/webhooks/{endpoint['id']}", f"/v1/webhooks/deliveries/{delivery['id']}"
-    monkeypatch.setattr("service.auth.caller.ANONYMOUS", Caller("other", frozenset(("read", "submit"))))
+    monkeypatch.setattr("service.auth.permissions.ANONYMOUS", Caller("other", frozenset(("read", "submit"))))
     for verb, path, code in (
         *(("GET", there, "unknown_webhook"), ("DELETE", there, "unknown_webhook")),
         *(("POST", f"{there}/{act}", "unknown_webhook") for act in ("rotate", "ping")),
