@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from service.inference.schemas import InferenceRequest, InputTensor
+from service.inference.protocol import InferenceRequest, InputTensor
 from service.submissions import bodies
 from service.submissions.bodies import RawBody
 from touchstone.errors import CostTooHigh, Failure, ImageTooLarge, InvalidParameter

@@ -13,7 +13,7 @@ from fastapi import Response
 from numpy.typing import NDArray
 
 from service.inference.inputs import HEADER_LENGTH
-from service.inference.schemas import InferenceRequest, WantedOutput
+from service.inference.protocol import InferenceRequest, WantedOutput
 from service.submissions.bodies import JSON
 from touchstone.errors import InvalidParameter
 from touchstone.models.manifest import Manifest

@@ -14,10 +14,10 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from service import problems
 from service.auth.permissions import check_still_permitted, reader, submitter
 from service.dependencies import Tenant
-from service.inference import inputs, outputs, schemas
+from service.inference import inputs, outputs, protocol
 from service.inference.inputs import HEADER_LENGTH, ParsedRequest
 from service.inference.outputs import BINARY
-from service.inference.schemas import (
+from service.inference.protocol import (
     InferenceAnswer,
     InferenceRequest,
     Live,
@@ -78,10 +78,10 @@ _VERSION_PARAMETER = {
     summary="What this server is",
     responses={200: examples.content({"name": "touchstone", "version": "0.1.0", "extensions": []})},
 )
-async def get_server() -> schemas.ServerMetadata:
+async def get_server() -> protocol.ServerMetadata:
     """Its name, its version, and the extensions of the Open Inference Protocol that it knows."""
-    return schemas.ServerMetadata(
-        name="touchstone", version=version_of("touchstone-robustness"), extensions=list(schemas.EXTENSIONS)
+    return protocol.ServerMetadata(
+        name="touchstone", version=version_of("touchstone-robustness"), extensions=list(protocol.EXTENSIONS)
     )
 
 
@@ -148,7 +148,7 @@ def _for_models(verb: str, tail: str, name: str, **options: Any) -> Callable[[E]
 def get_metadata(backend: Tenant, manifest: KnownModel) -> ModelMetadata:
     """The input takes other datatypes, too, which its `parameters` describe."""
     versions = backend.models.versions(manifest.id)
-    return schemas.metadata(manifest, [one.digest for one in versions])
+    return protocol.metadata(manifest, [one.digest for one in versions])
 
 
 @_for_models(
