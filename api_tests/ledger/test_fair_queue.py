@@ -1,4 +1,4 @@
-"""Fair shares: whose job is next when several tenants wait."""
+"""The fair queue: which job is claimed next when several tenants wait."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import settings as profile
-from hypothesis import strategies as st
+from hypothesis import settings as profile, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from api_tests.ledger.test_ledger import expire_leases
@@ -17,12 +16,11 @@ from touchstone.errors import NoFreeSlot
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Job, ModelRef, Submission
-from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.settings import Settings
 
 
 class QueueSimulation:
-    """Tenants that submit, and a worker that takes what it is given."""
+    """Tenants that submit, and a worker that takes the job it is given."""
 
     def __init__(self, ledger: Ledger, submission: Submission) -> None:
         self.ledger, self.submission = ledger, submission
@@ -37,7 +35,7 @@ class QueueSimulation:
         return accepted
 
     def claim_next(self) -> Job:
-        """Answer the oldest bell."""
+        """Claim by the oldest dispatch."""
         job = self.ledger.claim(self.dispatches.pop(0), "w1")
         assert job is not None
         self.running.append(job)
@@ -58,128 +56,130 @@ class QueueSimulation:
 
 
 @pytest.fixture
-def crowd(ledger: Ledger, submission: Submission) -> QueueSimulation:
+def simulation(ledger: Ledger, submission: Submission) -> QueueSimulation:
     return QueueSimulation(ledger, submission)
 
 
-def test_tenants_take_turns_whatever_the_order_of_dispatch(crowd: QueueSimulation) -> None:
-    crowd.submit("a", 8)
-    crowd.submit("b", 3)
-    crowd.submit("c", 2)
-    assert crowd.run_one_by_one(13) == "abcabcabaaaaa"
+def test_tenants_take_turns_whatever_the_order_of_dispatch(simulation: QueueSimulation) -> None:
+    simulation.submit("a", 8)
+    simulation.submit("b", 3)
+    simulation.submit("c", 2)
+    assert simulation.run_one_by_one(13) == "abcabcabaaaaa"
 
 
-def test_oldest_job_of_a_tenant_is_claimed_first(crowd: QueueSimulation) -> None:
-    first, second = crowd.submit("a", 3), crowd.submit("b", 3)
-    started = [crowd.claim_next().id for _ in range(6)]
+def test_oldest_job_of_a_tenant_is_claimed_first(simulation: QueueSimulation) -> None:
+    first, second = simulation.submit("a", 3), simulation.submit("b", 3)
+    started = [simulation.claim_next().id for _ in range(6)]
     assert [name for name in started if name in first] == first
     assert [name for name in started if name in second] == second
 
 
-def test_free_slot_goes_to_the_tenant_with_the_fewest_running_jobs(crowd: QueueSimulation) -> None:
-    crowd.submit("a", 40)
+def test_free_slot_goes_to_the_tenant_with_the_fewest_running_jobs(simulation: QueueSimulation) -> None:
+    simulation.submit("a", 40)
     for _ in range(10):
-        crowd.claim_next()
-    crowd.submit("b", 40)
-    assert [crowd.claim_next().submission.tenant for _ in range(10)] == ["b"] * 10
-    crowd.finish(crowd.running[0])
-    assert crowd.claim_next().submission.tenant == "a", "nine against ten"
-    assert {crowd.claim_next().submission.tenant for _ in range(2)} == {"a", "b"}
+        simulation.claim_next()
+    simulation.submit("b", 40)
+    assert [simulation.claim_next().submission.tenant for _ in range(10)] == ["b"] * 10
+    simulation.finish(simulation.running[0])
+    assert simulation.claim_next().submission.tenant == "a", "nine against ten"
+    assert {simulation.claim_next().submission.tenant for _ in range(2)} == {"a", "b"}
 
 
-def test_flood_of_jobs_costs_another_tenant_one_turn(crowd: QueueSimulation) -> None:
-    crowd.submit("a", 300)
+def test_flood_of_jobs_costs_another_tenant_one_turn(simulation: QueueSimulation) -> None:
+    simulation.submit("a", 300)
     for _ in range(5):
-        crowd.run_one_by_one(7)
-        [job] = crowd.submit("b")
-        assert crowd.ledger.count_ahead(job) <= 1
-        assert "b" in crowd.run_one_by_one(2)
+        simulation.run_one_by_one(7)
+        [job] = simulation.submit("b")
+        assert simulation.ledger.count_ahead(job) <= 1
+        assert "b" in simulation.run_one_by_one(2)
 
 
-def test_tenant_that_resubmits_at_each_start_gets_only_its_turn(crowd: QueueSimulation) -> None:
-    crowd.submit("a", 20)
-    crowd.submit("b")
+def test_tenant_that_resubmits_at_each_start_gets_only_its_turn(simulation: QueueSimulation) -> None:
+    simulation.submit("a", 20)
+    simulation.submit("b")
     tenants = ""
     for _ in range(10):
-        tenants += crowd.run_one_by_one(1)
+        tenants += simulation.run_one_by_one(1)
         if tenants[-1] == "b":
-            crowd.submit("b")
+            simulation.submit("b")
     assert tenants == "ab" * 5
 
 
 def test_repeated_claim_returns_the_same_job_though_another_was_dispatched(
-    crowd: QueueSimulation,
+    simulation: QueueSimulation,
 ) -> None:
-    crowd.submit("a", 2)
-    crowd.claim_next()
-    crowd.submit("b")
-    bell = crowd.dispatches[0]
-    first = crowd.ledger.claim(bell, "w1", token="t")
+    simulation.submit("a", 2)
+    simulation.claim_next()
+    simulation.submit("b")
+    dispatched = simulation.dispatches[0]
+    first = simulation.ledger.claim(dispatched, "w1", token="t")
     assert first is not None
     assert first.submission.tenant == "b"
-    assert crowd.ledger.claim(bell, "w1", token="t") == first
-    crowd.ledger.finish(first.id, first.claims, status="succeeded")
-    again = crowd.ledger.claim(bell, "w1", token="t")
+    assert simulation.ledger.claim(dispatched, "w1", token="t") == first
+    simulation.ledger.finish(first.id, first.claims, status="succeeded")
+    again = simulation.ledger.claim(dispatched, "w1", token="t")
     assert again is not None
-    assert again.id == bell, "a claim is remembered as long as it holds"
+    assert again.id == dispatched, "a claim is known for as long as it holds"
 
 
-def test_dispatch_of_a_deleted_job_claims_a_waiting_one(crowd: QueueSimulation) -> None:
-    crowd.submit("a", 2)
-    gone = crowd.claim_next()
-    crowd.finish(gone)
-    crowd.ledger.delete(gone.id)
-    assert crowd.ledger.claim(gone.id, "w1") is not None
-    assert crowd.ledger.claim(gone.id, "w1") is None
+def test_dispatch_of_a_deleted_job_claims_a_waiting_one(simulation: QueueSimulation) -> None:
+    simulation.submit("a", 2)
+    gone = simulation.claim_next()
+    simulation.finish(gone)
+    simulation.ledger.delete(gone.id)
+    assert simulation.ledger.claim(gone.id, "w1") is not None
+    assert simulation.ledger.claim(gone.id, "w1") is None
 
 
-def test_busy_tenants_are_passed_over(crowd: QueueSimulation) -> None:
-    [first] = crowd.submit("a")
+def test_busy_tenants_are_passed_over(simulation: QueueSimulation) -> None:
+    [first] = simulation.submit("a")
     with pytest.raises(NoFreeSlot):
-        crowd.ledger.claim(first, "w1", busy_tenants=["a", "b"])
-    crowd.submit("b")
-    crowd.submit("c")
-    taken = crowd.ledger.claim(first, "w1", busy_tenants=["a", "b"])
+        simulation.ledger.claim(first, "w1", busy_tenants=["a", "b"])
+    simulation.submit("b")
+    simulation.submit("c")
+    taken = simulation.ledger.claim(first, "w1", busy_tenants=["a", "b"])
     assert taken is not None
     assert taken.submission.tenant == "c"
-    assert crowd.ledger.claim(first, "w1") is not None
-    assert crowd.ledger.claim(first, "w1") is not None
-    assert crowd.ledger.claim(first, "w1", busy_tenants=["a", "b"]) is None, "nobody waits"
+    assert simulation.ledger.claim(first, "w1") is not None
+    assert simulation.ledger.claim(first, "w1") is not None
+    assert simulation.ledger.claim(first, "w1", busy_tenants=["a", "b"]) is None, "nobody waits"
 
 
 def test_worker_claims_only_jobs_of_models_it_serves(
-    settings: Settings, crowd: QueueSimulation, server: redis.Redis
+    settings: Settings, simulation: QueueSimulation, server: redis.Redis
 ) -> None:
     special = Ledger(str(settings.redis_url), settings.model_copy(update={"models": "digits,letters"}))
-    [early] = crowd.submit("a")
-    [other] = crowd.submit("a", model="faces")
+    [early] = simulation.submit("a")
+    [other] = simulation.submit("a", model="faces")
     special.heartbeat("special", {}, ["digits", "letters"])
-    [own] = crowd.submit("a", model="letters")
-    taken = [special.claim(bell, "special") for bell in (own, other, early, other)]
+    [own] = simulation.submit("a", model="letters")
+    taken = [special.claim(dispatched, "special") for dispatched in (own, other, early, other)]
     assert [job and job.id for job in taken] == [own, None, early, None]
     server.delete("ts:served")
-    [late] = crowd.submit("a")
+    [late] = simulation.submit("a")
     found = special.claim(late, "special")
-    assert found is not None, "its bell came here, and it serves the model"
+    assert found is not None, "its dispatch came here, and it serves the model"
     assert found.id == late
     special.close()
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_predicted_queue_positions_match_the_actual_order(crowd: QueueSimulation, seed: int) -> None:
+def test_predicted_queue_positions_match_the_actual_order(simulation: QueueSimulation, seed: int) -> None:
     chance = random.Random(seed)
     for _ in range(chance.randrange(6)):
-        crowd.submit(chance.choice("abc"))
-        crowd.claim_next()
+        simulation.submit(chance.choice("abc"))
+        simulation.claim_next()
     for _ in range(15):
-        crowd.submit(chance.choice("aaabc"))
-    foreseen = {job: crowd.ledger.count_ahead(job) for job in crowd.dispatches}
-    started = [crowd.claim_next().id for _ in range(15)]
-    assert [foreseen[job] for job in started] == list(range(15))
+        simulation.submit(chance.choice("aaabc"))
+    predicted = {job: simulation.ledger.count_ahead(job) for job in simulation.dispatches}
+    started = [simulation.claim_next().id for _ in range(15)]
+    assert [predicted[job] for job in started] == list(range(15))
 
 
 class FairQueueMachine(RuleBasedStateMachine):
-    """Whatever becomes of jobs of several tenants, the lines hold those that wait, and turns are fair."""
+    """After any operations on jobs of several tenants, the tenant queues hold those that wait, and turns are
+    fair.
+    """
 
     def __init__(self, settings: Settings, submission: Submission) -> None:
         super().__init__()
@@ -191,13 +191,13 @@ class FairQueueMachine(RuleBasedStateMachine):
         self.ledger.close()
         self.server.close()
 
-    def jobs(self, *statuses: str) -> list[Job]:
-        """Oldest first."""
+    def read_jobs(self) -> dict[str, list[Job]]:
+        """All jobs by status, oldest first."""
         known: Any = self.server.zrange("ts:all", 0, -1)
-        return [job for job in map(self.ledger.read, known) if job.status in statuses]
-
-    def tenants(self, status: str) -> Counter[str]:
-        return Counter(job.submission.tenant for job in self.jobs(status))
+        by_status: dict[str, list[Job]] = {"queued": [], "running": []}
+        for job in map(self.ledger.read, known):
+            by_status.setdefault(job.status, []).append(job)
+        return by_status
 
     @rule(tenant=st.sampled_from("abc"))
     def accept(self, tenant: str) -> None:
@@ -205,7 +205,8 @@ class FairQueueMachine(RuleBasedStateMachine):
 
     @rule()
     def claim(self) -> None:
-        waiting, running = self.jobs("queued"), self.tenants("running")
+        jobs = self.read_jobs()
+        waiting, running = jobs["queued"], count_by_tenant(jobs["running"])
         claimed = self.ledger.claim("any", "w1")
         assert (claimed is None) == (not waiting)
         if claimed is not None:
@@ -216,7 +217,7 @@ class FairQueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), way=st.sampled_from(["finish", "release", "cancel", "lose"]))
     def end_running_job(self, data: st.DataObject, way: str) -> None:
-        running = self.jobs("running")
+        running = self.read_jobs()["running"]
         if not running:
             return
         job = data.draw(st.sampled_from(running))
@@ -232,25 +233,24 @@ class FairQueueMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), way=st.sampled_from(["cancel", "delete"]))
     def withdraw(self, data: st.DataObject, way: str) -> None:
-        if waiting := self.jobs("queued"):
+        if waiting := self.read_jobs()["queued"]:
             getattr(self.ledger, way)(data.draw(st.sampled_from(waiting)).id)
 
     @invariant()
     def tenant_queues_match_the_jobs(self) -> None:
-        waiting, running = self.tenants("queued"), self.tenants("running")
+        jobs = self.read_jobs()
+        waiting, running = count_by_tenant(jobs["queued"]), count_by_tenant(jobs["running"])
         assert _read_counts(self.server, "ts:running:") == running
         assert set(self.server.zrange("ts:tenants:", 0, -1)) == set(waiting)
         for tenant in "abc":
-            line = [job.id for job in self.jobs("queued") if job.submission.tenant == tenant]
-            assert self.server.zrange(f"ts:line: {tenant}", 0, -1) == line
+            expected = [job.id for job in jobs["queued"] if job.submission.tenant == tenant]
+            assert self.server.zrange(f"ts:line: {tenant}", 0, -1) == expected
         assert self.server.hlen("ts:claims") == running.total()
         assert waiting or not self.server.exists("ts:turns:")
 
 
-def _all(ledger: Ledger) -> list[Job]:
-    """Every tenant's jobs, the oldest first."""
-    jobs = [job for tenant in "abc" for job in TenantLedger.of(ledger, tenant).find().jobs]
-    return sorted(jobs, key=lambda job: job.created_at)
+def count_by_tenant(jobs: list[Job]) -> Counter[str]:
+    return Counter(job.submission.tenant for job in jobs)
 
 
 def _read_counts(server: redis.Redis, key: str) -> dict[str, int]:
@@ -260,10 +260,10 @@ def _read_counts(server: redis.Redis, key: str) -> dict[str, int]:
 def test_tenant_queues_hold_the_waiting_jobs_after_any_operations(
     settings: Settings, submission: Submission
 ) -> None:
-    def lines() -> FairQueueMachine:
+    def start_machine() -> FairQueueMachine:
         connect(str(settings.redis_url)).flushall()
         return FairQueueMachine(settings, submission)
 
     run_state_machine_as_test(
-        lines, settings=profile(max_examples=20, stateful_step_count=25, deadline=None, database=None)
+        start_machine, settings=profile(max_examples=20, stateful_step_count=25, deadline=None, database=None)
     )

@@ -1,4 +1,4 @@
-"""The life of a job as a state machine: whatever is called in whatever order, a small model agrees."""
+"""The life of a job as a state machine: after any calls in any order, it matches a small model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import settings as profile
-from hypothesis import strategies as st
+from hypothesis import settings as profile, strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
@@ -41,7 +40,7 @@ def expect_conflict(when: bool) -> Iterator[None]:
 
 
 class JobLifecycleMachine(RuleBasedStateMachine):
-    """One job, several workers, and what should have become of it."""
+    """One job, several workers, and the state that the job should be in."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -90,9 +89,9 @@ class JobLifecycleMachine(RuleBasedStateMachine):
 
     @rule()
     def release(self) -> None:
-        held = self.status == "running"
+        running = self.status == "running"
         self.ledger.release(self.job, self.claims)
-        if held:
+        if running:
             self.status = "canceled" if self.canceling else "queued"
             self.attempts -= 1
 
@@ -122,7 +121,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         assert job.attempts <= self.settings.max_attempts
         assert job.version >= self.version
         assert (job.finished_at is not None) == (job.status in TERMINAL)
-        assert job.result is None, "nothing was ever finished with a result by one who held the job"
+        assert job.result is None, "no claim that held the job finished it with a result"
         self.version = job.version
 
     @invariant()

@@ -1,4 +1,4 @@
-"""The ledger: every transition of a job's life, and who may cause it."""
+"""The ledger: every transition of a job, and which calls may cause it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def expire_leases(server: redis.Redis) -> None:
 
 
 def age_dispatches(server: redis.Redis) -> None:
-    """As if every waiting job's bell had been rung long ago."""
-    for place, name in enumerate(server.zrange("ts:status:queued", 0, -1)):
-        server.zadd("ts:bells", {name: place + 1})
+    """As if every waiting job had been dispatched long ago."""
+    for position, name in enumerate(server.zrange("ts:status:queued", 0, -1)):
+        server.zadd("ts:bells", {name: position + 1})
 
 
 def event_types(ledger: Ledger, job: Job) -> list[str]:
@@ -93,8 +93,8 @@ def test_fifty_concurrent_accepts_with_one_idempotency_key_make_one_job(
 
 def test_accept_script_sent_twice_makes_one_job(valkey: str) -> None:
     scripts = Scripts(connect(valkey))
-    asked = '{"image": null, "file": "d"}'
-    arguments = ("an-id", asked, "attack", "pgd", "m", 1000, 10, 1000, "", "", 1000, "local", "", 9, "", "")
+    request = '{"image": null, "file": "d"}'
+    arguments = ("an-id", request, "attack", "pgd", "m", 1000, 10, 1000, "", "", 1000, "local", "", 9, "", "")
     arguments = (*arguments, 5, 7, "")
     first = scripts.run("jobs/accept", *arguments)
     assert scripts.run("jobs/accept", *arguments) == first
@@ -160,7 +160,7 @@ def test_finished_job_has_its_result_and_never_changes(ledger: Ledger, job: Job)
     assert done.status == "succeeded"
     assert {name: getattr(done, name) for name in parts} == parts
     assert done.finished_at is not None
-    assert ledger.finish(job.id, 1, status="failed"), "a repeated finish is told that it holds"
+    assert ledger.finish(job.id, 1, status="failed"), "a repeated finish is answered that it holds"
     assert not ledger.finish(job.id, 2, status="failed")
     assert not ledger.report(job.id, 1, Progress(done=9, total=9))
     assert not ledger.release(job.id, 1)
@@ -182,8 +182,8 @@ def test_progress_is_published_and_never_decreases(ledger: Ledger, job: Job) -> 
         assert ledger.report(job.id, 1, Progress(done=done, total=10))
     assert ledger.report(job.id, 1, Progress(done=6, total=10), {"loss": 0.5, "bad": float("nan")})
     assert ledger.read(job.id).progress == Progress(done=6, total=10)
-    told = [event.data for event in ledger.events(job.id) if event.type == "progress"]
-    assert [progress["done"] for progress in told] == [1, 5, 6]
+    reported = [event.data for event in ledger.events(job.id) if event.type == "progress"]
+    assert [progress["done"] for progress in reported] == [1, 5, 6]
     assert [event.data for event in ledger.events(job.id) if event.type == "metric"] == [{"loss": 0.5}]
 
 
@@ -223,11 +223,11 @@ def test_renewal_reports_a_job_past_its_deadline_as_overdue(ledger: Ledger, subm
 def test_released_job_is_queued_again_and_its_attempt_does_not_count(ledger: Ledger, job: Job) -> None:
     claim(ledger, job, "w1")
     assert ledger.release(job.id, 1)
-    assert ledger.release(job.id, 1), "a repeated release is told that it was done"
+    assert ledger.release(job.id, 1), "a repeated release is answered that it was done"
     assert (ledger.read(job.id).status, ledger.read(job.id).attempts) == ("queued", 0)
     again = claim(ledger, job, "w2")
     assert (again.attempts, again.claims) == (1, 2)
-    assert not ledger.finish(job.id, 1, status="succeeded"), "the one who released it holds it no more"
+    assert not ledger.finish(job.id, 1, status="succeeded"), "a released claim holds the job no longer"
     assert ledger.finish(job.id, again.claims, status="succeeded")
 
 
@@ -240,9 +240,9 @@ def test_queued_job_is_canceled_at_once(ledger: Ledger, job: Job) -> None:
 
 def test_renewal_reports_the_cancellation_of_a_running_job(ledger: Ledger, job: Job) -> None:
     claim(ledger, job)
-    asked = ledger.cancel(job.id)
-    assert (asked.status, asked.cancel_requested) == ("running", True)
-    assert ledger.cancel(job.id).version == asked.version
+    canceling = ledger.cancel(job.id)
+    assert (canceling.status, canceling.cancel_requested) == ("running", True)
+    assert ledger.cancel(job.id).version == canceling.version
     assert ledger.renew("w1", {job.id: 1}) == {job.id: "canceled"}
     assert ledger.finish(job.id, 1, status="canceled")
     assert ledger.cancel(job.id).status == "canceled"
@@ -276,12 +276,12 @@ def test_deleted_job_leaves_no_keys(ledger: Ledger, job: Job, server: redis.Redi
     ledger.delete(job.id)
     with pytest.raises(errors.UnknownJob):
         ledger.read(job.id)
-    assert set(server.keys()) == {"ts:seq", "ts:loose"}  # its image is the sweeper's
+    assert set(server.keys()) == {"ts:seq", "ts:loose"}  # its image is left to the garbage collector
 
 
 def test_queued_job_can_be_deleted(ledger: Ledger, job: Job, server: redis.Redis) -> None:
     ledger.delete(job.id)
-    assert set(server.keys()) == {"ts:seq", "ts:loose"}  # its image is the sweeper's
+    assert set(server.keys()) == {"ts:seq", "ts:loose"}  # its image is left to the garbage collector
 
 
 def test_job_fails_as_worker_lost_after_its_last_attempt(
@@ -299,21 +299,21 @@ def test_job_fails_as_worker_lost_after_its_last_attempt(
 
 
 def test_lost_dispatch_is_repeated_once(ledger: Ledger, job: Job, server: redis.Redis) -> None:
-    assert ledger.reap().to_dispatch == (), "its first bell may still be on the way"
+    assert ledger.reap().to_dispatch == (), "its first dispatch may still be on the way"
     age_dispatches(server)
     assert ledger.reap().to_dispatch == (job.id,)
     assert ledger.reap().to_dispatch == ()
 
 
-@pytest.mark.parametrize(("messages", "rung"), [(0, 3), (1, 2), (2, 1), (3, 0), (5, 0)])
+@pytest.mark.parametrize(("messages", "repeated"), [(0, 3), (1, 2), (2, 1), (3, 0), (5, 0)])
 def test_only_dispatches_missing_from_the_broker_are_repeated(
-    ledger: Ledger, submission: Submission, server: redis.Redis, messages: int, rung: int
+    ledger: Ledger, submission: Submission, server: redis.Redis, messages: int, repeated: int
 ) -> None:
     jobs = [ledger.accept(submission)[0].id for _ in range(3)]
     age_dispatches(server)
     for _ in range(messages):
         server.lpush("touchstone", "message")
-    assert ledger.reap().to_dispatch == tuple(jobs[:rung])
+    assert ledger.reap().to_dispatch == tuple(jobs[:repeated])
 
 
 def test_lost_dispatches_are_repeated_in_order_100_at_a_time(
@@ -322,9 +322,9 @@ def test_lost_dispatches_are_repeated_in_order_100_at_a_time(
     jobs = [ledger.accept(submission)[0].id for _ in range(250)]
     age_dispatches(server)
     server.lpush("touchstone", *["message"] * 10)
-    rung = [ledger.reap().to_dispatch for _ in range(4)]
-    assert [len(ring) for ring in rung] == [100, 100, 50, 0]
-    assert [name for ring in rung for name in ring] == jobs
+    repeated = [ledger.reap().to_dispatch for _ in range(4)]
+    assert [len(batch) for batch in repeated] == [100, 100, 50, 0]
+    assert [name for batch in repeated for name in batch] == jobs
 
 
 def test_claimed_job_is_not_dispatched_again_until_it_is_released(
@@ -334,7 +334,7 @@ def test_claimed_job_is_not_dispatched_again_until_it_is_released(
     claim(ledger, job)
     assert ledger.reap().to_dispatch == ()
     ledger.release(job.id, 1)
-    assert ledger.reap().to_dispatch == (job.id,), "a released job is rung without delay"
+    assert ledger.reap().to_dispatch == (job.id,), "a released job is dispatched without delay"
 
 
 def test_events_record_the_life_of_a_job_and_can_be_resumed(ledger: Ledger, job: Job) -> None:
@@ -393,7 +393,7 @@ def test_report_and_finish_are_one_change_each(ledger: Ledger, submission: Submi
         assert next(iter(watch)) == JobChange(job.id, "running", job.version + 1, "progress")
         assert ledger.finish(job.id, 1, status="succeeded", last_report=last)
         assert next(iter(watch)) == JobChange(job.id, "succeeded", job.version + 2)
-    told = [(event.type, event.data) for event in ledger.events(job.id)][-4:-1]
-    assert told[:2] == [("progress", {"done": 2, "total": 2}), ("metric", {"loss": 0.5})]
-    assert told[2][0] == "status"
+    recorded = [(event.type, event.data) for event in ledger.events(job.id)][-4:-1]
+    assert recorded[:2] == [("progress", {"done": 2, "total": 2}), ("metric", {"loss": 0.5})]
+    assert recorded[2][0] == "status"
     assert ledger.read(job.id).progress == last[2]

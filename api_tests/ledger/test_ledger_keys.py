@@ -1,4 +1,4 @@
-"""No key of the ledger grows without bound: each is documented, and goes with what it tells of."""
+"""No key of the ledger grows without bound: each is documented, and deleted with what it belongs to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import pytest
 import redis
 
 from api_tests.support.fake_service import MODEL_PROBE
 from service.state.dispatch import open_dispatch
-from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Artifact, Progress, Submission
 from touchstone.ledger.tenant_ledger import TenantLedger
@@ -23,7 +21,7 @@ from touchstone.storage.garbage_collector import GarbageCollector
 
 JOBS = 1000
 PERMANENT_KEYS = {"ts:name", "ts:secret", "ts:seq", *(f"ts:webhook-secrets:tenant{n}" for n in range(3))}
-"""What stays of a ledger in which nothing is left."""
+"""Keys that stay when all jobs, models and webhooks are gone."""
 
 DOCS = Path(__file__).parents[2] / "docs/operations.md"
 
@@ -41,7 +39,7 @@ def find_undocumented_keys(server: redis.Redis) -> set[str]:
 
 
 class LedgerWithBlobs:
-    """A ledger with its blobs, through which jobs go."""
+    """A ledger with its blobs, and jobs that run through both."""
 
     def __init__(self, settings: Settings, submission: Submission) -> None:
         self.ledger = Ledger(str(settings.redis_url), settings)
@@ -50,7 +48,7 @@ class LedgerWithBlobs:
         self.dispatch = open_dispatch(str(settings.redis_url), self.ledger.broker_queue_of)
 
     def run_job(self, number: int) -> None:
-        """A job from its acceptance to its end, of a kind that its number says."""
+        """A job from its acceptance to its end; its number decides its kind."""
         job, _ = self.ledger.accept(self.build_submission(number), idempotency=(f"key {number}", "d"))
         if number % 100 == 0:
             self.dispatch(job.id)
@@ -75,12 +73,12 @@ class LedgerWithBlobs:
 
     def write_other_keys(self) -> None:
         """Everything else that is written to a ledger."""
-        card = next(iter(manifests().values())).model_copy(
+        manifest = next(iter(manifests().values())).model_copy(
             update={"id": "mine", "digest": digest_of(b"model")}
         )
-        TenantLedger.of(self.ledger, LOCAL).versions.register(card, MODEL_PROBE)
-        self.ledger.store_probe(card.digest, MODEL_PROBE)
-        self.ledger.query_budget(card.digest, 1, budget=None, rate=5.0, token="t")
+        TenantLedger.of(self.ledger, LOCAL).versions.register(manifest, MODEL_PROBE)
+        self.ledger.store_probe(manifest.digest, MODEL_PROBE)
+        self.ledger.query_budget(manifest.digest, 1, budget=None, rate=5.0, token="t")
         self.ledger.heartbeat("worker", {"running": 1}, ["mine"])
         TenantLedger.of(self.ledger, "tenant0").find(limit=1)
         self.ledger.outbox.claim({})
@@ -95,12 +93,7 @@ class LedgerWithBlobs:
         self.ledger.remove_worker("worker")
         server.zadd("ts:served", {"mine": 1})
         self.ledger.reap()
-        server.delete(*server.keys("touchstone*"), *server.keys("_kombu*"))  # workers have heard the bells
-
-
-@pytest.fixture
-def server(valkey: str) -> redis.Redis:
-    return connect(valkey)
+        server.delete(*server.keys("touchstone*"), *server.keys("_kombu*"))  # workers have taken the messages
 
 
 def test_thousand_jobs_leave_no_keys_behind(
@@ -157,7 +150,7 @@ def test_dispatch_messages_that_no_worker_takes_are_bounded(
         ledger.accept(submission)
     server.lpush("touchstone", *map(str, range(5000)))
     ledger.reap()
-    assert server.lrange("touchstone", -1, -1) == ["0"], "the first to be heard stays"
+    assert server.lrange("touchstone", -1, -1) == ["0"], "the first to be taken stays"
     assert server.llen("touchstone") == 1002
 
 

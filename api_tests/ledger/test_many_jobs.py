@@ -70,9 +70,9 @@ def test_watch_reports_the_kind_of_each_change(ledger: Ledger, submission: Submi
         )
         ledger.delete(job.id)
         changes = watch.poll()
-        told = [change for change in (next(changes) for _ in range(5)) if change]
+        received = [change for change in (next(changes) for _ in range(5)) if change]
         assert next(changes) is None
-    assert [change.kind for change in told] == ["status", "progress", "metric", "status", "status"]
+    assert [change.kind for change in received] == ["status", "progress", "metric", "status", "status"]
 
 
 def test_reaper_takes_at_most_100_jobs_at_once(

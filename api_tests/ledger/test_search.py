@@ -118,16 +118,16 @@ def test_cursor_is_valid_in_another_ledger_client(
 def test_rare_job_among_thousands_is_found_with_few_commands(
     ledger: Ledger, settings: Any, submission: Submission
 ) -> None:
-    """Two large indexes whose overlap is one job, the oldest: the worst case of the walk."""
+    """Two large indexes whose overlap is one job, the oldest: the worst case of the search."""
     rare, _ = ledger.accept(submission.model_copy(update={"method": "pgd"}))
     ledger.cancel(rare.id)
     plain = [submission.model_copy(update={"method": method}) for method in ("pgd", "fgsm")]
-    jobs = [ledger.accept(plain[place % 2])[0].id for place in range(2200)]
+    jobs = [ledger.accept(plain[position % 2])[0].id for position in range(2200)]
     ledger.cancel_all(jobs[1::2])
     with redis.Redis.from_url(settings.redis_url) as client:
         before = count_commands(client)
         assert ids(TenantLedger.of(ledger, LOCAL).find(status="canceled", method="pgd", limit=1)) == [rare.id]
-        assert count_commands(client) - before < 1500, "a look at each of 1100 jobs"
+        assert count_commands(client) - before < 1500, "reading each of 1100 jobs"
 
 
 def test_page_cost_does_not_depend_on_its_position(
@@ -172,7 +172,7 @@ def set_acceptance_times(url: str, jobs: list[str]) -> None:
 
 
 @pytest.fixture
-def dated(ledger: Ledger, settings: Any, submission: Submission) -> list[str]:
+def dated_jobs(ledger: Ledger, settings: Any, submission: Submission) -> list[str]:
     """Thirty jobs, a minute apart, from old to new."""
     jobs = accept_jobs(ledger, submission, 30)
     set_acceptance_times(settings.redis_url, jobs)
@@ -197,53 +197,59 @@ def dated(ledger: Ledger, settings: Any, submission: Submission) -> list[str]:
     ],
 )
 def test_jobs_are_found_by_their_acceptance_time(
-    ledger: Ledger, dated: list[str], since: float | None, until: float | None, expected: tuple[int, int]
+    ledger: Ledger, dated_jobs: list[str], since: float | None, until: float | None, expected: tuple[int, int]
 ) -> None:
     bounds = {
         name: HOUR + timedelta(minutes=minute)
         for name, minute in (("since", since), ("until", until))
         if minute is not None
     }
-    assert ids(*find_all_pages(ledger, limit=4, **bounds)) == dated[slice(*expected)][::-1]
+    assert ids(*find_all_pages(ledger, limit=4, **bounds)) == dated_jobs[slice(*expected)][::-1]
 
 
-def test_time_bounds_are_exact_to_the_microsecond_in_any_time_zone(ledger: Ledger, dated: list[str]) -> None:
+def test_time_bounds_are_exact_to_the_microsecond_in_any_time_zone(
+    ledger: Ledger, dated_jobs: list[str]
+) -> None:
     second = HOUR + timedelta(minutes=1)
     just_after = second + timedelta(microseconds=1)
-    assert ids(TenantLedger.of(ledger, LOCAL).find(since=second, until=just_after)) == [dated[1]]
+    assert ids(TenantLedger.of(ledger, LOCAL).find(since=second, until=just_after)) == [dated_jobs[1]]
     assert ids(TenantLedger.of(ledger, LOCAL).find(since=just_after, until=second + MILLISECOND)) == []
     elsewhere = second.astimezone(datetime.fromisoformat("2026-01-01T00:00:00+05:30").tzinfo)
     assert ids(TenantLedger.of(ledger, LOCAL).find(since=elsewhere, until=elsewhere + MILLISECOND)) == [
-        dated[1]
+        dated_jobs[1]
     ]
     ends = {"since": datetime.min.replace(tzinfo=UTC), "until": datetime.max.replace(tzinfo=UTC)}
     assert len(ids(TenantLedger.of(ledger, LOCAL).find(**ends))) == 30
 
 
-def test_time_bounds_combine_with_filters_and_survive_deletions(ledger: Ledger, dated: list[str]) -> None:
+def test_time_bounds_combine_with_filters_and_survive_deletions(
+    ledger: Ledger, dated_jobs: list[str]
+) -> None:
     bounds = {"since": HOUR + timedelta(minutes=6), "until": HOUR + timedelta(minutes=24)}
     fitting = [
         job
-        for job in dated[6:24][::-1]
+        for job in dated_jobs[6:24][::-1]
         if ledger.read(job).submission.method == "fgsm" and ledger.read(job).submission.model.id == "digits"
     ]
     assert len(fitting) == 3
     found = find_all_pages(ledger, method="fgsm", model="digits", limit=1, **bounds)
     assert ids(*found) == fitting
     first = TenantLedger.of(ledger, LOCAL).find(limit=5, **bounds)
-    for job in (dated[6], dated[23], dated[18], dated[15]):
+    for job in (dated_jobs[6], dated_jobs[23], dated_jobs[18], dated_jobs[15]):
         ledger.delete(job)
     assert ids(TenantLedger.of(ledger, LOCAL).find(limit=3, cursor=first.cursor, **bounds)) == [
-        dated[17],
-        dated[16],
-        dated[14],
+        dated_jobs[17],
+        dated_jobs[16],
+        dated_jobs[14],
     ]
 
 
-def test_cursor_is_valid_only_for_its_time_bounds(ledger: Ledger, dated: list[str]) -> None:
+def test_cursor_is_valid_only_for_its_time_bounds(ledger: Ledger, dated_jobs: list[str]) -> None:
     bounds = {"since": HOUR, "until": HOUR + timedelta(minutes=20)}
     cursor = TenantLedger.of(ledger, LOCAL).find(limit=5, **bounds).cursor
-    assert ids(TenantLedger.of(ledger, LOCAL).find(limit=5, cursor=cursor, **bounds)) == dated[10:15][::-1]
+    assert (
+        ids(TenantLedger.of(ledger, LOCAL).find(limit=5, cursor=cursor, **bounds)) == dated_jobs[10:15][::-1]
+    )
     for other in ({}, {"since": HOUR}, {**bounds, "since": HOUR + MILLISECOND}, {**bounds, "until": HOUR}):
         with pytest.raises(InvalidCursor):
             TenantLedger.of(ledger, LOCAL).find(limit=5, cursor=cursor, **other)
@@ -252,7 +258,7 @@ def test_cursor_is_valid_only_for_its_time_bounds(ledger: Ledger, dated: list[st
 def test_time_bounds_are_found_without_reading_all_jobs(
     ledger: Ledger, settings: Any, submission: Submission
 ) -> None:
-    """Among thousands, a time costs a few looks, and jobs outside the times cost none at all."""
+    """Among thousands, a time bound costs a few reads, and jobs outside the bounds cost none."""
     jobs = accept_jobs(ledger, submission, 1200)
     set_acceptance_times(settings.redis_url, jobs)
     bounds = {"since": HOUR + timedelta(minutes=600), "until": HOUR + timedelta(minutes=610)}

@@ -1,4 +1,4 @@
-"""How many bytes one tenant's jobs and models may hold: counted as they come and go, refused beyond."""
+"""The storage quota of a tenant: bytes of jobs and models are counted, and more are refused."""
 
 from __future__ import annotations
 
@@ -73,14 +73,16 @@ def test_shared_blob_counts_for_each_tenant_that_holds_it(ledger: Ledger, submis
 
 
 def test_model_file_counts_until_the_model_is_deleted(ledger: Ledger, submission: Submission) -> None:
-    asked = with_file(submission, b"a file")
-    card = next(iter(manifests().values())).model_copy(update={"id": "mine", "digest": asked.source})
-    job = TenantLedger.of(ledger, "them").accept(asked, usage=QuotaUsage(input_bytes=500))[0]
-    TenantLedger.of(ledger, "them").versions.register(card, MODEL_PROBE, size=500)
+    registration = with_file(submission, b"a file")
+    manifest = next(iter(manifests().values())).model_copy(
+        update={"id": "mine", "digest": registration.source}
+    )
+    job = TenantLedger.of(ledger, "them").accept(registration, usage=QuotaUsage(input_bytes=500))[0]
+    TenantLedger.of(ledger, "them").versions.register(manifest, MODEL_PROBE, size=500)
     assert count_held_bytes(ledger) == 500
     end(ledger, job)
     ledger.delete(job.id)
-    TenantLedger.of(ledger, "them").versions.register(card, MODEL_PROBE, size=500)
+    TenantLedger.of(ledger, "them").versions.register(manifest, MODEL_PROBE, size=500)
     assert count_held_bytes(ledger) == 500
     TenantLedger.of(ledger, "them").versions.delete("mine")
     assert count_held_bytes(ledger) == 0
@@ -114,9 +116,9 @@ def test_reserved_output_bytes_are_at_least_what_a_job_stores(
     noise = np.random.default_rng(0).integers(0, 256, (*sides, channels), np.uint8)
     left = 2 * len(encode(noise)) + len(to_npy([noise.astype(np.float32)]))
     image = ImageRef(digest="sha256:" + "1" * 64, width=sides[1], height=sides[0], channels=channels)
-    asked = submission.model_copy(update={"image": image})
-    assert left <= max_output_bytes(asked) <= 1.1 * left + 5000
-    assert max_output_bytes(asked.model_copy(update={"kind": "certificate"})) == 0
+    attack = submission.model_copy(update={"image": image})
+    assert left <= max_output_bytes(attack) <= 1.1 * left + 5000
+    assert max_output_bytes(attack.model_copy(update={"kind": "certificate"})) == 0
 
 
 def test_request_over_the_storage_quota_answers_507_and_stores_nothing(api: Api) -> None:
@@ -159,15 +161,15 @@ def test_model_over_the_storage_quota_is_refused_before_its_body_is_read(api: Ap
 
 
 def test_concurrent_model_uploads_count_together_against_the_quota(api: Api) -> None:
-    arrivals = api.server.config.app.state.backend.arrivals  # type: ignore[union-attr]
+    pending_uploads = api.server.config.app.state.backend.pending_uploads  # type: ignore[union-attr]
     before = api.ledger.quotas.stored_bytes(LOCAL)
     api.ledger.quotas.set(LOCAL, Quota(storage=before + 1_999_999))
     with socket.create_connection(("127.0.0.1", api.port)) as first:
         first.sendall(UPLOAD_HEAD)
-        wait_until(lambda: arrivals.all == 1_000_000)
+        wait_until(lambda: pending_uploads.all == 1_000_000)
         assert exchange(api, UPLOAD_HEAD, seconds=1).startswith(b"HTTP/1.1 507 ")
-        assert arrivals.all == 1_000_000
-    wait_until(lambda: arrivals.all == 0)
+        assert pending_uploads.all == 1_000_000
+    wait_until(lambda: pending_uploads.all == 0)
     assert not exchange(api, UPLOAD_HEAD, seconds=0.3), "it is waited for"
-    wait_until(lambda: arrivals.all == 0)
+    wait_until(lambda: pending_uploads.all == 0)
     api.ledger.quotas.set(LOCAL, None)

@@ -1,4 +1,4 @@
-"""What is asked lies at a public address by https, or where the operator allowed it."""
+"""Outbound requests go to public addresses over https, or where the operator allows it."""
 
 from __future__ import annotations
 
@@ -145,11 +145,11 @@ def test_invalid_allow_list_entry_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("allow", "url", "taken"),
+    ("allow", "url", "accepted"),
     [
         (None, "https://a.example/", True),
         (None, "http://a.example/", False),
-        ("10.0.0.0/8", "http://a.example/", True),  # the name may lead there
+        ("10.0.0.0/8", "http://a.example/", True),  # the name may resolve to it
         (None, "https://127.1/", False),
         (None, "https://2130706433/", False),
         (None, "https://api.localhost/", False),
@@ -160,12 +160,12 @@ def test_invalid_allow_list_entry_is_refused(text: str) -> None:
         ("10.0.0.0/8", "http://8.8.8.8/", False),
     ],
 )
-def test_written_url_is_checked_without_resolving_it(allow: str | None, url: str, *, taken: bool) -> None:
+def test_written_url_is_checked_without_resolving_it(allow: str | None, url: str, *, accepted: bool) -> None:
     def find(*_: Any) -> Any:
         raise AssertionError("resolved")
 
     outgoing = OutboundClient(allow, resolver=find)
-    if taken:
+    if accepted:
         return outgoing.check_url(url)
     with pytest.raises(AddressRefused):
         outgoing.check_url(url)

@@ -1,4 +1,4 @@
-"""A connection goes to the address that was checked, and what comes back is bounded in size and time."""
+"""Outbound requests: connections go only to checked addresses, and responses are limited in size and time."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ def model() -> Iterator[FakeRemoteModel]:
         yield model
 
 
-def post(out: OutboundClient, url: str, *, seconds: float = 5, most: int = 10_000, **headers: str) -> Any:
+def post(
+    out: OutboundClient, url: str, *, seconds: float = 5, max_bytes: int = 10_000, **headers: str
+) -> Any:
     channel = out.channel(url)
     try:
-        return channel.post(b'{"instances": [[1]]}', headers, seconds=seconds, max_bytes=most)
+        return channel.post(b'{"instances": [[1]]}', headers, seconds=seconds, max_bytes=max_bytes)
     finally:
         channel.close()
 
@@ -53,10 +55,10 @@ def test_name_that_turns_private_after_the_check_is_refused(model: FakeRemoteMod
 
 
 def test_connection_resolves_once_and_goes_to_that_address(model: FakeRemoteModel, monkeypatch: Any) -> None:
-    asked = []
+    resolved = []
 
     def find(host: str, port: int) -> Any:
-        asked.append(host)
+        resolved.append(host)
         return resolve("127.0.0.1", port)
 
     def never(*args: Any, **_: Any) -> Any:
@@ -67,7 +69,7 @@ def test_connection_resolves_once_and_goes_to_that_address(model: FakeRemoteMode
     monkeypatch.setattr(socket, "gethostbyname", never)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert post(out, f"http://a.example:{model.port}/x").status == 200
-    assert asked == ["a.example"]
+    assert resolved == ["a.example"]
     assert model.headers[0]["Host"] == f"a.example:{model.port}"
     assert model.headers[0]["Accept-Encoding"] == "identity"
 
@@ -88,11 +90,11 @@ def test_connections_are_reused_and_reopened_when_the_server_closes_them(model: 
     ask()
     assert len(model.connections) == 2
 
-    def close_without_a_word(handler: remote_models.RemoteModelHandler) -> None:
+    def close_without_header(handler: remote_models.RemoteModelHandler) -> None:
         handler.reply(200, b"")
         handler.close_connection = True
 
-    model.next_actions = [close_without_a_word]
+    model.next_actions = [close_without_header]
     ask()
     kept = channel._socket
     assert kept
@@ -111,9 +113,9 @@ def test_redirects_are_returned_and_not_followed(model: FakeRemoteModel) -> None
 
 def test_response_over_the_size_limit_is_refused(model: FakeRemoteModel) -> None:
     model.action = reply_with(200, b"x" * 1001)
-    assert len(post(OutboundClient("127.0.0.1"), model.url, most=1001).body) == 1001
+    assert len(post(OutboundClient("127.0.0.1"), model.url, max_bytes=1001).body) == 1001
     with pytest.raises(RemoteAnswer, match="more than 1,000 bytes"):
-        post(OutboundClient("127.0.0.1"), model.url, most=1000)
+        post(OutboundClient("127.0.0.1"), model.url, max_bytes=1000)
 
 
 def test_endless_response_is_cut_off_at_the_size_limit(model: FakeRemoteModel) -> None:
@@ -126,7 +128,7 @@ def test_endless_response_is_cut_off_at_the_size_limit(model: FakeRemoteModel) -
 
     model.action = forever
     with pytest.raises(RemoteAnswer, match="more than"):
-        post(OutboundClient("127.0.0.1"), model.url, most=100_000)
+        post(OutboundClient("127.0.0.1"), model.url, max_bytes=100_000)
 
 
 def test_compressed_response_is_refused(model: FakeRemoteModel) -> None:
@@ -158,7 +160,7 @@ def test_abort_from_another_thread_ends_the_request(model: FakeRemoteModel) -> N
 def test_broken_response_raises_remote_unavailable(model: FakeRemoteModel) -> None:
     for act in (remote_models.close_silently, lambda handler: handler.wfile.write(b"what?\r\n\r\n")):
         model.action = act
-        with pytest.raises(RemoteUnavailable, match=r"cannot be asked|did not answer"):
+        with pytest.raises(RemoteUnavailable, match=r"cannot be reached|did not answer"):
             post(OutboundClient("127.0.0.1"), model.url, seconds=0.5)
 
     def cut_short(handler: remote_models.RemoteModelHandler) -> None:
@@ -233,7 +235,7 @@ def test_tls_connects_to_the_checked_address_and_verifies_the_name(certificate: 
             (f"https://b.example:{model.port}/", trusting),
             (f"https://a.example:{model.port}/", None),
         ):
-            with pytest.raises(RemoteUnavailable, match="no certificate to be trusted"):
+            with pytest.raises(RemoteUnavailable, match="no trusted certificate"):
                 post(OutboundClient("127.0.0.1", resolver=find, tls=tls), url)
     assert model.requests == 1
 

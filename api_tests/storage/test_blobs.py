@@ -15,7 +15,7 @@ from obstore.store import MemoryStore
 
 from touchstone.errors import StorageFull, UnknownArtifact
 from touchstone.settings import Settings
-from touchstone.storage import local as module
+from touchstone.storage import local
 from touchstone.storage.blobs import Blobs, FolderBlobs, ObjectStoreBlobs, digest_of, open_blobs
 
 DATA = bytes(range(256)) * 5
@@ -60,7 +60,7 @@ def test_missing_blob_or_invalid_digest_raises_unknown_artifact(blobs: Blobs, di
             ask(digest)
 
 
-def test_forgotten_blob_is_gone_and_can_be_stored_again(blobs: Blobs) -> None:
+def test_deleted_blob_is_gone_and_can_be_stored_again(blobs: Blobs) -> None:
     blobs.put(DATA)
     for _ in range(2):
         blobs.delete(DIGEST)
@@ -127,9 +127,9 @@ def test_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done to the disk from here on: a file or a folder brought to it, a name given."""
+    """Syncs of files and folders and renames, from here on."""
     steps: list[str] = []
-    sync, replace = module.os.fsync, module.os.replace
+    sync, replace = local.os.fsync, local.os.replace
 
     def note_sync(handle: int) -> None:
         steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
@@ -139,8 +139,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         steps.append("name")
         replace(*paths)
 
-    monkeypatch.setattr(module.os, "fsync", note_sync)
-    monkeypatch.setattr(module.os, "replace", note_name)
+    monkeypatch.setattr(local.os, "fsync", note_sync)
+    monkeypatch.setattr(local.os, "replace", note_name)
     return steps
 
 

@@ -1,4 +1,4 @@
-"""What is kept and what goes: jobs expire, and blobs are deleted once nobody holds them, and not before."""
+"""Garbage collection: jobs expire, and blobs are deleted once no job or model holds them, not before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from obstore.store import MemoryStore
 
 from api_tests.support.fake_service import MODEL_PROBE
 from touchstone.errors import StartError, UnknownArtifact, UnknownJob
-from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Artifact, Job, Submission
 from touchstone.ledger.tenant_ledger import TenantLedger
@@ -32,12 +31,7 @@ def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
 
 
 @pytest.fixture
-def server(valkey: str) -> redis.Redis:
-    return connect(valkey)
-
-
-@pytest.fixture
-def sweeper(ledger: Ledger, blobs: Blobs) -> GarbageCollector:
+def collector(ledger: Ledger, blobs: Blobs) -> GarbageCollector:
     """One that sets aside in a round and drops in the next."""
     return GarbageCollector(ledger, blobs, aside_seconds=-1)
 
@@ -54,17 +48,17 @@ def with_file(submission: Submission, data: bytes, kind: str = "registration") -
     return Submission.model_validate({**submission.model_dump(), **changes})
 
 
-def accept_job(ledger: Ledger, blobs: Blobs, asked: Submission, data: bytes) -> Job:
+def accept_job(ledger: Ledger, blobs: Blobs, submission: Submission, data: bytes) -> Job:
     blobs.put(data)
-    return ledger.accept(asked)[0]
+    return ledger.accept(submission)[0]
 
 
 def finish_job(ledger: Ledger, blobs: Blobs, job: Job, *files: bytes) -> None:
     claimed = ledger.claim(job.id, "w")
     assert claimed
     artifacts = {
-        f"{place}.png": Artifact(digest=blobs.put(data), media_type="image/png", size=len(data))
-        for place, data in enumerate(files)
+        f"{number}.png": Artifact(digest=blobs.put(data), media_type="image/png", size=len(data))
+        for number, data in enumerate(files)
     }
     assert ledger.finish(job.id, claimed.claims, status="succeeded", artifacts=artifacts)
 
@@ -83,16 +77,16 @@ def has_blob(blobs: Blobs, data: bytes) -> bool:
 
 
 def test_ended_job_expires_with_its_image_and_artifacts(
-    ledger: Ledger, blobs: Blobs, sweeper: GarbageCollector, submission: Submission, server: redis.Redis
+    ledger: Ledger, blobs: Blobs, collector: GarbageCollector, submission: Submission, server: redis.Redis
 ) -> None:
     blobs.put(IMAGE)
     job, _ = ledger.accept(with_image(submission, IMAGE), idempotency=("key", "digest"))
     finish_job(ledger, blobs, job, RESULT)
-    sweeper.sweep()
+    collector.sweep()
     assert has_blob(blobs, IMAGE)
     assert has_blob(blobs, RESULT)
     age_ended_jobs(server)
-    sweeper.sweep()
+    collector.sweep()
     with pytest.raises(UnknownJob):
         ledger.read(job.id)
     assert not has_blob(blobs, IMAGE)
@@ -101,13 +95,13 @@ def test_ended_job_expires_with_its_image_and_artifacts(
 
 
 def test_queued_or_running_job_never_expires(
-    ledger: Ledger, blobs: Blobs, sweeper: GarbageCollector, submission: Submission, server: redis.Redis
+    ledger: Ledger, blobs: Blobs, collector: GarbageCollector, submission: Submission, server: redis.Redis
 ) -> None:
     jobs = [accept_job(ledger, blobs, with_image(submission, IMAGE), IMAGE) for _ in range(2)]
     assert ledger.claim(jobs[0].id, "w")
     for job in jobs:
         server.hset(f"ts:job:{job.id}", "created_at", 1)
-    sweeper.sweep()
+    collector.sweep()
     assert [ledger.read(job.id).status for job in jobs] == ["running", "queued"]
     assert has_blob(blobs, IMAGE)
 
@@ -120,7 +114,7 @@ def test_one_sweep_forgets_all_expired_jobs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in ("ledger.retention", "storage.garbage_collector"):
-        monkeypatch.setattr(f"touchstone.{module}.EXPIRED_AT_ONCE", 2)
+        monkeypatch.setattr(f"touchstone.{module}.EXPIRY_BATCH", 2)
     for _ in range(5):
         ledger.cancel(ledger.accept(submission)[0].id)
     age_ended_jobs(server)
@@ -129,7 +123,7 @@ def test_one_sweep_forgets_all_expired_jobs(
 
 
 def test_shared_blob_is_deleted_with_the_last_job_that_holds_it(
-    ledger: Ledger, blobs: Blobs, sweeper: GarbageCollector, submission: Submission
+    ledger: Ledger, blobs: Blobs, collector: GarbageCollector, submission: Submission
 ) -> None:
     first, second, third = (accept_job(ledger, blobs, with_image(submission, IMAGE), IMAGE) for _ in range(3))
     finish_job(ledger, blobs, first, IMAGE, IMAGE)  # what the job leaves may be the image itself, twice
@@ -137,60 +131,60 @@ def test_shared_blob_is_deleted_with_the_last_job_that_holds_it(
         ledger.cancel(job.id)
     for job in (third, first):
         ledger.delete(job.id)
-        sweeper.sweep()
+        collector.sweep()
         assert has_blob(blobs, IMAGE)
     ledger.delete(second.id)
-    sweeper.sweep()
+    collector.sweep()
     assert not has_blob(blobs, IMAGE)
 
 
 def test_uploaded_file_is_deleted_when_its_job_ends(
-    ledger: Ledger, blobs: Blobs, sweeper: GarbageCollector, submission: Submission
+    ledger: Ledger, blobs: Blobs, collector: GarbageCollector, submission: Submission
 ) -> None:
     job = accept_job(ledger, blobs, with_file(submission, FILE), FILE)
-    sweeper.sweep()
+    collector.sweep()
     assert has_blob(blobs, FILE)
     finish_job(ledger, blobs, job)
-    sweeper.sweep()
+    collector.sweep()
     assert not has_blob(blobs, FILE)
     assert ledger.read(job.id).submission.file == digest_of(FILE)
     ledger.delete(job.id)
 
 
 def test_uploaded_file_is_deleted_with_its_queued_job(
-    ledger: Ledger, blobs: Blobs, sweeper: GarbageCollector, submission: Submission
+    ledger: Ledger, blobs: Blobs, collector: GarbageCollector, submission: Submission
 ) -> None:
     ledger.delete(accept_job(ledger, blobs, with_file(submission, FILE), FILE).id)
-    sweeper.sweep()
+    collector.sweep()
     assert not has_blob(blobs, FILE)
 
 
 def test_model_version_keeps_its_file_until_it_is_deleted(
-    ledger: Ledger, blobs: Blobs, sweeper: GarbageCollector, submission: Submission, server: redis.Redis
+    ledger: Ledger, blobs: Blobs, collector: GarbageCollector, submission: Submission, server: redis.Redis
 ) -> None:
     job = accept_job(ledger, blobs, with_file(submission, FILE), FILE)
-    card = next(iter(manifests().values())).model_copy(update={"id": "mine", "digest": digest_of(FILE)})
+    manifest = next(iter(manifests().values())).model_copy(update={"id": "mine", "digest": digest_of(FILE)})
     for _ in range(2):
-        TenantLedger.of(ledger, LOCAL).versions.register(card, MODEL_PROBE)
-    ledger.store_probe(card.digest, MODEL_PROBE)
-    ledger.query_budget(card.digest, 5, budget=None, rate=None, token="t")
+        TenantLedger.of(ledger, LOCAL).versions.register(manifest, MODEL_PROBE)
+    ledger.store_probe(manifest.digest, MODEL_PROBE)
+    ledger.query_budget(manifest.digest, 5, budget=None, rate=None, token="t")
     finish_job(ledger, blobs, job)
     ledger.delete(job.id)
-    sweeper.sweep()
+    collector.sweep()
     assert has_blob(blobs, FILE)
     TenantLedger.of(ledger, LOCAL).versions.delete("mine")
-    sweeper.sweep()
+    collector.sweep()
     assert not has_blob(blobs, FILE)
-    assert not server.keys(f"ts:*{card.digest}")
+    assert not server.keys(f"ts:*{manifest.digest}")
 
 
 def test_blob_set_aside_can_be_read_until_it_is_dropped(
     ledger: Ledger, blobs: Blobs, submission: Submission
 ) -> None:
-    patient = GarbageCollector(ledger, blobs)
+    collector = GarbageCollector(ledger, blobs)
     ledger.delete(accept_job(ledger, blobs, with_image(submission, IMAGE), IMAGE).id)
     for _ in range(2):
-        patient.sweep()
+        collector.sweep()
     assert [entry.digest for entry in blobs.list_set_aside()] == [digest_of(IMAGE)]
     assert blobs.get(digest_of(IMAGE)) == IMAGE
     assert blobs.read(digest_of(IMAGE), 3, 100) == IMAGE[3:]
@@ -198,14 +192,14 @@ def test_blob_set_aside_can_be_read_until_it_is_dropped(
 
 
 def test_blob_set_aside_after_a_put_is_kept_for_the_job_accepted_next(
-    ledger: Ledger, blobs: Blobs, sweeper: GarbageCollector, submission: Submission
+    ledger: Ledger, blobs: Blobs, collector: GarbageCollector, submission: Submission
 ) -> None:
     ledger.delete(accept_job(ledger, blobs, with_image(submission, IMAGE), IMAGE).id)
-    blobs.put(IMAGE)  # finds them, and then comes the sweeper
+    blobs.put(IMAGE)  # finds them stored, and then the collector runs
     GarbageCollector(ledger, blobs).sweep()
     ledger.accept(with_image(submission, IMAGE))
     assert has_blob(blobs, IMAGE)
-    sweeper.sweep()  # long after
+    collector.sweep()  # long after
     assert has_blob(blobs, IMAGE)
     assert list(blobs.list_set_aside()) == []
 
@@ -218,12 +212,12 @@ def test_blob_held_again_is_not_set_aside(ledger: Ledger, blobs: Blobs, submissi
 
 
 def test_blob_put_again_survives_the_drop_of_the_one_set_aside(
-    ledger: Ledger, blobs: Blobs, sweeper: GarbageCollector, submission: Submission
+    ledger: Ledger, blobs: Blobs, collector: GarbageCollector, submission: Submission
 ) -> None:
     ledger.delete(accept_job(ledger, blobs, with_image(submission, IMAGE), IMAGE).id)
     GarbageCollector(ledger, blobs).sweep()
     blobs.put(IMAGE)
-    sweeper.sweep()  # drops what was set aside, and looks at nothing that has yet to be held
+    collector.sweep()  # drops what was set aside, and looks at nothing that has yet to be held
     ledger.accept(with_image(submission, IMAGE))
     assert has_blob(blobs, IMAGE)
 
@@ -233,21 +227,21 @@ def test_orphan_blob_of_a_dead_process_is_found_and_deleted(
 ) -> None:
     accept_job(ledger, blobs, with_image(submission, IMAGE), IMAGE)
     blobs.put(RESULT)
-    sweeper = GarbageCollector(ledger, blobs, aside_seconds=-1)
-    sweeper.collect_orphans()
+    collector = GarbageCollector(ledger, blobs, aside_seconds=-1)
+    collector.collect_orphans()
     assert list(blobs.list_set_aside()) == [], "it is too young to be an orphan"
-    sweeper.collect_orphans(older_than=-1)
-    sweeper.sweep()
+    collector.collect_orphans(older_than=-1)
+    collector.sweep()
     assert has_blob(blobs, IMAGE)
     assert not has_blob(blobs, RESULT)
 
 
 def test_blobs_of_another_ledger_are_not_deleted(ledger: Ledger, blobs: Blobs, server: redis.Redis) -> None:
-    sweeper = GarbageCollector(ledger, blobs, aside_seconds=-1)
-    sweeper.collect_orphans()
+    collector = GarbageCollector(ledger, blobs, aside_seconds=-1)
+    collector.collect_orphans()
     blobs.put(RESULT)
     server.flushall()  # as if the service had been pointed at another server
-    sweeper.collect_orphans(older_than=-1)
+    collector.collect_orphans(older_than=-1)
     assert has_blob(blobs, RESULT)
     assert list(blobs.list_set_aside()) == []
 
@@ -303,6 +297,6 @@ def test_ledger_of_an_older_version_is_refused(
     ledger.retention.check_compatible()
     ledger.accept(submission)
     ledger.retention.check_compatible()
-    server.hset("ts:registry", "mine", "[]")  # where models stood that were everybody's
+    server.hset("ts:registry", "mine", "[]")  # the key of models without tenants
     with pytest.raises(StartError, match="another TOUCHSTONE_HOME"):
         ledger.retention.check_compatible()

@@ -1,4 +1,4 @@
-"""A disk or a memory that is full: it is said as such, nothing is left half-written, and room can be made."""
+"""A full disk or full memory: it is reported, nothing is left half-written, and space can be freed."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ MORE_THAN_ANY_DISK = 2**62
 
 
 @pytest.fixture(scope="module")
-def crowded(api: Api) -> Iterator[Api]:
+def nearly_full_api(api: Api) -> Iterator[Api]:
     """The same service with a reserve that no disk has."""
-    with run_service(api.settings.model_copy(update={"disk_reserve": MORE_THAN_ANY_DISK})) as crowded:
-        yield crowded
+    with run_service(api.settings.model_copy(update={"disk_reserve": MORE_THAN_ANY_DISK})) as nearly_full_api:
+        yield nearly_full_api
 
 
 def files(api: Api) -> set[Path]:
@@ -56,40 +56,42 @@ def infer(api: Api, **options: Any) -> httpx2.Response:
     return api.client.post(f"/v2/models/{sample_manifest().id}/infer", json={"inputs": [tensor]}, **options)
 
 
-def test_submissions_are_507_while_the_disk_is_nearly_full(api: Api, crowded: Api) -> None:
+def test_submissions_are_507_while_the_disk_is_nearly_full(api: Api, nearly_full_api: Api) -> None:
     job = api.run_job()
     before = files(api), api.ledger.count_by_status()
     for response in (
-        crowded.submit(),
-        crowded.submit("/v1/predictions"),
-        crowded.client.post(f"{job['links']['self']}/rerun"),
-        register(crowded, linear_onnx()),
-        infer(crowded),
+        nearly_full_api.submit(),
+        nearly_full_api.submit("/v1/predictions"),
+        nearly_full_api.client.post(f"{job['links']['self']}/rerun"),
+        register(nearly_full_api, linear_onnx()),
+        infer(nearly_full_api),
     ):
         assert_problem(response, 507, "storage_full")
         assert response.headers["retry-after"] == "60"
     assert (files(api), api.ledger.count_by_status()) == before
 
 
-def test_registration_is_507_before_its_body_is_read_when_disk_is_full(crowded: Api) -> None:
+def test_registration_is_507_before_its_body_is_read_when_disk_is_full(nearly_full_api: Api) -> None:
     head = (
         b"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
         b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
     )
-    assert exchange(crowded, head, seconds=1).startswith(b"HTTP/1.1 507 ")
+    assert exchange(nearly_full_api, head, seconds=1).startswith(b"HTTP/1.1 507 ")
 
 
-def test_jobs_can_be_read_and_deleted_while_the_disk_is_nearly_full(api: Api, crowded: Api) -> None:
+def test_jobs_can_be_read_and_deleted_while_the_disk_is_nearly_full(api: Api, nearly_full_api: Api) -> None:
     path = api.run_job()["links"]["self"]
-    assert crowded.client.get(path).json()["status"] == "succeeded"
-    assert crowded.client.get(f"{path}/artifacts/adversarial.png").status_code == 200
-    assert crowded.client.delete(path).status_code == 204
+    assert nearly_full_api.client.get(path).json()["status"] == "succeeded"
+    assert nearly_full_api.client.get(f"{path}/artifacts/adversarial.png").status_code == 200
+    assert nearly_full_api.client.delete(path).status_code == 204
 
 
-def test_operations_and_metrics_show_free_storage(crowded: Api) -> None:
-    shown = crowded.client.get("/v1/operations").json()["storage"]
+def test_operations_and_metrics_show_free_storage(nearly_full_api: Api) -> None:
+    shown = nearly_full_api.client.get("/v1/operations").json()["storage"]
     assert 0 < shown["free"] < shown["reserve"] == MORE_THAN_ANY_DISK
-    [line] = re.findall(r"(?m)^touchstone_storage_free_bytes (\S+)", crowded.client.get("/metrics").text)
+    [line] = re.findall(
+        r"(?m)^touchstone_storage_free_bytes (\S+)", nearly_full_api.client.get("/metrics").text
+    )
     assert abs(float(line) - shown["free"]) < 2**30
 
 
@@ -129,11 +131,6 @@ def test_failed_put_on_full_disk_leaves_no_file(tmp_path: Path) -> None:
     blobs.put(large_png())
 
 
-@pytest.fixture
-def server(valkey: str) -> redis.Redis:
-    return connect(valkey)
-
-
 @contextmanager
 def out_of_memory(server: redis.Redis) -> Iterator[None]:
     server.config_set("maxmemory", 1)
@@ -157,7 +154,7 @@ def test_ledger_without_memory_refuses_jobs_but_expires_and_deletes_them(
         for job in (second, third):
             ledger.delete(job)
     assert TenantLedger.of(ledger, LOCAL).find().jobs == ()
-    ledger.delete(ledger.accept(submission)[0].id)  # its image is nowhere, and a service listens
+    ledger.delete(ledger.accept(submission)[0].id)  # its image was never stored
 
 
 def test_ledger_without_memory_is_503_for_submissions(api: Api) -> None:

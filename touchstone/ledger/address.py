@@ -1,4 +1,4 @@
-"""Where the ledger is."""
+"""Addresses of the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_SOCKET_PATH = 99
 
 
 def ledger_url(settings: Settings) -> str:
-    """Where the ledger is: as set, or the socket of the Valkey below `home`."""
+    """The address of the ledger: as set, or the socket of the Valkey below `home`."""
     return settings.redis_url or socket_url(settings.home)
 
 
@@ -25,7 +25,7 @@ def socket_url(home: Path) -> str:
 
 
 def socket_path(home: Path) -> Path:
-    """Where the socket lies: below `home`, or in a short folder named after it where that path would be
+    """The path of the socket: below `home`, or in a short folder named after it where that path would be
     too long.
     """
     path = home.absolute() / "valkey" / "valkey.sock"

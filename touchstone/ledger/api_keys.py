@@ -1,6 +1,6 @@
-"""API keys: whose they are, what they permit, and for how long; of the key itself only a hash is kept.
+"""API keys: their tenants, scopes and expiry. Of a key itself only a hash is stored.
 
-A key has 256 random bits, so a plain hash of it tells nothing, and nobody can guess one.
+A key has 256 random bits: it cannot be guessed, and a plain hash reveals nothing of it.
 """
 
 from __future__ import annotations
@@ -37,43 +37,43 @@ Scope = Literal["read", "submit", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 IMPLIED_SCOPES: Mapping[Scope, frozenset[Scope]] = MappingProxyType(
-    {scope: frozenset(SCOPES[: place + 1]) for place, scope in enumerate(SCOPES)}
+    {scope: frozenset(SCOPES[: index + 1]) for index, scope in enumerate(SCOPES)}
 )
 """What a scope permits: itself and those before it."""
 
 USED_AT_PRECISION_MS = 60_000
-"""How exact `used_at` is; noting each use would make every request a write."""
+"""How exact `used_at` is; recording each use would make every request a write."""
 
 _KEY = re.compile(r"ts_([0-9a-f]{16})_[0-9a-f]{64}")
 
 
 def _check_year(moment: datetime) -> datetime:
     if moment.year > 9000:
-        raise ValueError("that is too far away; leave it out for a key that never expires")
+        raise ValueError("it is too far in the future; leave it out for a key that never expires")
     return moment
 
 
 class KeyRequest(Record):
-    """What a new key shall be."""
+    """The description of a new key."""
 
     name: str = Field(
         min_length=1,
         max_length=100,
         pattern=r"^[^\x00-\x1f\x7f]+$",
-        description="What it is for, in your words.",
+        description="What the key is for, in your words.",
     )
     tenant: str = Field(
         LOCAL,
         pattern=r"^[a-z0-9][a-z0-9-]{0,31}$",
-        description="Whose jobs and models it is for. They are shown to nobody else.",
+        description="The tenant whose jobs and models it gives access to. No other tenant sees them.",
     )
     scope: Scope = Field(
         "submit",
-        description="`read` shows, `submit` starts and ends things too, `admin` also makes and revokes the "
-        "keys of all tenants.",
+        description="`read` permits reading, `submit` also starting and ending jobs, `admin` also creating "
+        "and revoking the keys of all tenants.",
     )
     expires_at: Annotated[AwareDatetime, AfterValidator(_check_year)] | None = Field(
-        None, description="When it stops to be good; null: never."
+        None, description="When it expires; null: never."
     )
 
 
@@ -98,14 +98,14 @@ class IssuedKey:
 
 
 class ApiKeys:
-    """All keys there are. One that was revoked is gone at once, for every process."""
+    """All keys. A revoked key is invalid at once, in every process."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
         self._client = client
         self._scripts = scripts
 
     def create(self, request: KeyRequest) -> IssuedKey:
-        """Make a key; `InvalidParameter` where it would have expired already."""
+        """Create a key; `InvalidParameter` where it would have expired already."""
         name = secrets.token_hex(8)
         text = f"ts_{name}_{secrets.token_hex(32)}"
         expires = "" if request.expires_at is None else codec.encode_time(request.expires_at)
@@ -113,7 +113,7 @@ class ApiKeys:
             "tenants/key_create", name, _hash(text), request.name, request.tenant, request.scope, expires
         )
         if not stored:
-            raise InvalidParameter("expires_at: it lies in the past", field="expires_at")
+            raise InvalidParameter("expires_at: it is in the past", field="expires_at")
         return IssuedKey(_decode_key(codec.decode_pairs(stored)), text)
 
     def check(self, text: str) -> Key:
@@ -130,7 +130,7 @@ class ApiKeys:
         return _decode_key(stored)
 
     def is_valid(self, name: str) -> bool:
-        """Whether the key of this id is still good."""
+        """Whether the key of this id exists and has not expired."""
         now, stored = self._read(name)
         return bool(stored) and not _has_expired(stored, now)
 
@@ -142,12 +142,12 @@ class ApiKeys:
         return [_decode_key(stored) for stored in found if stored]
 
     def revoke(self, name: str) -> None:
-        """Make an end of a key; `UnknownKey` where there is none of this id."""
+        """Revoke a key; `UnknownKey` where there is none of this id."""
         if not self._scripts.run("tenants/key_revoke", name):
             raise UnknownKey(f"there is no API key {name[:40]!r}")
 
     def any(self) -> bool:
-        """Whether there is a key at all."""
+        """Whether any key exists."""
         with map_redis_errors():
             return bool(self._client.zcard("ts:access"))
 
@@ -157,12 +157,13 @@ class ApiKeys:
 
 
 def check_address(settings: Settings, keys: ApiKeys) -> None:
-    """Raise `StartError` where others than this machine could reach a service to which nobody has a key."""
+    """Raise `StartError` where other machines could reach a service that has no API key yet."""
     if on_loopback(settings.host) or settings.require_keys or keys.any():
         return
     raise StartError(
-        f"others can reach {settings.host!r}, and there is no API key yet: make one with `touchstone keys "
-        "create NAME --scope admin`, or set TOUCHSTONE_REQUIRE_KEYS=true to start without any"
+        f"other machines can reach {settings.host!r}, and there is no API key yet: create one with "
+        "`touchstone keys create NAME --scope admin`, or set TOUCHSTONE_REQUIRE_KEYS=true to start "
+        "without any"
     )
 
 
@@ -176,7 +177,7 @@ def _has_expired(stored: Mapping[str, str], now: int) -> bool:
 
 def _decode_key(stored: Mapping[str, str]) -> Key:
     times = ("created_at", "expires_at", "used_at")
-    told = {name: stored[name] for name in ("id", "name", "tenant", "scope")}
+    fields = {name: stored[name] for name in ("id", "name", "tenant", "scope")}
     return Key.model_validate(
-        told | {name: codec.decode_time(stored[name]) for name in times if name in stored}
+        fields | {name: codec.decode_time(stored[name]) for name in times if name in stored}
     )

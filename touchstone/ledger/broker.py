@@ -1,7 +1,8 @@
-"""The bell that tells workers of a job: what service and workers must agree on, without Celery itself.
+"""The message that dispatches a job to workers: what service and workers must agree on, without Celery
+itself.
 
-The ledger holds the job; a message carries only its id, and who answers it is given the job whose turn it is.
-A bell that is lost is rung again, one too many finds nothing to claim.
+The ledger holds the job; a message carries only its id, and the worker that takes it claims the job whose
+turn it is. A lost message is sent again; a message too many finds nothing to claim.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 TASK = "touchstone.run"
 QUEUE = "touchstone"
-"""The broker's list of bells for workers that serve all models."""
+"""The broker's queue for workers that serve all models."""
 
 SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
@@ -28,7 +29,7 @@ _RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "i
 
 
 class Sender(Protocol):
-    """A Celery application, as far as a bell needs one."""
+    """A Celery application, as far as dispatching a job needs one."""
 
     def send_task(self, name: str, **options: Any) -> Any:
         """Publish one message."""
@@ -40,7 +41,7 @@ def broker_url(url: str) -> str:
 
 
 def queue_name(model: str) -> str:
-    """The list of bells for workers that serve this model and not all."""
+    """The broker's queue for workers that serve this model and not all."""
     return f"{QUEUE}:{model}"
 
 

@@ -1,4 +1,4 @@
-"""How jobs stand in the ledger: a hash of strings, JSON where there is structure, times as milliseconds."""
+"""How jobs are stored in the ledger: a hash of strings, JSON for structures, times in milliseconds."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def _decode_outcome(stored: Mapping[str, str]) -> dict[str, Any]:
 
 
 def encode_metric(values: Mapping[str, float] | None) -> str:
-    """Figures as JSON, without those that JSON cannot hold; empty where none is left."""
+    """A metric as JSON, without the numbers that JSON cannot hold; empty where none is left."""
     finite = {name: value for name, value in (values or {}).items() if math.isfinite(value)}
     return json.dumps(finite) if finite else ""
 
 
 def encode_report(progress: Progress, values: Mapping[str, float] | None) -> tuple[int, int, str]:
-    """How far a job is and its figures, as scripts take them."""
+    """Progress and metric, as scripts take them."""
     return progress.done, progress.total, encode_metric(values)
 
 
@@ -87,7 +87,7 @@ def encode_outcome(
     timings: Timings | None,
     artifacts: Mapping[str, Artifact],
 ) -> list[str]:
-    """Field and JSON in turn, for what is there: what a finished job gains."""
+    """The fields that a finished job gains, as names and JSON in turn."""
     files = {name: artifact.model_dump(mode="json") for name, artifact in artifacts.items()}
     parts = {
         "result": None if result is None else json.dumps(result, allow_nan=False),

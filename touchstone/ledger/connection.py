@@ -24,7 +24,7 @@ _UNAVAILABLE_ERRORS = (
 )
 
 
-# Refusals that say "not now" rather than "never": the disk or the memory is full, another server leads.
+# Errors that pass: the disk or the memory is full, or another server is the primary.
 _TRANSIENT_PREFIXES = ("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "UNKILLABLE")
 
 
@@ -43,7 +43,9 @@ def connect(url: str) -> redis.Redis:
 
 
 class _Wait:
-    """What those share who wait once: until when they have waited enough, on time.monotonic's clock."""
+    """Shared by callers that wait once: until when their calls fail at once, on the clock of
+    `time.monotonic`.
+    """
 
     until = 0.0
 
@@ -53,8 +55,8 @@ _wait: ContextVar[_Wait | None] = ContextVar("wait", default=None)
 
 @contextmanager
 def wait_once() -> Iterator[None]:
-    """Within this block, and in threads that it starts with its context, whoever has waited for the server in
-    vain does not wait again: for as long as that took, calls fail at once.
+    """Within this block, and in threads started with its context, calls wait for a silent server only once:
+    after one has waited in vain, others fail at once for as long as that wait took.
     """
     token = _wait.set(_Wait())
     try:
@@ -65,7 +67,7 @@ def wait_once() -> Iterator[None]:
 
 @contextmanager
 def map_redis_errors() -> Iterator[None]:
-    """Turn every way in which the server can be out of reach into `LedgerUnavailable`."""
+    """Turn every error of a server that cannot be reached into `LedgerUnavailable`."""
     wait, began = _wait.get(), time.monotonic()
     if wait and began < wait.until:
         raise _unavailable(redis.TimeoutError())

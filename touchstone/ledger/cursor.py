@@ -1,4 +1,4 @@
-"""Opaque places in a list: a sequence number, signed together with the list it belongs to."""
+"""Opaque positions in a list: a sequence number, signed together with the list it belongs to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def encode_cursor(position: int, indexes: Sequence[str], secret: bytes) -> str:
 
 
 def decode_cursor(cursor: str, indexes: Sequence[str], secret: bytes) -> int:
-    """The place that the cursor stands for; `InvalidCursor` where it was not written for this list."""
+    """The position that the cursor stands for; `InvalidCursor` where it was not written for this list."""
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except ValueError:
@@ -33,6 +33,6 @@ def decode_cursor(cursor: str, indexes: Sequence[str], secret: bytes) -> int:
     position, tag = raw[:_POSITION_BYTES], raw[_POSITION_BYTES:]
     if len(position) != _POSITION_BYTES or not hmac.compare_digest(tag, _sign(secret, position, indexes)):
         raise InvalidCursor(
-            "cursor: not one that this list gave out; start again without a cursor", field="cursor"
+            "cursor: it was not issued for this list; start again without a cursor", field="cursor"
         )
     return int.from_bytes(position, "big")

@@ -1,4 +1,4 @@
-"""What happened to a job, and the channel on which changes are announced."""
+"""Events of a job, and the channel on which changes are published."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _POLL_SECONDS = 0.5
 
 
 def read_events(client: redis.Redis, job: str, after: str | None, limit: int) -> list[Event]:
-    """A job's events after the place `after`, oldest first."""
+    """A job's events after the event `after`, oldest first."""
     if after is not None and not _EVENT_ID.fullmatch(after):
         raise InvalidCursor(f"Last-Event-ID: {after[:40]!r} is not the id of an event", field="Last-Event-ID")
     with map_redis_errors():
         entries: Any = client.xrange(f"ts:events:{job}", min=f"({after}" if after else "-", count=limit)
-    return [Event(place, entry["type"], json.loads(entry["data"])) for place, entry in entries]
+    return [Event(name, entry["type"], json.loads(entry["data"])) for name, entry in entries]
 
 
 def _parse_change(text: str) -> JobChange:
@@ -38,7 +38,8 @@ class Watch:
     """Jobs as they change, for as long as it is open; `close` may be called from any thread.
 
     Iterating blocks until something changes, ends after `close`, and raises `LedgerUnavailable` where the
-    connection breaks. What changed before the watch was open is not told: look once more after opening it.
+    connection breaks. What changed before the watch was open is not reported: read once more after opening
+    it.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -48,7 +49,7 @@ class Watch:
     def __enter__(self) -> Watch:
         with map_redis_errors():
             self._pubsub.subscribe(CHANNEL)
-            # The first message confirms the subscription: whatever changes from here on is heard.
+            # The first message confirms the subscription: every change from here on is received.
             if self._pubsub.get_message(timeout=ANSWER_SECONDS) is None:
                 self._pubsub.close()
                 raise redis.TimeoutError

@@ -1,8 +1,9 @@
-"""The truth about every job, in Valkey or Redis.
+"""The state of every job, in Valkey or Redis.
 
-Each change is one Lua script that compares and sets, so the server's own order is the order of events and any
+Each change is one Lua script that compares and sets, so the server's order is the order of events and any
 process may call anything at any time. Every script can be repeated: one whose answer was lost is sent again.
-A worker writes under the number of its claim (`Job.claims`), refused once another has claimed the job.
+A worker writes with the number of its claim (`Job.claims`) and is refused once another worker has claimed the
+job.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ ProgressReport = tuple[str, int, Progress, Mapping[str, float] | None]
 
 
 class Ledger:
-    """Job records and their life, shared by the API and all workers; may be used from many threads."""
+    """Jobs from acceptance to deletion, shared by the API and all workers; may be used from many threads."""
 
     def __init__(self, url: str, settings: Settings) -> None:
         self._settings = settings
@@ -79,11 +80,11 @@ class Ledger:
         idempotency: tuple[str, str] | None = None,
         usage: QuotaUsage = NO_USAGE,
     ) -> tuple[Job, bool]:
-        """Write a new job down; true where it is new, false where its key and digest were known.
+        """Store a new job; true where it is new, false where its key and digest were known.
 
-        `IdempotencyMismatch` where the key came with another digest, `QueueFull` where too many jobs wait,
-        `TenantQueueFull` where too many of the tenant's do, `BudgetSpent` where its passes would be too many,
-        `StorageFull` where the tenant's bytes would be.
+        `IdempotencyMismatch` where the key was used with another digest, `QueueFull` where too many jobs
+        wait, `TenantQueueFull` where too many of the tenant's do, `BudgetSpent` where its passes would exceed
+        the quota, `StorageFull` where its bytes would.
         """
         job, created = self._accept(secrets.token_hex(16), submission, idempotency, usage)
         return codec.decode_job(job), created
@@ -95,7 +96,7 @@ class Ledger:
         idempotency: tuple[str, str] | None = None,
         usage: QuotaUsage = NO_USAGE,
     ) -> None:
-        """Raise as `accept` would now; nothing is written."""
+        """Raise what `accept` would raise now; nothing is written."""
         self._accept("", submission, idempotency, usage)
 
     def _accept(
@@ -130,10 +131,10 @@ class Ledger:
         raise self._refusal(verdict, rest, quota)
 
     def _refusal(self, verdict: str, rest: Sequence[int], quota: Quota) -> Failure:
-        """Why a job was not accepted, and when it is worth coming back."""
+        """Why a job was not accepted, and after how many seconds to try again."""
         if verdict == "mismatch":
             return IdempotencyMismatch(
-                "Idempotency-Key: it was used before with another request; take a new one"
+                "Idempotency-Key: it was used before with another request; use a new one"
             )
         if verdict == "spent":
             after = math.ceil(rest[0] / 1000)
@@ -144,20 +145,20 @@ class Ledger:
             )
         if verdict == "stored":
             return storage_full(rest[0], quota)
-        # The longer the queue takes to pass, the later it is worth coming back.
+        # The longer the oldest job has waited, the later a free place is likely.
         after = min(60, max(1, rest[0] // 10_000))
         if verdict == "crowded":
             return TenantQueueFull(
-                f"{quota.waiting:,} jobs of yours are waiting, as many as may; try again in {after} s",
+                f"{quota.waiting:,} jobs of yours are waiting, as many as allowed; try again in {after} s",
                 retry_after=after,
             )
         limit = self._settings.queue_limit
         return QueueFull(
-            f"{limit:,} jobs are waiting, as many as may; try again in {after} s", retry_after=after
+            f"{limit:,} jobs are waiting, as many as allowed; try again in {after} s", retry_after=after
         )
 
     def read(self, job: str) -> Job:
-        """The job as it stands; `UnknownJob` where there is none."""
+        """The job in its present state; `UnknownJob` where there is none."""
         with map_redis_errors():
             stored: Any = self.client.hgetall(f"ts:job:{job}")
         if not stored:
@@ -165,7 +166,7 @@ class Ledger:
         return codec.decode_job([text for pair in stored.items() for text in pair])
 
     def tenants(self, jobs: Sequence[str]) -> dict[str, str]:
-        """Whose these jobs are, asked in one go; without those that there are not."""
+        """The tenants of these jobs, read in one round trip; without jobs that do not exist."""
         with map_redis_errors(), self.client.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hget(f"ts:job:{job}", "tenant")
@@ -173,11 +174,11 @@ class Ledger:
         return {job: tenant for job, tenant in answers if tenant}
 
     def count_ahead(self, job: str) -> int:
-        """How many jobs get their turn before this one if none ends meanwhile; 0 where it no longer waits."""
+        """How many jobs start before this one if none ends meanwhile; 0 where it no longer waits."""
         return int(self.scripts.run("jobs/ahead", job))
 
     def progress(self, jobs: Collection[str]) -> dict[str, Progress]:
-        """How far each of these jobs is, asked in one go; without those that there are not."""
+        """The progress of these jobs, read in one round trip; without jobs that do not exist."""
         with map_redis_errors(), self.client.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hmget(f"ts:job:{job}", "done", "total")
@@ -187,23 +188,21 @@ class Ledger:
     def claim(
         self, job: str, worker: str, *, token: str | None = None, busy_tenants: Collection[str] = ()
     ) -> Job | None:
-        """Answer the bell of a job with the one whose turn it is in its lane; None where none waits there.
+        """Claim the next job of the queue that this job waits in; None where none waits there.
 
-        A worker takes only jobs of models that it serves, and none of the tenants in the `busy_tenants`; raises
-        `NoFreeSlot` where nobody else waits. With a `token` of the caller's own, a call repeated after a lost
-        answer gets the same claim.
+        A worker gets only jobs of models that it serves, and none of `busy_tenants`; raises `NoFreeSlot`
+        where only these wait. With a `token` of the caller's own, a call repeated after a lost answer gets
+        the same claim.
         """
-        lease, besides = _milliseconds(self._settings.lease), json.dumps(list(busy_tenants))
+        lease, busy = _milliseconds(self._settings.lease), json.dumps(list(busy_tenants))
         token = token or secrets.token_hex(8)
-        pairs = self.scripts.run(
-            "jobs/claim", job, worker, token, lease, besides, *self._settings.served_models
-        )
+        pairs = self.scripts.run("jobs/claim", job, worker, token, lease, busy, *self._settings.served_models)
         if pairs == "crowded":
             raise NoFreeSlot
         return codec.decode_job(pairs) if pairs else None
 
     def renew(self, worker: str, jobs: Mapping[str, int]) -> dict[str, LeaseVerdict]:
-        """Extend the leases of running jobs, given as id and claim, and hear what each should do."""
+        """Extend the leases of running jobs, given as id and claim; returns what each should do."""
         if not jobs:
             return {}
         pairs = [part for pair in jobs.items() for part in pair]
@@ -213,19 +212,19 @@ class Ledger:
     def report(
         self, job: str, attempt: int, progress: Progress, metric: Mapping[str, float] | None = None
     ) -> bool:
-        """Note how far a job is, and a metric if there is one; false where the claim no longer holds."""
+        """Record a job's progress, and a metric if there is one; false where the claim is no longer valid."""
         return self.report_all([(job, attempt, progress, metric)])[0]
 
     def report_all(self, reports: Iterable[ProgressReport]) -> list[bool]:
-        """Many reports in one write."""
+        """Record many reports in one step."""
         groups = [
             (job, attempt, *codec.encode_report(progress, metric))
             for job, attempt, progress, metric in reports
         ]
-        heard = (
+        accepted = (
             self.scripts.run("jobs/report", *(part for group in groups for part in group)) if groups else []
         )
-        return [answer == 1 for answer in heard]
+        return [answer == 1 for answer in accepted]
 
     def finish(
         self,
@@ -239,32 +238,34 @@ class Ledger:
         artifacts: Mapping[str, Artifact] | None = None,
         last_report: ProgressReport | None = None,
     ) -> bool:
-        """End a job, after the last report of it if there is one; false where the claim no longer holds.
+        """End a job, after its last report if there is one; false where the claim is no longer valid.
 
-        A job whose cancellation was granted meanwhile ends as canceled, whatever is said here.
+        A job whose cancellation was granted meanwhile ends as canceled, whatever the `status`.
         """
         parts = codec.encode_outcome(result, error, timings, artifacts or {})
         report = codec.encode_report(last_report[2], last_report[3]) if last_report else ("", "", "")
         return bool(self.scripts.run("jobs/finish", job, attempt, status, *report, *parts))
 
     def release(self, job: str, attempt: int) -> bool:
-        """Give a running job back to the queue as if it had not been tried; false where another holds it."""
+        """Return a running job to the queue as if it had not been attempted; false where another claim holds
+        it.
+        """
         return bool(self.scripts.run("jobs/release", job, attempt))
 
     def cancel(self, job: str) -> Job:
-        """End a waiting job, or ask a running one to end; `JobConflict` where it ended otherwise."""
+        """End a waiting job, or request the end of a running one; `JobConflict` where it ended otherwise."""
         [answer] = self.cancel_all([job])
         if answer.refusal:
             raise answer.refusal
         return self.read(job)
 
     def cancel_all(self, jobs: Sequence[str]) -> list[Cancellation]:
-        """Cancel many in one step; one that cannot be canceled keeps none of the others."""
+        """Cancel many jobs in one step; those that cannot be canceled do not affect the others."""
         statuses = self.scripts.run("jobs/cancel", *jobs) if jobs else []
         return [_to_cancellation(job, status) for job, status in zip(jobs, statuses, strict=True)]
 
     def delete(self, job: str) -> None:
-        """Forget a job; `JobConflict` while it runs."""
+        """Delete a job; `JobConflict` while it runs."""
         verdict = self.scripts.run("jobs/delete", job)
         if verdict == "unknown":
             raise UnknownJob.for_id(job)
@@ -272,12 +273,12 @@ class Ledger:
             raise JobConflict("the job is running; cancel it before deleting it")
 
     def reap(self) -> ReapResult:
-        """Take jobs from workers that fell silent, and name the jobs whose bell must be rung."""
+        """Take jobs from workers that fell silent; returns them, and the jobs to dispatch again."""
         problem = JobFailure(
             code=WorkerLost.code,
             detail=f"all {self._settings.max_attempts} workers that tried the job died or hung",
         )
-        ring, lost = self.scripts.run(
+        to_dispatch, lost = self.scripts.run(
             "jobs/reap",
             self._settings.max_attempts,
             problem.model_dump_json(),
@@ -286,23 +287,23 @@ class Ledger:
             QUEUE,
             self._worker_expiry_ms(),
         )
-        return ReapResult(tuple(ring), tuple(lost))
+        return ReapResult(tuple(to_dispatch), tuple(lost))
 
     def read_pool(self, pool: str, seed: int) -> PooledCounts:
-        """The counts of a pool so far; where there are none, `seed` becomes the one that all draw from."""
+        """The counts of a pool so far; where there are none, `seed` becomes the seed of the pool."""
         return self._exchange_counts(pool, seed, 0, "")
 
     def extend_pool(self, pool: str, counts: Mapping[str, Any]) -> PooledCounts:
-        """Keep counts where they go further than those known; what the pool holds then."""
+        """Store counts of more samples than the pool has; returns what the pool holds then."""
         return self._exchange_counts(pool, counts["seed"], counts["n"], json.dumps(counts))
 
     def _exchange_counts(self, pool: str, seed: int, n: int, counts: str) -> PooledCounts:
-        life = _milliseconds(self._settings.counts_days * 86_400)
-        drawn, known = self.scripts.run("jobs/pool", pool, seed, n, counts, life)
-        return PooledCounts(int(drawn), json.loads(known) if known else None)
+        expiry = _milliseconds(self._settings.counts_days * 86_400)
+        pool_seed, known = self.scripts.run("jobs/pool", pool, seed, n, counts, expiry)
+        return PooledCounts(int(pool_seed), json.loads(known) if known else None)
 
     def events(self, job: str, *, after: str | None = None, limit: int = 1000) -> list[Event]:
-        """What happened to a job after the event `after`, oldest first; `UnknownJob` where there is none."""
+        """A job's events after the event `after`, oldest first; `UnknownJob` where there is no such job."""
         found = read_events(self.client, job, after, limit)
         if not found:
             self.read(job)
@@ -322,21 +323,21 @@ class Ledger:
         return QueueState(depth, milliseconds / 1000)
 
     def broker_queue_of(self, job: str) -> str:
-        """Where the bell of a job is to be rung: with the workers of its model alone, if it has any."""
+        """The broker's queue for a job: that of its model alone, if workers serve only that."""
         with map_redis_errors():
-            lane: Any = self.client.hget(f"ts:job:{job}", "lane")
-        return queue_name(lane) if lane else QUEUE
+            model: Any = self.client.hget(f"ts:job:{job}", "lane")
+        return queue_name(model) if model else QUEUE
 
     def heartbeat(self, worker: str, info: Mapping[str, Any], served_models: Iterable[str] = ()) -> None:
-        """A worker's sign of life, with its figures and the models that it serves if these are not all."""
+        """A worker's heartbeat, with its figures and the models that it serves if these are not all."""
         self._run_heartbeat(worker, json.dumps(info) if info else "{}", *served_models)
 
     def remove_worker(self, worker: str) -> None:
-        """A worker's farewell: it is no longer among the living."""
+        """Remove a worker that stops from those that are alive."""
         self._run_heartbeat(worker, "")
 
     def workers(self) -> list[WorkerHeartbeat]:
-        """Workers that gave a sign of life within three leases."""
+        """Workers with a heartbeat within three leases."""
         alive = self._run_heartbeat("", "")
         return [
             WorkerHeartbeat(name, json.loads(info), codec.decode_time(seen)) for name, info, seen in alive
@@ -346,28 +347,28 @@ class Ledger:
         return self.scripts.run("jobs/beat", worker, info, self._worker_expiry_ms(), *served_models)
 
     def _worker_expiry_ms(self) -> int:
-        """Milliseconds after which a silent worker is forgotten."""
+        """Milliseconds without a heartbeat after which a worker is removed."""
         return _milliseconds(WORKER_EXPIRY_LEASES * self._settings.lease)
 
     def store_probe(self, digest: str, probe: Probe) -> None:
-        """Keep for a month what the last load of the model with this digest measured."""
+        """Store for a month what the last load of the model with this digest measured."""
         with map_redis_errors():
             self.client.set(f"ts:probe:{digest}", probe.model_dump_json(), ex=PROBE_EXPIRY_SECONDS)
 
     def read_probes(self, digests: Sequence[str]) -> dict[str, Probe]:
-        """What is known of the models with these digests; without those that were never loaded."""
+        """What was measured of the models with these digests; without those that were never loaded."""
         with map_redis_errors():
             stored: Any = self.client.mget([f"ts:probe:{digest}" for digest in digests]) if digests else []
         found = zip(digests, map(codec.decode_probe, stored), strict=True)
         return {digest: probe for digest, probe in found if probe is not None}
 
     def ping(self) -> None:
-        """Return where the ledger answers, raise `LedgerUnavailable` where it does not."""
+        """Raise `LedgerUnavailable` where the ledger does not answer."""
         with map_redis_errors():
             self.client.ping()
 
     def watch(self) -> Watch:
-        """Hear of every job that changes."""
+        """Receive every change of a job."""
         return Watch(self.client)
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ _PROBE_ADAPTER: TypeAdapter[RegistrationProbe] = TypeAdapter(RegistrationProbe)
 
 
 class ModelVersions:
-    """A tenant's versions; each change is one script, as those of jobs are."""
+    """The versions of a tenant's models; each change is one script, as for jobs."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts, tenant: str) -> None:
         self._client = client
@@ -38,14 +38,15 @@ class ModelVersions:
         size: int = 0,
         claim: tuple[str, int] | None = None,
     ) -> bool:
-        """Keep a version, whose file has `size` bytes, for good, and make it its model's current one.
+        """Store a version, whose file has `size` bytes, and make it the current one of its model.
 
-        One that is known stays as it is; `ModelConflict` where it is known with another manifest. False, and
-        nothing is kept, where the claim of the job that tried it no longer holds, or that job was canceled.
+        A known version stays as it is; `ModelConflict` where it is known with another manifest. False, and
+        nothing is stored, where the claim of the job that tried it is no longer valid or that job was
+        canceled.
         """
-        told = manifest.model_dump_json(), probe.model_dump_json()
+        record = manifest.model_dump_json(), probe.model_dump_json()
         known = self._scripts.run(
-            "models/register", self._tenant, manifest.id, manifest.digest, *told, size, *(claim or ("", ""))
+            "models/register", self._tenant, manifest.id, manifest.digest, *record, size, *(claim or ("", ""))
         )
         if known and Manifest.model_validate_json(known) != manifest:
             raise manifest_conflict(manifest.id)
@@ -64,7 +65,7 @@ class ModelVersions:
         return _decode_refs(model, stored) if stored else ()
 
     def read(self, refs: Sequence[VersionRef]) -> list[ModelVersion]:
-        """These versions, asked for in one go; without those that were deleted meanwhile."""
+        """These versions, read in one round trip; without those that were deleted meanwhile."""
         if not refs:
             return []
         with map_redis_errors(), self._client.pipeline(transaction=False) as pipe:
@@ -74,7 +75,7 @@ class ModelVersions:
         return [_decode_version(ref, manifest, probe) for ref, (manifest, probe) in answers if manifest]
 
     def delete(self, model: str, digest: str | None = None) -> None:
-        """Delete a model or one version of it; the version before becomes the current one.
+        """Delete a model or one version of it; the previous version becomes the current one.
 
         `UnknownModel` where there is none, `ModelInUse` while a job that has not ended names it.
         """

@@ -1,4 +1,4 @@
-"""How much remote models were asked: counted here, so that budgets hold over workers and restarts."""
+"""Rows sent to remote models: counted here, so that budgets hold across workers and restarts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class QueryBudget:
         self._scripts = scripts
 
     def __call__(self, model: str, rows: int, *, budget: int | None, rate: float | None, token: str) -> float:
-        """Seconds until the rows may be asked for; 0 where they may be sent now, and then they are spent.
+        """Seconds until the rows may be sent; 0 where they may be sent now, and then they are spent.
 
-        A call repeated with the same token is one. Raises QueryBudgetSpent and LedgerUnavailable.
+        A call repeated with the same token counts once. Raises QueryBudgetSpent and LedgerUnavailable.
         """
         verdict, number = self._scripts.run(
             "tenants/spend", model, rows, _format_number(budget), _format_number(rate), token, TOKEN_EXPIRY_MS
@@ -39,7 +39,7 @@ class QueryBudget:
         return number / 1e6 if verdict == "wait" else 0.0
 
     def read_spent(self, models: Sequence[str]) -> dict[str, int]:
-        """Rows that each of these versions was ever sent."""
+        """Rows ever sent to each of these versions."""
         with map_redis_errors(), self._client.pipeline(transaction=False) as pipe:
             for model in models:
                 pipe.hget(f"ts:spent:{model}", "rows")

@@ -1,4 +1,4 @@
-"""What each tenant may use: how much may wait, how much it may cost in a day, how fast requests may come."""
+"""Quotas and rate limits of each tenant: waiting jobs, passes a day, bytes, requests a minute."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from touchstone.settings import Settings
 CACHE_SECONDS = 1.0
 
 STORAGE_RETRY_SECONDS = 60
-"""When it is worth asking again whether there is room: jobs expire all the time."""
+"""`Retry-After` where the quota of bytes is used up: jobs expire all the time."""
 
 _KEY = "ts:allowances"
 _MAX_CACHED = 10_000
@@ -27,7 +27,7 @@ Rate = Literal["requests", "submissions"]
 
 
 class Quota(Record):
-    """Bounds of one tenant; None is no bound."""
+    """Limits of one tenant; None is no limit."""
 
     waiting: int | None = Field(None, ge=0, description="Jobs that may wait.")
     passes: int | None = Field(None, ge=0, description="Passes that its jobs may ask for in a day (UTC).")
@@ -38,13 +38,13 @@ class Quota(Record):
 
 @dataclass(frozen=True)
 class QuotaUsage:
-    """What a job takes of its tenant's allowance at most."""
+    """How much of its tenant's quota a job uses at most."""
 
     passes: int = 0
     input_bytes: int = 0
-    """Bytes of what it works on, which cost nothing where the tenant holds them already."""
+    """Bytes of what it works on, which are not counted again where the tenant holds them already."""
     output_bytes: int = 0
-    """Bytes of the files that it may leave, which are kept free until it ends."""
+    """Bytes of the files that it may store, which are reserved until it ends."""
 
 
 NO_USAGE = QuotaUsage()
@@ -52,9 +52,10 @@ NO_USAGE = QuotaUsage()
 
 @dataclass(frozen=True)
 class RateLimitResult:
-    """What became of a request that a rate applies to: how many more may come, and what `reset_seconds` are until.
+    """Whether a request was within its rate limit, how many more may come, and `reset_seconds`.
 
-    They are until the next may come where this one was refused, and until all are there again where not.
+    These are the seconds until the next request is allowed where this one was refused, else until the limit
+    is full again.
     """
 
     rate: Rate
@@ -65,9 +66,9 @@ class RateLimitResult:
 
 
 class Quotas:
-    """The operator's settings, but for tenants that got an allowance of their own.
+    """The operator's settings, but for tenants that got a quota of their own.
 
-    Whoever needs no key shares the service with nobody, and so has no bounds that were not set.
+    The tenant of requests without keys has no limits but those that were set for it.
     """
 
     def __init__(self, client: redis.Redis, scripts: Scripts, settings: Settings) -> None:
@@ -83,7 +84,7 @@ class Quotas:
         self._cache: dict[str, tuple[float, Quota]] = {}
 
     def of(self, tenant: str) -> Quota:
-        """What a tenant may use, as it was at most a second ago."""
+        """The quota of a tenant, at most a second old."""
         until, known = self._cache.get(tenant, (0.0, self._default))
         if time.monotonic() < until:
             return known
@@ -96,11 +97,11 @@ class Quotas:
         return found
 
     def default_for(self, tenant: str) -> Quota:
-        """What a tenant may use that got nothing of its own."""
+        """The quota of a tenant that has none of its own."""
         return Quota() if tenant == LOCAL else self._default
 
     def set(self, tenant: str, quota: Quota | None) -> None:
-        """Give a tenant an allowance of its own, or with None what is usual; all know it within a second."""
+        """Give a tenant a quota of its own, or with None the default; it applies within a second."""
         with map_redis_errors():
             if quota is None:
                 self._client.hdel(_KEY, tenant)
@@ -109,13 +110,13 @@ class Quotas:
         self._cache.pop(tenant, None)
 
     def all(self) -> dict[str, Quota]:
-        """The tenants that have an allowance of their own."""
+        """The tenants that have a quota of their own."""
         with map_redis_errors():
             stored: Any = self._client.hgetall(_KEY)
         return {name: Quota.model_validate_json(text) for name, text in sorted(stored.items())}
 
     def take(self, tenant: str, rate: Rate) -> RateLimitResult | None:
-        """Let a request count against a tenant's rate; None where it has no bound."""
+        """Count a request against a tenant's rate limit; None where there is none."""
         limit = getattr(self.of(tenant), rate)
         if limit is None:
             return None
@@ -123,19 +124,19 @@ class Quotas:
         return RateLimitResult(rate, limit, granted == 1, remaining, micro / 1e6)
 
     def stored_bytes(self, tenant: str) -> int:
-        """Bytes that a tenant's jobs and models hold, with those that jobs under way may yet leave."""
+        """Bytes that a tenant's jobs and models hold, with those that unfinished jobs may yet store."""
         with map_redis_errors():
             return int(self._client.hget("ts:stored", tenant) or 0)
 
     def check_storage(self, tenant: str, size: int) -> None:
-        """Raise `StorageFull` where so many bytes more would be too many; nothing is counted."""
+        """Raise `StorageFull` where this many more bytes exceed the quota; nothing is counted."""
         allowed, stored = self.of(tenant), self.stored_bytes(tenant)
         if allowed.storage is not None and stored + size > allowed.storage:
             raise storage_full(stored, allowed)
 
 
 def storage_full(stored: int, quota: Quota) -> StorageFull:
-    """The refusal of more bytes than a tenant may hold."""
+    """The error for bytes over a tenant's quota."""
     return StorageFull(
         f"your jobs and models hold {stored:,} of {quota.storage:,} bytes, and this is more than is left; "
         "delete some, or try again when others have expired",

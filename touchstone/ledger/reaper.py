@@ -1,4 +1,4 @@
-"""Ringing again for jobs whose bell was lost, and taking jobs from workers that fell silent."""
+"""Dispatching jobs again whose message was lost, and taking jobs from workers that fell silent."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _log = get_logger("reaper")
 
 
 class Reaper(PeriodicThread):
-    """Reaps once a second; as many processes as like may run one.
+    """Reaps once a second; any number of processes may run one.
 
-    It has a thread of its own because ringing may block for as long as a broker is out of reach.
+    It has a thread of its own because dispatching blocks while the broker cannot be reached.
     """
 
     def __init__(self, ledger: Ledger, dispatch: Callable[[str], object]) -> None:

@@ -1,4 +1,4 @@
-"""The records of a job: what was asked for, and what became of it."""
+"""The records of a job: its submission, its state and its result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ JobKind = Literal["attack", "certificate", "prediction", "registration", "infere
 FILE_KINDS: frozenset[JobKind] = frozenset({"registration", "inference"})
 """Kinds of jobs that work on a file that is no image."""
 LOCAL = "local"
-"""The tenant of everybody who needs no key."""
+"""The tenant of requests that need no key."""
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"})
 
@@ -32,7 +32,7 @@ class ModelRef(Record):
 
 
 class ImageRef(Record):
-    """The canonical PNG that a job works on: its blob, and what was done to the upload to get there."""
+    """The canonical PNG that a job works on: its blob, and how the upload was converted to it."""
 
     digest: str
     width: int
@@ -46,9 +46,9 @@ def _source_of(kind: JobKind) -> str:
 
 
 class Submission(Record):
-    """What a client asked for, with every parameter resolved; it never changes after it was accepted."""
+    """What a client submitted, with every parameter resolved; it never changes after it was accepted."""
 
-    tenant: str = Field(LOCAL, description="Whose job it is: nobody else may know of it.")
+    tenant: str = Field(LOCAL, description="The tenant that owns the job: no other sees it.")
     kind: JobKind
     method: str
     model: ModelRef
@@ -60,7 +60,7 @@ class Submission(Record):
     target: int | None = None
     execution: Literal["batched", "deterministic"] = "batched"
     deadline: float | None = Field(None, gt=0, description="Seconds the job may run.")
-    webhook: str | None = Field(None, description="Where the job's end is to be told.")
+    webhook: str | None = Field(None, description="URL to which the job's end is delivered.")
     rerun_of: str | None = None
     continues: str | None = None
 
@@ -78,11 +78,11 @@ class Submission(Record):
 
 
 _CONTAINER_BYTES = 2**12
-"""More than the heads of all files of a job have, and what a PNG adds to bytes that cannot be compressed."""
+"""More than the headers of all files of a job, and than a PNG adds to bytes that cannot be compressed."""
 
 
 def max_output_bytes(submission: Submission) -> int:
-    """The most bytes of the files that a job leaves and keeps: two images and the floats of one."""
+    """The most bytes that the files of a job have: two images and the floats of one."""
     if submission.kind != "attack" or submission.image is None:
         return 0
     values = submission.image.width * submission.image.height * submission.image.channels
@@ -114,7 +114,7 @@ class Timings(Record):
 
 
 class Artifact(Record):
-    """A file that a job left: a blob and its media type."""
+    """A file that a job stored: a blob and its media type."""
 
     digest: str
     media_type: str
@@ -133,7 +133,7 @@ class Job(Record):
     finished_at: datetime | None = None
     attempts: int = 0
     claims: int = Field(
-        0, description="Claims so far, those given back included: the number that fences off stale workers."
+        0, description="Claims so far, released ones included: a fencing token against stale workers."
     )
     cancel_requested: bool = False
     progress: Progress = Progress()

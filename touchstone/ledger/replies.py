@@ -1,4 +1,4 @@
-"""What the ledger answers besides jobs."""
+"""Records that the ledger returns besides jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class JobPage:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job; `id` is its place in the job's stream and its SSE `Last-Event-ID`."""
+    """An event of a job; `id` is its position in the job's stream and its SSE `Last-Event-ID`."""
 
     id: str
     type: EventType
@@ -36,7 +36,7 @@ class Event:
 
 @dataclass(frozen=True)
 class JobChange:
-    """How a job stands after a change: as much of it as everybody is told."""
+    """A job after a change: as much of it as every subscriber receives."""
 
     id: str
     status: Status | Literal["deleted"]
@@ -47,7 +47,9 @@ class JobChange:
 
 @dataclass(frozen=True)
 class Cancellation:
-    """How a job stands that was to be canceled, if there is one, and why it was refused where it was."""
+    """The status of a job that was to be canceled, None where there is no such job, and why it was refused if
+    it was.
+    """
 
     id: str
     status: Status | None
@@ -56,7 +58,7 @@ class Cancellation:
 
 @dataclass(frozen=True)
 class ReapResult:
-    """Jobs whose bell must be rung, and jobs that were taken from a worker that fell silent."""
+    """Jobs to dispatch again, and jobs that were taken from a worker that fell silent."""
 
     to_dispatch: tuple[str, ...]
     lost: tuple[str, ...]
@@ -72,7 +74,7 @@ class QueueState:
 
 @dataclass(frozen=True)
 class WorkerHeartbeat:
-    """A worker that is alive, with the figures it gave at its last sign of life."""
+    """A worker that is alive, with the figures of its last heartbeat."""
 
     id: str
     info: Mapping[str, Any]
@@ -81,7 +83,7 @@ class WorkerHeartbeat:
 
 @dataclass(frozen=True)
 class VersionRef:
-    """A registered version by name; one that was deleted and came again is another."""
+    """A registered version by id; one that was deleted and registered again is another."""
 
     id: str
     digest: str
@@ -90,7 +92,7 @@ class VersionRef:
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """A registered version: its card, and what was found out about it before."""
+    """A registered version: its manifest, and what its registration measured."""
 
     ref: VersionRef
     manifest: Manifest
@@ -99,7 +101,7 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class PooledCounts:
-    """What is counted so far for equal questions, and the seed that all draw from."""
+    """Counts so far of certificates with equal questions, and the seed that all of them draw from."""
 
     seed: int
     counts: dict[str, Any] | None

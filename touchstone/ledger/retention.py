@@ -1,4 +1,4 @@
-"""How long the ledger keeps what it holds, and which blobs it needs."""
+"""Which jobs have expired, and which blobs the ledger still needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DAY_MS = 86_400_000
 
 
 class Retention:
-    """Jobs that ended long ago, and blobs that nobody holds; all times are those of the ledger's clock."""
+    """Expired jobs and unreferenced blobs; all times are those of the ledger's clock."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts, settings: Settings) -> None:
         self._client = client
@@ -26,7 +26,7 @@ class Retention:
         self._retention_ms = round(settings.retention_days * _DAY_MS)
 
     def expire(self) -> int:
-        """Forget some of the jobs that ended too long ago; fewer than `EXPIRY_BATCH` were all."""
+        """Delete a batch of expired jobs; returns how many: fewer than `EXPIRY_BATCH` means all."""
         return int(self._scripts.run("jobs/expire", self._retention_ms, EXPIRY_BATCH))
 
     def now(self) -> int:
@@ -36,7 +36,7 @@ class Retention:
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     def take_unreferenced(self, limit: int) -> list[str]:
-        """Some blobs that nobody holds any more, each told once."""
+        """Some blobs that no job or model holds any more, each returned once."""
         with map_redis_errors():
             taken: Any = self._client.spop("ts:loose", limit)
         return list(taken)
@@ -50,22 +50,22 @@ class Retention:
         return {digest for digest, count in zip(digests, counts, strict=True) if count}
 
     def take_turn(self, seconds: float) -> bool:
-        """Whether it is this caller's turn to do what one of all processes does once in so many seconds."""
+        """Whether this caller is to do what only one of all processes does in so many seconds."""
         with map_redis_errors():
             return bool(self._client.set("ts:turn", 1, nx=True, px=round(seconds * 1000)))
 
     def check_compatible(self) -> None:
-        """Raise `StartError` where jobs or models were written here before their blobs were counted: nobody
-        would be known to hold those.
+        """Raise `StartError` where jobs or models were written here before blobs were counted: theirs would
+        be taken for unreferenced.
         """
         if self._scripts.run("jobs/unreadable"):
             raise StartError(
-                "the ledger holds jobs or models of a version before 0.1.0, whose files this one would take "
-                "for nobody's; finish them with that version, or start with another TOUCHSTONE_HOME"
+                "the ledger holds jobs or models of a version before 0.1.0, whose files this version would "
+                "delete; finish them with that version, or start with another TOUCHSTONE_HOME"
             )
 
     def ledger_id(self) -> str:
-        """Tells this ledger from any other: whichever process came first chose it."""
+        """The id of this ledger, which no other has; the first process chose it."""
         with map_redis_errors():
             self._client.set("ts:name", secrets.token_hex(16), nx=True)
             return str(self._client.get("ts:name"))

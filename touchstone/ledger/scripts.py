@@ -11,12 +11,12 @@ import redis
 from touchstone.ledger.connection import map_redis_errors
 
 _LIBRARIES = ("lib/fair_queue", "lib/webhooks", "lib/prelude")
-"""What stands before every script, in this order."""
+"""What precedes every script, in this order."""
 
 
 @cache
 def script_source(name: str) -> str:
-    """The text of a script, with what stands before every one."""
+    """The text of a script, with the libraries before it."""
     folder = files(__package__) / "lua"
     return "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in (*_LIBRARIES, name))
 
@@ -29,7 +29,7 @@ class Scripts:
         self._registered: dict[str, Any] = {}
 
     def run(self, name: str, *args: str | int | float) -> Any:
-        """Run one script to its end; `LedgerUnavailable` where the server does not answer in time."""
+        """Run a script; `LedgerUnavailable` where the server does not answer in time."""
         if name not in self._registered:
             self._registered[name] = self._client.register_script(script_source(name))
         with map_redis_errors():

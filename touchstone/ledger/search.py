@@ -1,4 +1,4 @@
-"""Finding things: filters are indexes to stand in, times are places, and cursors are signed for both."""
+"""Search: filters are indexes, times are positions, and cursors are signed for both."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from datetime import datetime
 
 import redis
 
-from touchstone.ledger import codec
-from touchstone.ledger import cursor as cursors
+from touchstone.ledger import codec, cursor as cursors
 from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.records import JobKind, Status
 from touchstone.ledger.replies import JobPage
@@ -23,7 +22,7 @@ _MAX_SCANS = 10
 
 @dataclass(frozen=True)
 class Filters:
-    """What a tenant's job must be to be listed; None lets every one pass. `until` itself is outside."""
+    """Filters of a tenant's jobs; None matches every job. `until` itself is excluded."""
 
     tenant: str
     status: Status | None = None
@@ -34,27 +33,27 @@ class Filters:
     until: datetime | None = None
 
     def indexes(self) -> list[str]:
-        """The sorted sets that a job must stand in."""
+        """The sorted sets that a job must be in."""
         own = f"ts:tenant:{self.tenant}"
         named = {"kind": self.kind, "method": self.method, "model": self.model}
         others = (f"ts:{name}:{value}" for name, value in named.items() if value)
         return [f"{own}:status:{self.status}" if self.status else own, *others]
 
     def cursor_scope(self) -> list[str]:
-        """What a cursor is good for: this list and no other."""
+        """The list that a cursor is valid for."""
         times = {"since": self.since, "until": self.until}
         return [*self.indexes(), *(f"{name} {codec.encode_time(at)}" for name, at in times.items() if at)]
 
 
 @dataclass(frozen=True)
 class IndexScan:
-    """A way through all that stands in some indexes, from new to old."""
+    """A scan of all entries that are in each of some indexes, from new to old."""
 
     prefix: str
-    """What the keys of what is looked for begin with."""
+    """The prefix of the keys of the entries."""
     indexes: Sequence[str]
     cursor_scope: Sequence[str]
-    """What a cursor is good for."""
+    """The list that a cursor is valid for."""
     first: str = "+inf"
     last: str = "-inf"
 
@@ -76,7 +75,7 @@ class Finder:
         return JobPage(tuple(codec.decode_job(pairs) for pairs in found), cursor)
 
     def scan(self, scan: IndexScan, limit: int, cursor: str | None) -> tuple[list[list[str]], str | None]:
-        """A page of a walk as names and values in turn, and where the next page begins if there is one."""
+        """A page of a scan as names and values in turn, and the cursor of the next page if there is one."""
         position = (
             f"({cursors.decode_cursor(cursor, scan.cursor_scope, self._signing_secret())}"
             if cursor
@@ -98,7 +97,7 @@ class Finder:
         return position, found
 
     def _position_at(self, moment: datetime) -> str:
-        """Where the jobs begin that were accepted then or later."""
+        """The position from which on jobs were accepted then or later."""
         return str(self._scripts.run("jobs/place", codec.encode_time(moment)))
 
     def _encode_cursor(self, position: str, scan: IndexScan) -> str:
@@ -107,7 +106,7 @@ class Finder:
         )
 
     def _signing_secret(self) -> bytes:
-        """The secret that signs cursors: whichever process came first made it."""
+        """The secret that signs cursors; the first process made it."""
         if self._secret is None:
             with map_redis_errors():
                 self._client.set("ts:secret", secrets.token_hex(32), nx=True)

@@ -1,4 +1,4 @@
-"""A Valkey server as its keeper sees it: whether it answers, who it is, and how it is asked to leave."""
+"""What the supervisor needs of a Valkey server: whether it answers, and its process id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger as one tenant sees it: what is another's is not there."""
+"""The ledger as one tenant sees it, without what belongs to others."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TenantLedger:
-    """Jobs and registered models of one tenant; A job of another raises `UnknownJob`.
+    """Jobs and registered models of one tenant; a job of another raises `UnknownJob`.
 
-    A job is one tenant's for good, so whose it is may be asked before anything is done with it.
+    The owner of a job never changes, so it can be checked before anything is done with the job.
     """
 
     tenant: str
@@ -55,7 +55,7 @@ class TenantLedger:
         idempotency: tuple[str, str] | None = None,
         usage: QuotaUsage = NO_USAGE,
     ) -> tuple[Job, bool]:
-        """See `Ledger.accept`; the job becomes this tenant's."""
+        """See `Ledger.accept`; this tenant becomes the owner."""
         return self._ledger.accept(self._with_tenant(submission), idempotency=idempotency, usage=usage)
 
     def check(
@@ -73,15 +73,15 @@ class TenantLedger:
         self._ledger.quotas.check_storage(self.tenant, size)
 
     def storage(self) -> tuple[int, int | None]:
-        """Bytes that jobs and models hold, and how many may."""
-        allowances = self._ledger.quotas
-        return allowances.stored_bytes(self.tenant), allowances.of(self.tenant).storage
+        """Bytes that jobs and models hold, and the quota of them."""
+        quotas = self._ledger.quotas
+        return quotas.stored_bytes(self.tenant), quotas.of(self.tenant).storage
 
     def _with_tenant(self, submission: Submission) -> Submission:
         return submission.model_copy(update={"tenant": self.tenant})
 
     def read(self, job: str) -> Job:
-        """The job as it stands."""
+        """The job in its present state."""
         found = self._ledger.read(job)
         if found.submission.tenant != self.tenant:
             raise UnknownJob.for_id(job)
@@ -99,10 +99,10 @@ class TenantLedger:
         limit: int = 50,
         cursor: str | None = None,
     ) -> JobPage:
-        """Jobs that fit every filter, newest first; those accepted at `since` are among them, at `until` not.
+        """Jobs that match every filter, newest first; those accepted at `since` are included, at `until` not.
 
-        A filter that hardly anything fits may end a page early, with a cursor to go on from: no call looks at
-        more than ten thousand jobs.
+        A page of a filter with few matches may end early, with a cursor to continue: no call reads more than
+        ten thousand jobs.
         """
         filters = Filters(self.tenant, status, kind, method, model, since, until)
         return self._finder.find(filters, limit, cursor)

@@ -1,1 +1,1 @@
-"""Addresses, and requests to other hosts."""
+"""Addresses and outbound requests."""

@@ -1,4 +1,6 @@
-"""Which addresses outgoing requests may reach: none of this machine, its networks, or their services."""
+"""Addresses that outbound requests may reach: none of this machine, private networks or cloud metadata
+services.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ CLOSED: tuple[Network, ...] = tuple(
     map(
         ip_network,
         (
-            "0.0.0.0/8",  # this network; many systems take it for themselves
+            "0.0.0.0/8",  # this network; many systems treat it as loopback
             "10.0.0.0/8",  # private
             "100.64.0.0/10",  # shared by carriers; metadata of some clouds
             "127.0.0.0/8",  # this machine
-            "168.63.129.16/32",  # a cloud's host agent, under a public address
+            "168.63.129.16/32",  # a cloud's host agent, at a public address
             "169.254.0.0/16",  # link-local: metadata of most clouds
             "172.16.0.0/12",  # private
             "192.0.0.0/24",  # protocol assignments
@@ -36,7 +38,7 @@ CLOSED: tuple[Network, ...] = tuple(
             "203.0.113.0/24",  # documentation
             "224.0.0.0/4",  # multicast
             "240.0.0.0/4",  # reserved, and broadcast
-            # Of IPv6 only 2000::/3 is given out. Below it lie this machine (::1), IPv4 in disguise (::/96,
+            # Of IPv6 only 2000::/3 is allocated. Below it are loopback (::1), embedded IPv4 (::/96,
             # ::ffff:0:0/96) and NAT64 (64:ff9b::/96, 64:ff9b:1::/48); above it private networks (fc00::/7),
             # link-local (fe80::/10), site-local (fec0::/10) and multicast (ff00::/8).
             "::/3",
@@ -44,7 +46,7 @@ CLOSED: tuple[Network, ...] = tuple(
             "8000::/1",
             "2001::/23",  # protocol assignments: Teredo, ORCHID, benchmarks
             "2001:db8::/32",  # documentation
-            "2002::/16",  # 6to4: IPv4 in disguise
+            "2002::/16",  # 6to4: embedded IPv4
             "2620:4f:8000::/48",  # AS112
             "3fff::/20",  # documentation
         ),
@@ -53,20 +55,20 @@ CLOSED: tuple[Network, ...] = tuple(
 
 
 def is_closed(address: Address) -> bool:
-    """Whether no request may go there unless the operator says so."""
+    """Whether requests to the address are refused unless the operator allows it."""
     return any(address in network for network in CLOSED)
 
 
 @dataclass(frozen=True)
 class Permit:
-    """An exception of the operator's: a host by name, or a network; at one port, or at any."""
+    """An exception by the operator: a host by name, or a network; one port, or any."""
 
     host: str | None
     network: Network | None
     port: int | None = None
 
     def covers(self, host: str, port: int, address: Address) -> bool:
-        """Whether it lets a request to this host go to this address."""
+        """Whether it allows a request to this host at this address."""
         if self.port not in (None, port):
             return False
         return host == self.host if self.network is None else address in self.network
@@ -85,7 +87,7 @@ class Permits:
         return cls(tuple(_parse_permit(entry) for entry in entries if entry))
 
     def cover(self, host: str, port: int, address: Address) -> bool:
-        """Whether any of them lets a request to this host go to this address."""
+        """Whether any entry allows a request to this host at this address."""
         return any(permit.covers(host, port, address) for permit in self.entries)
 
 
@@ -109,7 +111,7 @@ def _parse_network(text: str) -> Network | None:
 
 
 def parse_address(host: str) -> Address | None:
-    """The address that a host is written as; None for a name."""
+    """The address that a host literal stands for; None for a name."""
     try:
         return ip_address(host)
     except ValueError:

@@ -1,8 +1,8 @@
-"""The one way by which anything leaves the service: to addresses that were checked, and no farther.
+"""All outbound requests of the service, to checked addresses only.
 
-A name is resolved once for each connection. Every address that it has is checked, and the connection is made
-to one of those, so that nobody can answer the check with one address and the connection with another.
-Redirects are not followed, proxies of the environment are not used, and nothing is decompressed.
+A name is resolved once for each connection. Each of its addresses is checked, and the connection is made to
+one of these, so that DNS cannot give one address to the check and another to the connection. Redirects are
+not followed, proxy variables of the environment are not used, and nothing is decompressed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_URL = 2_000
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 _HOST = re.compile(r"[a-z0-9._-]{1,253}")
 _PORTS = {"http": 80, "https": 443}
-_HTTPS_ONLY = "only https is allowed, but for hosts that the operator names"
+_HTTPS_ONLY = "only https is allowed, except for hosts that the operator names"
 
 _log = get_logger("outgoing")
 
@@ -42,14 +42,14 @@ Resolve = Callable[[str, int], Sequence[ResolvedAddress]]
 
 
 def resolve(host: str, port: int) -> Sequence[ResolvedAddress]:
-    """All addresses of a host, by the system's own means."""
+    """All addresses of a host, by the system's resolver."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return [(family, address, str(address[0])) for family, _, _, _, address in found]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a URL leads."""
+    """The parts of a URL that a request needs."""
 
     scheme: str
     host: str
@@ -82,7 +82,7 @@ def _refusal(why: str) -> AddressRefused:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back. Redirects and errors are replies, too: whoever asked decides."""
+    """A response. Redirects and errors are replies too, which the caller judges."""
 
     status: int
     body: bytes = field(repr=False)
@@ -90,7 +90,7 @@ class Reply:
 
 
 class OutboundClient:
-    """Knows where requests may go, and opens channels to there.
+    """Checks where requests may go, and opens channels.
 
     `allow` are the operator's exceptions: hosts, host:port and networks that may be reached although they are
     private, and by plain http. Raises ValueError where they cannot be read.
@@ -105,20 +105,22 @@ class OutboundClient:
 
     @cached_property
     def tls(self) -> ssl.SSLContext:
-        """Certificates are verified against those that the system trusts."""
+        """Verifies certificates against the system's trust store."""
         return self._tls_context or ssl.create_default_context()
 
     def channel(self, url: str) -> Channel:
-        """A connection to be opened at its first request. Raises AddressRefused for a URL that cannot be."""
+        """A connection that is opened at its first request. Raises AddressRefused for an invalid URL."""
         return Channel(self, Target.parse(url))
 
     def check(self, url: str) -> None:
-        """Raise AddressRefused or RemoteUnavailable where a request to this URL would not leave; resolves."""
+        """Raise AddressRefused or RemoteUnavailable where a request to this URL would not be sent; resolves
+        its host.
+        """
         self.addresses(Target.parse(url))
 
     def check_url(self, url: str) -> None:
-        """Raise AddressRefused for a URL that no request could ever go to, as far as that is told without
-        resolving a name.
+        """Raise AddressRefused for a URL that is never allowed, as far as this is known without resolving a
+        name.
         """
         target = Target.parse(url)
         for text in _literal_addresses(target):
@@ -127,7 +129,7 @@ class OutboundClient:
             raise _refusal(_HTTPS_ONLY)
 
     def addresses(self, target: Target) -> Sequence[ResolvedAddress]:
-        """All addresses of the target, each of which may be reached."""
+        """All addresses of the target, each of them checked."""
         try:
             found = self._resolver(target.host, target.port)
         except (OSError, UnicodeError):
@@ -151,7 +153,7 @@ class OutboundClient:
 
 
 def _literal_addresses(target: Target) -> list[str]:
-    """The addresses that a host is another spelling of, such as 127.1; none for a name to be resolved."""
+    """The addresses of a host in another notation, such as 127.1; none for a name that must be resolved."""
     if target.host == "localhost" or target.host.endswith(".localhost"):
         return ["127.0.0.1"]
     try:
@@ -162,7 +164,7 @@ def _literal_addresses(target: Target) -> list[str]:
 
 
 class Channel:
-    """One connection, kept alive between requests. One thread asks; any other may abort."""
+    """One connection, kept alive between requests. One thread sends; any other may abort."""
 
     def __init__(self, client: OutboundClient, target: Target) -> None:
         self.target = target
@@ -183,7 +185,7 @@ class Channel:
     ) -> Reply:
         """Send one request and read at most `max_bytes` bytes of answer, all within `seconds`.
 
-        Where `max_bytes` is None the answer's head tells enough, and the connection ends with it.
+        Where `max_bytes` is None only the response's head is read, and the connection is closed after it.
         Nothing is ever sent twice. Raises AddressRefused, RemoteUnavailable, RemoteAnswer.
         """
         began = time.monotonic()
@@ -204,7 +206,7 @@ class Channel:
         return reply
 
     def abort(self) -> None:
-        """End what is under way, from any thread: the one that asks gets RemoteUnavailable."""
+        """End the request in flight, from any thread: the thread that sends it gets RemoteUnavailable."""
         self._aborted = True
         if (sock := self._socket) is not None:
             with suppress(OSError):
@@ -228,7 +230,7 @@ class Channel:
         return self._connection
 
     def _connect(self, until: float, connect: float) -> socket.socket:
-        """A socket to the first address that takes it, encrypted where the URL says so."""
+        """A socket to the first address that accepts the connection, with TLS where the URL is https."""
         failure: OSError = OSError("no address")
         for family, address, _ in self._client.addresses(self.target):
             try:
@@ -268,13 +270,13 @@ class Channel:
         return tls
 
     def _read(self, response: http.client.HTTPResponse, max_bytes: int | None) -> Reply:
-        pause = _retry_after(response.headers.get("Retry-After"))
+        retry_after = _retry_after(response.headers.get("Retry-After"))
         if max_bytes is None:
             self.close()
-            return Reply(response.status, b"", pause)
+            return Reply(response.status, b"", retry_after)
         coding = response.headers.get("Content-Encoding", "identity")
         if coding.strip().lower() != "identity":
-            raise RemoteAnswer(f"{self.target.host} sent a compressed answer, which it was not asked for")
+            raise RemoteAnswer(f"{self.target.host} sent a compressed answer, although none was requested")
         body = response.read(max_bytes + 1)
         if len(body) > max_bytes:
             raise RemoteAnswer(f"{self.target.host} sent an answer of more than {max_bytes:,} bytes")
@@ -282,7 +284,7 @@ class Channel:
             raise http.client.IncompleteRead(body)
         if response.will_close or self._aborted:
             self.close()
-        return Reply(response.status, body, pause)
+        return Reply(response.status, body, retry_after)
 
     def _to_failure(self, error: Exception, seconds: float) -> RemoteUnavailable:
         host = self.target.host
@@ -290,13 +292,13 @@ class Channel:
             why = f"{host} did not answer within {seconds:.3g} s"
             return RemoteUnavailable(why, timed_out=True) if self._sending else RemoteUnavailable(why)
         if isinstance(error, ssl.SSLCertVerificationError):
-            return RemoteUnavailable(f"{host} has no certificate to be trusted: {error.verify_message}")
+            return RemoteUnavailable(f"{host} has no trusted certificate: {error.verify_message}")
         why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-        return RemoteUnavailable(f"{host} cannot be asked: {why}")
+        return RemoteUnavailable(f"{host} cannot be reached: {why}")
 
 
 class _SocketConnection(http.client.HTTPConnection):
-    """Speaks HTTP over a socket that it is given, and never opens one."""
+    """HTTP over a given socket; never opens one."""
 
     def __init__(self, target: Target) -> None:
         self.default_port = _PORTS[target.scheme]
@@ -305,7 +307,7 @@ class _SocketConnection(http.client.HTTPConnection):
 
 
 class _DeadlineSocket(io.RawIOBase):
-    """A socket of which every read and write ends at one time, however slowly the other side goes."""
+    """A socket whose reads and writes all end at one deadline, however slow the other side is."""
 
     def __init__(self, sock: socket.socket, until: float) -> None:
         self._sock = sock
@@ -336,7 +338,7 @@ def _remaining(until: float, limit: float = float("inf")) -> float:
 
 
 def _is_stale(sock: socket.socket) -> bool:
-    """Whether the other side closed a connection that waited, or spoke without being asked."""
+    """Whether the other side closed an idle connection, or sent data without a request."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))

@@ -1,7 +1,8 @@
-"""Images and arrays, named by the SHA-256 of their bytes, in a local folder or in object storage.
+"""Images, arrays and model files, named by the SHA-256 of their bytes, in a local folder or in object
+storage.
 
-A blob that nobody holds is not deleted but set aside, and dropped some time later: whoever found it stored
-already, and has yet to hold it, loses nothing. What is set aside can be read as before.
+An unreferenced blob is not deleted but set aside, and dropped some time later, so that a process that found
+it stored and has yet to reference it loses nothing. A blob that is set aside can be read as before.
 """
 
 from __future__ import annotations
@@ -19,32 +20,34 @@ from touchstone.storage.local import FolderBlobs, map_disk_errors
 from touchstone.storage.s3 import ObjectStoreBlobs
 
 __all__ = (
-    "SetAside",
     "Blobs",
     "FolderBlobs",
     "ObjectStoreBlobs",
+    "SetAside",
     "digest_of",
-    "open_blobs",
     "map_disk_errors",
+    "open_blobs",
 )
 
 
 class Blobs(Protocol):
-    """Bytes by digest, which never change once put. What is not there raises `UnknownArtifact`."""
+    """Bytes by digest, which never change once put. A missing blob raises `UnknownArtifact`."""
 
     def put(self, data: bytes) -> str:
-        """Store bytes for good before returning their digest; bytes already there are not written again."""
+        """Store bytes durably before returning their digest; bytes that are stored already are not written
+        again.
+        """
 
     def put_many(self, files: Sequence[bytes]) -> list[str]:
-        """Store several at once, in hardly more time than one."""
+        """Store several blobs at once, in about the time of one."""
 
     def incoming_folder(self) -> Path:
-        """A folder to write files to that `put_file` shall take."""
+        """The folder for files that are passed to `put_file`."""
 
     def put_file(self, file: Path, digest: str) -> None:
-        """Store a file for good, without reading it to memory; where it was, it is gone or may be deleted.
+        """Store a file durably without reading it into memory; the original is moved or may be deleted.
 
-        Its digest is believed: whoever wrote the file has computed it on the way.
+        The digest is not checked: the writer of the file has computed it meanwhile.
         """
 
     def get(self, digest: str) -> bytes:
@@ -54,34 +57,34 @@ class Blobs(Protocol):
         """Some bytes of a blob; fewer where it ends earlier."""
 
     def size(self, digest: str) -> int:
-        """How many bytes a blob has."""
+        """The number of bytes of a blob."""
 
     def delete(self, digest: str) -> None:
-        """Delete a blob that nobody else can have put; one that is not there is no fault."""
+        """Delete a blob that no other process can have put; a missing one is no error."""
 
     def set_aside(self, digest: str, at: int) -> None:
-        """Take a blob out of its place at this time; until it is dropped it can be read all the same."""
+        """Move a blob to those set aside, with this time; it can be read until it is dropped."""
 
     def list_set_aside(self) -> Iterator[SetAside]:
-        """All that is set aside."""
+        """All blobs that are set aside."""
 
     def restore(self, entry: SetAside) -> None:
-        """Put a blob back that was set aside."""
+        """Move a blob that was set aside back to its path."""
 
     def drop(self, entry: SetAside) -> None:
-        """Delete what was set aside for good."""
+        """Delete a blob that was set aside."""
 
     def list_older_than(self, seconds: float) -> Iterator[str]:
-        """The digests of the blobs that were stored longer ago."""
+        """The digests of the blobs that were stored more than `seconds` ago."""
 
     def delete_partial_files(self) -> None:
-        """Delete what processes left half-written that were killed long ago."""
+        """Delete old half-written files of killed processes."""
 
     def claim_for(self, ledger_id: str) -> str:
-        """The name of the ledger that these blobs belong to; `ledger_id`, where they belonged to none so far."""
+        """The id of the ledger that owns these blobs; `ledger_id`, where none did before."""
 
     def free_bytes(self) -> int | None:
-        """How many more bytes can be stored; None where there is no such bound."""
+        """How many more bytes can be stored; None where there is no limit."""
 
 
 def open_blobs(settings: Settings) -> Blobs:

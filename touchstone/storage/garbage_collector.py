@@ -1,7 +1,8 @@
-"""Forgetting jobs that ended long ago, and deleting the blobs that nobody holds any more.
+"""Deletes expired jobs and unreferenced blobs.
 
-A blob goes in two steps. What nobody holds is set aside, where it can still be read; after `ASIDE_SECONDS` it
-is dropped, unless somebody holds it by then: who found it stored before had that time to do so.
+A blob is deleted in two steps. An unreferenced one is set aside, where it can still be read; after
+`ASIDE_SECONDS` it is dropped, unless it is referenced by then: a process that found it stored before had that
+time to do so.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 
 class GarbageCollector(PeriodicThread):
-    """Sweeps every ten seconds; as many processes as like may run one."""
+    """Sweeps every ten seconds; any number of processes may run one."""
 
     def __init__(self, ledger: Ledger, blobs: Blobs, *, aside_seconds: float = ASIDE_SECONDS) -> None:
         super().__init__("sweeper", self.sweep, INTERVAL_SECONDS)
@@ -38,14 +39,14 @@ class GarbageCollector(PeriodicThread):
     def sweep(self) -> None:
         """One round."""
         self.expire()
-        while loose := self._retention.take_unreferenced(BATCH_SIZE):
-            self._set_aside(loose)
+        while unreferenced := self._retention.take_unreferenced(BATCH_SIZE):
+            self._set_aside(unreferenced)
         self._drop_or_restore()
         if self._retention.take_turn(ORPHAN_SEARCH_SECONDS):
             self.collect_orphans()
 
     def expire(self) -> None:
-        """Forget all jobs that ended too long ago."""
+        """Delete all expired jobs."""
         while self._retention.expire() == EXPIRY_BATCH:
             pass
 
@@ -55,27 +56,29 @@ class GarbageCollector(PeriodicThread):
             self._blobs.set_aside(digest, at)
 
     def _drop_or_restore(self) -> None:
-        """Drop what has been set aside for long enough, and put back what somebody holds."""
+        """Drop what has been set aside for long enough, and restore what is referenced again."""
         before = self._retention.now() - self._aside_ms
         for entries in _batches(entry for entry in self._blobs.list_set_aside() if entry.at <= before):
-            held = self._retention.filter_referenced([entry.digest for entry in entries])
+            referenced = self._retention.filter_referenced([entry.digest for entry in entries])
             for entry in entries:
-                (self._blobs.restore if entry.digest in held else self._blobs.drop)(entry)
+                (self._blobs.restore if entry.digest in referenced else self._blobs.drop)(entry)
 
     def collect_orphans(self, older_than: float = ORPHAN_AGE_SECONDS) -> None:
-        """Set aside what nobody ever held, because whoever stored it died or was refused."""
+        """Set aside blobs that were never referenced, because the process that stored them died or was
+        refused.
+        """
         name = self._retention.ledger_id()
         if self._blobs.claim_for(name) != name:
             _log.warning("not searched: another ledger than this one used the same blobs first")
             return
         self._blobs.delete_partial_files()
         for digests in _batches(self._blobs.list_older_than(older_than)):
-            held = self._retention.filter_referenced(digests)
-            self._set_aside(digest for digest in digests if digest not in held)
+            referenced = self._retention.filter_referenced(digests)
+            self._set_aside(digest for digest in digests if digest not in referenced)
 
 
-def _batches(things: Iterable[T]) -> Iterator[list[T]]:
-    """As many at once as one question to the ledger may hold."""
-    rest = iter(things)
-    while part := list(islice(rest, BATCH_SIZE)):
-        yield part
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    """Batches of the size of one query to the ledger."""
+    rest = iter(items)
+    while batch := list(islice(rest, BATCH_SIZE)):
+        yield batch

@@ -1,4 +1,4 @@
-"""What blobs are called, and where they lie: the same in a folder and in a bucket."""
+"""Names and paths of blobs: the same in a folder and in a bucket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from touchstone.errors import UnknownArtifact
 ASIDE_FOLDER = "aside"
 OWNER_FILE = "owner"
 MAX_CONCURRENT_WRITES = 16
-"""Blobs that one process stores at the same time."""
+"""Blobs that one process stores at once."""
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ASIDE_NAME = re.compile(r"([0-9]{1,19})-([0-9a-f]{64})")
@@ -26,12 +26,12 @@ class SetAside(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Where it lies: each time it is set aside it lies elsewhere."""
+        """Its path: a new one each time it is set aside."""
         return f"{ASIDE_FOLDER}/{self.at}-{self.digest.removeprefix('sha256:')}"
 
 
 def blob_path(digest: str) -> str:
-    """Where a blob lies: in one of 256 folders, so that none grows too large."""
+    """A blob's path: in one of 256 folders, so that none grows too large."""
     if not _DIGEST.fullmatch(digest):
         raise unknown_blob(digest)
     name = digest.removeprefix("sha256:")
@@ -39,25 +39,25 @@ def blob_path(digest: str) -> str:
 
 
 def candidate_paths(digest: str, list_set_aside: Callable[[], Iterable[SetAside]]) -> Iterator[str]:
-    """Where a blob may lie; its own place comes twice, because it may be put back during the search."""
+    """The paths that a blob may have; its own comes twice, because it may be restored during the search."""
     yield blob_path(digest)
     yield from (entry.path for entry in list_set_aside() if entry.digest == digest)
     yield blob_path(digest)
 
 
 def parse_set_aside(name: str) -> Iterator[SetAside]:
-    """What the name of a file among those set aside says."""
+    """The blob and time in the name of a file among those set aside."""
     if match := _ASIDE_NAME.fullmatch(name):
         yield SetAside(f"sha256:{match[2]}", int(match[1]))
 
 
 def unknown_blob(digest: str) -> UnknownArtifact:
-    """What to raise where there is no such blob."""
+    """The error for a missing blob."""
     return UnknownArtifact(f"there are no bytes with the digest {digest[:80]!r}")
 
 
 def verify(digest: str, data: bytes) -> bytes:
-    """The bytes, if they are those of this name; `UnknownArtifact` where they were altered."""
+    """The bytes, if they have this digest; `UnknownArtifact` where they were altered."""
     if digest_of(data) != digest:
         raise UnknownArtifact(f"the bytes of {digest} are damaged")
     return data

@@ -36,19 +36,19 @@ T = TypeVar("T")
 
 @contextmanager
 def map_disk_errors() -> Iterator[None]:
-    """Turn a disk that is full into `StorageFull`."""
+    """Turn errors of a full disk into `StorageFull`."""
     try:
         yield
     except OSError as error:
         if error.errno not in _DISK_FULL_ERRNOS:
             raise
-        raise StorageFull("there is no room left on the disk to store files; try again later") from error
+        raise StorageFull("the disk has no space left to store files; try again later") from error
 
 
 class FolderBlobs:
     """Blobs as files below `root`.
 
-    A file is complete and on the disk before it has its name; its name is on the disk before `put` returns.
+    A file is complete and synced to disk before it gets its name; its folder is synced before `put` returns.
     """
 
     def __init__(self, root: Path) -> None:
@@ -69,7 +69,7 @@ class FolderBlobs:
             self._make_folders()
             new = {path: data for path, data in zip(paths, files, strict=True) if not _is_stored(path, data)}
             self._run_concurrently(_write, new.items())
-            # A name that was there before may be another's, who has yet to bring it to the disk.
+            # A file that was there before may be another process's, which has yet to sync its folder.
             self._run_concurrently(_sync, {(path.parent,) for path in paths})
         return digests
 
@@ -90,14 +90,14 @@ class FolderBlobs:
         _sync(path.parent)
 
     def _run_concurrently(self, action: Callable[..., None], calls: Collection[tuple[Any, ...]]) -> None:
-        """Do something for each at the same time, because what takes long is the disk."""
+        """Call `action` for each at the same time, because the disk takes the time."""
         if len(calls) == 1:
             action(*next(iter(calls)))
         else:
             list(self._threads.map(lambda call: action(*call), calls))
 
     def _make_folders(self) -> None:
-        """Make all folders before the first blob, so that none has to be brought to the disk later."""
+        """Make all folders before the first blob, so that none has to be synced later."""
         with self._lock:
             if not self._ready:
                 _make_folder(self._root)
@@ -125,10 +125,10 @@ class FolderBlobs:
         return self._with_blob(digest, lambda path: path.stat().st_size)
 
     def _with_blob(self, digest: str, action: Callable[[Path], T]) -> T:
-        """Do something with a blob's file, wherever it lies at the moment."""
-        for where in candidate_paths(digest, self.list_set_aside):
+        """Call `action` with the path that a blob's file has at the moment."""
+        for path in candidate_paths(digest, self.list_set_aside):
             with suppress(FileNotFoundError):
-                return action(self._root / where)
+                return action(self._root / path)
         raise unknown_blob(digest)
 
     def delete(self, digest: str) -> None:
@@ -180,8 +180,8 @@ class FolderBlobs:
 
     def free_bytes(self) -> int:
         """See `Blobs.free_bytes`."""
-        there = next(folder for folder in (self._root, *self._root.absolute().parents) if folder.exists())
-        disk = os.statvfs(there)
+        existing = next(folder for folder in (self._root, *self._root.absolute().parents) if folder.exists())
+        disk = os.statvfs(existing)
         return disk.f_bavail * disk.f_frsize
 
     def _path(self, digest: str) -> Path:
@@ -189,14 +189,14 @@ class FolderBlobs:
 
 
 def delete_stale(folder: Path, pattern: str) -> None:
-    """Delete files of this pattern on which nobody has worked for long."""
+    """Delete files of this pattern that have not changed for a day."""
     for file in folder.glob(pattern):
         if _is_older(file, _STALE_SECONDS):
             file.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each on the disk before the next."""
+    """Make a folder and those above it, each synced before the next."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -205,7 +205,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _list_files(folder: Path) -> Iterator[Path]:
-    """What is in a folder, if it is there."""
+    """The entries of a folder, none where it does not exist."""
     with suppress(FileNotFoundError):
         yield from folder.iterdir()
 

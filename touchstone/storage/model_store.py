@@ -1,4 +1,4 @@
-"""All models of a service: the zoo's, and those that users registered, each tenant's for itself."""
+"""All models of a service: the zoo's, and those that each tenant has registered."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from touchstone.errors import ModelUnusable, UnknownArtifact
 from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.model_versions import ModelVersions
 from touchstone.ledger.records import LOCAL
 from touchstone.ledger.replies import ModelVersion, VersionRef
-from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import RegistrationProbe
 from touchstone.models.store import ZOO, unknown_model, unknown_version
@@ -18,53 +18,53 @@ from touchstone.storage.blobs import Blobs, open_blobs
 
 
 class RegisteredStore:
-    """A `Shelf`: what the zoo has comes from there, everything else from the ledger and the blobs.
+    """A `ModelStore`: models of the zoo come from there, all others from the ledger and the blobs.
 
-    Versions never change, so they are read once; which of them is current is asked each time.
+    Versions never change, so they are read once; which of them is current is read each time.
     """
 
     def __init__(self, ledger: Ledger, blobs: Blobs, tenant: str = LOCAL) -> None:
         self._ledger = ledger
-        self._versions = TenantLedger.of(ledger, tenant).versions
+        self._versions = ModelVersions(ledger.client, ledger.scripts, tenant)
         self._blobs = blobs
         self._tenant = tenant
         self._cache: dict[tuple[str, VersionRef], ModelVersion] = {}
 
     def manifests(self) -> Mapping[str, Manifest]:
-        """See `Shelf.manifests`; the zoo's come first."""
+        """See `ModelStore.manifests`; the zoo's come first."""
         current = [refs[0] for refs in self._versions.all().values()]
         return {**ZOO.manifests(), **{one.manifest.id: one.manifest for one in self._read_cached(current)}}
 
     def versions(self, model: str) -> tuple[Manifest, ...]:
-        """See `Shelf.versions`."""
+        """See `ModelStore.versions`."""
         if model in ZOO.manifests():
             return ZOO.versions(model)
         return tuple(version.manifest for version in self._read_versions(model))
 
     def manifest(self, model: str, digest: str | None = None) -> Manifest:
-        """See `Shelf.manifest`."""
+        """See `ModelStore.manifest`."""
         if model in ZOO.manifests():
             return ZOO.manifest(model, digest)
         return self._find_version(model, digest).manifest
 
     def weights(self, manifest: Manifest) -> bytes:
-        """See `Shelf.weights`."""
+        """See `ModelStore.weights`."""
         if manifest.id in ZOO.manifests():
             return ZOO.weights(manifest)
         try:
             return self._blobs.get(manifest.digest)
         except UnknownArtifact as missing:
-            raise ModelUnusable(f"{manifest.id}: its file is gone: {missing.detail}") from None
+            raise ModelUnusable(f"{manifest.id}: its file is missing: {missing.detail}") from None
 
     def registration_probe(self, manifest: Manifest) -> RegistrationProbe | None:
-        """See `Shelf.registration_probe`."""
+        """See `ModelStore.registration_probe`."""
         if manifest.id in ZOO.manifests():
             return None
         refs = [ref for ref in self._versions.of(manifest.id) if ref.digest == manifest.digest]
         return next((version.probe for version in self._read_cached(refs)), None)
 
     def of(self, tenant: str) -> RegisteredStore:
-        """See `Shelf.of`; what one has read, all know."""
+        """See `ModelStore.of`; all share one cache."""
         other = RegisteredStore(self._ledger, self._blobs, tenant)
         other._cache = self._cache
         return other

@@ -1,4 +1,4 @@
-"""Blobs as objects in S3 or its like."""
+"""Blobs as objects in S3 or compatible stores."""
 
 from __future__ import annotations
 
@@ -35,17 +35,19 @@ T = TypeVar("T")
 
 @contextmanager
 def _map_store_errors() -> Iterator[None]:
-    """Turn whatever else a store fails with into OSError, as files do."""
+    """Turn all other errors of a store into OSError, which files raise too."""
     try:
         yield
     except (AlreadyExistsError, NotFoundError):
         raise
     except BaseError as error:
-        raise OSError(f"the store of the files fails ({type(error).__name__})") from error
+        raise OSError(f"the object store fails ({type(error).__name__})") from error
 
 
 class ObjectStoreBlobs:
-    """Blobs as objects in S3 or its like; a file that has yet to become one lies in `incoming_folder`."""
+    """Blobs as objects in S3 or compatible stores; files that have yet to become objects are in
+    `incoming_folder`.
+    """
 
     def __init__(self, store: ObjectStore, incoming: Path) -> None:
         self._store = store
@@ -77,7 +79,7 @@ class ObjectStoreBlobs:
     def get(self, digest: str) -> bytes:
         """See `Blobs.get`."""
         return verify(
-            digest, self._with_blob(digest, lambda where: bytes(obstore.get(self._store, where).bytes()))
+            digest, self._with_blob(digest, lambda path: bytes(obstore.get(self._store, path).bytes()))
         )
 
     def read(self, digest: str, start: int, length: int) -> bytes:
@@ -86,18 +88,18 @@ class ObjectStoreBlobs:
         if length <= 0:
             return b""
         return self._with_blob(
-            digest, lambda where: bytes(obstore.get_range(self._store, where, start=start, length=length))
+            digest, lambda path: bytes(obstore.get_range(self._store, path, start=start, length=length))
         )
 
     def size(self, digest: str) -> int:
         """See `Blobs.size`."""
-        return self._with_blob(digest, lambda where: int(obstore.head(self._store, where)["size"]))
+        return self._with_blob(digest, lambda path: int(obstore.head(self._store, path)["size"]))
 
     def _with_blob(self, digest: str, action: Callable[[str], T]) -> T:
-        """Do something with a blob's object, wherever it lies at the moment."""
-        for where in candidate_paths(digest, self.list_set_aside):
+        """Call `action` with the path that a blob's object has at the moment."""
+        for path in candidate_paths(digest, self.list_set_aside):
             with suppress(NotFoundError, FileNotFoundError), _map_store_errors():
-                return action(where)
+                return action(path)
         raise unknown_blob(digest)
 
     def delete(self, digest: str) -> None:
@@ -105,7 +107,7 @@ class ObjectStoreBlobs:
         self._delete_object(blob_path(digest))
 
     def set_aside(self, digest: str, at: int) -> None:
-        """See `Blobs.set_aside`; a moment long it lies in both places, never in none."""
+        """See `Blobs.set_aside`; for a moment it has both paths, never none."""
         with suppress(NotFoundError, FileNotFoundError):
             obstore.rename(self._store, blob_path(digest), SetAside(digest, at).path)
 
@@ -132,7 +134,7 @@ class ObjectStoreBlobs:
                 yield f"sha256:{name}"
 
     def delete_partial_files(self) -> None:
-        """See `Blobs.delete_partial_files`; an object is there as a whole or not at all."""
+        """See `Blobs.delete_partial_files`; an object exists as a whole or not at all."""
         delete_stale(self._incoming_path, "*")
 
     def claim_for(self, ledger_id: str) -> str:
@@ -148,6 +150,6 @@ class ObjectStoreBlobs:
         for page in obstore.list(self._store, prefix):
             yield from page
 
-    def _delete_object(self, where: str) -> None:
+    def _delete_object(self, path: str) -> None:
         with suppress(NotFoundError, FileNotFoundError):
-            obstore.delete(self._store, where)
+            obstore.delete(self._store, path)

@@ -1,4 +1,4 @@
-"""What receivers of webhooks are told, and how that went."""
+"""Deliveries of webhooks and their attempts."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ AttemptError = Literal[
 
 
 class AttemptOutcome(Record):
-    """How a try went. Of what the receiver said nothing is kept but the status."""
+    """The outcome of an attempt. Of the receiver's response only the status is stored."""
 
-    status: int | None = Field(None, description="What the receiver answered, if it did.")
-    error: AttemptError | None = Field(None, description="What was wrong, if anything was.")
+    status: int | None = Field(None, description="The receiver's HTTP status, if it answered.")
+    error: AttemptError | None = Field(None, description="Why the attempt failed, if it did.")
     ms: int = Field(description="Milliseconds that it took.")
 
 
 class Attempt(AttemptOutcome):
-    """A try to deliver."""
+    """An attempt to deliver."""
 
     at: datetime
 
 
 class DeliveryRecord(Record):
-    """One thing that one receiver is told; `endpoint` is None where a submission named the URL."""
+    """A message for one receiver; `endpoint` is None where a submission named the URL."""
 
     id: str
     type: DeliveryType
@@ -77,7 +77,7 @@ def _decode_attempt(stored: dict[str, Any]) -> Attempt:
 
 
 class Deliveries:
-    """A tenant's deliveries; those of another are not there."""
+    """The deliveries of one tenant."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts, finder: Finder, tenant: str) -> None:
         self._client = client
@@ -94,14 +94,14 @@ class Deliveries:
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[DeliveryRecord], str | None]:
-        """Those that fit, newest first, and where the next page begins if there is one."""
+        """Deliveries that match, newest first, and the cursor of the next page if there is one."""
         named = {"tenant": self._tenant, "status": status, "endpoint": endpoint, "job": job}
         indexes = [f"ts:deliveries:{name}:{value}" for name, value in named.items() if value]
         found, cursor = self._finder.scan(IndexScan("ts:delivery:", indexes, indexes), limit, cursor)
         return [DeliveryRecord.from_pairs(pairs) for pairs in found], cursor
 
     def read(self, delivery: str) -> DeliveryRecord:
-        """One of them; `UnknownDelivery` where there is none."""
+        """A delivery by id; `UnknownDelivery` where there is none."""
         with map_redis_errors():
             stored: Any = self._client.hgetall(f"ts:delivery:{delivery}")
         if stored.get("tenant") != self._tenant:
@@ -109,14 +109,14 @@ class Deliveries:
         return DeliveryRecord.from_pairs([text for pair in stored.items() for text in pair])
 
     def replay(self, delivery: str) -> DeliveryRecord:
-        """Send one as if it had never been tried; `WebhookConflict` where its endpoint is off or gone."""
+        """Send a delivery as if it were new; `WebhookConflict` where its endpoint was disabled or deleted."""
         verdict = self._scripts.run("webhooks/replay", self._tenant, delivery)
         if verdict == "unknown":
             raise _unknown_delivery(delivery)
         if verdict == "endpoint_deleted":
-            raise WebhookConflict("the endpoint was deleted, so nothing can be sent there")
+            raise WebhookConflict("the endpoint was deleted, so nothing can be sent to it")
         if verdict == "endpoint_disabled":
-            raise WebhookConflict("the endpoint is switched off; a ping that arrives switches it on")
+            raise WebhookConflict("the endpoint is disabled; a ping that is delivered enables it")
         return self.read(delivery)
 
 

@@ -1,4 +1,4 @@
-"""Sending what receivers of webhooks are to be told, so that none waits for another."""
+"""Sending deliveries of webhooks, so that none waits for another."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ RenderJob = Callable[[Job], Mapping[str, Any]]
 
 
 class WebhookDispatcher:
-    """Sends what is due: twice a second, and whenever a thread becomes free. As many processes as like may.
+    """Sends what is due: twice a second, and whenever a thread becomes free. Any number of processes may run
+    one.
 
-    A thread for each, since a name's resolution cannot be ended. What a thread that dies was sending is sent
-    again, under the same id, by whoever looks after its lease has run out.
+    Each delivery has a thread, because the resolution of a name cannot be ended. What a thread that dies was
+    sending is sent again under the same id, by any process, once its lease has expired.
     """
 
     def __init__(self, outbox: Outbox, outgoing: OutboundClient, render_job: RenderJob) -> None:
@@ -45,11 +46,11 @@ class WebhookDispatcher:
         self._thread = threading.Thread(target=self._run, name="deliverer", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start sending."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Begin to send nothing more; what is under way is left to itself."""
+        """Start no further delivery; those in flight are not waited for."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -59,41 +60,41 @@ class WebhookDispatcher:
         while not self._stop.is_set():
             try:
                 self._send_due()
-            except Exception as error:  # noqa: BLE001 - the ledger, of whatever kind: tried again soon
+            except Exception as error:  # noqa: BLE001 - any error of the ledger: tried again soon
                 _log.warning("nothing delivered", reason=f"{type(error).__name__}: {error}")
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
 
     def _send_due(self) -> None:
-        under_way = Counter(list(self._in_flight.values()))
-        room = MAX_IN_FLIGHT - under_way.total()
-        for sending in self._outbox.claim(under_way, limit=room) if room > 0 else ():
-            self._start_delivery(sending)
+        in_flight = Counter(list(self._in_flight.values()))
+        free = MAX_IN_FLIGHT - in_flight.total()
+        for claimed in self._outbox.claim(in_flight, limit=free) if free > 0 else ():
+            self._start_delivery(claimed)
 
     def _start_delivery(self, claimed: ClaimedDelivery) -> None:
         self._in_flight[_claim_key(claimed)] = claimed.receiver
         thread = threading.Thread(target=self._deliver, args=[claimed], name="delivery", daemon=True)
         try:
             thread.start()
-        except BaseException:  # no more threads are to be had, or no memory
+        except BaseException:  # no thread or no memory left
             del self._in_flight[_claim_key(claimed)]
             raise
 
     def _deliver(self, claimed: ClaimedDelivery) -> None:
         try:
             self._record(claimed, *self._post(claimed))
-        except Exception as error:  # noqa: BLE001 - a thread's end: its lease runs out, and another sends
+        except Exception as error:  # noqa: BLE001 - the thread ends: its lease expires, and another sends
             _log.warning("not delivered", delivery=claimed.delivery.id, reason=type(error).__name__)
         finally:
             del self._in_flight[_claim_key(claimed)]
             self._wake.set()
 
     def _post(self, claimed: ClaimedDelivery) -> tuple[AttemptOutcome, float | None]:
-        """How it went, and the seconds after which the receiver wants to be asked again, if it said so."""
+        """The outcome, and the seconds of the response's Retry-After, if it has one."""
         began = time.monotonic()
 
-        def outcome(**told: Any) -> AttemptOutcome:
-            return AttemptOutcome(ms=round((time.monotonic() - began) * 1000), **told)
+        def outcome(**fields: Any) -> AttemptOutcome:
+            return AttemptOutcome(ms=round((time.monotonic() - began) * 1000), **fields)
 
         body = _build_payload(claimed, self._render_job)
         signed = signatures.build_headers(
@@ -109,16 +110,16 @@ class WebhookDispatcher:
         return outcome(status=reply.status, error=_classify_status(reply.status)), reply.retry_after
 
     def _record(self, claimed: ClaimedDelivery, outcome: AttemptOutcome, retry_after: float | None) -> None:
-        unwanted = outcome.status == GONE
-        pause = None if unwanted else signatures.retry_delay(claimed.tries + 1, retry_after)
-        heard = self._outbox.record(claimed, outcome, retry_after=pause, gone=unwanted)
+        gone = outcome.status == GONE
+        delay = None if gone else signatures.retry_delay(claimed.tries + 1, retry_after)
+        recorded = self._outbox.record(claimed, outcome, retry_after=delay, gone=gone)
         _log.info(
             "delivered" if outcome.error is None else "not delivered",
             delivery=claimed.delivery.id,
             type=claimed.delivery.type,
             status=outcome.status,
             error=outcome.error,
-            heard=heard,
+            heard=recorded,
         )
 
 

@@ -1,4 +1,4 @@
-"""Who wants to hear of a tenant's jobs: endpoints, and the secrets that sign what is sent there."""
+"""A tenant's webhook endpoints, and the secrets that sign what is sent there."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ JOB_EVENTS: tuple[JobEvent, ...] = get_args(JobEvent)
 
 
 class WebhookEndpoint(Record):
-    """A URL that is told of the ends of a tenant's jobs."""
+    """A URL that receives the ends of a tenant's jobs."""
 
     id: str
     url: str
     events: tuple[JobEvent, ...] = JOB_EVENTS
     description: str = ""
     created_at: datetime
-    disabled_at: datetime | None = Field(None, description="Since when nothing is sent there, if that is so.")
+    disabled_at: datetime | None = Field(None, description="Since when the endpoint is disabled, if it is.")
 
 
 class Endpoints:
-    """A tenant's endpoints; those of another are not there."""
+    """The endpoints of one tenant."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts, tenant: str) -> None:
         self._client = client
@@ -48,24 +48,24 @@ class Endpoints:
         self._key = f"ts:webhooks:{tenant}"
 
     def add(self, url: str, events: Sequence[JobEvent], *, description: str, secret: str) -> WebhookEndpoint:
-        """Keep a new endpoint; `WebhookConflict` where the tenant has as many as may be."""
+        """Store a new endpoint; `WebhookConflict` where the tenant has as many as allowed."""
         name = f"wh_{secrets.token_hex(12)}"
-        told = json.dumps({"id": name, "url": url, "events": list(events), "description": description})
-        kept = self._scripts.run("webhooks/endpoint", self._tenant, name, told, secret, MAX_ENDPOINTS)
-        if kept is None:
+        record = json.dumps({"id": name, "url": url, "events": list(events), "description": description})
+        stored = self._scripts.run("webhooks/endpoint", self._tenant, name, record, secret, MAX_ENDPOINTS)
+        if stored is None:
             raise WebhookConflict(
-                f"{MAX_ENDPOINTS} endpoints are registered, as many as may be; delete one first"
+                f"{MAX_ENDPOINTS} endpoints are registered, as many as allowed; delete one first"
             )
-        return _decode_endpoint(kept)
+        return _decode_endpoint(stored)
 
     def all(self) -> list[WebhookEndpoint]:
-        """All of them, the newest first."""
+        """All endpoints, newest first."""
         with map_redis_errors():
             stored: Any = self._client.hvals(self._key)
         return sorted(map(_decode_endpoint, stored), key=lambda one: (one.created_at, one.id), reverse=True)
 
     def read(self, endpoint: str) -> WebhookEndpoint:
-        """One of them; `UnknownWebhook` where there is none."""
+        """An endpoint by id; `UnknownWebhook` where there is none."""
         with map_redis_errors():
             stored: Any = self._client.hget(self._key, endpoint)
         if stored is None:
@@ -73,13 +73,13 @@ class Endpoints:
         return _decode_endpoint(stored)
 
     def delete(self, endpoint: str) -> None:
-        """Delete one; what was still to be sent to it fails."""
+        """Delete an endpoint; its pending deliveries fail."""
         if not self._scripts.run("webhooks/withdraw", self._tenant, endpoint):
             raise _unknown_webhook(endpoint)
 
     def rotate(self, endpoint: str = "") -> tuple[str, datetime]:
-        """A new secret of an endpoint, or for the webhooks of submissions; the one before stays good beside
-        it until the time given.
+        """A new secret of an endpoint, or of the webhooks of submissions; the previous one stays valid until
+        the time returned.
         """
         secret = signatures.new_secret()
         overlap = ROTATION_HOURS * 3_600_000
@@ -89,7 +89,7 @@ class Endpoints:
         return secret, codec.decode_time(str(until))
 
     def ping(self, endpoint: str) -> DeliveryRecord:
-        """Send something to an endpoint, even to one that is switched off: where it arrives, that is over."""
+        """Send a ping to an endpoint; a disabled one is enabled where the ping is delivered."""
         pairs = self._scripts.run("webhooks/ping", self._tenant, endpoint, f"msg_{secrets.token_hex(20)}")
         if pairs is None:
             raise _unknown_webhook(endpoint)
@@ -97,9 +97,11 @@ class Endpoints:
 
 
 def _decode_endpoint(stored: str) -> WebhookEndpoint:
-    told = json.loads(stored)
-    times = {name: codec.decode_time(told[name]) for name in ("created_at", "disabled_at") if name in told}
-    return WebhookEndpoint(**(told | times))
+    fields = json.loads(stored)
+    times = {
+        name: codec.decode_time(fields[name]) for name in ("created_at", "disabled_at") if name in fields
+    }
+    return WebhookEndpoint(**(fields | times))
 
 
 def _unknown_webhook(endpoint: str) -> UnknownWebhook:

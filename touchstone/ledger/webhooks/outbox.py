@@ -1,4 +1,4 @@
-"""Deliveries that are to be sent: a queue in the ledger, with leases and times at which to try again."""
+"""Deliveries to send: a queue in the ledger, with leases and times of the next attempt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_PER_RECEIVER = 4
 
 @dataclass(frozen=True)
 class ClaimedDelivery:
-    """A delivery that is to be sent now, by whoever holds this claim of it."""
+    """A delivery to send now, by the holder of this claim."""
 
     delivery: DeliveryRecord
     claim: int
@@ -38,7 +38,7 @@ class ClaimedDelivery:
 
 
 class Outbox:
-    """The deliveries of all tenants, for whoever sends them; each change is one script."""
+    """The deliveries of all tenants, for the processes that send them; each change is one script."""
 
     def __init__(self, client: redis.Redis, scripts: Scripts, *, days: float) -> None:
         self._client = client
@@ -46,7 +46,7 @@ class Outbox:
         self._retention_ms = round(days * 86_400_000)
 
     def claim(self, in_flight: Mapping[str, int], *, limit: int = MAX_IN_FLIGHT) -> list[ClaimedDelivery]:
-        """Take what is due, a little for each receiver, given how many are under way to each from here."""
+        """Claim what is due, within the limits per receiver; `in_flight` counts what this process sends."""
         pairs = [part for pair in in_flight.items() for part in pair]
         at, *taken = self._scripts.run(
             "webhooks/send",
@@ -68,10 +68,10 @@ class Outbox:
         retry_after: float | None = None,
         gone: bool = False,
     ) -> bool:
-        """Write down how a try went; false where another holds the delivery by now.
+        """Record the outcome of an attempt; false where another claim holds the delivery by now.
 
-        One that failed is tried again after `retry_after` seconds, or never where that is None. `gone` switches
-        the endpoint off.
+        A failed delivery is tried again after `retry_after` seconds, or never where that is None. `gone`
+        disables the endpoint.
         """
         again: DeliveryStatus = "failed" if retry_after is None else "pending"
         status = again if outcome.error else "delivered"
@@ -100,13 +100,13 @@ def _decode_claimed(
     at: int, pairs: Sequence[str], job: Sequence[str], signing_secrets: str
 ) -> ClaimedDelivery:
     stored = codec.decode_pairs(pairs)
-    good = [one["secret"] for one in json.loads(signing_secrets) if one.get("good_until", at) >= at]
+    valid = [one["secret"] for one in json.loads(signing_secrets) if one.get("good_until", at) >= at]
     return ClaimedDelivery(
         delivery=DeliveryRecord.from_pairs(pairs),
         claim=int(stored["claims"]),
         tries=int(stored["tries"]),
         receiver=stored["receiver"],
         job=codec.decode_job(job) if job else None,
-        signing_secrets=tuple(good),
+        signing_secrets=tuple(valid),
         at=at,
     )

@@ -1,4 +1,4 @@
-"""Webhooks as the Standard Webhooks specification has them: secrets, signatures, and when to try again."""
+"""Webhooks by the Standard Webhooks specification: secrets, signatures, and delays between attempts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _SECRET_BYTES = range(24, 65)
 
 _MINUTE, _HOUR = 60, 3600
 RETRY_DELAYS = (5, 5 * _MINUTE, 30 * _MINUTE, *(hours * _HOUR for hours in (2, 5, 10, 14, 20, 24)))
-"""Seconds before each try but the first, which comes at once."""
+"""Seconds before each attempt but the first, which comes at once."""
 _JITTER = 0.1
 _MAX_DELAY = 24 * _HOUR
 
 
 def new_secret() -> str:
-    """A secret as receivers are given it."""
+    """A secret in the form that receivers get."""
     return PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def check_secret(secret: str) -> None:
-    """Raise `InvalidParameter` for a secret that is none: `whsec_` and base64 of 24 to 64 bytes."""
+    """Raise `InvalidParameter` unless a secret is `whsec_` and base64 of 24 to 64 bytes."""
     try:
         key = _decode_secret(secret) if secret.startswith(PREFIX) else b""
     except (binascii.Error, ValueError):
@@ -44,7 +44,7 @@ def _decode_secret(secret: str) -> bytes:
 
 
 def build_headers(message: str, at: int, body: bytes, signing_secrets: Iterable[str]) -> dict[str, str]:
-    """The headers of a message sent at a Unix time, signed with each secret that is good."""
+    """The headers of a message sent at a Unix time, signed with each valid secret."""
     signed = f"{message}.{at}.".encode() + body
     digests = [hmac.digest(_decode_secret(secret), signed, hashlib.sha256) for secret in signing_secrets]
     return {
@@ -55,12 +55,12 @@ def build_headers(message: str, at: int, body: bytes, signing_secrets: Iterable[
 
 
 def retry_delay(failures: int, retry_after: float | None = None) -> float | None:
-    """Seconds until the next try after so many failures in a row; None where it was the last.
+    """Seconds until the next attempt after so many failures in a row; None where it was the last.
 
-    Never less than the receiver asked for, if that is not longer than a day, and a little at random, so that
-    what failed together does not come back together.
+    At least the receiver's Retry-After, up to a day, with some jitter, so that deliveries that failed
+    together are not sent again together.
     """
     if failures > len(RETRY_DELAYS):
         return None
-    asked = min(retry_after or 0.0, _MAX_DELAY)
-    return max(RETRY_DELAYS[failures - 1] * random.uniform(1 - _JITTER, 1 + _JITTER), asked)  # noqa: S311 - no secret
+    requested = min(retry_after or 0.0, _MAX_DELAY)
+    return max(RETRY_DELAYS[failures - 1] * random.uniform(1 - _JITTER, 1 + _JITTER), requested)  # noqa: S311 - no secret

@@ -1,7 +1,7 @@
--- id, submission, kind, method, model, deadline ms, queue limit, ring grace ms, idempotency key or '', digest, its life ms,
--- tenant, webhook or '', passes that the job may ask for, jobs of the tenant that may wait or '', its passes a day or '',
--- bytes of what the job works on, the most that it may leave, bytes that the tenant may hold or ''. Without an id nothing is
--- written: it is told whether the job would be accepted.
+-- id, submission, kind, method, model, deadline ms, queue limit, dispatch grace ms, idempotency key or '', digest, its
+-- lifetime ms, tenant, webhook or '', passes that the job may ask for, jobs of the tenant that may wait or '', its passes a
+-- day or '', bytes of what the job works on, the most bytes that it may store, bytes that the tenant may hold or ''. Without
+-- an id nothing is written: it is answered whether the job would be accepted.
 local id, submission, kind, method, model = unpack(ARGV, 1, 5)
 local deadline, limit, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local key, digest, life, tenant, webhook = unpack(ARGV, 9, 13)

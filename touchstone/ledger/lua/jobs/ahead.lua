@@ -1,5 +1,5 @@
--- id. How many jobs get their turn before this one, if none ends meanwhile: it starts when its tenant runs as many jobs as
--- `level`, and the others get theirs up to there.
+-- id. How many jobs start before this one, if none ends meanwhile: it starts when its tenant runs `level` jobs, and every
+-- other tenant gets turns up to that level.
 local id = ARGV[1]
 if get(id, 'status')[1] ~= 'queued' then return 0 end
 local queue, tenant = position_of(id)
@@ -15,7 +15,7 @@ local level, ahead = own_running + position, position
 for _, other in ipairs(redis.call('ZRANGE', tenants_key(queue), 0, -1)) do
   if other ~= tenant then
     local running, turn = running_and_turn(other)
-    -- Among equals the one goes first whose last turn is older; who is behind catches up by turns, which are new.
+    -- Among equals the tenant whose last turn is older goes first; a tenant that runs fewer catches up by new turns.
     local older = turn < own_turn or (turn == own_turn and other < tenant)
     local first = (running == own_running and older) or (running > own_running and position > 0)
     local turns = level - running + (first and 1 or 0)

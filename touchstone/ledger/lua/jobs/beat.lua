@@ -1,5 +1,5 @@
--- worker, info as JSON or '' for a farewell, ms after which a silent worker is forgotten, the models that it serves
--- if these are not all. Returns who is alive.
+-- worker, info as JSON or '' where it stops, ms after which a silent worker is removed, the models that it serves if these
+-- are not all. Returns the workers that are alive.
 local worker, info, expiry = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local at = now()
 if worker ~= '' then

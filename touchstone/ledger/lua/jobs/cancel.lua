@@ -1,5 +1,5 @@
--- ids. A waiting job ends at once; a running one is told through its worker's next renewal. How each stands now, '' for
--- a job that there is not; one that ended otherwise stays as it is.
+-- ids. A waiting job ends at once; a running one ends after its worker's next renewal. Returns the status of each, '' where
+-- there is no such job; one that ended otherwise stays as it is.
 local function cancel(id)
   local job = get(id, 'status', 'cancel')
   if job[1] == 'queued' then

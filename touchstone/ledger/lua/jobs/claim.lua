@@ -1,6 +1,6 @@
--- id of the job that the bell was rung for, worker, token of this try, lease ms, tenants that may not have another place
--- as JSON, then the models that the worker serves if these are not all. Takes the job whose turn it is; the same try
--- asked again gets the same claim; 'crowded' where only such tenants wait.
+-- id of the dispatched job, worker, token of this call, lease ms, tenants that may not have another slot as JSON, then the
+-- models that the worker serves if these are not all. Claims the job whose turn it is; a call repeated with its token gets
+-- the same claim; 'crowded' where only such tenants wait.
 local dispatched, worker, token, lease = unpack(ARGV, 1, 4)
 local known = redis.call('HGET', CLAIMS, token)
 if known then return fields(known) end
@@ -12,7 +12,7 @@ end
 local serves = {}
 for i = 6, #ARGV do serves[ARGV[i]] = true end
 
--- Where workers of their own came or went since a job was accepted, its bell is rung in another lane than it stands in.
+-- Where workers of one model alone came or went since a job was accepted, it is dispatched to another queue than it waits in.
 local job = get(dispatched, 'status', 'lane', 'model')
 local queue = job[2]
 if job[1] == 'queued' then
@@ -20,7 +20,7 @@ if job[1] == 'queued' then
   move_to(dispatched, queue)
 end
 
--- The bell's own lane first, then those of the worker: a bell may have been used for another lane's job.
+-- The job's own queue first, then those of the worker: a message may have been used for another queue's job.
 local queues = {unpack(ARGV, 6)}
 if #queues == 0 then queues = {''} end
 if queue and (#ARGV < 6 or serves[queue]) then table.insert(queues, 1, queue) end

@@ -1,4 +1,4 @@
--- id. Forgets a job that is not running.
+-- id. Deletes a job that is not running.
 local id = ARGV[1]
 local status = get(id, 'status')[1]
 if not status then return 'unknown' end

@@ -1,6 +1,6 @@
--- what the key of each begins with, first and last place as ZSET bounds, most of them, most looks, then the indexes that
--- each must stand in. Walks the index that is rarest between them from new to old: {place of the last look or '' at the
--- end, what was found}.
+-- prefix of the keys, first and last position as ZSET bounds, most results, most scans, then the indexes that each result
+-- must be in. Scans the index with the fewest entries between the bounds, from new to old: {position of the last scan or ''
+-- at the end, results}.
 local prefix, position, last, limit, scans = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local rarest, fewest, others = nil, math.huge, {}
 for i = 6, #ARGV do

@@ -1,5 +1,5 @@
 -- id, claim, status, last report as done, total and metric (or '' three times), then pairs of field and JSON.
--- A cancellation that was granted is kept, whatever came after it, and so is what a certificate has shown until then.
+-- A cancellation that was granted stays, whatever status comes after it; of a canceled certificate the result so far is kept.
 local id, claim, status, done, total, metric = unpack(ARGV, 1, 6)
 local job = get(id, 'ended_by', 'cancel', 'kind')
 if job[1] == claim then return 1 end

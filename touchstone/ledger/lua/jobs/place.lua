@@ -1,5 +1,5 @@
--- time in ms. The place of the first job that was accepted then or later, '+inf' where there is none. Places are given
--- in the order of time, so it takes some twenty looks among a million jobs.
+-- time in ms. The position of the first job that was accepted then or later, '+inf' where there is none. Positions are given
+-- in the order of time, so a binary search reads some twenty among a million jobs.
 local time = tonumber(ARGV[1])
 local low, high = 0, redis.call('ZCARD', 'ts:all')
 while low < high do

@@ -1,5 +1,5 @@
--- key, seed, n, counts as JSON or '' to ask only, ms to live. One count for equal questions: the first to come says
--- from which seed all draw, so whoever has counted further has counted the same samples and more.
+-- key, seed, n, counts as JSON or '' to read only, ms to live. Certificates of equal questions share counts: the first one
+-- sets the seed that all draw from, so counts of more samples include those of fewer.
 local key, seed, n, counts, expiry = 'ts:counts:' .. ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 redis.call('HSETNX', key, 'seed', seed)
 local known = redis.call('HMGET', key, 'seed', 'n', 'counts')

@@ -1,6 +1,7 @@
--- most attempts, error as JSON, ring again after ms, most bells a call, name of the broker's list, ms after which a
--- silent worker is forgotten.
-local max_attempts, problem, pause, max_dispatches, broker_queue = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+-- most attempts, error as JSON, dispatch again after ms, most dispatches a call, name of the broker's queue, ms after which
+-- a silent worker is removed.
+local max_attempts, problem, pause = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local max_dispatches, broker_queue = tonumber(ARGV[4]), ARGV[5]
 local at = now()
 redis.call('ZREMRANGEBYSCORE', SERVED, '-inf', at - tonumber(ARGV[6]))
 
@@ -17,7 +18,7 @@ for _, id in ipairs(lost) do
   end
 end
 
--- Bells of jobs that were canceled stay until a worker hears them; where none does, they must not grow without bound.
+-- Messages of jobs that were canceled stay until a worker receives them; where none does, they must not grow without bound.
 local SPARE_MESSAGES = 1000
 local waiting = redis.call('ZCARD', 'ts:status:queued')
 local function count_messages(messages_key)
@@ -25,8 +26,8 @@ local function count_messages(messages_key)
   return redis.call('LLEN', messages_key)
 end
 
--- A bell is missing where the broker holds fewer messages for a lane than jobs stand there, for those of another lane ring
--- for nobody here; or where a job stands in a lane that nobody serves any more.
+-- A message is missing where the broker holds fewer for a queue than jobs wait there, for those of another queue are read by
+-- no worker of this one; or where a job waits in a queue that no worker serves any more.
 local missing, stray, lack = {}, waiting, false
 local function compare_queue(queue, messages_key)
   local in_queue = count_waiting(queue)
@@ -36,8 +37,8 @@ end
 compare_queue('', broker_queue)
 for _, model in ipairs(redis.call('ZRANGE', SERVED, 0, -1)) do compare_queue(model, broker_queue .. ':' .. model) end
 
--- Those whose bell was rung the longest time ago come first; the fraction keeps their order. Whoever was looked at in vain
--- makes way for those behind.
+-- Those dispatched the longest time ago come first; the fraction keeps their order. A job that needs no dispatch is moved to
+-- the end, so that those behind it are scanned at the next call.
 local MAX_SCANNED = 1000
 local to_dispatch = {}
 if lack or stray > 0 then

@@ -1,27 +1,27 @@
--- Who is next. Waiting jobs stand in lanes, one for each model that has workers of its own and '' for all others; there
--- in lines, one for each tenant. A free place goes to the tenant that runs the fewest jobs of the lane, among equals to
--- the one whose last turn is the longest ago, and of its line to the oldest.
+-- Fair queueing. Waiting jobs are in queues, one for each model that has workers of its own and '' for all others; within
+-- a queue each tenant has a queue of its own. A free slot goes to the tenant that runs the fewest jobs of the queue, among
+-- equals to the one whose last turn is the longest ago, and of its jobs to the oldest.
 
-local SERVED = 'ts:served'  -- models that have workers of their own, by the last sign of life of one
+local SERVED = 'ts:served'  -- models that have workers of their own, by the last heartbeat of one
 local CLAIMS = 'ts:claims'  -- running jobs by the token of their claim
-local MAX_TURNS = 1e12          -- more than there will ever be, so that one running job outweighs them all
+local MAX_TURNS = 1e12          -- more than will ever occur, so that one running job outweighs all turns
 
--- A tenant's waiting jobs by their place. Ids of models have no spaces.
+-- A tenant's waiting jobs by their position. Ids of models have no spaces.
 local function tenant_queue_key(queue, tenant)
   return 'ts:line:' .. queue .. ' ' .. tenant
 end
 
--- Tenants with a line, by who is next.
+-- Tenants that have waiting jobs, by who is next.
 local function tenants_key(queue)
   return 'ts:tenants:' .. queue
 end
 
--- How many jobs of the lane each tenant runs.
+-- How many jobs of the queue each tenant runs.
 local function running_key(queue)
   return 'ts:running:' .. queue
 end
 
--- The number of each tenant's last turn, and under '' of the lane's last turn, for as long as anybody waits.
+-- The number of each tenant's last turn, and under '' of the queue's last turn, for as long as any job waits.
 local function turns_key(queue)
   return 'ts:turns:' .. queue
 end
@@ -30,13 +30,13 @@ local function count(key, name, change)
   if redis.call('HINCRBY', key, name, change) == 0 then redis.call('HDEL', key, name) end
 end
 
--- Where a job stands: its lane, its tenant, and its place in the line.
+-- Where a job waits: its queue, its tenant, and its position.
 local function position_of(id)
   local job = redis.call('HMGET', 'ts:job:' .. id, 'lane', 'tenant', 'seq')
   return job[1], job[2] or 'local', job[3]
 end
 
--- Gives a tenant its place among those that wait in the lane, or none.
+-- Sets a tenant's rank among those that wait in the queue, or removes it where it has no waiting job.
 local function rank(queue, tenant)
   if redis.call('EXISTS', tenant_queue_key(queue, tenant)) == 1 then
     local running = redis.call('HGET', running_key(queue), tenant) or 0
@@ -48,7 +48,7 @@ local function rank(queue, tenant)
   if redis.call('EXISTS', tenants_key(queue)) == 0 then redis.call('DEL', turns_key(queue)) end
 end
 
--- How many jobs wait in a lane.
+-- How many jobs wait in a queue.
 local function count_waiting(queue)
   local all = 0
   for _, tenant in ipairs(redis.call('ZRANGE', tenants_key(queue), 0, -1)) do
@@ -70,12 +70,12 @@ end
 
 local function dequeue(id)
   local queue, tenant = position_of(id)
-  if not queue then return end  -- accepted before there were lanes
+  if not queue then return end  -- accepted before there were queues of models
   redis.call('ZREM', tenant_queue_key(queue, tenant), id)
   rank(queue, tenant)
 end
 
--- Lets a waiting job stand in this lane, if it stands in another.
+-- Moves a waiting job to this queue, if it waits in another.
 local function move_to(id, queue)
   if position_of(id) == queue then return end
   dequeue(id)
@@ -84,7 +84,7 @@ end
 
 local DAY = 86400000
 
--- The passes that each tenant with a budget has spent on a day: as many as its jobs may ask for, told when they come.
+-- The passes that each tenant with a budget has spent on a day: as many as its jobs may ask for, counted when they are accepted.
 local function spent_key(day)
   return string.format('ts:passes:%d', day)
 end
@@ -95,7 +95,7 @@ local function spend_passes(id, tenant, passes, day)
   redis.call('HSET', 'ts:job:' .. id, 'passes', passes, 'day', day)
 end
 
--- Whatever ends before it was ever begun has cost nothing.
+-- A job that ends before its first claim costs nothing.
 local function refund_passes(id)
   local job = redis.call('HMGET', 'ts:job:' .. id, 'passes', 'day', 'claims', 'tenant')
   if job[1] and job[3] == '0' and redis.call('EXISTS', spent_key(job[2])) == 1 then
@@ -121,7 +121,7 @@ local function end_turn(id)
   rank(queue, tenant)
 end
 
--- The job whose turn it is in a lane, among tenants that are not in the crowd.
+-- The job whose turn it is in a queue, among tenants that are not busy.
 local function next_job(queue, busy_tenants, busy_count)
   for _, tenant in ipairs(redis.call('ZRANGE', tenants_key(queue), 0, busy_count)) do
     if not busy_tenants[tenant] then return redis.call('ZRANGE', tenant_queue_key(queue, tenant), 0, 0)[1] end

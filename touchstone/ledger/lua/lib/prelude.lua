@@ -1,9 +1,9 @@
--- Stands before every script of the ledger, after `lanes` and `deliveries`. A script runs alone and whole, so each is
--- one step from one consistent state to the next. Times are whole milliseconds of the server's clock, the only clock there is.
+-- Precedes every script of the ledger, after `fair_queue` and `webhooks`. A script runs atomically, so each is one step from
+-- one consistent state to the next. Times are whole milliseconds of the server's clock; no other clock is used.
 
 local LEASES = 'ts:leases'  -- running jobs by the time at which their lease runs out
-local REDISPATCH = 'ts:bells'    -- queued jobs by the time from which their bell may be rung again
-local ENDED = 'ts:ended'    -- jobs that have ended by the time at which they did
+local REDISPATCH = 'ts:bells'  -- queued jobs by the time from which they may be dispatched again
+local ENDED = 'ts:ended'  -- jobs that have ended, by the time of their end
 local TERMINAL = {succeeded = true, failed = true, canceled = true}
 
 local function now()
@@ -31,12 +31,12 @@ local function add_event(id, kind, json)
   redis.call('XADD', 'ts:events:' .. id, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', json)
 end
 
--- The lists of jobs by status: everybody's, and those of one tenant.
+-- The indexes of jobs by status: of all tenants, and of one.
 local function status_indexes(status, tenant)
   return 'ts:status:' .. status, 'ts:tenant:' .. tenant .. ':status:' .. status
 end
 
--- Every list in which such a job stands.
+-- Every index that such a job is in.
 local function indexes(status, kind, method, model, tenant)
   return {
     'ts:all', 'ts:kind:' .. kind, 'ts:method:' .. method, 'ts:model:' .. model, 'ts:tenant:' .. tenant,
@@ -44,14 +44,13 @@ local function indexes(status, kind, method, model, tenant)
   }
 end
 
--- Those who wait for the job hear how it stands and what is new of it, and need not look at each change.
+-- Subscribers receive the job's status and the kind of the change, so they need not read the job at each change.
 local function publish_change(id, status, version, kind_of_change)
   local tenant = get(id, 'tenant')[1]
   redis.call('PUBLISH', 'ts:changed', table.concat({id, status, version, kind_of_change, tenant}, ' '))
 end
 
--- Every change ends here: the version rises and those who wait for the job wake up. News are 'status', 'progress' or
--- 'metric'.
+-- Every change ends here: the version rises and subscribers wake up. The kind is 'status', 'progress' or 'metric'.
 local function record_change(id, kind_of_change)
   local version = redis.call('HINCRBY', job_key(id), 'version', 1)
   publish_change(id, get(id, 'status')[1], version, kind_of_change)
@@ -70,11 +69,11 @@ local function record_status(id)
 end
 
 -- Blobs are shared, because their names are their digests. Each job and each registered version that needs one holds it;
--- one that was let go by the last of them is loose, and the sweeper's. A tenant pays for each blob that it holds once,
--- and so does every other that holds it.
+-- one that the last of them released is unreferenced, and left to the garbage collector. A blob counts once against the
+-- quota of each tenant that holds it.
 local REFERENCES = 'ts:references'  -- how many tenants hold a blob, by its digest
-local UNREFERENCED = 'ts:loose'            -- blobs that nobody holds any more
-local STORED = 'ts:stored'          -- bytes of the blobs that each tenant holds or that its jobs may yet leave
+local UNREFERENCED = 'ts:loose'     -- blobs that no job or version holds any more
+local STORED = 'ts:stored'          -- bytes of the blobs that each tenant holds or that its jobs may yet store
 
 -- By digest, how many of a tenant's jobs and versions hold a blob, and its bytes.
 local function holders_key(tenant)
@@ -109,7 +108,7 @@ local function remove_holder(tenant, digest)
   redis.call('SADD', UNREFERENCED, digest)
 end
 
--- Does something with each blob that a job left.
+-- Calls `action` for each blob that a job stored.
 local function for_each_artifact(id, action)
   local artifacts, tenant = unpack(get(id, 'artifacts', 'tenant'))
   for _, artifact in pairs(artifacts and cjson.decode(artifacts) or {}) do
@@ -117,7 +116,7 @@ local function for_each_artifact(id, action)
   end
 end
 
--- What a job may leave is paid for from the start, so that there is room for it whenever it ends.
+-- The most that a job may store is counted from its acceptance on, so that its results fit when it ends.
 local function reserve(id, tenant, output_bytes)
   if output_bytes == 0 then return end
   set(id, 'leaves', output_bytes)
@@ -131,15 +130,15 @@ local function release_reserve(id)
   count(STORED, tenant, -output_bytes)
 end
 
--- A file is what a job works on and nobody asks for again, so it is let go with the job's end; an image stays with the
--- job, which may be run again.
+-- A file that a job works on is not needed after its end, so it is released then; an image stays with the job, which may
+-- be run again.
 local function release_file(id)
   local file, tenant = unpack(get(id, 'file', 'tenant'))
   remove_holder(tenant, file)
   redis.call('HDEL', job_key(id), 'file')
 end
 
--- The one place where a job gets another status.
+-- The only place where the status of a job changes.
 local function set_status(id, status, at)
   local job = get(id, 'status', 'seq', 'tenant', 'model')
   if job[1] == 'queued' then dequeue(id) end
@@ -164,8 +163,8 @@ local function set_status(id, status, at)
   record_status(id)
 end
 
--- Leaves nothing of a job that is not running, nor of what was to be told of it. What takes no memory comes first: a
--- server that is out of it permits that alone, and whatever follows in the same script.
+-- Deletes all keys of a job that is not running, and its deliveries. Commands that need no memory come first: a server
+-- that is out of memory permits only these, and then whatever follows in the same script.
 local function delete_job(id)
   local job = get(id, 'status', 'kind', 'method', 'model', 'tenant')
   local image, key = unpack(get(id, 'image', 'key'))
@@ -192,7 +191,7 @@ local function holds_claim(id, claim)
   return job[1] == 'running' and job[2] == claim
 end
 
--- Notes how far the job is, unless that would go back, and a metric as JSON or ''; what is new, if anything is.
+-- Records how far the job is, unless that would go back, and a metric as JSON or ''. Returns the kind of the change, if any.
 local function record_progress(id, done, total, metric)
   local before = get(id, 'done', 'total')
   local forward = tonumber(done) >= tonumber(before[1])

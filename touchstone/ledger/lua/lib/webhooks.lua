@@ -1,7 +1,7 @@
--- Webhooks. A delivery tells one receiver of one thing. Those to one host wait by themselves, for each tenant, so that
--- nobody waits for another's slow receiver.
-local DELIVERIES = 'ts:deliveries'           -- all deliveries by the time at which they were made
-local RECEIVERS = 'ts:deliveries:receivers'  -- tenants with a host by the time at which the first delivery there is due
+-- Webhooks. A delivery is one message for one receiver. Each tenant has a queue of deliveries for each host, so that none
+-- waits for another's slow receiver.
+local DELIVERIES = 'ts:deliveries'           -- all deliveries by the time of their creation
+local RECEIVERS = 'ts:deliveries:receivers'  -- pairs of tenant and host by the time at which their first delivery is due
 local PING = 'webhook.ping'
 
 local function webhooks_key(tenant)
@@ -9,7 +9,7 @@ local function webhooks_key(tenant)
 end
 
 local function secrets_key(tenant)
-  return 'ts:webhook-secrets:' .. tenant  -- by an endpoint's id, what signs for it; by '', for webhooks of submissions
+  return 'ts:webhook-secrets:' .. tenant  -- by an endpoint's id, its signing secrets; by '', those of webhooks in submissions
 end
 
 local function delivery_key(id)
@@ -20,7 +20,7 @@ local function get_delivery(id, ...)
   return redis.call('HMGET', delivery_key(id), ...)
 end
 
--- The lists that a delivery stands in.
+-- The indexes that a delivery is in.
 local function lists_of(id)
   local values = get_delivery(id, 'tenant', 'status', 'endpoint', 'job')
   local lists = {}
@@ -30,7 +30,7 @@ local function lists_of(id)
   return lists
 end
 
--- When a delivery is due, or nil for no more. A receiver's first delivery gives it its place.
+-- Sets when a delivery is due, nil for never. A receiver is due with its first delivery.
 local function schedule(id, at)
   local receiver = get_delivery(id, 'receiver')[1]
   local waiting = 'ts:deliveries:due:' .. receiver
@@ -45,7 +45,7 @@ local function schedule(id, at)
   if first[1] then redis.call('ZADD', RECEIVERS, first[2], receiver) else redis.call('ZREM', RECEIVERS, receiver) end
 end
 
--- Writes a delivery down, unless it is known. Endpoint and job may be ''.
+-- Writes a delivery, unless it exists. Endpoint and job may be ''.
 local function deliver(id, tenant, endpoint, url, kind, job, at)
   if redis.call('EXISTS', delivery_key(id)) == 1 then return end
   local seq = redis.call('INCR', 'ts:seq')
@@ -57,7 +57,7 @@ local function deliver(id, tenant, endpoint, url, kind, job, at)
   schedule(id, at)
 end
 
--- Gives a delivery another status.
+-- Changes the status of a delivery.
 local function set_delivery_status(id, status)
   local before = get_delivery(id, 'status', 'seq')
   redis.call('ZREM', 'ts:deliveries:status:' .. before[1], id)
@@ -70,7 +70,7 @@ local function end_delivery(id, status)
   schedule(id, nil)
 end
 
--- Keeps the last attempts: one may be replayed as often as one likes.
+-- Keeps only the last attempts, because a delivery may be replayed without limit.
 local function add_attempt(id, attempt)
   local attempts = cjson.decode(get_delivery(id, 'attempts')[1])
   attempts[#attempts + 1] = attempt
@@ -96,8 +96,9 @@ local function contains(list, wanted)
   return false
 end
 
--- The end of a job is told to its own webhook and to those endpoints of its tenant that want to hear of it. The name of a
--- delivery follows from job and receiver, so each is told once. Inference is answered where it was asked.
+-- The end of a job is delivered to its own webhook and to those endpoints of its tenant that subscribe to it. The id of a
+-- delivery follows from job and receiver, so each is delivered once. Inference jobs are answered in their request and
+-- have no deliveries.
 local function deliver_job_end(id, status, at)
   local job = redis.call('HMGET', 'ts:job:' .. id, 'kind', 'tenant', 'webhook')
   if job[1] == 'inference' then return end

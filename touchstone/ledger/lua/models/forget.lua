@@ -1,4 +1,4 @@
--- tenant, id, digest or '' for all versions. Forgets a model, unless a job that has not ended names it.
+-- tenant, id, digest or '' for all versions. Deletes a model, unless a job that has not ended names it.
 local tenant, id, digest = unpack(ARGV)
 local kept, gone = {}, {}
 for _, version in ipairs(versions_of(tenant, id)) do

@@ -1,6 +1,5 @@
--- tenant, id, digest, card as JSON, what was found out about it as JSON, bytes of its file, the job that tried it and its
--- claim, or '' twice. Makes this version the current one, unless it is known: then nothing changes, and the card that is
--- known is returned. False where the claim does not hold any more, or the job was canceled.
+-- tenant, id, digest, manifest as JSON, probe as JSON, bytes of its file, the job that tried it and its claim, or '' twice.
+-- Makes this version the current one, unless it is known: then nothing changes, and the known manifest is returned. False where the claim does not hold any more, or the job was canceled.
 local tenant, id, digest, manifest, probe, size, job, claim = unpack(ARGV)
 local key = version_key(tenant, id, digest)
 local known = redis.call('HGET', key, 'card')

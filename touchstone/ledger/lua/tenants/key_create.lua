@@ -1,4 +1,4 @@
--- id, hash, name, tenant, scope, ms at which it expires or ''. The key as it is kept; nothing where it would have
+-- id, hash, name, tenant, scope, ms at which it expires or ''. The key as it is stored; nothing where it would have
 -- expired already.
 local id, hash, name, tenant, scope, expires = unpack(ARGV)
 local at = now()

@@ -1,3 +1,3 @@
--- id. Makes an end of a key; 0 where there is none.
+-- id. Revokes a key; 0 where there is none.
 redis.call('ZREM', 'ts:access', ARGV[1])
 return redis.call('DEL', access_key(ARGV[1]))

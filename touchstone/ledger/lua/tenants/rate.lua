@@ -1,5 +1,5 @@
--- what is asked for, tenant, how often a minute. A bucket that holds a minute's worth, and is filled evenly. Whether there was
--- one left, how many are left now, and in how many microseconds the next comes or, if this was granted, all are back.
+-- name of the rate, tenant, requests a minute. A token bucket that holds a minute's tokens and is refilled evenly. Whether a
+-- token was left, how many are left now, and in how many microseconds the next comes or, if this was granted, all are back.
 local MINUTE = 60000000
 local rate, tenant, limit = unpack(ARGV)
 local key = 'ts:rate:' .. rate .. ':' .. tenant

@@ -1,7 +1,7 @@
 -- model, rows, budget or '', rows a second or '', token, ms that the token is known. Rows may be sent once they are
--- spent here; a call repeated with its token spends nothing more. How it went, and rows spent or microseconds to wait.
+-- spent here; a call repeated with its token spends nothing more. The verdict, and rows spent or microseconds to wait.
 local model, rows, budget, rate, token, expiry = unpack(ARGV)
-local LATENESS = 100000  -- who was told to wait comes a little late, and that must not slow all down
+local LATENESS = 100000  -- a caller that waited comes a little late, which must not lower the rate
 local key, known = 'ts:spent:' .. model, 'ts:spend:' .. token
 if redis.call('EXISTS', known) == 1 then return {'spent', 0} end
 

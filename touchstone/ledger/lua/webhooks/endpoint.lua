@@ -1,5 +1,5 @@
--- tenant, id, endpoint as JSON, its secret, most endpoints of a tenant. The endpoint as it is kept, or false where there
--- are as many as may be.
+-- tenant, id, endpoint as JSON, its secret, most endpoints of a tenant. The endpoint as it is stored, or false where the
+-- tenant has as many as allowed.
 local tenant, id, text, secret, max_endpoints = unpack(ARGV)
 local key = webhooks_key(tenant)
 local known = redis.call('HGET', key, id)

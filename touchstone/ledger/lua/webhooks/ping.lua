@@ -1,4 +1,4 @@
--- tenant, endpoint, id of the delivery. Sends something to an endpoint, to see whether it comes.
+-- tenant, endpoint, id of the delivery. Sends a ping to an endpoint.
 local tenant, endpoint, id = unpack(ARGV)
 local text = redis.call('HGET', webhooks_key(tenant), endpoint)
 if not text then return false end

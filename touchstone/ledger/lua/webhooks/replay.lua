@@ -1,4 +1,4 @@
--- tenant, id. Sends a delivery once more from the beginning; one that is under way is left to it.
+-- tenant, id. Sends a delivery again as if it were new; one that is in flight is left unchanged.
 local tenant, id = unpack(ARGV)
 local values = get_delivery(id, 'tenant', 'endpoint', 'claims', 'heard', 'status')
 if values[1] ~= tenant then return 'unknown' end

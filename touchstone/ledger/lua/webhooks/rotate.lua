@@ -1,5 +1,5 @@
--- tenant, endpoint or '', new secret, ms for which the one before is good beside it, most secrets. False where there is
--- no such endpoint, else the time until which both are good.
+-- tenant, endpoint or '', new secret, ms for which the previous one stays valid, most secrets. False where there is no
+-- such endpoint, else the time until which both are valid.
 local tenant, id, secret, overlap, max_secrets = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 if id ~= '' and redis.call('HEXISTS', webhooks_key(tenant), id) == 0 then return false end
 

@@ -1,11 +1,11 @@
--- lease ms, life ms, most, most for one tenant, most for one receiver, a secret for who has none, then pairs of a
--- receiver and how many this process sends there already. Takes what is due and forgets what is too old:
+-- lease ms, retention ms, most, most for one tenant, most for one receiver, a secret for endpoints without one, then pairs of
+-- a receiver and how many this process sends there already. Claims what is due and deletes what is too old:
 -- {time, {delivery, job, secrets}, …}. One whose sender dies is due again when its lease has run out.
 local lease, retention, limit = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local per_tenant, per_receiver, secret = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local MAX_RECEIVERS = 1000
 local at = now()
-local in_flight = {}  -- how many are under way here, by receiver and by tenant, which no space is in
+local in_flight = {}  -- how many this process sends, by receiver and by tenant; names of tenants have no spaces
 
 local function tenant_of(receiver)
   return string.match(receiver, '^%S+')
@@ -21,7 +21,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', DELIVERIES, '-inf', at - retenti
   delete_delivery(id)
 end
 
--- Why a delivery cannot be sent: its endpoint is gone, or switched off. A ping may switch it on again.
+-- Why a delivery cannot be sent: its endpoint was deleted or disabled. A ping may enable it again.
 local function find_obstacle(tenant, endpoint, kind)
   if endpoint == '' then return nil end
   local text = redis.call('HGET', webhooks_key(tenant), endpoint)

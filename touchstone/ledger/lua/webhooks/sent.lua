@@ -1,5 +1,5 @@
--- id, claim, how the delivery stands now ('pending' for another try), ms until then, the attempt as JSON, '1' where the
--- receiver wants to hear no more. Only the claim that holds the delivery is heard.
+-- id, claim, the delivery's new status ('pending' for another attempt), ms until then, the attempt as JSON, '1' where the
+-- receiver answered 410. Only the claim that holds the delivery counts.
 local id, claim, status, retry_after, attempt, gone = unpack(ARGV)
 local values = get_delivery(id, 'claims', 'heard', 'tenant', 'endpoint', 'type')
 if values[1] ~= claim then return 0 end
