@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar
+from functools import cached_property
+from typing import Any
 
 from touchstone.errors import (
     DeadlineExceeded,
@@ -21,50 +21,30 @@ from touchstone.errors import (
     UnknownJob,
     WorkerStopping,
 )
-from touchstone.evaluation.certificate_result import pool_key
 from touchstone.evaluation.run import JobOutcome
 from touchstone.ledger.ledger import Ledger
-from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Submission
-from touchstone.ledger.tenant_ledger import TenantLedger
+from touchstone.ledger.records import Artifact, Job, JobFailure
 from touchstone.logs import bind_fields, get_logger
 from touchstone.memory import is_out_of_memory
-from touchstone.models.manifest import Manifest
-from touchstone.models.measurements import RegistrationProbe, RemoteProbe
 from touchstone.models.store import ZOO, ModelStore
 from touchstone.settings import Settings
 from touchstone.storage.blobs import Blobs
-from workers.claimed_job import Cancelable, ClaimedJob
+from workers.claimed_job import ClaimedJob
+from workers.execution import Execution, RunJob
 from workers.lease_keeper import LeaseKeeper
+from workers.retries import RETRY_SECONDS, Retries
 from workers.slots import JobSlots
 from workers.trials import Trials
 
 CLAIM_SECONDS = 10.0
-RETRY_SECONDS = 0.2
 STORE_SECONDS = 30.0
 
 _log = get_logger("runner")
-T = TypeVar("T")
-
-
-class RunJob(Protocol):
-    """Runs one job to its end; `touchstone.evaluation.run.run_job` bound to an engine is one."""
-
-    def __call__(
-        self,
-        submission: Submission,
-        png: bytes,
-        *,
-        deadline: float | None,
-        started: Callable[[Cancelable], None],
-        report: Callable[[Progress, dict[str, float]], None],
-        prior: dict[str, Any] | None,
-    ) -> JobOutcome:
-        """Blocks; raises `Failure`."""
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Handles a dispatch: claims the next job, runs it, stores its files and then its end.
+    """Handles a dispatch: claims the next job, has it run, stores its files and then its end.
 
     Files are stored before the end that names them, so that every job that ended has them. An end under a
     lost claim is ignored by the ledger.
@@ -77,6 +57,16 @@ class Runner:
     settings: Settings
     store: ModelStore = ZOO
     trials: Trials = field(default_factory=Trials)
+
+    @cached_property
+    def _retries(self) -> Retries:
+        return Retries(self.keeper)
+
+    @cached_property
+    def _execution(self) -> Execution:
+        return Execution(
+            self.ledger, self.blobs, self.run, self.settings, self.store, self.trials, self._retries
+        )
 
     @cached_property
     def slots(self) -> JobSlots:
@@ -116,7 +106,7 @@ class Runner:
 
         while not self.keeper.stopping:
             try:
-                return self._retry(claim, seconds=CLAIM_SECONDS)
+                return self._retries(claim, seconds=CLAIM_SECONDS)
             except NoFreeSlot:
                 self.slots.wait()
             except LedgerUnavailable:
@@ -128,8 +118,7 @@ class Runner:
         lost.
         """
         try:
-            registers = claimed.job.submission.kind == "registration"
-            outcome = self._run_registration(claimed) if registers else self._run_pooled(claimed)
+            outcome = self._execution(claimed)
             if outcome.canceled and claimed.stop_reason in ("stopping", "lost"):
                 return None
             return self._succeed(claimed, outcome)
@@ -144,60 +133,6 @@ class Runner:
             # Files and devices fail for reasons outside of the job.
             retried = isinstance(error, OSError) and not claimed.stop_reason and self._leave_to_retry(claimed)
             return None if retried else _INTERNAL_ERROR
-
-    def _run_pooled(self, claimed: ClaimedJob) -> JobOutcome:
-        """Run the job, starting from the counts of earlier jobs with the same question, and store its counts
-        for the next.
-        """
-        submission = claimed.job.submission
-        pool = pool_key(submission, self.store)
-        if pool is None:
-            return self._run(claimed, submission, None)
-        known = self._retry(lambda: self.ledger.read_pool(pool, submission.seed))
-        outcome = self._run(claimed, submission.model_copy(update={"seed": known.seed}), known.counts)
-        if counts := outcome.counts:
-            self._retry(lambda: self.ledger.extend_pool(pool, counts))
-        return outcome
-
-    def _run_registration(self, claimed: ClaimedJob) -> JobOutcome:
-        """Try a model, and register it unless the job was stopped meanwhile."""
-        submission = claimed.job.submission
-        manifest = Manifest.model_validate(submission.parameters)
-        if manifest.kind == "remote":
-            return self._run_remote_registration(claimed, manifest)
-        read = partial(self.blobs.get, submission.source)
-        outcome = self.trials(
-            submission, read, self.settings, started=claimed.add_task, report=claimed.report
-        )
-        self._register(claimed, outcome.manifest, outcome.probe, size=self.blobs.size(submission.source))
-        self._retry(lambda: self.ledger.store_probe(outcome.manifest.digest, outcome.probe))
-        return outcome.job_outcome()
-
-    def _run_remote_registration(self, claimed: ClaimedJob, manifest: Manifest) -> JobOutcome:
-        """The same for a remote model, which the engine queries."""
-        outcome = self._run(claimed, claimed.job.submission, None)
-        self._register(claimed, manifest, RemoteProbe.model_validate(outcome.result["probe"]))
-        return outcome
-
-    def _register(
-        self, claimed: ClaimedJob, manifest: Manifest, probe: RegistrationProbe, *, size: int = 0
-    ) -> None:
-        versions = TenantLedger.of(self.ledger, claimed.job.submission.tenant).versions
-        claim = claimed.job.id, claimed.job.claims
-        if claimed.stop_reason or not self._retry(
-            lambda: versions.register(manifest, probe, size=size, claim=claim)
-        ):
-            raise JobCanceled("the job was canceled")
-
-    def _run(self, claimed: ClaimedJob, submission: Submission, prior: dict[str, Any] | None) -> JobOutcome:
-        return self.run(
-            submission,
-            self.blobs.get(submission.source),
-            deadline=submission.deadline or self.settings.deadline,
-            started=claimed.add_task,
-            report=claimed.report,
-            prior=prior,
-        )
 
     def _succeed(self, claimed: ClaimedJob, outcome: JobOutcome) -> dict[str, Any]:
         submission = claimed.job.submission
@@ -223,7 +158,7 @@ class Runner:
         if origin is None:
             return {}
         try:
-            first = self._retry(lambda: self.ledger.read(origin))
+            first = self._retries(lambda: self.ledger.read(origin))
         except UnknownJob:
             return {"rerun": {"of": origin, "agrees": None}}
         before = first.result or {}
@@ -232,7 +167,7 @@ class Runner:
 
     def _store_artifacts(self, files: Mapping[str, tuple[bytes, str]]) -> dict[str, Artifact]:
         data = [data for data, _ in files.values()]
-        digests = self._retry(lambda: self.blobs.put_many(data), seconds=STORE_SECONDS)
+        digests = self._retries(lambda: self.blobs.put_many(data), seconds=STORE_SECONDS)
         return {
             name: Artifact(digest=digest, media_type=media_type, size=len(data))
             for digest, (name, (data, media_type)) in zip(digests, files.items(), strict=True)
@@ -264,33 +199,18 @@ class Runner:
         job = claimed.job
         if end is None:
             if claimed.stop_reason != "lost":
-                self._retry(lambda: self.ledger.release(job.id, job.claims), seconds=RETRY_SECONDS)
+                self._retries(lambda: self.ledger.release(job.id, job.claims), seconds=RETRY_SECONDS)
             return
         last = claimed.take_report()
         try:
-            ended = self._retry(lambda: self.ledger.finish(job.id, job.claims, **end, last_report=last))
+            ended = self._retries(lambda: self.ledger.finish(job.id, job.claims, **end, last_report=last))
         except (TypeError, ValueError):  # a result that JSON cannot express
             _log.exception("a job broke")
-            ended = self._retry(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL_ERROR))
+            ended = self._retries(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL_ERROR))
         if ended:
             _log.info("a job ended", status=end["status"])
         else:
             _log.warning("a job ended after its claim was lost")
-
-    def _retry(self, action: Callable[[], T], *, seconds: float = float("inf")) -> T:
-        """Retry while the ledger is unreachable or the disk full, for so many seconds or until the worker
-        stops.
-
-        Finished work must not be lost because the ledger restarts meanwhile.
-        """
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                return action()
-            except (LedgerUnavailable, StorageFull):
-                if self.keeper.stopping or time.monotonic() > end:
-                    raise
-                time.sleep(RETRY_SECONDS)
 
 
 def _reproduced_values(result: Mapping[str, Any]) -> list[Any]:

@@ -20,8 +20,9 @@ from touchstone.models.store import ZOO, ModelStore
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from workers.celery_app import celery_app
+from workers.execution import RunJob
 from workers.lease_keeper import LeaseKeeper, WatchedEngine
-from workers.runner import RunJob, Runner
+from workers.runner import Runner
 from workers.tasks import register
 from workers.watchdog import Watchdog
 
@@ -84,8 +85,7 @@ def _connect_signals(keeper: LeaseKeeper, reaper: Reaper) -> None:
 
 
 def _keep_own_logs(**_: Any) -> None:
-    """Keep our log configuration, and drop Celery's line for each message: the runner's lines name the jobs.
-    """
+    """Keep our log configuration, without Celery's line for each message: the runner's lines name jobs."""
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
