@@ -135,7 +135,7 @@ class Site:
 
     def _alive(self) -> set[int | None]:
         try:
-            return {worker.info["pid"] for worker in self.ledger.workers()}
+            return {worker.info["pid"] for worker in self.ledger.workers.alive()}
         except LedgerUnavailable:
             return set()
 

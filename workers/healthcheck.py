@@ -15,7 +15,7 @@ def main() -> int:
     """The exit code: 0 if it is alive."""
     settings = Settings()
     try:
-        workers = Ledger(ledger_url(settings), settings).workers()
+        workers = Ledger(ledger_url(settings), settings).workers.alive()
     except LedgerUnavailable:
         return 1
     return 0 if any(worker.info.get("host") == socket.gethostname() for worker in workers) else 1

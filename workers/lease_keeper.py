@@ -95,7 +95,7 @@ class LeaseKeeper:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._guard(lambda: self._ledger.remove_worker(self.worker))
+        self._guard(lambda: self._ledger.workers.remove(self.worker))
 
     @contextmanager
     def hold(self, claimed: ClaimedJob) -> Iterator[None]:
@@ -181,19 +181,19 @@ class LeaseKeeper:
             self._noted_probes.clear()
         for digest, probe in self._engine.probes().items():
             if self._noted_probes.get(digest) is not probe:
-                self._ledger.store_probe(digest, probe)
+                self._ledger.probes.store(digest, probe)
                 self._noted_probes[digest] = probe
 
     def _beat(self) -> None:
         if not self.stopping:
             process = {"host": socket.gethostname(), "pid": os.getpid(), "running": len(self._claimed)}
             info = {**self._engine.metrics(), **process, "serves": self._serves or None}
-            self._ledger.heartbeat(self.worker, info, self._serves)
+            self._ledger.workers.heartbeat(self.worker, info, self._serves)
 
     def _stop(self, now: float) -> None:
         if self._stopping_since is None:
             self._stopping_since = now
-            self._guard(lambda: self._ledger.remove_worker(self.worker))
+            self._guard(lambda: self._ledger.workers.remove(self.worker))
         for each in self._list_claimed():
             each.request_stop("stopping")
         if now - self._stopping_since > GRACE_SECONDS:
@@ -214,7 +214,7 @@ class LeaseKeeper:
                 "the engine hangs", seconds=round(self._monitor.idle_seconds(now), 1), jobs=len(self._claimed)
             )
             self._closed.set()
-            self._guard(lambda: self._ledger.remove_worker(self.worker))
+            self._guard(lambda: self._ledger.workers.remove(self.worker))
             self._give_up(1)
 
 

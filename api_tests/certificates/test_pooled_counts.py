@@ -113,17 +113,19 @@ def build_counts(seed: int, n: int) -> dict[str, Any]:
 
 
 def test_pool_keeps_the_largest_count_of_its_first_seed(ledger: Ledger) -> None:
-    assert ledger.read_pool("p", 7) == ledger.read_pool("p", 8)
-    assert (ledger.read_pool("p", 8).seed, ledger.read_pool("p", 8).counts) == (7, None)
-    assert ledger.extend_pool("p", build_counts(7, 300)).counts == build_counts(7, 300)
-    assert ledger.extend_pool("p", build_counts(7, 100)).counts == build_counts(7, 300)
-    assert ledger.extend_pool("p", build_counts(8, 900)).counts == build_counts(7, 300), "of other samples"
-    assert ledger.extend_pool("p", build_counts(7, 1_000)).counts == build_counts(7, 1_000)
-    assert ledger.read_pool("q", 2**63 - 1).seed == 2**63 - 1
+    assert ledger.count_pools.read("p", 7) == ledger.count_pools.read("p", 8)
+    assert (ledger.count_pools.read("p", 8).seed, ledger.count_pools.read("p", 8).counts) == (7, None)
+    assert ledger.count_pools.extend("p", build_counts(7, 300)).counts == build_counts(7, 300)
+    assert ledger.count_pools.extend("p", build_counts(7, 100)).counts == build_counts(7, 300)
+    assert ledger.count_pools.extend("p", build_counts(8, 900)).counts == build_counts(7, 300), (
+        "of other samples"
+    )
+    assert ledger.count_pools.extend("p", build_counts(7, 1_000)).counts == build_counts(7, 1_000)
+    assert ledger.count_pools.read("q", 2**63 - 1).seed == 2**63 - 1
 
 
 def test_pool_expires_after_30_days(ledger: Ledger) -> None:
-    ledger.extend_pool("p", build_counts(1, 100))
+    ledger.count_pools.extend("p", build_counts(1, 100))
     days = float(ledger.client.pttl("ts:counts:p")) / 86_400_000  # type: ignore[arg-type]
     assert 29.9 < days <= 30
 
@@ -207,7 +209,7 @@ def test_stopping_worker_releases_a_certificate_and_keeps_its_samples(harness: H
     assert (harness.ledger.read(job).status, harness.ledger.read(job).result) == ("queued", None)
     pool = pool_key(harness.ledger.read(job).submission)
     assert pool is not None
-    kept = harness.ledger.read_pool(pool, 0).counts
+    kept = harness.ledger.count_pools.read(pool, 0).counts
     assert kept is not None
     assert kept["n"] >= 100
 

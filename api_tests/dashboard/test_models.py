@@ -37,12 +37,12 @@ PROBE = Probe(
 @pytest.fixture(autouse=True)
 def worker(api: Api) -> Iterator[None]:
     """A worker that is alive and keeps one model loaded."""
-    api.ledger.heartbeat(
+    api.ledger.workers.heartbeat(
         "gpu1-4711",
         {"resident_models": [{"id": LOADED, "digest": zoo.find_manifest(LOADED).digest, "bytes": 7}]},
     )
     yield
-    api.ledger.remove_worker("gpu1-4711")
+    api.ledger.workers.remove("gpu1-4711")
 
 
 def models(api: Api) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def test_digest_is_copied_to_the_clipboard(page: Page) -> None:
 
 def test_model_page_shows_its_probe_and_the_workers_that_loaded_it(page: Page, api: Api) -> None:
     model = zoo.find_manifest(LOADED)
-    api.ledger.store_probe(model.digest, PROBE)
+    api.ledger.probes.store(model.digest, PROBE)
     page.goto(f"/#/models/{model.id}")
     for name, value in {
         "Device": "cuda:0",

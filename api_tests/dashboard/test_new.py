@@ -23,9 +23,9 @@ STUB_JOB_PAGE = "export const title = () => 'A job'; export const show = async (
 @pytest.fixture(autouse=True)
 def worker(api: Api) -> Iterator[None]:
     """A worker that is alive, so that no page warns of its absence."""
-    api.ledger.heartbeat("gpu1-4711", {})
+    api.ledger.workers.heartbeat("gpu1-4711", {})
     yield
-    api.ledger.remove_worker("gpu1-4711")
+    api.ledger.workers.remove("gpu1-4711")
 
 
 @pytest.fixture

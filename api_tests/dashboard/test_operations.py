@@ -35,9 +35,9 @@ window.fetch = (path, ...rest) => { asked += path === "/v1/operations"; return a
 @pytest.fixture(autouse=True)
 def worker(api: Api) -> Iterator[None]:
     """A worker that is alive."""
-    api.ledger.heartbeat("gpu1-4711", INFO)
+    api.ledger.workers.heartbeat("gpu1-4711", INFO)
     yield
-    api.ledger.remove_worker("gpu1-4711")
+    api.ledger.workers.remove("gpu1-4711")
 
 
 def tile_value(page: Page, name: str) -> Locator:
@@ -117,7 +117,7 @@ def test_operations_page_shows_the_figures_of_the_api(page: Page, api: Api) -> N
 def test_page_without_workers_tells_how_to_start_one(page: Page, api: Api, troubles: PageErrors) -> None:
     troubles.expect("^503: .*/readyz$")
     troubles.allow("^console: .* 503 .*/readyz")
-    api.ledger.remove_worker("gpu1-4711")
+    api.ledger.workers.remove("gpu1-4711")
     page.goto("/#/operations")
     expect(page.get_by_role("heading", name="No worker is alive")).to_be_visible()
     expect(page.locator(".empty code")).to_have_text(["touchstone up", "python -m workers"])

@@ -124,14 +124,16 @@ def test_lease_keeper_records_model_probes_and_engine_metrics(
     engine: Engine, settings: Settings, ledger: Ledger
 ) -> None:
     digest = find_manifest(MODEL).digest
-    assert ledger.read_probes([digest, "sha256:0"]) == {}
+    assert ledger.probes.read([digest, "sha256:0"]) == {}
     keeper = LeaseKeeper("w1", ledger, engine, settings, give_up=lambda _: None)
     keeper.start()
     try:
         with engine.models.acquire(find_manifest(MODEL)) as oracle:
             engine.start(touchstone.evaluation.predict_image(pixels(), oracle), oracle).result()
-        found = wait_until(lambda: ledger.read_probes([digest, "sha256:0"]))
-        info = wait_until(lambda: next((one.info for one in ledger.workers() if has_queries(one.info)), None))
+        found = wait_until(lambda: ledger.probes.read([digest, "sha256:0"]))
+        info = wait_until(
+            lambda: next((one.info for one in ledger.workers.alive() if has_queries(one.info)), None)
+        )
     finally:
         keeper.close()
     assert found == {digest: engine.probes()[digest]}
@@ -151,5 +153,5 @@ def has_queries(info: Any) -> bool:
 def test_probe_in_an_unknown_format_is_ignored(ledger: Ledger, valkey: str) -> None:
     with redis.Redis.from_url(valkey) as client:
         client.set("ts:probe:sha256:0", '{"rows": 64}')
-    assert ledger.read_probes(["sha256:0"]) == {}
-    assert ledger.read_probes([]) == {}
+    assert ledger.probes.read(["sha256:0"]) == {}
+    assert ledger.probes.read([]) == {}

@@ -113,15 +113,15 @@ def test_server_metadata_names_the_server_and_its_extensions(api: Api) -> None:
 
 
 def test_server_and_model_are_ready_once_a_worker_is_alive(api: Api) -> None:
-    for worker in api.ledger.workers():
-        api.ledger.remove_worker(worker.id)
+    for worker in api.ledger.workers.alive():
+        api.ledger.workers.remove(worker.id)
     for path in ("/v2/health/ready", f"{PATH}/ready", f"{PATH}/versions/{MANIFEST.digest}/ready"):
         told = assert_problem(api.client.get(path), 503, "not_ready")
         assert told["error"] == told["detail"]
-    api.ledger.heartbeat("pretender", {"running": 0})
+    api.ledger.workers.heartbeat("pretender", {"running": 0})
     assert api.client.get("/v2/health/ready").json() == {"ready": True}
     assert api.client.get(f"{PATH}/ready").json() == {"name": MANIFEST.id, "ready": True}
-    api.ledger.remove_worker("pretender")
+    api.ledger.workers.remove("pretender")
 
 
 @pytest.mark.parametrize("card", zoo.manifests().values(), ids=lambda card: card.id)

@@ -52,10 +52,10 @@ def computing_api(api: Api, engine: Engine) -> Iterator[Api]:
         stored = {name: work.store(*file) for name, file in finished.artifacts.items()}
         work.finish(status="succeeded", result=finished.result, artifacts=stored)
 
-    api.ledger.heartbeat("pretender", {"running": 0})
+    api.ledger.workers.heartbeat("pretender", {"running": 0})
     with api.worker.with_behavior(work):
         yield api
-    api.ledger.remove_worker("pretender")
+    api.ledger.workers.remove("pretender")
 
 
 def infer(engine: Engine, name: str, *stacks: np.ndarray, **options: Any) -> JobOutcome:

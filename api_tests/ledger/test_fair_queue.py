@@ -151,7 +151,7 @@ def test_worker_claims_only_jobs_of_models_it_serves(
     special = Ledger(str(settings.redis_url), settings.model_copy(update={"models": "digits,letters"}))
     [early] = simulation.submit("a")
     [other] = simulation.submit("a", model="faces")
-    special.heartbeat("special", {}, ["digits", "letters"])
+    special.workers.heartbeat("special", {}, ["digits", "letters"])
     [own] = simulation.submit("a", model="letters")
     taken = [special.claim(dispatched, "special") for dispatched in (own, other, early, other)]
     assert [job and job.id for job in taken] == [own, None, early, None]

@@ -374,12 +374,15 @@ def test_watch_receives_changes_of_jobs(ledger: Ledger, submission: Submission) 
 def test_workers_are_listed_while_their_heartbeats_last(settings: Settings) -> None:
     brief = Ledger(str(settings.redis_url), settings.model_copy(update={"lease": 0.01}))
     lasting = Ledger(str(settings.redis_url), settings)
-    lasting.heartbeat("w1", {"running": 3})
-    lasting.heartbeat("w2", {})
-    assert [(worker.id, worker.info) for worker in lasting.workers()] == [("w1", {"running": 3}), ("w2", {})]
-    lasting.remove_worker("w2")
-    assert [worker.id for worker in lasting.workers()] == ["w1"]
-    while brief.workers():
+    lasting.workers.heartbeat("w1", {"running": 3})
+    lasting.workers.heartbeat("w2", {})
+    assert [(worker.id, worker.info) for worker in lasting.workers.alive()] == [
+        ("w1", {"running": 3}),
+        ("w2", {}),
+    ]
+    lasting.workers.remove("w2")
+    assert [worker.id for worker in lasting.workers.alive()] == ["w1"]
+    while brief.workers.alive():
         pass
     brief.close()
     lasting.close()

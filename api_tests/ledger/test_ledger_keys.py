@@ -77,20 +77,22 @@ class LedgerWithBlobs:
             update={"id": "mine", "digest": digest_of(b"model")}
         )
         TenantLedger.of(self.ledger, LOCAL).versions.register(manifest, MODEL_PROBE)
-        self.ledger.store_probe(manifest.digest, MODEL_PROBE)
+        self.ledger.probes.store(manifest.digest, MODEL_PROBE)
         self.ledger.query_budget(manifest.digest, 1, budget=None, rate=5.0, token="t")
-        self.ledger.heartbeat("worker", {"running": 1}, ["mine"])
+        self.ledger.workers.heartbeat("worker", {"running": 1}, ["mine"])
         TenantLedger.of(self.ledger, "tenant0").find(limit=1)
         self.ledger.outbox.claim({})
         self.ledger.reap()
-        self.ledger.extend_pool("pool", {"seed": self.ledger.read_pool("pool", 1).seed, "n": 1, "counts": {}})
+        self.ledger.count_pools.extend(
+            "pool", {"seed": self.ledger.count_pools.read("pool", 1).seed, "n": 1, "counts": {}}
+        )
 
     def expire_everything(self, server: redis.Redis) -> None:
         """Let time pass, and delete what only its owner deletes."""
         for key in server.zrange("ts:ended", 0, -1):
             server.zadd("ts:ended", {key: 1})
         TenantLedger.of(self.ledger, LOCAL).versions.delete("mine")
-        self.ledger.remove_worker("worker")
+        self.ledger.workers.remove("worker")
         server.zadd("ts:served", {"mine": 1})
         self.ledger.reap()
         server.delete(*server.keys("touchstone*"), *server.keys("_kombu*"))  # workers have taken the messages
@@ -155,10 +157,10 @@ def test_dispatch_messages_that_no_worker_takes_are_bounded(
 
 
 def test_silent_worker_is_forgotten_with_all_its_keys(ledger: Ledger, server: redis.Redis) -> None:
-    ledger.heartbeat("worker", {"running": 1}, ["mine"])
+    ledger.workers.heartbeat("worker", {"running": 1}, ["mine"])
     server.zadd("ts:workers", {"worker": 1})
     server.zadd("ts:served", {"mine": 1})
-    assert ledger.workers() == []
+    assert ledger.workers.alive() == []
     assert server.keys("ts:*") == []
 
 

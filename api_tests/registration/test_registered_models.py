@@ -153,7 +153,7 @@ def test_registered_onnx_model_is_attacked_at_its_exact_distance(bench: InProces
     found = bench.registry.registration_probe(card)
     assert found is not None
     assert found.model_dump(mode="json") == job.result["probe"]
-    assert bench.ledger.read_probes([card.digest])[card.digest].rows == found.rows
+    assert bench.ledger.probes.read([card.digest])[card.digest].rows == found.rows
 
     steps = exact_distance("linf") * 255
     for eps, outcome in ((int(steps), "failure"), (int(steps) + 2, "success")):

@@ -116,7 +116,7 @@ def guarded(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
             "malformed": "ts_x",
         }
         api.ledger.keys.revoke(keys["revoked"].split("_")[1])
-        api.ledger.heartbeat("w1", {"running": 0})
+        api.ledger.workers.heartbeat("w1", {"running": 0})
         things = create_resources(api, keys["submitter"]) | {"key": keys["reader"].split("_")[1]}
         time.sleep(0.05)  # until one has expired
         yield GuardedService(api, keys, things)

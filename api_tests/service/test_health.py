@@ -10,9 +10,9 @@ def test_readiness_needs_a_worker_and_liveness_does_not(api: Api) -> None:
     response = api.client.get("/readyz")
     assert (response.status_code, response.json()["missing"]) == (503, ["worker"])
     assert response.json()["code"] == "not_ready"
-    api.ledger.heartbeat("w1", {"running": 0})
+    api.ledger.workers.heartbeat("w1", {"running": 0})
     assert api.client.get("/readyz").json() == {"status": "ready", "workers": 1}
-    api.ledger.remove_worker("w1")
+    api.ledger.workers.remove("w1")
 
 
 LOADED = [{"id": "m", "digest": f"sha256:{number}", "bytes": 9} for number in range(2)]
@@ -22,9 +22,9 @@ def test_metrics_show_queue_workers_batches_and_requests(api: Api) -> None:
     api.run_job()
     histogram = {"buckets": {"1": 3, "8": 5, "16": 6}, "sum": 30, "count": 7}
     info = {"batch_rows": histogram, "queries": {"forward": 30, "backward": 20}, "resident_models": LOADED}
-    api.ledger.heartbeat("w1", info)
+    api.ledger.workers.heartbeat("w1", info)
     text = api.client.get("/metrics").text
-    api.ledger.remove_worker("w1")
+    api.ledger.workers.remove("w1")
     for line in (
         "touchstone_ledger_up 1.0",
         "touchstone_queue_depth 0.0",

@@ -46,14 +46,14 @@ COST_PATHS = [
 
 @contextmanager
 def beat_worker(api: Api, info: dict[str, Any]) -> Iterator[None]:
-    api.ledger.heartbeat("w1", info)
+    api.ledger.workers.heartbeat("w1", info)
     yield
-    api.ledger.remove_worker("w1")
+    api.ledger.workers.remove("w1")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def stored_probe(api: Api) -> None:
-    api.ledger.store_probe(sample_manifest().digest, PROBE)
+    api.ledger.probes.store(sample_manifest().digest, PROBE)
 
 
 def test_operations_show_queue_jobs_and_workers(api: Api) -> None:

@@ -166,7 +166,7 @@ def test_model_version_keeps_its_file_until_it_is_deleted(
     manifest = next(iter(manifests().values())).model_copy(update={"id": "mine", "digest": digest_of(FILE)})
     for _ in range(2):
         TenantLedger.of(ledger, LOCAL).versions.register(manifest, MODEL_PROBE)
-    ledger.store_probe(manifest.digest, MODEL_PROBE)
+    ledger.probes.store(manifest.digest, MODEL_PROBE)
     ledger.query_budget(manifest.digest, 5, budget=None, rate=None, token="t")
     finish_job(ledger, blobs, job)
     ledger.delete(job.id)

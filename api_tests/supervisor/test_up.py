@@ -97,7 +97,7 @@ class UpRunner:
         return self.ledger.accept(self.submission.model_copy(update=changes))[0].id
 
     def worker_pid(self) -> int:
-        return int(self.ledger.workers()[-1].info["pid"])
+        return int(self.ledger.workers.alive()[-1].info["pid"])
 
     def api_pid(self) -> int:
         """The child of the last `up` that is not its worker, nor Valkey."""

@@ -93,7 +93,7 @@ def fuzz(
 
     Operations are left out by their ids.
     """
-    api.ledger.heartbeat("pretender", {"running": 0})
+    api.ledger.workers.heartbeat("pretender", {"running": 0})
     description = f"{api.origin}/openapi.json"
     schema = schemathesis.openapi.from_url(description, config=_build_config(phases, examples, seed))
     findings = FuzzReport()

@@ -229,7 +229,7 @@ def test_job_claimed_again_by_the_same_worker_stops_only_the_earlier_claim(
 
 
 def test_stopping_worker_releases_its_jobs_and_takes_no_more(worker: InProcessWorker) -> None:
-    worker.ledger.heartbeat("w1", {})
+    worker.ledger.workers.heartbeat("w1", {})
     job = worker.start(steps=10_000)
     waiting = worker.accept()
     worker.keeper.stopping = True
@@ -237,9 +237,9 @@ def test_stopping_worker_releases_its_jobs_and_takes_no_more(worker: InProcessWo
     assert worker.ledger.read(job).attempts == 0
     worker.runner(waiting)
     assert worker.ledger.read(waiting).claims == 0, "a stopping worker claims no more jobs"
-    wait_until(lambda: worker.ledger.workers() == [])
+    wait_until(lambda: worker.ledger.workers.alive() == [])
     worker.keeper._beat()
-    assert worker.ledger.workers() == [], "a stopping worker sends no heartbeat"
+    assert worker.ledger.workers.alive() == [], "a stopping worker sends no heartbeat"
     assert worker.exits == []
 
 

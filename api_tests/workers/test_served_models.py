@@ -42,7 +42,7 @@ def test_job_is_dispatched_to_the_queue_of_the_workers_that_serve_its_model(
 ) -> None:
     job, _ = ledger.accept(submission)
     assert ledger.broker_queue_of(job.id) == broker.QUEUE
-    ledger.heartbeat("special", {}, ["digits", "letters"])
+    ledger.workers.heartbeat("special", {}, ["digits", "letters"])
     assert ledger.broker_queue_of(ledger.accept(submission)[0].id) == broker.queue_name("digits")
     age_dispatches(server)
     ledger.reap()
@@ -53,7 +53,7 @@ def test_job_is_dispatched_to_the_queue_of_the_workers_that_serve_its_model(
 def test_messages_in_unserved_queues_do_not_hide_a_missing_dispatch(
     ledger: Ledger, submission: Submission, server: redis.Redis
 ) -> None:
-    ledger.heartbeat("special", {}, ["digits"])
+    ledger.workers.heartbeat("special", {}, ["digits"])
     server.lpush(broker.QUEUE, *["message"] * 5)  # of canceled jobs for which there was no worker
     job, _ = ledger.accept(submission)
     age_dispatches(server)
@@ -63,7 +63,7 @@ def test_messages_in_unserved_queues_do_not_hide_a_missing_dispatch(
 def test_missing_dispatch_is_found_behind_many_present_ones(
     ledger: Ledger, submission: Submission, server: redis.Redis
 ) -> None:
-    ledger.heartbeat("special", {}, ["digits"])
+    ledger.workers.heartbeat("special", {}, ["digits"])
     many = 1100
     for _ in range(many):
         ledger.accept(submission.model_copy(update={"model": OTHER}))
@@ -93,7 +93,7 @@ def test_jobs_go_to_other_workers_when_the_last_one_serving_a_model_is_gone(clus
 
 def test_worker_reports_the_models_it_serves(cluster: WorkerCluster) -> None:
     cluster.start_worker(models=" digits, letters ")
-    served: list[Any] = [worker.info["serves"] for worker in cluster.ledger.workers()]
+    served: list[Any] = [worker.info["serves"] for worker in cluster.ledger.workers.alive()]
     assert served == [["digits", "letters"]]
 
 

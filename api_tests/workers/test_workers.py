@@ -1,5 +1,4 @@
-"""Real Celery workers over a real Valkey: whatever is killed or dispatched twice, each job ends exactly once.
-"""
+"""Real Celery workers over a real Valkey: whatever is killed or dispatched twice, each job ends exactly once."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ class WorkerCluster:
         return worker
 
     def pids(self) -> set[int]:
-        return {worker.info["pid"] for worker in self.ledger.workers()}
+        return {worker.info["pid"] for worker in self.ledger.workers.alive()}
 
     def restart_valkey(self) -> None:
         pid = process_id(self.url)
@@ -202,7 +201,7 @@ def test_worker_releases_its_job_and_exits_on_signal(cluster: WorkerCluster, sig
     wait_until(lambda: cluster.count_diary_entries()["begin"] == 1)
     assert stop_worker(leaving, signum) == 0
     assert (cluster.read(job).status, cluster.read(job).attempts) == ("queued", 0)
-    assert cluster.ledger.workers() == []
+    assert cluster.ledger.workers.alive() == []
     cluster.start_worker()
     wait_until(lambda: cluster.read(job).status == "running")
     assert cluster.read(job).attempts == 1
@@ -221,7 +220,7 @@ def test_health_check_succeeds_only_with_a_worker_on_this_host(
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_HOME", str(cluster.home))
     assert healthcheck.main() == 1
-    cluster.ledger.heartbeat("a worker elsewhere", {"host": "elsewhere", "pid": 0})
+    cluster.ledger.workers.heartbeat("a worker elsewhere", {"host": "elsewhere", "pid": 0})
     assert healthcheck.main() == 1
     cluster.start_worker()
     assert healthcheck.main() == 0

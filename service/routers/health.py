@@ -39,7 +39,7 @@ def get_readiness(backend: AllTenants) -> dict[str, Any]:
 def count_workers(backend: Backend | TenantBackend) -> int:
     """How many workers are alive; raises `NotReady` where none is, or where the ledger does not answer."""
     try:
-        workers = backend.ledger.workers()
+        workers = backend.ledger.workers.alive()
     except LedgerUnavailable as failure:
         raise NotReady("the ledger does not answer", missing=["ledger", "worker"]) from failure
     if not workers:

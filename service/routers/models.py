@@ -110,7 +110,7 @@ def _format_time(version: VersionRef) -> str:
 def probe_of(ledger: TenantLedger, manifest: Manifest) -> Probe | None:
     """What is known of a model's speed; nothing while the ledger is out of reach."""
     try:
-        return ledger.read_probes([manifest.digest]).get(manifest.digest)
+        return ledger.probes.read([manifest.digest]).get(manifest.digest)
     except LedgerUnavailable:
         return None
 
@@ -122,8 +122,8 @@ def _read_view(backend: TenantBackend, manifests: Sequence[Manifest]) -> ModelVi
         versions = ledger.versions.all()
         found = {one.id: store.registration_probe(one) for one in manifests if one.id in versions}
         examined = {name: one for name, one in found.items() if one}
-        probes = ledger.read_probes([manifest.digest for manifest in manifests])
-        return ModelView(probes, examined, ledger.workers(), versions)
+        probes = ledger.probes.read([manifest.digest for manifest in manifests])
+        return ModelView(probes, examined, ledger.workers.alive(), versions)
     except LedgerUnavailable:
         return ModelView()
 

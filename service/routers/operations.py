@@ -126,7 +126,7 @@ def get_operations(backend: Tenant) -> Operations:
             free=backend.blobs.free_bytes(), reserve=backend.settings.disk_reserve, held=held, limit=limit
         ),
         jobs=ledger.count_by_status(),
-        workers=[_show_worker(worker, known) for worker in ledger.workers()],
+        workers=[_show_worker(worker, known) for worker in ledger.workers.alive()],
     )
 
 

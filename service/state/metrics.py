@@ -60,7 +60,7 @@ class ServiceCollector(Collector):
             queue, counts, workers = (
                 self._ledger.queue(),
                 self._ledger.count_by_status(),
-                self._ledger.workers(),
+                self._ledger.workers.alive(),
             )
             deliveries = self._ledger.outbox.count_by_status()
         except LedgerUnavailable:

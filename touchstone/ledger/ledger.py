@@ -30,7 +30,9 @@ from touchstone.ledger import codec
 from touchstone.ledger.api_keys import ApiKeys
 from touchstone.ledger.broker import QUEUE, queue_name
 from touchstone.ledger.connection import connect, map_redis_errors
+from touchstone.ledger.count_pools import CountPools
 from touchstone.ledger.events import Watch, read_events
+from touchstone.ledger.probes import Probes
 from touchstone.ledger.query_budget import QueryBudget
 from touchstone.ledger.quotas import NO_USAGE, Quota, Quotas, QuotaUsage, storage_full
 from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Status, Submission, Timings
@@ -38,29 +40,28 @@ from touchstone.ledger.replies import (
     Cancellation,
     Event,
     LeaseVerdict,
-    PooledCounts,
     QueueState,
     ReapResult,
-    WorkerHeartbeat,
 )
 from touchstone.ledger.retention import Retention
 from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.search import Finder
 from touchstone.ledger.webhooks.outbox import Outbox
-from touchstone.models.measurements import Probe
+from touchstone.ledger.workers import Workers, worker_expiry_ms
 from touchstone.settings import Settings
 
 REDISPATCH_SECONDS = 1.0
 MAX_REDISPATCHES = 100
-WORKER_EXPIRY_LEASES = 3
-PROBE_EXPIRY_SECONDS = 30 * 86_400
 
 ProgressReport = tuple[str, int, Progress, Mapping[str, float] | None]
 """Job, claim, progress, metric."""
 
 
 class Ledger:
-    """Jobs from acceptance to deletion, shared by the API and all workers; may be used from many threads."""
+    """Jobs from acceptance to deletion, with the other parts of the ledger beside them.
+
+    Shared by the API and all workers; may be used from many threads.
+    """
 
     def __init__(self, url: str, settings: Settings) -> None:
         self._settings = settings
@@ -72,6 +73,9 @@ class Ledger:
         self.quotas = Quotas(self.client, self.scripts, settings)
         self.query_budget = QueryBudget(self.client, self.scripts)
         self.retention = Retention(self.client, self.scripts, settings)
+        self.workers = Workers(self.scripts, settings)
+        self.probes = Probes(self.client)
+        self.count_pools = CountPools(self.scripts, settings)
 
     def accept(
         self,
@@ -285,22 +289,9 @@ class Ledger:
             _milliseconds(REDISPATCH_SECONDS),
             MAX_REDISPATCHES,
             QUEUE,
-            self._worker_expiry_ms(),
+            worker_expiry_ms(self._settings),
         )
         return ReapResult(tuple(to_dispatch), tuple(lost))
-
-    def read_pool(self, pool: str, seed: int) -> PooledCounts:
-        """The counts of a pool so far; where there are none, `seed` becomes the seed of the pool."""
-        return self._exchange_counts(pool, seed, 0, "")
-
-    def extend_pool(self, pool: str, counts: Mapping[str, Any]) -> PooledCounts:
-        """Store counts of more samples than the pool has; returns what the pool holds then."""
-        return self._exchange_counts(pool, counts["seed"], counts["n"], json.dumps(counts))
-
-    def _exchange_counts(self, pool: str, seed: int, n: int, counts: str) -> PooledCounts:
-        expiry = _milliseconds(self._settings.counts_days * 86_400)
-        pool_seed, known = self.scripts.run("jobs/pool", pool, seed, n, counts, expiry)
-        return PooledCounts(int(pool_seed), json.loads(known) if known else None)
 
     def events(self, job: str, *, after: str | None = None, limit: int = 1000) -> list[Event]:
         """A job's events after the event `after`, oldest first; `UnknownJob` where there is no such job."""
@@ -327,40 +318,6 @@ class Ledger:
         with map_redis_errors():
             model: Any = self.client.hget(f"ts:job:{job}", "lane")
         return queue_name(model) if model else QUEUE
-
-    def heartbeat(self, worker: str, info: Mapping[str, Any], served_models: Iterable[str] = ()) -> None:
-        """A worker's heartbeat, with its figures and the models that it serves if these are not all."""
-        self._run_heartbeat(worker, json.dumps(info) if info else "{}", *served_models)
-
-    def remove_worker(self, worker: str) -> None:
-        """Remove a worker that stops from those that are alive."""
-        self._run_heartbeat(worker, "")
-
-    def workers(self) -> list[WorkerHeartbeat]:
-        """Workers with a heartbeat within three leases."""
-        alive = self._run_heartbeat("", "")
-        return [
-            WorkerHeartbeat(name, json.loads(info), codec.decode_time(seen)) for name, info, seen in alive
-        ]
-
-    def _run_heartbeat(self, worker: str, info: str, *served_models: str) -> Any:
-        return self.scripts.run("jobs/beat", worker, info, self._worker_expiry_ms(), *served_models)
-
-    def _worker_expiry_ms(self) -> int:
-        """Milliseconds without a heartbeat after which a worker is removed."""
-        return _milliseconds(WORKER_EXPIRY_LEASES * self._settings.lease)
-
-    def store_probe(self, digest: str, probe: Probe) -> None:
-        """Store for a month what the last load of the model with this digest measured."""
-        with map_redis_errors():
-            self.client.set(f"ts:probe:{digest}", probe.model_dump_json(), ex=PROBE_EXPIRY_SECONDS)
-
-    def read_probes(self, digests: Sequence[str]) -> dict[str, Probe]:
-        """What was measured of the models with these digests; without those that were never loaded."""
-        with map_redis_errors():
-            stored: Any = self.client.mget([f"ts:probe:{digest}" for digest in digests]) if digests else []
-        found = zip(digests, map(codec.decode_probe, stored), strict=True)
-        return {digest: probe for digest, probe in found if probe is not None}
 
     def ping(self) -> None:
         """Raise `LedgerUnavailable` where the ledger does not answer."""

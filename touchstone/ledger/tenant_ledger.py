@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from touchstone.errors import UnknownJob
 from touchstone.ledger.model_versions import ModelVersions
+from touchstone.ledger.probes import Probes
 from touchstone.ledger.quotas import NO_USAGE, QuotaUsage
 from touchstone.ledger.records import Job, JobKind, Status, Submission
-from touchstone.ledger.replies import Cancellation, Event, JobPage, QueueState, WorkerHeartbeat
+from touchstone.ledger.replies import Cancellation, Event, JobPage, QueueState
 from touchstone.ledger.search import Filters, Finder
 from touchstone.ledger.webhooks.deliveries import Deliveries
 from touchstone.ledger.webhooks.endpoints import Endpoints
-from touchstone.models.measurements import Probe
+from touchstone.ledger.workers import Workers
 
 if TYPE_CHECKING:
     from touchstone.ledger.ledger import Ledger
@@ -32,6 +33,9 @@ class TenantLedger:
     versions: ModelVersions
     endpoints: Endpoints
     deliveries: Deliveries
+    workers: Workers
+    """Those of all tenants, as are `probes`."""
+    probes: Probes
     _ledger: Ledger
     _finder: Finder
 
@@ -44,6 +48,8 @@ class TenantLedger:
             ModelVersions(client, scripts, tenant),
             Endpoints(client, scripts, tenant),
             Deliveries(client, scripts, finder, tenant),
+            ledger.workers,
+            ledger.probes,
             ledger,
             finder,
         )
@@ -137,14 +143,6 @@ class TenantLedger:
     def queue(self) -> QueueState:
         """How many jobs wait, and for how long."""
         return self._ledger.queue(self.tenant)
-
-    def workers(self) -> list[WorkerHeartbeat]:
-        """See `Ledger.workers`: they work for everybody."""
-        return self._ledger.workers()
-
-    def read_probes(self, digests: Sequence[str]) -> dict[str, Probe]:
-        """See `Ledger.read_probes`: equal bytes are equally fast."""
-        return self._ledger.read_probes(digests)
 
     def _check_owner(self, job: str) -> str:
         if self._ledger.tenants([job]).get(job) != self.tenant:

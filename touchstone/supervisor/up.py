@@ -207,7 +207,7 @@ def _wait_until_ready(
 def _is_worker_ready(ledger: Ledger, worker: ChildProcess) -> bool:
     """Whether this very worker is alive: one of an earlier start may be remembered for a while."""
     try:
-        return any(alive.info.get("pid") == worker.pid for alive in ledger.workers())
+        return any(alive.info.get("pid") == worker.pid for alive in ledger.workers.alive())
     except LedgerUnavailable:
         return False
 
