@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from api_tests.support.browser import CHROMIUM, NO_CHROMIUM, OpenPage, PageErrors, chromium, open_watched_page
-from api_tests.support.fake_service import Api
+from api_tests.support.fake_service import Api, run_service as run_fake_service
 from touchstone.settings import Settings
 from touchstone.supervisor.up import run_service
 
@@ -28,43 +28,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """One Chromium for these tests, gone before any other: they may want an event loop."""
+    """One Chromium for these tests, closed before any others: they may need an event loop."""
     with chromium() as browser:
         yield browser
 
 
 @pytest.fixture(scope="package")
-def live(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a service with a real worker, as `touchstone up` starts it."""
+def live_url(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a service with a real worker, as `touchstone up` starts it."""
     settings = Settings(home=tmp_path_factory.mktemp("live"), port=0, redis_url=None)
     with run_service(settings, lambda _line: None) as url:
         yield url
 
 
 @pytest.fixture
-def troubles() -> Iterator[PageErrors]:
-    """What goes wrong in this test's pages; at the end, whatever it did not foresee fails the test."""
-    troubles = PageErrors()
-    yield troubles
-    assert troubles.list_unexpected() == []
+def api_with_keys(settings: Settings) -> Iterator[Api]:
+    """A service with a fake worker that requires keys."""
+    with run_fake_service(settings.model_copy(update={"require_keys": True})) as api:
+        yield api
 
 
 @pytest.fixture
-def open_page(browser: Browser, troubles: PageErrors) -> Iterator[OpenPage]:
-    """Open a page of an origin in a fresh context: `open_page(live, **PHONE, color_scheme="dark")`."""
+def page_errors() -> Iterator[PageErrors]:
+    """The errors of this test's pages; an unexpected one fails the test."""
+    page_errors = PageErrors()
+    yield page_errors
+    assert page_errors.list_unexpected() == []
+
+
+@pytest.fixture
+def open_page(browser: Browser, page_errors: PageErrors) -> Iterator[OpenPage]:
+    """Open a page of an origin in a fresh context: `open_page(live_url, **PHONE, color_scheme="dark")`."""
     with ExitStack() as stack:
         yield lambda origin, **options: stack.enter_context(
-            open_watched_page(browser, origin, troubles, **options)
+            open_watched_page(browser, origin, page_errors, **options)
         )
 
 
 @pytest.fixture
 def page(open_page: OpenPage, api: Api) -> Page:
-    """A page of the service with a pretended worker."""
+    """A page of the service with a fake worker."""
     return open_page(api.origin)
 
 
 @pytest.fixture
-def live_page(open_page: OpenPage, live: str) -> Page:
+def live_page(open_page: OpenPage, live_url: str) -> Page:
     """A page of the service with a real worker."""
-    return open_page(live)
+    return open_page(live_url)

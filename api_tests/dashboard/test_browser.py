@@ -1,4 +1,4 @@
-"""The browser shows our pages, and nothing that goes wrong in one escapes the tests."""
+"""The browser renders pages, and every error in a page is noticed by the tests."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PAGE_ERRORS = {
         r"CSP violation: script-src-elem forbids inline",
     ),
     "inline style": ("<p style='color: red'>Red</p>", r"CSP violation: style-src-attr forbids inline"),
-    "console": ("<script src=/console.js></script>", r"console: told \(.*/console.js:0\)"),
+    "console": ("<script src=/console.js></script>", r"console: logged \(.*/console.js:0\)"),
     "error": ("<script src=/error.js></script>", r"uncaught: .*thrown"),
     "rejection": ("<script src=/rejection.js></script>", r"uncaught: .*rejected"),
     "not found": ("<img alt=Nothing src=/nothing.png>", r"console: .* 404 .*/nothing.png"),
-    "server's fault": ("<img alt=Nothing src=/fault.png>", r"^500: .*/fault.png"),
+    "server error": ("<img alt=Nothing src=/broken.png>", r"^500: .*/broken.png"),
     "no connection": ("<img alt=Nothing src=/refused.png>", r"request failed: net::ERR_CONNECTION_REFUSED"),
     "another origin": (
         "<img alt=Nothing src=http://127.0.0.1:9/a.png>",
@@ -31,14 +31,14 @@ PAGE_ERRORS = {
 }
 FILES = {
     "dark.css": "@media (prefers-color-scheme: dark) { body { background: black } }",
-    "console.js": "console.error('told')",
+    "console.js": "console.error('logged')",
     "error.js": "throw new Error('thrown')",
     "rejection.js": "Promise.reject(new Error('rejected'))",
 }
 
 
 def show(page: Page, body: str, headers: dict[str, str] = STRICT) -> None:
-    """Have the page load a document with this body, as if the service had served it."""
+    """Load a document with this body, as if the service had served it."""
     head = '<!doctype html><html lang="en"><title>Made up</title>'
 
     def answer(route: Route) -> None:
@@ -52,7 +52,7 @@ def show(page: Page, body: str, headers: dict[str, str] = STRICT) -> None:
         elif path == "refused.png":
             route.abort("connectionrefused")
         else:
-            route.fulfill(status=500 if path == "fault.png" else 404)
+            route.fulfill(status=500 if path == "broken.png" else 404)
 
     page.route("**/*", answer)
     page.goto("/made-up")
@@ -79,33 +79,31 @@ def test_phone_emulation_has_size_pixel_ratio_and_dark_scheme(
 
 
 @pytest.mark.parametrize(("body", "pattern"), PAGE_ERRORS.values(), ids=PAGE_ERRORS)
-def test_page_errors_are_recorded_as_troubles(
-    page: Page, troubles: PageErrors, body: str, pattern: str
-) -> None:
+def test_page_errors_are_recorded(page: Page, page_errors: PageErrors, body: str, pattern: str) -> None:
     headers = {} if "another" in pattern else STRICT
     show(page, body, headers)
-    assert troubles.list_unexpected() == troubles.seen != []
-    troubles.expect(pattern)
-    troubles.allow("^console: ")
-    assert troubles.list_unexpected() == []
+    assert page_errors.list_unexpected() == page_errors.seen != []
+    page_errors.expect(pattern)
+    page_errors.allow("^console: ")
+    assert page_errors.list_unexpected() == []
 
 
-def test_expected_trouble_that_does_not_occur_is_reported(page: Page) -> None:
-    vain = PageErrors()
-    vain.expect("a storm")
-    assert vain.list_unexpected() == ["expected, but did not come: a storm"]
+def test_expected_error_that_does_not_occur_is_reported(page: Page) -> None:
+    errors = PageErrors()
+    errors.expect("a storm")
+    assert errors.list_unexpected() == ["expected, but did not occur: a storm"]
 
 
-def test_clean_page_causes_no_troubles(page: Page, troubles: PageErrors) -> None:
-    show(page, "<p>All is well.</p>")
+def test_clean_page_has_no_errors(page: Page, page_errors: PageErrors) -> None:
+    show(page, "<p>No errors.</p>")
     assert axe(page) == []
-    assert troubles.seen == []
+    assert page_errors.seen == []
 
 
-def test_axe_finds_violations_under_the_strictest_csp(page: Page, troubles: PageErrors) -> None:
+def test_axe_finds_violations_under_the_strictest_csp(page: Page, page_errors: PageErrors) -> None:
     policy = "default-src 'none'; img-src 'self'; require-trusted-types-for 'script'; trusted-types 'none'"
     show(page, "<input><img src=/a.png>", {"Content-Security-Policy": policy})
-    troubles.expect("404 .*/a.png")
+    page_errors.expect("404 .*/a.png")
     assert [line.partition(":")[0] for line in axe(page)] == ["critical image-alt", "critical label"]
     assert len(axe(page, "img")) == 1
 

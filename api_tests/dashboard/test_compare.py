@@ -1,18 +1,18 @@
-"""Jobs beside each other."""
+"""The comparison of jobs."""
 
 from __future__ import annotations
 
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from api_tests.dashboard.crowd import finish_attack, finish_certificate
+from api_tests.dashboard.finished_jobs import finish_attack, finish_certificate
 from api_tests.support.browser import PageErrors
 from api_tests.support.fake_service import Api
 
 
 @pytest.fixture(autouse=True)
-def no_worker(troubles: PageErrors) -> None:
-    troubles.allow("readyz")
+def allow_missing_worker(page_errors: PageErrors) -> None:
+    page_errors.allow("readyz")
 
 
 def comparison_row(page: Page, name: str) -> Locator:
@@ -44,11 +44,11 @@ def test_best_is_marked_only_among_comparable_jobs(page: Page, api: Api) -> None
     with api.worker.with_behavior(lambda work: finish_attack(work, size=2.0)):
         large = api.run_job()["id"]
     with api.worker.with_behavior(lambda work: finish_attack(work, success=False, size=0.5)):
-        vain = api.run_job()["id"]
+        failed = api.run_job()["id"]
     page.goto(f"/#/compare?jobs={large},{small}")
     expect(comparison_row(page, "L2").get_by_role("cell")).to_have_text(["2", "1best"])
     expect(comparison_row(page, "L∞").get_by_role("cell")).to_have_text(["8/255", "8/255"])
-    page.goto(f"/#/compare?jobs={large},{small},{vain}")
+    page.goto(f"/#/compare?jobs={large},{small},{failed}")
     expect(comparison_row(page, "L2").get_by_role("cell")).to_have_text(["2", "1", "0.5"])
 
 
@@ -65,9 +65,9 @@ def test_certified_radii_are_drawn_on_one_scale(page: Page, api: Api) -> None:
 
 
 def test_jobs_are_added_and_removed_and_unknown_ids_are_reported(
-    page: Page, api: Api, troubles: PageErrors
+    page: Page, api: Api, page_errors: PageErrors
 ) -> None:
-    troubles.expect("console: .* 404 .*")
+    page_errors.expect("console: .* 404 .*")
     with api.worker.with_behavior(finish_attack):
         one, two = (api.run_job()["id"] for _ in range(2))
     page.goto(f"/#/compare?jobs={one}")
@@ -82,7 +82,7 @@ def test_jobs_are_added_and_removed_and_unknown_ids_are_reported(
 
 
 def test_late_answer_does_not_undo_a_finished_job(page: Page, api: Api) -> None:
-    """The page reads its jobs again once the stream is live; here that answer is a state long past."""
+    """The page reads its jobs again once the stream is live; here that response is outdated."""
     with api.worker.pause():
         job = api.submit(wait=None).json()["id"]
         waiting = api.client.get(f"/v1/jobs/{job}").text

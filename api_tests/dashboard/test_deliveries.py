@@ -1,4 +1,4 @@
-"""The card on a job's page that tells who heard of its end, and sends it again."""
+"""The webhook deliveries on the page of a job, and their replay."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from touchstone.settings import Settings
 
 @pytest.fixture(scope="module")
 def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A service that may send to the loopback."""
+    """A service that may send to loopback addresses."""
     home = tmp_path_factory.mktemp("api")
     with run_service(Settings(home=home, redis_url=valkey_server, outgoing_allow="127.0.0.1")) as api:
         yield api
 
 
 @pytest.fixture
-def page(open_page: OpenPage, api: Api, troubles: PageErrors) -> Page:
-    """A page of a service whose worker gives no sign of life."""
-    troubles.allow("/readyz")
+def page(open_page: OpenPage, api: Api, page_errors: PageErrors) -> Page:
+    """A page of a service whose worker sends no heartbeats."""
+    page_errors.allow("/readyz")
     return open_page(api.origin)
 
 
@@ -41,7 +41,7 @@ def test_delivery_is_shown_and_replayed_by_keyboard(page: Page, api: Api, receiv
     again = row.get_by_role("button", name="Send again")
     again.focus()
     page.keyboard.press("Enter")
-    expect(card.get_by_role("status")).to_have_text("It is being sent again.")
+    expect(card.get_by_role("status")).to_have_text("The delivery is being sent again.")
     expect(row).to_contain_text(re.compile("delivered2204 after .+ago–|delivered2204 after .+just now–"))
     expect(again).to_be_focused()
     assert len({message.id for message in receiver.wait(2)}) == 1
@@ -55,9 +55,9 @@ def test_job_without_webhook_shows_no_deliveries(page: Page, api: Api) -> None:
 
 
 def test_refused_replay_shows_its_reason(
-    page: Page, api: Api, receiver: Receiver, troubles: PageErrors
+    page: Page, api: Api, receiver: Receiver, page_errors: PageErrors
 ) -> None:
-    troubles.expect("409")
+    page_errors.expect("409")
     endpoint = add_endpoint(api.ledger, receiver)
     job = api.run_job()
     receiver.wait()
@@ -69,9 +69,9 @@ def test_refused_replay_shows_its_reason(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_deliveries_card_is_accessible_and_does_not_overflow(
-    open_page: OpenPage, api: Api, receiver: Receiver, troubles: PageErrors, scheme: str
+    open_page: OpenPage, api: Api, receiver: Receiver, page_errors: PageErrors, scheme: str
 ) -> None:
-    troubles.allow("/readyz")
+    page_errors.allow("/readyz")
     page = open_page(api.origin, **(PHONE if scheme == "dark" else {}), color_scheme=scheme)
     page.goto(f"/#/jobs/{api.run_job(webhook=receiver.url)['id']}")
     expect(page.get_by_role("heading", name="Webhooks")).to_be_visible()

@@ -1,4 +1,4 @@
-"""What surrounds the pages: navigation, themes, keys, and a service that does not answer."""
+"""The frame around the pages: navigation, themes, and a service that does not respond."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PAGES = {
 
 
 @pytest.fixture(autouse=True)
-def _no_worker_lives(troubles: PageErrors) -> None:
-    """The pretended worker gives no sign of life, of which the frame tells."""
-    troubles.allow("503.*/readyz")
+def allow_missing_worker(page_errors: PageErrors) -> None:
+    """The fake worker sends no heartbeats, so the frame reports that the service is not ready."""
+    page_errors.allow("503.*/readyz")
 
 
 def test_every_page_has_a_title_and_a_navigation_link(page: Page) -> None:
@@ -38,12 +38,12 @@ def test_unknown_address_shows_not_found(page: Page) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
 
 
-def test_unreachable_service_is_reported_and_can_be_retried(page: Page, troubles: PageErrors) -> None:
-    troubles.allow("ERR_CONNECTION_REFUSED")
+def test_unreachable_service_is_reported_and_can_be_retried(page: Page, page_errors: PageErrors) -> None:
+    page_errors.allow("ERR_CONNECTION_REFUSED")
     page.goto("/#/operations")
     page.context.route("**/v1/models*", lambda route: route.abort("connectionrefused"))
     page.locator("nav a[data-page=models]").click()
-    expect(page.get_by_role("alert")).to_contain_text("The service does not answer")
+    expect(page.get_by_role("alert")).to_contain_text("The service does not respond")
     page.context.unroute("**/v1/models*")
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Models")

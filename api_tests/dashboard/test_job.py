@@ -27,11 +27,11 @@ SMALL = "fashion-mnist-cnn"
 READOUT = re.compile(r"x (\d+), y (\d+)R (\d+) → (\d+) .*?G (\d+) → (\d+) .*?B (\d+) → (\d+) ")
 
 
-def submit_job(live: str, path: str, image: bytes, *, wait: int = 60, **fields: Any) -> dict[str, Any]:
-    """A job of the real service; one that has ended unless there is no wait."""
+def submit_job(live_url: str, path: str, image: bytes, *, wait: int = 60, **fields: Any) -> dict[str, Any]:
+    """A job of the real service; without a wait, it may not have ended."""
     headers = {"Prefer": f"wait={wait}"} if wait else {}
     files = {"image": ("a.png", image)}
-    answer = httpx2.post(f"{live}/v1/{path}", files=files, data=fields, headers=headers, timeout=90)
+    answer = httpx2.post(f"{live_url}/v1/{path}", files=files, data=fields, headers=headers, timeout=90)
     assert answer.status_code == (200 if wait else 202), answer.text
     job: dict[str, Any] = answer.json()
     return job
@@ -45,7 +45,7 @@ def garment() -> bytes:
 
 
 def click_twice(page: Page, name: str, path: str) -> list[APIResponse]:
-    """What the service answers to both clicks; the page hears of neither before both are answered."""
+    """The responses to both clicks; the page receives neither before both are there."""
     held = HeldRequests(page, re.compile(f"{path}$"), times=2)
     page.get_by_role("button", name=name).dblclick()
     both = [held.take(), held.take()]
@@ -56,28 +56,28 @@ def click_twice(page: Page, name: str, path: str) -> list[APIResponse]:
 
 
 @pytest.fixture(scope="module")
-def cat(live: str) -> dict[str, Any]:
+def photo_attack(live_url: str) -> dict[str, Any]:
     """An attack on a photo, at 2/255."""
     fields: dict[str, Any] = {"model": "imagenet-efficientnet-lite0", "eps": "2/255", "steps": 5}
-    return submit_job(live, "attacks/pgd", PHOTO.read_bytes(), **fields)
+    return submit_job(live_url, "attacks/pgd", PHOTO.read_bytes(), **fields)
 
 
 @pytest.fixture(scope="module")
-def certificate(live: str) -> dict[str, Any]:
-    """A certificate that may go on."""
+def certificate(live_url: str) -> dict[str, Any]:
+    """A certificate that can be continued."""
     fields: dict[str, Any] = {
         "model": "fashion-mnist-cnn-noise-0.25",
         "sigma": 0.25,
         "n": 1500,
         "rule": "e_process",
     }
-    return submit_job(live, "certificates/smoothing", garment(), **fields)
+    return submit_job(live_url, "certificates/smoothing", garment(), **fields)
 
 
 @pytest.fixture
-def page(open_page: OpenPage, api: Api, troubles: PageErrors) -> Page:
-    """A page of the service with a pretended worker, which gives no sign of life."""
-    troubles.allow("/readyz")
+def page(open_page: OpenPage, api: Api, page_errors: PageErrors) -> Page:
+    """A page of the service with a fake worker, which sends no heartbeats."""
+    page_errors.allow("/readyz")
     return open_page(api.origin)
 
 
@@ -88,21 +88,21 @@ def open_job(page: Page, job: dict[str, Any]) -> None:
 
 
 def read_pixel(page: Page) -> list[int]:
-    """x, y, then red before and after, green, blue."""
+    """x, y, then the values of red, green and blue, each before and after."""
     wait_for_paint(page)
     found = READOUT.search(page.locator(".readout").text_content() or "")
     assert found
     return [int(value) for value in found.groups()]
 
 
-def pixels(live: str, job: dict[str, Any], name: str) -> NDArray[np.uint8]:
-    """A file of the job as Pillow reads it."""
-    file = httpx2.get(f"{live}{job['links']['artifacts'][name]}").content
+def pixels(live_url: str, job: dict[str, Any], name: str) -> NDArray[np.uint8]:
+    """A file of the job, decoded by Pillow."""
+    file = httpx2.get(f"{live_url}{job['links']['artifacts'][name]}").content
     return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
 
 
 def color_at(pane: Locator, across: float, down: float) -> list[int]:
-    """What a pane shows at a place given in its own units."""
+    """The color that a pane shows at a position given as fractions of its size."""
     shown: list[int] = pane.evaluate(
         """(canvas, [x, y]) => {
             const at = [x * canvas.width, y * canvas.height];
@@ -113,14 +113,14 @@ def color_at(pane: Locator, across: float, down: float) -> list[int]:
     return shown
 
 
-def test_attack_page_summarizes_the_result(live_page: Page, cat: dict[str, Any]) -> None:
-    open_job(live_page, cat)
-    before, after = cat["result"]["original"], cat["result"]["adversarial"]
+def test_attack_page_summarizes_the_result(live_page: Page, photo_attack: dict[str, Any]) -> None:
+    open_job(live_page, photo_attack)
+    before, after = photo_attack["result"]["original"], photo_attack["result"]["adversarial"]
     assert before["name"] != after["name"] == "Egyptian Mau"
     sentence = live_page.locator(".sentence")
     expect(sentence).to_have_text(
         f"Fooled: “{before['name']}” {before['confidence']:.0%} became “{after['name']}” "
-        f"{after['confidence']:.0%} with a change of at most 2/255 in L∞.".replace("%", " %")
+        f"{after['confidence']:.0%} with a perturbation of L∞ 2/255.".replace("%", " %")
     )
     expect(live_page.get_by_text("saved 8-bit PNG")).to_be_visible()
     rows = live_page.locator(".bars tbody", has_text="Egyptian Mau").locator("tr")
@@ -129,24 +129,26 @@ def test_attack_page_summarizes_the_result(live_page: Page, cat: dict[str, Any])
     expect(live_page.locator(".facts", has_text="Similarity")).to_contain_text("2/255, 100 % of eps")
 
 
-def test_pixel_readout_matches_the_files(live_page: Page, live: str, cat: dict[str, Any]) -> None:
-    open_job(live_page, cat)
-    before, after = pixels(live, cat, "original.png"), pixels(live, cat, "adversarial.png")
+def test_pixel_readout_matches_the_files(
+    live_page: Page, live_url: str, photo_attack: dict[str, Any]
+) -> None:
+    open_job(live_page, photo_attack)
+    before, after = (pixels(live_url, photo_attack, f"{name}.png") for name in ("original", "adversarial"))
     pane = live_page.locator("canvas").nth(1)
     for across, down in ((0.01, 0.02), (0.31, 0.6), (0.98, 0.97)):
         box = pane.bounding_box()
         assert box
         live_page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
-        x, y, *said = read_pixel(live_page)
+        x, y, *values = read_pixel(live_page)
         assert [x, y] == pytest.approx([across * 451 - 0.5, down * 300 - 0.5], abs=0.6)
-        assert said == [value for pair in zip(before[y, x], after[y, x], strict=True) for value in pair]
+        assert values == [value for pair in zip(before[y, x], after[y, x], strict=True) for value in pair]
 
 
 def test_difference_pane_shows_the_exact_pixel_difference(
-    live_page: Page, live: str, cat: dict[str, Any]
+    live_page: Page, live_url: str, photo_attack: dict[str, Any]
 ) -> None:
-    open_job(live_page, cat)
-    before, after = pixels(live, cat, "original.png"), pixels(live, cat, "adversarial.png")
+    open_job(live_page, photo_attack)
+    before, after = (pixels(live_url, photo_attack, f"{name}.png") for name in ("original", "adversarial"))
     live_page.locator(".panes").focus()
     for _ in range(12):
         live_page.keyboard.press("+")
@@ -154,7 +156,7 @@ def test_difference_pane_shows_the_exact_pixel_difference(
     x, y, *_ = read_pixel(live_page)
     middle = (before[y : y + 1, x : x + 1], after[y : y + 1, x : x + 1])
     pane = live_page.locator("canvas").nth(2)
-    for factor in (cat["result"]["difference_factor"], 20):
+    for factor in (photo_attack["result"]["difference_factor"], 20):
         live_page.get_by_label("Difference times").fill(str(factor))
         wait_for_paint(live_page)
         assert color_at(pane, 0.5, 0.5) == difference(*middle, factor)[0, 0].tolist()
@@ -164,8 +166,10 @@ def test_difference_pane_shows_the_exact_pixel_difference(
     assert color_at(pane, 0.5, 0.5) == (20 * change).tolist()
 
 
-def test_wheel_and_drag_keep_the_pixel_under_the_pointer(live_page: Page, cat: dict[str, Any]) -> None:
-    open_job(live_page, cat)
+def test_wheel_and_drag_keep_the_pixel_under_the_pointer(
+    live_page: Page, photo_attack: dict[str, Any]
+) -> None:
+    open_job(live_page, photo_attack)
     box = live_page.locator("canvas").first.bounding_box()
     assert box
     x, y = box["x"] + 100, box["y"] + 70
@@ -186,9 +190,11 @@ def test_wheel_and_drag_keep_the_pixel_under_the_pointer(live_page: Page, cat: d
     assert read_pixel(live_page)[0] - at[0] in (3, 4), "a pixel fills 32 of the screen's"
 
 
-def test_two_finger_pinch_zooms_the_image(open_page: OpenPage, live: str, cat: dict[str, Any]) -> None:
-    page = open_page(live, **PHONE)
-    open_job(page, cat)
+def test_two_finger_pinch_zooms_the_image(
+    open_page: OpenPage, live_url: str, photo_attack: dict[str, Any]
+) -> None:
+    page = open_page(live_url, **PHONE)
+    open_job(page, photo_attack)
     pane = page.locator("canvas").first
     pane.scroll_into_view_if_needed()
     box = pane.bounding_box()
@@ -209,23 +215,23 @@ def test_two_finger_pinch_zooms_the_image(open_page: OpenPage, live: str, cat: d
 
 
 def test_blinking_is_slow_and_replaced_under_reduced_motion(
-    open_page: OpenPage, live: str, cat: dict[str, Any]
+    open_page: OpenPage, live_url: str, photo_attack: dict[str, Any]
 ) -> None:
-    page = open_page(live, reduced_motion="no-preference")
-    open_job(page, cat)
+    page = open_page(live_url, reduced_motion="no-preference")
+    open_job(page, photo_attack)
     page.evaluate("""() => {
-        window.turns = [];
-        new MutationObserver(() => turns.push(performance.now()))
+        window.swaps = [];
+        new MutationObserver(() => swaps.push(performance.now()))
             .observe(document.querySelectorAll("figcaption strong")[1], {childList: true});
     }""")
     page.get_by_role("button", name="Blink").click()
-    turns = page.evaluate("""async () => {
-        while (turns.length < 4) await new Promise((resolve) => setTimeout(resolve, 50));
-        return turns;
+    swaps = page.evaluate("""async () => {
+        while (swaps.length < 4) await new Promise((resolve) => setTimeout(resolve, 50));
+        return swaps;
     }""")
-    assert (turns[3] - turns[0]) / 3 > 1000 / 6, "two turns are one flash; three a second are too many"
-    still = open_page(live, reduced_motion="reduce")
-    open_job(still, cat)
+    assert (swaps[3] - swaps[0]) / 3 > 1000 / 6, "two changes are one flash; three a second are too many"
+    still = open_page(live_url, reduced_motion="reduce")
+    open_job(still, photo_attack)
     expect(still.get_by_role("button", name="Blink")).to_have_count(0)
     still.get_by_role("button", name="Hold for the original").hover()
     still.mouse.down()
@@ -255,7 +261,7 @@ def test_largest_possible_radius_is_that_of_unanimous_votes(
     live_page: Page, certificate: dict[str, Any]
 ) -> None:
     open_job(live_page, certificate)
-    shown = live_page.locator(".reach li.most b").text_content() or ""
+    shown = live_page.locator(".radii li.largest b").text_content() or ""
     sampling = certificate["result"]["sampling"]
     n, alpha = sampling["n_used"], sampling["alpha"]
     bound = STOPPING_RULES["e_process"].lower(n, n, n=sampling["n_max"], alpha=alpha)
@@ -263,42 +269,44 @@ def test_largest_possible_radius_is_that_of_unanimous_votes(
 
 
 def test_certificate_is_continued_by_one_job_despite_two_clicks(
-    live_page: Page, troubles: PageErrors, certificate: dict[str, Any]
+    live_page: Page, page_errors: PageErrors, certificate: dict[str, Any]
 ) -> None:
-    troubles.expect("422")
+    page_errors.expect("422")
     open_job(live_page, certificate)
     more = live_page.get_by_label("More samples")
     more.fill("1000000000")
-    live_page.get_by_role("button", name="Go on").click()
+    live_page.get_by_role("button", name="Continue").click()
     expect(live_page.get_by_role("alert").filter(has_text=re.compile(".+"))).to_be_visible()
     more.fill("500")
-    answers = click_twice(live_page, "Go on", "/continue")
+    answers = click_twice(live_page, "Continue", "/continue")
     assert [answer.status for answer in answers] == [202, 202]
     assert answers[0].json()["id"] == answers[1].json()["id"]
-    expect(live_page.get_by_text("Goes on with")).to_be_visible()
+    expect(live_page.locator("dt", has_text="Continues")).to_be_visible()
     expect(live_page.locator(".sentence")).to_be_visible()
 
 
-def test_running_job_shows_live_progress_and_can_be_canceled(live_page: Page, live: str) -> None:
+def test_running_job_shows_live_progress_and_can_be_canceled(live_page: Page, live_url: str) -> None:
     fields: dict[str, Any] = {"model": SMALL, "steps": 10_000, "early_stop": "false"}
-    job = submit_job(live, "attacks/pgd", garment(), wait=0, **fields)
+    job = submit_job(live_url, "attacks/pgd", garment(), wait=0, **fields)
     open_job(live_page, job)
     expect(live_page.get_by_text(re.compile(r"Step [1-9][\d,]* of 10,000"))).to_be_visible()
     curve = live_page.get_by_role("img", name=re.compile("^Loss: "))
     expect(curve).to_be_visible()
     begins = (curve.get_attribute("aria-label") or "").partition(",")[0]
     live_page.get_by_role("button", name="Cancel").click()
-    expect(live_page.get_by_role("heading", name="It was canceled")).to_be_visible()
+    expect(live_page.get_by_role("heading", name="Job canceled")).to_be_visible()
     expect(live_page.get_by_role("button", name="Delete")).to_be_visible()
     live_page.reload()
     expect(curve).to_have_attribute("aria-label", re.compile(f"^{re.escape(begins)}, "))
 
 
-def test_rerun_shows_whether_the_bytes_agree(live_page: Page, live: str) -> None:
+def test_rerun_shows_whether_the_bytes_agree(live_page: Page, live_url: str) -> None:
     fields: dict[str, Any] = {"model": SMALL, "execution": "deterministic", "eps": "4/255"}
-    open_job(live_page, submit_job(live, "attacks/fgsm", garment(), **fields))
+    open_job(live_page, submit_job(live_url, "attacks/fgsm", garment(), **fields))
     live_page.get_by_role("button", name="Run again and compare").click()
-    expect(live_page.get_by_text("was repeated here: the bytes agree.")).to_be_visible()
+    expect(live_page.locator(".verdict")).to_contain_text(
+        re.compile(r"Rerun of job \w{8}: the bytes are identical\.")
+    )
 
 
 def test_rerun_by_two_clicks_makes_one_job(page: Page, api: Api) -> None:
@@ -313,7 +321,7 @@ def test_queued_job_shows_its_position_and_then_its_result(page: Page, api: Api)
         ahead = api.submit(wait=None).json()
         job = api.submit(wait=None).json()
         open_job(page, job)
-        expect(page.get_by_text(re.compile("Waiting: [12] before it"))).to_be_visible()
+        expect(page.get_by_text(re.compile("Queued: [12] jobs? ahead"))).to_be_visible()
         api.client.post(f"/v1/jobs/{ahead['id']}/cancel")
     expect(page.locator(".sentence")).to_contain_text("Fooled")
     expect(page.locator("canvas")).to_have_count(3)
@@ -327,21 +335,21 @@ def test_failed_job_shows_its_error(page: Page, api: Api) -> None:
 
 
 def test_success_lost_by_rounding_is_explained(page: Page, api: Api) -> None:
-    def undone(work: FakeJob) -> None:
+    def lose_by_rounding(work: FakeJob) -> None:
         verdict = {"outcome": "failure", "success": False, "success_float": True}
         work.finish(status="succeeded", result=verdict)
 
-    with api.worker.with_behavior(undone):
+    with api.worker.with_behavior(lose_by_rounding):
         open_job(page, api.run_job())
-    expect(page.locator(".sentence")).to_contain_text("Held: no change within 8/255 in L∞ was found")
-    expect(page.get_by_text("rounding it to 8 bits undid that")).to_be_visible()
+    expect(page.locator(".sentence")).to_contain_text("Robust: no adversarial example found within L∞ 8/255")
+    expect(page.get_by_text("was adversarial; rounded to 8 bits, it no longer is")).to_be_visible()
 
 
 def test_job_is_deleted_only_after_confirmation(page: Page, api: Api) -> None:
     job = api.run_job()
     open_job(page, job)
     page.get_by_role("button", name="Delete").click()
-    page.get_by_role("button", name="Keep it").click()
+    page.get_by_role("button", name="Keep").click()
     assert api.client.get(f"/v1/jobs/{job['id']}").status_code == 200
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
@@ -349,18 +357,18 @@ def test_job_is_deleted_only_after_confirmation(page: Page, api: Api) -> None:
     assert api.client.get(f"/v1/jobs/{job['id']}").status_code == 404
 
 
-def test_unknown_job_shows_no_such_job(page: Page, troubles: PageErrors) -> None:
-    troubles.expect("404")
+def test_unknown_job_shows_no_such_job(page: Page, page_errors: PageErrors) -> None:
+    page_errors.expect("404")
     page.goto("/#/jobs/0123456789abcdef0123456789abcdef")
     expect(page.get_by_role("heading", name="No such job")).to_be_visible()
 
 
-@pytest.mark.parametrize("kind", ["cat", "certificate"])
+@pytest.mark.parametrize("kind", ["photo_attack", "certificate"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_job_page_is_accessible_and_does_not_overflow(
-    open_page: OpenPage, live: str, kind: str, scheme: str, request: pytest.FixtureRequest
+    open_page: OpenPage, live_url: str, kind: str, scheme: str, request: pytest.FixtureRequest
 ) -> None:
-    page = open_page(live, **(PHONE if scheme == "dark" else {}), color_scheme=scheme)
+    page = open_page(live_url, **(PHONE if scheme == "dark" else {}), color_scheme=scheme)
     open_job(page, request.getfixturevalue(kind))
     page.wait_for_timeout(300)
     assert axe(page) == []

@@ -1,4 +1,4 @@
-"""The list of jobs: what its filters let through, what its address says, and how it turns its pages."""
+"""The list of jobs: filters, URL, counts and pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import redis
 from playwright.sync_api import Page, expect
 
-from api_tests.dashboard.crowd import expect_rows, finish_by_kind, open_list
+from api_tests.dashboard.finished_jobs import expect_rows, finish_by_kind, open_list
 from api_tests.support.browser import PageErrors
 from api_tests.support.fake_service import Api, run_service
 from touchstone.models import zoo
@@ -25,7 +25,7 @@ METHODS = ("attacks/pgd", "attacks/fgsm", "certificates/smoothing", "predictions
 
 @pytest.fixture(scope="module")
 def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A service that leaves running jobs to who claimed them, for as long as the tests take."""
+    """A service with a lease so long that claimed jobs stay running during the tests."""
     with redis.Redis.from_url(valkey_server) as client:
         client.flushall()
     settings = Settings(home=tmp_path_factory.mktemp("list"), redis_url=valkey_server, lease=600)
@@ -34,9 +34,9 @@ def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(autouse=True)
-def no_worker(troubles: PageErrors) -> None:
-    """The pretended worker gives no sign of life, and the frame of the page says so."""
-    troubles.allow("readyz")
+def allow_missing_worker(page_errors: PageErrors) -> None:
+    """The fake worker sends no heartbeats, so the frame reports that the service is not ready."""
+    page_errors.allow("readyz")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def jobs(api: Api) -> Iterator[list[Job]]:
         with api.worker.pause():
             waiting = [submit(n) for n in range(186, 200)]
             for job in waiting[:4]:
-                api.ledger.claim(job, "somebody")
+                api.ledger.claim(job, "worker-1")
             for job in waiting[4:8]:
                 api.client.post(f"/v1/jobs/{job}/cancel")
             yield list_jobs(api)
@@ -76,7 +76,7 @@ def list_jobs(api: Api) -> list[Job]:
 
 
 def list_page(api: Api, cursor: str) -> tuple[list[Job], str | None]:
-    """Jobs below a place, and where to go on."""
+    """The jobs of one page, and the cursor of the next."""
     given = {"cursor": cursor} if cursor else {}
     page = api.client.get("/v1/jobs", params={"limit": 200, **given}).json()
     return page["items"], page["cursor"]
@@ -116,8 +116,8 @@ FILTERS: dict[str, tuple[Callable[[Page], object], str, Callable[[Job], bool]]] 
 def test_filter_is_kept_in_the_address_and_shows_only_matching_jobs(
     page: Page, jobs: list[Job], name: str
 ) -> None:
-    act, address, fits = FILTERS[name]
-    wanted = [job["id"] for job in jobs if fits(job)]
+    act, address, matches = FILTERS[name]
+    wanted = [job["id"] for job in jobs if matches(job)]
     page.goto("/#/jobs")
     expect(page.locator("tbody tr")).to_have_count(50)
     act(page)
@@ -184,9 +184,9 @@ def test_pages_are_turned_by_buttons_and_by_the_browser_history(page: Page, jobs
 
 
 def test_invalid_cursor_in_the_address_shows_the_first_page(
-    page: Page, jobs: list[Job], troubles: PageErrors
+    page: Page, jobs: list[Job], page_errors: PageErrors
 ) -> None:
-    troubles.expect("console: .* 422 ")
+    page_errors.expect("console: .* 422 ")
     page.goto("/#/jobs?status=failed&cursor=nonsense")
     newest = next(job["id"] for job in jobs if job["status"] == "failed")
     expect(page.locator("tbody tr").first).to_have_attribute("data-id", newest)
@@ -194,10 +194,10 @@ def test_invalid_cursor_in_the_address_shows_the_first_page(
 
 
 def test_turning_a_page_makes_one_request(page: Page, jobs: list[Job]) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
     open_list(page)
-    page.on("request", lambda request: "/v1/jobs?" in request.url and asked.append(request.url))
+    page.on("request", lambda request: "/v1/jobs?" in request.url and requests.append(request.url))
     for turn in (1, 2, 3):
         page.get_by_role("button", name="Older").click()
         expect_rows(page, [job["id"] for job in jobs[50 * turn : 50 * turn + 50]])
-        assert len(asked) == turn
+        assert len(requests) == turn

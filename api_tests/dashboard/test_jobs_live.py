@@ -1,4 +1,4 @@
-"""The list of jobs while jobs come, move and end; what is done to many, and what strangers write."""
+"""The list of jobs while jobs are added, run and end; bulk actions; and text from users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import redis
 from playwright.sync_api import Locator, Page, expect
 
-from api_tests.dashboard.crowd import (
+from api_tests.dashboard.finished_jobs import (
     HOSTILE_TEXT,
     expect_rows,
     finish_attack,
@@ -22,9 +22,9 @@ from touchstone.ledger.records import Progress
 
 
 @pytest.fixture(autouse=True)
-def empty(api: Api, troubles: PageErrors) -> None:
-    """No jobs, and no worker that gives a sign of life, as the frame of the page says."""
-    troubles.allow("readyz")
+def empty(api: Api, page_errors: PageErrors) -> None:
+    """Begin without jobs; the fake worker sends no heartbeats, so the service is not ready."""
+    page_errors.allow("readyz")
     with redis.Redis.from_url(str(api.settings.redis_url)) as client:
         client.flushdb()
 
@@ -34,7 +34,7 @@ def row(page: Page, job: str) -> Locator:
 
 
 def submit_queued(api: Api, count: int, **fields: Any) -> list[str]:
-    """Jobs that nobody takes while the worker rests, newest first."""
+    """Submit jobs while the worker is paused; newest first."""
     return [api.submit(wait=None, **fields).json()["id"] for _ in range(count)][::-1]
 
 
@@ -43,8 +43,8 @@ def test_empty_list_tells_what_to_do(page: Page) -> None:
     page.get_by_role("link", name="start a new job").click()
     expect(page).to_have_url("/#/new")
     page.goto("/#/jobs?status=failed")
-    expect(page.get_by_role("heading", name="No job fits")).to_be_visible()
-    page.get_by_role("link", name="Clear the filters").click()
+    expect(page.get_by_role("heading", name="No matching jobs")).to_be_visible()
+    page.locator(".empty").get_by_role("link", name="Clear filters").click()
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
 
 
@@ -56,7 +56,7 @@ def test_row_is_updated_in_place_and_keeps_the_focus(page: Page, api: Api) -> No
         link = row(page, job).get_by_role("link")
         expect(link).to_be_focused()
         page.evaluate("window.kept = document.querySelector('tbody tr')")
-        claimed = api.ledger.claim(job, "somebody")
+        claimed = api.ledger.claim(job, "worker-1")
         assert claimed
         expect(row(page, job).locator(".badge")).to_have_text("running")
         api.ledger.report(job, claimed.claims, Progress(done=3, total=10))
@@ -84,7 +84,7 @@ def test_rows_appear_and_disappear_as_jobs_match_the_filter(page: Page, api: Api
         api.client.post(f"/v1/jobs/{first}/cancel")
         expect_rows(page, [second])
         api.client.delete(f"/v1/jobs/{second}")
-        expect(page.get_by_role("heading", name="No job fits")).to_be_visible()
+        expect(page.get_by_role("heading", name="No matching jobs")).to_be_visible()
 
 
 def test_new_rows_wait_while_rows_are_selected(page: Page, api: Api) -> None:
@@ -106,24 +106,24 @@ def test_selected_jobs_are_canceled_and_deleted_together(page: Page, api: Api) -
         row(page, jobs[1]).get_by_role("checkbox").check()
         row(page, jobs[4]).get_by_role("checkbox").click(modifiers=["Shift"])
         expect(page.get_by_text("4 selected")).to_be_visible()
-        # One that ends unseen spoils nothing for the others.
+        # A job that has ended meanwhile does not prevent the others from being canceled.
         page.route(
             "**/v1/jobs/cancel",
             lambda route: (finish(api, jobs[4]), route.continue_()),
         )
         page.get_by_role("button", name="Cancel 4").click()
-        expect(page.locator(".deeds [role=status]")).to_have_text("3 canceled, 1 already ended.")
+        expect(page.locator(".bulk-actions [role=status]")).to_have_text("3 canceled, 1 already ended.")
         page.get_by_role("checkbox", name="Select all").check()
         page.get_by_role("button", name="Delete 4").click()
-        assert len(api.client.get("/v1/jobs").json()["items"]) == 5, "it takes a second press"
+        assert len(api.client.get("/v1/jobs").json()["items"]) == 5, "deleting takes a second press"
         page.get_by_role("button", name="Delete 4").click()
-        expect(page.locator(".deeds [role=status]")).to_have_text("4 deleted.")
+        expect(page.locator(".bulk-actions [role=status]")).to_have_text("4 deleted.")
         expect_rows(page, [jobs[0]])
         assert [job["id"] for job in api.client.get("/v1/jobs").json()["items"]] == [jobs[0]]
 
 
 def finish(api: Api, job: str) -> None:
-    claimed = api.ledger.claim(job, "somebody")
+    claimed = api.ledger.claim(job, "worker-1")
     assert claimed
     api.ledger.finish(job, claimed.claims, status="succeeded", result={"success": True})
 
@@ -149,16 +149,16 @@ def test_many_events_are_rendered_at_most_once_a_frame(page: Page, api: Api) -> 
         jobs = submit_queued(api, 30)
         open_list(page)
         page.evaluate(
-            "window.drawn = 0; new MutationObserver(() => drawn++).observe("
+            "window.renders = 0; new MutationObserver(() => renders++).observe("
             "document.querySelector('tbody'), {subtree: true, childList: true})"
         )
-        claimed = [api.ledger.claim(job, "somebody") for job in jobs]
+        claimed = [api.ledger.claim(job, "worker-1") for job in jobs]
         for done in range(1, 21):
             api.ledger.report_all(
                 [(job.id, job.claims, Progress(done=done, total=20), None) for job in claimed if job]
             )
         expect(page.locator("progress[value='20']")).to_have_count(30)
-        assert 0 < page.evaluate("drawn") < 100
+        assert 0 < page.evaluate("renders") < 100
 
 
 def test_user_supplied_text_is_never_rendered_as_markup(page: Page, api: Api) -> None:
@@ -176,15 +176,15 @@ def test_user_supplied_text_is_never_rendered_as_markup(page: Page, api: Api) ->
     assert page.locator("main script, main img[src=x]").count() == 0
 
 
-@pytest.mark.parametrize("look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, PHONE])
+@pytest.mark.parametrize("options", [{"color_scheme": "light"}, {"color_scheme": "dark"}, PHONE])
 def test_jobs_and_compare_pages_are_accessible_and_do_not_overflow(
-    open_page: OpenPage, api: Api, look: dict[str, Any]
+    open_page: OpenPage, api: Api, options: dict[str, Any]
 ) -> None:
     with api.worker.with_behavior(finish_with_error):
         api.run_job()
     with api.worker.with_behavior(finish_attack):
         jobs = [api.run_job()["id"] for _ in range(2)]
-    page = open_list(open_page(api.origin, **look))
+    page = open_list(open_page(api.origin, **options))
     page.locator("tbody input").first.check()
     page.get_by_label("Keys").click()
     assert axe(page) == []

@@ -1,58 +1,59 @@
-"""What comes late: answers that were overtaken, or whose page was left, and readers who give no key."""
+"""Late responses: out of order, or after the page was left or the sign-in dismissed."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from api_tests.dashboard.crowd import open_list
+from api_tests.dashboard.finished_jobs import open_list
 from api_tests.support.browser import HeldRequests, OpenPage, PageErrors
-from api_tests.support.fake_service import Api, run_service
-from touchstone.settings import Settings
+from api_tests.support.fake_service import Api
 
 TIMERS = """
 window.timers = new Set();
-const [begin, end] = [setInterval, clearInterval];
-window.setInterval = (...how) => { const timer = begin(...how); timers.add(timer); return timer; };
-window.clearInterval = (timer) => { timers.delete(timer); end(timer); };
+const [start, stop] = [setInterval, clearInterval];
+window.setInterval = (...options) => { const timer = start(...options); timers.add(timer); return timer; };
+window.clearInterval = (timer) => { timers.delete(timer); stop(timer); };
 """
 STREAMS = """
 window.streams = [];
-const ask = fetch;
-window.fetch = (path, how) => { if (path === "/v1/events") streams.push(how.signal); return ask(path, how); };
+const original = fetch;
+window.fetch = (path, options) => {
+  if (path === "/v1/events") streams.push(options.signal);
+  return original(path, options);
+};
 """
 HIDE = """(hidden) => {
   Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
   document.dispatchEvent(new Event("visibilitychange"));
 }"""
-MOMENT = 300  # milliseconds in which what must not happen would
+SETTLE_MS = 300  # milliseconds in which an unwanted change would appear
 
 
 @pytest.fixture(autouse=True)
-def no_worker(troubles: PageErrors) -> None:
-    """The pretended worker gives no sign of life, as the frame of the page says."""
-    troubles.allow("readyz")
+def allow_missing_worker(page_errors: PageErrors) -> None:
+    """The fake worker sends no heartbeats, so the frame reports that the service is not ready."""
+    page_errors.allow("readyz")
 
 
 def leave(page: Page) -> None:
-    """Go to a page that asks for nothing."""
+    """Go to a page that sends no requests."""
     page.evaluate("location.hash = '#/nowhere'")
     expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
 
 
 def test_late_failure_of_an_older_request_does_not_replace_the_list(
-    page: Page, api: Api, troubles: PageErrors
+    page: Page, api: Api, page_errors: PageErrors
 ) -> None:
-    troubles.expect("500")
+    page_errors.expect("500")
     job = api.run_job()["id"]
     first = HeldRequests(page, "**/v1/jobs?*")
     open_list(page)
     with page.expect_response(lambda answer: answer.status == 500):
         first.take().fulfill(status=500, json={"title": "Too late"})
-    page.wait_for_timeout(MOMENT)
+    page.wait_for_timeout(SETTLE_MS)
     expect(page.get_by_text("Too late")).to_have_count(0)
     assert job in page.locator("tbody").inner_html()
 
@@ -61,15 +62,15 @@ def test_late_answer_of_an_older_request_does_not_undo_the_job_state(page: Page,
     with api.worker.pause():
         job = api.submit(wait=None).json()["id"]
         page.goto(f"/#/jobs/{job}")
-        expect(page.get_by_text("Waiting: ")).to_be_visible()
+        expect(page.get_by_text("Queued: ")).to_be_visible()
         held = HeldRequests(page, f"**/v1/jobs/{job}")
         old = held.take()
         queued = api.client.get(f"/v1/jobs/{job}").text
-        claimed = api.ledger.claim(job, "somebody")
+        claimed = api.ledger.claim(job, "worker-1")
         assert claimed
         expect(page.locator(".head .badge")).to_have_text("running")
         old.fulfill(body=queued, content_type="application/json")
-        page.wait_for_timeout(MOMENT)
+        page.wait_for_timeout(SETTLE_MS)
         assert page.locator(".head .badge").inner_text() == "running"
         api.ledger.finish(job, claimed.claims, status="succeeded", result={"success": True})
 
@@ -83,11 +84,11 @@ def test_late_answer_does_not_navigate_after_the_page_was_left(page: Page, api: 
     page.get_by_role("button", name=name).click()
     if name == "Delete":
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()
-    deed = held.take()
+    action = held.take()
     leave(page)
-    with page.expect_response(deed.request.url):
-        deed.continue_()
-    page.wait_for_timeout(MOMENT)
+    with page.expect_response(action.request.url):
+        action.continue_()
+    page.wait_for_timeout(SETTLE_MS)
     assert page.url.endswith("#/nowhere")
 
 
@@ -101,8 +102,8 @@ def test_page_left_before_it_loaded_starts_no_timers(page: Page, api: Api) -> No
         leave(page)
         with page.expect_response("**/v1/models"):
             late.continue_()
-        page.wait_for_timeout(MOMENT)
-        assert page.evaluate("timers.size") == 1, "that of the frame"
+        page.wait_for_timeout(SETTLE_MS)
+        assert page.evaluate("timers.size") == 1, "only the timer of the frame"
 
 
 def test_list_left_while_hidden_opens_no_stream(page: Page) -> None:
@@ -112,7 +113,7 @@ def test_list_left_while_hidden_opens_no_stream(page: Page) -> None:
     page.wait_for_function("streams.every((signal) => signal.aborted)")
     leave(page)
     page.evaluate(HIDE, False)
-    page.wait_for_timeout(MOMENT)
+    page.wait_for_timeout(SETTLE_MS)
     assert page.evaluate("streams.filter((signal) => !signal.aborted).length") == 0
 
 
@@ -121,9 +122,9 @@ def test_page_does_not_overwrite_the_address_of_a_link_just_followed(page: Page)
     expect(page.get_by_role("article").first).to_be_visible()
     page.evaluate("""async () => {
         const {src} = document.querySelector("script[type=module]");
-        const {restate} = await import(src.replace("main", "routes"));
+        const {replaceRoute} = await import(src.replace("main", "routes"));
         location.hash = "#/nowhere";
-        restate("models", null, {q: "late"});
+        replaceRoute("models", null, {q: "late"});
     }""")
     expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
 
@@ -139,10 +140,12 @@ def test_field_change_during_image_load_keeps_the_idempotency_key(page: Page) ->
     assert re.fullmatch(r"\d+(-\d+){3}", sent.value.headers["idempotency-key"])
 
 
-def test_late_failure_of_a_sample_does_not_affect_the_next_sample(page: Page, troubles: PageErrors) -> None:
-    troubles.expect("500")
+def test_late_failure_of_a_sample_does_not_affect_the_next_sample(
+    page: Page, page_errors: PageErrors
+) -> None:
+    page_errors.expect("500")
     page.goto("/#/new")
-    expect(page.locator(".stage")).to_be_visible()
+    expect(page.locator(".preview")).to_be_visible()
     samples = HeldRequests(page, re.compile(r"/samples/\w+\.png$"))
     page.get_by_label("Bag").check()
     bag = samples.take()
@@ -150,7 +153,7 @@ def test_late_failure_of_a_sample_does_not_affect_the_next_sample(page: Page, tr
     expect(page.locator(".view")).to_contain_text("pullover")
     with page.expect_response(lambda answer: answer.status == 500):
         bag.fulfill(status=500, json={"title": "Too late"})
-    page.wait_for_timeout(MOMENT)
+    page.wait_for_timeout(SETTLE_MS)
     expect(page.get_by_text("Too late")).to_have_count(0)
 
 
@@ -162,57 +165,51 @@ def test_model_registered_since_the_list_was_cached_can_be_chosen(page: Page, ap
     expect(page.locator("#model")).to_have_value("fashion-mnist-cnn")
 
 
-def test_failed_actions_can_be_tried_again(page: Page, api: Api, troubles: PageErrors) -> None:
-    troubles.expect("ERR_CONNECTION_REFUSED")
+def test_failed_actions_can_be_tried_again(page: Page, api: Api, page_errors: PageErrors) -> None:
+    page_errors.expect("ERR_CONNECTION_REFUSED")
     with api.worker.pause():
         job = api.submit(wait=None).json()["id"]
         page.goto(f"/#/jobs/{job}")
         cancel = page.get_by_role("button", name="Cancel")
         page.route("**/cancel", lambda route: route.abort("connectionrefused"), times=1)
         cancel.click()
-        expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
+        expect(page.get_by_role("alert").filter(has_text="does not respond")).to_be_visible()
         cancel.click()
-        expect(page.get_by_role("heading", name="It was canceled")).to_be_visible()
+        expect(page.get_by_role("heading", name="Job canceled")).to_be_visible()
     page.route("**/artifacts/*", lambda route: route.abort("connectionrefused"), times=1)
     page.get_by_role("link", name="original.png").click()
-    expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="does not respond")).to_be_visible()
 
 
 def test_late_answer_does_not_undo_a_replayed_delivery(page: Page, api: Api) -> None:
     one = {"id": "d1", "url": "http://there/", "attempts": [], "next_attempt_at": None}
-    looks = HeldRequests(page, "**/v1/webhooks/deliveries?*", times=4)
+    polls = HeldRequests(page, "**/v1/webhooks/deliveries?*", times=4)
     page.route("**/replay", lambda route: route.fulfill(json={**one, "status": "delivered"}))
 
-    def answer(look: Route, status: str) -> None:
-        look.fulfill(json={"items": [{**one, "status": status}], "cursor": None})
+    def respond(poll: Route, status: str) -> None:
+        poll.fulfill(json={"items": [{**one, "status": status}], "cursor": None})
 
     page.goto(f"/#/jobs/{api.run_job()['id']}")
-    answer(looks.take(), "pending")
-    badge = page.locator(".told .badge")
+    respond(polls.take(), "pending")
+    badge = page.locator(".webhooks .badge")
     expect(badge).to_have_text("pending")
-    late = looks.take()
+    late = polls.take()
     page.get_by_role("button", name="Send again").click()
     expect(badge).to_have_text("delivered")
-    answer(looks.take(), "delivered")
-    answer(late, "pending")
-    page.wait_for_timeout(MOMENT)
+    respond(polls.take(), "delivered")
+    respond(late, "pending")
+    page.wait_for_timeout(SETTLE_MS)
     assert badge.inner_text() == "delivered"
 
 
-@pytest.fixture
-def guarded(settings: Settings) -> Iterator[Api]:
-    with run_service(settings.model_copy(update={"require_keys": True})) as api:
-        yield api
-
-
 def test_dismissed_sign_in_is_not_shown_again_by_background_requests(
-    guarded: Api, open_page: OpenPage, troubles: PageErrors
+    api_with_keys: Api, open_page: OpenPage, page_errors: PageErrors
 ) -> None:
-    troubles.allow("status of 401")
-    page = open_page(guarded.origin)
+    page_errors.allow("status of 401")
+    page = open_page(api_with_keys.origin)
     operations = HeldRequests(page, "**/v1/operations")
     page.goto("/#/jobs")
-    page.get_by_role("dialog").get_by_label("API key").fill("never sent off")
+    page.get_by_role("dialog").get_by_label("API key").fill("never submitted")
     late = operations.take()
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)

@@ -1,4 +1,4 @@
-"""The pages of models: everything that the API tells of them, and the jobs that were run on them."""
+"""The pages of models: their cards, probes, classes, and the jobs that ran on them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROBE = Probe(
 
 @pytest.fixture(autouse=True)
 def worker(api: Api) -> Iterator[None]:
-    """A worker that is alive and keeps one model loaded."""
+    """A live worker that has one model loaded."""
     api.ledger.workers.heartbeat(
         "gpu1-4711",
         {"resident_models": [{"id": LOADED, "digest": zoo.find_manifest(LOADED).digest, "bytes": 7}]},
@@ -46,13 +46,13 @@ def worker(api: Api) -> Iterator[None]:
 
 
 def models(api: Api) -> list[dict[str, Any]]:
-    """What the API lists."""
+    """The models of the API."""
     items: list[dict[str, Any]] = api.client.get("/v1/models").json()["items"]
     return items
 
 
 def fact_value(page: Page, name: str) -> Locator:
-    """What stands beside a name in a list of facts."""
+    """The value beside a name in a definition list."""
     return page.locator("dt", has_text=name).first.locator("+ dd")
 
 
@@ -74,10 +74,10 @@ def test_model_cards_show_every_model_with_all_its_accuracies(page: Page, api: A
             expect(card).to_contain_text(text)
         bars = card.locator(".accuracies li")
         expect(bars).to_have_count(len(model["accuracy"]))
-        for bar, told in zip(bars.all(), model["accuracy"], strict=True):
-            expect(bar).to_contain_text(f"{100 * told['value']:.1f} %")
+        for bar, accuracy in zip(bars.all(), model["accuracy"], strict=True):
+            expect(bar).to_contain_text(f"{100 * accuracy['value']:.1f} %")
             expect(bar).to_contain_text(
-                f"{'Measured on' if told['measured'] else 'Cited for'} {told['data']}"
+                f"{'Measured on' if accuracy['measured'] else 'Cited for'} {accuracy['data']}"
             )
         attack = card.get_by_role("link", name="Attack this model")
         expect(attack).to_have_attribute("href", f"#/new?model={model['id']}")
@@ -91,7 +91,7 @@ def test_models_are_filtered_by_class_name(page: Page) -> None:
     page.reload()
     expect(page.locator("article:visible h2")).to_have_text([IMAGENET])
     fill_in(page, "Filter", "no such class")
-    expect(page.get_by_role("heading", name="No model fits")).to_be_visible()
+    expect(page.get_by_role("heading", name="No matching models")).to_be_visible()
 
 
 def test_model_page_shows_the_whole_card(page: Page, api: Api) -> None:
@@ -101,20 +101,20 @@ def test_model_page_shows_the_whole_card(page: Page, api: Api) -> None:
     for name, value in {
         "Digest": model["digest"],
         "Architecture": model["architecture"],
-        "Input": "224 × 224, colour",
-        "Fitted": "shorter side to 256, then the centre, bicubic",
+        "Input": "224 × 224, color",
+        "Preprocessing": "shorter side to 256, then center crop, bicubic",
         "Mean": "0.498, 0.498, 0.498",
-        "Std": "0.502, 0.502, 0.502",
+        "Standard deviation": "0.502, 0.502, 0.502",
         "Parameters": f"{model['parameters']:,}",
         "Weights": model["weights"]["package"],
-        "Licence": model["licence"],
+        "License": model["licence"],
         "Origin": model["provenance"],
-        "Loaded on": "no worker at the moment",
+        "Loaded on": "no worker",
     }.items():
         expect(fact_value(page, name)).to_contain_text(value)
     notes = page.locator(".accuracies .hint")
-    for bar, told in zip(notes.all(), model["accuracy"], strict=True):
-        expect(bar).to_contain_text(told["note"][-30:])
+    for bar, accuracy in zip(notes.all(), model["accuracy"], strict=True):
+        expect(bar).to_contain_text(accuracy["note"][-30:])
     expect(page.get_by_text("Not loaded yet: the first job loads and probes it.")).to_be_visible()
 
 
@@ -149,9 +149,9 @@ def test_model_page_shows_its_probe_and_the_workers_that_loaded_it(page: Page, a
         "Time to load": "1.5 s",
         "Weights in memory": "19 MB",
         "Frozen": "yes",
-        "Rows of a pass": "16",
-        "Gradients, full passes": "46.3 a second",
-        "Same in any batch": "yes",
+        "Rows per pass": "16",
+        "Gradients, full batches": "46.3 per second",
+        "Batch invariant": "yes",
         "Logits difference": "4.00e-7",
         "Gradient difference": "not finite",
         "Softmax": "no",
@@ -165,8 +165,8 @@ def test_model_page_shows_its_probe_and_the_workers_that_loaded_it(page: Page, a
 def test_model_history_lists_only_jobs_on_that_model(page: Page, api: Api) -> None:
     model = "fashion-mnist-cnn-noise-0.25"
     jobs = []
-    for behaviour in (succeed, fail, succeed):
-        with api.worker.with_behavior(behaviour):
+    for behavior in (succeed, fail, succeed):
+        with api.worker.with_behavior(behavior):
             jobs.append(api.run_job(model=model)["id"])
     api.run_job(model="fashion-mnist-cnn")
     page.goto(f"/#/models/{model}")
@@ -176,7 +176,8 @@ def test_model_history_lists_only_jobs_on_that_model(page: Page, api: Api) -> No
     assert links == [f"#/jobs/{job}" for job in reversed(jobs)]
     expect(rows.nth(1)).to_contain_text("non_finite_output")
     expect(page.locator("p .badge")).to_have_text(["2 fooled", "1 failed"])
-    expect(page.get_by_role("link", name="All its jobs")).to_have_attribute("href", f"#/jobs?model={model}")
+    all_jobs = page.get_by_role("link", name="All jobs on this model")
+    expect(all_jobs).to_have_attribute("href", f"#/jobs?model={model}")
 
 
 def test_user_supplied_names_are_never_rendered_as_markup(page: Page, api: Api) -> None:

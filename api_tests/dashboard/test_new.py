@@ -1,4 +1,4 @@
-"""The page for a new job: what it says is what it sends."""
+"""The page for a new job: its fields, and the request that it sends."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import FilePayload, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
-from api_tests.support.browser import PHONE, OpenPage, PageErrors, axe
+from api_tests.support.browser import PHONE, OpenPage, PageErrors, axe, open_watched_page
 from api_tests.support.fake_service import Api, png
 from touchstone.methods import catalogue
 from touchstone.models import zoo
@@ -22,31 +22,45 @@ STUB_JOB_PAGE = "export const title = () => 'A job'; export const show = async (
 
 @pytest.fixture(autouse=True)
 def worker(api: Api) -> Iterator[None]:
-    """A worker that is alive, so that no page warns of its absence."""
+    """A live worker, so that no page reports that none is."""
     api.ledger.workers.heartbeat("gpu1-4711", {})
     yield
     api.ledger.workers.remove("gpu1-4711")
 
 
-@pytest.fixture
-def page(page: Page) -> Page:
-    """A page whose jobs have nothing to show."""
+def stub_job_page(page: Page) -> Page:
+    """Show an empty page for each job."""
     page.route(
         "**/app/pages/job.js", lambda route: route.fulfill(body=STUB_JOB_PAGE, content_type="text/javascript")
     )
     return page
 
 
+@pytest.fixture
+def page(page: Page) -> Page:
+    return stub_job_page(page)
+
+
+@pytest.fixture(scope="module")
+def loaded_page(browser: Browser, api: Api) -> Iterator[Page]:
+    """One page for several tests: only the hash of its URL changes, so it is not loaded again."""
+    page_errors = PageErrors()
+    page_errors.allow("503.*/readyz")
+    with open_watched_page(browser, api.origin, page_errors) as page:
+        yield stub_job_page(page)
+    assert page_errors.list_unexpected() == []
+
+
 def open_form(page: Page, **choices: str) -> None:
-    """Open the form, once it has its image and its estimate."""
+    """Open the form, and wait for its image and its cost estimate."""
     page.goto("/#/new?" + "&".join(f"{name}={value}" for name, value in choices.items()))
-    expect(page.locator(".stage")).to_be_visible()
+    expect(page.locator(".preview")).to_be_visible()
     if choices.get("eps") != "2":
         expect(page.locator(".run")).to_contain_text("passes")
 
 
 def run(page: Page, api: Api) -> dict[str, Any]:
-    """The job that the form makes."""
+    """Submit the form; the job that it creates."""
     page.get_by_role("button", name="Run").click()
     return read_shown_job(page, api)
 
@@ -65,7 +79,7 @@ def changed_values(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _other(field: dict[str, Any]) -> Any:
-    """A value that the field may have, and has not by default."""
+    """A valid value other than the default."""
     one, default = field.get("anyOf", [field])[0], field.get("default")
     if one["type"] == "boolean":
         return not default
@@ -82,7 +96,7 @@ def _other(field: dict[str, Any]) -> Any:
 
 
 def set_field(page: Page, name: str, value: Any) -> None:
-    """Say something else in a field, as a reader would."""
+    """Enter a value into a field, as a user would."""
     field = page.locator(f"form [name={name}]")
     if isinstance(value, bool):
         field.set_checked(value)
@@ -106,8 +120,8 @@ def test_one_click_attacks_a_photo_with_default_parameters(page: Page, api: Api)
 
 
 @pytest.mark.parametrize("name", catalogue())
-def test_every_parameter_of_a_method_is_sent(page: Page, api: Api, name: str) -> None:
-    method = catalogue()[name]
+def test_every_parameter_of_a_method_is_sent(loaded_page: Page, api: Api, name: str) -> None:
+    page, method = loaded_page, catalogue()[name]
     open_form(page, kind=method.kind, method=name, model=CLOTHES)
     page.get_by_text("Advanced").click()
     wanted = dict(changed_values(method.model_json_schema()))
@@ -148,8 +162,8 @@ def test_fraction_in_the_address_fills_the_number_field(page: Page) -> None:
     expect(page.get_by_label("Low")).to_have_value("0.2")
 
 
-def test_server_error_is_shown_at_its_field(page: Page, troubles: PageErrors) -> None:
-    troubles.expect(REFUSED)
+def test_server_error_is_shown_at_its_field(page: Page, page_errors: PageErrors) -> None:
+    page_errors.expect(REFUSED)
     open_form(page, eps="2")
     eps = page.get_by_role("textbox", name="Eps")
     expect(page.get_by_text("did you mean 2/255?")).to_be_visible()
@@ -172,7 +186,7 @@ def test_invalid_field_in_closed_advanced_section_is_revealed(page: Page) -> Non
 
 def test_cost_above_the_limit_is_shown_before_submission(page: Page) -> None:
     open_form(page, kind="certificate", method="smoothing", n="300000")
-    expect(page.get_by_role("status").filter(has_text="300,140 passes are more than")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="300,140 passes exceed the limit of")).to_be_visible()
 
 
 def test_class_is_chosen_by_name_or_by_name_with_index(page: Page, api: Api) -> None:
@@ -186,8 +200,8 @@ def test_class_is_chosen_by_name_or_by_name_with_index(page: Page, api: Api) -> 
 
 
 def test_earlier_job_prefills_the_form_and_can_be_changed(page: Page, api: Api) -> None:
-    said = {"model": CLOTHES, "eps": "2/255", "steps": 9, "random_start": False, "target": 3, "seed": 5}
-    before = api.run_job(**said, norm="l1")
+    fields = {"model": CLOTHES, "eps": "2/255", "steps": 9, "random_start": False, "target": 3, "seed": 5}
+    before = api.run_job(**fields, norm="l1")
     page.goto(f"/#/new?from={before['id']}&steps=11")
     expect(page.get_by_role("textbox", name="Eps")).to_have_value("2/255")
     expect(page.locator(".view")).to_contain_text("9 × 8")
@@ -250,8 +264,8 @@ def test_image_is_accepted_by_drop_and_paste(page: Page) -> None:
         expect(page.locator(".view")).to_contain_text(f"{width} × 20")
 
 
-def test_file_that_is_no_image_is_reported_at_the_image_field(page: Page, troubles: PageErrors) -> None:
-    troubles.expect(REFUSED)
+def test_file_that_is_no_image_is_reported_at_the_image_field(page: Page, page_errors: PageErrors) -> None:
+    page_errors.expect(REFUSED)
     open_form(page)
     chooser = page.get_by_label("Choose an image")
     chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"words"})
@@ -272,7 +286,7 @@ def test_form_is_filled_and_sent_by_keyboard(page: Page, api: Api) -> None:
     certificate = page.get_by_label("Certificate", exact=True)
     expect(certificate).to_be_checked()
     expect(certificate).to_be_focused()
-    expect(page.locator(".stage")).to_be_visible()
+    expect(page.locator(".preview")).to_be_visible()
     for _ in range(12):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.name") == "n":

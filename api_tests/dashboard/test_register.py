@@ -1,4 +1,4 @@
-"""Registering a model in the browser, and how its job is shown where others have an image."""
+"""Registering a model in the browser, and the pages of its job, which has no image."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from api_tests.support.browser import PHONE, OpenPage, PageErrors, axe
 from api_tests.support.fake_service import Api, fail
 from api_tests.support.own_models import REGISTRATION_FIELDS, linear_onnx
 
-BELOW_THE_HEAD = """(field) => {
-  const head = document.querySelector("header").getBoundingClientRect();
-  return field.getBoundingClientRect().top >= head.bottom;
+IS_BELOW_HEADER = """(field) => {
+  const header = document.querySelector("header").getBoundingClientRect();
+  return field.getBoundingClientRect().top >= header.bottom;
 }"""
 
 
 @pytest.fixture
-def page(open_page: OpenPage, api: Api, troubles: PageErrors) -> Page:
-    """A page of the service with a pretended worker, which gives no sign of life."""
-    troubles.allow("/readyz")
+def page(open_page: OpenPage, api: Api, page_errors: PageErrors) -> Page:
+    """A page of the service with a fake worker, which sends no heartbeats."""
+    page_errors.allow("/readyz")
     return open_page(api.origin)
 
 
 def register_model(api: Api, model: str) -> dict[str, Any]:
-    """The job of a registration that has ended."""
+    """A registration job that has ended."""
     parts = {
         "file": ("a.onnx", linear_onnx()),
         "manifest": ("m", json.dumps({**REGISTRATION_FIELDS, "id": model})),
@@ -42,17 +42,17 @@ def fill_in(page: Page, **values: str) -> None:
 
 
 def test_model_is_registered_with_the_form_after_a_refused_file(
-    page: Page, api: Api, tmp_path: Path, troubles: PageErrors
+    page: Page, api: Api, tmp_path: Path, page_errors: PageErrors
 ) -> None:
     file = tmp_path / "net.onnx"
     file.write_bytes(b"\x1f\x8b and the rest")
     page.goto("/#/models")
-    page.get_by_role("link", name="Register one").click()
+    page.get_by_role("link", name="Register a model").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Register a model")
     page.get_by_label("File").set_input_files(file)
-    fill_in(page, Name="by-hand", Classes="cat\ndog", Size_of_the_input="8", Mean="0.5, 0.5 0.5")
+    fill_in(page, Name="by-hand", Classes="cat\ndog", Input_size="8", Mean="0.5, 0.5 0.5")
     fill_in(page, Standard_deviation="1,1,1")
-    troubles.allow("/v1/models")
+    page_errors.allow("/v1/models")
     page.get_by_role("button", name="Register").click()
     expect(page.get_by_role("alert")).to_contain_text("gzip: unpack it first")
     expect(page.get_by_label("File")).to_be_focused()
@@ -73,12 +73,12 @@ def test_invalid_field_is_scrolled_into_view_below_the_header(page: Page, tmp_pa
     page.goto("/#/models?new")
     (tmp_path / "net.onnx").write_bytes(linear_onnx())
     page.get_by_label("File").set_input_files(tmp_path / "net.onnx")
-    fill_in(page, Name="With Capitals", Classes="cat\ndog", Size_of_the_input="8")
+    fill_in(page, Name="With Capitals", Classes="cat\ndog", Input_size="8")
     page.mouse.wheel(0, 10_000)
     page.get_by_role("button", name="Register").click()
     name = page.get_by_label("Name", exact=True)
     expect(name).to_be_focused()
-    page.wait_for_function(BELOW_THE_HEAD, arg=name.element_handle())
+    page.wait_for_function(IS_BELOW_HEADER, arg=name.element_handle())
 
 
 def test_registration_job_page_shows_the_probe(page: Page, api: Api) -> None:
@@ -87,9 +87,9 @@ def test_registration_job_page_shows_the_probe(page: Page, api: Api) -> None:
     probe = page.locator("section", has=page.get_by_role("heading", name="Probe"))
     for name, value in {
         "Gradient agrees": "yes",
-        "A row with its gradient": "0.2 ms",
-        "Gradient's error": "0.0001",
-        "Memory of a row": "4.1 kB",
+        "Gradient per row": "0.2 ms",
+        "Gradient error": "0.0001",
+        "Memory per row": "4.1 kB",
     }.items():
         expect(probe.locator("dt", has_text=name).first.locator("+ dd")).to_have_text(value)
     expect(page.locator("canvas")).to_have_count(0)
@@ -103,8 +103,8 @@ def test_failed_or_queued_registration_is_shown_without_an_image(page: Page, api
     with api.worker.with_behavior(fail):
         job = register_model(api, "unfit")
     page.goto(f"/#/jobs/{job['id']}")
-    expect(page.get_by_role("heading", name="It failed")).to_be_visible()
-    expect(page.get_by_role("link", name="Run it again with changes")).to_have_count(0)
+    expect(page.get_by_role("heading", name="Job failed")).to_be_visible()
+    expect(page.get_by_role("link", name="Run again with changes")).to_have_count(0)
     with api.worker.pause():
         parts = {
             "file": ("a", linear_onnx(seed=4)),
@@ -112,7 +112,7 @@ def test_failed_or_queued_registration_is_shown_without_an_image(page: Page, api
         }
         job = api.client.post("/v1/models", files=parts).json()
         page.goto(f"/#/jobs/{job['id']}")
-        expect(page.get_by_text("Waiting: it is next")).to_be_visible()
+        expect(page.get_by_text("Queued: next to run")).to_be_visible()
     expect(page.locator(".sentence")).to_have_text("Registered: late can be used")
 
 
@@ -131,9 +131,9 @@ def test_registration_is_listed_and_compared_with_other_jobs(page: Page, api: Ap
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_registration_form_is_accessible_and_does_not_overflow_on_a_phone(
-    open_page: OpenPage, api: Api, troubles: PageErrors, scheme: str
+    open_page: OpenPage, api: Api, page_errors: PageErrors, scheme: str
 ) -> None:
-    troubles.allow("/readyz")
+    page_errors.allow("/readyz")
     page = open_page(api.origin, **PHONE, color_scheme=scheme)
     page.goto("/#/models?new")
     expect(page.get_by_label("Classes")).to_be_visible()

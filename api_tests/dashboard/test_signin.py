@@ -1,35 +1,26 @@
-"""The dashboard where keys are needed: the key of the sign-in opens everything, streams included."""
+"""The dashboard of a service that requires keys: sign-in, sign-out, and requests with the key."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
 from api_tests.support.browser import OpenPage, PageErrors
-from api_tests.support.fake_service import Api, run_service
+from api_tests.support.fake_service import Api
 from touchstone.ledger.api_keys import KeyRequest
-from touchstone.settings import Settings
 
 
 @pytest.fixture
-def guarded(settings: Settings) -> Iterator[Api]:
-    with run_service(settings.model_copy(update={"require_keys": True})) as api:
-        yield api
+def key(api_with_keys: Api) -> str:
+    return api_with_keys.ledger.keys.create(KeyRequest(name="browser", tenant="acme")).text
 
 
 @pytest.fixture
-def key(guarded: Api) -> str:
-    return guarded.ledger.keys.create(KeyRequest(name="browser", tenant="acme")).text
-
-
-@pytest.fixture
-def page(guarded: Api, open_page: OpenPage, troubles: PageErrors) -> Page:
-    """A page of a service that wants a key for everything but the page itself."""
-    troubles.allow("status of 401")
-    troubles.allow("503.*/readyz")
-    return open_page(guarded.origin)
+def page(api_with_keys: Api, open_page: OpenPage, page_errors: PageErrors) -> Page:
+    """A page of a service that requires a key for every request of the page."""
+    page_errors.allow("status of 401")
+    page_errors.allow("503.*/readyz")
+    return open_page(api_with_keys.origin)
 
 
 def sign_in(page: Page, key: str) -> None:
@@ -61,13 +52,13 @@ def test_sign_out_removes_the_key(page: Page, key: str) -> None:
 
 
 def test_key_never_appears_in_a_request_url(page: Page, key: str) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    urls: list[str] = []
+    page.on("request", lambda request: urls.append(request.url))
     page.goto("/#/new")
     sign_in(page, key)
     expect(page.get_by_role("heading", level=1)).to_have_text("Can this classifier be fooled?")
-    assert asked
-    assert not any(key in address for address in asked)
+    assert urls
+    assert not any(key in url for url in urls)
 
 
 def test_late_401_after_sign_in_does_not_ask_for_a_key_again(page: Page, key: str) -> None:
@@ -86,9 +77,9 @@ def test_late_401_after_sign_in_does_not_ask_for_a_key_again(page: Page, key: st
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_signed_in_list_shows_and_follows_only_jobs_of_the_tenant(guarded: Api, page: Page) -> None:
+def test_signed_in_list_shows_and_follows_only_jobs_of_the_tenant(api_with_keys: Api, page: Page) -> None:
     keys = {
-        tenant: guarded.ledger.keys.create(KeyRequest(name="browser", tenant=tenant))
+        tenant: api_with_keys.ledger.keys.create(KeyRequest(name="browser", tenant=tenant))
         for tenant in ("acme", "other")
     }
     page.goto("/#/jobs")
@@ -96,10 +87,10 @@ def test_signed_in_list_shows_and_follows_only_jobs_of_the_tenant(guarded: Api, 
         sign_in(page, keys["acme"].text)
     expect(page.get_by_role("dialog")).to_have_count(0)
     expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
-    for tenant in ("other", "acme"):  # told by the stream, for nobody loads the list again
-        guarded.submit(headers={"Authorization": f"Bearer {keys[tenant].text}"})
+    for tenant in ("other", "acme"):  # shown because of the stream: the list is not loaded again
+        api_with_keys.submit(headers={"Authorization": f"Bearer {keys[tenant].text}"})
     expect(page.locator("tr[data-id]")).to_have_count(1)
     expect(page.locator("tr[data-id]")).to_contain_text("succeeded")
-    guarded.ledger.keys.revoke(keys["acme"].key.id)
+    api_with_keys.ledger.keys.revoke(keys["acme"].key.id)
     page.reload()
     expect(page.get_by_role("dialog")).to_contain_text("The service refused that key")

@@ -1,4 +1,4 @@
-"""Chromium for tests: it tells of everything that goes wrong in a page, and of what bars people from it."""
+"""Chromium for tests, with every error and every accessibility violation of a page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PICTURES = ROOT / "docs/pictures"
 
 OpenPage = Callable[..., Page]
 
-TIMEOUT_MS = 30_000  # milliseconds that an action or an expectation may take: the machine may be busy
+TIMEOUT_MS = 30_000  # milliseconds for an action or an expectation: the machine may be busy
 CHROMIUM_FLAGS = (
     "--disable-gpu",
     "--disable-quic",
@@ -47,7 +47,7 @@ PHONE: dict[str, Any] = {
     "has_touch": True,
 }
 
-# The browser tells pages of what their policy forbade; its own line in the console does not name the place.
+# The browser's own console message about a violation does not name its source.
 _LOG_CSP_VIOLATIONS = """
 addEventListener("securitypolicyviolation", (violation) => console.error(
   `CSP violation: ${violation.effectiveDirective} forbids ${violation.blockedURI}`
@@ -80,22 +80,22 @@ def chromium() -> Iterator[Browser]:
 
 @dataclass
 class PageErrors:
-    """What went wrong in the pages of a test, and what of it the test foresaw."""
+    """The errors in the pages of a test, and those that the test expects or allows."""
 
     seen: list[str] = field(default_factory=list)
     _expected: list[str] = field(default_factory=list)
     _allowed: list[str] = field(default_factory=list)
 
     def expect(self, pattern: str) -> None:
-        """Foresee a trouble that must come."""
+        """Expect an error that must occur."""
         self._expected.append(pattern)
 
     def allow(self, pattern: str) -> None:
-        """Foresee a trouble that may come."""
+        """Allow an error that may occur."""
         self._allowed.append(pattern)
 
     def watch(self, context: BrowserContext, origin: str) -> None:
-        """Note each trouble of this context's pages; to ask any other origin is one."""
+        """Record each error of this context's pages; a request to another origin is one."""
         context.add_init_script(_LOG_CSP_VIOLATIONS)
         context.on("console", self._record_console_error)
         context.on("weberror", lambda thrown: self.seen.append(f"uncaught: {thrown.error}"))
@@ -105,13 +105,13 @@ class PageErrors:
         context.on("response", self._check_status)
 
     def list_unexpected(self) -> list[str]:
-        """What the test did not foresee, and what it foresaw in vain."""
-        foreseen = [*self._expected, *self._allowed]
-        came = [told for told in self.seen if not any(re.search(pattern, told) for pattern in foreseen)]
-        vain = [
-            pattern for pattern in self._expected if not any(re.search(pattern, told) for told in self.seen)
+        """The errors that the test did not expect, and the expected ones that did not occur."""
+        known = [*self._expected, *self._allowed]
+        unexpected = [error for error in self.seen if not any(re.search(pattern, error) for pattern in known)]
+        missing = [
+            pattern for pattern in self._expected if not any(re.search(pattern, error) for error in self.seen)
         ]
-        return came + [f"expected, but did not come: {pattern}" for pattern in vain]
+        return unexpected + [f"expected, but did not occur: {pattern}" for pattern in missing]
 
     def _record_console_error(self, message: ConsoleMessage) -> None:
         if message.type == "error":
@@ -126,22 +126,22 @@ class PageErrors:
             self.seen.append(f"another origin: {request.url}")
 
     def _check_failed_request(self, request: Request) -> None:
-        # Aborted is what the page itself gave up: a closed stream, a download, a page left.
+        # The page itself aborts requests: a closed stream, a download, a page that was left.
         if request.failure != "net::ERR_ABORTED":
             self.seen.append(f"request failed: {request.failure} {request.url}")
 
-    def _check_status(self, answer: Response) -> None:
-        if answer.status >= 500:
-            self.seen.append(f"{answer.status}: {answer.url}")
+    def _check_status(self, response: Response) -> None:
+        if response.status >= 500:
+            self.seen.append(f"{response.status}: {response.url}")
 
 
 @contextmanager
 def open_watched_page(
     browser: Browser, origin: str, page_errors: PageErrors, **options: Any
 ) -> Iterator[Page]:
-    """A page in a fresh context, with addresses relative to the origin; options as of `new_context`."""
-    usual = {**DESKTOP, "locale": "en-US", "timezone_id": "UTC", "base_url": origin}
-    context = browser.new_context(**{**usual, **options})
+    """A page in a fresh context with URLs relative to the origin; options are those of `new_context`."""
+    defaults = {**DESKTOP, "locale": "en-US", "timezone_id": "UTC", "base_url": origin}
+    context = browser.new_context(**{**defaults, **options})
     context.set_default_timeout(TIMEOUT_MS)
     page_errors.watch(context, origin)
     try:
@@ -153,25 +153,25 @@ def open_watched_page(
 
 
 def wait_for_pending_events(page: Page) -> None:
-    """Let the page tell what it has to tell by now."""
+    """Let the page emit its pending events."""
     page.evaluate("() => new Promise((done) => setTimeout(done))")
 
 
 def wait_for_paint(page: Page) -> None:
-    """Let the page draw what has changed by now."""
+    """Let the page paint its pending changes."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 class HeldRequests:
-    """The first requests to an address, kept until the test answers them; later ones go on."""
+    """The first requests to a URL, held until the test responds to them; later ones continue."""
 
-    def __init__(self, page: Page, address: str | re.Pattern[str], times: int = 1) -> None:
+    def __init__(self, page: Page, url: str | re.Pattern[str], times: int = 1) -> None:
         self._page = page
         self._routes: list[Route] = []
-        page.route(address, self._hold, times=times)
+        page.route(url, self._hold, times=times)
 
     def take(self) -> Route:
-        """The next one, once it is there."""
+        """Wait for the next request, and return it."""
         while not self._routes:
             self._page.wait_for_timeout(10)
         return self._routes.pop(0)
@@ -181,9 +181,9 @@ class HeldRequests:
 
 
 def axe(page: Page, within: str | None = None) -> list[str]:
-    """What axe-core finds to be a serious or critical barrier, one line for each rule.
+    """The serious and critical violations that axe-core finds, one line for each rule.
 
-    The debugger evaluates its source, and asks no policy: the page keeps the one it is served with.
+    The debugger evaluates its source, which no content security policy forbids: the page keeps its own.
     """
     if not AXE.exists():
         pytest.skip(NO_AXE)
@@ -201,7 +201,7 @@ def _format_violation(rule: dict[str, Any]) -> str:
 
 
 def take_picture(page: Page, name: str, folder: Path = PICTURES, *, full_page: bool = False) -> Path:
-    """Save what the page shows, at rest, as `name`.png."""
+    """Save a screenshot of the page without animations as `name`.png."""
     page.evaluate("() => document.fonts.ready")
     path = folder / f"{name}.png"
     page.screenshot(path=path, animations="disabled", caret="hide", full_page=full_page)

@@ -1,10 +1,10 @@
-// The HTTP API, as any other client uses it. Files come through `fetch`, too, since an <img> cannot carry a key.
+// A client of the HTTP API. Files are fetched as well, since an <img> cannot send an API key.
 
 import {signIn} from "./signin.js";
 
 const KEY = "touchstone-key";
 
-/** What the service answered instead of what was asked for: an RFC 9457 problem. */
+/** An RFC 9457 problem that the service responded with. */
 export class Problem extends Error {
   constructor(status, members) {
     super(members.detail || members.title || `HTTP ${status}`);
@@ -23,26 +23,26 @@ export const key = {
   drop: () => sessionStorage.removeItem(KEY),
 };
 
-/** Send a request; raises `Problem`. Where a key is needed and missing or wrong, asks for one and tries again. */
+/** Send a request; throws `Problem`. After a 401, asks the user for a key and tries again. */
 export async function send(path, options = {}) {
   for (;;) {
-    const [known, since] = [key.get(), performance.now()];
-    const response = await attempt(path, known, options);
+    const [sentKey, since] = [key.get(), performance.now()];
+    const response = await attempt(path, sentKey, options);
     if (response.ok || response.status === 304) return response;
     const problem = await problemOf(response);
     if (problem.status !== 401) throw problem;
     options.signal?.throwIfAborted();
-    // An answer may come after the reader has signed in; it says nothing of the key that was given since.
-    if ([null, known].includes(key.get())) await signIn(problem.message, key, since, options.signal);
+    // A late 401 says nothing about a key that was entered after the request was sent.
+    if ([null, sentKey].includes(key.get())) await signIn(problem.message, key, since, options.signal);
   }
 }
 
-async function attempt(path, known, {headers = {}, ...options}) {
+async function attempt(path, sentKey, {headers = {}, ...options}) {
   try {
-    return await fetch(path, {...options, headers: {...headers, ...(known && {Authorization: `Bearer ${known}`})}});
+    return await fetch(path, {...options, headers: {...headers, ...(sentKey && {Authorization: `Bearer ${sentKey}`})}});
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(0, {code: "unreachable", detail: "The service does not answer. Is it running?"});
+    throw new Problem(0, {code: "unreachable", detail: "The service does not respond. Is it running?"});
   }
 }
 
@@ -51,7 +51,7 @@ async function problemOf(response) {
   try {
     members = await response.json();
   } catch {
-    // A proxy in between may answer with anything.
+    // A proxy may respond with something other than JSON.
   }
   const problem = new Problem(response.status, members);
   problem.requestId = response.headers.get("X-Request-Id");
@@ -69,43 +69,43 @@ export async function post(path, body = null, options = {}) {
   return sent.json();
 }
 
-/** An Idempotency-Key that nobody else has: what is sent twice with it is done once. */
+/** A random Idempotency-Key: a request that is sent twice with it takes effect once. */
 export const freshKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
-/** `/v1/jobs` with parameters; those that are null or empty are left out. */
-export function address(path, query = {}) {
-  const kept = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return kept.length ? `${path}?${new URLSearchParams(kept)}` : path;
+/** A path with query parameters; those that are null or empty are left out. */
+export function withQuery(path, query = {}) {
+  const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  return given.length ? `${path}?${new URLSearchParams(given)}` : path;
 }
 
-/** A file of the service as an address for <img> or a download, given up when the page is left. */
-export async function file(path, signal) {
+/** A file of the service as an object URL for <img> or a download, revoked when the page is left. */
+export async function objectUrl(path, signal) {
   const blob = await (await send(path, {signal})).blob();
   const url = URL.createObjectURL(blob);
   signal?.addEventListener("abort", () => URL.revokeObjectURL(url), {once: true});
   return url;
 }
 
-const remembered = new Map();
+const cache = new Map();
 
-/** A list that hardly changes (methods, models), asked for once. */
-export function once(path) {
-  if (!remembered.has(path)) {
-    const asked = all(path);
-    asked.catch(() => remembered.delete(path));
-    remembered.set(path, asked);
+/** A list that rarely changes (methods, models), fetched once. */
+export function getCached(path) {
+  if (!cache.has(path)) {
+    const promise = getAll(path);
+    promise.catch(() => cache.delete(path));
+    cache.set(path, promise);
   }
-  return remembered.get(path);
+  return cache.get(path);
 }
 
-/** Ask for such a list again when it is wanted next. */
-export const forget = (path) => remembered.delete(path);
+/** Fetch such a list again when it is needed next. */
+export const invalidate = (path) => cache.delete(path);
 
-/** Every item of a list, page by page. */
-export async function all(path, signal) {
+/** All items of a list, fetched page by page. */
+export async function getAll(path, signal) {
   const items = [];
   for (let cursor = null; ; ) {
-    const page = await get(address(path, {cursor}), {signal});
+    const page = await get(withQuery(path, {cursor}), {signal});
     items.push(...page.items);
     cursor = page.cursor;
     if (!cursor) return items;

@@ -1,4 +1,4 @@
-// Elements from plain calls. Text always becomes text nodes, so nothing that comes from outside is ever read as markup.
+// Elements from function calls. Text always becomes text nodes, so no external input is ever parsed as markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -6,7 +6,7 @@ const SVG = "http://www.w3.org/2000/svg";
  * An element: `h("button.primary#go", {type: "button", onclick}, "Go")`.
  *
  * Properties that start with `on` become listeners, `class` adds classes, `style` takes an object of CSS properties,
- * `value`, `checked` and the like are set as properties, everything else as an attribute; null and false are left out.
+ * `value`, `checked` and the like are set as properties, everything else as attributes; null and false are left out.
  * Children are nodes, texts, numbers, or lists of them; null and false are left out.
  */
 export function h(selector, properties, ...children) {
@@ -31,7 +31,7 @@ function build(element, selector, properties, children) {
     if (mark === "#") element.id = name;
     else element.classList.add(name);
   }
-  // A value must be set once the options that it chooses from are there.
+  // The value of a select can only be set once its options exist.
   element.append(...nodes(children));
   for (const [name, value] of Object.entries(properties ?? {})) set(element, name, value);
   return element;

@@ -1,4 +1,4 @@
-// Numbers and times as people read them.
+// Numbers, times and names for display.
 
 const COUNT = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
 const SHORT = new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: 3});
@@ -7,7 +7,7 @@ export const count = (n) => COUNT.format(n);
 export const compact = (n) => SHORT.format(n);
 export const percent = (p, digits = 1) => `${(100 * p).toFixed(p > 0.9995 && p < 1 ? 2 : digits)} %`;
 
-/** A number with so many significant digits, without an exponent where that is short. */
+/** A number with this many significant digits, without an exponent where it is short enough. */
 export function number(x, digits = 3) {
   if (!Number.isFinite(x)) return "–";
   if (x === 0) return "0";
@@ -16,7 +16,7 @@ export function number(x, digits = 3) {
   return String(Number(x.toPrecision(digits)));
 }
 
-/** A distance on the 8-bit lattice as n/255, where it is one. */
+/** A distance as a multiple of 1/255, the step of 8-bit images. */
 export function in255(x) {
   const n = x * 255;
   return Math.abs(n - Math.round(n)) < 1e-4 ? `${Math.round(n)}/255` : `${number(n, 3)}/255`;
@@ -41,25 +41,28 @@ export function bytes(n) {
   return `${Math.round(n)} TB`;
 }
 
-/** How long ago, for a table. */
+/** The age of a time, for a table. */
 export function ago(time, now = Date.now()) {
   const s = Math.max(0, (now - new Date(time)) / 1000);
   return s < 5 ? "just now" : `${seconds(s < 10 ? Math.round(s) + 0.0001 : s).replace(".0 s", " s")} ago`;
 }
 
-/** The moment itself, to the second, where the reader is. */
+/** A time to the second, in the local time zone. */
 export const moment = (time) =>
   new Date(time).toLocaleString(undefined, {dateStyle: "medium", timeStyle: "medium"});
 
-/** Seconds between two times; the second may be still to come. */
+/** Seconds between two times; the second defaults to now. */
 export const between = (from, till) => (new Date(till ?? Date.now()) - new Date(from)) / 1000;
+
+/** Enough of an id to tell jobs apart. */
+export const shortId = (id) => id.slice(0, 8);
 
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
-/** `step_size` as people write it. */
+/** `step_size` as "Step size". */
 export const words = (name) => capital(name.replaceAll("_", " "));
 
-const NORMS = {linf: "L∞", l2: "L2", l1: "L1", l0: "L0"};
+const NORMS = {linf: "L∞", l2: "L2", l1: "L1", l0: "L0", tv: "Total variation", ssim: "Similarity (SSIM)"};
 
-/** A norm's name in the field's letters. */
+/** The symbol of a norm, or the name of another measure of distance. */
 export const norm = (name) => NORMS[name] ?? name;

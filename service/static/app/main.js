@@ -1,34 +1,34 @@
-// The frame around the pages: which one is shown, the theme, and whether the service answers.
+// The frame around the pages: routing, the theme, and the health of the service.
 
 import {key} from "./api.js";
 import {fill, h} from "./dom.js";
-import {here} from "./routes.js";
-import {failure, loading} from "./parts/states.js";
+import {currentRoute} from "./routes.js";
+import {failure, loading} from "./parts/placeholders.js";
 
 const PAGES = {
   new: () => import("./pages/new.js"),
-  jobs: () => (here().id ? import("./pages/job.js") : import("./pages/jobs.js")),
+  jobs: () => (currentRoute().id ? import("./pages/job.js") : import("./pages/jobs.js")),
   compare: () => import("./pages/compare.js"),
-  models: () => (here().id ? import("./pages/model.js") : import("./pages/models.js")),
+  models: () => (currentRoute().id ? import("./pages/model.js") : import("./pages/models.js")),
   operations: () => import("./pages/operations.js"),
 };
 
 const main = document.getElementById("main");
-let leaving = new AbortController();
+let pageController = new AbortController();
 
 /**
- * Show the page of the address. A page is a module with `title(route)` and `show(root, route, signal)`: it fills the
- * root, and everything it started ends when the signal aborts, which is when the reader leaves.
+ * Show the page of the current URL. A page is a module with `title(route)` and `show(root, route, signal)`: it fills the
+ * root, and everything it started ends when the signal aborts, which is when the user leaves the page.
  */
-async function turn() {
-  leaving.abort();
-  leaving = new AbortController();
-  const {signal} = leaving;
-  const route = here();
-  mark(route.name);
+async function navigate() {
+  pageController.abort();
+  pageController = new AbortController();
+  const {signal} = pageController;
+  const route = currentRoute();
+  markCurrent(route.name);
   fill(main, loading("Loading the page"));
   try {
-    const page = await (PAGES[route.name] ?? nowhere)();
+    const page = await (PAGES[route.name] ?? loadNotFound)();
     if (signal.aborted) return;
     document.title = `${page.title(route)} · Touchstone`;
     const root = h("div.page", {class: route.name});
@@ -37,29 +37,29 @@ async function turn() {
     await page.show(root, route, signal);
   } catch (error) {
     if (signal.aborted || error.name === "AbortError") return;
-    fill(main, h("div.page", {}, h("h1", {}, "This page cannot be shown"), failure(error, turn)));
+    fill(main, h("div.page", {}, h("h1", {}, "This page cannot be shown"), failure(error, navigate)));
   }
 }
 
-async function nowhere() {
-  const text = "There is no such page. The pages are named above.";
+async function loadNotFound() {
+  const text = "There is no such page. Choose one in the navigation above.";
   return {title: () => "Not found", show: (root) => fill(root, h("h1", {}, "Not found"), h("p", {}, text))};
 }
 
-function mark(name) {
+function markCurrent(name) {
   for (const link of document.querySelectorAll("nav a[data-page]")) {
     if (link.dataset.page === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
 }
 
-/** Say something to who cannot see the page change. */
+/** Announce a page change to screen readers. */
 function announce(text) {
   document.getElementById("announcer").textContent = text;
   if (document.activeElement === document.body || !document.activeElement) main.focus({preventScroll: true});
 }
 
-const THEMES = {auto: ["◐", "Theme: as the system"], light: ["☀", "Theme: light"], dark: ["☾", "Theme: dark"]};
+const THEMES = {auto: ["◐", "Theme: system"], light: ["☀", "Theme: light"], dark: ["☾", "Theme: dark"]};
 
 function showTheme() {
   const [mark, label] = THEMES[localStorage.getItem("theme") ?? "auto"] ?? THEMES.auto;
@@ -84,18 +84,18 @@ function nextTheme() {
 
 const HEALTH_SECONDS = 20;
 
-/** Look whether there is a worker, and say so where there is not; every so often, and never while hidden. */
-async function look() {
-  const link = document.getElementById("link");
+/** Show whether the service is ready, that is, whether it has a worker. */
+async function checkHealth() {
+  const badge = document.getElementById("health");
   try {
     const ready = await fetch("/readyz");
     const problem = ready.ok ? null : await ready.json().catch(() => ({}));
-    link.dataset.state = ready.ok ? "fine" : "bad";
-    link.textContent = ready.ok ? "" : problem.title ?? "Not ready";
-    link.title = ready.ok ? "The service is ready" : problem.detail ?? "";
+    badge.dataset.state = ready.ok ? "good" : "bad";
+    badge.textContent = ready.ok ? "" : problem.title ?? "Not ready";
+    badge.title = ready.ok ? "The service is ready" : problem.detail ?? "";
   } catch {
-    link.dataset.state = "bad";
-    link.textContent = "No answer from the service";
+    badge.dataset.state = "bad";
+    badge.textContent = "The service does not respond";
   }
 }
 
@@ -107,9 +107,9 @@ document.getElementById("theme").addEventListener("click", nextTheme);
 document.getElementById("account").addEventListener("click", () => (key.drop(), location.reload()));
 document.addEventListener("signed-in", showAccount);
 document.querySelector(".skip").addEventListener("click", (event) => (event.preventDefault(), main.focus()));
-window.addEventListener("hashchange", turn);
-setInterval(() => document.hidden || look(), 1000 * HEALTH_SECONDS);
+window.addEventListener("hashchange", navigate);
+setInterval(() => document.hidden || checkHealth(), 1000 * HEALTH_SECONDS);
 showTheme();
 showAccount();
-look();
-turn();
+checkHealth();
+navigate();

@@ -1,30 +1,30 @@
-// Addresses of the dashboard's pages: `#/jobs/ID?key=value`. Everything a page shows can be bookmarked and sent on.
+// URLs of the dashboard's pages: `#/jobs/ID?key=value`. Every view can be bookmarked and shared.
 
-let read = null; // the address that was read last
+let lastRead = null; // the hash that was read last
 
-/** What the address says: the page's name, the rest of the path, and the parameters. */
-export function here() {
-  read = location.hash;
+/** The route of the current URL: the page's name, the id behind it, and the query parameters. */
+export function currentRoute() {
+  lastRead = location.hash;
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?", 2);
   const [name, ...rest] = path.split("/").map(decodeURIComponent);
   return {name: name || "new", id: rest[0] ?? null, query: new URLSearchParams(query)};
 }
 
-/** The address of a page; parameters that are null or empty are left out. */
-export function to(name, id = null, query = {}) {
-  const kept = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
-  const text = new URLSearchParams(kept).toString();
+/** The URL of a page; parameters that are null or empty are left out. */
+export function hrefTo(name, id = null, query = {}) {
+  const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const text = new URLSearchParams(given).toString();
   return `#/${name}${id === null ? "" : `/${encodeURIComponent(id)}`}${text ? `?${text}` : ""}`;
 }
 
 /** Go to a page. */
-export function go(...where) {
-  location.hash = to(...where);
+export function goTo(...target) {
+  location.hash = hrefTo(...target);
 }
 
-/** Change the address without leaving the page or adding to the history; not once the reader has followed a link. */
-export function restate(...where) {
-  if (location.hash !== read) return;
-  history.replaceState(null, "", to(...where));
-  read = location.hash;
+/** Replace the URL without a history entry; does nothing once the user has followed a link. */
+export function replaceRoute(...target) {
+  if (location.hash !== lastRead) return;
+  history.replaceState(null, "", hrefTo(...target));
+  lastRead = location.hash;
 }

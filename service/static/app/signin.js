@@ -1,26 +1,26 @@
-// Asking for an API key, once, however many requests are waiting for it.
+// The sign-in dialog, opened once for all requests that wait for an API key.
 
 import {h} from "./dom.js";
 
-let asking = null;
-let declined = -Infinity; // when the reader last gave no key
+let dialogOpen = null;
+let declinedAt = -Infinity; // when the user last dismissed the dialog
 
-/** Resolves once a key was given; rejects where the reader gave up, be it after the request was sent that needs one. */
-export async function signIn(reason, key, sent, signal) {
-  if (sent < declined) throw noKey();
-  asking ??= ask(reason, key).finally(() => (asking = null));
-  return Promise.race([asking, aborted(signal)]);
+/** Resolves when a key was entered; rejects if the user dismissed the dialog after the request was sent. */
+export async function signIn(reason, key, sentAt, signal) {
+  if (sentAt < declinedAt) throw noKey();
+  dialogOpen ??= openDialog(reason, key).finally(() => (dialogOpen = null));
+  return Promise.race([dialogOpen, rejectOnAbort(signal)]);
 }
 
 const noKey = () => new DOMException("no key", "AbortError");
 
-function aborted(signal) {
+function rejectOnAbort(signal) {
   return new Promise((_, reject) =>
     signal?.addEventListener("abort", () => reject(new DOMException("left", "AbortError")), {once: true}),
   );
 }
 
-function ask(reason, key) {
+function openDialog(reason, key) {
   return new Promise((resolve, reject) => {
     const refused = key.get() !== null;
     key.drop();
@@ -34,7 +34,7 @@ function ask(reason, key) {
         h("h2#signin-title", {}, "Sign in"),
         h("p", {}, refused ? "The service refused that key. " : "This service needs an API key. ", reason),
         h("label.field", {}, h("span", {}, "API key"), input),
-        h("p.hint", {}, "It is kept in this tab only, until you sign out or close it."),
+        h("p.hint", {}, "The key is kept in this tab only, until you sign out or close it."),
         h("div.row.end", {}, h("button.primary", {type: "submit"}, "Sign in")),
       ),
     );
@@ -42,7 +42,7 @@ function ask(reason, key) {
       dialog.remove();
       document.dispatchEvent(new Event("signed-in"));
       if (key.get() !== null) return resolve();
-      declined = performance.now();
+      declinedAt = performance.now();
       reject(noKey());
     });
     document.body.append(dialog);

@@ -1,47 +1,48 @@
-// Server-sent events over `fetch`, which unlike EventSource can carry a key and be aborted by a signal.
+// Server-sent events over `fetch`, which unlike EventSource can send an API key and be aborted by a signal.
 
 import {send} from "./api.js";
 
 const PAUSES = [0.5, 1, 2, 5, 10];
 
 /**
- * Follow a stream of events until it is over: `heard(type, data)` for each. `state(text)` is told "live", "waiting"
- * (the connection broke and will be tried again) and "over". Resumes after the last event where the stream has ids;
- * one that never `ends` has none, and "reconnected" tells that something may have been missed. Nothing is kept open while the page cannot be seen: a browser gives one server six connections at most.
+ * Follow a stream of events until it is over: `onEvent(type, data)` is called for each, `onState(text)` with "live",
+ * "waiting" (the connection broke and will be retried) and "over". Resumes after the last event if the stream has ids; one
+ * that never `ends` has none, and the event "reconnected" means that events may have been missed. No connection is kept
+ * open while the page is hidden: a browser opens at most six to one server.
  */
-export async function follow(path, heard, {signal, state = () => {}, ends = true}) {
-  const place = {last: null, over: false};
-  for (let failures = 0, connections = 0; !signal.aborted && !place.over; ) {
+export async function follow(path, onEvent, {signal, onState = () => {}, ends = true}) {
+  const position = {last: null, over: false};
+  for (let failures = 0, connections = 0; !signal.aborted && !position.over; ) {
     await visible(signal);
     const hidden = new AbortController();
     const whenHidden = () => document.hidden && hidden.abort();
     document.addEventListener("visibilitychange", whenHidden);
     try {
-      const headers = place.last ? {"Last-Event-ID": place.last} : {};
+      const headers = position.last ? {"Last-Event-ID": position.last} : {};
       const response = await send(path, {signal: AbortSignal.any([signal, hidden.signal]), headers});
-      if (response.status === 204) place.over = true;
+      if (response.status === 204) position.over = true;
       else {
-        state("live");
+        onState("live");
         failures = 0;
-        if (connections++ && !ends) heard("reconnected", null);
-        await read(response, heard, place);
+        if (connections++ && !ends) onEvent("reconnected", null);
+        await read(response, onEvent, position);
       }
     } catch (error) {
       if (signal.aborted) return;
-      // What was given up, but not because the page is hidden, was given up by a reader without a key.
+      // An abort that is not due to a hidden page means that the user dismissed the sign-in.
       if (!hidden.signal.aborted && (error.name === "AbortError" || [401, 403, 404].includes(error.status))) throw error;
     } finally {
       document.removeEventListener("visibilitychange", whenHidden);
     }
-    if (place.over || signal.aborted) break;
+    if (position.over || signal.aborted) break;
     if (document.hidden) continue;
-    state("waiting");
+    onState("waiting");
     await pause(PAUSES[Math.min(failures++, PAUSES.length - 1)], signal);
   }
-  state("over");
+  onState("over");
 }
 
-async function read(response, heard, place) {
+async function read(response, onEvent, position) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
@@ -50,21 +51,21 @@ async function read(response, heard, place) {
     text += value;
     const blocks = text.split(/\r?\n\r?\n/);
     text = blocks.pop();
-    for (const block of blocks) tell(block, heard, place);
+    for (const block of blocks) dispatch(block, onEvent, position);
   }
 }
 
-function tell(block, heard, place) {
+function dispatch(block, onEvent, position) {
   const fields = {event: "message", data: []};
   for (const line of block.split(/\r?\n/)) {
     const [, name, value] = /^([^:]*):? ?(.*)$/.exec(line);
     if (name === "data") fields.data.push(value);
     else if (name) fields[name] = value;
   }
-  if (fields.id) place.last = fields.id;
+  if (fields.id) position.last = fields.id;
   if (!fields.data.length) return;
-  heard(fields.event, JSON.parse(fields.data.join("\n")));
-  if (fields.event === "completed") place.over = true;
+  onEvent(fields.event, JSON.parse(fields.data.join("\n")));
+  if (fields.event === "completed") position.over = true;
 }
 
 function visible(signal) {

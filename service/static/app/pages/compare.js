@@ -1,27 +1,27 @@
-// Two to four jobs beside each other: what was asked, what came of it, and where they differ.
+// Two to four jobs side by side, with their differences marked.
 
-import {file, get, once} from "../api.js";
+import {get, getCached, objectUrl} from "../api.js";
 import {fill, h} from "../dom.js";
-import {count, in255, norm, number, percent, seconds, words} from "../format.js";
+import {count, in255, norm, number, percent, seconds, shortId, words} from "../format.js";
 import {isOver, outcome, outcomeBadge, status} from "../parts/badges.js";
-import {given, written} from "../parts/facts.js";
-import {bar, short} from "../parts/rows.js";
-import {empty} from "../parts/states.js";
-import {go, to} from "../routes.js";
+import {formatParameter, shortParameters} from "../parts/jobFacts.js";
+import {bar} from "../parts/rows.js";
+import {empty} from "../parts/placeholders.js";
+import {goTo, hrefTo} from "../routes.js";
 import {follow} from "../stream.js";
 
-const MOST = 4;
+const MAX_JOBS = 4;
 const PICTURES = ["adversarial.png", "difference.png", "original.png"];
 const TINY = 64;
 
 export const title = () => "Compare jobs";
 
 export async function show(root, route, signal) {
-  const ids = [...new Set((route.query.get("jobs") ?? "").split(",").filter(Boolean))].slice(0, MOST);
+  const ids = [...new Set((route.query.get("jobs") ?? "").split(",").filter(Boolean))].slice(0, MAX_JOBS);
   const page = new Comparison(root, ids, signal);
   await page.load();
-  const state = (text) => text === "live" && page.load().catch(() => {});
-  if (ids.length) follow("/v1/events", (type, data) => page.hear(type, data), {signal, state, ends: false}).catch(() => {});
+  const onState = (text) => text === "live" && page.load().catch(() => {});
+  if (ids.length) follow("/v1/events", (type, data) => page.onEvent(type, data), {signal, onState, ends: false}).catch(() => {});
 }
 
 class Comparison {
@@ -33,33 +33,33 @@ class Comparison {
     const field = (text, control) => h("label.row", {}, h("span", {}, text), control);
     fill(
       root,
-      h("div.head", {}, h("h1", {}, "Compare jobs"), h("a", {href: "#/jobs"}, "Choose among all jobs")),
+      h("div.head", {}, h("h1", {}, "Compare jobs"), h("a", {href: "#/jobs"}, "All jobs")),
       h("div.row.tools", {}, field("Image", this.picture), field("Size", size), field("Only differences", h("input#only", {type: "checkbox"})), this.adding()),
       this.place,
     );
   }
 
   adding() {
-    const input = h("input", {placeholder: "id or address", "aria-label": "Id of another job", required: true, autocomplete: "off"});
+    const input = h("input", {placeholder: "id or URL", "aria-label": "Id of another job", required: true, autocomplete: "off"});
     const add = (event) => {
       event.preventDefault();
-      // Ids are long: the longest word of an address is one.
+      // The longest word of a URL is the id.
       const id = input.value.match(/[\w-]+/g)?.sort((a, b) => b.length - a.length)[0];
-      if (id) go("compare", null, {jobs: [...this.ids, id].join()});
+      if (id) goTo("compare", null, {jobs: [...this.ids, id].join()});
     };
-    return this.ids.length < MOST && h("form.row", {onsubmit: add}, input, h("button", {}, "Add a job"));
+    return this.ids.length < MAX_JOBS && h("form.row", {onsubmit: add}, input, h("button", {}, "Add a job"));
   }
 
   async load() {
     await Promise.all(this.ids.map((id) => this.read(id)));
-    [this.attacks, this.certificates] = await Promise.all([once("/v1/attacks"), once("/v1/certificates")]);
+    [this.attacks, this.certificates] = await Promise.all([getCached("/v1/attacks"), getCached("/v1/certificates")]);
     this.draw();
   }
 
   async read(id) {
     try {
       const job = await get(`/v1/jobs/${encodeURIComponent(id)}`, {signal: this.signal});
-      // Its end may have been heard of while the answer was on its way, and an end is never taken back.
+      // The job may have ended while the response was on its way; the end is final.
       const known = this.jobs.get(id);
       if (!known || !isOver(known) || isOver(job)) this.jobs.set(id, job);
     } catch (error) {
@@ -68,7 +68,7 @@ class Comparison {
     }
   }
 
-  hear(type, data) {
+  onEvent(type, data) {
     if (type === "progress") for (const {id, ...progress} of data.items) fill(this.bars.get(id) ?? h("i"), bar({progress}));
     if (type === "job" && this.jobs.has(data.id)) {
       this.jobs.set(data.id, data);
@@ -80,8 +80,8 @@ class Comparison {
     if (!this.ids.length) return void fill(this.place, empty("Nothing to compare yet", "Select two to four ", h("a", {href: "#/jobs"}, "jobs"), ", or add one by its id."));
     const jobs = this.ids.map((id) => this.jobs.get(id)).filter(Boolean);
     const {href} = document.activeElement;
-    const told = (line) => jobs.some((job) => ![null, undefined].includes(line.of(job)));
-    const parts = Object.entries(lines(jobs, this)).map(([name, part]) => [name, part.filter(told)]).filter(([, part]) => part.length);
+    const hasValue = (line) => jobs.some((job) => ![null, undefined].includes(line.of(job)));
+    const parts = Object.entries(lines(jobs, this)).map(([name, part]) => [name, part.filter(hasValue)]).filter(([, part]) => part.length);
     fill(
       this.place,
       h(
@@ -90,9 +90,9 @@ class Comparison {
         h(
           "table",
           {style: {"min-width": `${6 + 8.5 * this.ids.length}rem`}},
-          h("caption.unseen", {}, "Jobs by column; what differs is marked"),
+          h("caption.unseen", {}, "Jobs by column; differing values are marked"),
           h("thead", {}, h("tr", {}, h("td"), this.ids.map((id) => this.head(id)))),
-          parts.map(([name, part]) => h("tbody", {class: name === "Asked for" ? "asked" : ""}, h("tr.part", {}, h("th", {scope: "rowgroup", colspan: this.ids.length + 1}, name)), part.map((line) => this.row(line, jobs)))),
+          parts.map(([name, part]) => h("tbody", {class: name === "Parameters" ? "parameters" : ""}, h("tr.part", {}, h("th", {scope: "rowgroup", colspan: this.ids.length + 1}, name)), part.map((line) => this.row(line, jobs)))),
         ),
       ),
     );
@@ -102,15 +102,15 @@ class Comparison {
   head(id) {
     const job = this.jobs.get(id);
     const others = this.ids.filter((one) => one !== id).join();
-    const away = h("a.button.quiet.icon", {href: to("compare", null, {jobs: others}), "aria-label": `Remove job ${short(id)}`}, "×");
-    if (!job) return h("th", {scope: "col"}, h("code", {}, short(id)), away, h("p.wrong", {}, this.missing.get(id)));
+    const remove = h("a.button.quiet.icon", {href: hrefTo("compare", null, {jobs: others}), "aria-label": `Remove job ${shortId(id)}`}, "×");
+    if (!job) return h("th", {scope: "col"}, h("code", {}, shortId(id)), remove, h("p.wrong", {}, this.missing.get(id)));
     const holder = h("span.bar", {}, job.status === "running" && bar(job));
     this.bars.set(id, holder);
     return h(
       "th",
       {scope: "col"},
       this.image(job),
-      h("div.row.name", {}, h("a", {href: to("jobs", id), title: id}, job.method, " ", h("code", {}, short(id))), away),
+      h("div.row.name", {}, h("a", {href: hrefTo("jobs", id), title: id}, job.method, " ", h("code", {}, shortId(id))), remove),
       h("div.row", {}, status(job), outcomeBadge(job)),
       h("p", {}, job.error?.detail ?? outcome(job)?.text),
       holder,
@@ -122,14 +122,14 @@ class Comparison {
     const name = artifacts[this.picture.value] ? this.picture.value : "original.png";
     const path = artifacts[name];
     if (!this.images.has(path)) {
-      const element = h("img", {alt: `${words(name.split(".")[0])} image of job ${short(id)}`, class: image.width > TINY ? "" : "tiny"});
-      file(path, this.signal).then((url) => (element.src = url), () => {});
+      const element = h("img", {alt: `${words(name.split(".")[0])} image of job ${shortId(id)}`, class: image.width > TINY ? "" : "tiny"});
+      objectUrl(path, this.signal).then((url) => (element.src = url), () => {});
       this.images.set(path, element);
     }
     return this.images.get(path);
   }
 
-  row({name, of, written = String, better = 0}, jobs) {
+  row({name, of, format = String, better = 0}, jobs) {
     const values = new Map(jobs.map((job) => [job.id, of(job)]));
     const same = new Set([...values.values()].map((value) => JSON.stringify(value))).size < 2;
     const known = [...values.values()];
@@ -137,13 +137,13 @@ class Comparison {
     const unique = best !== null && known.filter((value) => value === best).length === 1;
     const cell = (id) => {
       const value = values.get(id);
-      return h("td", {}, value === undefined || value === null ? "–" : written(value, this.jobs.get(id)), unique && value === best && h("span.badge", {data: {tone: "held"}}, "best"));
+      return h("td", {}, value === undefined || value === null ? "–" : format(value, this.jobs.get(id)), unique && value === best && h("span.badge", {data: {tone: "good"}}, "best"));
     };
     return h("tr", {class: same ? "same" : "differs"}, h("th", {scope: "row"}, name), this.ids.map(cell));
   }
 }
 
-/** A lower cost or a larger radius is better only where the same was asked of the same, and all got there. */
+/** Values are comparable only between jobs with the same task that all succeeded. */
 function comparable(jobs) {
   const same = (of) => new Set(jobs.map((job) => JSON.stringify(of(job)))).size === 1;
   const [{kind}] = jobs;
@@ -154,33 +154,31 @@ function comparable(jobs) {
 
 function lines(jobs, {attacks, certificates}) {
   const widest = (name) => Math.max(...jobs.filter((job) => job.result?.norm === name).map((job) => job.result.radius));
-  const all = (of, written, better = () => 0) =>
+  const all = (of, format, better = () => 0) =>
     [...new Set(jobs.flatMap((job) => Object.keys(of(job) ?? {})))].map((key) => ({
-      name: NAMES[key] ?? (norm(key) === key ? words(key) : norm(key)),
+      name: norm(key) === key ? words(key) : norm(key),
       of: (job) => of(job)?.[key],
-      written: (value, job) => written(value, key, job),
+      format: (value, job) => format(value, key, job),
       better: better(key),
     }));
   const schema = (job, key) => [...attacks, ...certificates].find((card) => card.name === job.method)?.schema?.properties?.[key];
-  const said = (name, of) => ({name, of, written: (one) => [one.name, gauge(one.confidence, percent(one.confidence), name)]});
+  const predictionLine = (name, of) => ({name, of, format: (one) => [one.name, gauge(one.confidence, percent(one.confidence), name)]});
   return {
     Outcome: [
-      said("Before", (job) => job.result?.original),
-      said("After", (job) => job.result?.adversarial),
-      {name: "Certified radius", of: (job) => job.result?.radius, better: 1, written: (r, {result}) => gauge(r / widest(result.norm), `${norm(result.norm)} ${number(Math.floor(1e4 * r) / 1e4, 4)}`)},
+      predictionLine("Before", (job) => job.result?.original),
+      predictionLine("After", (job) => job.result?.adversarial),
+      {name: "Certified radius", of: (job) => job.result?.radius, better: 1, format: (r, {result}) => gauge(r / widest(result.norm), `${norm(result.norm)} ${number(Math.floor(1e4 * r) / 1e4, 4)}`)},
     ],
-    "Asked for": [
+    Parameters: [
       {name: "Model", of: (job) => job.model.id},
       {name: "Image", of: ({image}) => image && `${image.width} × ${image.height}, ${image.digest.slice(7, 15)}`},
-      ...all((job) => Object.fromEntries(given(job)), (value, key, job) => written(value, job.parameters, schema(job, key))),
+      ...all((job) => Object.fromEntries(shortParameters(job)), (value, key, job) => formatParameter(value, job.parameters, schema(job, key))),
       ...all(({label, target, seed, execution}) => ({label, target, seed, execution}), String),
     ],
-    Distance: all((job) => job.result?.perturbation, (x, key) => (key === "linf" ? in255(x) : number(x, 4)), (key) => (key === "ssim" ? 1 : -1)),
+    Perturbation: all((job) => job.result?.perturbation, (x, key) => (key === "linf" ? in255(x) : number(x, 4)), (key) => (key === "ssim" ? 1 : -1)),
     Queries: all((job) => job.result?.queries, count, () => -1),
     Time: all((job) => job.timings, seconds),
   };
 }
-
-const NAMES = {tv: "Total variation", ssim: "Similarity (SSIM)"};
 
 const gauge = (share, text, name = "") => h("div.gauge", {class: name}, h("div", {style: {width: `${100 * (share || 0)}%`}}), h("span", {}, text));

@@ -1,22 +1,22 @@
-// All jobs, newest first, as they change: filtered, paged, and handled many at a time.
+// The list of jobs, newest first: live, filtered, paged, with bulk actions.
 
-import {address, get, post, send} from "../api.js";
+import {get, post, send, withQuery} from "../api.js";
 import {fill, h} from "../dom.js";
 import {count} from "../format.js";
-import {asked, controls, fits, read} from "../parts/filters.js";
+import {controls, matches, read, toQuery} from "../parts/filters.js";
 import {isOver} from "../parts/badges.js";
 import {Rows} from "../parts/rows.js";
-import {empty, failure, loading} from "../parts/states.js";
-import {to} from "../routes.js";
+import {empty, failure, loading} from "../parts/placeholders.js";
+import {hrefTo} from "../routes.js";
 import {follow} from "../stream.js";
 
-const LIMIT = 50;
-const AT_ONCE = 6;
-const MANY = 1000;
-const [OFTEN, STILL, TICK] = [1000, 1500, 10_000];
-const KEYS = [["j", "next row"], ["k", "row before"], ["x", "select"], ["Shift", "+ click: select up to there"], ["Enter", "open"]];
+const PAGE_SIZE = 50;
+const MAX_PARALLEL = 6;
+const MAX_UNSEEN = 1000;
+const [THROTTLE_MS, STILL_MS, TICK_MS] = [1000, 1500, 10_000];
+const KEYS = [["j", "next row"], ["k", "previous row"], ["x", "select"], ["Shift", "+ click: select a range"], ["Enter", "open"]];
 
-/** By a page's cursor: that of the page before, and the time that the list begins at, which the cursor is bound to. */
+/** For a page's cursor: the cursor of the page before, and the start time that the cursor is bound to. */
 const pages = new Map();
 
 export const title = () => "Jobs";
@@ -25,150 +25,150 @@ export async function show(root, route, signal) {
   const list = new List(read(route.query), route.query.get("cursor"), signal);
   fill(root, ...list.view());
   document.addEventListener("keydown", (event) => list.rows.key(event), {signal});
-  const timer = setInterval(() => list.tick(), TICK);
+  const timer = setInterval(() => list.tick(), TICK_MS);
   signal.addEventListener("abort", () => clearInterval(timer));
-  // What happens between the list's answer and the stream's beginning would be missed, so the list is read again then.
-  const state = (text) => text === "live" && list.load();
-  follow("/v1/events", (type, data) => list.hear(type, data), {signal, state, ends: false}).catch(() => {});
+  // Events between the response and the start of the stream would be missed, so the list is loaded again then.
+  const onState = (text) => text === "live" && list.load();
+  follow("/v1/events", (type, data) => list.onEvent(type, data), {signal, onState, ends: false}).catch(() => {});
   list.count();
   await list.load();
 }
 
 class List {
   constructor(filters, cursor, signal) {
-    Object.assign(this, {filters, cursor, signal, news: new Map(), moves: new Map(), unseen: new Set()});
-    this.rows = new Rows((picked) => this.offer(picked));
-    this.loadSoon = seldom(() => this.load(), signal);
-    this.countSoon = seldom(() => this.count(), signal);
+    Object.assign(this, {filters, cursor, signal, changes: new Map(), progressById: new Map(), unseen: new Set()});
+    this.rows = new Rows((selectedJobs) => this.showActions(selectedJobs));
+    this.loadSoon = throttle(() => this.load(), signal);
+    this.countSoon = throttle(() => this.count(), signal);
   }
 
   view() {
-    this.controls = controls(this.filters, (filters) => this.turn(null, filters));
-    const leaf = (text, to) => ({to, button: h("button", {disabled: true, onclick: () => this.leaf(to())}, text)});
-    this.leaves = [leaf("Newest", () => (this.cursor ? null : undefined)), leaf("Newer", () => pages.get(this.cursor)?.before), leaf("Older", () => this.next ?? undefined)];
-    this.place = h("div", {onpointermove: () => (this.pointed = performance.now())});
-    this.fresh = h("button.primary", {hidden: true, onclick: () => this.turn(null)});
+    this.controls = controls(this.filters, (filters) => this.showPage(null, filters));
+    const pageButton = (text, target) => ({target, button: h("button", {disabled: true, onclick: () => this.turnPage(target())}, text)});
+    this.pageButtons = [pageButton("Newest", () => (this.cursor ? null : undefined)), pageButton("Newer", () => pages.get(this.cursor)?.before), pageButton("Older", () => this.next ?? undefined)];
+    this.holder = h("div", {onpointermove: () => (this.pointedAt = performance.now())});
+    this.newJobsButton = h("button.primary", {hidden: true, onclick: () => this.showPage(null)});
     this.bulk = h("div.row", {role: "group", "aria-label": "Selected jobs"});
-    this.told = h("span", {role: "status"});
-    this.pager = h("nav.row", {"aria-label": "Pages of jobs"}, this.leaves.map((leaf) => leaf.button));
+    this.message = h("span", {role: "status"});
+    this.pager = h("nav.row", {"aria-label": "Pages of jobs"}, this.pageButtons.map(({button}) => button));
     const keys = KEYS.map(([key, what]) => [h("kbd", {}, key), ` ${what} `]);
     return [
       h("div.head", {}, h("h1", {}, "Jobs"), h("details", {}, h("summary", {title: "Keys", "aria-label": "Keys"}, "?"), h("span.hint", {}, keys))),
       this.controls,
-      h("div.row.deeds", {}, this.bulk, this.told, this.fresh),
-      this.place,
+      h("div.row.bulk-actions", {}, this.bulk, this.message, this.newJobsButton),
+      this.holder,
       this.pager,
     ];
   }
 
-  /** Show another page of the list, or the first under other filters; Back comes back. */
-  turn(cursor, filters = this.filters) {
+  /** Show another page of the list, or the first with other filters, with a history entry. */
+  showPage(cursor, filters = this.filters) {
     Object.assign(this, {cursor, filters});
-    history.pushState(null, "", to("jobs", null, {...filters, cursor}));
+    history.pushState(null, "", hrefTo("jobs", null, {...filters, cursor}));
     this.rows.select(false);
-    fill(this.told);
+    fill(this.message);
     return this.load();
   }
 
   get query() {
-    const query = asked(this.filters);
+    const query = toQuery(this.filters);
     return {...query, since: pages.get(this.cursor)?.since ?? query.since};
   }
 
   async load() {
-    const turn = this.busy(Symbol());
-    if (!this.rows.size) fill(this.place, loading("Loading the jobs"));
+    const request = this.busy(Symbol());
+    if (!this.rows.size) fill(this.holder, loading("Loading the jobs"));
     const {query, cursor} = this;
     try {
-      const page = await get(address("/v1/jobs", {...query, limit: LIMIT, cursor}), {signal: this.signal});
-      if (turn !== this.loading) return;
+      const page = await get(withQuery("/v1/jobs", {...query, limit: PAGE_SIZE, cursor}), {signal: this.signal});
+      if (request !== this.loading) return;
       this.busy(null);
       this.fill(page, query);
     } catch (error) {
-      if (error.name === "AbortError" || turn !== this.loading) return;
+      if (error.name === "AbortError" || request !== this.loading) return;
       this.busy(null);
-      // A cursor of other filters, or of another service's list: begin at the beginning.
-      if (error.code === "invalid_cursor" && cursor) return this.turn(null);
-      fill(this.place, failure(error, () => this.load()));
+      // A cursor of other filters or of another service: show the first page.
+      if (error.code === "invalid_cursor" && cursor) return this.showPage(null);
+      fill(this.holder, failure(error, () => this.load()));
     }
   }
 
-  busy(turn) {
-    this.place.setAttribute("aria-busy", turn !== null);
-    return (this.loading = turn);
+  busy(request) {
+    this.holder.setAttribute("aria-busy", request !== null);
+    return (this.loading = request);
   }
 
   fill({items, cursor}, {since}) {
     if (cursor) pages.set(cursor, {before: this.cursor, since});
     this.next = cursor;
     this.unseen.clear();
-    this.rows.replace(items);
+    this.rows.setJobs(items);
     this.draw();
     this.flush();
   }
 
   draw() {
     const {rows, unseen, pager} = this;
-    if (!rows.size) fill(this.place, this.nothing());
-    else if (!rows.element.isConnected) fill(this.place, h("div.scroll", {}, rows.element));
-    this.fresh.hidden = !unseen.size;
-    this.fresh.textContent = `${count(unseen.size)}${unseen.size === MANY ? " or more" : ""} new ${unseen.size === 1 ? "job" : "jobs"}`;
+    if (!rows.size) fill(this.holder, this.emptyState());
+    else if (!rows.element.isConnected) fill(this.holder, h("div.scroll", {}, rows.element));
+    this.newJobsButton.hidden = !unseen.size;
+    this.newJobsButton.textContent = `${count(unseen.size)}${unseen.size === MAX_UNSEEN ? " or more" : ""} new ${unseen.size === 1 ? "job" : "jobs"}`;
     const focused = pager.contains(document.activeElement);
-    for (const {button, to} of this.leaves) button.disabled = to() === undefined;
+    for (const {button, target} of this.pageButtons) button.disabled = target() === undefined;
     pager.hidden = !pager.querySelector(":enabled");
     if (focused) (pager.contains(document.activeElement) && document.activeElement.matches(":enabled") ? document.activeElement : pager.querySelector(":enabled"))?.focus();
   }
 
-  async leaf(cursor) {
-    await this.turn(cursor);
+  async turnPage(cursor) {
+    await this.showPage(cursor);
     scrollTo(0, 0);
   }
 
-  nothing() {
+  emptyState() {
     if (Object.values(this.filters).some(Boolean) || this.cursor)
-      return empty("No job fits", "One that does will appear here by itself. ", h("a", {href: "#/jobs"}, "Clear the filters"));
-    return empty("No jobs yet", "Attack an image, certify it, or ask a model: ", h("a", {href: "#/new"}, "start a new job"));
+      return empty("No matching jobs", "New matching jobs will appear here. ", h("a", {href: "#/jobs"}, "Clear filters"));
+    return empty("No jobs yet", "Attack an image, certify a prediction, or run a model: ", h("a", {href: "#/new"}, "start a new job"));
   }
 
-  /** Events may come by the hundred; the page changes once a frame. */
-  hear(type, data) {
-    if (type === "job") this.news.set(data.id, data);
-    else if (type === "deleted") this.news.set(data.id, null);
-    else if (type === "progress") for (const item of data.items) this.moves.set(item.id, item);
+  /** Collect events, and update the page once a frame. */
+  onEvent(type, data) {
+    if (type === "job") this.changes.set(data.id, data);
+    else if (type === "deleted") this.changes.set(data.id, null);
+    else if (type === "progress") for (const item of data.items) this.progressById.set(item.id, item);
     this.frame ??= requestAnimationFrame(() => this.flush());
   }
 
   flush() {
     this.frame = null;
-    // What comes while a page is on its way may be newer than that page.
+    // Events that arrive while a page loads may be newer than that page.
     if (this.loading || this.signal.aborted) return;
-    const {rows, news, moves, query} = this;
-    for (const [id, job] of news) this.settle(id, job && fits(job, query) ? job : null);
-    for (const [id, progress] of moves) if (rows.get(id)?.job.status === "running") rows.get(id).show({...rows.get(id).job, progress});
-    if (news.size) this.changed();
-    news.clear();
-    moves.clear();
+    const {rows, changes, progressById, query} = this;
+    for (const [id, job] of changes) this.applyChange(id, job && matches(job, query) ? job : null);
+    for (const [id, progress] of progressById) if (rows.get(id)?.job.status === "running") rows.get(id).show({...rows.get(id).job, progress});
+    if (changes.size) this.changed();
+    changes.clear();
+    progressById.clear();
   }
 
-  settle(id, job) {
+  applyChange(id, job) {
     if (this.rows.has(id)) job ? this.rows.get(id).show(job) : this.rows.remove(id);
     else if (!job) this.unseen.delete(id);
-    else if (this.unseen.size < MANY) this.unseen.add(id);
+    else if (this.unseen.size < MAX_UNSEEN) this.unseen.add(id);
   }
 
   changed() {
     const {rows, unseen, next} = this;
-    rows.note();
+    rows.updateSelection();
     this.draw();
     this.countSoon();
-    // Nothing moves under a hand: while rows are selected, or a pointer is on its way to one.
-    const still = !rows.picked.length && !(performance.now() - this.pointed < STILL);
-    if ((unseen.size && !this.cursor && still) || (next && rows.size < LIMIT / 2)) this.loadSoon();
+    // No rows move while some are selected or the pointer is moving over the table.
+    const still = !rows.selectedJobs.length && !(performance.now() - this.pointedAt < STILL_MS);
+    if ((unseen.size && !this.cursor && still) || (next && rows.size < PAGE_SIZE / 2)) this.loadSoon();
   }
 
   tick() {
     const {query} = this;
-    for (const [id, row] of this.rows) fits(row.job, query) ? row.tick() : this.rows.remove(id);
+    for (const [id, row] of this.rows) matches(row.job, query) ? row.tick() : this.rows.remove(id);
     if (!this.loading) this.changed();
   }
 
@@ -179,35 +179,35 @@ class List {
     for (const span of this.controls.querySelectorAll("[data-count]")) span.textContent = count({...jobs, all}[span.dataset.count] ?? 0);
   }
 
-  /** What can be done with the selected jobs; the buttons stay while that stays the same. */
-  offer(picked) {
-    const [over, active] = [picked.filter(isOver), picked.filter((job) => !isOver(job))];
-    const key = picked.map((job) => job.id + isOver(job)).join();
-    if (key === this.offered) return;
-    this.offered = key;
-    const button = (text, possible, onclick) => h("button", {disabled: !possible, onclick}, text);
-    const compare = () => (location.hash = to("compare", null, {jobs: picked.map((job) => job.id)}));
+  /** Show the actions on the selected jobs; the buttons are kept while the selection is unchanged. */
+  showActions(selectedJobs) {
+    const [over, active] = [selectedJobs.filter(isOver), selectedJobs.filter((job) => !isOver(job))];
+    const key = selectedJobs.map((job) => job.id + isOver(job)).join();
+    if (key === this.shownFor) return;
+    this.shownFor = key;
+    const button = (text, enabled, onclick) => h("button", {disabled: !enabled, onclick}, text);
+    const compare = () => (location.hash = hrefTo("compare", null, {jobs: selectedJobs.map((job) => job.id)}));
     fill(
       this.bulk,
-      picked.length > 0 && [
-        h("strong", {}, `${picked.length} selected`),
-        button("Compare", picked.length > 1 && picked.length < 5, compare),
+      selectedJobs.length > 0 && [
+        h("strong", {}, `${selectedJobs.length} selected`),
+        button("Compare", selectedJobs.length > 1 && selectedJobs.length < 5, compare),
         button(`Cancel ${active.length}`, active.length, () => this.act(cancel, active)),
-        button(`Delete ${over.length}`, over.length, ({target}) => this.sure(target) && this.act(remove, over)),
+        button(`Delete ${over.length}`, over.length, ({target}) => this.confirmTwice(target) && this.act(remove, over)),
       ],
     );
   }
 
-  /** What cannot be undone takes a second press. */
-  sure(button) {
+  /** Deleting takes a second press. */
+  confirmTwice(button) {
     if (button.classList.contains("danger")) return true;
     button.classList.add("danger");
-    fill(this.told, "Press Delete again: the jobs and their results will be gone for good.");
+    fill(this.message, "Press Delete again to delete the jobs and their results permanently.");
     return false;
   }
 
-  async act(deed, jobs) {
-    fill(this.told, await deed(jobs.map((job) => job.id)).catch((error) => h("span.wrong", {}, error.message)));
+  async act(action, jobs) {
+    fill(this.message, await action(jobs.map((job) => job.id)).catch((error) => h("span.wrong", {}, error.message)));
     this.rows.select(false);
     await this.load();
   }
@@ -215,34 +215,34 @@ class List {
 
 async function cancel(ids) {
   const {items} = await post("/v1/jobs/cancel", {jobs: ids});
-  const fate = ({code, status}) => (code ? (code === "job_conflict" ? "already ended" : "not there any more") : status === "canceled" ? status : "stopping");
-  return summed(items.map(fate));
+  const outcome = ({code, status}) => (code ? (code === "job_conflict" ? "already ended" : "not found") : status === "canceled" ? status : "stopping");
+  return summarize(items.map(outcome));
 }
 
-/** One request for each, a few at a time: a browser gives one server no more connections. */
+/** One request per job, a few in parallel: a browser limits the connections to one server. */
 async function remove(ids) {
-  const fates = [];
+  const outcomes = [];
   const one = (id) => send(`/v1/jobs/${id}`, {method: "DELETE"}).then(() => "deleted", (error) => error.message);
   const work = async () => {
-    for (let id; (id = ids.pop()); ) fates.push(await one(id));
+    for (let id; (id = ids.pop()); ) outcomes.push(await one(id));
   };
-  await Promise.all(Array.from({length: AT_ONCE}, work));
-  return summed(fates);
+  await Promise.all(Array.from({length: MAX_PARALLEL}, work));
+  return summarize(outcomes);
 }
 
-function summed(fates) {
-  const named = [...new Set(fates)].map((fate) => `${fates.filter((one) => one === fate).length} ${fate}`);
-  return `${named.join(", ")}.`;
+function summarize(outcomes) {
+  const counts = [...new Set(outcomes)].map((outcome) => `${outcomes.filter((one) => one === outcome).length} ${outcome}`);
+  return `${counts.join(", ")}.`;
 }
 
-/** `work` at once, and then no more than once in a while, however often it is asked for. */
-function seldom(work, signal) {
-  let [timer, last] = [null, -OFTEN];
+/** Run `work` at once, and then at most once per interval. */
+function throttle(work, signal) {
+  let [timer, last] = [null, -THROTTLE_MS];
   const run = () => {
     timer = null;
     last = performance.now();
     work();
   };
   signal.addEventListener("abort", () => clearTimeout(timer));
-  return () => (timer ??= setTimeout(run, last + OFTEN - performance.now()));
+  return () => (timer ??= setTimeout(run, last + THROTTLE_MS - performance.now()));
 }

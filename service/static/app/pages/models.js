@@ -1,37 +1,37 @@
-// The models that can be tried, a card each.
+// All models, one card each.
 
-import {all} from "../api.js";
+import {getAll} from "../api.js";
 import {fill, h} from "../dom.js";
 import {compact, count} from "../format.js";
 import {accuracies} from "../parts/accuracy.js";
-import {empty, loading} from "../parts/states.js";
-import {restate, to} from "../routes.js";
+import {empty, loading} from "../parts/placeholders.js";
+import {hrefTo, replaceRoute} from "../routes.js";
 
 export const title = (route) => (route.query.has("new") ? "Register a model" : "Models");
 
 export async function show(root, route, signal) {
   if (route.query.has("new")) return (await import("./register.js")).show(root, signal);
   let models = [];
-  const told = h("span.hint", {role: "status"}, loading("Asking for them"));
-  const input = h("input", {type: "search", value: route.query.get("q") ?? "", oninput: sift});
-  const cards = h("div.shelf");
-  const none = empty("No model fits", "Try a part of its name, or a class that it should know.");
-  const filter = h("label.field.sieve", {}, h("span", {}, "Filter by name, architecture, licence or class"), input);
+  const shownCount = h("span.hint", {role: "status"}, loading("Loading the models"));
+  const input = h("input", {type: "search", value: route.query.get("q") ?? "", oninput: applyFilter});
+  const cards = h("div.model-cards");
+  const none = empty("No matching models", "Try part of a name, or a class.");
+  const filter = h("label.field.model-filter", {}, h("span", {}, "Filter by name, architecture, license or class"), input);
   none.hidden = true;
-  fill(root, h("div.head", {}, h("h1", {}, "Models"), told, h("a.button", {href: "#/models?new"}, "Register one")), filter, cards, none);
-  models = await all("/v1/models", signal);
+  fill(root, h("div.head", {}, h("h1", {}, "Models"), shownCount, h("a.button", {href: "#/models?new"}, "Register a model")), filter, cards, none);
+  models = await getAll("/v1/models", signal);
   fill(cards, models.map(cardOf));
-  sift();
+  applyFilter();
 
-  function sift() {
+  function applyFilter() {
     const wanted = input.value.trim().toLowerCase();
-    const fits = ({id, architecture, licence, classes}) =>
+    const matches = ({id, architecture, licence, classes}) =>
       [id, architecture, licence, ...classes].some((text) => text.toLowerCase().includes(wanted));
-    models.forEach((model, i) => (cards.children[i].hidden = !fits(model)));
-    const left = models.filter(fits).length;
-    none.hidden = left > 0;
-    told.textContent = `${left} of ${models.length}`;
-    restate("models", null, {q: wanted});
+    models.forEach((model, i) => (cards.children[i].hidden = !matches(model)));
+    const shown = models.filter(matches).length;
+    none.hidden = shown > 0;
+    shownCount.textContent = `${shown} of ${models.length}`;
+    replaceRoute("models", null, {q: wanted});
   }
 }
 
@@ -39,22 +39,22 @@ function cardOf(model) {
   const {channels, height, width} = model.input;
   const workers = model.resident.length;
   const traits = [
-    [`${width} × ${height}`, channels === 1 ? "grey" : "colour"],
+    [`${width} × ${height}`, channels === 1 ? "gray" : "color"],
     [count(model.classes.length), "classes"],
     [compact(model.parameters), "parameters"],
   ];
   return h(
     "article.card",
     {},
-    h("h2", {}, h("a", {href: to("models", model.id)}, model.id)),
+    h("h2", {}, h("a", {href: hrefTo("models", model.id)}, model.id)),
     h("span.soft", {}, model.architecture),
     h("ul.row.traits", {}, traits.map(([value, name]) => h("li", {}, h("strong", {}, value), " ", name))),
     accuracies(model),
-    h("p.hint", {}, "Licence: ", model.licence),
+    h("p.hint", {}, "License: ", model.licence),
     h(
       "div.row",
       {},
-      h("a.button", {href: to("new", null, {model: model.id}), "aria-label": `Attack this model, ${model.id}`}, "Attack this model"),
+      h("a.button", {href: hrefTo("new", null, {model: model.id}), "aria-label": `Attack this model, ${model.id}`}, "Attack this model"),
       h("span.hint", {}, workers ? `Loaded on ${workers} ${workers > 1 ? "workers" : "worker"}` : "Not loaded"),
     ),
   );

@@ -1,27 +1,27 @@
-// Registering a model: a file and the few things that it does not tell. What else can be said, the API takes.
+// Registering a model: the file, and what cannot be read from it. The API takes further fields.
 
 import {post} from "../api.js";
 import {fill, h} from "../dom.js";
-import {failure} from "../parts/states.js";
-import {go, to} from "../routes.js";
+import {failure} from "../parts/placeholders.js";
+import {goTo, hrefTo} from "../routes.js";
 
 const NUMBERS = "[\\-0-9., ]*";
 
 export function show(root, signal) {
   const line = (name, label, hint, options = {}) => field(name, label, hint, h("input", {name, autocomplete: "off", ...options}));
   const button = h("button.primary", {}, "Register");
-  const trouble = h("div", {});
+  const alert = h("div", {});
   const form = h("form.card.stack", {onsubmit: submit},
     field("file", "File", "ONNX, or safetensors with an architecture.", h("input", {type: "file", name: "file", required: true})),
-    line("id", "Name", "Small letters, digits, dots and dashes.", {required: true, pattern: "[a-z0-9][a-z0-9._\\-]{0,63}", placeholder: "my-net"}),
-    field("labels", "Classes", "One a line, in the order of the outputs.", h("textarea", {name: "labels", rows: 5, required: true})),
-    line("size", "Size of the input", "As 224, or as height x width.", {required: true, pattern: "\\d+( *x *\\d+)?", placeholder: "224"}),
-    line("resize", "Shorter side before the centre is cut out", "Left empty, the whole image is scaled.", {inputmode: "numeric", pattern: "\\d*"}),
-    line("channels", "Channels", "3, or 1 for grey.", {value: "3", pattern: "[13]"}),
-    line("mean", "Mean", "Of pixels in [0,1], a number for each channel.", {pattern: NUMBERS, placeholder: "0.485, 0.456, 0.406"}),
-    line("std", "Standard deviation", "Likewise; without both, pixels stay as they are.", {pattern: NUMBERS, placeholder: "0.229, 0.224, 0.225"}),
-    line("architecture", "Architecture", "Of safetensors: one of the listed models', or timm/NAME."),
-    trouble, h("div.row", {}, button, h("a.button", {href: to("models")}, "Back to the models")));
+    line("id", "Name", "Lowercase letters, digits, dots and dashes.", {required: true, pattern: "[a-z0-9][a-z0-9._\\-]{0,63}", placeholder: "my-net"}),
+    field("labels", "Classes", "One per line, in the order of the outputs.", h("textarea", {name: "labels", rows: 5, required: true})),
+    line("size", "Input size", "For example 224, or height x width.", {required: true, pattern: "\\d+( *x *\\d+)?", placeholder: "224"}),
+    line("resize", "Shorter side before the center crop", "If empty, the whole image is resized.", {inputmode: "numeric", pattern: "\\d*"}),
+    line("channels", "Channels", "3, or 1 for gray.", {value: "3", pattern: "[13]"}),
+    line("mean", "Mean", "Of pixel values in [0,1], one number per channel.", {pattern: NUMBERS, placeholder: "0.485, 0.456, 0.406"}),
+    line("std", "Standard deviation", "Likewise; if both are empty, pixel values are not normalized.", {pattern: NUMBERS, placeholder: "0.229, 0.224, 0.225"}),
+    line("architecture", "Architecture", "For safetensors: that of a listed model, or timm/NAME."),
+    alert, h("div.row", {}, button, h("a.button", {href: hrefTo("models")}, "Back to the models")));
   fill(root, h("div.head", {}, h("h1", {}, "Register a model")), form);
 
   async function submit(event) {
@@ -30,17 +30,17 @@ export function show(root, signal) {
     fill(button, "Sending…");
     try {
       const {id, kind} = await post("/v1/models", body(new FormData(form)), {signal});
-      go(...(kind === "registration" ? ["jobs", id] : ["models", id]));
+      goTo(...(kind === "registration" ? ["jobs", id] : ["models", id]));
     } catch (error) {
-      if (!signal.aborted) tell(error);
+      if (!signal.aborted) showError(error);
     } finally {
       button.disabled = false;
       fill(button, "Register");
     }
   }
 
-  function tell(error) {
-    fill(trouble, failure(error));
+  function showError(error) {
+    fill(alert, failure(error));
     const [name] = (error.field ?? "").split(".");
     form.elements[{classes: "labels", input: "size"}[name] ?? name]?.focus();
   }
@@ -52,16 +52,16 @@ function field(name, label, hint, control) {
   return h("div.field", {}, h("label", {for: control.id}, label), control, h("span.hint", {id: `hint-${name}`}, hint));
 }
 
-/** The form as the API takes it: what is empty is left out. */
-function body(said) {
-  const text = (name) => said.get(name).trim();
+/** The request body; empty fields are left out. */
+function body(data) {
+  const text = (name) => data.get(name).trim();
   const list = (name) => (text(name) ? text(name).split(/[ ,]+/).filter(Boolean).map(Number) : undefined);
   const [height, width = height] = text("size").split("x").map(Number);
   const input = {height, width, channels: Number(text("channels")), resize: Number(text("resize")) || null};
   const manifest = {id: text("id"), input, mean: list("mean"), std: list("std"), architecture: text("architecture") || undefined};
   const sent = new FormData();
   sent.set("manifest", JSON.stringify(manifest));
-  sent.set("labels", new Blob([said.get("labels")]));
-  sent.set("file", said.get("file"));
+  sent.set("labels", new Blob([data.get("labels")]));
+  sent.set("file", data.get("file"));
   return sent;
 }

@@ -1,9 +1,9 @@
-// A model's accuracies as bars: solid where this project measured them, hatched where it cites them.
+// A model's accuracies as bars: solid if this project measured them, hatched if they are cited.
 
 import {h} from "../dom.js";
 import {capital, percent} from "../format.js";
 
-/** A bar for each accuracy of a card, with its whole note or only what that begins with. */
+/** A bar for each accuracy of a model, with its whole note or only the beginning. */
 export const accuracies = (card, whole = false) => h("ul.accuracies", {}, card.accuracy.map((one) => bar(one, whole)));
 
 function bar({data, value, measured, note}, whole) {

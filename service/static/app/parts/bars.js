@@ -1,11 +1,11 @@
-// Confidences and votes as horizontal bars, which are tables for who cannot see them.
+// Confidences and votes as horizontal bars, in tables that screen readers can read.
 
 import {h} from "../dom.js";
 import {count, percent} from "../format.js";
 
-/** Both opinions of a model by class, the most telling first; `after` may be missing. */
-export function paired(before, after) {
-  const sides = [opinion("before", before), opinion("after", after)].filter((side) => side.top.length);
+/** A model's confidences before and after the attack, the highest first; `after` may be missing. */
+export function confidenceTable(before, after) {
+  const sides = [sideOf("before", before), sideOf("after", after)].filter((side) => side.top.length);
   const classes = new Map(sides.flatMap(({top}) => top.map((one) => [one.label, one.name])));
   const most = (label) => Math.max(...sides.map((side) => side.of.get(label) ?? 0));
   const ordered = [...classes].sort(([a], [b]) => most(b) - most(a));
@@ -17,15 +17,15 @@ export function paired(before, after) {
       h("td.number", {}, of.has(label) ? share(of.get(label)) : `< ${share(least)}`))))));
 }
 
-function opinion(key, said) {
-  const top = said?.top ?? [];
+function sideOf(key, prediction) {
+  const top = prediction?.top ?? [];
   return {key, top, of: new Map(top.map((one) => [one.label, one.confidence])), least: Math.max(0.001, top.at(-1)?.confidence)};
 }
 
 const share = (p) => (p < 0.0005 ? "< 0.1 %" : percent(p));
 
-/** Counts of votes: `[{label, count}]` of n, named by the model's classes where they are known. */
-export function votes(counts, n, classes) {
+/** Votes `[{label, count}]` out of n, with the names of the model's classes if they are known. */
+export function voteTable(counts, n, classes) {
   return table(`Votes of ${count(n)} noisy copies`, ["Class", "Bar", "Share", "Votes"],
     h("tbody", {}, counts.map((one) => h("tr", {},
       h("th", {scope: "row"}, classes?.[one.label] ?? `Class ${one.label}`),

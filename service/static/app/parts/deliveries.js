@@ -1,45 +1,45 @@
-// Who was told of a job's end, and how that went; followed while somebody is still to be told.
+// The webhook deliveries of a job, polled while any of them is pending.
 
-import {address, get, post} from "../api.js";
+import {withQuery, get, post} from "../api.js";
 import {fill, h} from "../dom.js";
 import {ago, between, count, moment, seconds, words} from "../format.js";
-import {failure} from "./states.js";
+import {failure} from "./placeholders.js";
 
-const LOOK_SECONDS = 3;
+const POLL_SECONDS = 3;
 const PATH = "/v1/webhooks/deliveries";
-const KEPT = 20;
-const LOOKS = {delivered: "succeeded", pending: "queued", failed: "failed"};
-const HEADS = ["Told to", "State", "Attempts", "Last answer", "Next attempt", ""];
+const MAX_ATTEMPTS = 20;
+const BADGES = {delivered: "succeeded", pending: "queued", failed: "failed"};
+const HEADS = ["Endpoint", "Status", "Attempts", "Last response", "Next attempt", ""];
 
-/** A card with a row for each receiver; nothing where there is none. */
+/** A card with a row for each delivery; empty if there is none. */
 export function deliveries(job, signal) {
-  const place = h("div.place", {});
+  const holder = h("div.holder", {});
   const rows = new Map();
-  const said = h("p.unseen", {role: "status"});
-  const trouble = h("div", {});
+  const announcement = h("p.unseen", {role: "status"});
+  const alert = h("div", {});
   const body = h("tbody", {});
-  const caption = h("caption.unseen", {}, "Who was told of this job's end");
+  const caption = h("caption.unseen", {}, "Webhook deliveries of this job");
   const heads = h("thead", {}, h("tr", {}, HEADS.map((name) => (name ? h("th", {scope: "col"}, name) : h("td", {})))));
-  const card = h("section.card.told", {}, h("h2", {}, "Webhooks"), said, trouble, h("div.scroll", {}, h("table", {}, caption, heads, body)));
-  let [asking, turn] = [0, 0];
-  look();
-  return place;
+  const card = h("section.card.webhooks", {}, h("h2", {}, "Webhooks"), announcement, alert, h("div.scroll", {}, h("table", {}, caption, heads, body)));
+  let [timer, latest] = [0, 0];
+  refresh();
+  return holder;
 
-  async function look() {
-    clearTimeout(asking);
-    const mine = ++turn;
-    const items = document.hidden ? null : await ask();
-    if (mine !== turn) return; // another has been asked for since
+  async function refresh() {
+    clearTimeout(timer);
+    const request = ++latest;
+    const items = document.hidden ? null : await fetchDeliveries();
+    if (request !== latest) return; // a newer request was sent meanwhile
     for (const one of items ?? []) show(one);
-    if (rows.size && !place.firstChild) fill(place, card);
-    const waits = items === null || items.some((one) => one.status === "pending");
-    if (waits && !signal.aborted) asking = setTimeout(look, 1000 * LOOK_SECONDS);
+    if (rows.size && !holder.firstChild) fill(holder, card);
+    const pending = items === null || items.some((one) => one.status === "pending");
+    if (pending && !signal.aborted) timer = setTimeout(refresh, 1000 * POLL_SECONDS);
   }
 
-  /** Null where the service does not answer at the moment; nothing where it will not tell, or the reader gives no key. */
-  async function ask() {
+  /** The deliveries: null if the service is unavailable, none if it refuses or the user dismisses the sign-in. */
+  async function fetchDeliveries() {
     try {
-      return (await get(address(PATH, {job: job.id}), {signal})).items;
+      return (await get(withQuery(PATH, {job: job.id}), {signal})).items;
     } catch ({name, status = 0}) {
       return name === "AbortError" || (status && status < 500) ? [] : null;
     }
@@ -55,18 +55,18 @@ export function deliveries(job, signal) {
   }
 
   async function replay(id) {
-    fill(trouble);
+    fill(alert);
     try {
       show(await post(`${PATH}/${id}/replay`));
-      said.textContent = "It is being sent again.";
+      announcement.textContent = "The delivery is being sent again.";
     } catch (error) {
-      fill(trouble, failure(error));
+      fill(alert, failure(error));
     }
-    await look();
+    await refresh();
   }
 }
 
-/** A row whose button stays while what is told beside it changes. */
+/** A row whose button stays in place while its cells change. */
 class Row {
   constructor({url}, onclick) {
     this.cells = HEADS.slice(1, -1).map(() => h("td", {}));
@@ -75,21 +75,21 @@ class Row {
   }
 
   show({status, attempts, next_attempt_at: next}) {
-    const badge = h("span.badge", {data: {status: LOOKS[status]}}, status);
-    const tried = attempts.length < KEPT ? count(attempts.length) : `${KEPT} or more`;
-    const told = [badge, tried, answer(attempts.at(-1)), next && h("time", {datetime: next, title: moment(next)}, ahead(next))];
-    told.forEach((one, place) => fill(this.cells[place], one ?? "–"));
+    const badge = h("span.badge", {data: {status: BADGES[status]}}, status);
+    const attempted = attempts.length < MAX_ATTEMPTS ? count(attempts.length) : `${MAX_ATTEMPTS} or more`;
+    const cells = [badge, attempted, formatResponse(attempts.at(-1)), next && h("time", {datetime: next, title: moment(next)}, untilNext(next))];
+    cells.forEach((one, index) => fill(this.cells[index], one ?? "–"));
   }
 }
 
-function answer(attempt) {
+function formatResponse(attempt) {
   if (!attempt) return null;
   const {status, error, ms, at} = attempt;
   const what = [status, error && words(error).toLowerCase()].filter(Boolean).join(", ");
   return [what, h("span.hint", {title: moment(at)}, ` after ${seconds(ms / 1000)}, ${ago(at)}`)];
 }
 
-function ahead(time) {
+function untilNext(time) {
   const left = between(Date.now(), time);
   return left > 0.5 ? `in ${seconds(left)}` : "now";
 }

@@ -1,27 +1,27 @@
-// What loading or registering a model measured.
+// The probe: what was measured when a model was loaded or registered.
 
 import {bytes, moment, number, seconds, words} from "../format.js";
-import {facts} from "./facts.js";
+import {definitionList} from "./jobFacts.js";
 
-export const measured = (probe) => facts(Object.entries(probe).map(quantity));
+export const probeFacts = (probe) => definitionList(Object.entries(probe).map(quantity));
 
 const NAMES = {
   torch: "PyTorch",
   load_seconds: "Time to load",
   bytes: "Weights in memory",
-  rows: "Rows of a pass",
-  gradient_rate: "Gradients, full passes",
+  rows: "Rows per pass",
+  gradient_rate: "Gradients, full batches",
   single_rate: "Gradients, one by one",
-  forward_rate: "Noisy copies",
-  batch_invariant: "Same in any batch",
-  forward_ms: "A row",
-  gradient_ms: "A row with its gradient",
-  row_bytes: "Memory of a row",
-  gradient_error: "Gradient's error",
-  gradient_tolerance: "Error that is allowed",
+  forward_rate: "Forward passes of noisy copies",
+  batch_invariant: "Batch invariant",
+  forward_ms: "Forward pass per row",
+  gradient_ms: "Gradient per row",
+  row_bytes: "Memory per row",
+  gradient_error: "Gradient error",
+  gradient_tolerance: "Gradient tolerance",
 };
 
-/** A figure's name, and its value with the unit that the name tells. */
+/** The label of a quantity, and its value with the unit that its name implies. */
 function quantity([name, value]) {
   let text = value ?? "not finite";
   if (typeof value === "boolean") text = value ? "yes" : "no";
@@ -29,6 +29,6 @@ function quantity([name, value]) {
   else if (name.endsWith("_ms")) text = seconds(value / 1000);
   else if (name.endsWith("seconds")) text = seconds(value);
   else if (name.endsWith("bytes")) text = bytes(value);
-  else if (typeof value === "number") text = `${number(value)}${name.endsWith("_rate") ? " a second" : ""}`;
+  else if (typeof value === "number") text = `${number(value)}${name.endsWith("_rate") ? " per second" : ""}`;
   return [NAMES[name] ?? words(name), text];
 }

@@ -1,4 +1,4 @@
-// A submission as a command line and as a program.
+// A submission as a curl command and as a Python program.
 
 import {key} from "../api.js";
 import {fill, h} from "../dom.js";
@@ -6,38 +6,38 @@ import {radios} from "./form.js";
 
 const AUTHORIZATION = "Bearer YOUR-KEY";
 
-/** A word of a POSIX shell. */
-const word = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
+/** A word quoted for a POSIX shell. */
+const shellQuote = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
 
-/** A file's name for curl, which would read something else into commas and semicolons. */
-const upload = (name) => (/[;,"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
+/** A file name quoted for curl, which treats commas and semicolons specially. */
+const quoteFileName = (name) => (/[;,"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
 
-/** What could pass for a file or have a type behind it is said to be neither. */
-const option = ([name, value]) => `${/^[@<"]|;/.test(value) ? "--form-string" : "-F"} ${word(`${name}=${value}`)}`;
+/** A form field; a value that curl would read as a file or as one with a content type needs --form-string. */
+const formOption = ([name, value]) => `${/^[@<"]|;/.test(value) ? "--form-string" : "-F"} ${shellQuote(`${name}=${value}`)}`;
 
 function curl(url, name, fields) {
-  const signed = key.get() ? [`-H ${word(`Authorization: ${AUTHORIZATION}`)}`] : [];
-  return ["curl", ...signed, `-F ${word(`image=@${upload(name)}`)}`, ...fields.map(option), word(url)].join(" \\\n  ");
+  const authorization = key.get() ? [`-H ${shellQuote(`Authorization: ${AUTHORIZATION}`)}`] : [];
+  return ["curl", ...authorization, `-F ${shellQuote(`image=@${quoteFileName(name)}`)}`, ...fields.map(formOption), shellQuote(url)].join(" \\\n  ");
 }
 
-/** JSON's strings are Python's, too. */
+/** JSON strings are valid Python strings. */
 function python(url, name, fields) {
   const text = JSON.stringify;
   const data = fields.map(([field, value]) => `${text(field)}: ${text(value)}`).join(", ");
-  const signed = key.get() ? `    headers={"Authorization": ${text(AUTHORIZATION)}},\n` : "";
+  const authorization = key.get() ? `    headers={"Authorization": ${text(AUTHORIZATION)}},\n` : "";
   return `import httpx
 
 response = httpx.post(
     ${text(url)},
     files={"image": open(${text(name)}, "rb")},
     data={${data}},
-${signed})
+${authorization})
 print(response.json())`;
 }
 
 const LANGUAGES = {curl, Python: python};
 
-/** The card; `show(path, file name, fields)` says what of. */
+/** The card; `show(path, file name, fields)` sets the request. */
 export function snippet() {
   let request = null;
   const code = h("code");
@@ -58,13 +58,13 @@ export function snippet() {
   return {element, show};
 }
 
-async function copy(code, told) {
+async function copy(code, status) {
   try {
     await navigator.clipboard.writeText(code.textContent);
-    fill(told, "Copied");
+    fill(status, "Copied");
   } catch {
-    // Without TLS a page may not write to the clipboard; what is selected can be copied by hand.
+    // Without TLS a page cannot write to the clipboard; the selection can be copied by hand.
     getSelection().selectAllChildren(code);
-    fill(told, "Selected");
+    fill(status, "Selected");
   }
 }

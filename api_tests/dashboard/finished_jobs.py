@@ -1,4 +1,4 @@
-"""Jobs for the pages that show many: with results as an engine leaves them, and texts that try to be code."""
+"""Finished jobs for the pages that list them: plausible results, and texts that contain markup."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HOSTILE_TEXT = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 
 
 def prediction_of(label: int, confidence: float, name: str | None = None) -> dict[str, Any]:
-    """What a model says of an image."""
+    """The prediction of a model."""
     one = {"label": label, "name": name or f"class {label}", "confidence": confidence}
     return {**one, "top": [one]}
 
 
 def finish_attack(work: FakeJob, *, success: bool = True, size: float = 1.5, name: str | None = None) -> None:
-    """End an attack."""
+    """Finish an attack."""
     before = Image.open(io.BytesIO(work.blobs.get(work.job.submission.image.digest)))
     result = {
         "outcome": "success" if success else "failure",
@@ -37,7 +37,7 @@ def finish_attack(work: FakeJob, *, success: bool = True, size: float = 1.5, nam
 
 
 def finish_certificate(work: FakeJob, radius: float) -> None:
-    """End a certificate."""
+    """Finish a certificate."""
     result = {
         "norm": "l2",
         "radius": radius,
@@ -50,12 +50,12 @@ def finish_certificate(work: FakeJob, radius: float) -> None:
 
 
 def finish_with_error(work: FakeJob, detail: str = "the model answered NaN") -> None:
-    """End a job with an error."""
+    """Finish a job with an error."""
     work.finish(status="failed", error=JobFailure(code="non_finite_output", detail=detail))
 
 
 def finish_by_kind(work: FakeJob) -> None:
-    """End a job as its kind does; every fifth seed fails."""
+    """Finish a job by its kind; every fifth seed fails."""
     submission = work.job.submission
     if submission.seed % 5 == 4:
         finish_with_error(work)
@@ -70,7 +70,7 @@ def finish_by_kind(work: FakeJob) -> None:
 
 
 def row_ids(page: Page) -> list[str]:
-    """The ids of the rows."""
+    """The ids of the rows, from the top."""
     ids: list[str] = page.evaluate("[...document.querySelectorAll('tbody tr')].map((row) => row.dataset.id)")
     return ids
 
@@ -82,13 +82,13 @@ def expect_rows(page: Page, ids: list[str]) -> None:
 
 
 def open_list(page: Page, address: str = "/#/jobs") -> Page:
-    """A list that hears of what happens, once it has been read again for what happened before."""
-    reads = count(1)
+    """Open the list, and wait until it has been loaded again after its event stream began."""
+    loads = count(1)
 
-    def again(request: Request) -> bool:
-        return "/v1/jobs?" in request.url and next(reads) == 2
+    def is_second_load(request: Request) -> bool:
+        return "/v1/jobs?" in request.url and next(loads) == 2
 
-    with page.expect_request(again):
+    with page.expect_request(is_second_load):
         page.goto(address)
     expect(page.locator("[aria-busy=false]")).to_be_attached()
     return page
