@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it leaves, and what it says to bad input."""
+"""The command line: its output, its files, and its errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Run = Callable[..., CommandResult]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run a command in this process, in a folder of its own."""
+    """Run a command in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     return partial(run_command, monkeypatch)
@@ -47,44 +47,46 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
     buffer = io.BytesIO()
     Image.fromarray(fashion_mnist_sample().images[1]).save(buffer, "PNG")
-    asked = {"sigma": 0.12, "n": 300}
-    done = run_file(buffer.getvalue(), "certificate", model=MODEL, method="smoothing", parameters=asked)
-    return done.result
+    parameters = {"sigma": 0.12, "n": 300}
+    outcome = run_file(
+        buffer.getvalue(), "certificate", model=MODEL, method="smoothing", parameters=parameters
+    )
+    return outcome.result
 
 
 def test_attack_saves_the_image_and_shows_the_labels(run: Run, photo: str, tmp_path: Path) -> None:
-    said = run("attack", photo, "--model", MODEL, "--eps", "16/255", "--steps=20", "-o", "a.png")
-    assert (said.code, "Trouser (1)" in said.out, "Saved a.png" in said.out) == (0, True, True)
+    result = run("attack", photo, "--model", MODEL, "--eps", "16/255", "--steps=20", "-o", "a.png")
+    assert (result.code, "Trouser (1)" in result.out, "Saved a.png" in result.out) == (0, True, True)
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (28, 28)
 
 
 def test_attack_prints_json(run: Run, photo: str) -> None:
-    said = run("attack", photo, "--model", MODEL, "--attack", "fgsm", "--label", "Trouser", "--json")
-    assert said.code == 0
-    assert json.loads(said.out)["original"]["label"] == 1
+    result = run("attack", photo, "--model", MODEL, "--attack", "fgsm", "--label", "Trouser", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["original"]["label"] == 1
 
 
 def test_certify_shows_what_is_proved_and_check_accepts_its_file(
     run: Run, photo: str, tmp_path: Path
 ) -> None:
     flags = ("--method", "smoothing", "--sigma", "0.12", "--n", "1000", "--target-radius", "0.05")
-    said = run("certify", photo, "--model", MODEL, *flags, "--json", "c.json")
-    assert said.code == 0
+    certified = run("certify", photo, "--model", MODEL, *flags, "--json", "c.json")
+    assert certified.code == 0
     result = json.loads((tmp_path / "c.json").read_text())
     assert result["decision"] == "certified"
     assert all(one.agrees for one in check(result))
     sampling = result["sampling"]
     for shown in (result["statement"], f"{result['radius']:.4f} (l2)", "certified", "Saved c.json"):
-        assert shown in said.out
-    assert f"{sampling['nA']:,} of {sampling['n_used']:,}" in said.out
+        assert shown in certified.out
+    assert f"{sampling['nA']:,} of {sampling['n_used']:,}" in certified.out
     checked = run("check", "c.json")
     assert (checked.code, "The certificate is valid." in checked.out) == (0, True)
 
 
 def test_certify_runs_pixeldp(run: Run, photo: str) -> None:
-    said = run("certify", photo, "--model", MODEL, "--method", "pixeldp", "--sigma", "0.1", "--n=300")
-    assert (said.code, "l2" in said.out) == (0, True)
+    result = run("certify", photo, "--model", MODEL, "--method", "pixeldp", "--sigma", "0.1", "--n=300")
+    assert (result.code, "l2" in result.out) == (0, True)
 
 
 def test_check_reports_the_altered_field_and_exits_with_1(
@@ -92,10 +94,10 @@ def test_check_reports_the_altered_field_and_exits_with_1(
 ) -> None:
     altered = {**certificate, "radius": certificate["radius"] + 0.1}
     (tmp_path / "c.json").write_text(json.dumps({"result": altered}))
-    said = run("check", "c.json")
-    [row] = [line for line in said.out.splitlines() if " radius " in line]
-    assert (said.code, "no" in row, str(certificate["radius"])[:8] in row) == (1, True, True)
-    assert "The certificate is not valid." in said.out
+    result = run("check", "c.json")
+    [row] = [line for line in result.out.splitlines() if " radius " in line]
+    assert (result.code, "no" in row, str(certificate["radius"])[:8] in row) == (1, True, True)
+    assert "The certificate is not valid." in result.out
 
 
 @pytest.mark.parametrize(
@@ -115,18 +117,18 @@ def test_check_explains_an_unreadable_file_and_exits_with_2(
 ) -> None:
     if content is not None:
         (tmp_path / "c.json").write_bytes(content.encode(errors="surrogateescape"))
-    said = run("check", "c.json")
-    assert (said.code, said.out) == (2, "")
-    assert reason in said.err
-    assert len(said.err.splitlines()) == 1
+    result = run("check", "c.json")
+    assert (result.code, result.out) == (2, "")
+    assert reason in result.err
+    assert len(result.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("kind", ["attack", "certificate"])
 def test_methods_are_listed_and_described(run: Run, kind: Any) -> None:
-    said = run(f"{kind}s")
-    assert said.code == 0
+    result = run(f"{kind}s")
+    assert result.code == 0
     for name, method in catalogue(kind).items():
-        assert name in said.out
+        assert name in result.out
         shown = run(f"{kind}s", name).out
         assert all(f"--{field.replace('_', '-')}" in shown for field in method.model_fields)
 
@@ -146,8 +148,8 @@ def test_unwritable_output_path_is_refused_before_computing(
 ) -> None:
     monkeypatch.setattr(methods, "_run", lambda *_, **__: pytest.fail("it was computed"))
     for words in (("attack", photo, "-o", "no/a.png"), ("certify", photo, "--json", "no/c.json")):
-        said = run(*words)
-        assert (said.code, "cannot be written" in said.err) == (2, True)
+        result = run(*words)
+        assert (result.code, "cannot be written" in result.err) == (2, True)
 
 
 def test_version_flag_prints_the_version(run: Run) -> None:
@@ -159,9 +161,9 @@ def test_attack_prints_no_progress_without_a_terminal(run: Run, photo: str) -> N
 
 
 def test_models_command_lists_the_zoo(run: Run) -> None:
-    said = run("models")
-    assert said.code == 0
-    assert all(name in said.out for name in manifests())
+    result = run("models")
+    assert result.code == 0
+    assert all(name in result.out for name in manifests())
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_bad_input_prints_one_line_and_exits_with_2(
     run: Run, photo: str, tmp_path: Path, words: tuple[str, ...], reason: str
 ) -> None:
     (tmp_path / "text.png").write_text("no image")
-    said = run(*words)
-    assert said.code == 2
-    assert reason in said.err
-    assert len(said.err.strip().splitlines()) == 1
+    result = run(*words)
+    assert result.code == 2
+    assert reason in result.err
+    assert len(result.err.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""`touchstone register`: from a file to a model in one command, and what it says where that fails."""
+"""`touchstone register`: a file becomes a registered model, and failures are explained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from api_tests.support.fake_service import Api, fail
 from api_tests.support.own_models import linear_onnx
 from api_tests.support.ports import reserve_port
 from touchstone.cli.register import build_manifest, parse_numbers
-from touchstone.client import Client, RefusedError, Upload
+from touchstone.cli.service_client import Client, RefusedError, Upload
 from touchstone.storage.blobs import digest_of
 
 ONNX = linear_onnx()
@@ -25,7 +25,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Run a command in a folder that holds a network and its labels: its exit code and what it says."""
+    """Run a command in a folder with a network and its labels; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "My Net.onnx").write_bytes(ONNX)
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
@@ -69,7 +69,7 @@ def test_refused_registration_is_explained_and_exits_with_1(run: Run, api: Api, 
     url = ("--url", api.origin)
     (tmp_path / "no.onnx").write_bytes(b"\x1f\x8b" + bytes(100))
     (tmp_path / "m.json").write_text("{")
-    for words, said in (
+    for words, reason in (
         (("no.onnx", *url, *FLAGS), "gzip"),
         (("My Net.onnx", *url, "--size", "8"), "name the classes"),
         (("My Net.onnx", *url, *FLAGS, "--id", "fashion-mnist-cnn"), "comes with Touchstone"),
@@ -83,7 +83,7 @@ def test_refused_registration_is_explained_and_exits_with_1(run: Run, api: Api, 
         (("My Net.onnx", "--url", "http://x:y", *FLAGS), "no address"),
     ):
         code, out, err = run("register", *words)
-        assert (code, out, said in err) == (1, "", True), err
+        assert (code, out, reason in err) == (1, "", True), err
     with api.worker.with_behavior(fail):
         code, _, err = run("register", "My Net.onnx", *url, *FLAGS, "--id", "unfit")
     assert (code, "the model answered NaN" in err) == (1, True)
@@ -117,8 +117,8 @@ def test_flags_override_the_manifest_file(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def curt() -> Iterator[str]:
-    """The address of a service that refuses at once and hangs up."""
+def refusing_url() -> Iterator[str]:
+    """The address of a service that refuses at once and closes the connection."""
     body = b'{"detail": "too large for me"}'
     answer = b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (
         len(body),
@@ -126,28 +126,28 @@ def curt() -> Iterator[str]:
     )
 
     def serve() -> None:
-        caller, _ = line.accept()
-        with caller:
-            caller.recv(100)
-            caller.sendall(answer)
-            caller.shutdown(socket.SHUT_WR)
-            while caller.recv(2**16):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(answer)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(2**16):
                 pass
 
-    with socket.create_server(("127.0.0.1", 0)) as line:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve)
         thread.start()
-        yield f"http://127.0.0.1:{line.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         thread.join()
 
 
-def test_refusal_during_the_upload_is_read(curt: str, tmp_path: Path) -> None:
+def test_refusal_during_the_upload_is_read(refusing_url: str, tmp_path: Path) -> None:
     file = tmp_path / "large"
     file.write_bytes(bytes(2**24))
-    told: list[int] = []
+    sent: list[int] = []
     with pytest.raises(RefusedError, match="too large for me"):
-        Client(curt).register(Upload.of(file, {}), told.append)
-    assert sum(told) == 2**24
+        Client(refusing_url).register(Upload.of(file, {}), sent.append)
+    assert sum(sent) == 2**24
 
 
 def test_model_listing_follows_the_cursor(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

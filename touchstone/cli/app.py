@@ -1,4 +1,4 @@
-"""`touchstone …`: the service, and the same methods without it."""
+"""The command line `touchstone`: the service, and the same methods without it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 
 def main() -> None:
-    """Run the command line; a failure is a sentence on stderr and exit code 2."""
+    """Run the command line; a failure prints one line to stderr and exits with 2."""
     try:
         app()
     except Failure as failure:
@@ -30,8 +30,8 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         out.print(f"touchstone {touchstone.__version__}", highlight=False)
         raise typer.Exit
 
@@ -50,21 +50,23 @@ def options(
 def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one.")] = None,
-    home: Annotated[Path | None, typer.Option(help="The folder that holds everything written.")] = None,
+    home: Annotated[Path | None, typer.Option(help="The folder for all data.")] = None,
 ) -> None:
     """Serve until Ctrl-C: the API, a worker and an embedded Valkey."""
     from touchstone.settings import Settings  # noqa: PLC0415 - reads the environment
     from touchstone.supervisor.up import serve  # noqa: PLC0415 - starts processes
 
     chosen = {"host": host, "port": port, "home": home and home.resolve()}
-    given = Settings().model_copy(update={key: value for key, value in chosen.items() if value is not None})
-    raise typer.Exit(serve(given, lambda line: out.print(line, highlight=False)))
+    settings = Settings().model_copy(
+        update={key: value for key, value in chosen.items() if value is not None}
+    )
+    raise typer.Exit(serve(settings, lambda line: out.print(line, highlight=False)))
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("demo"),
+    folder: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("demo"),
 ) -> None:
-    """Start the service, attack a real photo through it, show what came of it, and stop the service."""
+    """Start the service, attack a photo through it, show the result, and stop the service."""
     from touchstone.cli.demo import run  # noqa: PLC0415 - starts processes
 
     run(folder, out)

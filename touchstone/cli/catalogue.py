@@ -33,17 +33,19 @@ Url = Annotated[str | None, typer.Option(help="A service's address, such as http
 
 def models(url: Url = None) -> None:
     """List the models of the zoo, or with --url those of a service."""
-    from touchstone.client import Client, api_key  # noqa: PLC0415 - only where a service is asked
-    from touchstone.models.zoo import manifests  # noqa: PLC0415 - reads the cards only when they are asked for
+    from touchstone.cli.service_client import Client, api_key  # noqa: PLC0415 - only with --url
+    from touchstone.models.zoo import manifests  # noqa: PLC0415 - reads the manifests only when needed
 
     with report_refusals(err):
-        cards = Client(url, api_key()).models() if url else [one.card() for one in manifests().values()]
+        cards = (
+            Client(url, api_key()).models() if url else [manifest.card() for manifest in manifests().values()]
+        )
     table = Table("model", "input", "classes", "accuracy", "licence")
     table.columns[0].no_wrap = True
-    for one in cards:
-        size = "{height}x{width}x{channels}".format(**one["input"])
+    for card in cards:
+        size = "{height}x{width}x{channels}".format(**card["input"])
         table.add_row(
-            one["id"], size, str(len(one["classes"])), _format_accuracy(one), escape(one["licence"])
+            card["id"], size, str(len(card["classes"])), _format_accuracy(card), escape(card["licence"])
         )
     out.print(table)
 
@@ -51,8 +53,9 @@ def models(url: Url = None) -> None:
 def _format_accuracy(model_card: dict[str, Any]) -> str:
     if not model_card["accuracy"]:
         return ""
-    known = model_card["accuracy"][0]
-    return f"{known['value']:.1%} {'measured' if known['measured'] else 'claimed'}, {known['data']}"
+    accuracy = model_card["accuracy"][0]
+    source = "measured" if accuracy["measured"] else "claimed"
+    return f"{accuracy['value']:.1%} {source}, {accuracy['data']}"
 
 
 def _list_or_describe(kind: Kind, name: str | None) -> None:
@@ -71,7 +74,7 @@ def _build_table(kind: Kind) -> Table:
 
 
 def _format_default(value: Any, field: dict[str, Any]) -> str:
-    """A default as one would write it: a distance that is a number of 8-bit levels as their fraction."""
+    """A default as a user writes it: a distance of whole 8-bit levels as a fraction of 255."""
     if value is None:
         return "unset"
     levels = value * 255 if isinstance(value, float) and "/" in str(field.get("examples")) else 0.5

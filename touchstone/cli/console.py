@@ -1,4 +1,4 @@
-"""What the command line shows."""
+"""The output of the command line."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ err = Console(stderr=True)
 
 
 def show(result: dict[str, Any]) -> None:
-    """Labels and confidences before and after, and how large the change is."""
+    """Print labels and confidences before and after, and the size of the perturbation."""
     table = Table("", "label", "confidence")
     for when in ("original", "adversarial"):
-        seen = result[when]
-        table.add_row(when, f"{seen['name']} ({seen['label']})", f"{seen['confidence']:.1%}")
+        prediction = result[when]
+        table.add_row(
+            when, f"{prediction['name']} ({prediction['label']})", f"{prediction['confidence']:.1%}"
+        )
     out.print(table)
-    size, asked = result["perturbation"], result["queries"]
-    far = f"L∞ {size['linf'] * 255:.0f}/255, L2 {size['l2']:.3f}, SSIM {size['ssim']:.4f}"
+    size, queries = result["perturbation"], result["queries"]
+    distances = f"L∞ {size['linf'] * 255:.0f}/255, L2 {size['l2']:.3f}, SSIM {size['ssim']:.4f}"
     out.print(
-        f"{result['outcome']}: {far}; {asked['forward']} forward and {asked['backward']} backward passes",
+        f"{result['outcome']}: {distances}; "
+        f"{queries['forward']} forward and {queries['backward']} backward passes",
         highlight=False,
     )
 
 
 def show_certificate(result: dict[str, Any]) -> None:
-    """The outcome in a sentence, and the numbers behind it."""
+    """Print the outcome in a sentence, and its numbers."""
     sampling = result["sampling"]
     out.print(result["statement"], highlight=False)
     table = Table("radius", "decision", "votes", "vote at least", "σ", "α", "stopped by")

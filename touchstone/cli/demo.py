@@ -1,4 +1,4 @@
-"""`touchstone demo`: the main job, as a client would do it, on a service of its own."""
+"""`touchstone demo`: one attack over HTTP, on a service that it starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.progress import Progress as Bar
+from rich.progress import Progress as ProgressBar
 
 from touchstone.cli.console import show
 from touchstone.errors import Failure
@@ -27,7 +27,7 @@ CAPTION = 34
 
 
 def run(folder: Path, out: Console) -> None:
-    """Start the service, attack the photo over HTTP, save the pictures in `folder`, and stop the service."""
+    """Start the service, attack the photo over HTTP, save the images in `folder`, and stop the service."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = Settings(home=folder.resolve() / "home", port=0)
     with run_service(settings, lambda line: out.print(line, highlight=False)) as url:
@@ -46,7 +46,7 @@ def run(folder: Path, out: Console) -> None:
 
 
 def curl(url: str) -> str:
-    """The demo's request as a line for the shell."""
+    """The demo's request as a shell command."""
     fields = {"image": f"@{_display_path(PHOTO)}", "model": MODEL, **PARAMETERS}
     flags = " ".join(f"-F {shlex.quote(f'{name}={value}')}" for name, value in fields.items())
     return f"curl -H 'Prefer: wait=30' {flags} {url}/v1/attacks/pgd"
@@ -79,13 +79,13 @@ def _submit(url: str) -> dict[str, Any]:
     request = urllib.request.Request(  # noqa: S310 - the address is our own service's
         f"{url}/v1/attacks/pgd", body, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
-        job: dict[str, Any] = json.load(answer)
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        job: dict[str, Any] = json.load(response)
     return job
 
 
 def _wait_for_job(url: str, job: dict[str, Any], out: Console) -> dict[str, Any]:
-    with Bar(console=out, transient=True) as bar:
+    with ProgressBar(console=out, transient=True) as bar:
         task = bar.add_task("attacking", total=None)
         while job["status"] in ("queued", "running"):
             time.sleep(0.1)
@@ -99,12 +99,12 @@ def _wait_for_job(url: str, job: dict[str, Any], out: Console) -> dict[str, Any]
 def _show(job: dict[str, Any], out: Console) -> None:
     show(job["result"])
     seconds = job["timings"]["compute"] + job["timings"]["prepare"]
-    out.print(f"Attack and verdict took {seconds:.1f} s on the worker.", highlight=False)
+    out.print(f"The attack took {seconds:.1f} s on the worker.", highlight=False)
 
 
 def _get(url: str, path: str) -> bytes:
-    with urllib.request.urlopen(url + path, timeout=30) as answer:  # noqa: S310 - our own service
-        data: bytes = answer.read()
+    with urllib.request.urlopen(url + path, timeout=30) as response:  # noqa: S310 - our own service
+        data: bytes = response.read()
     return data
 
 

@@ -1,4 +1,4 @@
-"""`touchstone keys`: API keys, made and revoked where the service runs, be it running or not."""
+"""`touchstone keys`: create, list and revoke API keys, whether the service is running or not."""
 
 from __future__ import annotations
 
@@ -13,49 +13,50 @@ from rich.table import Table
 from touchstone.cli.operator import Home, open_ledger
 from touchstone.ledger.records import LOCAL
 
-app = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+app = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 out = Console()
 err = Console(stderr=True)
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What it is for.")],
+    name: Annotated[str, typer.Argument(help="The purpose of the key.")],
     scope: Annotated[
-        str, typer.Option(help="read, submit or admin; each includes those before it.")
+        str, typer.Option(help="read, submit or admin; each includes the previous ones.")
     ] = "submit",
-    tenant: Annotated[str, typer.Option(help="Whose jobs and models it is for.")] = LOCAL,
-    days: Annotated[float | None, typer.Option(min=0, help="How long it is good; default: for ever.")] = None,
+    tenant: Annotated[str, typer.Option(help="The tenant whose jobs and models it can access.")] = LOCAL,
+    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; default: never.")] = None,
     home: Home = None,
 ) -> None:
-    """Make a key and print it, this once."""
-    from pydantic import ValidationError  # noqa: PLC0415 - loaded where it is needed, as is the ledger
+    """Create a key and print it; it is not shown again."""
+    from pydantic import ValidationError  # noqa: PLC0415 - loaded only here, as is the ledger
 
     from touchstone.ledger.api_keys import KeyRequest  # noqa: PLC0415
     from touchstone.methods import invalid_parameter  # noqa: PLC0415
 
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
     try:
-        asked = KeyRequest.model_validate(
+        request = KeyRequest.model_validate(
             {"name": name, "scope": scope, "tenant": tenant, "expires_at": expires_at}
         )
     except ValidationError as error:
         raise invalid_parameter(error) from None
     with open_ledger(home) as ledger:
-        issued = ledger.keys.create(asked)
+        issued = ledger.keys.create(request)
     err.print(
-        f"{issued.key.scope} for {issued.key.tenant}; keep it well, it is not shown again:", highlight=False
+        f"{issued.key.scope} for {issued.key.tenant}; store it safely, it is not shown again:",
+        highlight=False,
     )
     typer.echo(issued.text)
 
 
 @app.command(name="list")
 def list_keys(home: Home = None) -> None:
-    """List the keys; none of them is shown whole."""
+    """List the keys, without their secrets."""
     with open_ledger(home) as ledger:
-        known = ledger.keys.all()
+        keys = ledger.keys.all()
     table = Table("id", "name", "tenant", "scope", "expires", "last used")
-    for key in known:
+    for key in keys:
         table.add_row(
             key.id,
             escape(key.name),
@@ -69,7 +70,7 @@ def list_keys(home: Home = None) -> None:
 
 @app.command()
 def revoke(key: Annotated[str, typer.Argument(help="The id of a key.")], home: Home = None) -> None:
-    """Make an end of a key, at once and for good."""
+    """Revoke a key, immediately and permanently."""
     with open_ledger(home) as ledger:
         ledger.keys.revoke(key)
     err.print(f"Revoked {key}", highlight=False)

@@ -1,4 +1,4 @@
-"""The ledger as the operator's commands reach it, whether the service runs or not."""
+"""The ledger for the operator's commands, whether the service is running or not."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import typer
 if TYPE_CHECKING:
     from touchstone.ledger.ledger import Ledger
 
-Home = Annotated[Path | None, typer.Option(help="The folder of the service, which holds its ledger.")]
+Home = Annotated[Path | None, typer.Option(help="The data folder of the service.")]
 
 
 @contextmanager
 def open_ledger(home: Path | None) -> Iterator[Ledger]:
-    """The ledger of the settings, or of another home."""
-    from touchstone.ledger.ledger import Ledger  # noqa: PLC0415 - the other commands do without it
+    """Open the ledger of the settings, or of another home."""
+    from touchstone.ledger.ledger import Ledger  # noqa: PLC0415 - other commands do not need it
     from touchstone.settings import Settings  # noqa: PLC0415 - reads the environment
     from touchstone.supervisor.valkey import running_valkey  # noqa: PLC0415 - starts processes
 
-    chosen = Settings()
+    settings = Settings()
     if home is not None:
-        chosen = chosen.model_copy(update={"home": home.resolve()})
-    with running_valkey(chosen) as url:
-        ledger = Ledger(url, chosen)
+        settings = settings.model_copy(update={"home": home.resolve()})
+    with running_valkey(settings) as url:
+        ledger = Ledger(url, settings)
         try:
             yield ledger
         finally:

@@ -1,4 +1,4 @@
-"""`touchstone register`: from a file to a model that can be named, in one command."""
+"""`touchstone register`: register a model file with a service."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress as Bar
+from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from touchstone.cli.console import err, out
-from touchstone.client import Client, RefusedError, Upload, api_key
+from touchstone.cli.service_client import Client, RefusedError, Upload, api_key
 
 MAX_CLASSES_SHOWN = 4
-STEPS = ("reading it", "building it", "asking it", "checking its gradient", "measuring it", "keeping it")
+STEPS = ("reading it", "building it", "querying it", "checking its gradient", "measuring it", "storing it")
 
 
 def register(  # noqa: PLR0917 - each is an option of the command line
     file: Annotated[Path, typer.Argument(help="ONNX or safetensors.")],
     url: Annotated[str, typer.Option(help="The service's address.")] = "http://127.0.0.1:8000",
-    manifest: Annotated[Path | None, typer.Option(help="JSON with what the flags below say.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="JSON file with the values of the flags below.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--id", help="The model's id; default: the file's name.")
     ] = None,
-    classes: Annotated[Path | None, typer.Option(help="The classes' names, one a line.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="File with the names of the classes, one per line.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Of the input: 224, or HEIGHTxWIDTH.")] = None,
     resize: Annotated[
-        int | None, typer.Option(help="Scale the shorter side to this before the centre is cut out.")
+        int | None, typer.Option(help="Scale the shorter side to this before the center crop.")
     ] = None,
     interpolation: Annotated[str | None, typer.Option(help="bilinear or bicubic.")] = None,
     channels: Annotated[int | None, typer.Option(help="3 or 1.")] = None,
@@ -40,13 +44,15 @@ def register(  # noqa: PLR0917 - each is an option of the command line
     mean: Annotated[str | None, typer.Option(help="Of pixels in [0,1]: 0.485,0.456,0.406")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise: 0.229,0.224,0.225")] = None,
     span: Annotated[
-        str | None, typer.Option("--range", help="Instead: what stands for black and white: -1,1")
+        str | None, typer.Option("--range", help="Instead: the values of black and white: -1,1")
     ] = None,
-    architecture: Annotated[str | None, typer.Option(help="For safetensors: one, or timm/NAME.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="For safetensors: the architecture, or timm/NAME.")
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights.")] = None,
     provenance: Annotated[str | None, typer.Option(help="Where the model comes from.")] = None,
 ) -> None:
-    """Register a model with a service: send it, wait until it was tried, show what was found."""
+    """Register a model with a service: upload it, wait for its trial, and show the findings."""
     with report_refusals(err):
         flags = {
             **{"id": model, "size": size, "resize": resize, "interpolation": interpolation},
@@ -55,15 +61,15 @@ def register(  # noqa: PLR0917 - each is an option of the command line
             **{"range": parse_numbers(span, "--range")},
             **{"licence": licence, "provenance": provenance},
         }
-        said = build_manifest(file, manifest, flags)
-        with Bar(console=err, transient=True) as bar:
-            answer = _register(Client(url, api_key()), _upload(file, said, classes), bar)
+        fields = build_manifest(file, manifest, flags)
+        with ProgressBar(console=err, transient=True) as bar:
+            answer = _register(Client(url, api_key()), _upload(file, fields, classes), bar)
         _show(answer, out)
 
 
 @contextmanager
 def report_refusals(err: Console) -> Iterator[None]:
-    """What a service refuses is a sentence on stderr and exit code 1."""
+    """If a service refuses, print its reason to stderr and exit with 1."""
     try:
         yield
     except RefusedError as error:
@@ -83,7 +89,7 @@ def _upload(file: Path, manifest: Mapping[str, Any], classes: Path | None) -> Up
 
 
 def _show(answer: Mapping[str, Any], out: Console) -> None:
-    """What came of it: a job that has succeeded, or the card of a version that was known."""
+    """Print a job that has succeeded, or the card of a version that was registered before."""
     if answer.get("kind") == "registration":
         card, probe = answer["result"]["model"], answer["result"]["probe"]
         out.print(f"Registered {card['id']} as {card['digest']}", highlight=False)
@@ -94,9 +100,9 @@ def _show(answer: Mapping[str, Any], out: Console) -> None:
 
 
 def build_manifest(file: Path, written: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What a JSON file says, and flags above it; the model is named after its file if by nothing else."""
-    said: dict[str, Any] = {"id": re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")}
-    said |= _read_object(written) if written else {}
+    """The fields of a JSON file, overridden by flags; by default the model is named after its file."""
+    fields: dict[str, Any] = {"id": re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")}
+    fields |= _read_object(written) if written else {}
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     spec: dict[str, Any] = {
         name: given.pop(name) for name in ("resize", "interpolation", "channels", "layout") if name in given
@@ -105,8 +111,8 @@ def build_manifest(file: Path, written: Path | None, flags: Mapping[str, Any]) -
         height, _, width = str(size).partition("x")
         spec |= {"height": parse_number(height, "--size"), "width": parse_number(width or height, "--size")}
     if spec:
-        said["input"] = {**said.get("input", {}), **spec}
-    return said | given
+        fields["input"] = {**fields.get("input", {}), **spec}
+    return fields | given
 
 
 def parse_numbers(text: str | None, flag: str) -> list[float] | None:
@@ -115,7 +121,7 @@ def parse_numbers(text: str | None, flag: str) -> list[float] | None:
 
 
 def parse_number(text: str, flag: str) -> float:
-    """A number, whole where it is written so."""
+    """A number; an integer if it is written as one."""
     try:
         return int(text) if text.strip().lstrip("-").isdigit() else float(text)
     except ValueError:
@@ -123,7 +129,7 @@ def parse_number(text: str, flag: str) -> float:
 
 
 def read_file(path: Path) -> bytes:
-    """A small file's bytes."""
+    """The bytes of a small file."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -132,31 +138,31 @@ def read_file(path: Path) -> bytes:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(read_file(path))
+        value = json.loads(read_file(path))
     except ValueError as error:
         raise RefusedError(f"{path} is not JSON: {error}") from None
-    if not isinstance(said, dict):
+    if not isinstance(value, dict):
         raise RefusedError(f"{path} holds no JSON object")
-    return said
+    return value
 
 
-def _register(client: Client, upload: Upload, bar: Bar) -> dict[str, Any]:
-    """The job once it has succeeded, or the card of a version that was known."""
-    task = bar.add_task("sending it", total=upload.file.stat().st_size)
+def _register(client: Client, upload: Upload, bar: ProgressBar) -> dict[str, Any]:
+    """The job once it has succeeded, or the card of a version that was registered before."""
+    task = bar.add_task("uploading it", total=upload.file.stat().st_size)
     answer = client.register(upload, lambda size: bar.update(task, advance=size))
     if answer.get("kind") != "registration":
         return answer
 
     def show_progress(job: dict[str, Any]) -> None:
         done, total = job["progress"]["done"], job["progress"]["total"]
-        doing = "waiting for a worker" if job["status"] == "queued" else STEPS[min(done, len(STEPS) - 1)]
-        bar.update(task, description=doing, completed=done, total=total or len(STEPS))
+        step = "waiting for a worker" if job["status"] == "queued" else STEPS[min(done, len(STEPS) - 1)]
+        bar.update(task, description=step, completed=done, total=total or len(STEPS))
 
     return client.wait_for_job(answer, show_progress)
 
 
 def _build_card_table(card: Mapping[str, Any], probe: Mapping[str, Any] | None) -> Table:
-    """What matters most of a model."""
+    """The main properties of a model."""
     spec, names = card["input"], card["classes"]
     more = " …" if len(names) > MAX_CLASSES_SHOWN else ""
     table = Table(show_header=False)
@@ -173,9 +179,9 @@ def _build_card_table(card: Mapping[str, Any], probe: Mapping[str, Any] | None) 
 
 
 def _format_probe(probe: Mapping[str, Any]) -> dict[str, str]:
-    agrees, alone = probe["gradient_agrees"], not probe["batch_invariant"]
+    agrees, invariant = probe["gradient_agrees"], probe["batch_invariant"]
     return {
-        "gradient": "agrees with differences of the answers" if agrees else "[red]does not agree[/]",
+        "gradient": "agrees with finite differences" if agrees else "[red]does not agree[/]",
         "a row": f"{probe['forward_ms']:.2f} ms, {probe['gradient_ms']:.2f} ms with its gradient",
-        "same in any batch": "[red]no[/]: no two jobs share a pass" if alone else "yes",
+        "same in any batch": "yes" if invariant else "[red]no[/]: its jobs do not share passes",
     }

@@ -1,1 +1,1 @@
-"""`touchstone up`: a Valkey, a worker and the API under one command."""
+"""`touchstone up`: Valkey, a worker and the API as supervised child processes."""

@@ -1,7 +1,7 @@
-"""`python -m touchstone.supervisor.child MODULE`: a module that ends itself when its starter is gone.
+"""`python -m touchstone.supervisor.child MODULE`: run a module that ends when its parent process is gone.
 
-The starter holds the other end of standard input. However it dies, the pipe closes, and nothing half-dead
-stays behind that would keep a port or a device.
+The parent holds the other end of standard input. However it dies, the pipe closes, and no orphan keeps a port
+or a device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GRACE_SECONDS = 15.0
 
 
 def main() -> None:
-    """Watch standard input on a thread, and be the module named on the command line."""
+    """Watch standard input on a thread, and run the module named on the command line."""
     module = sys.argv[1]
     sys.argv = [module, *sys.argv[2:]]
     threading.Thread(target=_watch_stdin, name="lifeline", daemon=True).start()

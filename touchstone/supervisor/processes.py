@@ -1,4 +1,4 @@
-"""What `touchstone up` looks after: processes that start again when they die and leave when told to."""
+"""The child processes of `touchstone up`, and the threads that restart them."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ HEALTH_CHECK_SECONDS = 5.0
 MAX_TIMEOUTS = 4
 
 ReportLine = Callable[[str], object]
-"""Tells the operator one line."""
+"""Shows one line to the operator."""
 
 
 class Supervised(Protocol):
-    """Something to look after."""
+    """A process under supervision."""
 
     def ensure_running(self) -> None:
-        """Start it again if it is gone; returns soon."""
+        """Restart it if it died; returns soon."""
 
     def stop(self) -> None:
-        """End it in order, and by force where that takes too long."""
+        """Stop it in order, and by force if that takes too long."""
 
 
 class ChildProcess:
-    """A Python module that runs as a process of its own and writes a log; it ends when this process does."""
+    """A Python module in a child process that writes a log; it ends when this process does."""
 
     def __init__(
         self, name: str, module: str, environment: Mapping[str, str], log: Path, report: ReportLine
@@ -52,13 +52,13 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """The process id of its present life."""
+        """The present process id."""
         return self._process.pid
 
     def _start(self) -> None:
         self._started_at = time.monotonic()
         with _open_log(self.log) as log:
-            # A session of its own: Ctrl-C in the terminal is for us, and we stop our children in order.
+            # A separate session: Ctrl-C in the terminal reaches only this process, which stops them in order.
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 self._command,
                 env=self._environment,
@@ -69,7 +69,7 @@ class ChildProcess:
             )
 
     def ensure_running(self) -> None:
-        """Start it again if it died, after a pause that grows while it keeps dying."""
+        """Restart it if it died, after a pause that grows if it keeps dying."""
         if self._process.poll() is None:
             return
         now = time.monotonic()
@@ -90,7 +90,7 @@ class ChildProcess:
         return pause
 
     def kill(self) -> None:
-        """End it by force; `ensure_running` starts it again."""
+        """End it by force; `ensure_running` restarts it."""
         self._process.kill()
 
     def stop(self, *, timeout: float = 13.0) -> None:
@@ -108,12 +108,12 @@ class ChildProcess:
             self._process.stdin.close()
 
     def read_log_tail(self) -> str:
-        """The end of its log, for an error that says why."""
+        """The end of its log, for error messages."""
         return "\n".join(self.log.read_text("utf-8", errors="replace").splitlines()[-5:])
 
 
 def _open_log(path: Path) -> IO[bytes]:
-    """A log to append to; one that grew large makes place for a new one."""
+    """Open a log for appending; a large one is moved away first."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > LOG_BYTES:
         path.replace(path.with_suffix(".old.log"))
@@ -130,7 +130,7 @@ class ValkeyProcess:
         self.adopted = self._valkey.child is None
 
     def ensure_running(self) -> None:
-        """Start it again if it died; its file holds every accepted job."""
+        """Restart it if it died; its file has every accepted job."""
         if not self._valkey.is_alive():
             self._report("Valkey ended; starting it again")
             self._valkey = valkey.start(self._home, timeout=RESTART_SECONDS)
@@ -141,7 +141,7 @@ class ValkeyProcess:
 
 
 class HealthCheck(PeriodicThread):
-    """Asks a child again and again, and ends one that keeps silent although it lives."""
+    """Checks a child periodically, and kills it if it is alive but does not answer."""
 
     def __init__(self, child: ChildProcess, is_silent: Callable[[], bool], report: ReportLine) -> None:
         super().__init__("checkup", self._check, HEALTH_CHECK_SECONDS)
@@ -159,7 +159,7 @@ class HealthCheck(PeriodicThread):
 
 
 class Supervisor:
-    """A thread that looks after all charges until it is stopped."""
+    """A thread that restarts processes until it is stopped."""
 
     def __init__(self, processes: Sequence[Supervised], report: ReportLine) -> None:
         self._processes = processes
@@ -169,7 +169,7 @@ class Supervisor:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread: from here on, what dies stays dead."""
+        """End the thread; from then on nothing is restarted."""
         self._stop.set()
         self._thread.join()
 
@@ -181,5 +181,5 @@ class Supervisor:
     def _check(self, process: Supervised) -> None:
         try:
             process.ensure_running()
-        except Exception as error:  # noqa: BLE001 - the others are to be looked after all the same
+        except Exception as error:  # noqa: BLE001 - the other processes must still be checked
             self._report(f"Not started again: {error}")

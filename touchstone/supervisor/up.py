@@ -1,4 +1,4 @@
-"""`touchstone up`: Valkey, a worker and the API under one command, looked after and stopped in order."""
+"""`touchstone up`: Valkey, a worker and the API, supervised and stopped in order."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ DEATHS_AT_START = 3
 CHECK_SECONDS = 0.1
 ANSWER_SECONDS = 5.0
 
-# Blocks up to this size stay with the process: giving them back after each step is slow.
+# Memory blocks up to this size stay with the process: returning them after each step is slow.
 _KEEP_BYTES = str(2**30)
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": _KEEP_BYTES, "MALLOC_TRIM_THRESHOLD_": _KEEP_BYTES}
 
-_WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - where to ask, not to listen
+_WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - where to connect, not to listen
 
 IsWanted = Callable[[], bool]
 
 
 def serve(settings: Settings, report: ReportLine, *, worker_module: str = "workers") -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP; the exit code is 1 where the service could not be started."""
+    """Serve until SIGINT, SIGTERM or SIGHUP; the exit code is 1 if the service could not be started."""
     report = _tolerate_closed_output(report)
     with _catch_signals() as is_wanted:
         try:
@@ -61,7 +61,7 @@ def serve(settings: Settings, report: ReportLine, *, worker_module: str = "worke
 
 
 def _tolerate_closed_output(report: ReportLine) -> ReportLine:
-    """The same, though the terminal or the pipe may be gone by now."""
+    """The same, but without an error if the terminal or the pipe is closed."""
 
     def report_line(line: str) -> None:
         with suppress(OSError):
@@ -71,21 +71,21 @@ def _tolerate_closed_output(report: ReportLine) -> ReportLine:
 
 
 class UnwantedError(Exception):
-    """The service was told to stop before it was ready."""
+    """The service was stopped before it was ready."""
 
 
 @contextmanager
 def _catch_signals() -> Iterator[IsWanted]:
-    """Whether the service is still wanted: true until a signal says otherwise, however often it says so."""
-    asked: list[int] = []
+    """Yields a function that is true until a signal arrives."""
+    received: list[int] = []
 
     def note(signum: int, _frame: FrameType | None) -> None:
-        asked.append(signum)
+        received.append(signum)
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {signum: signal.signal(signum, note) for signum in signals}
     try:
-        yield lambda: not asked
+        yield lambda: not received
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
@@ -99,11 +99,11 @@ def run_service(
     is_wanted: IsWanted = lambda: True,
     worker_module: str = "workers",
 ) -> Iterator[str]:
-    """A service that is ready, at the address given; stopped in order at the end of the block.
+    """Run a service during the block; yields its address once it is ready, and stops it in order.
 
-    What dies meanwhile is started again, and so is an API that does not answer any more. Where this process
-    is killed, its children end by themselves, and the next start adopts the Valkey that stays. Raises
-    `StartError` where the service does not become ready.
+    A process that dies meanwhile is restarted, and so is an API that no longer answers. If this process is
+    killed, its children end, and the next start adopts the Valkey that keeps running. Raises `StartError` if
+    the service does not become ready.
     """
     begun = time.monotonic()
     with ExitStack() as stack:
@@ -113,7 +113,7 @@ def run_service(
         _check_keys(settings)
         port = _find_free_port(settings, wait=valkey is not None and valkey.adopted, is_wanted=is_wanted)
         settings = settings.model_copy(update={"port": port})
-        # The last to start is the first to stop, so that nothing is accepted while the others leave.
+        # The API starts last and stops first, so that no job is accepted while the others stop.
         worker = _stop_at_exit(stack, _start_child("worker", worker_module, settings, report))
         api = _stop_at_exit(stack, _start_child("API", "service", settings, report))
         processes: list[Supervised] = [worker, api] if valkey is None else [valkey, worker, api]
@@ -127,7 +127,7 @@ def run_service(
 
 
 def _check_keys(settings: Settings) -> None:
-    """Raise `StartError` before anything else is started that would have to end for it."""
+    """Raise `StartError` if the address needs keys that do not exist, before other processes start."""
     ledger = Ledger(ledger_url(settings), settings)
     try:
         check_address(settings, ledger.keys)
@@ -151,7 +151,7 @@ def _start_child(name: str, module: str, settings: Settings, report: ReportLine)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """This process's environment, secrets included, with exactly these settings."""
+    """The environment of this process, secrets included, with exactly these settings."""
     prefix = str(Settings.model_config["env_prefix"])
     inherited = {
         name: value
@@ -163,7 +163,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _find_free_port(settings: Settings, *, wait: bool, is_wanted: IsWanted) -> int:
-    """The port to listen on; with `wait`, an API that a killed start left behind gets the time to end."""
+    """The port to listen on; with `wait`, the API of an earlier, killed `touchstone up` gets time to end."""
     end = time.monotonic() + (PORT_SECONDS if wait else 0)
     while True:
         try:
@@ -205,7 +205,7 @@ def _wait_until_ready(
 
 
 def _is_worker_ready(ledger: Ledger, worker: ChildProcess) -> bool:
-    """Whether this very worker is alive: one of an earlier start may be remembered for a while."""
+    """Whether this worker is alive; the ledger may still list one of an earlier start."""
     try:
         return any(alive.info.get("pid") == worker.pid for alive in ledger.workers.alive())
     except LedgerUnavailable:
@@ -220,7 +220,9 @@ def _is_api_ready(settings: Settings) -> bool:
 
 
 def _is_silent(settings: Settings) -> bool:
-    """Whether nothing at all comes back: who refuses or hangs up is starting, ending or crowded."""
+    """Whether a request times out; an API that refuses or closes connections is starting, stopping or
+    overloaded.
+    """
     try:
         _request_status(settings, "/healthz", ANSWER_SECONDS)
     except TimeoutError:

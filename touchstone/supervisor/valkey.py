@@ -1,7 +1,7 @@
-"""A Valkey of one's own below a home folder, for everyone who does not bring a server.
+"""The embedded Valkey in a home folder, used if no server is configured.
 
-It listens on a unix socket only and puts every write on the disk before it answers. It outlives the process
-that started it, and the next start adopts it.
+It listens on a unix socket only and syncs every write to disk before it answers. It outlives the process that
+started it, and the next start adopts it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CHECK_SECONDS = 0.02
 
 @contextmanager
 def exclusive_home(home: Path) -> Iterator[None]:
-    """Hold `home` for this process; `StartError` where another one has it."""
+    """Lock `home` for this process; raises `StartError` if another has it."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = _lock(home / "lock")
     if handle is None:
@@ -42,8 +42,8 @@ def exclusive_home(home: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int | None:
-    """An open, locked file, or None where someone else has locked it; the lock lasts until the last copy
-    is closed.
+    """An open, locked file, or None if another process has the lock; it is released when the last copy of the
+    handle is closed.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -56,7 +56,7 @@ def _lock(path: Path) -> int | None:
 
 @dataclass(frozen=True)
 class Valkey:
-    """A Valkey that runs below a home; `child` is absent where it was adopted from an earlier start."""
+    """A Valkey that runs in a home; `child` is None if it was adopted from an earlier start."""
 
     home: Path
     child: subprocess.Popen[bytes] | None
@@ -67,17 +67,17 @@ class Valkey:
         return socket_url(self.home)
 
     def is_alive(self) -> bool:
-        """Whether the server's process is there, ready or not."""
+        """Whether the server's process exists, ready or not."""
         handle = _lock(_server_lock(self.home))
         if handle is None:
             return True
         os.close(handle)
         if self.child is not None:
-            self.child.wait()  # it let go of the lock, so this is its last moment
+            self.child.wait()  # it released its lock, so it is about to exit
         return False
 
     def stop(self, *, timeout: float = 15.0) -> None:
-        """Ask the server to leave in order, and end it where it does not within `timeout` seconds."""
+        """Stop the server in order, and kill it if that takes more than `timeout` seconds."""
         for signum, seconds in ((signal.SIGTERM, timeout), (signal.SIGKILL, 5.0)):
             pid = self._process_id()
             if pid is None or not self.is_alive():
@@ -87,7 +87,7 @@ class Valkey:
             _wait_until_gone(self, seconds)
 
     def _process_id(self) -> int | None:
-        """Of the server that answers, be it our child or a later one; or of our child while it loads."""
+        """The id of the server that answers, our child or a later one; or of our child while it loads."""
         answering = process_id(self.url)
         if answering is None and self.child is not None and self.child.poll() is None:
             return self.child.pid
@@ -101,10 +101,10 @@ def _wait_until_gone(valkey: Valkey, seconds: float) -> None:
 
 
 def start(home: Path, *, timeout: float = 60.0) -> Valkey:
-    """Adopt the Valkey that runs below `home`, or start one; returns when it is ready.
+    """Adopt the Valkey that runs in `home`, or start one; returns when it is ready.
 
-    A server holds its lock from birth to death, so that no second one ever writes to the same files: not
-    while the first still loads, nor while it is on its way out.
+    A server holds its lock from its start to its exit, so that no second one writes to the same files, not
+    even while the first is loading or exiting.
     """
     _private_folder(_folder(home))
     _private_folder(socket_path(home).parent)
@@ -123,8 +123,8 @@ def start(home: Path, *, timeout: float = 60.0) -> Valkey:
 
 @contextmanager
 def running_valkey(settings: Settings) -> Iterator[str]:
-    """The address of a ledger that answers: as set, or the Valkey below `home`, which is started for this
-    block where no `touchstone up` keeps it.
+    """The address of a running ledger: that of the settings, or of the Valkey in `home`, which is started for
+    this block if no `touchstone up` runs it.
     """
     with ExitStack() as stack:
         if settings.redis_url is None:
@@ -137,7 +137,7 @@ def running_valkey(settings: Settings) -> Iterator[str]:
 
 
 def _launch(home: Path) -> subprocess.Popen[bytes] | None:
-    """Start the server, or return None while another one holds the files."""
+    """Start the server, or return None while another one has the lock."""
     lock = _lock(_server_lock(home))
     if lock is None:
         return None
@@ -149,7 +149,7 @@ def _launch(home: Path) -> subprocess.Popen[bytes] | None:
         *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
     ]
     try:
-        # A session of its own: Ctrl-C in the terminal must not reach it while others still need it.
+        # A separate session: Ctrl-C in the terminal must not reach it while other processes need it.
         return subprocess.Popen(  # noqa: S603 - the program is ours and no shell reads the arguments
             command,
             stdin=subprocess.DEVNULL,
@@ -183,7 +183,7 @@ def _log(home: Path) -> Path:
 
 
 def _read_log_tail(home: Path) -> str:
-    """The end of the server's log, for an error that says why."""
+    """The end of the server's log, for error messages."""
     try:
         lines = _log(home).read_text("utf-8", errors="replace").splitlines()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What the command line asks of a service that runs: to register a model, and which models there are."""
+"""The requests of the command line to a running service: register a model, list models."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Job = dict[str, Any]
 
 
 class RefusedError(Exception):
-    """What the service answered instead of what was asked for, or why it could not be asked; a sentence."""
+    """The service refused a request, or is unreachable; the text says why."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A form with a file, which is read as it is sent: `length` bytes in all."""
+    """A form with a file, which is read while it is sent; `length` bytes in all."""
 
     file: Path
     head: bytes
@@ -38,57 +38,60 @@ class Upload:
 
     @classmethod
     def of(cls, file: Path, fields: Mapping[str, bytes]) -> Upload:
-        """The file as the form's part `file`, after the fields."""
+        """A form of these fields, and the file as its last part, `file`."""
         boundary = secrets.token_hex(16)
         texts = b"".join(
-            _part(boundary, f'name="{name}"') + value + b"\r\n" for name, value in fields.items()
+            _part_header(boundary, f'name="{name}"') + value + b"\r\n" for name, value in fields.items()
         )
         return cls(
             file,
-            texts + _part(boundary, 'name="file"; filename="model"'),
+            texts + _part_header(boundary, 'name="file"; filename="model"'),
             f"\r\n--{boundary}--\r\n".encode(),
             f"multipart/form-data; boundary={boundary}",
         )
 
     @property
     def length(self) -> int:
-        """How many bytes will be sent."""
+        """The total number of bytes."""
         return len(self.head) + self.file.stat().st_size + len(self.tail)
 
-    def pieces(self, on_sent: Callable[[int], None]) -> Iterator[bytes]:
-        """The bytes in turn; `on_sent` is told how many of them each time."""
+    def chunks(self, on_sent: Callable[[int], None]) -> Iterator[bytes]:
+        """The bytes in chunks; `on_sent` is called with the size of each chunk of the file."""
         yield self.head
         with self.file.open("rb") as opened:
-            while piece := opened.read(CHUNK):
-                yield piece
-                on_sent(len(piece))
+            while chunk := opened.read(CHUNK):
+                yield chunk
+                on_sent(len(chunk))
         yield self.tail
 
 
-def _part(boundary: str, disposition: str) -> bytes:
+def _part_header(boundary: str, disposition: str) -> bytes:
     return f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode()
 
 
 def api_key() -> str | None:
-    """The key of the settings."""
+    """The API key of the settings."""
     key = Settings().api_key
     return key.get_secret_value() if key else None
 
 
 @dataclass(frozen=True)
 class Client:
-    """A service by its address. Everything raises `RefusedError`."""
+    """A client of the service at an address. All requests raise `RefusedError`."""
 
     url: str
     key: str | None = field(default=None, repr=False)
 
     def register(self, upload: Upload, on_sent: Callable[[int], None]) -> dict[str, Any]:
-        """Send a model: the job that tries it, or the card of a version that was registered before."""
+        """Upload a model: returns the job that tries it, or the card of a version that was registered before.
+        """
         headers = {"Content-Type": upload.content_type, "Content-Length": str(upload.length)}
-        return self._request("POST", "/v1/models", upload.pieces(on_sent), headers)
+        return self._request("POST", "/v1/models", upload.chunks(on_sent), headers)
 
     def wait_for_job(self, job: Job, on_update: Callable[[Job], None]) -> Job:
-        """Wait for a job's end; `on_update` hears how it stands. A job that fails is refused with its reason."""
+        """Wait until a job ends, and call `on_update` at each poll. A failed job raises `RefusedError` with
+        its reason.
+        """
         while job["status"] in ("queued", "running"):
             on_update(job)
             time.sleep(POLL_SECONDS)
@@ -109,7 +112,7 @@ class Client:
             cursor = f"?cursor={page['cursor']}"
 
     def get(self, path: str) -> dict[str, Any]:
-        """What is at a path."""
+        """The JSON object at a path."""
         return self._request("GET", path, None, {})
 
     def _request(
@@ -117,14 +120,14 @@ class Client:
     ) -> dict[str, Any]:
         with self._open_connection() as connection:
             connection.connect()
-            # A service that has seen enough answers and hangs up while much is still to be sent.
+            # A service may refuse an upload and close the connection before it has read all of it.
             with suppress(ConnectionError):
-                place = urlsplit(self.url).path.rstrip("/") + path
-                connection.request(method, place, body, {**headers, **self._authorization()})
-            answer = connection.getresponse()
-            content = _content(answer.read())
-        if answer.status >= 400:
-            raise RefusedError(content.get("detail") or f"the service answered {answer.status}")
+                target = urlsplit(self.url).path.rstrip("/") + path
+                connection.request(method, target, body, {**headers, **self._authorization()})
+            response = connection.getresponse()
+            content = _parse_object(response.read())
+        if response.status >= 400:
+            raise RefusedError(content.get("detail") or f"the service answered {response.status}")
         return content
 
     def _authorization(self) -> dict[str, str]:
@@ -154,7 +157,7 @@ class Client:
             ) from None
 
 
-def _content(body: bytes) -> dict[str, Any]:
+def _parse_object(body: bytes) -> dict[str, Any]:
     try:
         content = json.loads(body)
     except ValueError:
