@@ -21,7 +21,7 @@ from touchstone.ledger.webhooks.dispatcher import WebhookDispatcher
 from touchstone.ledger.webhooks.endpoints import WebhookEndpoint
 from touchstone.net.outbound import OutboundClient
 from touchstone.settings import Settings
-from touchstone.supervisor import valkey as embedded
+from touchstone.supervisor import valkey as embedded_valkey
 
 
 @pytest.hookimpl(wrapper=True)
@@ -35,8 +35,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One Valkey for all tests of this process. It waits for no disk: none of them pulls the plug."""
-    server = embedded.start(tmp_path_factory.mktemp("valkey"))
+    """One Valkey for all tests of this process, or the server of the test matrix. It does not wait for the
+    disk: no test cuts its power.
+    """
+    if other := os.environ.get("TOUCHSTONE_TEST_LEDGER"):
+        yield other
+        return
+    server = embedded_valkey.start(tmp_path_factory.mktemp("valkey"))
     with redis.Redis.from_url(server.url) as client:
         client.config_set("appendfsync", "no")
     yield server.url
@@ -53,7 +58,7 @@ def valkey(valkey_server: str) -> str:
 
 @pytest.fixture
 def settings(valkey: str, tmp_path: Path) -> Settings:
-    """Settings of a home of one's own over an empty Valkey."""
+    """Settings of an empty home and an empty Valkey."""
     return Settings(home=tmp_path, redis_url=valkey)
 
 
@@ -68,14 +73,14 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 @pytest.fixture
 def server(valkey: str) -> Iterator[redis.Redis]:
-    """The Valkey itself, for tests that look behind the ledger or set its stage."""
+    """A client of the Valkey, for tests that look behind the ledger or prepare its state."""
     with connect(valkey) as client:
         yield client
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def submission() -> Submission:
-    """A small attack, as the service would hand it to the ledger."""
+    """A small attack, as the service gives it to the ledger."""
     return Submission(
         kind="attack",
         method="pgd",
@@ -87,7 +92,7 @@ def submission() -> Submission:
 
 @pytest.fixture(scope="module")
 def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A service with a pretended worker, for all tests of a module."""
+    """A service with a fake worker, for all tests of a module."""
     with redis.Redis.from_url(valkey_server) as client:
         client.flushall()
     with run_service(Settings(home=tmp_path_factory.mktemp("api"), redis_url=valkey_server)) as api:

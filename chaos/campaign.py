@@ -38,6 +38,7 @@ def site(
     """
     site = Site(home, workers=workers, lease=lease, hang=hang, concurrency=concurrency)
     try:
+        wait_until(site.is_ready)
         yield site
     finally:
         site.close()

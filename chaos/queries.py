@@ -10,8 +10,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from chaos.journal import Journal, LastQuery
-from touchstone.engine.scheduler.batcher import Batcher, Task
+from touchstone.engine.scheduler.batcher import Batcher
 from touchstone.engine.scheduler.device_thread import TaskHandle
+from touchstone.engine.scheduler.task import Task
 from workers.claimed_job import Cancelable, ClaimedJob
 
 

@@ -71,7 +71,6 @@ class Site:
         self._closing = threading.Event()
         self._supervisor = threading.Thread(target=self._supervise, daemon=True)
         self._supervisor.start()
-        wait_until(self.is_ready)
 
     def _register_receiver(self) -> None:
         self.receiver.secret, _ = TenantLedger.of(self.ledger, LOCAL).endpoints.rotate()

@@ -1,4 +1,4 @@
-"""docs/attacks.md tells of every attack, and no figure but those of the records."""
+"""docs/attacks.md lists every attack, and its figures are those of the records."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ NEAR = {
 
 
 @pytest.fixture
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def write_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Writes a record where the tables look for it."""
     monkeypatch.setattr(attack_tables, "RESULTS", tmp_path)
     return lambda name, record: (tmp_path / f"{name}.json").write_text(json.dumps(record))
@@ -95,25 +95,25 @@ def test_the_changelog_names_every_attack_and_the_readme_links_the_page() -> Non
     assert "(docs/attacks.md)" in (ROOT / "README.md").read_text()
 
 
-def test_figures_are_empty_without_records(records: Any) -> None:
+def test_figures_are_empty_without_records(write_record: Any) -> None:
     assert attack_tables.result_tables() == ""
     text = attack_tables.fill_tables("a\n<!-- figures -->\nold\n<!-- end of figures -->\nb\n")
     assert text == "a\n<!-- figures -->\n<!-- end of figures -->\nb\n"
 
 
-def test_figures_match_the_records(records: Any) -> None:
-    records(attack_tables.TABLE, ATTACKS)
+def test_figures_match_the_records(write_record: Any) -> None:
+    write_record(attack_tables.TABLE, ATTACKS)
     table = attack_tables.result_tables()
     assert "| `pgd` | L∞ | 7 | 25 % | 0.0988 | 1,234 | 12 | 12.3 |" in table
     assert "| `zoo` | L2 | 7 | 0 % | none | 9 | 0 (8 of surrogates) | 1,000.0 |" in table
     assert "speedup" not in table
-    records(attack_tables.PEERS, PEERS)
+    write_record(attack_tables.PEERS, PEERS)
     table = attack_tables.result_tables()
     assert "| `net` | `ddn` | L2 | adv-lib | 7 | 0.5000 | 0.6250 | 3 | 1.00 | 2.50 | 2.5 | 3.5 |" in table
     assert (
         "| `net` | `apgd` | L∞ | authors | 7 | 50.0 % robust | 62.5 % robust | 1 | 1.00 | 3.00 | 3 | 4 |"
         in table
     )
-    records(attack_tables.EQUALLY_NEAR, NEAR)
+    write_record(attack_tables.EQUALLY_NEAR, NEAR)
     table = attack_tables.result_tables()
     assert "| `net` | `ddn` | L2 | adv-lib | 7 | 0.6250 | 30 | 100 | 0.50 | 2.50 | 5 |" in table

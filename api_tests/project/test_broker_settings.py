@@ -1,4 +1,4 @@
-"""Versions and settings that reliability hangs on, each held against the list of what is known to matter."""
+"""Versions and settings that reliability depends on, compared with a list of the important ones."""
 
 from __future__ import annotations
 
@@ -47,30 +47,30 @@ MIN_VERSIONS = {
 
 
 def test_celery_app_has_the_settings_the_ledger_needs() -> None:
-    found = celery_app("redis://localhost/0").conf
-    assert {name: found[name] for name in NEEDED} == NEEDED
-    assert found["broker_transport_options"].items() >= TRANSPORT.items()
+    settings = celery_app("redis://localhost/0").conf
+    assert {name: settings[name] for name in NEEDED} == NEEDED
+    assert settings["broker_transport_options"].items() >= TRANSPORT.items()
 
 
 def test_worker_starts_with_thread_pool_without_mingle_or_gossip(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     app = celery_app("redis://localhost/0")
-    asked: dict[str, Any] = {}
+    given: dict[str, Any] = {}
 
-    class Started:
+    class FakeCeleryWorker:
         exitcode = 0
 
         def __init__(self, **options: Any) -> None:
-            asked.update(options)
+            given.update(options)
 
         def start(self) -> None:
             pass
 
-    with patch.object(type(app), "Worker", Started):
+    with patch.object(type(app), "Worker", FakeCeleryWorker):
         assert serve._consume(app, Settings(home=tmp_path), 7) == 0
     needed = {"pool": "threads", "concurrency": 7, "without_mingle": True, "without_gossip": True}
-    assert asked.items() >= needed.items()
+    assert given.items() >= needed.items()
 
 
 @pytest.mark.parametrize("name", MIN_VERSIONS)
@@ -82,12 +82,12 @@ def test_installed_and_pinned_versions_are_not_older_than_known_good(name: str) 
     assert Version(version(name).partition("+")[0]) >= Version(MIN_VERSIONS[name])
 
 
-@pytest.mark.parametrize("name", sorted(set(MIN_VERSIONS) - {"kombu"}))  # Celery asks for its own
+@pytest.mark.parametrize("name", sorted(set(MIN_VERSIONS) - {"kombu"}))  # Celery requires its own
 def test_pyproject_requirement_excludes_versions_older_than_known_good(name: str) -> None:
     text = (ROOT / "pyproject.toml").read_text()
-    asked = [Requirement(line) for line in re.findall(r'^    "([a-z][^"]+)"', text, re.MULTILINE)]
-    [mine] = [one for one in asked if one.name == name]
-    assert not mine.specifier.contains(_version_below(MIN_VERSIONS[name]))
+    requirements = [Requirement(line) for line in re.findall(r'^    "([a-z][^"]+)"', text, re.MULTILINE)]
+    [requirement] = [one for one in requirements if one.name == name]
+    assert not requirement.specifier.contains(_version_below(MIN_VERSIONS[name]))
 
 
 def _version_below(text: str) -> str:

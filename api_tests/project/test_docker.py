@@ -1,4 +1,4 @@
-"""The images and the composition: linted, and their every name checked against the code they start."""
+"""Dockerfiles and docker-compose.yml: linted, and all their names checked against the code."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ OWN = ("api", "worker", "worker-gpu")
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
     composition = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    found: dict[str, Any] = composition["services"]
-    for service in found.values():
+    services: dict[str, Any] = composition["services"]
+    for service in services.values():
         for volume in service.get("volumes", ()):
             assert volume.split(":")[0] in composition["volumes"]
-    return found
+    return services
 
 
 def read_dockerfile(service: dict[str, Any]) -> str:
@@ -66,15 +66,15 @@ def test_dockerfiles_start_existing_modules_with_existing_settings_as_non_root(p
     assert all(exists(module) for module in modules), modules
     assert {name.lower() for name in find_setting_names(text)} <= set(Settings.model_fields)
     assert "HEALTHCHECK" in text
-    assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE), "runs as somebody without rights"
+    assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE), "runs without root rights"
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_dockerfiles_copy_only_files_of_the_build_context(path: Path) -> None:
-    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")]
+    context = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")]
     for line in re.findall(r"^COPY (?!--from)(.+)$", path.read_text(), re.MULTILINE):
         for source in line.split()[:-1]:
-            assert source in sent
+            assert source in context
             assert (ROOT / source).exists()
 
 
@@ -106,14 +106,14 @@ def test_compose_services_have_health_checks_and_wait_for_valkey(services: dict[
 
 
 def test_api_image_health_check_matches_that_of_touchstone_up(services: dict[str, Any]) -> None:
-    """Docker's own patience with it must be that of `touchstone up`, unless an operator wants another."""
-    asked = re.search(r"HEALTHCHECK (.+) \\", read_dockerfile(services["api"]))
-    assert asked
-    options = dict(option.removeprefix("--").split("=") for option in asked[1].split())
+    """Its interval, timeout and retries equal those of `touchstone up`, unless an operator changes them."""
+    match = re.search(r"HEALTHCHECK (.+) \\", read_dockerfile(services["api"]))
+    assert match
+    options = dict(option.removeprefix("--").split("=") for option in match[1].split())
     assert float(options["interval"].removesuffix("s")) == processes.HEALTH_CHECK_SECONDS
     assert float(options["timeout"].removesuffix("s")) == up.ANSWER_SECONDS
     assert int(options["retries"]) == processes.MAX_TIMEOUTS
-    assert "healthcheck" not in services["api"], "the image's own holds"
+    assert "healthcheck" not in services["api"], "the health check of the image applies"
 
 
 def test_compose_publishes_only_the_api_and_only_on_loopback(services: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def test_compose_valkey_syncs_to_disk_before_it_answers(services: dict[str, Any]
 
 
 def test_api_imports_without_the_packages_its_image_leaves_out() -> None:
-    """The modules of the packages that the API's image leaves out must not be imported by it."""
+    """The API must not import packages that its image lacks."""
     with (ROOT / "pyproject.toml").open("rb") as project:
         printed = subprocess.run(
             [sys.executable, ROOT / "docker" / "requirements.py"],
@@ -170,7 +170,7 @@ def test_api_imports_without_the_packages_its_image_leaves_out() -> None:
 
 
 def test_package_data_covers_all_files_that_are_not_python() -> None:
-    """An image holds the package as it is installed, and only what `package-data` names comes with it."""
+    """An image has the installed package, which contains only the data files that `package-data` names."""
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     for package in ("touchstone", "service", "workers"):
         files = {

@@ -1,4 +1,4 @@
-"""The documents do what they say: their code runs, their settings exist, their links lead somewhere."""
+"""Documents: their code runs, their settings exist, their links have targets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PYTHON = [
 
 
 def run_command(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command in the project's folder and capture what it says."""
+    """Run a command in the project's folder and capture its output."""
     options = {"cwd": ROOT, "timeout": 100, **options}
     return subprocess.run(words, capture_output=True, text=True, check=False, **options)
 
@@ -55,7 +55,7 @@ def test_python_blocks_in_docs_run(code: str) -> None:
 
 
 def test_attack_recipe_in_contributing_passes_conformance_tests(tmp_path: Path) -> None:
-    """The recipe's file, saved as told in a copy of the package, passes the conformance tests."""
+    """The recipe, saved in a copy of the package, passes the conformance tests."""
     [code] = read_code_blocks(ROOT / "CONTRIBUTING.md", "python")
     _copy(ROOT / "touchstone", tmp_path / "touchstone")
     for part in ("api_tests", "pyproject.toml", "service", "workers"):
@@ -96,7 +96,7 @@ def test_readme_curl_attack_changes_the_predicted_class(address: str) -> None:
 
 
 def run_readme_curl(address: str, path: str, **options: Any) -> dict[str, Any]:
-    """The job that the readme's curl line to this path leaves, once it has succeeded."""
+    """Run the readme's curl line for this path; returns its job, which must have succeeded."""
     [line] = [
         code
         for code in read_code_blocks(ROOT / "README.md", "bash")
@@ -157,8 +157,8 @@ def test_demo_writes_images_prints_curl_line_and_leaves_no_processes(tmp_path: P
     assert (tmp_path / "side-by-side.png").exists()
     assert "curl -H 'Prefer: wait=30'" in done.stdout
     assert "success: L∞ 2/255" in done.stdout
-    left = run_command("pgrep", "-f", str(tmp_path))
-    assert left.stdout == "", "the demo left processes behind"
+    processes = run_command("pgrep", "-f", str(tmp_path))
+    assert processes.stdout == "", "the demo left processes running"
 
 
 def settings_table() -> str:

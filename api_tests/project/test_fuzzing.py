@@ -1,4 +1,6 @@
-"""Thousands of requests drawn from OpenAPI: none makes the service stumble, each is answered as it says."""
+"""Thousands of requests generated from OpenAPI: none causes a server error, and each response is as
+described.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ from touchstone.methods import catalogue
 from touchstone.settings import Settings
 
 MIN_REQUESTS = {"examples": 50, "coverage": 5_000, "fuzzing": 200, "stateful": 30}
-"""Requests that each phase makes at least."""
+"""Minimum numbers of requests of the phases."""
 
 ATTACKS = sorted(name for name, method in catalogue().items() if method.kind == "attack")
-SKIPPED_OPERATIONS = [f"run_{name}" for place, name in enumerate(ATTACKS) if place % 3]
-"""Two attacks of three: all their forms are made in one way."""
+SKIPPED_OPERATIONS = [f"run_{name}" for index, name in enumerate(ATTACKS) if index % 3]
+"""Two of three attacks: all their forms are built in one way."""
 
 
 @pytest.fixture(scope="module")
-def patient(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def fuzzed_api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with redis.Redis.from_url(valkey_server) as client:
         client.flushall()
     home = tmp_path_factory.mktemp("fuzzed")
@@ -30,10 +32,12 @@ def patient(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")  # of Schemathesis' own
+@pytest.mark.filterwarnings(
+    "ignore::hypothesis.errors.HypothesisDeprecationWarning"
+)  # from Schemathesis itself
 @pytest.mark.parametrize("phase", PHASES)
-def test_requests_generated_from_openapi_cause_no_server_error(patient: Api, phase: str) -> None:
-    findings = fuzz(patient, [phase], examples=6, seed=20261122, excluded=SKIPPED_OPERATIONS)
+def test_requests_generated_from_openapi_cause_no_server_error(fuzzed_api: Api, phase: str) -> None:
+    findings = fuzz(fuzzed_api, [phase], examples=6, seed=20261122, excluded=SKIPPED_OPERATIONS)
     print(findings.summarize())
     assert not findings.failures, "\n\n".join(findings.failures[:10])
     assert max(findings.statuses) < 500

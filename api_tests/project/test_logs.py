@@ -1,4 +1,4 @@
-"""Logs: one line of JSON an event, whoever writes it and whatever was sent; no secrets and no uploads."""
+"""Logs: one JSON line per event, from every logger and for every request; no secrets and no uploads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from touchstone.ledger.records import Submission
 
 CANARY = "swordfish"
 LINES = f'{CANARY}\r\n\x1b[31m{{"level": "forged"}}\u2028\x00'
-"""What would break a line, colour a terminal or look like another event, if it came through."""
+"""Text that would break a line, color a terminal or look like another event if it were not escaped."""
 
 LOG_CALLS = (
     "logs.get_logger('x').error(text);"
@@ -29,13 +29,13 @@ LOG_CALLS = (
     "logging.getLogger('x').error('%s', text);"
     "logging.getLogger('x').error('it', exc_info=ValueError(text))"
 )
-"""All the ways in which a text may come into a log."""
+"""All ways to put a text into a log."""
 
 
 def run_and_read_log(code: str) -> list[str]:
-    """The lines that a program logs which ends as this code does."""
-    begin = "import logging, threading, warnings; from touchstone import logs; logs.configure('debug');"
-    command = [sys.executable, "-c", begin + code]
+    """The log lines of a program that runs this code."""
+    prefix = "import logging, threading, warnings; from touchstone import logs; logs.configure('debug');"
+    command = [sys.executable, "-c", prefix + code]
     ended = subprocess.run(command, capture_output=True, timeout=100, check=False)
     return ended.stderr.decode().splitlines()
 
@@ -99,13 +99,13 @@ URL = f"https://u:{CANARY}@x.invalid/{CANARY}?{CANARY}"
 
 
 def marked_png() -> bytes:
-    told = PngImagePlugin.PngInfo()
-    told.add_text("comment", LINES.replace("\x00", ""))
-    return encode_image(gradient_image(), pnginfo=told)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", LINES.replace("\x00", ""))
+    return encode_image(gradient_image(), pnginfo=info)
 
 
 def send_canaries(client: httpx2.Client) -> None:
-    """Put the canary wherever a client can put anything."""
+    """Put the canary into everything that a client can send."""
     send_submissions(client)
     send_models(client)
     client.post("/v1/webhooks", json={"url": URL, "secret": CANARY})
@@ -117,21 +117,21 @@ def send_canaries(client: httpx2.Client) -> None:
 def send_submissions(client: httpx2.Client) -> None:
     model, files = {"model": sample_manifest().id}, {"image": (LINES, marked_png())}
     for path in ("/v1/attacks/pgd", "/v1/predictions", f"/v1/attacks/{CANARY}"):
-        for said in ({}, {"seed": LINES}, {"model": LINES}, {LINES: LINES}, {"webhook": URL}):
-            client.post(path, data={**model, **said}, files=files)
-    said = {**model, "image": data_url(png()), CANARY: {CANARY: [LINES]}}
-    client.post("/v1/attacks/pgd", json=said)
+        for fields in ({}, {"seed": LINES}, {"model": LINES}, {LINES: LINES}, {"webhook": URL}):
+            client.post(path, data={**model, **fields}, files=files)
+    body = {**model, "image": data_url(png()), CANARY: {CANARY: [LINES]}}
+    client.post("/v1/attacks/pgd", json=body)
     client.post("/v1/attacks/pgd", content=LINES.encode(), headers={"Content-Type": "application/json"})
 
 
 def send_models(client: httpx2.Client) -> None:
     size = {"height": 8, "width": 8}
     manifest = {"id": "own", "classes": ["a", LINES], "provenance": CANARY, "input": size}
-    for file, said in ((b"\x80\x04", CANARY), (b"", json.dumps(manifest))):
+    for file, text in ((b"\x80\x04", CANARY), (b"", json.dumps(manifest))):
         files = {"file": (LINES, file + LINES.encode())}
-        client.post("/v1/models", files=files, data={"manifest": said})
-    how = {"protocol": "json", "request": "$tensor", "answer": "x[*]", "answers": "logits"}
-    client.post("/v1/models", json={**manifest, "remote": {"url": URL, **how}})
+        client.post("/v1/models", files=files, data={"manifest": text})
+    remote = {"protocol": "json", "request": "$tensor", "answer": "x[*]", "answers": "logits"}
+    client.post("/v1/models", json={**manifest, "remote": {"url": URL, **remote}})
 
 
 @pytest.fixture
@@ -157,8 +157,8 @@ def test_service_logs_leak_nothing_that_clients_send(service: Process) -> None:
 
 
 def test_request_id_links_the_request_log_to_its_job(service: Process) -> None:
-    asked = {"data": {"model": sample_manifest().id}, "files": {"image": ("a.png", png())}}
-    ok = service.client.post("/v1/predictions", headers={"X-Request-Id": "mine"}, **asked)
+    form: dict[str, Any] = {"data": {"model": sample_manifest().id}, "files": {"image": ("a.png", png())}}
+    ok = service.client.post("/v1/predictions", headers={"X-Request-Id": "mine"}, **form)
     assert ok.status_code == 202, ok.text
     wait_until(lambda: service.lines[-1].get("event") == "request")
     mine = [line for line in service.lines if line.get("request_id") == "mine"]
@@ -170,14 +170,14 @@ def test_worker_logs_leak_no_job_parameters_or_secrets(
     tmp_path: Path, submission: Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", CANARY)
-    yard = WorkerCluster(tmp_path, submission)
+    cluster = WorkerCluster(tmp_path, submission)
     try:
-        yard.start_worker()
-        ended = [yard.accept(note=LINES, then=then) for then in ("", "fail", "nan")]
-        wait_until(lambda: all(yard.read(job).finished_at for job in ended))
-        wait_until(lambda: yard.log().count("a job ended") == 3)
+        cluster.start_worker()
+        ended = [cluster.accept(note=LINES, then=then) for then in ("", "fail", "nan")]
+        wait_until(lambda: all(cluster.read(job).finished_at for job in ended))
+        wait_until(lambda: cluster.log().count("a job ended") == 3)
     finally:
-        yard.close()
+        cluster.close()
     events = [json.loads(line) for line in (tmp_path / "workers.log").read_text().splitlines()]
     assert CANARY not in json.dumps(events)
     for job in ended:

@@ -1,4 +1,4 @@
-"""A skip may hide that a tool is missing: in CI, where nothing may be missing, it is a failure."""
+"""A skip may hide a missing tool, so in CI a skipped test fails."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SKIPPED = {
-    "inside": "def test_it():\n    pytest.skip('no tool')",
-    "by its mark": "@pytest.mark.skip(reason='no tool')\ndef test_it():\n    pass",
-    "without a library": "def test_it():\n    pytest.importorskip('no_such_library')",
-}
+SKIPPING_TESTS = """
+import pytest
+
+def test_inside():
+    pytest.skip("no tool")
+
+@pytest.mark.skip(reason="no tool")
+def test_by_its_mark():
+    pass
+
+def test_without_a_library():
+    pytest.importorskip("no_such_library")
+"""
 
 
-@pytest.mark.parametrize("how", SKIPPED)
-def test_skipped_test_fails_in_ci(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(("ci", "code", "outcome"), [("1", 1, "3 failed"), ("", 0, "3 skipped")])
+def test_skipped_tests_fail_in_ci(tmp_path: Path, ci: str, code: int, outcome: str) -> None:
     test = tmp_path / "test_it.py"
-    test.write_text(f"import pytest\n{SKIPPED[how]}\n")
-    path = str(ROOT)
+    test.write_text(SKIPPING_TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "api_tests.conftest", str(test)]
-    for ci, code in ("1", 1), ("", 0):
-        environment = {**os.environ, "PYTHONPATH": path, "TOUCHSTONE_CI": ci}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stdout + done.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOUCHSTONE_CI": ci}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"{outcome} in")

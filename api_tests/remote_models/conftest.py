@@ -1,4 +1,4 @@
-"""A model behind an address, and the ways to it."""
+"""A remote model, and the access to it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from api_tests.remote_models.queries import Shelf
+from api_tests.remote_models.queries import FakeStore
 from api_tests.support import remote_models
 from api_tests.support.remote_models import FakeRemoteModel
 from touchstone.engine import Engine, RemoteAccess
@@ -24,12 +24,12 @@ def model() -> Iterator[FakeRemoteModel]:
 
 
 @pytest.fixture
-def ways(ledger: Ledger) -> RemoteAccess:
+def remote_access(ledger: Ledger) -> RemoteAccess:
     return RemoteAccess(OutboundClient("127.0.0.1"), ledger.query_budget, read_secret)
 
 
 @pytest.fixture
-def engine(ways: RemoteAccess) -> Iterator[Engine]:
-    engine = Engine("cpu", store=Shelf(), remote_access=ways)  # type: ignore[arg-type]
+def engine(remote_access: RemoteAccess) -> Iterator[Engine]:
+    engine = Engine("cpu", store=FakeStore(), remote_access=remote_access)  # type: ignore[arg-type]
     yield engine
     engine.stop()

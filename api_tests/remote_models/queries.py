@@ -1,4 +1,4 @@
-"""Asking a remote model, and running jobs on it."""
+"""Queries to a remote model, and jobs on it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from touchstone.models.manifest import Manifest
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
 
 
-class Shelf:
-    """Has whatever it is asked for."""
+class FakeStore:
+    """A model store with the manifests of a test."""
 
-    def __init__(self, *cards: Manifest) -> None:
-        self.cards = {card.digest: card for card in cards}
+    def __init__(self, *manifests: Manifest) -> None:
+        self.manifests = {manifest.digest: manifest for manifest in manifests}
 
     def manifest(self, _model: str, digest: str) -> Manifest:
-        return self.cards[digest]
+        return self.manifests[digest]
 
-    def of(self, _tenant: str) -> Shelf:
+    def of(self, _tenant: str) -> FakeStore:
         return self
 
 
@@ -35,18 +35,18 @@ def query_logits(oracle: RemoteOracle, x: torch.Tensor) -> torch.Tensor:
     return answer.logits
 
 
-def run_job(
-    engine: Engine, card: Manifest, image: Any, *, kind: str = "certificate", **more: Any
+def run_on_image(
+    engine: Engine, manifest: Manifest, image: Any, *, kind: str = "certificate", **more: Any
 ) -> JobOutcome:
     """Run a job on an image (C, H, W) in [0,1]."""
-    engine.store.cards[card.digest] = card  # type: ignore[attr-defined]
+    engine.store.manifests[manifest.digest] = manifest  # type: ignore[attr-defined]
     pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
     method = more.pop("method", "smoothing" if kind == "certificate" else "predict")
     calls = {name: more.pop(name) for name in ("deadline", "started", "report") if name in more}
     submission = Submission(
         kind=kind,  # type: ignore[arg-type]
         method=method,
-        model=ModelRef(id=card.id, digest=card.digest),
+        model=ModelRef(id=manifest.id, digest=manifest.digest),
         image=ImageRef(digest="sha256:" + "1" * 64, width=8, height=8, channels=3),
         parameters=more,
     )

@@ -1,4 +1,4 @@
-"""What remote models may not do to anybody, and what they may cost."""
+"""Limits of remote models: addresses, secrets, retries, budgets and rates."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from touchstone.supervisor import up
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
 
 
-def test_remote_model_refuses_gradient_queries(ways: RemoteAccess, model: FakeRemoteModel) -> None:
+def test_remote_model_refuses_gradient_queries(remote_access: RemoteAccess, model: FakeRemoteModel) -> None:
     goal = Goal.of(torch.zeros(1, dtype=torch.long), targeted=False)
-    with pytest.raises(GradientRefused, match="tells no gradients"):
-        ways.oracle_for(model.manifest()).answer([Gradient(gray_images(1), CrossEntropy(goal))])
+    with pytest.raises(GradientRefused, match="gives no gradients"):
+        remote_access.oracle_for(model.manifest()).answer([Gradient(gray_images(1), CrossEntropy(goal))])
     assert model.requests == 0
 
 
@@ -78,77 +78,80 @@ def test_host_name_that_later_resolves_to_private_address_is_refused(
     ],
 )
 def test_error_status_fails_without_retry_or_leaking_the_body(
-    model: FakeRemoteModel, ways: RemoteAccess, status: int, failure: type[Exception]
+    model: FakeRemoteModel, remote_access: RemoteAccess, status: int, failure: type[Exception]
 ) -> None:
     model.action = reply_with(status, b"swordfish", Location="http://127.0.0.1/")
     with pytest.raises(failure, match=str(status)) as caught:
-        query_logits(ways.oracle_for(model.manifest(retries=3)), gray_images(1))
+        query_logits(remote_access.oracle_for(model.manifest(retries=3)), gray_images(1))
     assert model.requests == 1
     assert "swordfish" not in str(caught.value)
 
 
 def test_busy_model_is_retried_after_its_retry_after(
-    model: FakeRemoteModel, ways: RemoteAccess, ledger: Ledger
+    model: FakeRemoteModel, remote_access: RemoteAccess, ledger: Ledger
 ) -> None:
     card = model.manifest(retries=2)
     model.next_actions = [reply_with(429, Retry_After="1"), reply_with(503)]
     began = time.monotonic()
-    assert query_logits(ways.oracle_for(card), gray_images(3)).shape == (3, 4)
+    assert query_logits(remote_access.oracle_for(card), gray_images(3)).shape == (3, 4)
     assert time.monotonic() - began > 1
     assert (model.requests, model.rows) == (3, 9)
     assert ledger.query_budget.read_spent([card.digest])[card.digest] == 9
 
 
 def test_busy_model_fails_after_its_retries_or_on_long_retry_after(
-    model: FakeRemoteModel, ways: RemoteAccess
+    model: FakeRemoteModel, remote_access: RemoteAccess
 ) -> None:
     model.action = reply_with(503)
     with pytest.raises(RemoteUnavailable, match="503"):
-        query_logits(ways.oracle_for(model.manifest(retries=1)), gray_images(1))
+        query_logits(remote_access.oracle_for(model.manifest(retries=1)), gray_images(1))
     assert model.requests == 2
     model.action = reply_with(429, Retry_After="86400")
     with pytest.raises(RemoteUnavailable) as caught:
-        query_logits(ways.oracle_for(model.manifest(retries=3)), gray_images(1))
+        query_logits(remote_access.oracle_for(model.manifest(retries=3)), gray_images(1))
     assert caught.value.extra["retry_after"] == 86400
     assert model.requests == 3
 
 
-def test_broken_connection_is_retried_and_timeout_is_not(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_broken_connection_is_retried_and_timeout_is_not(
+    model: FakeRemoteModel, remote_access: RemoteAccess
+) -> None:
     model.next_actions = [remote_models.close_silently]
-    query_logits(ways.oracle_for(model.manifest(retries=1)), gray_images(1))
+    query_logits(remote_access.oracle_for(model.manifest(retries=1)), gray_images(1))
     assert model.requests == 2
     model.next_actions = [remote_models.send_slowly]
     with pytest.raises(RemoteUnavailable, match="within"):
-        query_logits(ways.oracle_for(model.manifest(retries=3, timeout=0.2)), gray_images(1))
+        query_logits(remote_access.oracle_for(model.manifest(retries=3, timeout=0.2)), gray_images(1))
     assert model.requests == 3
 
 
 def test_secret_is_sent_only_to_its_allowed_hosts_and_never_shown(
     model: FakeRemoteModel,
-    ways: RemoteAccess,
+    remote_access: RemoteAccess,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     card = model.manifest(secret="ACME")
     with pytest.raises(ModelUnusable, match="TOUCHSTONE_SECRET_ACME"):
-        ways.oracle_for(card)
+        remote_access.oracle_for(card)
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", "swordfish")
     for hosts in ("", "a.example", "27.0.0.1"):
         monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_HOSTS", hosts)
         with pytest.raises(ModelUnusable, match=r"is not for 127\.0\.0\.1") as caught:
-            ways.oracle_for(card)
+            remote_access.oracle_for(card)
         assert "swordfish" not in str(caught.value)
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_HOSTS", "a.example, 127.0.0.1")
     caplog.set_level("DEBUG")
-    query_logits(ways.oracle_for(card), gray_images(1))
+    query_logits(remote_access.oracle_for(card), gray_images(1))
     query_logits(
-        ways.oracle_for(model.manifest(secret="ACME", secret_header="X-Key: $secret")), gray_images(1)
+        remote_access.oracle_for(model.manifest(secret="ACME", secret_header="X-Key: $secret")),
+        gray_images(1),
     )
     assert [one.get("Authorization") for one in model.headers] == ["Bearer swordfish", None]
     assert model.headers[1]["X-Key"] == "swordfish"
     model.action = reply_with(401)
     with pytest.raises(RemoteAnswer) as refused:
-        query_logits(ways.oracle_for(card), gray_images(1))
+        query_logits(remote_access.oracle_for(card), gray_images(1))
     shown = [json.dumps(card.card()), repr(card), caplog.text, str(refused.value), str(refused.value.extra)]
     assert not any("swordfish" in text for text in shown)
 
@@ -164,24 +167,24 @@ def test_touchstone_up_passes_on_secrets_but_not_other_touchstone_variables(
 
 
 def test_secret_with_control_characters_is_refused(
-    model: FakeRemoteModel, ways: RemoteAccess, monkeypatch: pytest.MonkeyPatch
+    model: FakeRemoteModel, remote_access: RemoteAccess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", "sword\r\nfish: x")
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_HOSTS", "127.0.0.1")
     with pytest.raises(ModelUnusable, match="printable") as caught:
-        ways.oracle_for(model.manifest(secret="ACME"))
+        remote_access.oracle_for(model.manifest(secret="ACME"))
     assert "fish" not in str(caught.value)
 
 
 def test_query_budget_is_shared_by_oracles_and_spent_exactly(
-    model: FakeRemoteModel, ways: RemoteAccess, ledger: Ledger
+    model: FakeRemoteModel, remote_access: RemoteAccess, ledger: Ledger
 ) -> None:
     card = model.manifest(budget=20)
-    query_logits(ways.oracle_for(card), gray_images(15))
+    query_logits(remote_access.oracle_for(card), gray_images(15))
     with pytest.raises(QueryBudgetSpent, match="15 were sent") as caught:
-        query_logits(ways.oracle_for(card), gray_images(8))
+        query_logits(remote_access.oracle_for(card), gray_images(8))
     assert caught.value.extra == {"budget": 20, "spent": 15}
-    query_logits(ways.oracle_for(card), gray_images(5))
+    query_logits(remote_access.oracle_for(card), gray_images(5))
     assert model.rows == 20 == ledger.query_budget.read_spent([card.digest])[card.digest]
     assert ledger.query_budget.read_spent(["sha256:other"]) == {"sha256:other": 0}
 
@@ -211,23 +214,25 @@ def test_concurrent_spending_does_not_exceed_the_query_budget(ledger: Ledger) ->
     assert (len(refused), ledger.query_budget.read_spent(["m"])["m"]) == (20, 30)
 
 
-def test_remote_queries_keep_to_the_rate_limit(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_remote_queries_keep_to_the_rate_limit(model: FakeRemoteModel, remote_access: RemoteAccess) -> None:
     card = model.manifest(rate=100, batch=4)
     began = time.monotonic()
-    query_logits(ways.oracle_for(card), gray_images(48))
-    query_logits(ways.oracle_for(card), gray_images(12))
+    query_logits(remote_access.oracle_for(card), gray_images(48))
+    query_logits(remote_access.oracle_for(card), gray_images(12))
     assert 0.4 <= time.monotonic() - began < 20
     assert model.rows == 60
 
 
-def test_remote_query_waits_out_a_ledger_outage(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_remote_query_waits_out_a_ledger_outage(model: FakeRemoteModel, remote_access: RemoteAccess) -> None:
     calls = []
 
     def shaky(*args: Any, **more: Any) -> float:
         calls.append(args)
         if len(calls) < 3:
             raise touchstone.errors.LedgerUnavailable("gone")
-        return ways.spend(*args, **more)
+        return remote_access.spend(*args, **more)
 
-    query_logits(RemoteAccess(ways.outgoing, shaky, read_secret).oracle_for(model.manifest()), gray_images(1))
+    query_logits(
+        RemoteAccess(remote_access.outgoing, shaky, read_secret).oracle_for(model.manifest()), gray_images(1)
+    )
     assert (len(calls), model.rows) == (3, 1)

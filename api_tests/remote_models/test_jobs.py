@@ -1,4 +1,4 @@
-"""Jobs on remote models, and what else runs meanwhile."""
+"""Jobs on remote models, and other jobs meanwhile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import touchstone
-from api_tests.remote_models.queries import Shelf, run_job
+from api_tests.remote_models.queries import FakeStore, run_on_image
 from api_tests.support import remote_models
 from api_tests.support.linear_models import gray_images, linear_model
 from api_tests.support.remote_models import FakeRemoteModel
@@ -36,7 +36,7 @@ PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer"
 
 
 def image_far_from_boundary(model: FakeRemoteModel) -> tuple[torch.Tensor, float]:
-    """An image far from the line between two classes, made the only ones, and how far."""
+    """An image far from the boundary between the two classes that are left, and its distance."""
     model.bias[2:] -= 1000
     images = gray_images(100)
     z, (one, two) = model.logits(images.double().numpy()), model.weight[:2]
@@ -49,7 +49,7 @@ def test_remote_linear_model_certified_radius_matches_theory(
 ) -> None:
     card = model.manifest(parallel=4, batch=64)
     image, margin = image_far_from_boundary(model)
-    finished = run_job(engine, card, image, sigma=margin, n=2000, rule="fixed")
+    finished = run_on_image(engine, card, image, sigma=margin, n=2000, rule="fixed")
     result = finished.result
     assert 0.85 * margin < result["radius"] < 1.05 * margin
     assert result["predicted_class"]["label"] == int(model.logits(image[None].numpy()).argmax())
@@ -66,15 +66,17 @@ def test_certificates_run_on_a_label_only_remote_model(
 ) -> None:
     model.encode_logits = lambda z: z.argmax(1).tolist()
     image, margin = image_far_from_boundary(model)
-    finished = run_job(engine, model.manifest(answers="labels", batch=64), image, sigma=margin / 2, **fields)
+    finished = run_on_image(
+        engine, model.manifest(answers="labels", batch=64), image, sigma=margin / 2, **fields
+    )
     assert finished.result["sampling"]["n_used"] == fields["n"]
     assert not finished.result["abstained"]
 
 
 def test_predictions_by_png_and_by_tensor_agree(engine: Engine, model: FakeRemoteModel) -> None:
     image = gray_images(1)[0]
-    tensors = run_job(engine, model.manifest(), image, kind="prediction").result
-    files = run_job(engine, model.manifest(**PNG), image, kind="prediction").result
+    tensors = run_on_image(engine, model.manifest(), image, kind="prediction").result
+    files = run_on_image(engine, model.manifest(**PNG), image, kind="prediction").result
     assert tensors["original"]["label"] == files["original"]["label"]
     assert tensors["original"]["confidence"] == pytest.approx(files["original"]["confidence"], abs=1e-5)
     assert (files["queries"], model.rows) == ({"forward": 1, "backward": 0}, 2)
@@ -85,11 +87,11 @@ def test_noisy_and_gradient_jobs_are_refused_for_png_remote_models(
 ) -> None:
     card = model.manifest(**PNG)
     with pytest.raises(InvalidParameter, match="8-bit files"):
-        run_job(engine, card, gray_images(1)[0], n=100)
+        run_on_image(engine, card, gray_images(1)[0], n=100)
     with pytest.raises(InvalidParameter, match="8-bit files"):
-        run_job(engine, card, gray_images(1)[0], kind="prediction", defence="smoothing")
+        run_on_image(engine, card, gray_images(1)[0], kind="prediction", defence="smoothing")
     with pytest.raises(GradientRefused, match="pgd"):
-        run_job(engine, card, gray_images(1)[0], kind="attack", method="pgd")
+        run_on_image(engine, card, gray_images(1)[0], kind="attack", method="pgd")
     assert model.rows == 0
 
 
@@ -97,7 +99,9 @@ def test_certificate_keeps_its_proven_radius_when_the_query_budget_is_spent(
     engine: Engine, model: FakeRemoteModel
 ) -> None:
     image, margin = image_far_from_boundary(model)
-    finished = run_job(engine, model.manifest(budget=900), image, sigma=margin, n=100_000, rule="e_process")
+    finished = run_on_image(
+        engine, model.manifest(budget=900), image, sigma=margin, n=100_000, rule="e_process"
+    )
     assert finished.result["stopped_by"] == "query_budget_spent"
     assert 700 < finished.result["sampling"]["n_used"] <= 900 - 133
     assert finished.result["radius"] > 0
@@ -106,9 +110,9 @@ def test_certificate_keeps_its_proven_radius_when_the_query_budget_is_spent(
 
 def test_prediction_fails_when_the_query_budget_is_spent(engine: Engine, model: FakeRemoteModel) -> None:
     card = model.manifest(budget=1)
-    run_job(engine, card, gray_images(1)[0], kind="prediction")
+    run_on_image(engine, card, gray_images(1)[0], kind="prediction")
     with pytest.raises(QueryBudgetSpent, match="1 were sent"):
-        run_job(engine, card, gray_images(1)[0], kind="prediction")
+        run_on_image(engine, card, gray_images(1)[0], kind="prediction")
     assert model.rows == 1
 
 
@@ -149,7 +153,7 @@ def test_cancel_ends_job_while_the_remote_model_hangs(engine: Engine, model: Fak
     for one in started:
         threads.append(
             run_in_background(
-                lambda one=one: run_job(
+                lambda one=one: run_on_image(
                     engine, model.manifest(), gray_images(1)[0], kind="prediction", started=one
                 )
             )
@@ -172,7 +176,7 @@ def test_cancel_ends_job_while_it_waits_for_the_rate_limit(
     card = model.manifest(rate=1, batch=4)
     started = TaskRecorder()
     thread, ended = run_in_background(
-        lambda: run_job(engine, card, gray_images(1)[0], n=1000, started=started)
+        lambda: run_on_image(engine, card, gray_images(1)[0], n=1000, started=started)
     )
     wait_until(lambda: model.rows)
     time.sleep(0.1)
@@ -188,7 +192,7 @@ def test_deadline_ends_job_while_the_remote_model_hangs(engine: Engine, model: F
     model.action = remote_models.hang
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        run_job(engine, model.manifest(), gray_images(1)[0], kind="prediction", deadline=0.3)
+        run_on_image(engine, model.manifest(), gray_images(1)[0], kind="prediction", deadline=0.3)
     assert time.monotonic() - began < MAX_SECONDS
 
 
@@ -198,18 +202,18 @@ def test_other_jobs_run_and_engine_is_not_busy_while_a_remote_model_hangs(
     model.action = remote_models.hang
     started = TaskRecorder()
     thread, ended = run_in_background(
-        lambda: run_job(engine, model.manifest(), gray_images(1)[0], kind="prediction", started=started)
+        lambda: run_on_image(engine, model.manifest(), gray_images(1)[0], kind="prediction", started=started)
     )
     wait_until(lambda: model.requests)
     assert not engine.busy
     local = touchstone.wrap(linear_model(classes=4)).oracle
     pixels = (gray_images(1)[0] * 255).byte().permute(1, 2, 0).numpy()
     for _ in range(20):
-        engine.start(touchstone.evaluation.look_at(pixels, local), local).result()
+        engine.start(touchstone.evaluation.predict_image(pixels, local), local).result()
     wait_until(lambda: engine.steps == 20)
     assert engine.metrics()["queries"]["forward"] == 20
     with remote_models.serve_model() as other:
-        run_job(engine, other.manifest(), gray_images(1)[0], kind="prediction")
+        run_on_image(engine, other.manifest(), gray_images(1)[0], kind="prediction")
     assert not ended
     started.tasks[0].cancel()
     thread.join(TIMEOUT_SECONDS)
@@ -218,12 +222,12 @@ def test_other_jobs_run_and_engine_is_not_busy_while_a_remote_model_hangs(
 
 
 def test_engine_stop_ends_job_while_the_remote_model_hangs(
-    ways: RemoteAccess, model: FakeRemoteModel
+    remote_access: RemoteAccess, model: FakeRemoteModel
 ) -> None:
-    engine = Engine("cpu", store=Shelf(), remote_access=ways)  # type: ignore[arg-type]
+    engine = Engine("cpu", store=FakeStore(), remote_access=remote_access)  # type: ignore[arg-type]
     model.action = remote_models.hang
     thread, ended = run_in_background(
-        lambda: run_job(engine, model.manifest(), gray_images(1)[0], kind="prediction")
+        lambda: run_on_image(engine, model.manifest(), gray_images(1)[0], kind="prediction")
     )
     wait_until(lambda: model.requests)
     began = time.monotonic()
@@ -234,33 +238,33 @@ def test_engine_stop_ends_job_while_the_remote_model_hangs(
 
 
 def test_bad_row_in_a_shared_request_fails_only_its_own_job(
-    ways: RemoteAccess, model: FakeRemoteModel
+    remote_access: RemoteAccess, model: FakeRemoteModel
 ) -> None:
-    """A row that the model chokes on fails its own job, whether it spoils the row or the whole request."""
+    """A row that the model cannot answer fails its own job, whether its row or the whole request is bad."""
     dark = torch.zeros(1, 3, 8, 8)
-    oracle = ways.oracle_for(model.manifest(parallel=1))
+    oracle = remote_access.oracle_for(model.manifest(parallel=1))
     model.encode_logits = lambda z: [
         [float("nan")] * 4 if np.allclose(row, model.bias) else row.tolist() for row in z
     ]
     assert find_failed_tasks(oracle, dark) == [True, False, False]
     assert model.requests == 1
 
-    def choke(handler: remote_models.RemoteModelHandler) -> None:
+    def refuse_dark(handler: remote_models.RemoteModelHandler) -> None:
         x = np.array(json.loads(model.bodies[-1])["instances"])
-        spoiled = any(not one.any() for one in x)
-        handler.reply(400 if spoiled else 200, {"predictions": model.logits(x).tolist()})
+        has_dark = any(not one.any() for one in x)
+        handler.reply(400 if has_dark else 200, {"predictions": model.logits(x).tolist()})
 
-    model.action = choke
+    model.action = refuse_dark
     assert find_failed_tasks(oracle, dark) == [True, False, False]
     assert model.requests == 2 + 3
 
 
 def find_failed_tasks(oracle: RemoteOracle, dark: torch.Tensor) -> list[bool]:
-    """Of three tasks that share a pass, which fail."""
+    """Which of three tasks that share a pass fail."""
     ended: dict[int, Any] = {}
     batcher = Batcher()
     for number, x in enumerate([dark, gray_images(1), gray_images(2)]):
-        task = Task(touchstone.evaluation.look(x, saved=False), oracle)
+        task = Task(touchstone.evaluation.logits_of(x, as_files=False), oracle)
         task.on_done = lambda result, error, number=number: ended.update({number: error})  # type: ignore[misc]
         batcher.add(task)
     batcher.step()
@@ -279,7 +283,7 @@ def test_idle_device_thread_of_remote_model_ends_and_restarts(
         return [one.name for one in now if one.name.startswith("remote ")]
 
     for _ in range(2):
-        run_job(engine, model.manifest(), gray_images(1)[0], kind="prediction")
+        run_on_image(engine, model.manifest(), gray_images(1)[0], kind="prediction")
         assert threads() == ["remote far-away"]
         wait_until(lambda: not threads())
     assert len(model.connections) == 2

@@ -45,11 +45,11 @@ REMOTE_FIELDS = [
 
 @pytest.mark.parametrize("how", REMOTE_FIELDS)
 def test_tensors_reach_the_remote_model_unchanged(
-    model: FakeRemoteModel, ways: RemoteAccess, ledger: Ledger, how: dict[str, Any]
+    model: FakeRemoteModel, remote_access: RemoteAccess, ledger: Ledger, how: dict[str, Any]
 ) -> None:
     x = torch.rand(11, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     card = model.manifest(**how)
-    oracle = ways.oracle_for(card)
+    oracle = remote_access.oracle_for(card)
     found = query_logits(oracle, x)
     assert torch.allclose(found, linear_model(classes=4)(x), atol=1e-5)
     assert model.rows == 11
@@ -59,16 +59,22 @@ def test_tensors_reach_the_remote_model_unchanged(
     oracle.close_idle()
 
 
-def test_inputs_are_normalized_before_they_are_sent(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_inputs_are_normalized_before_they_are_sent(
+    model: FakeRemoteModel, remote_access: RemoteAccess
+) -> None:
     card = model.manifest().model_copy(update={"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)})
     x = gray_images(2)
     seen = (x - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
-    assert torch.allclose(query_logits(ways.oracle_for(card), x), linear_model(classes=4)(seen), atol=1e-4)
+    assert torch.allclose(
+        query_logits(remote_access.oracle_for(card), x), linear_model(classes=4)(seen), atol=1e-4
+    )
 
 
-def test_png_requests_carry_8_bit_images_at_upload_size(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_png_requests_carry_8_bit_images_at_upload_size(
+    model: FakeRemoteModel, remote_access: RemoteAccess
+) -> None:
     x = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
-    oracle = ways.oracle_for(model.manifest(**PNG))
+    oracle = remote_access.oracle_for(model.manifest(**PNG))
     query_logits(oracle, x)
     seen = [json.loads(body)["image"].partition(",")[2] for body in model.bodies]
     with Image.open(io.BytesIO(base64.b64decode(seen[0]))) as image:
@@ -78,9 +84,13 @@ def test_png_requests_carry_8_bit_images_at_upload_size(model: FakeRemoteModel, 
     assert arrived == {encode((one * 255).round().byte().permute(1, 2, 0).numpy()) for one in x}
 
 
-def test_images_of_different_sizes_share_a_request(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_images_of_different_sizes_share_a_request(
+    model: FakeRemoteModel, remote_access: RemoteAccess
+) -> None:
     card = model.manifest(request={"instances": {"$rows": {"b64": "$image_png_base64"}}}, batch=4)
-    answers = ways.oracle_for(card).answer([Logits(torch.rand(1, 3, 20, 30)), Logits(torch.rand(2, 1, 9, 8))])
+    answers = remote_access.oracle_for(card).answer(
+        [Logits(torch.rand(1, 3, 20, 30)), Logits(torch.rand(2, 1, 9, 8))]
+    )
     assert [len(answer) for answer in answers if not isinstance(answer, Exception)] == [1, 2]
     assert (model.requests, model.rows) == (1, 3)
 
@@ -89,19 +99,21 @@ def name_scores(z: Any) -> Any:
     return [dict(zip(CLASSES, row, strict=True)) for row in z.tolist()]
 
 
-def test_probability_answers_become_log_probabilities(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_probability_answers_become_log_probabilities(
+    model: FakeRemoteModel, remote_access: RemoteAccess
+) -> None:
     x = gray_images(5)
     for shape in (lambda z: model.probabilities(z).tolist(), lambda z: name_scores(model.probabilities(z))):
         model.encode_logits = shape
-        logits = query_logits(ways.oracle_for(model.manifest(answers="probabilities")), x)
+        logits = query_logits(remote_access.oracle_for(model.manifest(answers="probabilities")), x)
         expected = linear_model(classes=4)(x).softmax(1)
         assert torch.allclose(logits.softmax(1), expected, atol=1e-5)
 
 
-def test_zero_probability_gives_finite_logits(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_zero_probability_gives_finite_logits(model: FakeRemoteModel, remote_access: RemoteAccess) -> None:
     model.encode_logits = lambda z: [[1.0, 0.0, 0.0, 0.0]] * len(z)
     assert bool(
-        query_logits(ways.oracle_for(model.manifest(answers="probabilities")), gray_images(1))
+        query_logits(remote_access.oracle_for(model.manifest(answers="probabilities")), gray_images(1))
         .isfinite()
         .all()
     )
@@ -116,34 +128,40 @@ def test_zero_probability_gives_finite_logits(model: FakeRemoteModel, ways: Remo
     ],
 )
 def test_top_k_answer_spreads_remaining_probability_over_other_classes(
-    model: FakeRemoteModel, ways: RemoteAccess, entry: Any
+    model: FakeRemoteModel, remote_access: RemoteAccess, entry: Any
 ) -> None:
     model.encode_logits = lambda z: [[entry(2, 0.5), entry(1, 0.3)]] * len(z)
-    shares = query_logits(ways.oracle_for(model.manifest(answers="top-k")), gray_images(1)).softmax(1)
+    shares = query_logits(remote_access.oracle_for(model.manifest(answers="top-k")), gray_images(1)).softmax(
+        1
+    )
     assert torch.allclose(shares, torch.tensor([[0.1, 0.3, 0.5, 0.1]]), atol=1e-6)
 
 
-def test_top_k_remainder_never_exceeds_the_listed_classes(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_top_k_remainder_never_exceeds_the_listed_classes(
+    model: FakeRemoteModel, remote_access: RemoteAccess
+) -> None:
     model.encode_logits = lambda z: [{"cow": 0.2}] * len(z)
-    logits = query_logits(ways.oracle_for(model.manifest(answers="top-k")), gray_images(1))
+    logits = query_logits(remote_access.oracle_for(model.manifest(answers="top-k")), gray_images(1))
     assert bool((logits <= logits[0, 2]).all())
 
 
-def test_label_only_answers_give_the_predicted_class(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_label_only_answers_give_the_predicted_class(
+    model: FakeRemoteModel, remote_access: RemoteAccess
+) -> None:
     x = gray_images(6)
     expected = linear_model(classes=4)(x).argmax(1)
     for shape in (lambda z: z.argmax(1).tolist(), lambda z: [CLASSES[one] for one in z.argmax(1)]):
         model.encode_logits = shape
         assert torch.equal(
-            query_logits(ways.oracle_for(model.manifest(answers="labels")), x).argmax(1), expected
+            query_logits(remote_access.oracle_for(model.manifest(answers="labels")), x).argmax(1), expected
         )
 
 
 def test_batch_of_one_accepts_an_answer_without_a_list_of_rows(
-    model: FakeRemoteModel, ways: RemoteAccess
+    model: FakeRemoteModel, remote_access: RemoteAccess
 ) -> None:
     card = model.manifest(**ROWS, answer="$.predictions[0]", batch=1)
-    assert query_logits(ways.oracle_for(card), gray_images(3)).shape == (3, 4)
+    assert query_logits(remote_access.oracle_for(card), gray_images(3)).shape == (3, 4)
 
 
 UNDECLARED_ANSWERS: list[tuple[str, Any]] = [
@@ -175,37 +193,41 @@ UNDECLARED_ANSWERS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("answers", "shape"), UNDECLARED_ANSWERS)
 def test_answer_that_differs_from_the_declared_form_is_refused(
-    model: FakeRemoteModel, ways: RemoteAccess, answers: str, shape: Any
+    model: FakeRemoteModel, remote_access: RemoteAccess, answers: str, shape: Any
 ) -> None:
     model.encode_logits = shape
     with pytest.raises(RemoteAnswer):
-        query_logits(ways.oracle_for(model.manifest(answers=answers)), gray_images(2))
+        query_logits(remote_access.oracle_for(model.manifest(answers=answers)), gray_images(2))
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[" * 100_000, b"9" * 5000, b"\xff", b"{}", b'{"predictions": {}}']
 )
-def test_malformed_answer_body_is_refused(model: FakeRemoteModel, ways: RemoteAccess, body: bytes) -> None:
+def test_malformed_answer_body_is_refused(
+    model: FakeRemoteModel, remote_access: RemoteAccess, body: bytes
+) -> None:
     model.action = reply_with(200, body)
     with pytest.raises(RemoteAnswer):
-        query_logits(ways.oracle_for(model.manifest()), gray_images(1))
+        query_logits(remote_access.oracle_for(model.manifest()), gray_images(1))
 
 
 @pytest.mark.parametrize(
     "value", [[], {"outputs": 7}, {"outputs": []}, {"outputs": [{"name": "output", "data": [1] * 7}]}]
 )
 def test_oip_answer_without_the_output_tensor_is_refused(
-    model: FakeRemoteModel, ways: RemoteAccess, value: Any
+    model: FakeRemoteModel, remote_access: RemoteAccess, value: Any
 ) -> None:
     model.action = reply_with(200, value)
     with pytest.raises(RemoteAnswer):
-        query_logits(ways.oracle_for(model.manifest(protocol="oip", oip={"model": "m"})), gray_images(2))
+        query_logits(
+            remote_access.oracle_for(model.manifest(protocol="oip", oip={"model": "m"})), gray_images(2)
+        )
 
 
-def test_oversized_answer_is_refused(model: FakeRemoteModel, ways: RemoteAccess) -> None:
+def test_oversized_answer_is_refused(model: FakeRemoteModel, remote_access: RemoteAccess) -> None:
     model.action = reply_with(200, b" " * 2_000_000)
     with pytest.raises(RemoteAnswer, match="more than"):
-        query_logits(ways.oracle_for(model.manifest()), gray_images(1))
+        query_logits(remote_access.oracle_for(model.manifest()), gray_images(1))
 
 
 @pytest.mark.parametrize("text", ["a[*].b[0].c-d[*]", "$", "$.a", "[*]", "$[2].x"])
@@ -216,7 +238,7 @@ def test_row_path_survives_parsing_and_formatting(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["a b", "a..b", "[-1]", "[x]", "a[", "$$", "a[**]", "."])
 def test_invalid_row_path_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no step"):
+    with pytest.raises(ValueError, match="is not a step"):
         RowPath.parse(text)
 
 
@@ -264,27 +286,27 @@ def test_row_path_selects_rows() -> None:
     ],
 )
 def test_inconsistent_or_out_of_range_remote_fields_are_refused(fields: dict[str, Any]) -> None:
-    said = {
+    valid = {
         "url": "https://a.example",
         "protocol": "json",
         "answers": "logits",
         **remote_models.BATCH_TEMPLATE,
     }
-    Remote(**said)
+    Remote(**valid)
     with pytest.raises(ValidationError):
-        Remote(**{**said, **fields})
+        Remote(**{**valid, **fields})
 
 
 def test_batch_too_large_for_memory_is_refused(model: FakeRemoteModel) -> None:
     card = model.manifest()
     wide = card.input.model_copy(update={"height": 1024, "width": 1024})
-    said = {**card.model_dump(), "input": wide}
+    fields = {**card.model_dump(), "input": wide}
     with pytest.raises(ValidationError, match="smaller batch"):
-        Manifest.model_validate(said)
-    Manifest.model_validate({**said, "remote": {**said["remote"], "batch": 5}})
+        Manifest.model_validate(fields)
+    Manifest.model_validate({**fields, "remote": {**fields["remote"], "batch": 5}})
     files = {"request": {"x": {"$rows": "$image_png_base64"}}, "batch": 17}
     with pytest.raises(ValidationError, match="at most 16 files"):
-        Manifest.model_validate({**said, "remote": {**said["remote"], **files}})
+        Manifest.model_validate({**fields, "remote": {**fields["remote"], **files}})
 
 
 def test_invalid_outgoing_network_setting_fails_when_settings_are_read(

@@ -1,4 +1,4 @@
-"""Models behind an address from their registration to the jobs that ask them."""
+"""Remote models, from their registration to jobs on them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ REMOTE_PROBE = RemoteProbe(
 
 
 def make_registration(model: FakeRemoteModel, **remote_fields: Any) -> Registration:
-    said = {
+    defaults = {
         "url": model.url,
         "protocol": "json",
         "answers": "logits",
@@ -62,20 +62,20 @@ def make_registration(model: FakeRemoteModel, **remote_fields: Any) -> Registrat
             "id": "far-away",
             "classes": CLASSES,
             "input": {"height": 8, "width": 8, "interpolation": "bilinear"},
-            "remote": {**said, **remote_fields},
+            "remote": {**defaults, **remote_fields},
         }
     )
 
 
 class InProcessWorker:
-    """A worker in this process, with a way out."""
+    """A worker in this process that may query the loopback."""
 
     def __init__(self, settings: Settings) -> None:
         self.ledger = Ledger(str(settings.redis_url), settings)
         self.blobs = open_blobs(settings)
         self.registry = RegisteredStore(self.ledger, self.blobs)
-        ways = RemoteAccess(OUTGOING, self.ledger.query_budget, read_secret)
-        self.engine = Engine("cpu", store=self.registry, remote_access=ways)
+        remote_access = RemoteAccess(OUTGOING, self.ledger.query_budget, read_secret)
+        self.engine = Engine("cpu", store=self.registry, remote_access=remote_access)
         keeper = LeaseKeeper("w1", self.ledger, self.engine, settings, give_up=lambda _: None)
         answer = partial(run_job, engine=self.engine)
         self.runner = Runner(self.ledger, self.blobs, keeper, answer, settings, self.registry)
@@ -114,69 +114,69 @@ def model() -> Iterator[FakeRemoteModel]:
 
 
 @pytest.fixture
-def bench(settings: Settings) -> Iterator[InProcessWorker]:
-    bench = InProcessWorker(settings)
-    yield bench
-    bench.close()
+def worker(settings: Settings) -> Iterator[InProcessWorker]:
+    worker = InProcessWorker(settings)
+    yield worker
+    worker.close()
 
 
 def test_registered_remote_model_serves_jobs_and_every_query_is_counted(
-    bench: InProcessWorker, model: FakeRemoteModel
+    worker: InProcessWorker, model: FakeRemoteModel
 ) -> None:
-    submission, told = prepare_remote(make_registration(model, budget=3000), OUTGOING)
-    assert submission.file == submission.model.digest == digest_of(told)
-    done = bench.run(submission, told)
+    submission, data = prepare_remote(make_registration(model, budget=3000), OUTGOING)
+    assert submission.file == submission.model.digest == digest_of(data)
+    done = worker.run(submission, data)
     assert done.status == "succeeded", done.error
     assert done.result is not None
     assert done.result["model"]["kind"] == "remote"
     assert done.result["probe"]["deterministic"] is True
-    card = bench.registry.manifest("far-away")
+    card = worker.registry.manifest("far-away")
     assert card.digest == submission.model.digest
-    assert bench.registry.registration_probe(card) == RemoteProbe.model_validate(done.result["probe"])
+    assert worker.registry.registration_probe(card) == RemoteProbe.model_validate(done.result["probe"])
 
-    seen = bench.run_on_image("prediction", "predict", top=2)
+    seen = worker.run_on_image("prediction", "predict", top=2)
     assert seen.status == "succeeded", seen.error
-    proved = bench.run_on_image("certificate", "smoothing", n=500, sigma=0.05)
+    proved = worker.run_on_image("certificate", "smoothing", n=500, sigma=0.05)
     assert proved.result is not None
     job = json.loads(proved.model_dump_json())
     assert [one for one in check({**job, **job["submission"]}) if not one.agrees] == []
     queries = [(one.result or {})["queries"]["forward"] for one in (seen, proved)]
     assert sum(queries) + done.result["probe"]["queries"] == model.rows
-    assert bench.ledger.query_budget.read_spent([card.digest])[card.digest] == model.rows
+    assert worker.ledger.query_budget.read_spent([card.digest])[card.digest] == model.rows
 
 
-def test_unreachable_remote_model_is_not_registered(bench: InProcessWorker, model: FakeRemoteModel) -> None:
-    submission, told = prepare_remote(make_registration(model), OUTGOING)
+def test_unreachable_remote_model_is_not_registered(worker: InProcessWorker, model: FakeRemoteModel) -> None:
+    submission, data = prepare_remote(make_registration(model), OUTGOING)
     model.action = remote_models.reply_with(404)
-    done = bench.run(submission, told)
+    done = worker.run(submission, data)
     assert (done.status, done.error and done.error.code) == ("failed", "remote_answer")
     with pytest.raises(UnknownModel):
-        bench.registry.manifest("far-away")
+        worker.registry.manifest("far-away")
 
 
 def test_worker_refuses_gradient_attack_on_remote_model(
-    bench: InProcessWorker, model: FakeRemoteModel
+    worker: InProcessWorker, model: FakeRemoteModel
 ) -> None:
-    bench.run(*prepare_remote(make_registration(model), OUTGOING))
+    worker.run(*prepare_remote(make_registration(model), OUTGOING))
     before = model.rows
-    done = bench.run_on_image("attack", "pgd")
+    done = worker.run_on_image("attack", "pgd")
     assert (done.status, done.error and done.error.code) == ("failed", "gradient_refused")
     assert model.rows == before
 
 
 def test_remote_version_digest_depends_only_on_its_manifest(model: FakeRemoteModel) -> None:
-    one, told = make_registration(model).build_remote_manifest(LOCAL)
-    assert make_registration(model).build_remote_manifest(LOCAL) == (one, told)
-    assert make_registration(model, rate=5).build_remote_manifest(LOCAL)[0].digest != one.digest
-    assert one.digest.encode() not in told
+    manifest, data = make_registration(model).build_remote_manifest(LOCAL)
+    assert make_registration(model).build_remote_manifest(LOCAL) == (manifest, data)
+    assert make_registration(model, rate=5).build_remote_manifest(LOCAL)[0].digest != manifest.digest
+    assert manifest.digest.encode() not in data
 
 
 def test_contradictory_remote_registrations_are_refused(model: FakeRemoteModel) -> None:
     both = make_registration(model)
-    with pytest.raises(InvalidParameter, match="either a file or behind an address"):
+    with pytest.raises(InvalidParameter, match="either a file or a remote model"):
         both.build_manifest("sha256:" + "0" * 64, "onnx")
     without = both.model_copy(update={"remote": None})
-    with pytest.raises(InvalidParameter, match="tell where"):
+    with pytest.raises(InvalidParameter, match="give the address"):
         without.build_remote_manifest(LOCAL)
     with pytest.raises(ModelConflict):
         prepare_remote(both.model_copy(update={"id": "fashion-mnist-cnn"}), OUTGOING)
@@ -194,8 +194,8 @@ def registered(api: Api, model: FakeRemoteModel) -> Iterator[Api]:
 
 def test_gradient_attack_on_remote_model_is_refused_at_submission(registered: Api) -> None:
     answer = registered.submit(wait=None, model="far-away")
-    told = assert_problem(answer, 422, "gradient_refused", "model")
-    assert "black-box" in told["detail"]
+    problem = assert_problem(answer, 422, "gradient_refused", "model")
+    assert "black-box" in problem["detail"]
     cost = registered.client.get("/v1/attacks/pgd/cost", params={"model": "far-away"})
     assert_problem(cost, 422, "gradient_refused", "model")
 
@@ -217,20 +217,20 @@ def test_certificates_on_png_remote_model_are_refused_at_submission(api: Api, mo
     TenantLedger.of(api.ledger, LOCAL).versions.register(card, REMOTE_PROBE)
     for path, fields in (("certificates/smoothing", {}), ("predictions", {"defence": "smoothing"})):
         files, data = {"image": ("a.png", png())}, {"model": "far-away", **fields}
-        told = assert_problem(
+        problem = assert_problem(
             api.client.post(f"/v1/{path}", files=files, data=data), 422, "invalid_parameter", "model"
         )
-        assert "8-bit" in told["detail"]
+        assert "8-bit" in problem["detail"]
 
 
 def test_slow_host_name_lookup_does_not_delay_other_submissions(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    checked: list[str] = []
     go_on = threading.Event()
 
     def slowly(_: OutboundClient, url: str) -> None:
-        asked.append(url)
+        checked.append(url)
         go_on.wait(2 * TIMEOUT_SECONDS)
 
     monkeypatch.setattr(OutboundClient, "check", slowly)
@@ -238,7 +238,7 @@ def test_slow_host_name_lookup_does_not_delay_other_submissions(
     with ThreadPoolExecutor() as pool:
         registrations = [pool.submit(post) for _ in range(check_concurrency())]
         try:
-            wait_until(lambda: len(asked) == len(registrations))
+            wait_until(lambda: len(checked) == len(registrations))
             assert api.run_job()["status"] == "succeeded"
         finally:
             go_on.set()

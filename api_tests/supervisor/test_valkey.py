@@ -21,9 +21,9 @@ from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Submission
 from touchstone.ledger.server import process_id
 from touchstone.settings import Settings
-from touchstone.supervisor import valkey as embedded
+from touchstone.supervisor import valkey as embedded_valkey
 
-Start = Callable[[Path], embedded.Valkey]
+Start = Callable[[Path], embedded_valkey.Valkey]
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Start servers that stop after the test."""
-    started: list[embedded.Valkey] = []
+    started: list[embedded_valkey.Valkey] = []
 
-    def keep(home: Path) -> embedded.Valkey:
-        started.append(embedded.start(home))
+    def keep(home: Path) -> embedded_valkey.Valkey:
+        started.append(embedded_valkey.start(home))
         return started[-1]
 
     yield keep
@@ -47,17 +47,17 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def short_tempdir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for temporary files of one's own, with a short name."""
+    """A separate folder for temporary files, with a short name."""
     with tempfile.TemporaryDirectory(prefix="ts") as folder:
         monkeypatch.setattr("tempfile.tempdir", folder)
         yield Path(folder)
 
 
-def kill(valkey: embedded.Valkey) -> None:
+def kill(valkey: embedded_valkey.Valkey) -> None:
     pid = process_id(valkey.url)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    embedded._wait_until_gone(valkey, 5)
+    embedded_valkey._wait_until_gone(valkey, 5)
 
 
 def test_valkey_listens_only_on_a_private_socket_and_syncs_every_write(home: Path, start: Start) -> None:
@@ -91,7 +91,7 @@ def test_concurrent_starts_make_one_valkey(home: Path, start: Start) -> None:
 
 
 def test_accepted_jobs_survive_a_kill_of_valkey(home: Path, start: Start, submission: Submission) -> None:
-    """A job counts as accepted once its answer arrived, however the server ends right after it."""
+    """An accepted job is on disk, however the server ends right after its reply."""
     settings = Settings(home=home)
     accepted: list[str] = []
     for _ in range(5):
@@ -156,18 +156,21 @@ def test_valkey_that_cannot_start_is_reported_with_its_reason(home: Path, start:
 
 
 def test_home_is_used_by_one_process_at_a_time(home: Path) -> None:
-    holder = "import sys, pathlib; from touchstone.supervisor.valkey import sole_use\n"
-    holder += "with sole_use(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    holder = "import sys, pathlib; from touchstone.supervisor.valkey import exclusive_home\n"
+    holder += "with exclusive_home(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(errors.StartError, match="in use by another"), embedded.exclusive_home(home):
+        with (
+            pytest.raises(errors.StartError, match="in use by another"),
+            embedded_valkey.exclusive_home(home),
+        ):
             pass
         other.kill()
         other.wait()
-    with embedded.exclusive_home(home):
+    with embedded_valkey.exclusive_home(home):
         pass
 
 

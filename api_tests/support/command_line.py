@@ -16,7 +16,7 @@ PRINTING = (app, catalogue, console, methods, register, train)
 
 @dataclass(frozen=True)
 class CommandResult:
-    """What a command left."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -24,7 +24,7 @@ class CommandResult:
 
 
 def run_command(monkeypatch: pytest.MonkeyPatch, *words: str) -> CommandResult:
-    """Run `touchstone` with these words, with lines as wide as they need to be."""
+    """Run `touchstone` with these arguments, without wrapping its lines."""
     out, err = io.StringIO(), io.StringIO()
     for module in PRINTING:
         monkeypatch.setattr(module, "out", Console(file=out, width=300), raising=False)

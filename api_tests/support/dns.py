@@ -1,4 +1,4 @@
-"""A resolver of names that answers what a test tells it to."""
+"""A fake resolver of host names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PUBLIC_ADDRESS = "93.184.216.34"
 
 
 def fake_resolver(*answers: str | list[str]) -> Any:
-    """A resolver that gives one answer after the other, the last again and again."""
+    """A resolver that gives one answer after the other, and then repeats the last."""
     left = list(answers)
 
     def find(_host: str, port: int) -> list[tuple[int, Any, str]]:

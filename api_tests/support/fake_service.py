@@ -1,4 +1,4 @@
-"""The API on a real socket, over a real ledger, with a worker that only pretends to compute."""
+"""The API on a real socket, with a real ledger and a fake worker that does not compute."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ from touchstone.storage.blobs import Blobs, open_blobs
 
 
 def sample_manifest() -> Manifest:
-    """Any model of the zoo, the same each time."""
+    """A model of the zoo, always the same."""
     return next(iter(zoo.manifests().values()))
 
 
 def gradient_image(width: int = 9, height: int = 8, mode: str = "RGB") -> Image.Image:
-    """A small gradient, which is no single colour and needs no file."""
+    """A small gradient, which is no single color and needs no file."""
     values = np.linspace(0, 255, width * height, dtype=np.uint8).reshape(height, width)
     return Image.fromarray(values).convert(mode)
 
 
 def encode_image(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """The bytes of a file with this image."""
+    """The image as a file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def png(width: int = 9, height: int = 8, mode: str = "RGB") -> bytes:
-    """The bytes of a small PNG."""
+    """A small PNG file."""
     return encode_image(gradient_image(width, height, mode))
 
 
 def data_url(data: bytes) -> str:
-    """The bytes as JSON carries them."""
+    """The bytes as a data URL, as JSON requests carry them."""
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 @dataclass(frozen=True)
 class FakeJob:
-    """What a pretended job has in its hands."""
+    """A job of the fake worker."""
 
     job: Job
     ledger: Ledger
     blobs: Blobs
 
     def report(self, done: int, total: int, **metric: float) -> None:
-        """Tell how far the job is."""
+        """Report progress."""
         self.ledger.report(self.job.id, self.job.claims, Progress(done=done, total=total), metric or None)
 
     def finish(self, **outcome: Any) -> None:
@@ -76,7 +76,7 @@ class FakeJob:
         self.ledger.finish(self.job.id, self.job.claims, **outcome)
 
     def store(self, data: bytes, media_type: str = "image/png") -> Artifact:
-        """Keep a file of the job."""
+        """Store a file of the job."""
         return Artifact(digest=self.blobs.put(data), media_type=media_type, size=len(data))
 
 
@@ -112,11 +112,11 @@ MODEL_PROBE = ModelProbe(
     gradient_tolerance=0.05,
     gradient_agrees=True,
 )
-"""What trying a pretended model finds."""
+"""The probe of every model that the fake worker tries."""
 
 
 def register_model(work: FakeJob) -> None:
-    """Find that a model can be used."""
+    """Register a model as usable."""
     card = Manifest.model_validate(work.job.submission.parameters).model_copy(update={"parameters": 386})
     TenantLedger.of(work.ledger, work.job.submission.tenant).versions.register(card, MODEL_PROBE)
     probe = MODEL_PROBE.model_dump(mode="json")
@@ -124,7 +124,7 @@ def register_model(work: FakeJob) -> None:
 
 
 def succeed(work: FakeJob) -> None:
-    """Invert the image and call it adversarial; of a model, find that it can be used."""
+    """Invert the image and call it adversarial; register a model as usable."""
     if work.job.submission.kind == "registration":
         register_model(work)
         return
@@ -145,13 +145,13 @@ def succeed(work: FakeJob) -> None:
 
 
 def fail(work: FakeJob) -> None:
-    """Find the model's answers to be no numbers."""
+    """Fail because the model answered NaN."""
     problem = JobFailure(code="non_finite_output", detail="the model answered NaN", extra={"row": 0})
     work.finish(status="failed", error=problem)
 
 
 class FakeWorker:
-    """A thread that takes jobs as a worker does, and does with each what it is told at the moment."""
+    """A thread that claims jobs like a worker, and handles each with its present behavior."""
 
     def __init__(self, url: str, settings: Settings) -> None:
         self._ledger, self._blobs = Ledger(url, settings), open_blobs(settings)
@@ -164,13 +164,13 @@ class FakeWorker:
         self._thread.start()
 
     def dispatch(self, job: str) -> None:
-        """Take a job soon."""
+        """Have the thread claim a job."""
         self.dispatched.append(job)
         self._queue.put(job)
 
     @contextmanager
     def with_behavior(self, behavior: Callable[[FakeJob], None]) -> Iterator[None]:
-        """Do this with the jobs that come."""
+        """Handle jobs this way during the block."""
         self._behavior = behavior
         try:
             yield
@@ -179,7 +179,7 @@ class FakeWorker:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Take no jobs: they stay queued."""
+        """Claim no jobs during the block: they stay queued."""
         self._resumed.clear()
         try:
             yield
@@ -202,7 +202,7 @@ class FakeWorker:
 
 @dataclass(frozen=True)
 class Api:
-    """A service that runs, a client of it, and what stands behind it."""
+    """A running service, a client of it, and its worker, ledger and settings."""
 
     client: httpx2.Client
     worker: FakeWorker
@@ -213,13 +213,13 @@ class Api:
 
     @property
     def origin(self) -> str:
-        """Where the service is, for a browser."""
+        """The origin of the service, for browsers."""
         return f"http://127.0.0.1:{self.port}"
 
     def submit(
         self, path: str = "/v1/attacks/pgd", *, wait: int | None = 30, **fields: Any
     ) -> httpx2.Response:
-        """Submit a small image as a form; headers go into `headers`, other words are fields."""
+        """Submit a small image as a form; `headers` are headers, other keywords are fields."""
         headers = fields.pop("headers", {})
         image = fields.pop("image", png())
         if wait is not None:
@@ -228,7 +228,7 @@ class Api:
         return self.client.post(path, files={"image": ("a.png", image)}, data=data, headers=headers)
 
     def run_job(self, **fields: Any) -> dict[str, Any]:
-        """A job that has ended."""
+        """Submit a job; returns it once it has ended."""
         response = self.submit(**fields)
         assert response.status_code == 200, response.text
         job: dict[str, Any] = response.json()
@@ -237,7 +237,7 @@ class Api:
 
 @contextmanager
 def run_service(settings: Settings) -> Iterator[Api]:
-    """Serve until the block ends."""
+    """Serve during the block."""
     assert settings.redis_url
     worker = FakeWorker(settings.redis_url, settings)
     app = create_app(settings, dispatch=worker.dispatch)
@@ -258,7 +258,7 @@ def run_service(settings: Settings) -> Iterator[Api]:
 def assert_problem(
     response: httpx2.Response, status: int, code: str, field: str | None = None
 ) -> dict[str, Any]:
-    """The problem, once it is the one expected."""
+    """Check the problem of a response, and return it."""
     assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
         response.text[:500]
     )

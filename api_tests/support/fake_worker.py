@@ -1,6 +1,6 @@
-"""A worker whose jobs only pretend: what each does stands in its parameters.
+"""A worker with fake jobs: their parameters say what they do.
 
-Run as a program, it serves. `start_stream` starts one by forking from a process that has everything imported.
+Run as a program, it serves. `start` forks one from a process that has everything imported.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ STEP_SECONDS = 0.02
 
 
 class FakeEngine:
-    """Counts the steps of all pretended jobs."""
+    """Counts the steps of all fake jobs."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.running = 0
-        self.release_hang = threading.Event()  # ends what hangs
+        self.release_hang = threading.Event()  # ends hanging jobs
 
     @property
     def busy(self) -> bool:
@@ -72,7 +72,7 @@ def run(
     report: Any,
     prior: Any,
 ) -> JobOutcome:
-    """Do what `parameters` say: `steps` of 20 ms each, a note in the file `diary`, and `then` how to end."""
+    """Do what `parameters` say: `steps` of 20 ms each, lines in the file `diary`, and `then` how to end."""
     parameters = submission.parameters
     write_diary(parameters, "begin")
     task = FakeTask()
@@ -129,7 +129,7 @@ def _do_nothing(_: Settings) -> None:
 
 
 def start(settings: Settings, *, prepare: Callable[[Settings], None] = _do_nothing) -> BaseProcess:
-    """A worker in a process of its own, which calls `prepare` first and writes to workers.log."""
+    """Start a worker in a separate process, which first calls `prepare` and writes to workers.log."""
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload([__name__])
     process = forking.Process(target=_run_worker, args=[settings, prepare])

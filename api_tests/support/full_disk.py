@@ -1,4 +1,4 @@
-"""A disk without room, for this process alone: the kernel stops a file in the midst of a write."""
+"""A full disk, for this process only: the kernel refuses to let files grow beyond a limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_FILE_BYTES = 200_000
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """No file can have more than `MAX_FILE_BYTES` bytes; what the tests themselves write is less."""
+    """Limit files to `MAX_FILE_BYTES` bytes; what the tests themselves write is smaller."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, hard))
     try:
@@ -26,6 +26,6 @@ def full_disk() -> Iterator[None]:
 
 
 def large_png() -> bytes:
-    """An image for which there is no room: noise, which cannot be compressed."""
+    """An image larger than the limit: noise, which cannot be compressed."""
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     return encode_image(Image.fromarray(noise))

@@ -1,6 +1,6 @@
-"""Requests drawn from what OpenAPI says of the service: some as it asks for them, some as it does not.
+"""Requests generated from the OpenAPI document of the service: valid and invalid ones.
 
-Run as a program, it goes on for so many minutes, with another seed each time (`make fuzz`).
+Run as a program, it repeats for so many minutes with new seeds (`make fuzz`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from touchstone.ledger.records import LOCAL
 from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.ledger.webhooks.signatures import new_secret
 from touchstone.settings import Settings
-from touchstone.supervisor import valkey as embedded
+from touchstone.supervisor import valkey as embedded_valkey
 
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
 CHECKS = (
@@ -44,54 +44,54 @@ CHECKS = (
 )
 STREAMING_OPERATIONS = ("stream_all_events",)
 LONG_LEASE = {"lease": 600.0}
-"""Settings for a worker that gives one sign of life and is alive for as long as anybody fuzzes."""
+"""Settings under which a worker is alive for a whole run after one heartbeat."""
 
 
 @dataclass
 class FuzzReport:
-    """What was asked, how it was answered, and what should not have been."""
+    """The number of requests and statuses, and the failures."""
 
     cases: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     generation_errors: list[str] = field(default_factory=list)
-    """Where Schemathesis itself failed to think of anything."""
+    """Operations for which Schemathesis could generate no request."""
 
     def record(self, event: events.EngineEvent) -> None:
-        """Take in what the engine tells."""
+        """Count an event of the engine."""
         if isinstance(event, events.ScenarioFinished):
-            answered = [one.response for one in event.recorder.interactions.values() if one.response]
-            self.cases[event.phase.name] += len(answered)
-            self.statuses.update(response.status_code for response in answered)
+            responses = [one.response for one in event.recorder.interactions.values() if one.response]
+            self.cases[event.phase.name] += len(responses)
+            self.statuses.update(response.status_code for response in responses)
             self.failures += _list_failures(event)
         elif isinstance(event, events.FatalError):
             self.failures.append(repr(event.exception))
         elif isinstance(event, events.NonFatalError):
-            answer_is_missing = isinstance(event.value, requests.RequestException)
-            (self.failures if answer_is_missing else self.generation_errors).append(
+            lacks_response = isinstance(event.value, requests.RequestException)
+            (self.failures if lacks_response else self.generation_errors).append(
                 f"{event.label}: {event.value!r}"
             )
 
     def summarize(self) -> str:
-        """All of it in a line."""
-        answers = dict(sorted(self.statuses.items()))
-        told = f"{self.cases.total():,} requests {dict(self.cases)}, answers {answers}"
-        return f"{told}, not drawn {self.generation_errors}" if self.generation_errors else told
+        """All counts in one line."""
+        statuses = dict(sorted(self.statuses.items()))
+        text = f"{self.cases.total():,} requests {dict(self.cases)}, statuses {statuses}"
+        return f"{text}, not generated {self.generation_errors}" if self.generation_errors else text
 
 
 def _list_failures(event: events.ScenarioFinished) -> Iterator[str]:
     for check in itertools.chain.from_iterable(event.recorder.checks.values()):
         if check.failure_info is not None:
-            found = check.failure_info
-            yield f"{event.label}: {check.name}: {found.failure}\n{found.code_sample[:2000]}"
+            info = check.failure_info
+            yield f"{event.label}: {check.name}: {info.failure}\n{info.code_sample[:2000]}"
 
 
 def fuzz(
     api: Api, phases: Collection[str], *, examples: int, seed: int, excluded: Collection[str] = ()
 ) -> FuzzReport:
-    """Ask the service what these phases of Schemathesis think of; where they draw, so often an operation.
+    """Send the requests of these phases of Schemathesis; random ones `examples` times for each operation.
 
-    Operations are left out by their ids.
+    `excluded` are the ids of operations to skip.
     """
     api.ledger.workers.heartbeat("pretender", {"running": 0})
     description = f"{api.origin}/openapi.json"
@@ -119,7 +119,7 @@ def _build_config(phases: Collection[str], examples: int, seed: int) -> Schemath
 
 
 class RealValues:
-    """Puts things that exist into half of the requests, which would hardly meet any by chance."""
+    """Puts ids of existing resources into half of the requests, which would not guess any."""
 
     def __init__(self, api: Api) -> None:
         self._jobs = itertools.cycle([api.run_job()["id"] for _ in range(30)])
@@ -127,7 +127,7 @@ class RealValues:
         self._requests = itertools.count()
 
     def insert(self, context: Any, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
-        """Change a request that is about to be sent."""
+        """Change a request before it is sent."""
         if next(self._requests) % 2:
             return
         path = {
@@ -143,7 +143,7 @@ class RealValues:
 
     @staticmethod
     def _real_fields(case: schemathesis.Case) -> dict[str, Any]:
-        """What replaces parts of a body that has them."""
+        """Real values of fields of this body."""
         form = case.media_type == "multipart/form-data"
         real = {
             "image": png() if form else data_url(png()),
@@ -154,19 +154,19 @@ class RealValues:
 
 
 def _create_webhooks(api: Api) -> tuple[Iterator[str], Iterator[str]]:
-    """Endpoints that are told of little, and deliveries to them, over and over."""
-    url, secret = "https://192.0.2.1/", new_secret()  # an address for documents, to which nothing is sent
+    """Ids of endpoints with few events, and of deliveries to them, in endless cycles."""
+    url, secret = "https://192.0.2.1/", new_secret()  # an address reserved for documentation
     endpoints = TenantLedger.of(api.ledger, LOCAL).endpoints
     for one in endpoints.all():
         endpoints.delete(one.id)
-    made = [endpoints.add(url, ["job.failed"], description="", secret=secret) for _ in range(10)]
-    pings = [endpoints.ping(one.id).id for one in made]
-    return itertools.cycle([one.id for one in made]), itertools.cycle(pings)
+    created = [endpoints.add(url, ["job.failed"], description="", secret=secret) for _ in range(10)]
+    pings = [endpoints.ping(one.id).id for one in created]
+    return itertools.cycle([one.id for one in created]), itertools.cycle(pings)
 
 
 @contextmanager
-def _insert_real_values(reality: RealValues) -> Iterator[None]:
-    hook = partial(reality.insert)
+def _insert_real_values(values: RealValues) -> Iterator[None]:
+    hook = partial(values.insert)
     schemathesis.hook("before_call")(hook)
     try:
         yield
@@ -175,12 +175,12 @@ def _insert_real_values(reality: RealValues) -> Iterator[None]:
 
 
 def main(minutes: float) -> int:
-    """Go on until something is wrong or the time is over."""
+    """Repeat until a failure or the end of the time."""
     logs.configure("error")
     end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        valkey = embedded.start(home)
+        valkey = embedded_valkey.start(home)
         try:
             with run_service(Settings(home=home, redis_url=valkey.url, **LONG_LEASE)) as api:
                 while time.monotonic() < end:

@@ -29,7 +29,7 @@ Mutation = Callable[[random.Random, bytearray], bytes]
 
 
 def seed_files() -> list[bytes]:
-    """A file of each kind that is taken, and some that are not."""
+    """A file of each accepted kind, and some that are refused."""
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = [gradient_image(24, 16), gradient_image(24, 16).rotate(180)]
@@ -54,7 +54,7 @@ def change_bytes(chance: random.Random, data: bytearray) -> bytes:
 
 
 def insert_extreme_number(chance: random.Random, data: bytearray) -> bytes:
-    """Write a number that is hard to bear anywhere."""
+    """Write an extreme number anywhere."""
     extreme = chance.choice([0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 4096, 65500])
     size = chance.choice([1, 2, 4])
     number = (extreme & (256**size - 1)).to_bytes(size, chance.choice(["big", "little"]))
@@ -63,13 +63,13 @@ def insert_extreme_number(chance: random.Random, data: bytearray) -> bytes:
 
 
 def delete_range(chance: random.Random, data: bytearray) -> bytes:
-    """Leave something out."""
+    """Delete a range."""
     start, end = sorted((chance.randrange(len(data)), chance.randrange(len(data))))
     return bytes(data[:start] + data[end:])
 
 
 def repeat_range(chance: random.Random, data: bytearray) -> bytes:
-    """Say something many times."""
+    """Repeat a range many times."""
     start, end = sorted((chance.randrange(len(data)), chance.randrange(len(data))))
     return bytes(data[:end] + data[start:end] * chance.randint(1, 200) + data[end:])
 
@@ -78,7 +78,7 @@ MUTATIONS: tuple[Mutation, ...] = (change_bytes, insert_extreme_number, delete_r
 
 
 def fix_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have right checksums again, so that what is in them is looked at."""
+    """The PNG with valid checksums, so that the content of its chunks is decoded."""
     whole, place = bytearray(data), _SIGNATURE
     while place + 12 <= len(whole):
         (length,) = struct.unpack_from(">I", whole, place)
@@ -91,7 +91,7 @@ def fix_checksums(data: bytes) -> bytes:
 
 
 def mutants(seed: int) -> Iterator[bytes]:
-    """Damaged files without end; the same for the same seed."""
+    """An endless sequence of damaged files, determined by the seed."""
     chance, whole = random.Random(seed), seed_files()
     while True:
         data = chance.choice(whole)
@@ -103,7 +103,7 @@ def mutants(seed: int) -> Iterator[bytes]:
 
 
 def decode(decoders: DecoderPool, data: bytes) -> str:
-    """What comes of a file, in a word; raises where that is none of what may be."""
+    """The outcome of decoding a file, in a word; raises if it is not an allowed one."""
     deaths, began = decoders.deaths, time.monotonic()
     try:
         decoders.canonical(data)
@@ -118,7 +118,7 @@ def decode(decoders: DecoderPool, data: bytes) -> str:
 
 
 def main() -> None:
-    """Go on for the minutes named on the command line, and say what came of it."""
+    """Run for the minutes named on the command line, and print the outcomes."""
     end, counts, seed = time.monotonic() + 60 * float(sys.argv[1]), dict[str, int](), random.randrange(2**32)
     decoders = DecoderPool(1)
     for data in mutants(seed):

@@ -1,4 +1,4 @@
-"""A job's life as it should be: the rules once more, without a server, to hold the ledger against."""
+"""A model of job states and fair queues, without a server; tests compare the ledger with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_ATTEMPTS = 3
 
 @dataclass
 class JobModel:
-    """One job, and what may be seen of it."""
+    """One job, as the ledger should show it."""
 
     id: str
     kind: JobKind
@@ -34,7 +34,7 @@ class JobModel:
     released_claim: int | None = None
 
     def matches(self, job: Job) -> bool:
-        """Whether a job in the ledger looks like this."""
+        """Whether a job in the ledger is in this state."""
         mine = (
             self.status,
             self.attempts,
@@ -55,7 +55,7 @@ class JobModel:
         return self.status in TERMINAL
 
     def claim(self, worker: str, token: str) -> None:
-        """A worker takes it."""
+        """A worker claims it."""
         self.status, self.worker, self.token = "running", worker, token
         self.attempts, self.claims, self.done, self.total = self.attempts + 1, self.claims + 1, 0, 0
         self.overdue = self.silent = False
@@ -65,20 +65,20 @@ class JobModel:
         return self.status == "running" and self.claims == claim
 
     def report(self, claim: int, done: int, total: int) -> bool:
-        """Progress comes, which never goes back."""
+        """An attempt reports progress, which never goes back."""
         if self.holds(claim) and done >= self.done:
             self.done, self.total = done, total
         return self.holds(claim)
 
     def renew(self, worker: str, claim: int) -> str:
-        """What a worker hears of it."""
+        """The verdict of a lease renewal."""
         if not self.holds(claim) or self.worker != worker:
             return "lost"
         self.silent = False
         return "canceled" if self.cancel_requested else "overdue" if self.overdue else "fine"
 
     def finish(self, claim: int, status: Status, result: dict[str, Any]) -> bool:
-        """An attempt ends it, unless another holds it; a cancellation that was granted stays."""
+        """An attempt ends it, unless another has claimed it; an accepted cancellation stays."""
         if claim == self.finished_claim:
             return True
         if not self.holds(claim):
@@ -90,7 +90,7 @@ class JobModel:
         return True
 
     def release(self, claim: int) -> bool:
-        """An attempt gives it back, uncounted."""
+        """An attempt releases it, and does not count."""
         if claim == self.released_claim:
             return True
         if not self.holds(claim):
@@ -109,7 +109,7 @@ class JobModel:
         return True
 
     def reap(self) -> bool:
-        """It is taken from a worker that fell silent."""
+        """The reaper takes it from a worker that no longer renews its lease."""
         if self.status != "running" or not self.silent:
             return False
         if self.cancel_requested:
@@ -123,20 +123,22 @@ class JobModel:
 
 @dataclass
 class FairQueueModel:
-    """Whose turn it is: the tenant's that runs the fewest, then its whose last turn is the longest ago."""
+    """Which tenant is next: the one with the fewest running jobs, then the one whose last turn is the longest
+    ago.
+    """
 
     last_turns: dict[str, int] = field(default_factory=dict)
 
     def next_job(self, jobs: Iterable[JobModel], busy_tenants: Collection[str]) -> JobModel | None:
-        """The oldest of that tenant's jobs, but none of the crowd's; lives come in the order of birth."""
-        everybody = list(jobs)
-        running = [life.tenant for life in everybody if life.status == "running"]
-        waiting = [life for life in everybody if life.status == "queued" and life.tenant not in busy_tenants]
+        """The oldest job of the next tenant, without the busy ones; jobs come in the order of acceptance."""
+        all_jobs = list(jobs)
+        running = [job.tenant for job in all_jobs if job.status == "running"]
+        waiting = [job for job in all_jobs if job.status == "queued" and job.tenant not in busy_tenants]
 
-        def place(life: JobModel) -> tuple[int, int, str]:
-            return running.count(life.tenant), self.last_turns.get(life.tenant, 0), life.tenant
+        def rank(job: JobModel) -> tuple[int, int, str]:
+            return running.count(job.tenant), self.last_turns.get(job.tenant, 0), job.tenant
 
-        return min(waiting, key=place, default=None)
+        return min(waiting, key=rank, default=None)
 
     def record_turn(self, tenant: str) -> None:
         """A tenant had its turn."""

@@ -1,4 +1,4 @@
-"""The best oracle of all: a linear model, whose distance to the next class is known exactly in every norm."""
+"""Linear models, whose distance to the next class is known exactly in every norm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DUAL_NORMS = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 
 
 def linear_model(*, classes: int = 2, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 0) -> nn.Module:
-    """Logits W·x + b with the classes balanced around mid-grey."""
+    """Logits W·x + b with the classes balanced around mid-gray."""
     draw = torch.Generator().manual_seed(seed)
     layer = nn.Linear(torch.Size(shape).numel(), classes)
     with torch.no_grad():
@@ -19,7 +19,7 @@ def linear_model(*, classes: int = 2, shape: tuple[int, int, int] = (3, 8, 8), s
 
 
 def gray_images(count: int, *, shape: tuple[int, int, int] = (3, 8, 8), seed: int = 1) -> Tensor:
-    """Images on the 8-bit lattice, far enough from black and white for the box not to matter."""
+    """Images on the 8-bit lattice, far enough from black and white that the box does not matter."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(100, 156, (count, *shape), generator=draw) / 255
 
@@ -32,10 +32,10 @@ def exact_distances(model: nn.Module, x: Tensor, norm: str) -> Tensor:
     weight = model[1].weight.double()
     z = model.double()(x.double())
     model.float()
-    aim = z.argmax(1)
+    labels = z.argmax(1)
     rows = []
     for i in range(len(x)):
-        y = int(aim[i])
+        y = int(labels[i])
         others = [k for k in range(z.shape[1]) if k != y]
         gaps = [
             (z[i, y] - z[i, k]) / torch.linalg.vector_norm(weight[y] - weight[k], ord=DUAL_NORMS[norm])

@@ -196,7 +196,7 @@ SIDE = 32
 
 
 def build_network(name: str) -> nn.Module:
-    """A network with seeded weights and statistics that differ from those it is born with."""
+    """A network with seeded weights and statistics other than the initial ones."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = NETWORKS[name]()
@@ -212,11 +212,11 @@ def build_network(name: str) -> nn.Module:
 def export_onnx(
     net: nn.Module, *, opset: int, dynamic: bool = True, dynamo: bool = False, side: int = SIDE
 ) -> bytes:
-    """The network as PyTorch's exporters write it."""
+    """The network as an ONNX file, written by one of PyTorch's exporters."""
     x = torch.randn(2 if dynamic else 1, 3, side, side)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporters warn of themselves
+        warnings.simplefilter("ignore")  # the exporters warn that they are deprecated
         if dynamo:
             shapes: Any = ({0: "n"},) if dynamic else None
             program = torch.onnx.export(

@@ -1,4 +1,4 @@
-"""Models as users bring them: small files whose answers are known, and hostile ones."""
+"""Model files of users: small ones with known answers, and hostile ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REGISTRATION_FIELDS: dict[str, Any] = {
 }
 
 TIMM_STUB = '''
-"""Stands for the real timm: one architecture, which is linear."""
+"""A stub of timm with one architecture, which is linear."""
 from torch import nn
 __version__ = "0"
 
@@ -37,7 +37,7 @@ def create_model(name, pretrained, num_classes, in_chans):
 
 
 def write_timm_stub(folder: Path) -> Path:
-    """A folder with a package of this name."""
+    """Write the stub into a folder."""
     (folder / "timm.py").write_text(TIMM_STUB)
     return folder
 
@@ -91,7 +91,8 @@ def onnx_file(
 
 
 def memory_hungry_onnx(times: int) -> bytes:
-    """Copies its input so many times over before it adds it all up: legal, and larger than any memory."""
+    """A network that expands its input so many times before it sums it up: valid, and larger than any memory.
+    """
     weights = {
         "column": np.array([0, PIXELS, 1], np.int64),
         "wide": np.array([1, PIXELS, times], np.int64),
@@ -125,5 +126,5 @@ def slow_onnx(layers: int) -> bytes:
 
 
 def build_manifest(data: bytes, **fields: Any) -> Manifest:
-    """The card of a file before it was tried."""
+    """The manifest of a file before its trial."""
     return describe_model(Registration.parse({**REGISTRATION_FIELDS, **fields}), data, limit=2**29)

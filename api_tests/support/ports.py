@@ -1,4 +1,4 @@
-"""Ports on which nobody listens."""
+"""Ports on which no server listens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def reserve_port() -> Iterator[int]:
-    """A port that nobody is given by chance; a server that is told of it may listen there."""
+    """A free port that the system gives to no other socket; a server of the test may still listen there."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""A model behind an address: a linear one, served on loopback, that counts what it sees and can misbehave."""
+"""A fake remote model: a linear one on the loopback that counts its queries and can misbehave."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Action = Callable[["RemoteModelHandler"], None]
 
 @dataclass
 class FakeRemoteModel:
-    """What is behind the address, and what it saw."""
+    """The model, and the requests that it received."""
 
     port: int = 0
     rows: int = 0
@@ -44,7 +44,7 @@ class FakeRemoteModel:
     bodies: list[Any] = field(default_factory=list)
     connections: set[Any] = field(default_factory=set)
     action: Action | None = None
-    """What it does instead of answering; `next_actions` does so for the next requests only."""
+    """What to do instead of answering; `next_actions` apply to the next requests only."""
     next_actions: list[Action] = field(default_factory=list)
     encode_logits: Callable[[Floats], Any] = lambda z: z.tolist()
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -65,9 +65,9 @@ class FakeRemoteModel:
         return np.asarray(shares / shares.sum(1, keepdims=True))
 
     def manifest(self, **remote: Any) -> Manifest:
-        """A manifest for it, whose digest is that of what it says."""
+        """A manifest of this model; its digest depends on the fields of its remote part."""
         layout = remote.pop("layout", "nchw")
-        said = {
+        fields = {
             "url": self.url,
             "protocol": "json",
             "answers": "logits",
@@ -75,9 +75,9 @@ class FakeRemoteModel:
             "batch": 8,
             **remote,
         }
-        if said["protocol"] == "oip":
-            said = {name: value for name, value in said.items() if name not in BATCH_TEMPLATE}
-        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        if fields["protocol"] == "oip":
+            fields = {name: value for name, value in fields.items() if name not in BATCH_TEMPLATE}
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         return Manifest(
             kind="remote",
             id="far-away",
@@ -88,7 +88,7 @@ class FakeRemoteModel:
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
             classes=CLASSES,
-            remote=Remote(**said),
+            remote=Remote(**fields),
             parameters=0,
             licence="none",
             provenance="made for tests",
@@ -139,27 +139,29 @@ class RemoteModelHandler(BaseHTTPRequestHandler):
 def parse_request(path: str, headers: dict[str, str], body: bytes) -> tuple[Floats, Callable[[Any], Any]]:
     """The images of a request (B, ...), and how their answers are wrapped."""
     length = int(headers.get("Inference-Header-Content-Length", len(body)))
-    asked = json.loads(body[:length])
+    request = json.loads(body[:length])
     if path.startswith("/v2/models/"):
-        [tensor] = asked["inputs"]
+        [tensor] = request["inputs"]
         data = np.frombuffer(body[length:], "<f4") if length < len(body) else np.array(tensor["data"])
-        name = asked["outputs"][0]["name"]
+        name = request["outputs"][0]["name"]
         x = data.astype(np.float64).reshape(tensor["shape"])
         x = x.transpose(0, 3, 1, 2) if x.shape[-1] == 3 else x
         return x, lambda z: {"outputs": [{"name": name, "datatype": "FP32", "data": np.ravel(z).tolist()}]}
-    if "instances" in asked:
+    if "instances" in request:
         x = np.stack(
             [
                 np.array(one, dtype=np.float64) if isinstance(one, list) else decode_png(one["b64"])
-                for one in asked["instances"]
+                for one in request["instances"]
             ]
         )
         return x.transpose(0, 3, 1, 2) if x.shape[-1] == 3 else x, lambda z: {"predictions": z}
-    return decode_png(asked["image"].removeprefix("data:image/png;base64,"))[None], lambda z: {"scores": z[0]}
+    return decode_png(request["image"].removeprefix("data:image/png;base64,"))[None], lambda z: {
+        "scores": z[0]
+    }
 
 
 def decode_png(text: str) -> Floats:
-    """What a model's own pipeline makes of a file."""
+    """The input that the model's own preprocessing makes of a file."""
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
         pixels = np.asarray(image.convert("RGB").resize((8, 8)))
     return pixels.transpose(2, 0, 1).astype(np.float64) / 255
@@ -177,15 +179,14 @@ def serve_model(tls: ssl.SSLContext | None = None) -> Iterator[FakeRemoteModel]:
 
 
 def hang(handler: RemoteModelHandler) -> None:
-    """Wait until the other side goes away, at most a while."""
+    """Wait until the client closes the connection."""
     handler.connection.settimeout(TIMEOUT_SECONDS)
-    with_nothing = handler.connection.recv(1)
-    assert with_nothing == b""
+    assert handler.connection.recv(1) == b""
     handler.close_connection = True
 
 
 def send_slowly(handler: RemoteModelHandler) -> None:
-    """A byte now and then, for as long as anybody listens."""
+    """Send a byte now and then until the client closes the connection."""
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
@@ -195,10 +196,10 @@ def send_slowly(handler: RemoteModelHandler) -> None:
 
 
 def reply_with(status: int, value: Any = b"", **headers: str) -> Action:
-    """Answer so."""
+    """Reply with this."""
     return lambda handler: handler.reply(status, value, **headers)
 
 
 def close_silently(handler: RemoteModelHandler) -> None:
-    """Close the connection without a word."""
+    """Close the connection without a response."""
     handler.close_connection = True

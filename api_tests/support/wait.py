@@ -1,4 +1,4 @@
-"""Waiting for what must come, as long as it takes on a machine that has other things to do."""
+"""Waiting for a condition, with a timeout that is long enough for a busy machine."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-Result = TypeVar("Seen")
+Result = TypeVar("Result")
 
 TIMEOUT_SECONDS = 60.0
-"""In which whatever works comes, and which nothing that a test waits for in vain outlasts."""
+"""How long tests wait before they fail."""
 
 
 def wait_until(condition: Callable[[], Result], seconds: float = TIMEOUT_SECONDS) -> Result:
-    """What it sees, once it sees something."""
+    """Wait until the condition returns something true, and return that."""
     end = time.monotonic() + seconds
-    while not (seen := condition()):
-        assert time.monotonic() < end, "waited in vain"
+    while not (result := condition()):
+        assert time.monotonic() < end, f"not true after {seconds:g} s"
         time.sleep(0.01)
-    return seen
+    return result

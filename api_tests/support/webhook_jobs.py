@@ -1,4 +1,4 @@
-"""Jobs that end, those who are to be told of it, and what became of telling them."""
+"""Jobs that end, endpoints for their webhooks, and the deliveries."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def finish_job(ledger: Ledger, submission: Submission, status: Any = "succeeded"
 
 
 def wait_for_deliveries(ledger: Ledger, job: str | None = None, count: int = 1) -> list[DeliveryRecord]:
-    """All deliveries, once so many are no longer pending."""
+    """Wait until so many deliveries are no longer pending; returns all."""
 
-    def look() -> list[DeliveryRecord]:
+    def find_settled() -> list[DeliveryRecord]:
         found, _ = TenantLedger.of(ledger, LOCAL).deliveries.find(job=job)
         return found if sum(one.status != "pending" for one in found) >= count else []
 
-    return wait_until(look)
+    return wait_until(find_settled)

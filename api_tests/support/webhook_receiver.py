@@ -1,4 +1,4 @@
-"""A receiver of webhooks on loopback, which keeps what it got and answers as it is told."""
+"""A receiver of webhooks on the loopback, which records messages and answers as a test sets it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Action = Callable[["WebhookHandler"], None]
 
 @dataclass(frozen=True)
 class Message:
-    """A request as it came."""
+    """A received request."""
 
     path: str
     headers: dict[str, str]
@@ -29,9 +29,9 @@ class Message:
         return self.headers["webhook-id"]
 
     def verify(self, secret: str) -> dict[str, Any]:
-        """What it says, once a signature of this secret was found on it."""
-        told: dict[str, Any] = Webhook(secret).verify(self.body, self.headers)
-        return told
+        """The content, after its signature with this secret was verified."""
+        content: dict[str, Any] = Webhook(secret).verify(self.body, self.headers)
+        return content
 
 
 @dataclass
@@ -39,14 +39,14 @@ class Receiver:
     port: int = 0
     messages: list[Message] = field(default_factory=list)
     next_actions: list[Action] = field(default_factory=list)
-    """What it does with the next requests instead of answering 204."""
+    """Actions for the next requests, instead of answering 204."""
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/hook"
 
     def wait(self, count: int = 1) -> list[Message]:
-        """The messages, once there are so many."""
+        """Wait for so many messages; returns all."""
         wait_until(lambda: len(self.messages) >= count)
         return self.messages
 
@@ -67,7 +67,7 @@ class WebhookHandler(BaseHTTPRequestHandler):
 
 
 def reply_with(status: int, body: bytes = b"", **headers: str) -> Action:
-    """Answer so."""
+    """Reply with this."""
 
     def act(handler: WebhookHandler) -> None:
         handler.send_response(status)
@@ -80,7 +80,7 @@ def reply_with(status: int, body: bytes = b"", **headers: str) -> Action:
 
 
 def reply_after(until: threading.Event) -> Action:
-    """Answer only then."""
+    """Reply with 204 after this event."""
 
     def act(handler: WebhookHandler) -> None:
         until.wait(TIMEOUT_SECONDS)
@@ -93,12 +93,12 @@ class LoopbackServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """A client that went away is no news."""
+        """A client may go away; that is no error."""
 
 
 @contextmanager
 def serve_in_thread(server: LoopbackServer) -> Iterator[None]:
-    """Let a server answer while the block lasts."""
+    """Run a server during the block."""
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
