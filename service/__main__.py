@@ -16,7 +16,7 @@ from touchstone.settings import settings
 
 
 def main() -> int:
-    """Serve until told to stop; 1 where that would let strangers in, or lose what is there."""
+    """Serve until stopped; returns 1 where anybody could call it, or where its data would be lost."""
     chosen = settings()
     logs.configure(chosen.log_level)
     _raise_file_limit()
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def _raise_file_limit() -> None:
-    """Each connection is a file, and shells grant few of those that the system would."""
+    """Raise the limit of open files, of which each connection is one, to what the system permits."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -15,7 +15,7 @@ from service import problems
 from service.http.body_limits import BodyLimitMiddleware, BodyLimits, BodyMemory
 from service.http.origins import Origins
 from service.http.request_context import RequestContext
-from service.inference import router as inference
+from service.inference import router as inference_routes
 from service.openapi import operations
 from service.routers import (
     artifacts,
@@ -31,7 +31,7 @@ from service.routers import (
     keys,
     metrics,
     models,
-    operations as overview,
+    operations as operations_routes,
     registration,
     samples,
     webhooks,
@@ -55,7 +55,7 @@ from touchstone.storage.garbage_collector import GarbageCollector
 from touchstone.storage.model_store import RegisteredStore
 
 THREADS = 200
-"""Calls to the ledger and the blobs that may be under way at once: each spends its time waiting."""
+"""Calls to the ledger and the blobs that may run at once: each spends its time waiting."""
 
 _ABOUT = """Tests how robust an image classifier is.
 
@@ -66,7 +66,7 @@ accepted with 202, and can be polled, waited for, followed as a stream of events
 
 
 def create_app(settings: Settings, *, dispatch: Dispatch | None = None) -> FastAPI:
-    """The application over the ledger and the blobs of the settings; without a `dispatch` it rings Celery."""
+    """The application over the ledger and the blobs of the settings; by default Celery sends the jobs."""
     backend = _backend(settings, dispatch)
     app = FastAPI(
         title="Touchstone",
@@ -163,12 +163,12 @@ def _add_routes(app: FastAPI) -> None:
         models.router,
         deliveries.router,
         webhooks.router,
-        inference.router,
+        inference_routes.router,
         registration.router,
         health.router,
         metrics.router,
         keys.router,
-        overview.router,
+        operations_routes.router,
         samples.router,
         docs.router,
         dashboard.router,
@@ -179,7 +179,7 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _describe(app: FastAPI) -> None:
-    """Complete what FastAPI says of the application with what only we know."""
+    """Complete FastAPI's description of the application with what its routes do not tell."""
     plain: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:

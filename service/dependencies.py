@@ -40,7 +40,7 @@ async def job_id(
         ),
     ],
 ) -> str:
-    """The id in the path, once it has the form of one."""
+    """The id in the path, checked for its form."""
     if not _ID.fullmatch(job):
         raise UnknownJob.for_id(job)
     return job
@@ -50,7 +50,7 @@ JobId = Annotated[str, Depends(job_id)]
 
 
 def read_job(backend: Tenant, job: JobId) -> Job:
-    """The job in the path; runs in a thread, for it asks the ledger."""
+    """The job in the path; a plain function, so that FastAPI reads the ledger in a thread."""
     return backend.ledger.read(job)
 
 

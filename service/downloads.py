@@ -24,7 +24,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 @dataclass(frozen=True)
 class ByteRange:
-    """A run of bytes within a file."""
+    """A range of bytes within a file."""
 
     start: int
     length: int
@@ -32,7 +32,7 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """A job's file: a blob, and how it is called."""
+    """A job's file: a blob and its name."""
 
     name: str
     digest: str
@@ -40,7 +40,7 @@ class ArtifactFile:
     size: int
 
     def headers(self, job: Job) -> dict[str, str]:
-        """What is said of the file, whichever part of it is sent."""
+        """Headers of the file, the same for every part of it."""
         shown = "inline" if self.media_type == "image/png" else "attachment"
         name = _UNSAFE.sub("_", f"{job.id}-{self.name}")
         return {
@@ -52,7 +52,7 @@ class ArtifactFile:
 
 
 def find_file(backend: TenantBackend, job: Job, name: str) -> ArtifactFile:
-    """The job's file of this name; `UnknownArtifact` tells which there are."""
+    """The job's file of this name; raises `UnknownArtifact`, which lists the names that exist."""
     files = schemas.artifacts(job)
     if name not in files:
         raise UnknownArtifact(
@@ -65,7 +65,7 @@ def find_file(backend: TenantBackend, job: Job, name: str) -> ArtifactFile:
 
 
 async def build_file_response(backend: TenantBackend, job: Job, name: str) -> Response:
-    """A job's file from end to end."""
+    """A response with a job's whole file."""
     file = await to_thread.run_sync(find_file, backend, job, name)
     return await send(backend.blobs, file, ByteRange(0, file.size), file.headers(job))
 
@@ -73,7 +73,7 @@ async def build_file_response(backend: TenantBackend, job: Job, name: str) -> Re
 async def send(
     blobs: Blobs, file: ArtifactFile, byte_range: ByteRange, headers: Mapping[str, str], *, status: int = 200
 ) -> Response:
-    """A part of a file: in one piece where it is small, else piece by piece as it is read."""
+    """A response with a part of a file, streamed in chunks where it is large."""
     first = await to_thread.run_sync(blobs.read, file.digest, byte_range.start, min(byte_range.length, CHUNK))
     if byte_range.length <= CHUNK:
         return Response(first, status, dict(headers), file.media_type)
@@ -89,7 +89,7 @@ async def send(
 
 
 def parse_range(header: str | None, condition: str | None, file: ArtifactFile) -> ByteRange | None:
-    """The range asked for; None means the whole file.
+    """The requested range; None means the whole file.
 
     More than one range, a malformed one, and one whose `If-Range` does not hold are ignored, as RFC 9110
     permits; one that begins after the end is a 416.

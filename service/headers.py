@@ -1,4 +1,4 @@
-"""What a client asks for in its headers: how long it waits, which form it wants, what it has already."""
+"""Request headers: how long a client waits, the form it wants, the version it has already."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def read_wait_seconds(request: Request) -> int | None:
 
 
 def wants_png(request: Request) -> bool:
-    """Whether the client named PNG, and not JSON above it."""
+    """Whether the client accepts PNG and does not prefer JSON."""
     weights = _weights(request.headers.get("accept", ""))
     png = weights.get("image/png", weights.get("image/*", 0.0))
     return png > 0 and png >= weights.get("application/json", 0.0)
@@ -70,7 +70,7 @@ IdempotencyKey = Annotated[str | None, Depends(read_idempotency_key)]
 
 @dataclass(frozen=True)
 class SubmissionHeaders:
-    """What the headers of a submission ask for."""
+    """The values of a submission's headers."""
 
     idempotency_key: str | None
     wait_seconds: int | None

@@ -1,4 +1,4 @@
-"""Lists come in pages: `limit` items, and a cursor to go on from."""
+"""Pages of lists: `limit` items, and a cursor for the next page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _check_zone(value: Any) -> Any:
 
 
 Moment = Annotated[datetime, BeforeValidator(_check_zone)]
-"""A time as RFC 3339 writes it; one without its zone is refused rather than guessed at."""
+"""A time in RFC 3339; one without a zone is refused."""
 
 
 class Page(BaseModel, Generic[Item]):
@@ -45,7 +45,7 @@ class Page(BaseModel, Generic[Item]):
 
 
 def paginate(items: Mapping[str, Any], limit: int, cursor: str | None) -> Page[Any]:
-    """A page of a list that is at hand, after the name that is the cursor."""
+    """A page of a list in memory, after the item whose name is the cursor."""
     names = list(items)
     if cursor is not None and cursor not in items:
         raise InvalidCursor(
@@ -58,7 +58,7 @@ def paginate(items: Mapping[str, Any], limit: int, cursor: str | None) -> Page[A
 
 
 def link_next(request: Request, response: Response, cursor: str | None) -> None:
-    """Name the next page in a `Link` header too."""
+    """Add a `Link` header that names the next page."""
     if cursor is not None:
         query = urlencode({**request.query_params, "cursor": cursor})
         response.headers["Link"] = f'<{request.url.path}?{query}>; rel="next"'

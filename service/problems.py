@@ -1,4 +1,4 @@
-"""Failures as RFC 9457 problems: the one table of HTTP statuses, and how a problem is written."""
+"""Failures as RFC 9457 problems: the table of HTTP statuses, and the JSON of a problem."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.CrossSiteRefused: 403,
     }
 )
-"""The status of each failure; a test keeps it total."""
+"""The status of each failure; a test checks that it is complete."""
 
 _HTTP_CODES: Mapping[int, str] = MappingProxyType(
     {
@@ -91,21 +91,21 @@ _HTTP_CODES: Mapping[int, str] = MappingProxyType(
 )
 _RETRY_SECONDS = 1
 _INFERENCE_PATH = re.compile(r"/v2(/|$)")
-"""Where clients of the Open Inference Protocol look for `error` in what went wrong."""
+"""Paths of the Open Inference Protocol, whose clients read `error` in an error response."""
 
 
 class Problem(BaseModel):
-    """What went wrong, as RFC 9457 writes it. Programs match `code`; people read `detail`."""
+    """An error, in the format of RFC 9457. Programs match `code`; people read `detail`."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(description="A URI that stands for the kind of problem.")
+    type: str = Field(description="A URI that identifies the kind of problem.")
     title: str = Field(description="The kind of problem in words.")
     status: int = Field(ge=400, le=599)
-    detail: str = Field(description="What was wrong, where, and what would be right.")
+    detail: str = Field(description="What is wrong, where, and what is expected.")
     instance: str = Field(description="The path of the request.")
     code: str = Field(description="The kind of problem as a stable word.")
-    field: str | None = Field(None, description="The parameter at fault, where one is.")
+    field: str | None = Field(None, description="The invalid parameter, if it is one.")
 
 
 def _with_subclasses(failure: type[Failure]) -> set[type[Failure]]:
@@ -125,12 +125,12 @@ TITLES: Mapping[str, str] = MappingProxyType(_titles())
 
 
 def status_of(code: str) -> int:
-    """The status of a failure that is known by its code only, as that of a job which failed."""
+    """The status of a failure of which only the code is known, such as that of a failed job."""
     return next((status for kind, status in STATUSES.items() if kind.code == code), 500)
 
 
 def members(status: int, code: str, detail: str, *, path: str) -> dict[str, Any]:
-    """What every problem says."""
+    """The members that every problem has."""
     return {
         "type": f"urn:touchstone:problem:{code}",
         "title": TITLES.get(code) or http.HTTPStatus(status).phrase,
@@ -141,7 +141,7 @@ def members(status: int, code: str, detail: str, *, path: str) -> dict[str, Any]
     }
 
 
-def build_response(  # a problem has many parts, and each is named at the call
+def build_response(  # a problem has many members, each named at the call
     request: Request,
     status: int,
     code: str,
@@ -151,7 +151,7 @@ def build_response(  # a problem has many parts, and each is named at the call
     extra: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The problem as a response."""
+    """A response with a problem."""
     body = members(status, code, detail, path=request.scope["path"])
     if field is not None:
         body["field"] = field
@@ -162,7 +162,7 @@ def build_response(  # a problem has many parts, and each is named at the call
 
 
 def from_failure(request: Request, failure: Failure) -> Response:
-    """The problem that a failure is to a client."""
+    """A response with the problem of a failure."""
     status = STATUSES.get(type(failure), 500)
     headers = _challenge(failure, status)
     if status in (429, 503, 507):
@@ -179,7 +179,7 @@ def from_failure(request: Request, failure: Failure) -> Response:
 
 
 def _challenge(failure: Failure, status: int) -> dict[str, str]:
-    """How a client may prove who it is, as RFC 6750 has it."""
+    """How a client can authenticate, by RFC 6750."""
     told = {"realm": "touchstone"}
     if isinstance(failure, errors.InsufficientScope):
         told |= {"error": failure.code, "scope": str(failure.extra.get("scope", ""))}
@@ -191,7 +191,7 @@ def _challenge(failure: Failure, status: int) -> dict[str, str]:
 
 
 def internal_error(request: Request) -> Response:
-    """The problem of a fault of our own: it tells nothing of the inside."""
+    """The problem of an internal error; it shows no details."""
     return build_response(request, 500, Failure.code, "the service failed to answer; its log tells why")
 
 
@@ -227,14 +227,14 @@ async def _on_http(request: Request, error: HTTPException) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """What the path permits over all routes: the router tells of the first that fits only."""
+    """The methods that all routes of the path permit; the router names those of the first match only."""
     path, contexts = request.scope["path"], iter_route_contexts(request.app.routes)
     fitting = (context for context in contexts if isinstance(context.original_route, APIRoute))
     return sorted({name for route in fitting if route.path_regex.match(path) for name in route.methods or ()})
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the application a problem."""
+    """Turn every error of the application into a problem."""
     app.exception_handler(Failure)(_on_failure)
     app.exception_handler(RequestValidationError)(_on_invalid_request)
     app.exception_handler(HTTPException)(_on_http)
@@ -258,7 +258,7 @@ _ABOUT = {
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that an operation may answer, for OpenAPI; any other error has the same form."""
+    """The problems of an operation, for OpenAPI; every other error has the same form."""
     known: dict[int | str, dict[str, Any]] = {
         status: _about(_ABOUT[status]) for status in sorted({*statuses, 503})
     }

@@ -1,4 +1,4 @@
-"""A job as every answer shows it."""
+"""The JSON of a job in responses, events and webhooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _is_absent(value: object) -> bool:
 
 
 class JobError(BaseModel):
-    """Why a job failed: the code and sentence of a problem."""
+    """Why a job failed: the code and detail of a problem."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -26,9 +26,9 @@ class JobError(BaseModel):
 
 
 class Image(BaseModel):
-    """The image that a job works on, and what was done to the upload on the way."""
+    """The image of a job, and how the upload was converted."""
 
-    digest: str = Field(description="Of the PNG without metadata that the upload became.")
+    digest: str = Field(description="Of the upload as a PNG without metadata.")
     width: int
     height: int
     conversions: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Job(BaseModel):
     finished_at: datetime | None
     attempts: int
     model: ModelRef
-    image: Image | None = Field(description="Null for a job that works on no image.")
+    image: Image | None = Field(description="Null for a job without an image.")
     label: int | None = Field(None, exclude_if=_is_absent, description="The true class, where it was given.")
     target: int | None = Field(
         None, exclude_if=_is_absent, description="The class to reach, where one was given."
@@ -63,16 +63,18 @@ class Job(BaseModel):
     parameters: dict[str, Any]
     seed: int
     execution: Literal["batched", "deterministic"]
-    deadline: float | None = Field(None, exclude_if=_is_absent, description="Seconds that the job may run.")
+    deadline: float | None = Field(
+        None, exclude_if=_is_absent, description="The most seconds that the job may run."
+    )
     rerun_of: str | None = Field(None, exclude_if=_is_absent, description="The job that this one repeats.")
     continues: str | None = Field(
-        None, exclude_if=_is_absent, description="The certificate that this one goes on with."
+        None, exclude_if=_is_absent, description="The certificate that this job continues."
     )
     ahead: int | None = Field(
         None,
         ge=0,
         exclude_if=_is_absent,
-        description="How many jobs wait before it; only where a job that waits is asked for by its id.",
+        description="How many jobs wait before it; only of a queued job that is read by its id.",
     )
     progress: Progress
     result: dict[str, Any] | None
@@ -92,17 +94,17 @@ def artifacts(job: records.Job) -> dict[str, str]:
 
 
 def path(job_id: str) -> str:
-    """Where a job is."""
+    """The path of a job."""
     return f"/v1/jobs/{job_id}"
 
 
 def etag(job: records.Job | JobChange) -> str:
-    """The entity tag of a job as it stands."""
+    """The entity tag of a job in its current version."""
     return f'"{job.id}.{job.version}"'
 
 
 def show(job: records.Job, *, ahead: int | None = None) -> Job:
-    """The job as answers show it."""
+    """The job as responses show it."""
     asked = job.submission
     return Job(
         id=job.id,

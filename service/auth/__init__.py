@@ -1,1 +1,1 @@
-"""Who calls, what they may do, and how often."""
+"""The caller of a request, its permissions, and its rate limits."""

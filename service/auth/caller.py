@@ -1,4 +1,4 @@
-"""Who sent a request."""
+"""The caller of a request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CALLER = "touchstone.caller"
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sent a request: whose jobs and models it is about, and what may be done with them."""
+    """The sender of a request: the tenant whose jobs and models it may see, and its scopes."""
 
     tenant: str
     scopes: frozenset[Scope]
@@ -24,14 +24,14 @@ class Caller:
 
 
 ANONYMOUS = Caller(LOCAL, IMPLIED_SCOPES["admin"])
-"""Whoever sends no key where none is needed."""
+"""The caller without a key, where none is needed."""
 
 
 def caller_of(request: Request) -> Caller:
-    """Who sent this request; a route without a scope has no caller, and an answer of 500."""
+    """The caller of this request; raises `KeyError`, which is a 500, on a route that declares no scope."""
     return cast(Caller, request.scope[_CALLER])
 
 
 def find_caller(scope: Mapping[str, Any]) -> Caller | None:
-    """Who sent the request of this ASGI scope, where that was asked for already."""
+    """The caller of the request of this ASGI scope; None before it is authenticated."""
     return cast(Caller | None, scope.get(_CALLER))

@@ -1,4 +1,4 @@
-"""Who asks, and what they may: every route that shows or changes something names the scope that it needs."""
+"""Authentication and scopes: every route that shows or changes something names the scope that it needs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def identify(
     needed: SecurityScopes,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
 ) -> Caller:
-    """The caller, once it is known that they may do this."""
+    """Authenticate the caller, check the scope of the route, and count the request against its rate."""
     caller = await _authenticate(request, backend, credentials)
     request.scope[_CALLER] = caller
     missing = [scope for scope in needed.scopes if scope not in caller.scopes]
@@ -69,7 +69,7 @@ async def _authenticate(
 
 
 def _limit_failures(request: Request, backend: Backend) -> None:
-    """Raise `RateLimited` where too many refused keys came from the request's address."""
+    """Count a refused key; raise `RateLimited` where too many came from the request's address."""
     after = math.ceil(backend.failed_keys.record(request.client.host if request.client else ""))
     if after:
         most = backend.settings.refused_keys
@@ -85,14 +85,14 @@ reader = Security(identify, scopes=["read"])
 """For routes that show something."""
 
 submitter = Security(identify, scopes=["submit"])
-"""For routes that start or end something."""
+"""For routes that create, cancel or delete something."""
 
 admin = Security(identify, scopes=["admin"])
 """For routes of the operator."""
 
 
 def is_still_permitted(request: Request) -> bool:
-    """Whether the caller's key is still good: answers that last ask again and again. It asks the ledger;
+    """Whether the caller's key is still valid; long responses check it repeatedly. It reads the ledger;
     raises LedgerUnavailable.
     """
     caller, backend = caller_of(request), cast(Backend, request.app.state.backend)
@@ -100,8 +100,8 @@ def is_still_permitted(request: Request) -> bool:
 
 
 def check_still_permitted(request: Request) -> None:
-    """Raise `KeyInvalid` where the caller's key was good when the request came, and is so no longer; but not
-    while the ledger is out of reach.
+    """Raise `KeyInvalid` where the caller's key has become invalid since the request began; not while the
+    ledger is unavailable.
     """
     with suppress(LedgerUnavailable):
         if not is_still_permitted(request):

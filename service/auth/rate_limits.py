@@ -1,8 +1,8 @@
-"""How fast a tenant's requests may come, and what each answer says of it.
+"""Rate limits of tenants, and the header fields that report them.
 
-The fields are those of draft-ietf-httpapi-ratelimit-headers: the policy, and how it stands. A bucket holds
-what may come in a minute, so `t` tells in how many seconds it is full again, or of a refused request when it
-is worth coming back.
+The fields are those of draft-ietf-httpapi-ratelimit-headers: the policy and its current state. A bucket holds
+the requests of one minute, so `t` is the seconds until it is full again; after a refusal, until a retry can
+succeed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STANDING = "touchstone.standing"
 async def take(request: Request, quotas: Quotas, tenant: str, rate: Rate) -> None:
     """Count a request against its tenant's rate. Raises RateLimited.
 
-    While the ledger is out of reach nothing is counted: whatever needs it fails anyway.
+    While the ledger is unavailable nothing is counted: requests that need it fail anyway.
     """
     try:
         standing = await to_thread.run_sync(quotas.take, tenant, rate)
@@ -45,7 +45,7 @@ def _check(standing: RateLimitResult) -> None:
 
 
 def headers(scope: Scope) -> dict[str, str]:
-    """What an answer says of the rate that its request counted against; nothing where none applies."""
+    """The rate-limit headers of a response; none where the request was not counted."""
     standing: RateLimitResult | None = scope.get(_STANDING)
     if standing is None:
         return {}

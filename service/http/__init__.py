@@ -1,1 +1,1 @@
-"""What stands between the socket and the routes: connections, limits, the context of a request."""
+"""Between the socket and the routes: connections, limits, the context of a request."""

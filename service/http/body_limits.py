@@ -1,6 +1,6 @@
-"""How large a request's body may be, and how slowly it may come.
+"""Limits of a request's body: its size, and the time that it may take.
 
-Every body has the same small bound. A route that takes larger ones says so with `allow` before it reads.
+Every body has the same small limit. A route that accepts larger ones calls `allow` before it reads.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _BODY_READER = "touchstone.intake"
 _MEMORY_FULL = "too many large bodies are being sent at once; send this one again soon"
 
 SMALL_BODY = 64 * 2**10
-"""Bodies up to this size are always taken, however full it is."""
+"""Bodies up to this size are always accepted, even when the memory for bodies is full."""
 
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """The most bytes of a body and of a head; `max_wait` and `min_rate` of a body are those of `ReadDeadline`.
+    """The most bytes of a body and of a head; `max_wait` and `min_rate` are those of `ReadDeadline`.
 
-    `drain` bytes of a body that is refused are heard out.
+    Of a refused body up to `drain` bytes are still read.
     """
 
     size: int
@@ -42,14 +42,14 @@ class BodyLimits:
 
 @dataclass
 class BodyMemory:
-    """The bytes of bodies that are held in memory at once, by all requests, and the most that may be."""
+    """The bytes of all requests' bodies in memory, and their limit."""
 
     limit: int
     used: int = 0
 
 
 class BodyLimitMiddleware:
-    """ASGI middleware that ends a body over the bounds with 413, 408 or 503, which the application writes."""
+    """ASGI middleware that refuses a body over the limits: 413, 408 or 503, which the application writes."""
 
     def __init__(self, app: ASGIApp, limits: BodyLimits, memory: BodyMemory) -> None:
         self._app = app
@@ -57,7 +57,7 @@ class BodyLimitMiddleware:
         self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request through a bounded `receive`."""
+        """Serve one request through a limited `receive`."""
         if scope["type"] == "http":
             await self._serve(scope, receive, send)
         else:
@@ -72,7 +72,7 @@ class BodyLimitMiddleware:
             reader.release()
 
     def _refuse_head(self, request: Request) -> Response | None:
-        """The answer to a head that no application should see."""
+        """The response to a head that is refused before the application sees it."""
         if _head_bytes(request.scope) > self._limits.head:
             detail = f"the request's head has more than {self._limits.head:,} bytes"
             return problems.build_response(request, 431, "head_too_large", detail, headers=_CLOSE)
@@ -88,22 +88,22 @@ def _head_bytes(scope: Scope) -> int:
 
 
 def allow(request: Request, size: int) -> None:
-    """Let this request's body have up to so many bytes, which are not held in memory; to be called before
-    any of it is read.
+    """Raise the limit of this request's body to `size`, for a route that does not keep the body in memory.
+    To be called before the body is read.
     """
     reader: _BodyReader = request.scope[_BODY_READER]
     reader.limits, reader.in_memory = replace(reader.limits, size=size), False
 
 
 def release(request: Request) -> None:
-    """Nothing of this request's body is held any more."""
+    """Count this request's body as no longer in memory."""
     reader: _BodyReader = request.scope[_BODY_READER]
     reader.release()
 
 
 @dataclass
 class _BodyReader:
-    """The body of one request on its way in."""
+    """The body of one request while it is received."""
 
     limits: BodyLimits
     memory: BodyMemory
@@ -159,7 +159,7 @@ class _BodyReader:
 
     async def _refuse(self, refusal: HTTPException) -> None:
         self.release()
-        # A client that still sends would take a closed connection for a fault: it is heard out, to a point.
+        # A client that still sends would see a closed connection, not the problem: part of the rest is read.
         waits, enough = "expect" in self.headers, self.size + self.limits.drain
         while not waits and not self.complete and self.size < enough:
             await self._read_next()

@@ -1,4 +1,4 @@
-"""One connection: how long its client may take to ask and to read, and how many connections there may be."""
+"""Connections: deadlines for sending a request and for reading the response, and how many may be open."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAD_BYTES = 64 * 2**10
 HEAD_SECONDS = 10.0
 CHECK_SECONDS = 1.0
 LINGER_SECONDS = 1.0
-"""A connection that is closed at once takes the answer with it that its client was to read."""
+"""A connection that is closed at once may discard the response before its client has read it."""
 
 _UNSENT_BYTES = 128 * 2**10
 _log = get_logger("connections")
@@ -28,15 +28,15 @@ _log = get_logger("connections")
 
 @dataclass(frozen=True)
 class ConnectionLimit:
-    """How many connections there may be, in all and from each address."""
+    """The most open connections, in all and from each address."""
 
     total: int
     per_address: int
 
 
 class HttpProtocol(H11Protocol):
-    """Closes a connection whose request's head has not come within `HEAD_SECONDS`, or whose client reads too
-    slowly; turns those away that are too many.
+    """Closes a connection whose request's head is not complete within `HEAD_SECONDS`, or whose client reads
+    too slowly; refuses connections over the limit.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
@@ -50,10 +50,10 @@ class HttpProtocol(H11Protocol):
         self._unread, self._checked_at = 0, 0.0
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for the first request."""
+        """Start the deadline of the first request."""
         super().connection_made(transport)
         _configure_socket(transport.get_extra_info("socket"))
-        # Writing pauses as soon as anything is left unsent: each pause tells of a client that reads slowly.
+        # Writing pauses as soon as anything is left unsent: each pause means that the client reads slowly.
         transport.set_write_buffer_limits(high=0)
         if len(self.connections) > 2 * self._limit.total:
             transport.abort()
@@ -63,7 +63,7 @@ class HttpProtocol(H11Protocol):
             self._expect_head(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
-        """Stop the clock once a request has begun."""
+        """Stop the deadline once a request has begun."""
         if self._refused:
             return
         before = self.cycle
@@ -72,14 +72,14 @@ class HttpProtocol(H11Protocol):
             self._cancel_head_timer()
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request, unless it is there already."""
+        """Start the deadline of the next request, unless it has arrived already."""
         before = self.cycle
         super().on_response_complete()
         if self.cycle is before:
             self._expect_head(HEAD_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
-        """Say as a problem that this is not HTTP, or too much of it, and hang up."""
+        """Answer invalid HTTP or a head that is too large with a problem, and close the connection."""
         error = sys.exception()
         if getattr(error, "error_status_hint", 400) == 431:
             self._write_problem(
@@ -90,19 +90,19 @@ class HttpProtocol(H11Protocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Begin to watch how the client reads what it asked for."""
+        """Start to check how fast the client reads the response."""
         super().pause_writing()
         self._unread, self._checked_at = self.transport.get_write_buffer_size(), self.loop.time()
         self._read_timer = self.loop.call_later(CHECK_SECONDS, self._check_reading)
 
     def resume_writing(self) -> None:
-        """The client has taken everything."""
+        """The client has read everything."""
         super().resume_writing()
         self._note_reading()
         self._stop_watching()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is expected any more."""
+        """Cancel all deadlines of a closed connection."""
         self._cancel_head_timer()
         self._stop_watching()
         super().connection_lost(exc)
@@ -117,7 +117,7 @@ class HttpProtocol(H11Protocol):
 
     def _note_reading(self) -> None:
         unread, now = self.transport.get_write_buffer_size(), self.loop.time()
-        # We look often: if it has been long, it is we who stood still.
+        # Checks are frequent: a long gap means that the event loop was blocked, not the client.
         self._deadline.spend(min(now - self._checked_at, 2 * CHECK_SECONDS), self._unread - unread)
         self._unread, self._checked_at = unread, now
 
@@ -126,10 +126,10 @@ class HttpProtocol(H11Protocol):
             self._read_timer.cancel()
 
     def _is_over_limit(self) -> bool:
-        """Whether there are too many connections with this one, or requests: some outlive theirs."""
+        """Whether this connection exceeds the limits; requests that outlive their connection count too."""
         if max(len(self.connections), len(self.tasks)) > self._limit.total:
             return True
-        if self.client is None:  # a socket of the file system has no addresses
+        if self.client is None:  # a Unix socket has no addresses
             return False
         hosts = [
             other.client[0] for other in self.connections if isinstance(other, HttpProtocol) and other.client
@@ -146,7 +146,7 @@ class HttpProtocol(H11Protocol):
     def _write_problem(
         self, status: int, code: str, detail: str, more: list[tuple[str, str]] | None = None
     ) -> None:
-        """Write a problem without the application."""
+        """Write a problem without calling the application."""
         body = json.dumps(problems.members(status, code, detail, path="/")).encode()
         headers = [
             ("Content-Type", problems.MEDIA_TYPE),
@@ -167,11 +167,11 @@ class HttpProtocol(H11Protocol):
 
 
 def _configure_socket(sock: socket.socket) -> None:
-    """Set what asyncio does not."""
+    """Set socket options that asyncio does not."""
     if sock.family == socket.AF_UNIX:
         return
-    # asyncio does this only where a socket knows its protocol's number, as inherited ones may not.
-    # Without it an answer's body waits 40 ms for the acknowledgement of its head.
+    # asyncio does this only where a socket has its protocol number, which inherited ones may lack.
+    # Without it a response's body waits 40 ms for the acknowledgment of its head.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # The system takes megabytes for a client that reads none of them, and then says nothing for long.
+    # By default the system buffers megabytes for a client that reads nothing, which hides that for long.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)

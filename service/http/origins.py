@@ -1,8 +1,8 @@
-"""What keeps web pages out where no key is needed.
+"""Protection from foreign web pages where no key is needed.
 
-A browser on this machine reaches the loopback for any page that it shows. A page whose own name was made to
-lead here (DNS rebinding) is told by the `Host` that it asks for, one that sends a form from elsewhere by its
-`Origin`. Where keys are needed, no page can send one that it does not know, and neither is looked at.
+A browser on this machine lets any page send requests to the loopback. A page whose own name resolves to this
+machine (DNS rebinding) is recognized by `Host`, one that posts a form from another site by `Origin`. Where
+keys are required neither is checked: a page cannot send a key that it does not know.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _OWN = ("same-origin", "none")
 
 
 class Origins:
-    """ASGI middleware that refuses requests which a foreign page may have sent."""
+    """ASGI middleware that refuses requests that a foreign page may have sent."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or write why not."""
+        """Serve one request, or write the problem."""
         app = self._app
         if scope["type"] == "http" and not self._settings.needs_keys:
             failure = self._find_refusal(scope["method"], Headers(scope=scope))
@@ -59,7 +59,7 @@ class Origins:
 
 
 def _parse_hostname(authority: str) -> str:
-    """The host of `host:port`; empty where it is none."""
+    """The host of `host:port`; empty where that is malformed."""
     try:
         return urlsplit(f"//{authority}").hostname or ""
     except ValueError:

@@ -1,4 +1,4 @@
-"""How long we wait for somebody who sends or reads slowly."""
+"""A deadline for a client that sends or reads slowly."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ReadDeadline:
-    """The seconds that somebody may still keep us waiting; `min_rate` bytes make up for one.
+    """The seconds that a client may still take; each `min_rate` bytes add one.
 
-    However many have come, nobody is waited for longer than `max_wait` at a time.
+    No matter how many bytes have moved, the deadline is at most `max_wait` seconds away.
     """
 
     max_wait: float = 10.0

@@ -1,5 +1,5 @@
-"""What every request gets: an id, a log line, a duration, headers for safety, one wait for the ledger, and
-500 as the last resort.
+"""What every request gets: an id, a log line, a duration, security headers, at most one wait for an
+unavailable ledger, and 500 as the last resort.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLIENT_CLOSED = 499
 
 
 class RequestContext:
-    """The outermost ASGI middleware of our own."""
+    """The outermost ASGI middleware."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
@@ -77,7 +77,7 @@ class RequestContext:
 
 
 class _Response:
-    """One request and what was answered."""
+    """One request and its response."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
@@ -88,17 +88,17 @@ class _Response:
 
     @property
     def method(self) -> str:
-        """The method, or OTHER: a client must not invent labels for the metrics."""
+        """The method, or OTHER: a client must not create labels in the metrics."""
         method: str = self._scope["method"]
         return method if method in ("GET", "HEAD", "POST", "DELETE", "OPTIONS") else "OTHER"
 
     def route(self) -> str:
-        """The template of the path, or a dash where there is none."""
+        """The template of the path, or a dash where no route matches."""
         route: Any = self._scope.get("route")
         return getattr(route, "path_format", None) or "-"
 
     def caller(self) -> caller.Caller | None:
-        """Who sent it, once that is known."""
+        """The caller; None before it is authenticated."""
         return caller.find_caller(self._scope)
 
     async def send(self, message: Message) -> None:

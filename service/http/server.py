@@ -1,4 +1,4 @@
-"""uvicorn with our own connections, and an end without waiters."""
+"""uvicorn with `HttpProtocol`, and a shutdown that ends waiting requests first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHUTDOWN_SECONDS = 10
 
 
 class Server(uvicorn.Server):
-    """Lets everybody go who waits for a job, then shuts down in order."""
+    """Ends the waits for jobs, then shuts down gracefully."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         limit = ConnectionLimit(settings.connections, settings.connections_each)
@@ -31,13 +31,13 @@ class Server(uvicorn.Server):
             proxy_headers=settings.proxies is not None,
             forwarded_allow_ips=settings.proxies or [],
             server_header=False,
-            timeout_keep_alive=int(HEAD_SECONDS),  # longer than clients do, which is mostly 5 s
+            timeout_keep_alive=int(HEAD_SECONDS),  # longer than clients keep idle connections, mostly 5 s
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
         super().__init__(config)
         self._backend: Backend = app.state.backend
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End in order."""
+        """Shut down gracefully."""
         self._backend.waiters.close()
         await super().shutdown(sockets)

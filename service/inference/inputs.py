@@ -1,4 +1,4 @@
-"""From a request of the Open Inference Protocol to images, checked; hostile ones are told what is wrong."""
+"""Checks a request of the Open Inference Protocol and decodes its images."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """A request that was understood, and its images: in one stack for each run of equal size."""
+    """A parsed request, and its images: consecutive ones of equal size in one stack."""
 
     request: InferenceRequest
     stacks: Sequence[Stack]
 
     @property
     def rows(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return sum(map(len, self.stacks))
 
 
 def parse_request(
     received: RawBody, header_length: str | None, spec: InputSpec, settings: Settings, decoders: DecoderPool
 ) -> ParsedRequest:
-    """Check a body against what a model takes. Raises InvalidParameter, InvalidImage, ImageTooLarge,
-    CostTooHigh, and 400 where there is no telling what is asked.
+    """Parse a body and check it against the model's input. Raises InvalidParameter, InvalidImage,
+    ImageTooLarge, CostTooHigh, and 400 where the body cannot be read.
     """
     head, tail = _split(received.content, header_length)
     try:
@@ -65,7 +65,7 @@ def parse_request(
 
 
 def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    """The JSON, and what comes behind it."""
+    """The JSON, and the bytes that follow it."""
     if header_length is None:
         return content, b""
     if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 20):
@@ -88,7 +88,7 @@ def _check_rows(rows: int, limit: int) -> None:
 
 
 def _binary_data(tensor: InputTensor, tail: bytes) -> bytes | None:
-    """The tensor's bytes, where it has not its data in the JSON."""
+    """The tensor's bytes, where its data is not in the JSON."""
     size = tensor.parameters.binary_data_size
     if size is not None and tensor.data is not None:
         raise _invalid(_DATA, "given beside binary_data_size; send the numbers or the bytes")
@@ -111,7 +111,7 @@ def _floats(tensor: InputTensor, data: bytes | None, spec: InputSpec) -> NDArray
             " send UINT8 or BYTES for other sizes",
         )
     values = _array(tensor, data, "<f4", {int, float})
-    if not (values.min() >= 0 and values.max() <= 1):  # also where there is a NaN
+    if not (values.min() >= 0 and values.max() <= 1):  # catches NaN, too
         raise _invalid(_DATA, "values must lie in [0,1]; mean and standard deviation are applied here")
     return values.astype(np.float32)
 
@@ -129,7 +129,7 @@ def _pixels(tensor: InputTensor, data: bytes | None) -> Pixels:
 
 
 def _array(tensor: InputTensor, data: bytes | None, kind: str, types: set[type]) -> NDArray[Any]:
-    """The tensor in its shape, once there are as many elements as the shape says."""
+    """The tensor in its shape, after a check of the number of elements."""
     count, size = math.prod(tensor.shape), np.dtype(kind).itemsize
     if data is None:
         return _numbers(_flatten(tensor), types).reshape(tensor.shape)
@@ -139,7 +139,7 @@ def _array(tensor: InputTensor, data: bytes | None, kind: str, types: set[type])
 
 
 def _flatten(tensor: InputTensor) -> list[Any]:
-    """The elements of data that is written in a row, or nested as the shape is."""
+    """The elements of data that is flat, or nested as the shape is."""
     level: list[Any] = tensor.data
     found = [len(level)]
     while set(map(type, level)) == {list}:
@@ -163,7 +163,7 @@ def _numbers(values: list[Any], types: set[type]) -> NDArray[np.float64]:
 
 
 def _decode_files(tensor: InputTensor, data: bytes | None, limit: int, decoders: DecoderPool) -> list[Stack]:
-    """The images of files, each decoded as an upload is; in all they may be as large as one upload."""
+    """The decoded images of files; all together they may have the pixels of one upload."""
     if any(side != 1 for side in tensor.shape[1:]):
         raise _invalid(_SHAPE, f"BYTES are [N], one file an image, not {tensor.shape}")
     given = _flatten(tensor) if data is None else list(_split_elements(data))
@@ -186,7 +186,7 @@ def _decode_image(index: int, given: Any, limit: int, decoders: DecoderPool) -> 
 
 
 def _split_elements(data: bytes) -> Iterator[bytes]:
-    """The elements of a BYTES tensor: each after its length."""
+    """The elements of a BYTES tensor, each preceded by its length."""
     place = 0
     while place < len(data):
         if place + _LENGTH.size > len(data):

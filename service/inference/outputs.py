@@ -1,4 +1,4 @@
-"""From logits to an answer of the Open Inference Protocol, in JSON or with bytes behind it."""
+"""Builds a response of the Open Inference Protocol from logits: JSON, with or without binary tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _TensorData:
 
 
 def check(request: InferenceRequest, classes: int) -> None:
-    """Raise `InvalidParameter` where more classes are wanted than there are."""
+    """Raise `InvalidParameter` where more classes are requested than the model has."""
     for output in request.wanted_outputs():
         if output.parameters.classification > classes:
             raise InvalidParameter(
@@ -50,7 +50,7 @@ def check(request: InferenceRequest, classes: int) -> None:
 
 
 def build_response(request: InferenceRequest, manifest: Manifest, logits: Logits) -> Response:
-    """The outputs that were asked for, in the order and form that was asked for."""
+    """A response with the requested outputs, in the requested order and form."""
     shown, tail = [], []
     for wanted in request.wanted_outputs():
         tensor = _tensor(wanted, manifest.classes, logits)
@@ -88,7 +88,7 @@ def _probabilities(logits: Logits) -> Logits:
 
 
 def _top_classes(values: Logits, names: Sequence[str], count: int) -> NDArray[Any]:
-    """The best classes as Triton writes them, the best first."""
+    """The most likely classes in Triton's format, the most likely first."""
     order = np.argsort(-values, axis=1, kind="stable")[:, :count]
     texts = [
         [f"{row[label]:f}:{label}:{names[label]}" for label in best]

@@ -1,5 +1,5 @@
-"""The Open Inference Protocol's requests and answers, with Triton's extensions for binary tensors and for
-classes.
+"""Requests and responses of the Open Inference Protocol, with Triton's extensions for binary tensors and
+classification.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_DIMENSIONS = 8
 
 
 class RequestModel(BaseModel):
-    """What a client says. Members that nobody knows are left alone, as the protocol wants it."""
+    """A part of a request. Unknown members are ignored, as the protocol requires."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -36,57 +36,59 @@ class RequestModel(BaseModel):
 
 
 class InputParameters(RequestModel):
-    """Where an input's data is."""
+    """Parameters of an input."""
 
-    binary_data_size: int | None = Field(None, ge=0, description="Bytes of the tensor behind the JSON.")
+    binary_data_size: int | None = Field(None, ge=0, description="Bytes of the tensor after the JSON.")
 
 
 class OutputParameters(RequestModel):
-    """How an output is wanted."""
+    """Parameters of an output."""
 
-    binary_data: bool | None = Field(None, description="As bytes behind the JSON, not in it.")
-    classification: int = Field(0, ge=0, description='The n best classes as "value:index:name" instead.')
+    binary_data: bool | None = Field(None, description="As bytes after the JSON, not in it.")
+    classification: int = Field(
+        0, ge=0, description='The n most likely classes as "value:index:name" instead of numbers.'
+    )
 
 
 class RequestParameters(RequestModel):
-    """How everything is wanted."""
+    """Parameters of a request."""
 
-    binary_data_output: bool = Field(False, description="`binary_data` of outputs that do not say.")
+    binary_data_output: bool = Field(False, description="`binary_data` of outputs that do not set it.")
     execution: Literal["batched", "deterministic"] = Field(
-        "batched", description="`deterministic` asks alone and gives the same bits each time."
+        "batched", description="`deterministic` runs the request alone and gives the same bits each time."
     )
 
 
 class InputTensor(RequestModel):
     """The images.
 
-    FP32 [N, C, H, W] in [0,1] at the size that the metadata names, taken as they are; UINT8 [N, H, W, C] at
-    any size, grey or RGB; or BYTES [N], PNG, JPEG or WebP files. The last two are prepared as the model wants
-    it, as everywhere here.
+    FP32 [N, C, H, W] in [0,1] at the size in the metadata, used as they are; UINT8 [N, H, W, C] at any size,
+    gray or RGB; or BYTES [N], PNG, JPEG or WebP files. The last two are resized to the model's input, as in
+    all other operations.
     """
 
     name: Literal["image"]
     shape: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(min_length=1, max_length=_MAX_DIMENSIONS)
     datatype: Datatype
     parameters: InputParameters = InputParameters()
-    data: Data = Field(None, description="Numbers, nested or in a row; for BYTES data URLs or base64.")
+    data: Data = Field(None, description="Numbers, nested or flat; for BYTES data URLs or base64.")
 
 
 class WantedOutput(RequestModel):
-    """An output that is wanted."""
+    """A requested output."""
 
     name: Output
     parameters: OutputParameters = OutputParameters()
 
 
 class InferenceRequest(RequestModel):
-    """A question about images."""
+    """An inference request."""
 
-    id: str | None = Field(None, max_length=256, description="Comes back with the answer.")
+    id: str | None = Field(None, max_length=256, description="Returned in the response.")
     parameters: RequestParameters = RequestParameters()
     inputs: list[InputTensor] = Field(min_length=1, max_length=1)
     outputs: list[WantedOutput] | None = Field(
-        None, max_length=len(OUTPUTS), description="All of them where it is left out or empty."
+        None, max_length=len(OUTPUTS), description="All outputs where it is left out or empty."
     )
 
     @model_validator(mode="after")
@@ -97,22 +99,22 @@ class InferenceRequest(RequestModel):
         return self
 
     def wanted_outputs(self) -> list[WantedOutput]:
-        """The outputs to answer with, in order."""
+        """The outputs of the response, in order."""
         return self.outputs or [WantedOutput(name="logits"), WantedOutput(name="probabilities")]
 
     def without_data(self) -> InferenceRequest:
-        """All but the images, which may be large."""
+        """The request without its images, which may be large."""
         inputs = [tensor.model_copy(update={"data": None}) for tensor in self.inputs]
         return self.model_copy(update={"inputs": inputs})
 
     def wants_bytes(self, output: WantedOutput) -> bool:
-        """Whether an output is to be sent as bytes."""
+        """Whether an output is sent as bytes."""
         asked = output.parameters.binary_data
         return self.parameters.binary_data_output if asked is None else asked
 
 
 class OutputTensor(BaseModel):
-    """An output: `data` row by row in a row, or `binary_data_size` bytes behind the JSON."""
+    """An output: flat `data` in row-major order, or `binary_data_size` bytes after the JSON."""
 
     name: str
     datatype: str
@@ -122,7 +124,7 @@ class OutputTensor(BaseModel):
 
 
 class InferenceAnswer(BaseModel):
-    """What the model says of the images."""
+    """The model's outputs."""
 
     model_name: str
     model_version: str
@@ -131,7 +133,7 @@ class InferenceAnswer(BaseModel):
 
 
 class TensorMetadata(BaseModel):
-    """A tensor that a model takes or gives; -1 stands for any number of images."""
+    """An input or output tensor of a model; -1 stands for any number of images."""
 
     name: str
     datatype: str
@@ -140,7 +142,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """A model."""
+    """The metadata of a model."""
 
     name: str
     versions: list[str]
@@ -150,7 +152,7 @@ class ModelMetadata(BaseModel):
 
 
 class ServerMetadata(BaseModel):
-    """This service."""
+    """The metadata of this server."""
 
     name: str
     version: str
@@ -164,20 +166,20 @@ class Live(BaseModel):
 
 
 class Ready(BaseModel):
-    """Whether it can answer."""
+    """Whether it can run inference."""
 
     ready: bool
 
 
 class ModelReady(BaseModel):
-    """Whether a model can answer."""
+    """Whether a model can run inference."""
 
     name: str
     ready: bool
 
 
 def metadata(manifest: Manifest, versions: list[str]) -> ModelMetadata:
-    """A model as its clients see it."""
+    """A model's metadata."""
     spec, classes = manifest.input, len(manifest.classes)
     also = {
         "range": "[0,1], without the model's mean and standard deviation",

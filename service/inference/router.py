@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: every model, as clients of KServe and Triton call it."""
+"""The Open Inference Protocol, which clients of KServe and Triton use: every model by its routes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from touchstone.storage.blobs import digest_of
 
 router = APIRouter(tags=["inference"])
 
-_TYPES = (bodies.JSON, BINARY, "")  # Triton's client names no type
+_TYPES = (bodies.JSON, BINARY, "")  # Triton's client sends no type
 _MODEL = "/v2/models/{model}"
 _VERSION = _MODEL + "/versions/{version}"
 
@@ -57,7 +57,7 @@ HeaderLength = Annotated[
     str | None,
     Header(
         alias=HEADER_LENGTH,
-        description="Bytes of the JSON, where tensors follow it.",
+        description="Bytes of the JSON, where binary tensors follow it.",
         json_schema_extra={"pattern": "^[0-9]{1,19}$"},
     ),
 ]
@@ -75,11 +75,11 @@ _VERSION_PARAMETER = {
     "/v2",
     dependencies=[reader],
     operation_id="get_inference_server",
-    summary="What this server is",
+    summary="The server's metadata",
     responses={200: examples.content({"name": "touchstone", "version": "0.1.0", "extensions": []})},
 )
 async def get_server() -> protocol.ServerMetadata:
-    """Its name, its version, and the extensions of the Open Inference Protocol that it knows."""
+    """Its name, its version, and the extensions of the Open Inference Protocol that it supports."""
     return protocol.ServerMetadata(
         name="touchstone", version=version_of("touchstone-robustness"), extensions=list(protocol.EXTENSIONS)
     )
@@ -92,18 +92,18 @@ async def get_server() -> protocol.ServerMetadata:
     responses={200: examples.content({"live": True})},
 )
 async def get_live() -> Live:
-    """It answers, so it is."""
+    """Always 200 while the process responds."""
     return Live(live=True)
 
 
 @router.get(
     "/v2/health/ready",
     operation_id="get_inference_ready",
-    summary="Whether models can answer",
+    summary="Whether models can run inference",
     responses={200: examples.content({"ready": True}), **problems.responses()},
 )
 def get_ready(backend: AllTenants) -> Ready:
-    """The ledger answers and a worker is alive; otherwise 503, as from `/readyz`."""
+    """200 if the ledger answers and a worker is alive; otherwise 503, as from `/readyz`."""
     health.count_workers(backend)
     return Ready(ready=True)
 
@@ -119,7 +119,7 @@ E = TypeVar("E", bound=Callable[..., Any])
 
 
 def _for_models(verb: str, tail: str, name: str, **options: Any) -> Callable[[E], E]:
-    """Have something answer for a model, and likewise for a version of one."""
+    """Add a route for a model, and the same for a version of a model."""
     extra = options.pop("openapi_extra", {})
 
     def add(endpoint: E) -> E:
@@ -142,11 +142,11 @@ def _for_models(verb: str, tail: str, name: str, **options: Any) -> Callable[[E]
     "",
     "get_inference_{}",
     dependencies=[reader],
-    summary="What tensors a model takes and gives",
+    summary="A model's metadata",
     responses={200: examples.content(examples.TENSORS), **problems.responses(404)},
 )
 def get_metadata(backend: Tenant, manifest: KnownModel) -> ModelMetadata:
-    """The input takes other datatypes, too, which its `parameters` describe."""
+    """Its tensors. The input accepts other datatypes, too, which its `parameters` list."""
     versions = backend.models.versions(manifest.id)
     return protocol.metadata(manifest, [one.digest for one in versions])
 
@@ -156,14 +156,14 @@ def get_metadata(backend: Tenant, manifest: KnownModel) -> ModelMetadata:
     "/ready",
     "get_inference_{}_ready",
     dependencies=[reader],
-    summary="Whether a model can answer",
+    summary="Whether a model can run inference",
     responses={
         200: examples.content({"name": "fashion-mnist-cnn", "ready": True}),
         **problems.responses(404),
     },
 )
 def get_model_ready(backend: Tenant, manifest: KnownModel) -> ModelReady:
-    """It is there, and a worker is alive; a model is loaded when it is asked."""
+    """200 if the model exists and a worker is alive; a model is loaded at its first request."""
     health.count_workers(backend)
     return ModelReady(name=manifest.id, ready=True)
 
@@ -171,12 +171,12 @@ def get_model_ready(backend: Tenant, manifest: KnownModel) -> ModelReady:
 _BYTES = {
     "type": "string",
     "contentMediaType": BINARY,
-    "description": f"JSON of as many bytes as {HEADER_LENGTH} says, and the tensors behind it.",
+    "description": f"JSON of as many bytes as {HEADER_LENGTH} says, followed by the tensors.",
 }
 
 
 def _describe_request() -> dict[str, Any]:
-    """How OpenAPI describes a request."""
+    """The OpenAPI description of a request."""
     schema = InferenceRequest.model_json_schema(ref_template=operations.REF)
     definitions = schema.pop("$defs")
     text = {"schema": schema, "example": examples.INFERENCE}
@@ -192,7 +192,7 @@ _RESPONSE_CONTENT = {**examples.content(examples.INFERENCE_ANSWER)["content"], B
     "/infer",
     "infer_{}",
     dependencies=[submitter],
-    summary="Ask a model about images",
+    summary="Run inference on images",
     response_model=InferenceAnswer,
     responses={
         200: {"content": _RESPONSE_CONTENT},
@@ -203,10 +203,10 @@ _RESPONSE_CONTENT = {**examples.content(examples.INFERENCE_ANSWER)["content"], B
 async def infer(
     request: Request, backend: Tenant, manifest: KnownModel, header_length: HeaderLength = None
 ) -> Response:
-    """Logits and probabilities of a batch of images. Tensors come and go in JSON, or as bytes behind it.
+    """Logits and probabilities of a batch of images. Tensors are sent in JSON, or as bytes after it.
 
-    While it runs it is a job like any other, and is batched with all of them; it ends with the answer, which
-    takes at most a minute.
+    While it runs it is a job like any other, and batched with others; it is deleted once answered, after at
+    most a minute.
     """
     prepare = partial(_prepare, header_length=header_length, manifest=manifest, backend=backend)
     asked, prepared = await acceptance.receive_checked(request, backend, prepare, *_TYPES)
@@ -262,7 +262,7 @@ def _respond_without_result(request: Request, backend: TenantBackend, job: Job) 
 
 
 def _clean_up(backend: TenantBackend, prepared: PreparedJob, job: Job | None) -> None:
-    """Leave nothing of what was answered, for such requests are many; what failed stays to be looked at."""
+    """Delete the input and a successful job, for such requests are many; failed jobs stay."""
     with suppress(Failure):
         backend.blobs.delete(prepared.submission.source)
         if job and job.status == "succeeded":

@@ -1,1 +1,1 @@
-"""What the OpenAPI document says beyond the signatures of the routes."""
+"""What the OpenAPI document has besides the signatures of the routes."""

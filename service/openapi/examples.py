@@ -1,4 +1,4 @@
-"""The examples that OpenAPI shows: one job, told the same way everywhere."""
+"""The examples in the OpenAPI document: the same job everywhere."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def content(example: Any, media_type: str = "application/json") -> dict[str, Any
 
 
 def unfold(media: dict[str, Any]) -> None:
-    """Put the example in its place; FastAPI would have dropped every null of it on the way."""
+    """Put the example in its place; FastAPI itself would drop its nulls."""
     if _ENCODED in media:
         media["example"] = json.loads(media.pop(_ENCODED))
 

@@ -1,4 +1,4 @@
-"""How OpenAPI describes a submission: one set of fields, shown as a form and as JSON."""
+"""The OpenAPI description of a submission: one set of fields, as a form and as JSON."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service import problems, schemas as views
+from service import problems
 from service.openapi import examples
+from service.schemas import Job
 from service.submissions.bodies import JSON, MULTIPART
 from service.submissions.webhook_urls import WEBHOOK
 
@@ -20,7 +21,7 @@ REF = "#/components/schemas/{model}"
 _FILE = {
     "type": "string",
     "format": "binary",
-    "description": "A PNG, JPEG or WebP file, told by its content.",
+    "description": "A PNG, JPEG or WebP file, recognized by its content.",
 }
 _TEXT = {
     "type": "string",
@@ -47,7 +48,7 @@ _WEBHOOK = {"type": "string", "minLength": 1, "description": WEBHOOK.description
 
 
 def describe_submission(*models: type[BaseModel], example: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of an operation that FastAPI cannot tell from a signature: its body and its headers."""
+    """The parts of an operation that FastAPI cannot derive from a signature: its body and its headers."""
     form, text = {"image": (_FILE, "(the file)")}, {"image": (_TEXT, examples.IMAGE)}
     return _describe_body(models, example, form, text)
 
@@ -58,16 +59,16 @@ def describe_fields(model: type[BaseModel], *, example: Mapping[str, Any]) -> di
 
 
 def describe_registration(model: type[BaseModel]) -> dict[str, Any]:
-    """The same for a model's file with what its manifest says of it."""
+    """The same for a model's file with its manifest."""
     schema = model.model_json_schema(ref_template=REF)
     definitions = schema.pop("$defs", {})
     properties = {
         "file": {
             "type": "string",
             "format": "binary",
-            "description": "ONNX or safetensors, told by its content.",
+            "description": "ONNX or safetensors, recognized by its content.",
         },
-        "manifest": {**schema, "description": "What the file does not tell, as JSON."},
+        "manifest": {**schema, "description": "What the file does not contain, as JSON."},
         "labels": {"type": "string", "description": "The classes' names, one a line, instead of `classes`."},
         "webhook": _WEBHOOK,
     }
@@ -91,7 +92,7 @@ def describe_registration(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def describe_query(*models: type[BaseModel]) -> dict[str, Any]:
-    """The parameters of an operation that takes a method's own fields in its query."""
+    """The parameters of an operation with a method's fields in its query."""
     properties, _, definitions = _merge_schemas(models)
     parameters = [
         {"name": name, "in": "query", "required": False, "schema": _without_null(schema)}
@@ -101,7 +102,7 @@ def describe_query(*models: type[BaseModel]) -> dict[str, Any]:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A query has no null: a field is there or not."""
+    """The schema without null, which a query cannot have."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
     if "anyOf" not in schema or len(choices) == len(schema["anyOf"]):
         return schema
@@ -154,9 +155,9 @@ def example_parameters(model: type[BaseModel]) -> dict[str, Any]:
 def describe_responses(
     *, png: bool, example: Mapping[str, Any] = examples.JOB
 ) -> dict[int | str, dict[str, Any]]:
-    """What a submission may be answered with."""
+    """The responses of a submission."""
     job = examples.content(example)
-    done = {"model": views.Job, "description": "The job has ended.", **job}
+    done = {"model": Job, "description": "The job has ended.", **job}
     if png:
         file = {"schema": {"type": "string", "contentMediaType": "image/png"}}
         done["content"] = {**job["content"], "image/png": file}
@@ -165,7 +166,7 @@ def describe_responses(
 
 
 def hoist(schema: dict[str, Any]) -> dict[str, Any]:
-    """Move what the submissions' schemas refer to, and the problem, to where OpenAPI looks for it."""
+    """Move the definitions of the submissions' schemas, and the problem, to the components."""
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     for path in schema["paths"].values():
         for operation in path.values():

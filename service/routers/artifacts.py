@@ -1,4 +1,4 @@
-"""The files that a job leaves, whole or in part; what a name stands for never changes, so caches keep it."""
+"""The files of a job, whole or in part; a file never changes, so caches keep it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Request, Response
 
-from service import headers as preferences, problems
+from service import headers as request_headers, problems
 from service.auth.permissions import reader
 from service.dependencies import KnownJob, Tenant
 from service.downloads import ByteRange, find_file, parse_range, send
@@ -32,12 +32,12 @@ Name = Annotated[
 @router.get(
     "/v1/jobs/{job}/artifacts/{name}",
     operation_id="get_artifact",
-    summary="A file that the job left",
+    summary="A file of a job",
     response_class=Response,
     responses={
         200: {"description": "The file.", "content": _CONTENT},
         206: {"description": "A part of the file.", "content": _CONTENT},
-        304: {"description": "The client has it already."},
+        304: {"description": "The client has the file already."},
         **problems.responses(404, 416, 422),
     },
 )
@@ -48,13 +48,15 @@ async def get_artifact(
     name: Name,
     *,
     range_: Annotated[str | None, Header(alias="Range", description="One range of bytes.")] = None,
-    if_range: Annotated[str | None, Header(description="Send a part only of this entity.")] = None,
-    if_none_match: preferences.IfNoneMatch = None,
+    if_range: Annotated[
+        str | None, Header(description="Send a part only if this is still the entity tag.")
+    ] = None,
+    if_none_match: request_headers.IfNoneMatch = None,
 ) -> Response:
-    """The image that was judged, what it was before, their difference, or the exact numbers as `.npy`."""
+    """The adversarial image as judged, the original, their difference, or the exact numbers as `.npy`."""
     file = await to_thread.run_sync(find_file, backend, job, name)
     headers = file.headers(job)
-    if preferences.matches(if_none_match, headers["ETag"]):
+    if request_headers.matches(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
         return Response(headers={**headers, "Content-Length": str(file.size)}, media_type=file.media_type)

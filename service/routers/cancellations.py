@@ -35,16 +35,16 @@ class Jobs(BaseModel):
 
 
 class Canceled(BaseModel):
-    """What became of one of them."""
+    """The result for one job."""
 
     id: str
-    status: Status | None = Field(description="How the job stands now; null where there is none.")
+    status: Status | None = Field(description="The job's status now; null where there is no such job.")
     code: Literal["job_conflict", "unknown_job"] | None = Field(description="Why it cannot be canceled.")
-    detail: str | None = Field(description="The same as a sentence.")
+    detail: str | None = Field(description="The reason as a sentence.")
 
 
 class AllCanceled(BaseModel):
-    """What became of each, in the order asked."""
+    """The results, in the order of the request."""
 
     items: list[Canceled]
 
@@ -78,7 +78,7 @@ _ANSWER = {
     },
 )
 async def cancel_jobs(request: Request, backend: Tenant) -> Response:
-    """All in one step. One that cannot be canceled keeps none of the others; a running one ends within a
+    """All in one step. A job that cannot be canceled does not affect the others; a running one ends within a
     second, and its status is `running` until then.
     """
     received = await bodies.receive(request, JSON)

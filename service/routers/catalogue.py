@@ -1,4 +1,4 @@
-"""Attacks and certificates: their cards, and one operation to submit each, made from its own declaration."""
+"""Attacks and certificates: their cards, and one operation for each, generated from its declaration."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ _MODEL = {"model": next(iter(zoo.manifests()), "my-net")}
 
 
 class MethodFilters(BaseModel):
-    """What a method of a list must be."""
+    """Filters of a list of methods."""
 
     knowledge: Literal["white-box", "black-box"] | None = Field(
-        None, description="Whether it looks into the model."
+        None, description="Whether it uses the model's gradients."
     )
     access: Access | None = Field(None, description="What it needs of the model.")
     norm: Annotated[NormName, BeforeValidator(parse_norm)] | None = Field(
-        None, description="A norm that it works in."
+        None, description="A norm that it supports."
     )
-    targeted: bool | None = Field(None, description="Whether it can be given a class to reach.")
+    targeted: bool | None = Field(None, description="Whether it supports a target class.")
     budget: Literal["fixed", "minimal"] | None = Field(
-        None, description="Whether it stays within a radius, or looks for the smallest."
+        None, description="Whether it stays within a radius, or searches for the smallest perturbation."
     )
 
     def matches(self, card: Card) -> bool:
-        """Whether a card is as wanted."""
+        """Whether a card fits every filter."""
         asked = self.model_dump(exclude_none=True, exclude={"norm"})
         alike = all(card[name] == value for name, value in asked.items())
         return alike and (self.norm is None or self.norm in card["norms"])
 
 
 def router_of(kind: Kind) -> APIRouter:
-    """All that there is below /v1/attacks, or /v1/certificates."""
+    """All routes below /v1/attacks, or /v1/certificates."""
     router = APIRouter(tags=[f"{kind}s"])
     for method in catalogue(kind).values():
         _add_submission(router, method)
@@ -162,17 +162,17 @@ predictions = APIRouter(tags=["predictions"], dependencies=[submitter])
 @predictions.post(
     "/v1/predictions",
     operation_id="predict",
-    summary="What a model says of an image",
+    summary="Predict the class of an image",
     status_code=202,
     response_model=schemas.Job,
     responses=operations.describe_responses(png=False),
     openapi_extra=operations.describe_submission(CommonFields, Predict, example={**_MODEL, "top": 3}),
 )
 async def predict(request: Request, backend: Tenant, preferences: Preferences) -> Response:
-    """The likeliest classes with their confidences; a prediction is a job too.
+    """The most likely classes with their confidences; a prediction is a job too.
 
     With `defence=smoothing`, `smoothed` in the result is the class that most of `n` noisy copies vote for, or
-    an abstention where chance may have decided between the first two.
+    an abstention where the difference between the first two may be due to chance.
     """
     check = partial(
         prepare_prediction, settings=backend.settings, store=backend.models, decoders=backend.decoders

@@ -1,4 +1,4 @@
-"""What a job would cost, before it is submitted."""
+"""The cost of a job, before it is submitted."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Check = Callable[[dict[str, str], ModelStore], CostRequest]
 
 
 class Cost(BaseModel):
-    """The most queries that a job may ask for, and how long they take."""
+    """The most queries of a job, and how long they take."""
 
-    forward: int = Field(description="Rows that the model answers, at most.")
-    backward: int = Field(description="Rows of gradients, at most.")
+    forward: int = Field(description="Images in forward passes, at most.")
+    backward: int = Field(description="Images in backward passes, at most.")
     total: int
     limit: int = Field(description="The most that `total` may be at a submission.")
     seconds: float | None = Field(
-        description="Time of so many queries on a worker with nothing else to do, as the model's last load "
-        "measured it; null without `model`, and for one that was never loaded."
+        description="Time of these queries on an idle worker, as measured at the model's last load; "
+        "null without `model`, and for one that was never loaded."
     )
 
 
@@ -71,9 +71,9 @@ def _add_route(router: APIRouter, path: str, check: Check, own: type[Method | Pr
         _build_endpoint(check),
         methods=["GET"],
         operation_id=f"cost_of_{name}",
-        summary=f"What {name} would cost",
-        description="The most queries that a job with these parameters may ask for, and an estimate of their "
-        "time. A cost beyond the limit is told, too; a submission of it would be refused.",
+        summary=f"The cost of {name}",
+        description="The most queries of a job with these parameters, and an estimate of their time. A cost "
+        "over the limit is returned, too; its submission would be refused.",
         responses={200: examples.content(_EXAMPLE), **problems.responses(404, 422)},
         openapi_extra=operations.describe_query(CostFields, own),
     )

@@ -1,4 +1,4 @@
-"""The dashboard: one page, and the modules and styles that draw it, from files of this machine only."""
+"""The dashboard: one page with its modules and styles, without any file from another host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = APIRouter(include_in_schema=False)
 
 _HERE = Path(str(files("service"))) / "static"
 
-# Files of this origin alone; `trusted-types` makes the browser refuse any text that would become markup.
+# Files of this origin alone; `trusted-types` makes the browser refuse to parse any text as markup.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'none';"
@@ -27,10 +27,10 @@ _POLICY = (
 
 
 class Assets(StaticFiles):
-    """Files whose address changes with their content, so that a browser asks for each but once."""
+    """Files whose address changes with their content, so that browsers cache them."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """One file, to be kept for a year."""
+        """One file, cacheable for a year."""
         response = await super().get_response(path, scope)
         if response.status_code == 200:
             response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
@@ -39,7 +39,7 @@ class Assets(StaticFiles):
 
 @cache
 def find_assets_path() -> str:
-    """Where the files are, by their content."""
+    """The path of the files, which has a digest of their content."""
     digest = hashlib.sha256()
     for path in sorted(_HERE.rglob("*.*")):
         digest.update(str(path.relative_to(_HERE)).encode() + b"\0" + path.read_bytes())
@@ -53,14 +53,14 @@ def assets() -> ASGIApp:
 
 @router.get("/")
 def show_dashboard() -> HTMLResponse:
-    """The page; which of its views is shown stands behind the `#` of its address."""
+    """The page; the fragment of its address selects the view."""
     headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
     return HTMLResponse(_page(), headers=headers)
 
 
 @cache
 def _page() -> str:
-    """The page with the addresses of its files; what it needs first, it names at once."""
+    """The page with the addresses of its files, with preloads for those needed first."""
     styles = [
         f'<link rel="stylesheet" href="{find_assets_path()}/{one}">' for one in _list_files("css/*.css")
     ]

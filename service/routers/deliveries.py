@@ -1,4 +1,4 @@
-"""What was sent to receivers of webhooks, how that went, and sending it again."""
+"""Deliveries of webhooks: what was sent, with which result, and sending it again."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _NAME = Query(max_length=64)
 
 
 class Delivery(BaseModel):
-    """Something that one receiver is told."""
+    """A message to one receiver."""
 
     id: str = Field(description="The `webhook-id` of its message, the same at every attempt.")
     type: DeliveryType
     status: DeliveryStatus
-    endpoint: str | None = Field(description="Its id; null where a submission named the URL.")
+    endpoint: str | None = Field(description="The endpoint's id; null where a submission named the URL.")
     url: str
     job: str | None = Field(description="The job that ended; null for a ping.")
     created_at: datetime
-    next_attempt_at: datetime | None = Field(description="Null where none is to come.")
+    next_attempt_at: datetime | None = Field(description="Null where no attempt is planned.")
     attempts: tuple[Attempt, ...] = Field(description="The last twenty, the oldest first.")
 
 
@@ -61,7 +61,7 @@ PING = {**_DELIVERY, "type": "webhook.ping", "job": None, "attempts": []}
 
 
 def delivery_payload(job: Job) -> dict[str, Any]:
-    """A job as receivers are told of it: as every answer shows it."""
+    """A job as receivers get it: the same JSON as in responses."""
     return schemas.show(job).model_dump(mode="json")
 
 
@@ -70,7 +70,7 @@ def _show(found: deliveries.DeliveryRecord) -> Delivery:
 
 
 def show_accepted(response: Response, delivery: deliveries.DeliveryRecord) -> Delivery:
-    """A delivery that will be sent soon."""
+    """A delivery that will be sent soon, with its `Location`."""
     response.headers["Location"] = f"{_HERE}/{delivery.id}"
     return _show(delivery)
 
@@ -93,7 +93,7 @@ def list_deliveries(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Page[Delivery]:
-    """Those that fit every filter given. They are kept as long as their jobs, but no longer than a week."""
+    """Those that fit every filter. They are kept as long as their jobs, but no longer than a week."""
     found, following = backend.ledger.deliveries.find(
         status=status, endpoint=endpoint, job=job, limit=limit, cursor=cursor
     )
@@ -109,7 +109,7 @@ def list_deliveries(
     responses={200: examples.content(_DELIVERY), **problems.responses(404)},
 )
 def get_delivery(backend: Tenant, delivery: DeliveryId) -> Delivery:
-    """What a receiver answered besides its status is neither kept nor shown."""
+    """Of a receiver's response only the status is kept and shown."""
     return _show(backend.ledger.deliveries.read(delivery))
 
 
@@ -122,5 +122,5 @@ def get_delivery(backend: Tenant, delivery: DeliveryId) -> Delivery:
     responses={202: examples.content(_DELIVERY), **problems.responses(404, 409)},
 )
 def replay_delivery(backend: Tenant, response: Response, delivery: DeliveryId) -> Delivery:
-    """At once and under the same `webhook-id`, with all attempts before it."""
+    """At once and with the same `webhook-id`, with all attempts again."""
     return show_accepted(response, backend.ledger.deliveries.replay(delivery))

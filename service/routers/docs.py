@@ -1,4 +1,4 @@
-"""The API's documentation as a page, from files of this machine only."""
+"""The API's documentation as a page, without any file from another host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ router = APIRouter(include_in_schema=False)
 
 _HERE = Path(str(files("service"))) / "static"
 
-# The page draws itself with styles on its elements; scripts come from files alone.
+# The page sets styles on its elements; scripts come from files alone.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -36,13 +36,13 @@ def show_docs() -> FileResponse:
 
 @router.get("/docs/start.js")
 def start_docs() -> FileResponse:
-    """What starts the page."""
+    """The script that starts the page."""
     return FileResponse(_HERE / "docs.js")
 
 
 @router.get("/openapi.json")
 def get_openapi(request: Request) -> Response:
-    """Every operation in full, compressed for whoever takes that: each method's schema makes it long."""
+    """The OpenAPI document, compressed where the client accepts that: the schemas of all methods are long."""
     packed = "gzip" in request.headers.get("accept-encoding", "")
     body = _compress_openapi(request.app) if packed else _encode_openapi(request.app)
     headers = {"Vary": "Accept-Encoding", **({"Content-Encoding": "gzip"} if packed else {})}

@@ -1,4 +1,4 @@
-"""What happens to a job, or to all of them, as server-sent events."""
+"""Events of one job or of all jobs, as server-sent events."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from touchstone.ledger.replies import Event
 router = APIRouter(tags=["jobs"], dependencies=[reader])
 
 KEY_CHECK_SECONDS = 0.5
-"""How often it is asked whether the key of somebody who reads on is still good."""
+"""How often the key of an open stream is checked."""
 
 LastEventId = Annotated[
     str | None,
-    Header(description="The id of the last event that was received; the stream goes on after it."),
+    Header(description="The id of the last event received; the stream continues after it."),
 ]
 
 
 @dataclass(frozen=True)
 class StreamStart:
-    """Where a stream begins: the events so far after the client's last one, and whether more can come."""
+    """Where a stream begins: the events after the client's last one, and whether the job has ended."""
 
     after: str | None
     events: list[Event]
@@ -47,7 +47,7 @@ class StreamStart:
 def start_stream(
     backend: Tenant, response: Response, job: JobId, last_event_id: LastEventId = None
 ) -> StreamStart:
-    """The events so far; 204 where none will ever come, which tells an EventSource to stay away."""
+    """The events so far; 204 where no more can come, which tells an EventSource not to reconnect."""
     over = is_over(backend.ledger.read(job))
     events = backend.ledger.events(job, after=last_event_id)
     if over and not events:
@@ -58,7 +58,7 @@ def start_stream(
 @router.get(
     "/v1/jobs/{job}/events",
     operation_id="stream_events",
-    summary="What happens to a job, as it happens",
+    summary="The events of a job, live",
     response_class=EventSourceResponse,
     responses={
         200: {
@@ -78,9 +78,10 @@ async def stream_events(
     job: JobId,
     first: Annotated[StreamStart, Depends(start_stream)],
 ) -> AsyncIterator[ServerSentEvent]:
-    """`status`, `progress` and `metric` as they come, and `complete_manifest` as the last.
+    """`status`, `progress` and `metric` as they come, and `completed` as the last.
 
-    Each event's id resumes the stream after it, as `Last-Event-ID`. Comments keep an idle connection alive.
+    The id of an event, sent as `Last-Event-ID`, resumes the stream after it. Comments keep an idle connection
+    alive.
     """
     with backend.waiters.listen(job) as listener:
         events: list[Event] | None = first.events
@@ -99,7 +100,7 @@ async def stream_events(
 
 
 def _read_more(request: Request, backend: TenantBackend, job: str, after: str | None) -> list[Event] | None:
-    """The events since; None ends the stream, and a client that wants more comes back with its last id."""
+    """The events since; None ends the stream, and a client that wants more reconnects with its last id."""
     try:
         return backend.ledger.events(job, after=after) if is_still_permitted(request) else None
     except (UnknownJob, LedgerUnavailable):
@@ -107,7 +108,7 @@ def _read_more(request: Request, backend: TenantBackend, job: str, after: str | 
 
 
 async def subscribe(request: Request, backend: Tenant) -> AsyncIterator[Subscriber]:
-    """Hear of all jobs of the tenant from before the answer begins: a list read after that leaves no gap."""
+    """Subscribe to the tenant's jobs before the response begins: a list read later leaves no gap."""
     caller = caller_of(request)
     with backend.waiters.broadcaster.subscribe(caller.tenant) as subscriber:
         watch = asyncio.create_task(_watch_key(request, backend, subscriber)) if caller.key_id else None
@@ -119,7 +120,7 @@ async def subscribe(request: Request, backend: Tenant) -> AsyncIterator[Subscrib
 
 
 async def _watch_key(request: Request, backend: TenantBackend, subscriber: Subscriber) -> None:
-    """Let a reader go whose key is good no longer, or cannot be asked after any more."""
+    """Close a stream whose key is no longer valid, or can no longer be checked."""
     try:
         while await to_thread.run_sync(_may_continue, request, limiter=backend.waiters.read_limiter):
             await asyncio.sleep(KEY_CHECK_SECONDS)
@@ -128,7 +129,7 @@ async def _watch_key(request: Request, backend: TenantBackend, subscriber: Subsc
 
 
 def _may_continue(request: Request) -> bool:
-    """While the ledger is out of reach nothing is told, so nobody has to go."""
+    """While the ledger is unavailable nothing is sent, so the stream stays open."""
     try:
         return is_still_permitted(request)
     except LedgerUnavailable:
@@ -138,7 +139,7 @@ def _may_continue(request: Request) -> bool:
 @router.get(
     "/v1/events",
     operation_id="stream_all_events",
-    summary="What happens to all jobs, as it happens",
+    summary="The events of all jobs, live",
     response_class=EventSourceResponse,
     responses={
         200: {
@@ -158,8 +159,8 @@ async def stream_all_events(
     """`job` with the job where it is new or its status changes, `progress` with those that moved, at most
     once a second, and `deleted` with the id.
 
-    Who reads slowly gets only the latest of each job. There is no resuming: open the stream, then read the
-    list, and do so again whenever the stream has ended. Comments keep an idle connection alive.
+    A slow reader gets only the latest event of each job. The stream cannot be resumed: open it, then read the
+    list, and do both again whenever it has ended. Comments keep an idle connection alive.
     """
     while (item := await subscriber.next()) is not None:
         yield ServerSentEvent(event=item.event, raw_data=item.data)

@@ -1,4 +1,4 @@
-"""Whether the process is alive, and whether it can get jobs done."""
+"""Whether the process is alive, and whether it can run jobs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ router = APIRouter(tags=["service"])
     responses={200: examples.content({"status": "alive"})},
 )
 async def get_health() -> dict[str, str]:
-    """It answers, so it is."""
+    """Always 200 while the process responds."""
     return {"status": "alive"}
 
 
 @router.get(
     "/readyz",
     operation_id="get_readiness",
-    summary="Whether jobs can be done",
+    summary="Whether jobs can run",
     responses={200: examples.content({"status": "ready", "workers": 1}), **problems.responses()},
 )
 def get_readiness(backend: AllTenants) -> dict[str, Any]:
-    """The ledger answers and a worker is alive; otherwise 503 names in `missing` what is not there."""
+    """200 if the ledger answers and a worker is alive; otherwise 503, with what is missing in `missing`."""
     return {"status": "ready", "workers": count_workers(backend)}
 
 

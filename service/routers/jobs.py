@@ -58,7 +58,7 @@ def list_jobs(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Response:
-    """Those that fit every filter given."""
+    """Those that fit every filter."""
     if since and until and until < since:
         raise InvalidParameter("until: it lies before since, so no time fits both; swap them", field="until")
     found = backend.ledger.find(
@@ -81,11 +81,11 @@ def list_jobs(
     "/v1/jobs/{job}",
     dependencies=[reader],
     operation_id="get_job",
-    summary="A job as it stands",
+    summary="One job",
     response_model=schemas.Job,
     responses={
         200: examples.content(examples.JOB),
-        304: {"description": "The job is as the client knows it."},
+        304: {"description": "The client has the current version of the job."},
         **problems.responses(404),
     },
     openapi_extra={"parameters": [operations.PREFER]},
@@ -93,9 +93,9 @@ def list_jobs(
 async def get_job(
     request: Request, backend: Tenant, job: JobId, seconds: WaitSeconds, if_none_match: IfNoneMatch = None
 ) -> Response:
-    """`Prefer: wait=N` delays the answer until the job has ended, or with `If-None-Match` has changed.
+    """`Prefer: wait=N` delays the response until the job has ended, or with `If-None-Match` has changed.
 
-    `ahead`, of a job that waits, is no part of its entity tag.
+    `ahead`, the number of jobs before a queued one, is not part of the entity tag.
     """
 
     def matches_wait(found: Job | JobChange) -> bool:
@@ -116,7 +116,7 @@ async def get_job(
 
 
 def _count_ahead(ledger: TenantLedger, job: Job) -> int | None:
-    """How many jobs wait before one that waits; without a ledger the job is shown without it."""
+    """How many jobs wait before a queued one; None while the ledger is unavailable."""
     try:
         return ledger.count_ahead(job.id) if job.status == "queued" else None
     except LedgerUnavailable:
@@ -133,7 +133,7 @@ def _count_ahead(ledger: TenantLedger, job: Job) -> int | None:
     responses={202: examples.content(examples.JOB), **problems.responses(404, 409)},
 )
 def cancel_job(backend: Tenant, job: JobId) -> Response:
-    """A waiting job ends at once, a running one within a second. Canceling twice is canceling once."""
+    """A queued job ends at once, a running one within a second. Canceling again changes nothing."""
     return job_response(backend.ledger.cancel(job), status=202, location=True)
 
 
@@ -152,7 +152,7 @@ def cancel_job(backend: Tenant, job: JobId) -> Response:
     openapi_extra={"parameters": operations.HEADERS},
 )
 async def rerun_job(request: Request, backend: Tenant, job: KnownJob, preferences: Preferences) -> Response:
-    """A new job of the same submission; `rerun` in its result says whether the bytes agree."""
+    """A new job of the same submission; `rerun` in its result says whether the bytes are equal."""
     prepared = await to_thread.run_sync(_prepare_rerun, backend, job)
     return await acceptance.accept_and_respond(request, backend, preferences, prepared)
 
@@ -161,7 +161,7 @@ async def rerun_job(request: Request, backend: Tenant, job: KnownJob, preference
     "/v1/jobs/{job}/continue",
     dependencies=[submitter],
     operation_id="continue_job",
-    summary="Go on with a certificate",
+    summary="Continue a certificate",
     status_code=202,
     response_model=schemas.Job,
     responses={
@@ -175,7 +175,7 @@ async def continue_job(
     request: Request, backend: Tenant, job: KnownJob, preferences: Preferences
 ) -> Response:
     """A new job with `n` more samples on top of those counted; for certificates with `rule=e_process`, which
-    may be looked at, ended and resumed at any time and stay true.
+    stay valid when they are read, stopped or continued at any time.
     """
     prepare = partial(prepare_continuation, job, backend=backend)
     return await acceptance.submit(request, backend, preferences, prepare)
@@ -199,9 +199,9 @@ def _prepare_rerun(backend: TenantBackend, job: Job) -> PreparedJob:
     "/v1/jobs/{job}",
     dependencies=[submitter],
     operation_id="delete_job",
-    summary="Forget a job",
+    summary="Delete a job",
     status_code=204,
-    responses={204: {"description": "The job is gone."}, **problems.responses(404, 409)},
+    responses={204: {"description": "The job is deleted."}, **problems.responses(404, 409)},
 )
 def delete_job(backend: Tenant, job: JobId) -> Response:
     """A running job has to be canceled first."""

@@ -23,7 +23,7 @@ router = APIRouter(tags=["keys"], dependencies=[admin])
 
 
 class NewKey(Key):
-    """A key with its text, which is shown this once."""
+    """A key with its text, which is shown only once."""
 
     key: str = Field(description="What clients send, as `Authorization: Bearer ts_…`.")
 
@@ -41,7 +41,7 @@ _EXAMPLE: dict[str, Any] = {
 @router.post(
     "/v1/keys",
     operation_id="create_key",
-    summary="Make an API key",
+    summary="Create an API key",
     status_code=201,
     response_model=NewKey,
     responses={
@@ -56,7 +56,7 @@ _EXAMPLE: dict[str, Any] = {
     },
 )
 async def create_key(request: Request, backend: AllTenants) -> Response:
-    """The answer is the only one that ever shows it. What it makes and finds is its tenant's alone."""
+    """The only response with the key's text. The key gives access to its tenant's data alone."""
     received = await bodies.receive(request, JSON)
     issued = await to_thread.run_sync(_create, backend, received)
     shown = NewKey(**issued.key.model_dump(), key=issued.text)
@@ -81,7 +81,7 @@ def _create(backend: Backend, received: RawBody) -> IssuedKey:
     responses={200: examples.page(_EXAMPLE), **problems.responses(422)},
 )
 def list_keys(request: Request, backend: AllTenants, limit: Limit = 200, cursor: Cursor = None) -> Response:
-    """Of every tenant, the oldest first, none with its text. `used_at` is exact to the minute."""
+    """Those of all tenants, the oldest first, without their text. `used_at` is exact to the minute."""
     keys = {key.id: key for key in backend.ledger.keys.all()}
     page = Page[Key].model_validate(paginate(keys, limit, cursor).model_dump())
     response = Response(page.model_dump_json(), media_type=JSON)
@@ -94,7 +94,7 @@ def list_keys(request: Request, backend: AllTenants, limit: Limit = 200, cursor:
     operation_id="revoke_key",
     summary="Revoke an API key",
     status_code=204,
-    responses={204: {"description": "It is good no longer."}, **problems.responses(404)},
+    responses={204: {"description": "The key is revoked."}, **problems.responses(404)},
 )
 def revoke_key(
     backend: AllTenants,
@@ -108,6 +108,6 @@ def revoke_key(
         ),
     ],
 ) -> Response:
-    """At once, for every process; streams that it opened end within a second."""
+    """Effective at once, in every process; streams opened with the key end within a second."""
     backend.ledger.keys.revoke(id_)
     return Response(status_code=204)

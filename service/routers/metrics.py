@@ -1,4 +1,4 @@
-"""What Prometheus is told: the queue, the jobs, the workers' batches, and how long requests take."""
+"""Metrics for Prometheus: the queue, the jobs, the workers' batches, and how long requests take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ router = APIRouter(tags=["service"], dependencies=[reader])
 @router.get(
     "/metrics",
     operation_id="get_metrics",
-    summary="Figures for Prometheus",
+    summary="Metrics for Prometheus",
     response_class=Response,
     responses={
         200: {

@@ -1,6 +1,4 @@
-"""The models that can be tried: what their manifests tell of them, what was measured of them, which versions
-there are; and deleting those that users registered.
-"""
+"""Models: their manifests, measurements and versions; and deleting those that users registered."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from service import headers as preferences, problems
+from service import headers as request_headers, problems
 from service.auth.permissions import reader, submitter
 from service.dependencies import Tenant
 from service.headers import IfNoneMatch
@@ -66,7 +64,7 @@ _CARD = {
 
 @dataclass(frozen=True)
 class ModelView:
-    """What workers have shown of the models: probes by digest, and who is alive."""
+    """What workers and the ledger know of the models: probes by digest, live workers, versions."""
 
     probes: Mapping[str, Probe] = field(default_factory=dict)
     registration_probes: Mapping[str, RegistrationProbe] = field(default_factory=dict)
@@ -74,9 +72,7 @@ class ModelView:
     versions: Mapping[str, Sequence[VersionRef]] = field(default_factory=dict)
 
     def card(self, manifest: Manifest) -> Card:
-        """A model as answers show it: its manifest, its probe, the workers that keep it loaded, and its
-        versions.
-        """
+        """A model's JSON: its manifest, its probe, the workers that keep it loaded, and its versions."""
         return {
             **manifest.card(),
             "probe": self._merge_probes(manifest),
@@ -85,7 +81,7 @@ class ModelView:
         }
 
     def _keeps_loaded(self, worker: WorkerHeartbeat, manifest: Manifest) -> bool:
-        """Whether a worker keeps any version of the model loaded; another tenant's of this id is none."""
+        """Whether a worker keeps any version of the model loaded, not one of another tenant's."""
         digests = {manifest.digest, *(one.digest for one in self.versions.get(manifest.id, ()))}
         loaded = worker.info.get("resident_models", ())
         return any(one["id"] == manifest.id and one["digest"] in digests for one in loaded)
@@ -97,7 +93,7 @@ class ModelView:
         return [{"digest": one.digest, "registered_at": _format_time(one)} for one in known]
 
     def _merge_probes(self, manifest: Manifest) -> dict[str, Any] | None:
-        """What the last load measured, beside what was found out at the registration."""
+        """What the last load measured, and what the registration found."""
         found = (self.registration_probes.get(manifest.id), self.probes.get(manifest.digest))
         known = [one.model_dump(mode="json") for one in found if one]
         return {name: value for part in known for name, value in part.items()} or None
@@ -108,7 +104,7 @@ def _format_time(version: VersionRef) -> str:
 
 
 def probe_of(ledger: TenantLedger, manifest: Manifest) -> Probe | None:
-    """What is known of a model's speed; nothing while the ledger is out of reach."""
+    """A model's measured speed; None while the ledger is unavailable."""
     try:
         return ledger.probes.read([manifest.digest]).get(manifest.digest)
     except LedgerUnavailable:
@@ -116,7 +112,7 @@ def probe_of(ledger: TenantLedger, manifest: Manifest) -> Probe | None:
 
 
 def _read_view(backend: TenantBackend, manifests: Sequence[Manifest]) -> ModelView:
-    """The zoo's cards are told without the ledger, too."""
+    """What is known of these models; nothing while the ledger is unavailable."""
     ledger, store = backend.ledger, backend.models
     try:
         versions = ledger.versions.all()
@@ -141,20 +137,20 @@ def build_response(
     condition: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A version as JSON, or 304 where the client's condition names what it would be."""
+    """A version as JSON, or 304 where the client's condition matches its entity tag."""
     return _etag_response(_read_view(backend, [manifest]).card(manifest), condition, headers or {})
 
 
 def _etag_response(content: Any, condition: str | None, headers: Mapping[str, str]) -> Response:
     body = json.dumps(content).encode()
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    said = {"ETag": tag, "Cache-Control": "no-cache", **headers}
-    if preferences.matches(condition, tag):
-        return Response(status_code=304, headers=said)
-    return Response(body, headers=said, media_type="application/json")
+    fields = {"ETag": tag, "Cache-Control": "no-cache", **headers}
+    if request_headers.matches(condition, tag):
+        return Response(status_code=304, headers=fields)
+    return Response(body, headers=fields, media_type="application/json")
 
 
-_UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "It is as the client knows it."}}
+_UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "The client has the current version."}}
 
 
 @router.get(
@@ -172,9 +168,9 @@ def list_models(
     cursor: Cursor = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Those that come along first, then those that were registered, in their current version: identity,
-    input, classes, accuracy, origin and licence of each; `probe` is what its registration and its last load
-    measured (null before the first), `loaded_sizes` names the workers that keep it loaded, `versions` lists what
+    """Those that come with Touchstone first, then registered ones, each in its current version: identity,
+    input, classes, accuracy, origin and licence. `probe` is what its registration and its last load measured
+    (null before the first), `resident` names the workers that keep it loaded, `versions` lists what
     `id@digest` may name, the current one first.
     """
     page = paginate(_list_manifests(backend.models), limit, cursor)
@@ -215,9 +211,9 @@ Version = Annotated[
 def get_model(
     backend: Tenant, id_: Id, version: Version = None, if_none_match: IfNoneMatch = None
 ) -> Response:
-    """Identity, input, classes, accuracy, origin and licence; `probe` is what its registration and its last
-    load measured (null before the first), `loaded_sizes` names the workers that keep it loaded, `versions` lists
-    what there is of it, the current one first.
+    """Identity, input, classes, accuracy, origin and licence. `probe` is what its registration and its last
+    load measured (null before the first), `resident` names the workers that keep it loaded, `versions` lists
+    its versions, the current one first.
     """
     manifest = find_model(backend.models, _full_name(id_, version))
     return build_response(backend, manifest, if_none_match)
@@ -229,12 +225,12 @@ def get_model(
     operation_id="delete_model",
     summary="Delete a registered model",
     status_code=204,
-    responses={204: {"description": "It is gone."}, **problems.responses(404, 409, 422)},
+    responses={204: {"description": "The model is deleted."}, **problems.responses(404, 409, 422)},
 )
 def delete_model(backend: Tenant, id_: Id, version: Version = None) -> Response:
-    """All its versions, or only the one named: then the one before it becomes current. While a job that waits
-    or runs names it, it stays; what ended jobs show of it stays in any case. Models that come along cannot be
-    deleted.
+    """All its versions, or only the one named: then the one before it becomes current. A model that a queued
+    or running job names cannot be deleted; the results of ended jobs stay in any case. Models that come with
+    Touchstone cannot be deleted.
     """
     name = _full_name(id_, version)
     if id_.partition("@")[0] in ZOO.manifests():

@@ -1,4 +1,4 @@
-"""How the service does at the moment: its queue, its jobs, its workers."""
+"""The state of the service: its queue, its jobs, its workers."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Queue(BaseModel):
     """The jobs that wait."""
 
     depth: int
-    age: float = Field(description="Seconds that the oldest of them has waited.")
+    age: float = Field(description="Seconds that the oldest has waited.")
 
 
 class Histogram(BaseModel):
-    """Values since the worker started, counted up to each bound, as Prometheus has them."""
+    """Values since the worker started, in cumulative buckets as in Prometheus."""
 
     buckets: dict[str, int] = {}
     sum: float = 0
@@ -38,7 +38,7 @@ class Histogram(BaseModel):
 
 
 class Queries(BaseModel):
-    """Rows that the models of a worker answered since it started."""
+    """Images that the models of a worker processed since it started."""
 
     forward: int = 0
     backward: int = 0
@@ -52,38 +52,38 @@ class Loaded(BaseModel):
 
 
 class Worker(BaseModel):
-    """A worker's last sign of life."""
+    """A worker's last heartbeat."""
 
     id: str
     seen_at: datetime
     host: str | None = None
     pid: int | None = None
     device: str | None = None
-    running: int = Field(0, description="Jobs that it runs.")
-    batch_rows: Histogram = Field(Histogram(), description="Rows of its passes.")
-    step_seconds: Histogram = Field(Histogram(), description="Seconds that its passes took.")
+    running: int = Field(0, description="Jobs that run on it.")
+    batch_rows: Histogram = Field(Histogram(), description="Images per pass.")
+    step_seconds: Histogram = Field(Histogram(), description="Seconds per pass.")
     queries: Queries = Queries()
     models: list[Loaded] = []
     serves: list[str] | None = Field(None, description="The only models that it serves; null: all.")
 
 
 class Storage(BaseModel):
-    """The disk that images and files lie on."""
+    """The disk with the images and files."""
 
-    free: int | None = Field(description="Bytes; null in a bucket, which has no bound.")
-    reserve: int = Field(description="Bytes that stay free: with fewer, nothing new is taken.")
+    free: int | None = Field(description="Bytes; null in a bucket, which has no limit.")
+    reserve: int = Field(description="Bytes that stay free: with fewer, submissions are refused.")
     held: int = Field(
-        description="Bytes that the caller's jobs and models hold, with what jobs may yet leave."
+        description="Bytes of the caller's jobs and models, and those reserved for unfinished jobs."
     )
-    limit: int | None = Field(description="Bytes that they may hold; null: no bound.")
+    limit: int | None = Field(description="The most bytes; null: no limit.")
 
 
 class Operations(BaseModel):
-    """The state of the service: the caller's jobs, and the workers, who work for everybody."""
+    """The caller's jobs, and the workers, which all tenants share."""
 
     queue: Queue
     storage: Storage
-    jobs: dict[Status, int] = Field(description="How many there are in each status.")
+    jobs: dict[Status, int] = Field(description="The number of jobs in each status.")
     workers: list[Worker] = Field(description="Those that are alive.")
 
 
@@ -117,7 +117,7 @@ _EXAMPLE = {
     responses={200: examples.content(_EXAMPLE), **problems.responses()},
 )
 def get_operations(backend: Tenant) -> Operations:
-    """The jobs that wait, how many there are in each status, and the last sign of life of each worker."""
+    """The queued jobs, the number of jobs in each status, and the last heartbeat of each worker."""
     ledger, queue, known = backend.ledger, backend.ledger.queue(), _list_known_versions(backend)
     held, limit = ledger.storage()
     return Operations(
@@ -131,10 +131,10 @@ def get_operations(backend: Tenant) -> Operations:
 
 
 def _list_known_versions(backend: TenantBackend) -> set[tuple[str, str]]:
-    """Versions that the tenant knows of: those of the zoo, and its own."""
+    """Versions that the tenant may see: those of the zoo, and its own."""
     own = backend.ledger.versions.all().values()
     return {(one.id, one.digest) for refs in own for one in refs} | {
-        (card.id, card.digest) for card in zoo.manifests().values()
+        (manifest.id, manifest.digest) for manifest in zoo.manifests().values()
     }
 
 

@@ -1,4 +1,4 @@
-"""Registering a model: its file to the disk, what its bytes rule out refused, and a job to try it."""
+"""Registering a model: its file is stored and checked, and a job tries the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from touchstone.ledger.records import Submission
 from touchstone.models.file_format import Format, detect_format
 from touchstone.models.manifest import Manifest
 from touchstone.net.outbound import OutboundClient
-from touchstone.registration import submission as registering
+from touchstone.registration import submission as registration_submission
 from touchstone.registration.request import Registration
 
 router = APIRouter(tags=["models"], dependencies=[submitter])
@@ -43,12 +43,12 @@ _PARTS = ("file", "manifest", "labels", "webhook")
 @router.post(
     "/v1/models",
     operation_id="register_model",
-    summary="Register a model of one's own",
+    summary="Register a model",
     status_code=202,
     response_model=schemas.Job,
     responses={
         200: {
-            "description": "The job has ended, or this very version was registered before: then its card, "
+            "description": "The job has ended, or the same version was registered before: then its card, "
             "with `Location: /v1/models/…`.",
             "content": {"application/json": {"schema": {"type": "object"}}},
         },
@@ -63,48 +63,50 @@ _PARTS = ("file", "manifest", "labels", "webhook")
 async def register_model(request: Request, backend: Tenant, preferences: Preferences) -> Response:
     """An ONNX file, or safetensors with a named architecture; or as JSON the manifest of a `remote` model.
 
-    What the bytes show to be anything else is refused at once; then a job tries the model in a process of its
-    own: shapes, finite answers, gradient, speed. Once that has succeeded, other jobs can name it.
+    A file in another format is refused at once; then a job tries the model in a process of its own: shapes,
+    finite outputs, gradient, speed. Once that has succeeded, other jobs can name the model.
 
-    A version is its bytes: the same id with another file becomes the model's current version, the one before
-    stays and is named `id@digest`. The same file and manifest again are no new version.
+    A version is identified by its bytes: another file with the same id becomes the model's current version,
+    the one before stays and is named `id@digest`. The same file and manifest again are no new version.
     """
     if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
-        said = await acceptance.receive_checked(request, backend, _remote_request)
-        # Nobody else waits for a name that resolves slowly.
-        prepared = await to_thread.run_sync(_prepare_remote, backend, *said, limiter=backend.dns_limiter)
+        request_fields = await acceptance.receive_checked(request, backend, _remote_request)
+        # A limiter of its own: a host name that resolves slowly delays no other request.
+        prepared = await to_thread.run_sync(
+            _prepare_remote, backend, *request_fields, limiter=backend.dns_limiter
+        )
         return await acceptance.accept_and_respond(request, backend, preferences, prepared)
     limit = backend.settings.model_limit
-    # Of what says nothing of its size, and of what is too large, no more is written than the limit.
+    # No more than the limit is written, also of a body that is larger or does not state its size.
     size = min(limit, int(request.headers.get("content-length", limit)))
     async with AsyncExitStack() as stack:
         with backend.pending_uploads.reserve(backend.ledger.tenant, size):
             await to_thread.run_sync(_check_disk_space, backend)
-            coming = file_uploads.receive_form(request, backend.blobs, name="file", limit=limit)
-            taken = await stack.enter_async_context(coming)
-        asked = await to_thread.run_sync(_check_form, backend, taken, limiter=backend.check_limiter)
-        # Whoever sends a key wants the job that the key stands for.
-        if asked.known and preferences.idempotency_key is None:
-            return await to_thread.run_sync(_show_registered, backend, asked.known)
-        return await acceptance.accept_and_respond(request, backend, preferences, asked.prepared)
+            receiving = file_uploads.receive_form(request, backend.blobs, name="file", limit=limit)
+            form = await stack.enter_async_context(receiving)
+        checked = await to_thread.run_sync(_check_form, backend, form, limiter=backend.check_limiter)
+        # A client that sends an idempotency key gets the key's job.
+        if checked.known and preferences.idempotency_key is None:
+            return await to_thread.run_sync(_show_registered, backend, checked.known)
+        return await acceptance.accept_and_respond(request, backend, preferences, checked.prepared)
 
 
 def _check_disk_space(backend: TenantBackend) -> None:
-    """Whether there is room for this file and all others that come at the same time."""
+    """Whether the disk has space for this file and all others being uploaded."""
     check_disk_space(backend, backend.pending_uploads.all)
     backend.ledger.check_storage(backend.pending_uploads.of(backend.ledger.tenant))
 
 
 @dataclass(frozen=True)
 class _CheckedRegistration:
-    """A registration that may be tried, and the version that it is where that is known already."""
+    """A valid registration, and its version where that is registered already."""
 
     prepared: PreparedJob
     known: Manifest | None
 
 
 def _check_form(backend: TenantBackend, form: UploadedForm) -> _CheckedRegistration:
-    """Everything that can be said of a registration without trying the model."""
+    """Check everything of a registration that needs no run of the model."""
     fields = bodies.unique_fields(form.parts)
     refuse_unknown(fields, _PARTS, "a registration")
     registration, file = _parse_registration(fields), form.file
@@ -114,16 +116,18 @@ def _check_form(backend: TenantBackend, form: UploadedForm) -> _CheckedRegistrat
         raise ModelTooLarge(
             f"the file has {file.size:,} bytes; at most {file.limit:,} are allowed", field="file"
         )
-    submission = registering.prepare_known(registration, file.digest, _detect_format(file))
+    submission = registration_submission.prepare_known(registration, file.digest, _detect_format(file))
     submission = _with_webhook(
         submission, _decode_text(fields["webhook"], "webhook") if "webhook" in fields else None, backend
     )
-    known = registering.find_registered(Manifest.model_validate(submission.parameters), backend.models)
+    known = registration_submission.find_registered(
+        Manifest.model_validate(submission.parameters), backend.models
+    )
     return _CheckedRegistration(PreparedJob(submission, file.path), known)
 
 
 def _parse_registration(fields: Mapping[str, Value]) -> Registration:
-    """What the manifest says, with the classes from a file of labels where there is one."""
+    """The manifest, with the classes from a file of labels where there is one."""
     if "manifest" not in fields:
         raise InvalidParameter(
             'manifest: missing; JSON is needed, such as {"id": "my-net", "classes": ["cat", "dog"], '
@@ -131,14 +135,14 @@ def _parse_registration(fields: Mapping[str, Value]) -> Registration:
             field="manifest",
         )
     try:
-        said = bodies.json_fields(_encode_text(fields["manifest"]))
+        manifest = bodies.json_fields(_encode_text(fields["manifest"]))
     except HTTPException as error:
         raise InvalidParameter(f"manifest: {error.detail}", field="manifest") from None
     if "labels" in fields:
-        if "labels" in said:
+        if "labels" in manifest:
             raise InvalidParameter("labels: given more than once", field="labels")
-        said["labels"] = _decode_text(fields["labels"], "labels")
-    return Registration.parse(said)
+        manifest["labels"] = _decode_text(fields["labels"], "labels")
+    return Registration.parse(manifest)
 
 
 def _encode_text(value: Value) -> bytes:
@@ -153,7 +157,7 @@ def _decode_text(value: Value, field: str) -> str:
 
 
 def _detect_format(file: SpooledFile) -> Format:
-    """Which format the file is in; it is looked at where it lies."""
+    """The format of the file, which is mapped into memory, not read as a whole."""
     if file.size == 0:
         return detect_format(b"", limit=file.limit)
     with file.path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -166,7 +170,7 @@ def _show_registered(backend: TenantBackend, manifest: Manifest) -> Response:
 
 
 def _remote_request(received: RawBody) -> tuple[Registration, Any]:
-    """What is said of a model that answers behind an address, and the webhook."""
+    """The registration of a remote model, and the webhook."""
     fields = bodies.json_fields(received.content)
     webhook = fields.pop("webhook", None)
     registration = Registration.parse(fields)
@@ -178,17 +182,19 @@ def _remote_request(received: RawBody) -> tuple[Registration, Any]:
 
 
 def _prepare_remote(backend: TenantBackend, registration: Registration, webhook: Any) -> PreparedJob:
-    """A model that answers behind an address, which is resolved here."""
+    """The job of a remote model, whose address is resolved here."""
     outgoing = OutboundClient(backend.settings.outgoing_allow)
     try:
-        submission, told = registering.prepare_remote(registration, outgoing, backend.ledger.tenant)
-    except RemoteUnavailable as error:  # here it is the address that is at fault, not a model that is known
+        submission, file = registration_submission.prepare_remote(
+            registration, outgoing, backend.ledger.tenant
+        )
+    except RemoteUnavailable as error:  # here the address is wrong, no known model is unavailable
         raise AddressRefused(f"url: {error.detail}", field="url") from None
-    return PreparedJob(_with_webhook(submission, webhook, backend), told)
+    return PreparedJob(_with_webhook(submission, webhook, backend), file)
 
 
 def _with_webhook(submission: Submission, webhook: Any, backend: TenantBackend) -> Submission:
-    """The submission with the URL that is told of its end, if there is one."""
+    """The submission with its webhook, if there is one."""
     if webhook is not None and not isinstance(webhook, str):
         raise InvalidParameter("webhook: expected a URL as text", field="webhook")
     check_webhook_url(webhook, backend.settings)

@@ -1,4 +1,4 @@
-"""Images to try things on, for the dashboard: a few photos, and a few of Fashion-MNIST's test images."""
+"""Sample images for the dashboard: a few photos, and a few of Fashion-MNIST's test images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from service import headers as preferences
+from service import headers as request_headers
 from touchstone.images import decode, encode
 from touchstone.training.datasets import CLASSES, fashion_mnist_sample
 
@@ -26,7 +26,7 @@ _PHOTOS = {
     "chelsea.png": ("Cat", f"{_CC0}, Stefan van der Walt"),
     "coffee.png": ("Coffee", f"{_CC0}, Rachel Michetti, courtesy of Pikolo Espresso Bar"),
     "rocket.jpg": ("Rocket", f"{_PUBLIC}, SpaceX"),
-    "camera.png": ("Camera on a tripod, grey", f"{_CC0}, Lav Varshney"),
+    "camera.png": ("Camera on a tripod, gray", f"{_CC0}, Lav Varshney"),
     "horse.png": ("Horse, a silhouette", f"{_CC0}, Andreas Preuss"),
 }
 _CLOTHES = (1, 2, 3, 8, 9)
@@ -35,7 +35,7 @@ _HEADERS = {"Cache-Control": "public, max-age=3600"}
 
 
 class Sample(BaseModel):
-    """An image, as it is shown in a list."""
+    """A sample image in the list."""
 
     name: str
     title: str
@@ -49,14 +49,14 @@ class Sample(BaseModel):
 
 
 class Samples(BaseModel):
-    """All of them."""
+    """All samples."""
 
     items: list[Sample]
 
 
 @dataclass(frozen=True)
 class SampleFile:
-    """An image and what it is called."""
+    """A sample image with its title."""
 
     title: str
     licence: str
@@ -65,16 +65,16 @@ class SampleFile:
 
     @property
     def etag(self) -> str:
-        """Its entity tag."""
+        """The entity tag."""
         return f'"{hashlib.sha256(self.content).hexdigest()}"'
 
     @property
     def media_type(self) -> str:
-        """What its bytes are."""
+        """The media type of the content."""
         return {b"\x89PNG": "image/png", b"RIFF": "image/webp"}.get(self.content[:4], "image/jpeg")
 
     def show(self, name: str) -> Sample:
-        """Its entry in the list; size and channels are those that a job would work on."""
+        """The entry of the list; size and channels are those of the decoded image."""
         height, width, channels = decode(self.content).pixels.shape
         return Sample(
             name=name,
@@ -101,7 +101,7 @@ def _read_photo(name: str) -> bytes:
 
 
 def _read_tile(index: int) -> SampleFile:
-    """The tile of this index, whose label it is too, for the first ten."""
+    """The tile of this index, which is also its label for the first ten."""
     sample = fashion_mnist_sample()
     label = int(sample.labels[index])
     return SampleFile(CLASSES[label], "MIT, Zalando SE", encode(sample.images[index][:, :, None]), label)
@@ -120,14 +120,14 @@ def list_samples(response: Response) -> Samples:
 
 
 @router.get("/samples/{name}")
-def get_sample(name: str, if_none_match: preferences.IfNoneMatch = None) -> Response:
-    """One of them, as a file."""
+def get_sample(name: str, if_none_match: request_headers.IfNoneMatch = None) -> Response:
+    """A sample as a file."""
     return _build_response(_files(), name, if_none_match)
 
 
 @router.get("/samples/thumbnails/{name}")
-def get_thumbnail(name: str, if_none_match: preferences.IfNoneMatch = None) -> Response:
-    """One of them, small."""
+def get_thumbnail(name: str, if_none_match: request_headers.IfNoneMatch = None) -> Response:
+    """A sample's thumbnail."""
     return _build_response(_thumbnails(), name, if_none_match)
 
 
@@ -151,6 +151,6 @@ def _build_response(files: Mapping[str, SampleFile], name: str, if_none_match: s
     if file is None:
         raise HTTPException(404)
     headers = {**_HEADERS, "ETag": file.etag}
-    if preferences.matches(if_none_match, file.etag):
+    if request_headers.matches(if_none_match, file.etag):
         return Response(status_code=304, headers=headers)
     return Response(file.content, headers=headers, media_type=file.media_type)

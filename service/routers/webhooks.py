@@ -1,4 +1,4 @@
-"""Endpoints that are told of the ends of all jobs, and the secrets that sign what is sent."""
+"""Endpoints that are notified when jobs end, and the secrets that sign the messages."""
 
 from __future__ import annotations
 
@@ -38,22 +38,24 @@ EndpointId = Annotated[
 
 
 class NewEndpoint(BaseModel):
-    """What is to be told, and where."""
+    """A new endpoint: its URL and its events."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: Url = Field(description="An https URL.", examples=["https://ci.example/touchstone"])
     events: tuple[JobEvent, ...] = Field(
-        JOB_EVENTS, min_length=1, max_length=10, description="What it is told of; left out, of every end."
+        JOB_EVENTS, min_length=1, max_length=10, description="The events to send; by default all."
     )
     description: str = Field("", max_length=200, description="A note for people.", examples=["nightly build"])
     secret: str | None = Field(
-        None, max_length=200, description="`whsec_` and base64 of 24 to 64 bytes; left out, one is made."
+        None,
+        max_length=200,
+        description="`whsec_` and base64 of 24 to 64 bytes; by default one is generated.",
     )
 
 
 class Endpoint(BaseModel):
-    """A URL that is told when jobs end."""
+    """A URL that is notified when jobs end."""
 
     id: str
     url: str
@@ -61,22 +63,22 @@ class Endpoint(BaseModel):
     description: str
     created_at: datetime
     disabled_at: datetime | None = Field(
-        description="Since when nothing is sent there, for it answered 410; a ping that arrives ends that."
+        description="When it was disabled, for it answered 410; a successful ping enables it again."
     )
 
 
 class EndpointWithSecret(Endpoint):
-    """The same with the secret, which is shown this once."""
+    """An endpoint with its secret, which is shown only once."""
 
     secret: str
 
 
 class Secret(BaseModel):
-    """A new secret, which is shown this once."""
+    """A new secret, which is shown only once."""
 
     secret: str
     previous_until: datetime = Field(
-        description="Until then messages carry a signature of the one before, too."
+        description="Until then messages are signed with the previous secret, too."
     )
 
 
@@ -116,8 +118,8 @@ _ROTATED = {"secret": _KEY, "previous_until": "2026-11-23T09:30:00.120000Z"}
     },
 )
 async def create_webhook(request: Request, backend: Tenant) -> Response:
-    """It is told of the end of every job, in messages signed as the Standard Webhooks specification has it.
-    Inference requests are answered where they are asked, and are no events.
+    """It is notified of the end of every job, in messages signed by the Standard Webhooks specification.
+    Inference requests send no events.
     """
     received = await bodies.receive(request, JSON)
     made = await to_thread.run_sync(_create, backend, received)
@@ -181,12 +183,12 @@ def _show(endpoint: endpoints.WebhookEndpoint) -> Endpoint:
     "/v1/webhooks/{endpoint}",
     dependencies=[submitter],
     operation_id="delete_webhook",
-    summary="Forget an endpoint",
+    summary="Delete an endpoint",
     status_code=204,
-    responses={204: {"description": "The endpoint is gone."}, **problems.responses(404)},
+    responses={204: {"description": "The endpoint is deleted."}, **problems.responses(404)},
 )
 def delete_webhook(backend: Tenant, endpoint: EndpointId) -> Response:
-    """What was still to be sent there fails."""
+    """Its pending deliveries fail."""
     backend.ledger.endpoints.delete(endpoint)
     return Response(status_code=204)
 
@@ -199,7 +201,7 @@ def delete_webhook(backend: Tenant, endpoint: EndpointId) -> Response:
     responses={200: examples.content(_ROTATED), **problems.responses(404)},
 )
 def rotate_webhook(backend: Tenant, response: Response, endpoint: EndpointId) -> Secret:
-    """For a day messages are signed with the secret before, too, so that no receiver misses one."""
+    """For a day messages are signed with the previous secret, too, so that receivers can switch."""
     return _rotate(backend, response, endpoint)
 
 
@@ -207,12 +209,12 @@ def rotate_webhook(backend: Tenant, response: Response, endpoint: EndpointId) ->
     "/v1/webhooks/secret",
     dependencies=[submitter],
     operation_id="rotate_webhook_secret",
-    summary="Draw the secret for webhooks of submissions",
+    summary="Generate the secret for webhooks of submissions",
     responses={200: examples.content(_ROTATED), **problems.responses()},
 )
 def rotate_webhook_secret(backend: Tenant, response: Response) -> Secret:
-    """What is sent to the `webhook` of a submission is signed with this secret, whichever URL that is. Each
-    call draws a new one; for a day messages are signed with the one before, too.
+    """Messages to the `webhook` of any submission are signed with this secret. Each call generates a new one;
+    for a day messages are signed with the previous one, too.
     """
     return _rotate(backend, response, "")
 
@@ -232,7 +234,7 @@ def _rotate(backend: TenantBackend, response: Response, endpoint: str) -> Secret
     responses={202: examples.content(deliveries.PING), **problems.responses(404)},
 )
 def ping_webhook(backend: Tenant, response: Response, endpoint: EndpointId) -> Delivery:
-    """An event of type `webhook.ping`, sent like all others. An endpoint that was switched off is on again if
-    it arrives.
+    """An event of type `webhook.ping`, sent like all others. A disabled endpoint is enabled again if it
+    answers.
     """
     return deliveries.show_accepted(response, backend.ledger.endpoints.ping(endpoint))

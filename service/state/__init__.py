@@ -1,1 +1,1 @@
-"""What lives as long as the service: its backend, waiting requests, events, metrics."""
+"""State that lives as long as the process: the backend, waiting requests, events, metrics."""

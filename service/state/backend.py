@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from service.state.metrics import RequestMetrics
 
 Dispatch = Callable[[str], object]
-"""Tells the workers of a job, given its id; it may fail, because the ledger already holds the job."""
+"""Sends a job's id to the workers; it may fail, because the job is in the ledger already."""
 
 L = TypeVar("L", Ledger, TenantLedger)
 
@@ -72,9 +72,9 @@ AllTenants = Annotated[Backend, Depends(get_backend)]
 
 
 def check_concurrency() -> int:
-    """How many bodies are checked and images decoded at once: it bounds the memory that they take."""
+    """How many bodies are checked and images decoded at once, which limits their memory."""
     return max(2, os.cpu_count() or 1)
 
 
 MAX_DNS_LOOKUPS = 16
-"""Names that are resolved at once, for as long as whoever answers for them likes to take."""
+"""Host names that are resolved at once: an authority may answer as slowly as it likes."""

@@ -1,4 +1,4 @@
-"""What happens to all jobs, for any number who want to know: read once, and told to everybody."""
+"""Events of all jobs for any number of subscribers: each change is read once and sent to all."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from touchstone.ledger.records import Job, Progress
 from touchstone.ledger.replies import JobChange
 
 PROGRESS_SECONDS = 1.0
-"""Between one word of how far the jobs are and the next."""
+"""Seconds between two `progress` events."""
 
 MAX_PENDING = 10_000
-"""Jobs that a reader may be behind with; one that is further behind is let go, and reads the list anew."""
+"""Jobs that a subscriber may be behind with; one further behind is closed, and reads the list again."""
 
 
 @dataclass(frozen=True)
 class ServerEvent:
-    """An event, written once for everybody."""
+    """An event, serialized once for all subscribers."""
 
     event: str
     data: str
 
 
 class Subscriber:
-    """Who hears of a tenant's jobs, on the event loop; of each, only the latest waits to be taken."""
+    """A subscriber to a tenant's jobs, on the event loop; of each job only the latest event is kept."""
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
@@ -40,7 +40,7 @@ class Subscriber:
         self.closed = False
 
     def note(self, job: str, event: ServerEvent) -> None:
-        """Take note of what became of a job, which says more than how far it was."""
+        """Note the change of a job; it replaces the job's progress."""
         if len(self._jobs) >= MAX_PENDING:
             self.close()
         if self.closed:
@@ -50,20 +50,20 @@ class Subscriber:
         self._event.set()
 
     def note_progress(self, progress: Mapping[str, Progress]) -> None:
-        """Take note of how far some jobs are."""
+        """Note the progress of some jobs."""
         if not self.closed:
             self._progress.update(progress)
             self._event.set()
 
     def close(self) -> None:
-        """Nothing comes any more."""
+        """End the stream."""
         self._jobs.clear()
         self._progress.clear()
         self.closed = True
         self._event.set()
 
     async def next(self) -> ServerEvent | None:
-        """The next event, once there is one; None at the end."""
+        """Wait for the next event; None at the end."""
         while not self.closed:
             if self._jobs:
                 return self._jobs.pop(next(iter(self._jobs)))
@@ -80,26 +80,26 @@ class Subscriber:
 
 
 class Broadcaster:
-    """All who read, and what they have yet to be told.
+    """All subscribers, and the progress that is still to be sent.
 
-    The thread that hears of changes calls `note`, `publish`, `flush_progress` and `reset`, so everything is told in
-    the order in which it happened. Everything else is called on the event loop.
+    The thread that watches the ledger calls `note`, `publish`, `flush_progress` and `reset`, so events keep
+    the order of the changes. All other methods are called on the event loop.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._subscribers: set[Subscriber] = set()
-        self._pending_progress: dict[str, str] = {}  # by id, the tenant
+        self._pending_progress: dict[str, str] = {}  # tenants by job id
         self._flushed_at = 0.0
         self._closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell the readers of this loop."""
+        """Send events on this loop."""
         self._loop = loop
 
     @contextmanager
     def subscribe(self, tenant: str) -> Iterator[Subscriber]:
-        """Hear of everything that is this tenant's from now on."""
+        """Subscribe to all jobs of this tenant from now on."""
         subscriber = Subscriber(tenant)
         if self._closed:
             subscriber.close()
@@ -110,12 +110,12 @@ class Broadcaster:
             self._subscribers.discard(subscriber)
 
     def close(self) -> None:
-        """Let everybody go, and nobody in any more."""
+        """Close all subscribers, and accept no more."""
         self._closed = True
         self._close_all()
 
     def note(self, change: JobChange) -> bool:
-        """Note a change; true where the job has to be shown to those who read."""
+        """Note a change; true where the job has to be read and published."""
         if not self._subscribers or change.kind == "metric":
             return False
         if change.kind == "progress":
@@ -128,13 +128,13 @@ class Broadcaster:
         return False
 
     def publish(self, job: Job) -> None:
-        """Tell of a job as it is now."""
+        """Send a job in its current state."""
         self._publish_event(
             job.id, job.submission.tenant, ServerEvent("job", schemas.show(job).model_dump_json())
         )
 
     def flush_progress(self) -> None:
-        """Tell how far the jobs are that have moved, unless that was told a moment ago."""
+        """Send the progress of jobs that have moved, unless the last `progress` was too recent."""
         now = time.monotonic()
         if not self._pending_progress or now - self._flushed_at < PROGRESS_SECONDS:
             return
@@ -147,7 +147,7 @@ class Broadcaster:
                 )
 
     def reset(self) -> None:
-        """Let everybody go because something may have been missed: they come back and read the list anew."""
+        """Close all subscribers after a change may have been missed: they reconnect and read the list."""
         self._loop.call_soon_threadsafe(self._close_all)
 
     def _publish_event(self, job: str, tenant: str, event: ServerEvent) -> None:

@@ -1,4 +1,4 @@
-"""Ringing for the workers: the one place where the service knows of Celery."""
+"""Sending jobs to the workers: the only place where the service uses Celery."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _log = get_logger("ringer")
 
 
 def open_dispatch(url: str, queue_of: Callable[[str], str]) -> Callable[[str], bool]:
-    """A function that rings for a job, in the queue that is its own, and tells whether the broker took the
-    message.
+    """A function that sends a job's message to the queue of the job, and returns whether the broker accepted
+    it.
 
-    It blocks for at most a few seconds, so it belongs on a thread. A bell that the broker did not take is no
-    loss: the ledger holds the job, and whoever reaps rings again.
+    It blocks for at most a few seconds, so it belongs on a thread. A message that the broker does not accept
+    does no harm: the job is in the ledger, and the reaper sends another.
     """
     app = Celery("touchstone", broker=broker.broker_url(url), set_as_current=False)
     app.conf.update(
@@ -44,7 +44,7 @@ def open_dispatch(url: str, queue_of: Callable[[str], str]) -> Callable[[str], b
 
 
 class Dispatcher:
-    """Rings one bell after the other. A lost bell is no loss: reaping rings again."""
+    """Sends one message after the other. A lost message does no harm: the reaper sends another."""
 
     def __init__(self, dispatch: Callable[[str], object]) -> None:
         self._dispatch = dispatch
@@ -56,17 +56,17 @@ class Dispatcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ring what is still to be rung, unless that takes too long, then end the thread."""
+        """Send what is still to be sent, unless that takes too long, then end the thread."""
         self._jobs.put(None)
         self._thread.join(STOP_SECONDS)
 
     def dispatch(self, job: str) -> None:
-        """Have the bell of a job rung soon; returns at once."""
+        """Send a job's message soon; returns at once."""
         self._jobs.put(job)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             try:
                 self._dispatch(job)
-            except Exception as error:  # noqa: BLE001 - the next bell is to be rung all the same
+            except Exception as error:  # noqa: BLE001 - the next message must be sent all the same
                 _log.warning("a bell was lost", job=job, reason=f"{type(error).__name__}: {error}")

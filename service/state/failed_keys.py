@@ -1,6 +1,6 @@
-"""Refused keys, counted by the address that they came from: who sends one after the other is told to wait.
+"""Refused keys, counted by address, so that guessing keys is rate-limited.
 
-A key is looked up in any case, so a good one is never refused for what else came from its address.
+A key is looked up in any case, so a valid one is never refused because of others from its address.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from ipaddress import ip_address, ip_network
 
 MINUTE = 60.0
 MAX_ADDRESSES = 10_000
-"""So many are remembered; of more, those that were refused the longest time ago are forgotten."""
+"""The most addresses that are kept; the ones refused longest ago are dropped first."""
 
 _IPV6_PREFIX = 64
-"""Whoever has one IPv6 address has as many as these leave."""
+"""A client with one IPv6 address usually has all of its prefix."""
 
 
 class FailedKeys:
-    """Lets `most` refused keys a minute come from an address; to be asked on the event loop."""
+    """Permits `limit` refused keys a minute from each address; to be called on the event loop."""
 
     def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = MINUTE / limit
@@ -27,7 +27,7 @@ class FailedKeys:
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
     def record(self, address: str) -> float:
-        """Count a key that was refused; the seconds to wait where they were too many, otherwise 0."""
+        """Count a refused key; returns the seconds to wait where there were too many, otherwise 0."""
         now, whose = self._clock(), _network(address)
         full_at = max(now, self._full_at.get(whose, now)) + self._interval
         if full_at - now > MINUTE:

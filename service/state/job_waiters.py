@@ -1,4 +1,4 @@
-"""Waking those who wait for a job: one thread hears of changes, the event loop wakes the listeners."""
+"""Requests that wait for jobs: one thread watches the ledger, the event loop wakes the waiters."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from touchstone.ledger.replies import JobChange
 from touchstone.logs import get_logger
 
 RECHECK_SECONDS = 1.0
-"""How often a waiter looks for itself, in case the message that should wake it was lost."""
+"""How often a waiter reads its job itself, in case the message that should wake it was lost."""
 
 MAX_WAIT_SECONDS = 60
 
 MAX_READS = 50
-"""Waiters that look at once: where the ledger hangs, no request queues for a thread behind all of them."""
+"""Waiters that read the ledger at once: where it hangs, they leave the other threads to other requests."""
 
 Condition = Callable[[Job | JobChange], bool]
 
 
 class Waiter:
-    """Somebody who waits for one job to be as `condition`."""
+    """Waits until one job meets a `condition`."""
 
     def __init__(self, condition: Condition) -> None:
         self.condition = condition
@@ -37,12 +37,12 @@ class Waiter:
         self._job: Job | None = None
 
     def wake(self, job: Job | None = None) -> None:
-        """Tell of the job as it is now; to be called on the event loop."""
+        """Wake the waiter with the current job; to be called on the event loop."""
         self._job = job
         self._event.set()
 
     async def wait(self, seconds: float) -> Job | None:
-        """Return at the next waking, or after so many seconds: the job, if it is known."""
+        """Wait until woken, or for so many seconds; returns the job, if it is known."""
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
@@ -53,7 +53,7 @@ class Waiter:
 
 
 class JobWaiters:
-    """All who wait for jobs, and the thread that hears of changes."""
+    """All waiters for jobs, and the thread that watches the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -68,13 +68,13 @@ class JobWaiters:
         self.closing = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to hear of changes; listeners are woken on this loop."""
+        """Start the thread; waiters are woken on this loop."""
         self._loop = loop
         self.broadcaster.start(loop)
         self._thread.start()
 
     def close(self) -> None:
-        """Let everybody go, for nobody waits in a process that shuts down. To be called on the loop."""
+        """End all waits before the process shuts down. To be called on the loop."""
         self.closing = True
         self.broadcaster.close()
         with self._lock:
@@ -91,7 +91,7 @@ class JobWaiters:
 
     @contextmanager
     def listen(self, job: str, condition: Condition = lambda _: True) -> Iterator[Waiter]:
-        """Hear from now on of changes that leave a job as `condition`; may be entered in any thread."""
+        """Register a waiter, woken when the job meets the `condition`; may be entered in any thread."""
         waiter = Waiter(condition)
         with self._lock:
             self._waiters.setdefault(job, set()).add(waiter)
@@ -106,8 +106,8 @@ class JobWaiters:
     async def wait_until(
         self, waiter: Waiter, job: Job, *, seconds: float, may_wait: Callable[[], bool]
     ) -> Job:
-        """The job once it is as the listener wanted, or as it was last known after so many seconds, or when
-        they may wait no longer; that is asked in a thread, each second.
+        """The job once it meets the waiter's condition; its last known state after so many seconds, or once
+        `may_wait`, which is called in a thread each second, returns false.
         """
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
@@ -121,8 +121,8 @@ class JobWaiters:
         return job
 
     def _read(self, job: Job, may_wait: Callable[[], bool]) -> Job | None:
-        """The job as it is now, None for who may not wait; a ledger that is out of reach changes nothing, and
-        is waited for once.
+        """The current job, or None where the client may not wait any more. While the ledger is unavailable
+        the last known state stays.
         """
         try:
             return self._ledger.read(job.id) if may_wait() else None
@@ -135,7 +135,7 @@ class JobWaiters:
                 with self._ledger.watch() as self._watch:
                     self.broadcaster.reset()
                     self._handle_all(self._watch)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next changes must be heard of
+            except Exception as error:  # noqa: BLE001 - after any error the next changes must be received
                 self._log.warning("changes are not heard of", reason=f"{type(error).__name__}: {error}")
                 self._stop.wait(RECHECK_SECONDS)
 
@@ -149,7 +149,7 @@ class JobWaiters:
             self.broadcaster.flush_progress()
 
     def _handle(self, change: JobChange) -> None:
-        """Read the job where anybody wants to see it, once for all of them."""
+        """Read a job that a waiter or subscriber needs, once for all of them."""
         woken, shown = self._find_waiters(change), self.broadcaster.note(change)
         job: Job | None = None
         if woken or shown:

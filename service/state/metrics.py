@@ -1,4 +1,4 @@
-"""What the service counts of itself, and what it shows of ledger and workers."""
+"""Metrics for Prometheus: those of requests, and those read from the ledger."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class RequestMetrics:
-    """A registry of its own, and in it the durations of requests by route."""
+    """A registry with the durations of requests by route."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -42,18 +42,18 @@ class RequestMetrics:
 
 
 class ServiceCollector(Collector):
-    """What the ledger and the workers' last signs of life say, read at each scrape."""
+    """Metrics from the ledger and the workers' heartbeats, read at each scrape."""
 
     def __init__(self, ledger: Ledger, free: Callable[[], int | None]) -> None:
         self._ledger = ledger
         self._free = free
 
     def describe(self) -> list[Metric]:
-        """Nothing in advance: registering must not ask the ledger."""
+        """Nothing: registration must not read the ledger."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The figures of this moment; without a ledger, only that there is none."""
+        """The current metrics; while the ledger is unavailable, only that it is."""
         if (free := self._free()) is not None:
             yield _gauge("touchstone_storage_free_bytes", "Room on the disk that files lie on.", free)
         try:
@@ -122,5 +122,5 @@ def _resident_models(workers: list[WorkerHeartbeat]) -> Metric:
 
 
 def _public_name(model: str) -> str:
-    """What everybody may know of a model's name."""
+    """The label of a model: without the names that users gave."""
     return model if model in zoo.manifests() else "registered"

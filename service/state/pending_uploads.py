@@ -1,4 +1,4 @@
-"""Files that are on their way to the disk, by tenant: none of them is counted there before it is whole."""
+"""Uploads in progress, by tenant: a file counts on the disk only once it is complete."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 
 class PendingUploads:
-    """Bytes that are expected. Changed on the event loop alone, and read in any thread."""
+    """Bytes reserved for uploads. Changed on the event loop alone, and read in any thread."""
 
     def __init__(self) -> None:
         self._reserved: Counter[str] = Counter()
 
     @contextmanager
     def reserve(self, tenant: str, size: int) -> Iterator[None]:
-        """Count so many bytes at most for as long as the block lasts."""
+        """Reserve so many bytes for as long as the block lasts."""
         self._reserved[tenant] += size
         try:
             yield
@@ -25,10 +25,10 @@ class PendingUploads:
                 del self._reserved[tenant]
 
     def of(self, tenant: str) -> int:
-        """What comes from one tenant."""
+        """The bytes reserved for one tenant."""
         return self._reserved.get(tenant, 0)
 
     @property
     def all(self) -> int:
-        """What comes from everybody."""
+        """The bytes reserved for all tenants."""
         return sum(tuple(self._reserved.values()))

@@ -86,9 +86,9 @@ async def accept_and_wait(
 def _accept(
     backend: TenantBackend, prepared: PreparedJob, key: str | None, stack: ExitStack | None
 ) -> tuple[Job, Waiter | None]:
-    """Write everything down, then ring; a listener hears from before the bell, so it misses nothing.
+    """Store everything, then dispatch; a waiter is registered before, so it misses nothing.
 
-    Of what would be refused nothing is stored: whoever may have no more jobs could fill the disk else.
+    What would be refused is not stored: a tenant over its quota could fill the disk otherwise.
     """
     asked, needs = prepared.submission, prepared.needs()
     idempotency = (key, prepared.digest()) if key else None
@@ -104,7 +104,7 @@ def _accept(
 
 
 def _log_fields(job: Job) -> dict[str, Any]:
-    """What a log may tell of a job: its request's id stands in the same line, and workers name the job."""
+    """Fields of a job for the log; the request's id is in the same line, and workers log the job's id."""
     asked = job.submission
     told = {"tenant": asked.tenant, "kind": asked.kind, "method": asked.method, "model": asked.model.id}
     return {"job": job.id, **told}

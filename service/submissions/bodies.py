@@ -1,4 +1,4 @@
-"""Reading a submission's body: multipart or JSON, one way into fields and the bytes of an image."""
+"""Reading a submission's body, multipart or JSON, into fields and the bytes of an image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 @dataclass(frozen=True)
 class RawBody:
-    """A body as it came, not yet parsed: that may take long, and is not done on the event loop."""
+    """A body not yet parsed: parsing may take long, and is not done on the event loop."""
 
     content_type: str
     content: bytes
@@ -35,7 +35,7 @@ class RawBody:
 
 @dataclass(frozen=True)
 class Body:
-    """A submission as it came: fields still unchecked, and the image's bytes."""
+    """A parsed submission: fields not yet checked, and the image's bytes."""
 
     fields: dict[str, Any]
     image: bytes
@@ -47,11 +47,11 @@ def max_body_bytes(upload_limit: int) -> int:
 
 
 async def receive(request: Request, *types: str) -> RawBody:
-    """Take the body in; 415 where its type is none of those given, or none of the two that there are. An
-    empty type stands for none at all.
+    """Receive the body; 415 where its type is not one of `types`, by default multipart or JSON. An empty
+    type stands for a missing one.
     """
     check_type(request, *(types or (MULTIPART, JSON)))
-    # `request.body()` would hold it for as long as the request lasts, which may be a minute of waiting.
+    # `request.body()` would keep it as long as the request lasts, which may be a minute of waiting.
     content = b"".join([piece async for piece in request.stream()])
     return RawBody(request.headers.get("content-type", ""), content)
 
@@ -77,7 +77,7 @@ def _media_type(content_type: str) -> str:
 
 
 def parse(received: RawBody, upload_limit: int) -> Body:
-    """Fields and image of a body that was taken in."""
+    """Fields and image of a received body."""
     fields = fields_of(received)
     image = fields.pop("image", None)
     if image is None:
@@ -89,7 +89,7 @@ def parse(received: RawBody, upload_limit: int) -> Body:
 
 
 def fields_of(received: RawBody) -> dict[str, Any]:
-    """Every field of a body that was taken in, unchecked."""
+    """Every field of a received body, unchecked."""
     if _media_type(received.content_type) == MULTIPART:
         return _form_fields(received)
     return json_fields(received.content)
@@ -111,7 +111,7 @@ def unique_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_fields(text: bytes) -> dict[str, Any]:
-    """The members of a JSON object, unchecked; 400 where it is none."""
+    """The members of a JSON object, unchecked; 400 where the text is not one."""
     if not text.strip():
         raise_invalid("the body is empty; expected a JSON object")
     try:
@@ -133,12 +133,12 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def raise_invalid(detail: str) -> NoReturn:
-    """The body cannot be read: 400."""
+    """Raise 400: the body cannot be read."""
     raise HTTPException(400, detail)
 
 
 def image_bytes(value: Any, limit: int) -> bytes:
-    """The bytes of an image that came as a file, a data URL or base64."""
+    """The bytes of an image that was sent as a file, a data URL or base64."""
     if isinstance(value, bytes):
         data = value
     elif isinstance(value, str):

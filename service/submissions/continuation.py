@@ -1,4 +1,4 @@
-"""Going on with a certificate that has ended: more samples on top of those that are counted."""
+"""Continuing a certificate that has ended: more samples on top of those counted."""
 
 from __future__ import annotations
 
@@ -18,22 +18,20 @@ from touchstone.methods import Certificate, find, invalid_parameter
 
 
 class ContinuationFields(BaseModel):
-    """How a certificate goes on; what is left out stays as it was."""
+    """How a certificate continues; a field that is left out keeps its value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    n: Count = Field(
-        description="Samples to count besides those counted already, at most.", examples=[10_000]
-    )
+    n: Count = Field(description="The most samples to add to those counted.", examples=[10_000])
     target_radius: Distance | None = Field(
-        None, description="Ask whether this L2 radius holds, instead of what was asked before."
+        None, description="Test this L2 radius, instead of the one before."
     )
     deadline: Seconds | None = Field(None, description="Seconds the job may run, at most an hour.")
     webhook: Url | None = WEBHOOK
 
 
 def prepare_continuation(job: Job, received: RawBody, *, backend: TenantBackend) -> PreparedJob:
-    """A new job that goes on where a certificate under the e-process ended; `JobConflict` for any other."""
+    """A new job that continues a certificate with rule=e_process; `JobConflict` for any other."""
     method = _check_continuable(job)
     check_model(job.submission, backend.models)
     asked = _parse(received)
@@ -83,6 +81,7 @@ def _check_continuable(job: Job) -> Certificate:
 def _explain_fixed_rule(submission: Submission) -> str:
     rule = submission.parameters.get("rule", "fixed")
     return (
-        f"{submission.method} under the rule {rule} plans its samples before it starts, and more of them would "
-        "void what it proves; submit a new job of smoothing with rule=e_process, which may go on at any time"
+        f"{submission.method} under the rule {rule} plans its samples before it starts, and more of them "
+        "would void what it proves; submit a new job of smoothing with rule=e_process, which can be "
+        "continued at any time"
     )

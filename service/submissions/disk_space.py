@@ -1,4 +1,4 @@
-"""Whether there is room for what a request brings: asked before anything of it is written."""
+"""Whether the disk has space for a request: checked before anything of it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A form with a large file, taken in as it comes: the file goes to the disk, never to memory as a whole."""
+"""A form with a large file, streamed to the disk: the file is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MAX_TEXT = 8 * 2**20
 """The most bytes of a part that is not the file."""
 
 ENVELOPE = 2 * MAX_TEXT
-"""What a body may have besides the file."""
+"""The most bytes of a body besides the file."""
 
 CHUNK = 2**20
 
 
 @dataclass
 class SpooledFile:
-    """A file on the disk with the digest of what came; beyond `limit` bytes it is counted and not written."""
+    """A file on the disk with its digest; bytes beyond `limit` are counted and not written."""
 
     path: Path
     limit: int
@@ -44,11 +44,11 @@ class SpooledFile:
 
     @property
     def digest(self) -> str:
-        """The name of the bytes."""
+        """The digest of the bytes written."""
         return f"sha256:{self._digest.hexdigest()}"
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Write the next bytes."""
         self.size += len(data)
         if self.size <= self.limit:
             self._digest.update(data)
@@ -56,20 +56,20 @@ class SpooledFile:
                 self._file.write(data)
 
     def close(self) -> None:
-        """Write what is left to write."""
+        """Flush and close the file."""
         with map_disk_errors():
             self._file.close()
 
     def discard(self) -> None:
-        """Delete the file, unless it was taken away."""
-        with suppress(OSError):  # of what could not be written nothing is wanted any more
+        """Delete the file, unless it was moved."""
+        with suppress(OSError):  # a failed write does not matter any more
             self._file.close()
         self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class UploadedForm:
-    """The parts of a form, its file apart."""
+    """The parts of a form, and its file."""
 
     parts: list[tuple[str, Value]]
     file: SpooledFile
@@ -79,9 +79,9 @@ class UploadedForm:
 async def receive_form(
     request: Request, blobs: Blobs, *, name: str, limit: int
 ) -> AsyncIterator[UploadedForm]:
-    """Take a form in whose part `name` is a file of up to `limit` bytes; the file is deleted at the end.
+    """Receive a form whose part `name` is a file of up to `limit` bytes; the file is deleted at the end.
 
-    One that is larger is heard out, so that its sender gets to read why it is refused.
+    A larger one is received to its end, so that its sender reads the response.
     """
     body_limits.allow(request, limit + ENVELOPE)
     saved = await to_thread.run_sync(_open_spool, blobs, limit)
@@ -111,14 +111,14 @@ async def _read(request: Request, sinks: dict[str, Sink]) -> list[tuple[str, Val
         return form.parts()
     except (FormError, StorageFull) as error:
         async for _ in chunks:
-            pass  # a client that still sends would take the answer for a fault
+            pass  # a client that still sends would not read the response
         if isinstance(error, StorageFull):
             raise
         raise HTTPException(400, str(error)[:200]) from None
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces that are worth a thread's while."""
+    """The body in chunks large enough to be worth a call in a thread."""
     pieces: list[bytes] = []
     size = 0
     async for piece in request.stream():

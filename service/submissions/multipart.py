@@ -1,4 +1,4 @@
-"""Reading multipart/form-data without waiting for any of it, so that it can be done off the event loop."""
+"""Parsing multipart/form-data without awaiting anything, so that it can run in a thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Value = str | bytes
 
 
 class FormError(Exception):
-    """The body is not the form that it should be; the sentence says why."""
+    """The body is not a valid form; the message says why."""
 
 
 def read(content: bytes, content_type: str) -> list[tuple[str, Value]]:
@@ -32,10 +32,10 @@ def read(content: bytes, content_type: str) -> list[tuple[str, Value]]:
 
 
 class Sink(Protocol):
-    """Where a part's bytes go that are not to be kept in memory."""
+    """Receives the bytes of a part that is not kept in memory."""
 
     def write(self, data: bytes, /) -> object:
-        """Take the next of them."""
+        """Write the next bytes."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FormLimits:
 
 
 class Form:
-    """A form that comes in pieces; files of the names in `sinks` go there, and are empty in `parts`.
+    """A form that is fed in chunks; files named in `sinks` are written there, and are empty in `parts`.
 
     Everything raises `FormError`.
     """
@@ -62,14 +62,14 @@ class Form:
         self._parser = _parser(boundary, self._parts)
 
     def feed(self, content: bytes) -> None:
-        """Read on."""
+        """Parse the next bytes."""
         try:
             self._parser.write(content)
         except (FormParserError, UnicodeDecodeError) as error:
             raise FormError(f"not multipart/form-data: {error}") from None
 
     def parts(self) -> list[tuple[str, Value]]:
-        """All parts in order, once everything has come."""
+        """All parts in order, once the form is complete."""
         if not self._parts.ended:
             raise FormError("the form has no end: its closing boundary is missing")
         return self._parts.values
@@ -84,7 +84,7 @@ def _parser(boundary: bytes, parts: _Parts) -> MultipartParser:
 
 @dataclass
 class _Parts:
-    """Collects what the parser finds."""
+    """Collects the parts from the parser's callbacks."""
 
     sinks: Mapping[str, Sink]
     limits: FormLimits

@@ -1,4 +1,4 @@
-"""Answers about a job: the job, the image itself, or what went wrong."""
+"""Responses about a job: the job, its image, or its problem."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def job_response(
 
 
 def not_modified(job: Job) -> Response:
-    """That the job is as the client knows it, and what a cache keeps of the answer that this stands for."""
+    """304 with the headers of the full response: the client has the current version."""
     return Response(status_code=304, headers=_cache_headers(job))
 
 
@@ -52,7 +52,7 @@ def _cache_headers(job: Job) -> dict[str, str]:
 async def submission_response(
     request: Request, backend: TenantBackend, preferences: SubmissionHeaders, job: Job
 ) -> Response:
-    """The job, or where it is a finished attack and the client prefers an image, the image itself."""
+    """The response to a submission: the job, or the image of a finished attack if the client prefers it."""
     waited = preferences.wait_seconds is not None
     if not (waited and is_over(job)):
         return job_response(job, status=202, waited=waited, location=True)

@@ -51,7 +51,7 @@ Class = Annotated[
 
 
 class CommonFields(BaseModel):
-    """What every submission may say besides the method's own parameters."""
+    """Fields of every submission besides the method's own parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,7 +59,7 @@ class CommonFields(BaseModel):
         min_length=1,
         max_length=MAX_NAME,
         description="A model's id, as `GET /v1/models` lists them: its current version. `id@digest` names "
-        "a certain one; twelve hexadecimal digits do.",
+        "a certain version; twelve hexadecimal digits are enough.",
     )
     seed: Seed = Field(0, description="Equal seeds give equal noise.")
     execution: Literal["batched", "deterministic"] = Field(
@@ -71,22 +71,22 @@ class CommonFields(BaseModel):
 
 
 class AttackFields(CommonFields):
-    """What the submission of an attack may say besides."""
+    """Fields of an attack besides."""
 
     label: Class | None = Field(
         None,
-        description="The true class, as index or name; the model's own prediction where it is left out.",
+        description="The true class, as index or name; left out, the model's own prediction.",
         examples=[7],
     )
     target: Class | None = Field(
         None,
-        description="The class to reach, as index or name; left out, any other class will do.",
+        description="The class to reach, as index or name; left out, any class but the label.",
         examples=[3],
     )
 
 
 class CostFields(BaseModel):
-    """What the question for a cost may say besides."""
+    """Fields of a cost query besides the method's own parameters."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,21 +104,21 @@ A = TypeVar("A", bound=BaseModel)
 
 @dataclass
 class PreparedJob:
-    """A submission, and until it is stored the canonical PNG or the file that it points to."""
+    """A submission, and until it is stored its canonical PNG or file."""
 
     submission: Submission
     source: bytes | Path | None
     passes: int = 0
-    """The most that the job may ask the model."""
+    """The most queries of the job."""
 
     def needs(self) -> QuotaUsage:
-        """What the job takes of its tenant's allowance; to be asked before `store`."""
+        """The job's share of its tenant's quotas; to be computed before `store`."""
         source = self.source
         size = source.stat().st_size if isinstance(source, Path) else len(source or b"")
         return QuotaUsage(self.passes, size, max_output_bytes(self.submission))
 
     def store(self, blobs: Blobs) -> None:
-        """Store what it points to, and let go of it: the client may wait for the job for long."""
+        """Store the PNG or file and drop it from memory: the client may wait for the job for long."""
         if isinstance(self.source, Path):
             blobs.put_file(self.source, self.submission.source)
         elif self.source is not None:
@@ -126,7 +126,7 @@ class PreparedJob:
         self.source = None
 
     def digest(self) -> str:
-        """Tells equal requests from different ones, however they were written."""
+        """A digest that is equal for equal requests, in whichever form they were sent."""
         return hashlib.sha256(self.submission.model_dump_json().encode()).hexdigest()
 
 
@@ -159,7 +159,7 @@ def prepare_method(
 
 
 def request_fields(method: type[Method]) -> type[CommonFields]:
-    """What a submission may say besides the method's parameters; a certificate has no use for classes."""
+    """The model of the fields besides the method's parameters; a certificate takes no classes."""
     return AttackFields if method.kind == "attack" else CommonFields
 
 
@@ -186,11 +186,11 @@ def prepare_prediction(
 
 
 CostRequest = tuple[Method | Predict, Manifest | None]
-"""What would be asked, and of which model where one was named."""
+"""The method with its parameters, and the model where one was named."""
 
 
 def parse_method_cost(method: type[Method], fields: Mapping[str, Any], store: ModelStore) -> CostRequest:
-    """Check what a job of a method would be asked with, as at its submission."""
+    """Check the parameters of a cost query as at a submission."""
     asked, parameters = _split(fields, CostFields, method, f"the cost of {method.info.name}", files=())
     chosen = method.parse(parameters)
     manifest = find_model(store, asked.model) if asked.model else None
@@ -200,7 +200,7 @@ def parse_method_cost(method: type[Method], fields: Mapping[str, Any], store: Mo
 
 
 def parse_prediction_cost(fields: Mapping[str, Any], store: ModelStore) -> CostRequest:
-    """Check what a prediction would be asked with, as at its submission."""
+    """Check the parameters of a prediction's cost query as at a submission."""
     asked, parameters = _split(fields, CostFields, Predict, "the cost of predictions", files=())
     manifest = find_model(store, asked.model) if asked.model else None
     chosen = _parse_prediction(parameters, manifest)
@@ -240,7 +240,7 @@ def _resolve_classes(
 
 
 def check_cost(method: Method | Predict, limit: int) -> int:
-    """The passes that the job may ask for at most; raises `CostTooHigh` where one job may not."""
+    """The most queries of the job; raises `CostTooHigh` where they exceed the limit."""
     cost = total_cost(method)
     if cost.total > limit:
         raise CostTooHigh(
@@ -253,7 +253,7 @@ def check_cost(method: Method | Predict, limit: int) -> int:
 
 
 def passes_of(submission: Submission) -> int:
-    """The passes that a job which was asked for once before may ask for at most."""
+    """The most queries of a job that is submitted again."""
     known: type[Method | Predict] = (
         Predict if submission.kind == "prediction" else find_method(submission.method)
     )
@@ -261,7 +261,7 @@ def passes_of(submission: Submission) -> int:
 
 
 def check_model(submission: Submission, store: ModelStore) -> None:
-    """Raise `JobConflict` where the version that a job ran on is there no longer."""
+    """Raise `JobConflict` where the model's version of a job no longer exists."""
     try:
         store.manifest(submission.model.id, submission.model.digest)
     except UnknownModel:

@@ -1,4 +1,4 @@
-"""URLs that clients want something sent to, as fields of requests."""
+"""Webhook URLs as fields of requests."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from touchstone.net.outbound import MAX_URL, OutboundClient
 from touchstone.settings import Settings
 
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL)]
-"""Where something is to be sent."""
+"""A URL that receives messages."""
 
 WEBHOOK: Any = Field(
     None,
-    description="An https URL that is told when the job has ended; `POST /v1/webhooks/secret` gives the "
-    "secret that signs what is sent there.",
+    description="An https URL that is notified when the job has ended; `POST /v1/webhooks/secret` gives "
+    "the secret that signs the messages.",
 )
 """The field of a submission."""
 
 
 def check_webhook_url(url: str | None, settings: Settings, *, field: str = "webhook") -> None:
-    """Raise `AddressRefused` for a URL to which nothing could ever be sent; resolves no name."""
+    """Raise `AddressRefused` for a URL that can never be reached; resolves no name."""
     if url is None:
         return
     try:
