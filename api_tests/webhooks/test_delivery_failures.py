@@ -97,7 +97,7 @@ def test_status_410_disables_the_endpoint_and_a_delivered_ping_enables_it(
     assert TenantLedger.of(ledger, LOCAL).endpoints.read(endpoint.id).disabled_at is not None
     finish_job(ledger, submission)
     assert [one.job for one in TenantLedger.of(ledger, LOCAL).deliveries.find()[0]] == [job.id]
-    with pytest.raises(WebhookConflict, match="switched off"):
+    with pytest.raises(WebhookConflict, match="the endpoint is disabled"):
         TenantLedger.of(ledger, LOCAL).deliveries.replay(delivery.id)
     ping = TenantLedger.of(ledger, LOCAL).endpoints.ping(endpoint.id)
     assert receiver.wait(2)[1].verify(SECRET)["data"] == {"endpoint": endpoint.id}
