@@ -11,7 +11,7 @@ import torch
 import touchstone
 from api_tests.support.linear_models import gray_images, linear_model
 from touchstone.engine import Answer, Batcher, CrossEntropy, Engine, Goal, Gradient, Logits, QueryCount, Task
-from touchstone.engine.scheduler import batcher as batcher_module
+from touchstone.engine.scheduler.pass_queue import LOW_MEMORY_SECONDS, PassQueue
 from touchstone.errors import DeadlineExceeded, JobCanceled, OutOfMemory, WorkerStopping
 
 
@@ -160,7 +160,7 @@ def test_larger_batches_are_retried_some_time_after_out_of_memory(monkeypatch):
     oracle.capacity = 16
     run_tasks(batcher, *[Task(query_plan(1), oracle) for _ in range(16)])
     assert max(map(sum, oracle.passes)) <= 3
-    later = time.monotonic() + batcher_module.LOW_MEMORY_SECONDS
+    later = time.monotonic() + LOW_MEMORY_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
     run_tasks(batcher, *[Task(query_plan(1), oracle) for _ in range(16)])
     assert sum(oracle.passes[-1]) == 16
@@ -258,17 +258,23 @@ def test_stopped_engine_ends_running_tasks_and_refuses_new_ones():
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("name", ["_drop_overdue", "_share", "_answer", "_deliver", "_advance"])
-def test_every_task_ends_wherever_a_step_runs_out_of_memory(engine, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Batcher, "_drop_overdue"), (PassQueue, "_share"), (Batcher, "_answer"), (Batcher, "_deliver"),
+        (Batcher, "_advance"),
+    ],
+)  # fmt: skip
+def test_every_task_ends_wherever_a_step_runs_out_of_memory(engine, monkeypatch, owner, name):
     """Where a step goes wrong halfway, its tasks end with what went wrong, and the next ones are served."""
-    whole, calls = getattr(Batcher, name), itertools.count()
+    whole, calls = getattr(owner, name), itertools.count()
 
     def starved(*args):
         if next(calls) == 4:
             raise MemoryError
         return whole(*args)
 
-    monkeypatch.setattr(Batcher, name, starved)
+    monkeypatch.setattr(owner, name, starved)
     oracle = RecordingOracle(rows=2, wait=0.001)
     running = [engine.start(query_plan(5), oracle) for _ in range(3)]
     ends = [one._future.exception() for one in running]

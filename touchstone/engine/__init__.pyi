@@ -71,14 +71,16 @@ from .rows import (
 )
 from .scheduler.batcher import (
     Batcher as Batcher,
-    QueryCount as QueryCount,
-    Task as Task,
 )
 from .scheduler.device_thread import (
     TaskHandle as TaskHandle,
 )
 from .scheduler.engine import (
     Engine as Engine,
+)
+from .scheduler.task import (
+    QueryCount as QueryCount,
+    Task as Task,
 )
 from .search.decision_boundary import (
     bisect_boundary as bisect_boundary,

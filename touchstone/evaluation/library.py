@@ -24,7 +24,8 @@ from touchstone.engine.oracles.preprocessing import Preprocessing, per_channel
 from touchstone.engine.oracles.probe import load_oracle
 from touchstone.engine.quantization import LEVELS, from_pixels
 from touchstone.engine.queries import PlanOf
-from touchstone.engine.scheduler.batcher import Batcher, QueryCount, Task
+from touchstone.engine.scheduler.batcher import Batcher
+from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.engine.threat import Case, Threat
 from touchstone.errors import InvalidParameter, UnknownLabel, UnknownModel
 from touchstone.evaluation.attempts import attack_rows

@@ -14,16 +14,15 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from touchstone.engine.oracles.oracle import StillWanted, preprocessing_for
+from touchstone.engine.oracles.pass_answers import PassAnswers
 from touchstone.engine.oracles.preprocessing import Preprocessing
-from touchstone.engine.oracles.remote_protocols import RemoteProtocol, Scores
+from touchstone.engine.oracles.remote_protocols import RemoteProtocol
 from touchstone.engine.queries import Answer, Gradient, NoisyLogits, Query
 from touchstone.errors import (
     Failure,
     GradientRefused,
-    JobCanceled,
     LedgerUnavailable,
     ModelUnusable,
     RemoteAnswer,
@@ -165,7 +164,7 @@ class _RowsRequest:
 
 
 class _RemotePass:
-    """The requests of one pass: some wait, some are under way, and the rest are answered or have failed."""
+    """The requests of one pass: when each is sent, again or for the first time, and when it is given up."""
 
     def __init__(
         self,
@@ -175,15 +174,14 @@ class _RemotePass:
         still_wanted: StillWanted,
     ) -> None:
         self._oracle, self._remote = oracle, oracle.remote
-        self._images, self._owners, self._still_wanted = images, owners, still_wanted
-        self._scores: list[Scores | None] = [None] * len(images)
-        self._failures: dict[int, Failure] = {}
+        self._images, self._still_wanted = images, still_wanted
+        self._answers = PassAnswers(owners)
         self._waiting = _split_requests(range(len(images)), self._remote.batch_rows)
         self._under_way: set[_RowsRequest] = set()
         self._arrived: queue.SimpleQueue[tuple[_RowsRequest, Reply | Exception]] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Ask until every row has an answer, has failed, or is no longer wanted."""
+        """Send requests until every row is answered, has failed or is no longer wanted."""
         try:
             while self._waiting or self._under_way:
                 self._drop_unwanted()
@@ -194,6 +192,10 @@ class _RemotePass:
                 self._abandon(request)
             self._close_late_channels()
 
+    def answer(self, owner: int) -> Answer | Failure:
+        """The answer to a query, or its failure."""
+        return self._answers.answer(owner)
+
     def _close_late_channels(self) -> None:
         with suppress(queue.Empty):
             while True:
@@ -201,40 +203,24 @@ class _RemotePass:
                 if request.channel is not None:
                     request.channel.close()
 
-    def answer(self, owner: int) -> Answer | Failure:
-        """What became of the owner's rows."""
-        if owner in self._failures:
-            return self._failures[owner]
-        scores = [score for score, one in zip(self._scores, self._owners, strict=True) if one == owner]
-        known = [score for score in scores if score is not None]
-        if len(known) < len(scores):
-            return JobCanceled("the answer is no longer wanted")
-        return Answer(_logits(known))
-
     def _drop_unwanted(self) -> None:
-        flags = self._still_wanted()
-        open_ = {owner for owner, wanted in enumerate(flags) if wanted and owner not in self._failures}
-        self._waiting = [request for request in self._waiting if self._owners_of(request) & open_]
+        open_ = self._answers.open_owners(self._still_wanted())
+        self._waiting = [one for one in self._waiting if self._answers.owners_of(one.rows) & open_]
         now = time.monotonic()
         for request in list(self._under_way):
-            if not self._owners_of(request) & open_:
+            if not self._answers.owners_of(request.rows) & open_:
                 self._abandon(request)
             elif now > request.deadline:
                 self._abandon(request)
-                self._fail(request, RemoteUnavailable(f"{self._oracle.manifest.id} did not answer in time"))
-
-    def _owners_of(self, request: _RowsRequest) -> set[int]:
-        return set(self._owners[request.rows.start : request.rows.stop])
+                self._answers.fail(
+                    request.rows, RemoteUnavailable(f"{self._oracle.manifest.id} did not answer in time")
+                )
 
     def _abandon(self, request: _RowsRequest) -> None:
         """Forget a request that is under way; its thread ends when its socket is shut down."""
         self._under_way.discard(request)
         if request.channel is not None:
             request.channel.abort()
-
-    def _fail(self, request: _RowsRequest, failure: Failure) -> None:
-        for owner in self._owners_of(request):
-            self._failures.setdefault(owner, failure)
 
     def _launch(self) -> None:
         """Send what is due, as far as the rate, the budget and the number of connections allow."""
@@ -243,7 +229,7 @@ class _RemotePass:
             if len(self._under_way) >= self._remote.parallel or not self._try_spend(request):
                 return
             self._waiting.remove(request)
-            if self._owners_of(request) - set(self._failures):
+            if not self._answers.have_failed(request.rows):
                 self._send(request)
 
     def _try_spend(self, request: _RowsRequest) -> bool:
@@ -260,7 +246,7 @@ class _RemotePass:
         except LedgerUnavailable:
             pause = LEDGER_RETRY_SECONDS
         except Failure as spent:
-            self._fail(request, spent)
+            self._answers.fail(request.rows, spent)
             return True
         request.due = time.monotonic() + pause
         return pause <= 0
@@ -269,7 +255,7 @@ class _RemotePass:
         try:
             request.channel = self._oracle.acquire_channel()
         except Failure as refused:
-            self._fail(request, refused)
+            self._answers.fail(request.rows, refused)
             return
         request.attempts += 1
         request.token = secrets.token_hex(8)
@@ -308,53 +294,27 @@ class _RemotePass:
 
     def _receive(self, request: _RowsRequest, reply: Reply | Exception) -> None:
         try:
-            self._store_scores(request, self._read_body(reply))
+            body = _read_body(self._oracle.manifest.id, reply)
+            scores = self._oracle.protocol.read_scores(body, len(request.rows))
+            self._answers.store(request.rows, scores)
         except _RetryLater as later:
             if request.attempts > self._remote.retries or later.pause > MAX_RETRY_SECONDS:
-                self._fail(request, later.failure)
+                self._answers.fail(request.rows, later.failure)
             else:
                 request.due = time.monotonic() + (later.pause or FIRST_RETRY_SECONDS * 2**request.attempts)
                 self._waiting.append(request)
         except RemoteAnswer as wrong:
             self._split_or_fail(request, wrong)
         except Failure as failure:
-            self._fail(request, failure)
-
-    def _read_body(self, reply: Reply | Exception) -> bytes:
-        """The body of a response with scores. Raises _RetryLater where the request may be sent again."""
-        name = self._oracle.manifest.id
-        if isinstance(reply, RemoteUnavailable) and not reply.extra.get("timed_out"):
-            raise _RetryLater(reply)
-        if isinstance(reply, Exception):
-            raise reply
-        if reply.status in _RETRY_STATUSES:
-            pause = reply.retry_after or 0.0
-            why = f"{name} cannot answer now (status {reply.status})"
-            raise _RetryLater(RemoteUnavailable(why, retry_after=max(1, round(pause))), pause)
-        if reply.status >= 500:
-            raise RemoteUnavailable(f"{name} failed to answer (status {reply.status})")
-        if reply.status >= 300:
-            why = "; redirects are not followed" if reply.status < 400 else ""
-            raise RemoteAnswer(f"{name} answered with status {reply.status} instead of scores{why}")
-        return reply.body
-
-    def _store_scores(self, request: _RowsRequest, body: bytes) -> None:
-        scores = self._oracle.protocol.read_scores(body, len(request.rows))
-        for row, score in zip(request.rows, scores, strict=True):
-            if isinstance(score, RemoteAnswer):
-                self._failures.setdefault(self._owners[row], score)
-            else:
-                self._scores[row] = score
+            self._answers.fail(request.rows, failure)
 
     def _split_or_fail(self, request: _RowsRequest, wrong: RemoteAnswer) -> None:
         """One job's rows must not fail for another's: send the rows of each again by themselves."""
-        owners = sorted(self._owners_of(request))
-        if len(owners) == 1:
-            self._fail(request, wrong)
-            return
-        for owner in owners:
-            own = [row for row in request.rows if self._owners[row] == owner]
-            self._waiting.append(_RowsRequest(range(own[0], own[-1] + 1)))
+        parts = self._answers.split_by_owner(request.rows)
+        if len(parts) == 1:
+            self._answers.fail(request.rows, wrong)
+        else:
+            self._waiting.extend(map(_RowsRequest, parts))
 
 
 class _RetryLater(Exception):  # noqa: N818 - not an error: the request is sent again
@@ -364,6 +324,24 @@ class _RetryLater(Exception):  # noqa: N818 - not an error: the request is sent 
         super().__init__(failure.detail)
         self.failure = failure
         self.pause = pause
+
+
+def _read_body(name: str, reply: Reply | Exception) -> bytes:
+    """The body of a response with scores. Raises _RetryLater where the request may be sent again."""
+    if isinstance(reply, RemoteUnavailable) and not reply.extra.get("timed_out"):
+        raise _RetryLater(reply)
+    if isinstance(reply, Exception):
+        raise reply
+    if reply.status in _RETRY_STATUSES:
+        pause = reply.retry_after or 0.0
+        why = f"{name} cannot answer now (status {reply.status})"
+        raise _RetryLater(RemoteUnavailable(why, retry_after=max(1, round(pause))), pause)
+    if reply.status >= 500:
+        raise RemoteUnavailable(f"{name} failed to answer (status {reply.status})")
+    if reply.status >= 300:
+        why = "; redirects are not followed" if reply.status < 400 else ""
+        raise RemoteAnswer(f"{name} answered with status {reply.status} instead of scores{why}")
+    return reply.body
 
 
 def _exchange(
@@ -381,7 +359,3 @@ def _exchange(
 
 def _split_requests(rows: range, size: int) -> list[_RowsRequest]:
     return [_RowsRequest(rows[at : at + size]) for at in range(0, len(rows), size)]
-
-
-def _logits(scores: Sequence[Scores]) -> Tensor:
-    return torch.from_numpy(np.stack(scores)).float()

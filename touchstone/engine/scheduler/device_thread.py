@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from touchstone.engine.scheduler.batcher import Batcher, QueryCount, Task
+from touchstone.engine.scheduler.batcher import Batcher
 from touchstone.engine.scheduler.metrics import EngineMetrics
+from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.errors import WorkerStopping
 
 

@@ -13,8 +13,8 @@ from touchstone.engine.oracles.oracle import Oracle
 from touchstone.engine.oracles.probe import load_oracle
 from touchstone.engine.oracles.remote import RemoteAccess, RemoteOracle
 from touchstone.engine.queries import Answer, NoisyLogits, PlanOf, Query
-from touchstone.engine.scheduler.batcher import QueryCount, Task
 from touchstone.engine.scheduler.device_thread import DeviceThread, TaskHandle
+from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.errors import ModelUnusable, WorkerStopping
 from touchstone.models.cache import ModelCache
 from touchstone.models.manifest import Manifest

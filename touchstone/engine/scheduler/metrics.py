@@ -6,7 +6,7 @@ from bisect import bisect_left
 from dataclasses import asdict
 from typing import Any
 
-from touchstone.engine.scheduler.batcher import QueryCount
+from touchstone.engine.scheduler.task import QueryCount
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

@@ -1,0 +1,66 @@
+"""A running plan, as the batcher keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from touchstone.engine.oracles.oracle import Oracle
+from touchstone.engine.queries import Answer, Gradient, NoisyLogits, PlanOf, Query
+
+
+@dataclass
+class QueryCount:
+    """Queries answered, one for each row."""
+
+    forward: int = 0
+    backward: int = 0
+    surrogate: int = 0  # answered by other models than the one under attack
+
+
+@dataclass(eq=False)
+class Task:
+    """A running plan: its open query, the rows of it that are answered, and the task's limits."""
+
+    plan: PlanOf[Any]
+    oracle: Oracle
+    deterministic: bool = False
+    deadline: float = float("inf")  # on time.monotonic's clock
+    on_answer: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None
+    owner: str = ""  # owners share passes equally, however many tasks each has
+    on_done: Callable[[Any, BaseException | None], None] = lambda _result, _error: None
+    queries: QueryCount = field(default_factory=QueryCount)
+    canceled: bool = False
+    ended: bool = False
+    query: Query | NoisyLogits | None = None
+    parts: list[Answer] = field(default_factory=list)
+    answered_rows: int = 0
+
+    @property
+    def current_oracle(self) -> Oracle:
+        """The oracle that the open query is for."""
+        surrogate: Oracle | None = None if self.query is None else self.query.surrogate
+        return self.oracle if surrogate is None else surrogate
+
+    @property
+    def group(self) -> Hashable:
+        """Tasks of one group can share a pass: one model, gradients or not. A deterministic task is alone,
+        and so is each task of a model whose answers depend on the batch.
+        """
+        kind = (isinstance(self.query, Gradient), 0 if self.query is None else self.query.backward_passes)
+        alone = self.deterministic or not self.current_oracle.shared
+        return (id(self.current_oracle), kind, id(self) if alone else None)
+
+    @property
+    def remaining_rows(self) -> int:
+        """Rows of the open query that are not answered yet."""
+        return 0 if self.query is None else len(self.query) - self.answered_rows
+
+    def slice_query(self, rows: int) -> Query | NoisyLogits:
+        """The next `rows` rows of the open query."""
+        if self.query is None:
+            raise TypeError("a task without a query has no rows to answer")
+        if self.answered_rows == 0 and rows == len(self.query):
+            return self.query
+        return self.query[self.answered_rows : self.answered_rows + rows]
