@@ -89,7 +89,7 @@ def test_catalogue_table_has_one_row_for_each_attack() -> None:
     assert sorted(re.findall(r"^\| `([^`]+)`", inside, re.MULTILINE)) == list(catalogue("attack"))
 
 
-def test_the_changelog_names_every_attack_and_the_readme_links_the_page() -> None:
+def test_changelog_names_every_attack_and_readme_links_the_page() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text()
     assert [name for name in catalogue("attack") if f"`{name}`" not in changes] == []
     assert "(docs/attacks.md)" in (ROOT / "README.md").read_text()

@@ -185,7 +185,7 @@ def test_relative_links_in_docs_point_to_existing_files(document: Path) -> None:
         assert (document.parent / target).exists(), target
 
 
-def test_the_readme_names_every_model_and_the_changelog_every_method() -> None:
+def test_readme_names_every_model_and_changelog_every_method() -> None:
     readme = (ROOT / "README.md").read_text()
     assert [name for name in manifests() if f"`{name}`" not in readme] == []
     changes = (ROOT / "CHANGELOG.md").read_text().lower()

@@ -27,16 +27,16 @@ PATH = re.compile(rf"(?:{'|'.join(map(re.escape, FOLDERS))})/[\w.*/-]*|[\w.*-]+/
 DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(?![\w/])")
 
 
-def quoted(text: str) -> Iterator[str]:
-    """What stands in backticks outside of blocks of code, paragraph by paragraph."""
+def find_quoted(text: str) -> Iterator[str]:
+    """The texts in backticks outside of code blocks, paragraph by paragraph."""
     for paragraph in re.split(r"\n\s*\n", FENCED.sub("", text)):
         yield from QUOTED.findall(paragraph)
 
 
-def missing(text: str) -> list[str]:
+def find_missing(text: str) -> list[str]:
     """The paths and dotted names in backticks that do not exist."""
-    paths = [word for code in quoted(text) for word in code.split() if PATH.fullmatch(word)]
-    names = [name for code in quoted(text) for name in DOTTED.findall(code)]
+    paths = [word for code in find_quoted(text) for word in code.split() if PATH.fullmatch(word)]
+    names = [name for code in find_quoted(text) for name in DOTTED.findall(code)]
     return [*(path for path in paths if not _exists(path)), *(name for name in names if not _resolves(name))]
 
 
@@ -46,15 +46,15 @@ def _exists(path: str) -> bool:
 
 @cache
 def _resolves(name: str) -> bool:
-    """Whether this is a module, or something that a module defines or imports at its top level."""
+    """Whether this is a module, or a name that a module defines or imports at its top level."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
-        if module := _module(".".join(parts[:length])):
-            return _has(ast.parse(module.read_text("utf-8")), parts[length:])
+        if module := _find_module(".".join(parts[:length])):
+            return _defines(ast.parse(module.read_text("utf-8")), parts[length:])
     return False
 
 
-def _module(name: str) -> Path | None:
+def _find_module(name: str) -> Path | None:
     try:
         spec = find_spec(name)
     except ModuleNotFoundError:
@@ -62,24 +62,24 @@ def _module(name: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin else None
 
 
-def _has(scope: ast.AST, names: list[str]) -> bool:
+def _defines(scope: ast.AST, names: list[str]) -> bool:
     if not names:
         return True
-    found = [node for node in _top_level(scope) if names[0] in _defined(node)]
+    found = [node for node in _top_level(scope) if names[0] in _bound_names(node)]
     return any(
-        len(names) == 1 or (isinstance(node, ast.ClassDef) and _has(node, names[1:])) for node in found
+        len(names) == 1 or (isinstance(node, ast.ClassDef) and _defines(node, names[1:])) for node in found
     )
 
 
 def _top_level(scope: ast.AST) -> Iterator[ast.AST]:
-    """What runs when the scope does, conditions included; nothing within functions or classes."""
+    """The statements of a scope, conditions included, without those of inner functions and classes."""
     for node in ast.iter_child_nodes(scope):
         yield node
         if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from _top_level(node)
 
 
-def _defined(node: ast.AST) -> list[str]:
+def _bound_names(node: ast.AST) -> list[str]:
     """The names that this node binds."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return [node.name]
@@ -90,13 +90,13 @@ def _defined(node: ast.AST) -> list[str]:
     return []
 
 
-def unreleased(text: str) -> str:
-    """The part of the changelog that may still change."""
+def read_unreleased(text: str) -> str:
+    """The unreleased part of the changelog."""
     return text.partition("## [Unreleased]")[2].partition("\n## [")[0]
 
 
-def docstrings(text: str) -> str:
-    """Every string that stands by itself in a file of Python."""
+def read_docstrings(text: str) -> str:
+    """Every string that is a statement of a Python file, docstrings included."""
     return "\n\n".join(
         node.value.value
         for node in ast.walk(ast.parse(text))
@@ -109,7 +109,7 @@ def docstrings(text: str) -> str:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_paths_and_names_in_documents_exist(document: Path) -> None:
     text = document.read_text("utf-8")
-    assert missing(unreleased(text) if document.name == "CHANGELOG.md" else text) == []
+    assert find_missing(read_unreleased(text) if document.name == "CHANGELOG.md" else text) == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -118,12 +118,12 @@ def test_paths_and_names_in_docstrings_exist(package: str) -> None:
     wrong = {
         path.relative_to(ROOT).as_posix(): names
         for path in files
-        if (names := missing(docstrings(path.read_text("utf-8"))))
+        if (names := find_missing(read_docstrings(path.read_text("utf-8"))))
     }
     assert wrong == {}
 
 
-def test_what_does_not_exist_is_found() -> None:
+def test_missing_paths_and_names_are_found() -> None:
     there = (
         "`service/problems.py`",
         "`docs/`",
@@ -136,7 +136,7 @@ def test_what_does_not_exist_is_found() -> None:
         "`timm/NAME`",
         "```\n`service/nowhere.py`\n```",
     )
-    assert missing("\n\n".join(there)) == []
+    assert find_missing("\n\n".join(there)) == []
     gone = (
         "service/nowhere.py",
         "docs/nowhere/",
@@ -145,23 +145,25 @@ def test_what_does_not_exist_is_found() -> None:
         "service.problems.nowhere",
         "touchstone.engine.scheduler.batcher.Batcher.nowhere",
     )
-    assert missing("\n".join(f"see `{name}`, or\n`x`" for name in gone)) == list(gone)
-    assert missing(docstrings('def f():\n    """See `service/nowhere.py`."""')) == ["service/nowhere.py"]
-    assert unreleased("# C\n\n## [Unreleased]\n\n`new`\n\n## [0.1.0]\n\n`old`\n").split() == ["`new`"]
+    assert find_missing("\n".join(f"see `{name}`, or\n`x`" for name in gone)) == list(gone)
+    assert find_missing(read_docstrings('def f():\n    """See `service/nowhere.py`."""')) == [
+        "service/nowhere.py"
+    ]
+    assert read_unreleased("# C\n\n## [Unreleased]\n\n`new`\n\n## [0.1.0]\n\n`old`\n").split() == ["`new`"]
 
 
-def anchors(document: Path) -> set[str]:
-    """The names of a document's headings, as GitHub makes them."""
+def read_anchors(document: Path) -> set[str]:
+    """The anchors of the headings of a document, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", FENCED.sub("", document.read_text("utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_lead_to_headings_that_exist(document: Path) -> None:
+def test_links_to_headings_have_targets(document: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", document.read_text("utf-8"))
     wrong = [
         f"{target}#{anchor}"
         for target, anchor in links
-        if anchor not in anchors(document.parent / target if target else document)
+        if anchor not in read_anchors(document.parent / target if target else document)
     ]
     assert wrong == []
