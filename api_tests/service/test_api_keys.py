@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from api_tests.support import command_line
 from api_tests.support.fake_service import Api, assert_problem, run_service
 from api_tests.support.wait import wait_until
 from touchstone.errors import (
@@ -31,7 +32,7 @@ from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
-from touchstone.supervisor import valkey as embedded
+from touchstone.supervisor import valkey as embedded_valkey
 
 ROOT = Path(__file__).parents[2]
 
@@ -247,8 +248,8 @@ def test_keys_command_creates_lists_and_revokes_keys_without_a_running_service(t
     home = tmp_path / "home"
     made = run_command("-m", "touchstone", "keys", "create", "first", "--scope", "admin", "--home", str(home))
     assert made.returncode == 0, made.stderr
-    assert embedded.process_id(address.socket_url(home)) is None, "it left its Valkey running"
-    valkey = embedded.start(home)
+    assert embedded_valkey.process_id(address.socket_url(home)) is None, "it left its Valkey running"
+    valkey = embedded_valkey.start(home)
     try:
         chosen = Settings(home=home, host="0.0.0.0")
         ledger = Ledger(valkey.url, chosen)
@@ -293,10 +294,12 @@ def test_access_doc_commands_run(guarded: Api) -> None:
     assert guarded.ledger.keys.all() == []
 
 
-def test_command_line_sends_the_api_key_of_the_settings(guarded: Api) -> None:
-    text = guarded.ledger.keys.create(key_request(scope="read")).text
-    address = ("-m", "touchstone", "models", "--url", guarded.origin)
-    assert "fashion-mnist-cnn" in run_command(*address, TOUCHSTONE_API_KEY=text).stdout
-    refused = run_command(*address)
-    assert refused.returncode == 1
-    assert "an API key is needed" in refused.stderr
+def test_command_line_sends_the_api_key_of_the_settings(
+    guarded: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("models", "--url", guarded.origin)
+    refused = command_line.run_command(monkeypatch, *words)
+    assert refused.code == 1
+    assert "an API key is needed" in refused.err
+    monkeypatch.setenv("TOUCHSTONE_API_KEY", guarded.ledger.keys.create(key_request(scope="read")).text)
+    assert "fashion-mnist-cnn" in command_line.run_command(monkeypatch, *words).out

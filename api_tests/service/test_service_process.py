@@ -50,7 +50,7 @@ class Process:
         return next((word for word in said.split() if word.startswith("http")), "")
 
     def stop(self) -> None:
-        """Tell it to end."""
+        """Stop it, unless it has stopped already."""
         self._child.send_signal(signal.SIGTERM)
         self._child.wait(TIMEOUT_SECONDS)
         self._reader.join()
@@ -59,9 +59,12 @@ class Process:
         self.client.close()
 
 
-@pytest.fixture
-def process(valkey: str, tmp_path: Path) -> Iterator[Process]:
-    process = Process(valkey, tmp_path)
+@pytest.fixture(scope="module")
+def process(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """One process for all tests of this module; the last that uses it stops it."""
+    with connect(valkey_server) as client:
+        client.flushall()
+    process = Process(valkey_server, tmp_path_factory.mktemp("home"))
     try:
         yield process
     finally:
@@ -74,7 +77,7 @@ def submit(process: Process, prefer: str) -> httpx2.Response:
 
 
 def open_request(process: Process, path: str, body: object = None) -> HTTPConnection:
-    """Somebody who has asked, would wait for a minute, and has not heard of the answer."""
+    """A request that waits for up to a minute and whose response is not read yet."""
     url = process.client.base_url
     line = HTTPConnection(url.host, url.port, timeout=TIMEOUT_SECONDS)
     headers = {"Prefer": "wait=60", "Content-Type": "application/json"}
@@ -82,8 +85,18 @@ def open_request(process: Process, path: str, body: object = None) -> HTTPConnec
     return line
 
 
+def test_request_is_logged_with_its_id_route_and_status(process: Process) -> None:
+    response = submit(process, "wait=0")
+    request_id = response.headers["x-request-id"]
+    [line] = wait_until(lambda: [line for line in process.lines if line.get("route") == "/v1/attacks/pgd"])
+    assert line["request_id"] == request_id
+    assert (line["method"], line["status"], line["event"]) == ("POST", 202, "request")
+    assert isinstance(line["ms"], float)
+
+
 def test_waiting_requests_are_answered_when_the_service_stops(process: Process) -> None:
     path = submit(process, "wait=0").json()["links"]
+    before = len(process.client.get("/v1/jobs").json()["items"])
     image = {"image": data_url(png()), "model": sample_manifest().id}
     with ExitStack() as stack:
         submission, poll, stream = (
@@ -91,20 +104,11 @@ def test_waiting_requests_are_answered_when_the_service_stops(process: Process) 
             for what in (("/v1/attacks/pgd", image), (path["self"],), (path["events"],))
         )
         following = stream.getresponse()
-        wait_until(lambda: len(process.client.get("/v1/jobs").json()["items"]) == 2)
+        wait_until(lambda: len(process.client.get("/v1/jobs").json()["items"]) == before + 1)
         assert select.select([submission.sock, poll.sock], [], [], 0.2)[0] == []
         process.stop()
         assert [one.getresponse().status for one in (submission, poll)] == [202, 200]
         assert b"event: status" in following.read()
-
-
-def test_request_is_logged_with_its_id_route_and_status(process: Process) -> None:
-    response = submit(process, "wait=0")
-    process.stop()
-    (line,) = [line for line in process.lines if line.get("route") == "/v1/attacks/pgd"]
-    assert line["request_id"] == response.headers["x-request-id"]
-    assert (line["method"], line["status"], line["event"]) == ("POST", 202, "request")
-    assert isinstance(line["ms"], float)
 
 
 def test_service_refuses_to_start_on_a_ledger_with_jobs_without_tenant(
