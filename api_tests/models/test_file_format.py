@@ -1,4 +1,4 @@
-"""What a model's file is, told without loading it: each foreign kind by its name, and nothing of it runs."""
+"""The format of a model file, detected without loading it: other formats are named, and nothing runs."""
 
 from __future__ import annotations
 
@@ -197,9 +197,9 @@ EMPTY = tensor_header(shape=[0], data_offsets=[0, 0])["a"]
 DAMAGED: dict[str, tuple[bytes, str]] = {
     "header beyond the file": (safetensors_file(tensor_header(), length=10_000), "claims"),
     "header of 2^63": (safetensors_file(tensor_header(), length=2**55), "claims"),
-    "no JSON": (safetensors_file(b"{nonsense}"), "no JSON"),
-    "deep JSON": (safetensors_file(b'{"a":' + b"[" * 90_000), "no JSON"),
-    "not UTF-8": (safetensors_file(b'{"\xff": 1}'), "no JSON"),
+    "not JSON": (safetensors_file(b"{nonsense}"), "not JSON"),
+    "deep JSON": (safetensors_file(b'{"a":' + b"[" * 90_000), "not JSON"),
+    "not UTF-8": (safetensors_file(b'{"\xff": 1}'), "not JSON"),
     "a list": (safetensors_file({"a": []}), "malformed"),
     "unknown key": (safetensors_file(tensor_header(code="x")), "malformed"),
     "unknown type": (safetensors_file(tensor_header(dtype="F31")), "not known"),

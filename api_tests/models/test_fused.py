@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from touchstone.models.fused import onednn
-from touchstone.models.fused.convolution import RELU, RELU6, FrozenConv, Stage, fold_batch_norm
+from touchstone.models.fused.stages import RELU, RELU6, FrozenConv, Stage, fold_batch_norm
 from touchstone.models.fused.trunk import Trunk
 
 

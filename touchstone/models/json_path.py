@@ -1,4 +1,4 @@
-"""Paths into JSON: as much of them as answers of models need.
+"""A small subset of JSONPath for answers of remote models.
 
     path = ["$"] step*        step = "." name | "[" index "]" | "[*]"
 
@@ -20,19 +20,21 @@ _STEP = re.compile(r"\.?([A-Za-z0-9_-]+)|\[([0-9]{1,6}|\*)\]")
 
 @dataclass(frozen=True)
 class RowPath:
-    """A path whose first [*] goes over the rows of a request; without one, there is a single row."""
+    """A path whose first [*] selects the rows of a request; without one, there is a single row."""
 
     steps: tuple[Step, ...]
 
     @classmethod
     def parse(cls, text: str) -> RowPath:
-        """Raises ValueError for what is no such path."""
+        """Raises ValueError for an invalid path."""
         rest = text.removeprefix("$")
         steps: list[Step] = []
         while rest:
             found = _STEP.match(rest)
             if found is None:
-                raise ValueError(f"answer: {rest[:40]!r} is no step of a path such as predictions[*].scores")
+                raise ValueError(
+                    f"answer: {rest[:40]!r} is not a step of a path such as predictions[*].scores"
+                )
             name, index = found.groups()
             steps.append(name if name is not None else None if index == "*" else int(index))
             rest = rest[found.end() :]
@@ -43,11 +45,11 @@ class RowPath:
 
     @property
     def over_rows(self) -> bool:
-        """Whether it tells several rows apart."""
+        """Whether it selects several rows."""
         return None in self.steps
 
     def rows(self, value: Any) -> list[Any]:
-        """Each row's answer. Raises LookupError where the value has another form."""
+        """The answer of each row. Raises LookupError where the value has another structure."""
         found = _follow(value, self.steps)
         return found if self.over_rows else [found]
 

@@ -1,4 +1,4 @@
-"""From a card to a network that can be asked: verified, frozen, and in the form that answers fastest."""
+"""From a manifest to a network for inference: verified, frozen and optimized."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from touchstone.models.store import ZOO, ModelStore
 
 
 def load_module(manifest: Manifest, store: ModelStore = ZOO) -> nn.Module:
-    """The network of a card, frozen and in eval mode: normalised images (B, C, H, W) in, logits (B, K) out.
+    """The network of a manifest, frozen and in eval mode: normalized images (B, C, H, W) in, logits (B, K)
+    out.
 
     Its logits and input gradients are those of `load_plain` up to rounding. Raises ModelUnusable where the
-    file is missing, is not the one that the card's digest names, or does not fit the architecture; of a
-    registered file InvalidModel and UnsupportedOperator, too.
+    file is missing, does not have the manifest's digest, or does not fit the architecture; for a registered
+    file also InvalidModel and UnsupportedOperator.
     """
     return build_module(manifest, store.weights(manifest))
 
@@ -43,12 +44,12 @@ def build_module(manifest: Manifest, data: bytes) -> nn.Module:
 
 
 def load_plain(manifest: Manifest, store: ModelStore = ZOO) -> nn.Module:
-    """The network as it was trained: the reference for `load_module`, and what training goes on from."""
+    """The network as it was trained: the reference for `load_module`."""
     return _load_weights(manifest, store.weights(manifest))
 
 
 def _load_weights(manifest: Manifest, data: bytes) -> nn.Module:
-    with torch.device("meta"):  # no weights are drawn only to be replaced
+    with torch.device("meta"):  # no weights are initialized only to be replaced
         net = find_architecture(manifest.architecture).build(manifest.input, len(manifest.classes))
     try:
         net.load_state_dict(_read_tensors(manifest, data), assign=True)
@@ -60,7 +61,7 @@ def _load_weights(manifest: Manifest, data: bytes) -> nn.Module:
 
 
 def import_onnx(manifest: Manifest, data: bytes) -> ImportedModel:
-    """The network in an ONNX file, once it is known to take and to answer what the card says."""
+    """The network in an ONNX file, once its input and output are checked against the manifest."""
     graph, spec = onnx.read(data), manifest.input
     found = "nhwc" if graph.channels_last else "nchw"
     if found != spec.layout:
@@ -76,7 +77,8 @@ def import_onnx(manifest: Manifest, data: bytes) -> ImportedModel:
     net = onnx.build(graph, size=(spec.height, spec.width))
     if net.classes != len(manifest.classes):
         raise InvalidModel(
-            f"classes: the network answers {net.classes} numbers, but {len(manifest.classes)} classes are named",
+            f"classes: the network answers {net.classes} numbers, but {len(manifest.classes)} classes are "
+            "named",
             field="classes",
         )
     return net
@@ -89,7 +91,7 @@ def _read_tensors(manifest: Manifest, data: bytes) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ModelUnusable(f"{manifest.id}: {manifest.weights.file} is damaged: {error}") from None
         return {name: one.float() if one.is_floating_point() else one for name, one in tensors.items()}
-    # Pickles only from packages that our own cards name by digest, and even those without their code.
+    # Pickles only from packages that the zoo's manifests name by digest, and even these with weights_only.
     if manifest.weights.package is None or manifest not in zoo.manifests().values():
         raise ModelUnusable(
             f"{manifest.id}: weights must be safetensors, not {Path(manifest.weights.file).suffix or 'this'}"
@@ -98,7 +100,7 @@ def _read_tensors(manifest: Manifest, data: bytes) -> dict[str, Tensor]:
 
 
 class ChannelsLast(nn.Module):
-    """What stands before a network that takes channels after the pixels."""
+    """Converts images for a network that takes the channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) as (B, H, W, C)."""
@@ -106,8 +108,8 @@ class ChannelsLast(nn.Module):
 
 
 class Logarithm(nn.Module):
-    """What makes logits of probabilities, where the layer that made those cannot be told from the others."""
+    """Turns probabilities into logits, for a network whose Softmax cannot be identified and removed."""
 
-    def forward(self, shares: Tensor) -> Tensor:
-        """Logarithms (B, K); a share too small for its type counts as the smallest that there is."""
-        return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """Logarithms (B, K); probabilities are clamped to the smallest normal number of their type."""
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

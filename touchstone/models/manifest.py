@@ -1,4 +1,4 @@
-"""What the service knows of a model without loading it: never imports torch."""
+"""Manifests: what the service knows of a model without loading it. Never imports torch."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from touchstone.models.remote_manifest import Remote
 _INDEX = re.compile(r"-?[0-9]+")
 
 ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-"""What a model may be called: it names files, too."""
+"""The pattern of a model's id, which names files too."""
 
 
 ONNX = "onnx"
-"""The architecture of a network whose file describes it whole."""
+"""The architecture of a network whose file contains it."""
 
 
 class ManifestPart(BaseModel):
-    """A frozen piece of a manifest."""
+    """A frozen part of a manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class InputSpec(ManifestPart):
-    """What the network takes: channels and size, and how an image of any size gets there.
+    """The network's input: channels and size, and how an image of any size is resized to it.
 
-    The image's shorter side is resized to `resize` (antialiased) and the centre `height` x `width` is cut
-    out; without `resize` the whole image is scaled to `height` x `width`.
+    The image's shorter side is resized to `resize` (antialiased) and the center `height` x `width` is
+    cropped; without `resize` the whole image is scaled to `height` x `width`.
     """
 
     channels: Literal[1, 3] = 3
@@ -40,19 +40,19 @@ class InputSpec(ManifestPart):
     resize: int | None = Field(None, ge=1, le=4096)
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     layout: Literal["nchw", "nhwc"] = Field(
-        "nchw", description="Whether the network takes the channels before the pixels or after them."
+        "nchw", description="Whether the network takes the channels first or last."
     )
 
 
 class Weights(ManifestPart):
-    """Where the weights are: a file beside the manifest, or one that an installed package ships."""
+    """The file of the weights: beside the manifest, or in an installed package."""
 
     file: str
     package: str | None = None
 
 
 class Accuracy(ManifestPart):
-    """An accuracy with its circumstances; `measured` tells whether this project measured it or cites it."""
+    """An accuracy and how it was measured; `measured` is false where this project only cites it."""
 
     data: str
     value: float = Field(ge=0, le=1)
@@ -61,7 +61,7 @@ class Accuracy(ManifestPart):
 
 
 class Manifest(ManifestPart):
-    """A model's card: identity, input, classes, licence, origin and accuracy."""
+    """What is known of a model: identity, input, classes, licence, origin and accuracy."""
 
     id: str = Field(pattern=ID)
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of the weights file.")
@@ -76,19 +76,19 @@ class Manifest(ManifestPart):
     classes: tuple[str, ...] = Field(min_length=2)
     softmax: Literal["none", "removed", "inverted"] = Field(
         "none",
-        description="What became of probabilities at the network's end: `removed` where the layer that makes "
-        "them was left out, `inverted` where it could not be and their logarithms serve as logits.",
+        description="How a Softmax at the network's end was handled: `removed`, or `inverted` where it could "
+        "not be removed and logarithms of the probabilities serve as logits.",
     )
-    remote: Remote | None = Field(None, description="Of a remote model: where and how it is asked.")
+    remote: Remote | None = Field(None, description="Of a remote model: its address, and how it is queried.")
     parameters: int = Field(ge=0, description="Number of weights.")
     licence: str
     provenance: str
     accuracy: tuple[Accuracy, ...]
 
     @model_validator(mode="after")
-    def _check_normalisation(self) -> Manifest:
+    def _check_normalization(self) -> Manifest:
         if not len(self.mean) == len(self.std) == self.input.channels:
-            raise ValueError(f"mean and std need {self.input.channels} numbers each, one a channel")
+            raise ValueError(f"mean and std need {self.input.channels} numbers each, one for each channel")
         if min(self.std) <= 0:
             raise ValueError("std: every number must be positive")
         return self
@@ -96,20 +96,18 @@ class Manifest(ManifestPart):
     @model_validator(mode="after")
     def _check_remote(self) -> Manifest:
         if (self.kind == "remote") != (self.remote is not None):
-            raise ValueError("remote: a remote model has it, and no other")
+            raise ValueError("remote: a remote model must have it, and no other model may")
         if self.remote is not None:
             self.remote.check_size(self.input.channels * self.input.height * self.input.width)
         return self
 
     @property
     def takes_noise(self) -> bool:
-        """Whether noise can be added to what the network itself sees, as certificates need it."""
+        """Whether noise can be added to the network's input itself, as certificates need it."""
         return self.remote is None or not self.remote.takes_files
 
     def resolve_label(self, value: int | str, *, field: str = "label") -> int:
-        """The class index that an index or a name stands for; a name of several classes is refused with
-        its candidates.
-        """
+        """The class index of an index or a name; a name of several classes is refused with the candidates."""
         return class_index(value, self.classes, self.id, field)
 
     def card(self) -> dict[str, Any]:
@@ -118,7 +116,7 @@ class Manifest(ManifestPart):
 
 
 def class_index(value: int | str, classes: Sequence[str], model: str, field: str) -> int:
-    """The class index that an index or a name stands for, among `classes` where these are known."""
+    """The class index of an index or a name, among `classes` where these are known."""
     text = str(value).strip()
     if _INDEX.fullmatch(text):
         index = int(text[:20])

@@ -1,4 +1,4 @@
-"""What loading a model showed of it: never imports torch, so that the API can tell of it."""
+"""Measurements of models. Never imports torch, so that the API can show them."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 FORWARD_SHARE = 1 / 3
-"""What a forward pass costs of one that goes back to the input, too."""
+"""The cost of a forward pass as a share of a pass with gradients."""
 
 
 class Probe(BaseModel):
-    """What the last load of a model measured, on an engine that may have been busy with others."""
+    """Measured at the last load of a model, on an engine that may have been busy with other jobs."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     measured_at: datetime
     device: str
     torch: str = Field(description="Version of torch.")
-    load_seconds: float = Field(ge=0, description="Reading and checking the weights.")
+    load_seconds: float = Field(ge=0, description="Seconds to read and check the weights.")
     bytes: int = Field(ge=0, description="Memory that the weights take.")
-    frozen: bool = Field(description="It is in eval mode, and no weight takes gradients.")
-    rows: int = Field(ge=1, description="Rows that a pass with gradients takes.")
-    gradient_rate: float = Field(gt=0, description="Gradients a second at about so many rows.")
-    single_rate: float = Field(gt=0, description="Gradients a second where each row is asked alone.")
-    forward_rate: float = Field(gt=0, description="Noisy copies answered a second, without gradients.")
+    frozen: bool = Field(description="Whether it is in eval mode and no weight requires gradients.")
+    rows: int = Field(ge=1, description="Rows of a pass with gradients.")
+    gradient_rate: float = Field(gt=0, description="Gradients a second at about this many rows.")
+    single_rate: float = Field(gt=0, description="Gradients a second of rows one at a time.")
+    forward_rate: float = Field(gt=0, description="Noisy copies a second, without gradients.")
     batch_invariant: bool = Field(
-        description="A row alone is answered as it is among others; otherwise no two jobs share a pass."
+        description="Whether a row has the same output alone and in a batch; if not, jobs share no passes."
     )
     logits_difference: float | None = Field(
-        description="Largest difference between a row's logits alone and among others; null if not finite."
+        description="Largest difference between a row's logits alone and in a batch; null if not finite."
     )
-    gradient_difference: float | None = Field(description="The same of the input's gradient.")
-    softmax: bool = Field(description="Its answers look like probabilities; logits are expected.")
+    gradient_difference: float | None = Field(description="The same for the input's gradient.")
+    softmax: bool = Field(description="Whether its outputs look like probabilities; logits are expected.")
 
     def seconds(self, forward: int, backward: int) -> float:
-        """How long so many queries take one job that has the device to itself.
+        """The seconds of so many queries for one job that has the device to itself.
 
-        An attack asks about one row after another; without gradients, rows come in full passes.
+        An attack queries one row after another; without gradients, rows come in full passes.
         """
         if backward:
             return (backward + FORWARD_SHARE * (forward - backward)) / self.single_rate
@@ -45,41 +45,42 @@ class Probe(BaseModel):
 
 
 class ModelProbe(Probe):
-    """What trying a model at its registration showed besides, on a processor and with nothing beside it."""
+    """Measured also in the trial of a model at its registration, on a CPU without other load."""
 
-    deterministic: bool = Field(description="The same images were answered twice with the same bits.")
-    forward_ms: float = Field(ge=0, description="Milliseconds of a row without gradients, in full passes.")
-    gradient_ms: float = Field(ge=0, description="Milliseconds of a row with gradients, in full passes.")
+    deterministic: bool = Field(description="Whether the same images got bit-identical outputs twice.")
+    forward_ms: float = Field(ge=0, description="Milliseconds for a row without gradients, in full passes.")
+    gradient_ms: float = Field(ge=0, description="Milliseconds for a row with gradients, in full passes.")
     row_bytes: int | None = Field(
-        ge=0, description="Memory that one more row of a pass with gradients takes; null where not measured."
+        ge=0,
+        description="Bytes that each further row of a pass with gradients takes; null where not measured.",
     )
     gradient_error: float | None = Field(
-        description="How far the gradient is from differences of the answers: the median over random "
-        "directions, as a share of the gradient's length; null if not finite."
+        description="Difference between the gradient and finite differences of the outputs: the median "
+        "over random directions, as a share of the gradient's length; null if not finite."
     )
-    gradient_tolerance: float = Field(description="The most that `gradient_error` may be.")
+    gradient_tolerance: float = Field(description="Maximum `gradient_error` at which the gradient agrees.")
     gradient_agrees: bool = Field(
-        description="The gradient is that of the answers. Where it is not, attacks that follow it fail on a "
-        "model that others break."
+        description="Whether the gradient is that of the outputs. Where it is not, gradient-based attacks "
+        "may fail on a model that other attacks break."
     )
 
 
 class RemoteProbe(BaseModel):
-    """What asking a remote model a handful of questions at its registration showed."""
+    """Measured by a few queries to a remote model at its registration."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     measured_at: datetime
-    queries: int = Field(ge=1, description="Rows that were asked about; they count towards the budget.")
-    query_seconds: float = Field(ge=0, description="Seconds that a question about one image took.")
-    deterministic: bool = Field(description="The same image was answered twice with the same numbers.")
+    queries: int = Field(ge=1, description="Rows that were sent; they count towards the budget.")
+    query_seconds: float = Field(ge=0, description="Seconds of a query for one image.")
+    deterministic: bool = Field(description="Whether the same image got equal outputs twice.")
     repeat_difference: float = Field(
         ge=0, description="Largest difference between those two answers' logits."
     )
-    batch_invariant: bool = Field(description="An image alone was answered as it was beside another.")
+    batch_invariant: bool = Field(description="Whether an image had the same output alone and in a batch.")
     batch_difference: float = Field(ge=0, description="Largest difference between those two answers' logits.")
-    decisions_only: bool = Field(description="It tells classes and nothing of how sure it is.")
+    decisions_only: bool = Field(description="Whether it returns classes without confidences.")
 
 
 RegistrationProbe = ModelProbe | RemoteProbe
-"""What a registration showed of a model, be it a file or behind an address."""
+"""The measurements at the registration of a model, local or remote."""

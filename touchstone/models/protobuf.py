@@ -1,4 +1,4 @@
-"""The outermost fields of a protocol buffer: enough to tell an ONNX model from its likes."""
+"""The outermost fields of a protocol buffer: enough to distinguish an ONNX model from other formats."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _MAX_FIELDS = 100_000
 
 
 def is_onnx(data: bytes | mmap) -> bool:
-    """Whether all of it reads as the fields of an ONNX model, one of them its graph."""
+    """Whether all of it parses as the fields of an ONNX model, one of them its graph."""
     fields = _read_fields(data)
     known = all(_MODEL.get(number) == wire for number, wire in fields)
     return known and (_GRAPH, _LENGTH) in fields
 
 
 def is_saved_model(data: bytes | mmap) -> bool:
-    """Whether it reads as TensorFlow's SavedModel: a version, then graphs."""
+    """Whether it parses as TensorFlow's SavedModel: a version, then graphs."""
     fields = _read_fields(data)
     return fields[:1] == [(1, _VARINT)] and set(fields[1:]) == {(2, _LENGTH)}
 
 
 def is_graph_def(data: bytes | mmap) -> bool:
-    """Whether it reads as TensorFlow's GraphDef: nodes, and what belongs to all of them."""
+    """Whether it parses as TensorFlow's GraphDef: nodes, library and versions."""
     fields = _read_fields(data)
     allowed = {(1, _LENGTH), (2, _LENGTH), (3, _VARINT), (4, _LENGTH)}
     return (1, _LENGTH) in fields[:1] and set(fields) <= allowed
@@ -56,7 +56,7 @@ def _iterate_fields(data: bytes | mmap) -> Iterator[tuple[int, int]]:
 
 
 def _skip_value(data: bytes | mmap, at: int, wire: int) -> int:
-    """Where the value that starts here ends."""
+    """The end of the value that starts here."""
     if wire in _WIDTHS:
         return at + _WIDTHS[wire]
     value, at = _read_varint(data, at)
@@ -69,11 +69,11 @@ def _skip_value(data: bytes | mmap, at: int, wire: int) -> int:
 
 def _read_varint(data: bytes | mmap, at: int) -> tuple[int, int]:
     value = 0
-    for place in range(10):
-        if at + place >= len(data):
+    for index in range(10):
+        if at + index >= len(data):
             break
-        byte = data[at + place]
-        value |= (byte & 0x7F) << (7 * place)
+        byte = data[at + index]
+        value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
-            return value, at + place + 1
+            return value, at + index + 1
     raise ValueError("no number")

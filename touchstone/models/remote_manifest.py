@@ -1,4 +1,4 @@
-"""What the service knows of a model that answers behind an address: never imports torch."""
+"""Manifests of remote models. Never imports torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from touchstone.models.json_path import RowPath
 PNG = "$image_png_base64"
 TENSOR = "$tensor"
 ROWS = "$rows"
-"""What stands in a template: a string that becomes (or holds) the image as a PNG; one that becomes its
-numbers, those of all rows or, within rows, of one; and an object {"$rows": template}, which becomes a list of
-the template filled for each row."""
+"""Placeholders of a template: a string that becomes (or contains) the image as a PNG; one that becomes its
+numbers, of all rows or, within rows, of one; and an object {"$rows": template}, which becomes a list of the
+template filled for each row.
+"""
 
-SECRET = "$secret"  # noqa: S105 - it stands where the secret goes
+SECRET = "$secret"  # noqa: S105 - a placeholder
 
 MAX_DEPTH = 20
 _FORBIDDEN = frozenset(
@@ -42,29 +43,30 @@ class Oip(_RemotePart):
     output: str = Field("output", min_length=1, max_length=200, description="The output tensor's name.")
     datatype: Literal["FP32"] = "FP32"
     binary: bool = Field(
-        False, description="Send the tensor as bytes after the JSON, which is far faster where it is known."
+        False,
+        description="Send the tensor as bytes after the JSON: far faster, if the server supports it.",
     )
 
 
 def _children(template: JsonValue) -> list[JsonValue]:
-    """What a list or an object holds."""
+    """The elements of a list or an object."""
     if isinstance(template, dict):
         return list(template.values())
     return template if isinstance(template, list) else []
 
 
 def find_placeholders(template: JsonValue, depth: int = 0) -> list[str]:
-    """The marks that a template holds, from outside in; raises ValueError where it is nested too deeply."""
+    """The placeholders of a template, from outside in; raises ValueError where it is nested too deeply."""
     if depth > MAX_DEPTH:
         raise ValueError("request: it is nested too deeply")
     if isinstance(template, str):
         return [TENSOR] if template == TENSOR else [PNG] * template.count(PNG)
     here = [ROWS] if isinstance(template, dict) and set(template) == {ROWS} else []
-    return here + [mark for part in _children(template) for mark in find_placeholders(part, depth + 1)]
+    return here + [name for part in _children(template) for name in find_placeholders(part, depth + 1)]
 
 
 class Remote(_RemotePart):
-    """Where a model answers, what it is sent, and how its answers are read."""
+    """The address of a model, the requests to it, and how its answers are read."""
 
     url: str = Field(
         min_length=1,
@@ -73,15 +75,15 @@ class Remote(_RemotePart):
     )
     protocol: Literal["oip", "json"]
     oip: Oip | None = None
-    request: Annotated[
-        JsonValue, Field(description="Of `json`: the body, in which marks stand for images.")
-    ] = None
+    request: Annotated[JsonValue, Field(description="Of `json`: the body, with placeholders for images.")] = (
+        None
+    )
     answer: (
         Annotated[str, Field(max_length=500), AfterValidator(lambda text: str(RowPath.parse(text)))] | None
-    ) = Field(None, description="Of `json`: the path to the answer; its first [*] goes over the rows.")
+    ) = Field(None, description="Of `json`: the path to the answer; its first [*] selects the rows.")
     answers: Literal["logits", "probabilities", "top-k", "labels"] = Field(
-        description="What a row's answer is: K logits, K probabilities, the likeliest classes with their "
-        "probabilities, or a class alone."
+        description="The answer for a row: K logits, K probabilities, the most probable classes with their "
+        "probabilities, or only a class."
     )
     keys: tuple[str, str] = Field(
         ("label", "score"), description="Of `top-k`: the names of class and probability in an entry."
@@ -89,17 +91,19 @@ class Remote(_RemotePart):
     batch: int | None = Field(
         None, ge=1, le=256, description=f"Rows of a request; {JSON_BATCH} for json, {OIP_BATCH} for oip."
     )
-    parallel: int = Field(2, ge=1, le=16, description="Requests at once, of each worker.")
-    timeout: float = Field(30.0, ge=0.1, le=300, description="Seconds that a request may take.")
+    parallel: int = Field(2, ge=1, le=16, description="Concurrent requests of each worker.")
+    timeout: float = Field(30.0, ge=0.1, le=300, description="Maximum seconds of a request.")
     retries: int = Field(
         1,
         ge=0,
         le=3,
-        description="How often a request that failed to connect, or met 429 or 503, is repeated.",
+        description="How often a request that failed to connect, or was answered 429 or 503, is repeated.",
     )
-    rate: float | None = Field(None, gt=0, le=1e6, description="Rows a second, of all workers together.")
+    rate: float | None = Field(
+        None, gt=0, le=1e6, description="Maximum rows a second, of all workers together."
+    )
     budget: int | None = Field(
-        None, ge=1, le=10**12, description="Rows that may ever be sent; repeated ones count again."
+        None, ge=1, le=10**12, description="Maximum rows that are ever sent; repeated ones count again."
     )
     secret: str | None = Field(
         None,
@@ -107,7 +111,7 @@ class Remote(_RemotePart):
         description="The name of a secret that the operator keeps in the worker's environment.",
     )
     secret_header: str = Field(
-        f"Authorization: Bearer {SECRET}", description="The header that carries it.", max_length=300
+        f"Authorization: Bearer {SECRET}", description="The header with the secret.", max_length=300
     )
 
     @model_validator(mode="after")
@@ -121,44 +125,44 @@ class Remote(_RemotePart):
 
     def _check_oip(self) -> None:
         if self.oip is None or self.request is not None or self.answer is not None:
-            raise ValueError("oip: it names model, input and output; request and answer belong to json")
+            raise ValueError("oip: give model, input and output; request and answer are for json")
         if "?" in self.url:
-            raise ValueError("url: of oip it is the server's address, to which a path is added")
+            raise ValueError("url: for oip, give the server's address, to which a path is added")
         if self.answers not in ("logits", "probabilities"):
-            raise ValueError("answers: an output tensor holds logits or probabilities")
+            raise ValueError("answers: for oip, the output tensor has logits or probabilities")
 
     def _check_json(self) -> None:
         if self.oip is not None or self.request is None or self.answer is None:
-            raise ValueError("request: json needs request and answer; oip belongs to the protocol oip")
-        marks = find_placeholders(self.request)
-        if marks not in ([PNG], [TENSOR], [ROWS, PNG], [ROWS, TENSOR]):
+            raise ValueError("request: json needs request and answer; oip is for the protocol oip")
+        placeholders = find_placeholders(self.request)
+        if placeholders not in ([PNG], [TENSOR], [ROWS, PNG], [ROWS, TENSOR]):
             raise ValueError(
-                f"request: it needs one {PNG} or one {TENSOR}, by itself or within an object {{{ROWS!r}: …}}"
+                f"request: it needs one {PNG} or one {TENSOR}, alone or within an object {{{ROWS!r}: …}}"
             )
         if self.batch_rows > 1 and not RowPath.parse(self.answer).over_rows:
-            raise ValueError("answer: with several rows in a request, its path needs [*] to go over them")
-        if self.batch_rows > 1 and marks == [PNG]:
+            raise ValueError("answer: with several rows in a request, its path needs [*] to select them")
+        if self.batch_rows > 1 and placeholders == [PNG]:
             raise ValueError(f"batch: {PNG} is one image; put it into {{{ROWS!r}: …}} to send several")
 
     def check_size(self, numbers: int) -> None:
-        """Raise ValueError where images of so many numbers make requests too large to be held at once."""
+        """Raise ValueError where images of so many numbers make concurrent requests too large."""
         rows = self.batch_rows * self.parallel
         if self.takes_files and self.batch_rows > MAX_FILES:
-            raise ValueError(f"remote: batch: at most {MAX_FILES} files go into a request")
+            raise ValueError(f"remote: batch: at most {MAX_FILES} files in a request")
         if not self.takes_files and rows * numbers > MAX_NUMBERS:
             raise ValueError(
                 f"remote: batch: {rows} rows of {numbers:,} numbers at once are more than {MAX_NUMBERS:,}; "
-                "take a smaller batch or less in parallel"
+                "use a smaller batch or fewer requests in parallel"
             )
 
     def _check_header(self) -> None:
         fits = _HEADER.fullmatch(self.secret_header)
         if (self.secret or "").endswith("_HOSTS"):
-            raise ValueError("secret: a name that ends in _HOSTS stands for the hosts of another secret")
+            raise ValueError("secret: names that end in _HOSTS are reserved for the hosts of a secret")
         if fits is None or SECRET not in fits[2] or fits[1].lower() in _FORBIDDEN:
             raise ValueError(f"secret_header: expected a header such as Authorization: Bearer {SECRET}")
 
-    def __hash__(self) -> int:  # the template may hold what has no hash of its own
+    def __hash__(self) -> int:  # the template may contain unhashable values
         return hash(self.model_dump_json())
 
     @property
@@ -168,12 +172,12 @@ class Remote(_RemotePart):
 
     @property
     def takes_files(self) -> bool:
-        """Whether it is sent 8-bit PNGs at the upload's size, rather than numbers at the network's."""
+        """Whether it receives 8-bit PNGs of the upload's size, not numbers of the network's input size."""
         return PNG in find_placeholders(self.request)
 
     @property
     def decisions_only(self) -> bool:
-        """Whether an answer tells the class and nothing of how sure it is."""
+        """Whether an answer is a class without confidence."""
         return self.answers == "labels"
 
     def header(self, secret: str) -> tuple[str, str]:

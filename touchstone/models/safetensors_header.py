@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, Valid
 from touchstone.errors import InvalidModel
 
 MAX_HEADER_BYTES = 16_000_000
-"""The format allows six times as much, but so many tensors do not need it."""
+"""The format allows six times as much, which the allowed number of tensors does not need."""
 
 MAX_TENSORS = 100_000
 LENGTH_BYTES = 8
@@ -40,21 +40,22 @@ _HEADER = TypeAdapter(dict[str, _TensorEntry])
 
 
 def has_header_brace(data: bytes | mmap) -> bool:
-    """Whether a header's first brace stands where it would."""
+    """Whether the first brace of a header is at its position."""
     return data[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
 
 
 def looks_like_safetensors(data: bytes | mmap) -> bool:
-    """Whether what follows the length is a header of that length, or would be if the file were whole."""
+    """Whether a header of the announced length follows, or would follow if the file were complete."""
     return has_header_brace(data) and (_read_length(data) <= MAX_HEADER_BYTES or data[7] == 0)
 
 
 def check_header(data: bytes | mmap) -> None:
-    """Raise InvalidModel unless the header is sound and its tensors fill the rest without gap or overlap."""
-    length, room = _read_length(data), len(data) - LENGTH_BYTES
-    if length > min(room, MAX_HEADER_BYTES):
+    """Raise InvalidModel unless the header is valid and its tensors fill the rest without gap or overlap."""
+    length, available = _read_length(data), len(data) - LENGTH_BYTES
+    if length > min(available, MAX_HEADER_BYTES):
         raise _invalid_file(
-            f"its header claims {length:,} bytes; the file has {room:,} and {MAX_HEADER_BYTES:,} may be"
+            f"its header claims {length:,} bytes; the file has {available:,}, and at most "
+            f"{MAX_HEADER_BYTES:,} are allowed"
         )
     header = _read_header(data[LENGTH_BYTES : LENGTH_BYTES + length])
     header.pop("__metadata__", None)
@@ -64,7 +65,7 @@ def check_header(data: bytes | mmap) -> None:
         fault = error.errors()[0]
         where = ".".join(str(part)[:60] for part in fault["loc"])
         raise _invalid_file(f"its header is malformed at {where}: {fault['msg']}") from None
-    _check_tensors(tensors, room - length)
+    _check_tensors(tensors, available - length)
 
 
 def _read_length(data: bytes | mmap) -> int:
@@ -75,11 +76,11 @@ def _read_header(text: bytes) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(text)  # since it begins with a brace
     except (ValueError, RecursionError):
-        raise _invalid_file("its header is no JSON") from None
+        raise _invalid_file("its header is not JSON") from None
     return header
 
 
-def _check_tensors(tensors: Mapping[str, _TensorEntry], room: int) -> None:
+def _check_tensors(tensors: Mapping[str, _TensorEntry], size: int) -> None:
     if not 0 < len(tensors) <= MAX_TENSORS:
         raise _invalid_file(f"it holds {len(tensors):,} tensors; 1 to {MAX_TENSORS:,} are possible")
     for name, tensor in tensors.items():
@@ -91,7 +92,7 @@ def _check_tensors(tensors: Mapping[str, _TensorEntry], room: int) -> None:
         if end - start != math.prod(tensor.shape) * _SIZES[tensor.dtype]:
             raise _invalid_file(f"the tensor {name[:80]!r} does not have the bytes that its shape needs")
     spans = sorted(tensor.data_offsets for tensor in tensors.values())
-    if any(before[1] != after[0] for before, after in pairwise([(0, 0), *spans, (room, room)])):
+    if any(before[1] != after[0] for before, after in pairwise([(0, 0), *spans, (size, size)])):
         raise _invalid_file("its tensors overlap, leave gaps, or lie beyond the end of the file")
 
 

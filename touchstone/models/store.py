@@ -1,4 +1,4 @@
-"""How anything finds a model: by id for the version that is current, by id and digest for a certain one.
+"""Stores of models: an id finds the current version, id and digest a certain one.
 
 Never imports torch.
 """
@@ -22,7 +22,7 @@ _VERSION = re.compile(rf"(?:sha256:)?([0-9a-f]{{{_MIN_DIGITS},64}})")
 
 
 class ModelStore(Protocol):
-    """Models with their weights. What is not there raises `UnknownModel`."""
+    """Models with their weights. A missing one raises `UnknownModel`."""
 
     def manifests(self) -> Mapping[str, Manifest]:
         """The current version of every model, by id."""
@@ -34,13 +34,13 @@ class ModelStore(Protocol):
         """The current version, or the one of this digest."""
 
     def weights(self, manifest: Manifest) -> bytes:
-        """The file of a version, once it is known to be that. Raises `ModelUnusable`."""
+        """The file of a version, checked against its digest. Raises `ModelUnusable`."""
 
     def registration_probe(self, manifest: Manifest) -> RegistrationProbe | None:
-        """What was found out about a version when it was registered; None of one that came along."""
+        """What the registration of a version measured; None for a model of the zoo."""
 
     def of(self, tenant: str) -> ModelStore:
-        """The same as this tenant sees it."""
+        """The store as this tenant sees it."""
 
 
 class ZooStore:
@@ -73,7 +73,7 @@ class ZooStore:
         return None
 
     def of(self, tenant: str) -> ModelStore:  # noqa: ARG002
-        """See `ModelStore.of`: these are everybody's."""
+        """See `ModelStore.of`: all tenants share the zoo."""
         return self
 
 
@@ -82,7 +82,7 @@ ZOO: ModelStore = ZooStore()
 
 @dataclass(frozen=True)
 class SingleFileStore:
-    """A shelf with one model on it, whose file is at hand."""
+    """A store of one model, whose file is in memory."""
 
     entry: Manifest
     data: bytes
@@ -118,7 +118,7 @@ class SingleFileStore:
 
 
 def find_model(store: ModelStore, name: str) -> Manifest:
-    """The version that a client names: `ID`, `ID@sha256:…`, or `ID@` and enough of the digest to tell it."""
+    """The version that a client names: `ID`, `ID@sha256:…`, or `ID@` and a unique prefix of the digest."""
     model, at, version = name.partition("@")
     if not at:
         return store.manifest(model)
@@ -136,7 +136,7 @@ def find_model(store: ModelStore, name: str) -> Manifest:
 
 
 def find_pinned(store: ModelStore, model: str, digest: str) -> Manifest:
-    """The version that a job was accepted for. Raises ModelUnusable where it is there no longer."""
+    """The version that a job was accepted for. Raises ModelUnusable where it was deleted."""
     try:
         return store.manifest(model, digest)
     except UnknownModel:
@@ -146,21 +146,21 @@ def find_pinned(store: ModelStore, model: str, digest: str) -> Manifest:
 
 
 def unknown_model(model: str, known: Mapping[str, Manifest]) -> UnknownModel:
-    """There is none of this id; names those that there are."""
+    """The error for an unknown id; lists the known ones."""
     named = ", ".join(list(known)[:_MAX_LISTED]) or "none"
     more = f" and {len(known) - _MAX_LISTED} more" if len(known) > _MAX_LISTED else ""
     return UnknownModel(f"there is no model named {model[:60]!r}; there are: {named}{more}", field="model")
 
 
 def unknown_version(
-    model: str, version: str, *, why: str = "it was never there, or was deleted"
+    model: str, version: str, *, why: str = "it never existed, or was deleted"
 ) -> UnknownModel:
-    """There is a model of this id, but no such version."""
+    """The error for an unknown version of a known model."""
     return UnknownModel(f"{model[:64]} has no version {version[:80]!r}: {why}", field="model")
 
 
 def manifest_conflict(model: str) -> ModelConflict:
-    """These bytes are a version of the model already, and their card says something else."""
+    """The error where these bytes are a version of the model already, with another manifest."""
     return ModelConflict(
         f"{model} has these bytes already, with another manifest; delete it first, or take another id",
         field="id",

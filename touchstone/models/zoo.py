@@ -1,4 +1,4 @@
-"""The models that come with Touchstone: a card each, and where their weights are. Never imports torch."""
+"""The models that come with Touchstone: their manifests and weights. Never imports torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def manifests() -> Mapping[str, Manifest]:
 
 
 def find_manifest(model: str) -> Manifest:
-    """The card of this id; UnknownModel names those that exist."""
+    """The manifest of this id; UnknownModel lists those that exist."""
     known = manifests()
     if model not in known:
         raise UnknownModel(
@@ -35,7 +35,8 @@ def find_manifest(model: str) -> Manifest:
 
 
 def weights_file(manifest: Manifest, *, weights_folder: Path = MANIFESTS_FOLDER) -> Path:
-    """Where a card's weights are: in the folder `weights_folder`, or in the installed package that the card names.
+    """The path of a manifest's weights: in `weights_folder`, or in the installed package that the manifest
+    names.
 
     The package is found, not imported. Raises ModelUnusable where it is not installed, or where the file's
     name leads elsewhere.
@@ -48,13 +49,13 @@ def weights_file(manifest: Manifest, *, weights_folder: Path = MANIFESTS_FOLDER)
     path = (folder / manifest.weights.file).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise ModelUnusable(
-            f"{manifest.id}: the weights file {manifest.weights.file!r} lies outside its folder"
+            f"{manifest.id}: the weights file {manifest.weights.file!r} is outside its folder"
         )
     return path
 
 
 def read_weights(manifest: Manifest, *, weights_folder: Path = MANIFESTS_FOLDER) -> bytes:
-    """The weights file, once its digest is known to be the card's. Raises ModelUnusable."""
+    """The weights file, checked against the manifest's digest. Raises ModelUnusable."""
     path = weights_file(manifest, weights_folder=weights_folder)
     try:
         data = path.read_bytes()
@@ -62,7 +63,7 @@ def read_weights(manifest: Manifest, *, weights_folder: Path = MANIFESTS_FOLDER)
         raise ModelUnusable(f"{manifest.id}: cannot read {path.name}: {error.strerror}") from None
     if (found := f"sha256:{hashlib.sha256(data).hexdigest()}") != manifest.digest:
         raise ModelUnusable(
-            f"{manifest.id}: {path.name} is not the file of the card: {found}, not {manifest.digest}"
+            f"{manifest.id}: {path.name} is not the file of the manifest: {found}, not {manifest.digest}"
         )
     return data
 

@@ -1,4 +1,4 @@
-"""Files that are broken, foreign or made to do harm: each is refused in words, without running anything."""
+"""Damaged, unsupported and hostile files: each is refused with a message, and nothing of it runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 from api_tests.support.onnx_networks import build_onnx_model, linear_head
@@ -62,13 +61,13 @@ def test_truncated_file_is_refused() -> None:
             build(read(data[:end]))
 
 
-@pytest.mark.parametrize("told", ["twice", "by its location", "by its address"])
-def test_external_weights_are_refused(told: str) -> None:
+@pytest.mark.parametrize("reference", ["twice", "by its location", "by its address"])
+def test_external_weights_are_refused(reference: str) -> None:
     model = valid()
     model.graph.initializer[0].ClearField("raw_data")
-    if told != "by its address":
+    if reference != "by its address":
         model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-    if told != "by its location":
+    if reference != "by its location":
         model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
     assert "another file" in expect_invalid(model).detail
 
@@ -112,7 +111,7 @@ def test_malformed_weights_are_refused(change: Any, says: str) -> None:
         (lambda g: g.input[0].type.sequence_type.SetInParent(), "must be a tensor"),
         (lambda g: g.initializer.append(g.initializer[0]), "two weights"),
         (lambda g: g.node[0].output.__setitem__(0, "head"), "unique"),
-        (lambda g: g.node[1].input.__setitem__(0, "gone"), "nothing before it makes"),
+        (lambda g: g.node[1].input.__setitem__(0, "gone"), "nothing before it produces"),
         (lambda g: g.node[0].input.__setitem__(0, "flat"), "cycles"),
         (lambda g: g.node.insert(0, g.node.pop()), "in order"),
         (lambda g: g.node[0].output.pop(), "no output"),
@@ -275,7 +274,7 @@ def test_network_with_gigabytes_of_activations_is_refused() -> None:
         *(node("Add", ["x", "m"], ["features"]), *nodes),
         weights=weights,
     )
-    assert "8 GiB are possible" in expect_invalid(model).detail
+    assert "8 GiB are allowed" in expect_invalid(model).detail
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from torch import Generator, Tensor, nn
 
 from api_tests.support.onnx_networks import SIDE, build_network, build_onnx_model, export_onnx, linear_head
 from touchstone.models.loader import load_plain
-from touchstone.models.onnx import build, final_softmax, read
-from touchstone.models.onnx import network as network_module
+from touchstone.models.onnx import build, final_softmax, network as network_module, read
 from touchstone.models.onnx.builder import ImportedModel
 from touchstone.models.zoo import find_manifest
 

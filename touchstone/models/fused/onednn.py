@@ -1,8 +1,8 @@
-"""Frozen convolutions straight through oneDNN: clamps fused, weights laid out once, gradients by convolution.
+"""Frozen convolutions by oneDNN directly: clamps fused, weights packed once, gradients by convolution.
 
-PyTorch's own layers hand 1x1 convolutions of small batches to a slower library and clamp in a second pass
-over memory. With constant weights the gradient of a convolution with respect to its input is a convolution,
-too, whose kernel is the same one turned around; so forward and backward are one chain of fused calls.
+PyTorch's layers pass 1x1 convolutions of small batches to a slower library and clamp in a second pass over
+memory. With constant weights the gradient of a convolution with respect to its input is itself a convolution,
+with the rotated kernel; so forward and backward passes are each one chain of fused calls.
 """
 
 from __future__ import annotations
@@ -16,39 +16,40 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from touchstone.models.fused.convolution import FrozenConv, Stage
+from touchstone.models.fused.stages import FrozenConv, Stage
 
 Shape = tuple[int, int, int]
 """Channels, height and width."""
 
 
 def is_supported(x: Tensor) -> bool:
-    """Whether features like these can be computed here."""
-    switched_on = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    fitting = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) > 0
-    return bool(fitting and switched_on and hasattr(torch.ops.mkldnn, "_convolution_pointwise"))
+    """Whether this module can compute such features."""
+    enabled = torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    suitable = x.device.type == "cpu" and x.dtype == torch.float32 and len(x) > 0
+    return bool(suitable and enabled and hasattr(torch.ops.mkldnn, "_convolution_pointwise"))
 
 
 @dataclass(frozen=True, eq=False)
 class PackedConv:
-    """A frozen convolution, laid out for inputs of one size."""
+    """A frozen convolution, packed for inputs of one size."""
 
     conv: FrozenConv
     input_shape: Shape
     weight: Tensor  # in oneDNN's own layout, as is `gradient_weight`
-    gradient_weight: (
-        Tensor | None
-    )  # the kernel of the gradient; None where a stride makes it a transposed convolution
+    gradient_weight: Tensor | None
+    """The kernel of the gradient; None where a stride makes it a transposed convolution."""
 
     @classmethod
     def of(cls, conv: FrozenConv, input_shape: Shape) -> PackedConv:
-        """Lay out the weights of a convolution."""
+        """Pack the weights of a convolution."""
         weight = _pack_weight(conv.weight, conv, conv.padding, input_shape)
-        unpadded = cls(conv, input_shape, weight, None)
+        forward_only = cls(conv, input_shape, weight, None)
         if conv.stride > 1:
-            return unpadded
-        turned = _pack_weight(_transpose_kernel(conv), conv, _gradient_padding(conv), unpadded.output_shape)
-        return cls(conv, input_shape, weight, turned)
+            return forward_only
+        gradient_weight = _pack_weight(
+            _transpose_kernel(conv), conv, _gradient_padding(conv), forward_only.output_shape
+        )
+        return cls(conv, input_shape, weight, gradient_weight)
 
     @property
     def output_shape(self) -> Shape:
@@ -73,7 +74,7 @@ class PackedConv:
         )
 
     def backward(self, grad: Tensor) -> Tensor:
-        """The gradient with respect to the input, from the one before the clamp."""
+        """The gradient with respect to the input, from that with respect to the output before the clamp."""
         conv = self.conv
         if self.input_shape[0] == 1:
             return self._backward_one_channel(grad)
@@ -81,18 +82,18 @@ class PackedConv:
             return _convolve(
                 grad, self.gradient_weight, None, padding=_gradient_padding(conv), groups=conv.groups
             )
-        reached = [
+        covered = [
             (side - 1) * conv.stride - 2 * conv.padding + conv.weight.shape[-1]
             for side in self.output_shape[1:]
         ]
-        rest = [side - last for side, last in zip(self.input_shape[1:], reached, strict=True)]
+        rest = [side - last for side, last in zip(self.input_shape[1:], covered, strict=True)]
         return functional.conv_transpose2d(
             grad, conv.weight, None, conv.stride, conv.padding, rest, conv.groups
         )
 
     def _backward_one_channel(self, grad: Tensor) -> Tensor:
-        """The same for images of one channel, which leave most of a vectorised convolution idle: what every
-        tap of the kernel gets, then the sum of it all in its place.
+        """The same for images of one channel, which use a vectorized convolution badly: the gradient of each
+        kernel tap by a matrix product, then the sum over overlapping windows.
         """
         conv, k = self.conv, self.conv.weight.shape[-1]
         pixels = grad.permute(0, 2, 3, 1).flatten(1, 2)  # (B, H'·W', O)
@@ -102,14 +103,14 @@ class PackedConv:
 
 @dataclass(frozen=True, eq=False)
 class PackedStage:
-    """A stage, laid out for inputs of one size."""
+    """A stage, packed for inputs of one size."""
 
     convs: tuple[PackedConv, ...]
     skip: bool
 
     @classmethod
     def of(cls, stage: Stage, input_shape: Shape) -> PackedStage:
-        """Lay out the weights of a stage."""
+        """Pack the weights of a stage."""
         convs = []
         for conv in stage:
             convs.append(PackedConv.of(conv, input_shape))
@@ -117,7 +118,7 @@ class PackedStage:
         return cls(tuple(convs), stage.skip)
 
     def forward(self, x: Tensor, clamped: list[Tensor] | None) -> Tensor:
-        """Features to features; what was clamped is appended to `clamped`, for the way back."""
+        """Features to features; clamped features are appended to `clamped`, for the backward pass."""
         y = x
         for one in self.convs:
             y = one.forward(y)
@@ -126,7 +127,9 @@ class PackedStage:
         return y.add_(x) if self.skip else y
 
     def backward(self, grad: Tensor, clamped: list[Tensor]) -> Tensor:
-        """The gradient with respect to the stage's input; takes its own from the end of `clamped`."""
+        """The gradient with respect to the stage's input; pops the stage's features from the end of
+        `clamped`.
+        """
         g = grad
         for one in reversed(self.convs):
             if one.conv.ceiling is not None:
@@ -136,7 +139,7 @@ class PackedStage:
 
 
 def pack(stages: Sequence[Stage], input_shape: Shape) -> tuple[PackedStage, ...]:
-    """Lay out the weights of stages in a row, the first of which takes inputs of the size `input_shape`."""
+    """Pack the weights of consecutive stages, the first of which takes inputs of the size `input_shape`."""
     packed = []
     for stage in stages:
         packed.append(PackedStage.of(stage, input_shape))
@@ -145,7 +148,7 @@ def pack(stages: Sequence[Stage], input_shape: Shape) -> tuple[PackedStage, ...]
 
 
 def run_stages(x: Tensor, stages: Sequence[PackedStage]) -> Tensor:
-    """Features (B, C, H, W) through the stages; can be differentiated once, with respect to `x`."""
+    """Features (B, C, H, W) through the stages; differentiable once, with respect to `x`."""
     if torch.is_grad_enabled() and x.requires_grad:
         result: Tensor = _RunStages.apply(x, stages)  # type: ignore[no-untyped-call]
         return result
@@ -212,7 +215,7 @@ def _convolve(
 
 
 def _clamp_backward(grad: Tensor, clamped: Tensor, ceiling: float, *, out: Tensor | None) -> Tensor:
-    """The gradient before a clamp; written over `out`, which may be `grad`, where it is given."""
+    """The gradient before a clamp; written to `out`, which may be `grad`, if it is given."""
     if out is None:
         before: Tensor = torch.ops.aten.hardtanh_backward(grad, clamped, 0.0, ceiling)
     else:

@@ -1,4 +1,4 @@
-"""Stages of frozen convolutions as one module that picks its fastest way."""
+"""Stages of frozen convolutions as one module, by the fastest available implementation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from touchstone.models.fused import onednn
-from touchstone.models.fused.convolution import Stage
+from touchstone.models.fused.stages import Stage
 
 
 class Trunk(nn.Module):
-    """Stages in a row: through oneDNN where that serves, through PyTorch's own layers elsewhere."""
+    """Consecutive stages: by oneDNN where it is supported, else by PyTorch's layers."""
 
     def __init__(self, *stages: Stage) -> None:
         super().__init__()
@@ -40,9 +40,9 @@ class Trunk(nn.Module):
         return self._packed[size]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Trunk:
-        self._packed = {}  # the weights are about to move or to change their type
+        self._packed = {}  # the weights are about to move or change their type
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": {}}  # oneDNN's layouts can be neither copied nor pickled
+        return {**self.__dict__, "_packed": {}}  # packed weights can be neither copied nor pickled

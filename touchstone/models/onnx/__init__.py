@@ -1,6 +1,6 @@
 """ONNX classifiers as PyTorch modules with gradients, without running code that came with them.
 
-`decode_cursor` checks the file's structure and needs no PyTorch; `build` makes the module and tries it once.
+`read` checks the file's structure and needs no PyTorch; `build` makes the module and runs it once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a graph to a network that was tried once: sizes, batch, gradient."""
+"""From a graph to a network, which is run once to check sizes, batches and gradient."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from touchstone.models.onnx.operations import FlopCounter
 from touchstone.models.onnx.registry import check_supported
 
 MAX_FLOPS = 2 * 10**12
-"""How many operations the network may take for one image; a ViT-L at 384 pixels takes a fifth of it."""
+"""Maximum operations of the network for one image; a ViT-L at 384 pixels takes a fifth of it."""
 
 MAX_TOTAL_BYTES = 8 * 2**30
-"""How large all values together may be that the network computes from one image."""
+"""Maximum bytes of all values that the network computes from one image."""
 
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A network with what was learnt about it: `batch` is 1 where it answers rows one by one, else None."""
+    """A network with its properties: `batch` is 1 where it takes rows one at a time, else None."""
 
     module: Network
     classes: int
@@ -47,11 +47,11 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel
     known: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in graph.weights.items()}
     nodes = fold_constants(graph.nodes, graph.opset, known)
     graph = replace(graph, nodes=tuple(nodes))
-    rehearsal = _infer_shapes(graph, known, _to_layout(example, graph))
-    softmax = _softmax_over_classes(final_softmax(graph), rehearsal)
+    inference = _infer_shapes(graph, known, _to_layout(example, graph))
+    softmax = _softmax_over_classes(final_softmax(graph), inference)
     graph = graph if softmax is None else bypass_node(graph, softmax)
-    classes = _count_classes(rehearsal, graph)
-    draft = Draft(graph.nodes, known, rehearsal.shapes, output=graph.output.name, opset=graph.opset)
+    classes = _count_classes(inference, graph)
+    draft = Draft(graph.nodes, known, inference.shapes, output=graph.output.name, opset=graph.opset)
     module = Network(
         fuse(draft).nodes,
         draft.known,
@@ -68,12 +68,12 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel
 
 
 def _example_image(graph: Graph, size: tuple[int, int] | None) -> Tensor:
-    """A grey image of the size that the network takes."""
+    """A gray image of the network's input size."""
     channels, height, width = graph.image
     if height is None or width is None:
         if size is None:
             raise InvalidModel(
-                "the file leaves the height and width of images open: say which to use", field="input"
+                "the file leaves the height and width of images open: specify them", field="input"
             )
         height, width = height or size[0], width or size[1]
     if channels not in (1, 3):
@@ -87,35 +87,35 @@ def _example_image(graph: Graph, size: tuple[int, int] | None) -> Tensor:
 
 
 def _infer_shapes(graph: Graph, known: dict[str, Tensor], x: Tensor) -> ShapeInference:
-    """What becomes of the nodes for one image, if that is within what one image may cost."""
-    with FlopCounter() as counted:
-        rehearsal = ShapeInference(graph.opset, known, graph.input.name, x).run(graph.nodes)
-    if counted.total > MAX_FLOPS or rehearsal.bytes > MAX_TOTAL_BYTES:
+    """Shapes for one image; raises where it costs more than allowed."""
+    with FlopCounter() as counter:
+        inference = ShapeInference(graph.opset, known, graph.input.name, x).run(graph.nodes)
+    if counter.total > MAX_FLOPS or inference.bytes > MAX_TOTAL_BYTES:
         raise InvalidModel(
-            f"one image costs {counted.total:.1e} operations and {rehearsal.bytes >> 30} GiB of values; "
-            f"at most {MAX_FLOPS:.0e} and {MAX_TOTAL_BYTES >> 30} GiB are possible"
+            f"one image costs {counter.total:.1e} operations and {inference.bytes >> 30} GiB of values; "
+            f"at most {MAX_FLOPS:.0e} and {MAX_TOTAL_BYTES >> 30} GiB are allowed"
         )
-    return rehearsal
+    return inference
 
 
 def _to_layout(x: Tensor, graph: Graph) -> Tensor:
     return x.permute(0, 2, 3, 1) if graph.channels_last else x
 
 
-def _softmax_over_classes(node: Node | None, rehearsal: ShapeInference) -> Node | None:
-    """This Softmax, if it is over all that one image gives."""
-    if node is None or node.inputs[0] not in rehearsal.shapes:
+def _softmax_over_classes(node: Node | None, inference: ShapeInference) -> Node | None:
+    """This Softmax, if it is over all outputs for one image."""
+    if node is None or node.inputs[0] not in inference.shapes:
         return None
-    shape = rehearsal.shapes[node.inputs[0]].shape
-    old = rehearsal.opset < 13
+    shape = inference.shapes[node.inputs[0]].shape
+    old = inference.opset < 13
     axis = node.attributes.get("axis", 1 if old else -1) % len(shape)
     over = shape[axis:].numel() if old else shape[axis]
     return node if over == shape.numel() else None
 
 
-def _count_classes(rehearsal: ShapeInference, graph: Graph) -> int:
-    """How many logits an image gets."""
-    output = rehearsal.shapes.get(graph.output.name)
+def _count_classes(inference: ShapeInference, graph: Graph) -> int:
+    """The number of logits for an image."""
+    output = inference.shapes.get(graph.output.name)
     if output is None:
         raise InvalidModel("the output depends only on the shape of the image, not on its pixels")
     shape = tuple(output.shape)
@@ -130,18 +130,18 @@ def _count_classes(rehearsal: ShapeInference, graph: Graph) -> int:
 
 
 def _accepts_batches(module: Network, example: Tensor, classes: int) -> bool:
-    """Whether two images in a batch get two answers."""
+    """Whether a batch of two images gives two rows of logits."""
     pair = torch.empty((2, *example.shape[1:]), dtype=example.dtype, device="meta")
     try:
-        rehearsal = module.infer_shapes(pair.permute(0, 2, 3, 1) if module.channels_last else pair)
+        inference = module.infer_shapes(pair.permute(0, 2, 3, 1) if module.channels_last else pair)
     except InvalidModel:
         return False
-    output = rehearsal.shapes.get(module.output)
+    output = inference.shapes.get(module.output)
     return output is not None and output.shape[0] == 2 and output.numel() == 2 * classes
 
 
 def _check_gradient(module: Network, example: Tensor) -> None:
-    """Run the network and its gradient once, since PyTorch may refuse what it lets pass in a rehearsal."""
+    """Run the network and its gradient once, since PyTorch may reject what shape inference accepts."""
     x = example.clone().requires_grad_()
     logits = module(x)
     if not logits.requires_grad:

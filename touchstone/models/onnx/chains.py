@@ -1,4 +1,4 @@
-"""Convolutions in a row, clamped or not, with skips: they become a trunk, which runs them in one go."""
+"""Replaces chains of convolutions, with clamps and skip connections, by a `Trunk` that runs them fused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from touchstone.models.fused.convolution import FrozenConv, Stage
+from touchstone.models.fused.stages import FrozenConv, Stage
 from touchstone.models.fused.trunk import Trunk
 from touchstone.models.onnx.draft import Draft
 from touchstone.models.onnx.graph import Node
@@ -16,7 +16,7 @@ from touchstone.models.onnx.graph import Node
 
 @dataclass
 class Chain:
-    """Stages found so far, the nodes in them, and the value that comes out."""
+    """Stages found so far, their nodes, and their output value."""
 
     end: str
     stages: list[Stage] = field(default_factory=list)
@@ -39,35 +39,37 @@ class Link:
 
     @property
     def end(self) -> str:
-        """The value that comes out."""
+        """The output value."""
         return self.nodes[-1].outputs[0]
 
 
 def fuse_chains(draft: Draft) -> None:
-    """Replace every row of at least two convolutions by a trunk."""
-    trunks: dict[int, Node] = {}  # by the node where each row ends
+    """Replace every chain of at least two convolutions by a trunk."""
+    trunks: dict[int, Node] = {}  # by the last node of each chain
     seen: set[int] = set()
     for node in draft.nodes:
-        row = _longest_chain(draft, node) if node.kind == "Conv" and id(node) not in seen else Chain("")
-        if sum(len(list(stage)) for stage in row.stages) > 1:
-            seen.update(map(id, row.nodes))
-            attributes = {"module": Trunk(*row.stages)}
-            trunks[id(row.nodes[-1])] = Node("Trunk", node.inputs[:1], (row.end,), attributes, "", "fused")
+        chain = _longest_chain(draft, node) if node.kind == "Conv" and id(node) not in seen else Chain("")
+        if sum(len(list(stage)) for stage in chain.stages) > 1:
+            seen.update(map(id, chain.nodes))
+            attributes = {"module": Trunk(*chain.stages)}
+            trunks[id(chain.nodes[-1])] = Node(
+                "Trunk", node.inputs[:1], (chain.end,), attributes, "", "fused"
+            )
     draft.set([trunks.get(id(node), node) for node in draft.nodes])
 
 
 def _longest_chain(draft: Draft, first: Node) -> Chain:
-    """The longest row that starts with this convolution."""
-    row = Chain(first.inputs[0])
+    """The longest chain that starts with this convolution."""
+    chain = Chain(first.inputs[0])
     links, skip = _stage(draft, first.inputs[0], first)
     while links:
-        row.extend(links, skip)
-        links, skip = _stage(draft, row.end, _next_conv(draft, row.end))
-    return row
+        chain.extend(links, skip)
+        links, skip = _stage(draft, chain.end, _next_conv(draft, chain.end))
+    return chain
 
 
 def _next_conv(draft: Draft, name: str) -> Node | None:
-    """The convolution that reads a value, alone or beside a sum with what comes of it."""
+    """The convolution that reads a value, alone or beside the sum of a skip connection."""
     users = draft.users(name)
     convs = [user for user in users if user.kind == "Conv" and user.inputs[0] == name]
     rest = [user.kind for user in users if user not in convs]
@@ -75,7 +77,7 @@ def _next_conv(draft: Draft, name: str) -> Node | None:
 
 
 def _stage(draft: Draft, start: str, conv: Node | None) -> tuple[list[Link], Node | None]:
-    """A stage from this convolution on, and the sum that ends it; nothing where none fits."""
+    """The stage that starts with this convolution, and the sum that ends it; empty where there is none."""
     first = None if conv is None else _link(draft, conv)
     if first is None:
         return [], None
@@ -104,7 +106,7 @@ def _keeps_shape(draft: Draft, start: str, end: str) -> bool:
 
 
 def _link(draft: Draft, node: Node) -> Link | None:
-    """This convolution as a frozen one with the clamp that follows, if it has the right form."""
+    """This convolution as a frozen one with the clamp that follows, if it has a supported form."""
     parts = _parts(draft, node)
     if parts is None:
         return None
@@ -123,7 +125,7 @@ def _link(draft: Draft, node: Node) -> Link | None:
 
 
 def _parts(draft: Draft, node: Node) -> tuple[torch.Tensor, torch.Tensor, int] | None:
-    """Square weights, bias and the one padding of all sides, if the convolution can be put so."""
+    """Square weights, bias and the padding of all sides, if the convolution can be written so."""
     weight = draft.known.get(node.inputs[1])
     bias_name = node.inputs[2] if len(node.inputs) > 2 else ""
     if (
@@ -140,7 +142,7 @@ def _parts(draft: Draft, node: Node) -> tuple[torch.Tensor, torch.Tensor, int] |
     )
     if not square or set(dilations) != {1} or node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
         return None
-    # A margin that is wider on one side: zeros on the other side of the kernel ask for it on both.
+    # Padding that is wider on one side: zeros on the other side of the kernel make it symmetric.
     before, after = max(bottom - top, 0), max(top - bottom, 0)
     if before or after:
         weight = functional.pad(weight, (before, after, before, after))
@@ -149,7 +151,7 @@ def _parts(draft: Draft, node: Node) -> tuple[torch.Tensor, torch.Tensor, int] |
 
 
 def clamp_ceiling(node: Node, draft: Draft) -> float | None:
-    """Where this node clamps values that are below zero to zero: what it clamps those above to."""
+    """The upper bound of a node that clamps to [0, bound]; None for any other node."""
     if node.kind == "Relu":
         return math.inf
     if node.kind != "Clip":

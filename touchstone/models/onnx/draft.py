@@ -1,4 +1,4 @@
-"""A network while it is rewritten: who makes a value, who reads it, which values are constants."""
+"""A network while it is rewritten: producers and users of values, and constants."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Draft:
         self.set(nodes)
 
     def set(self, nodes: Sequence[Node]) -> None:
-        """Go on with these nodes, or those of them that the output depends on."""
+        """Replace the nodes by these, without those that the output does not depend on."""
         self.nodes = select_needed(tuple(nodes), self.output)
         self.producers = {name: node for node in self.nodes for name in node.outputs}
         self._users: defaultdict[str, list[Node]] = defaultdict(list)
@@ -38,7 +38,7 @@ class Draft:
                 self._users[name].append(node)
 
     def rewrite(self, rule: RewriteRule) -> None:
-        """Put in the place of each node what the rule gives for it, if anything: a node of equal outputs."""
+        """Replace each node by the one that the rule returns for it, if any: it has equal outputs."""
         nodes = []
         for node in self.nodes:
             new = rule(self, node) or node
@@ -47,16 +47,16 @@ class Draft:
         self.set(nodes)
 
     def users(self, name: str) -> list[Node]:
-        """Who reads a value; nobody may take the network's output away, so it has none."""
+        """The nodes that read a value; none for the network's output, which must not be fused away."""
         return [] if name == self.output else self._users.get(name, [])
 
     def only_user(self, name: str) -> Node | None:
-        """Who alone reads a value."""
+        """The node that reads a value, if it is only one."""
         users = self.users(name)
         return users[0] if len(users) == 1 else None
 
     def add_constant(self, value: Tensor, like: str) -> str:
-        """Make a constant; its new name resembles the given one."""
+        """Add a constant; returns its name, derived from `like`."""
         name = f"{like}'"
         while name in self.known or name in self.producers:
             name += "'"
@@ -68,7 +68,7 @@ class Draft:
         return self.shapes[name].shape if name in self.shapes else torch.Size()
 
     def scalar(self, name: str) -> float | None:
-        """The one number that a value is known to be."""
+        """The number of a scalar constant; None for any other value."""
         value = self.known.get(name)
         if value is None or value.numel() != 1 or value.dtype == torch.bool:
             return None

@@ -1,4 +1,4 @@
-"""One operator at a time: rehearsed without numbers to learn sizes, computed where its inputs are known."""
+"""Evaluation of single operators: shape inference on meta tensors, computation where the inputs are known."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from touchstone.models.onnx.graph import Node
 from touchstone.models.onnx.registry import Operator, find_operator
 
 MAX_VALUE_BYTES = 512 * 2**20
-"""How large one value may be that the network computes from one image."""
+"""Maximum bytes of one value that the network computes from one image."""
 
 MAX_KNOWN_BYTES = 64 * 2**20
-"""How large all values may be that follow from the file alone, beyond four times what the file holds, and one
-that follows from the shape of an image."""
+"""Maximum bytes of all values that follow from the file alone, beyond four times the file's own, and of one
+that follows from the shape of an image.
+"""
 
 META = torch.device("meta")
 
 
 def operator_of(node: Node, opset: int) -> Operator:
-    """What computes this node."""
+    """The operator of this node."""
     found = find_operator(node, opset)
     if found is None:
         raise InvalidModel(f"the {node} has no meaning in opset {opset}")
@@ -33,17 +34,17 @@ def operator_of(node: Node, opset: int) -> Operator:
 def infer_shapes(
     node: Node, opset: int, known: Mapping[str, Tensor], shapes: Mapping[str, Tensor]
 ) -> Sequence[Tensor]:
-    """The node's outputs as meta tensors, without their numbers; sizes alone arrive with them."""
+    """The node's outputs as meta tensors; inputs that determine shapes are passed with their numbers."""
     operator = operator_of(node, opset)
 
-    def place(position: int, name: str) -> Any:
+    def read_argument(position: int, name: str) -> Any:
         if not name:
             return None
         if position in operator.known:
             return array_of(node, known, name)
         return shapes[name] if name in shapes else known[name].to(META)
 
-    arguments = [place(position, name) for position, name in enumerate(node.inputs)]
+    arguments = [read_argument(position, name) for position, name in enumerate(node.inputs)]
     with torch.no_grad(), META:
         return call(node, operator.bind(node), arguments)
 
@@ -52,12 +53,12 @@ def compute(node: Node, opset: int, known: Mapping[str, Tensor], device: torch.d
     """The node's outputs, all of whose inputs are known."""
     operator = operator_of(node, opset)
 
-    def place(position: int, name: str) -> Any:
+    def read_argument(position: int, name: str) -> Any:
         if not name:
             return None
         return array_of(node, known, name) if position in operator.known else known[name].to(device)
 
-    arguments = [place(position, name) for position, name in enumerate(node.inputs)]
+    arguments = [read_argument(position, name) for position, name in enumerate(node.inputs)]
     with torch.no_grad(), device:
         return call(node, operator.bind(node), arguments)
 
@@ -77,7 +78,7 @@ def call(node: Node, function: Callable[..., Any], arguments: Sequence[Any]) -> 
         found = function(*arguments)
     except Failure:
         raise
-    except Exception as error:  # noqa: BLE001 - PyTorch has no common error for what does not fit together
+    except Exception as error:  # noqa: BLE001 - PyTorch has no common type for errors of arguments
         reason = str(error).partition("\n")[0][:300]
         raise InvalidModel(f"the {node} cannot be computed: {reason or type(error).__name__}") from None
     return (found,) if isinstance(found, Tensor) else tuple(found)
@@ -99,9 +100,9 @@ def fold_constants(nodes: Sequence[Node], opset: int, known: dict[str, Tensor]) 
         if any(name and name not in known for name in node.inputs):
             left.append(node)
             continue
-        rehearsed = infer_shapes(node, opset, known, {})
-        check_size(node, rehearsed, budget)
-        budget -= sum(value.nbytes for value in rehearsed)
+        inferred = infer_shapes(node, opset, known, {})
+        check_size(node, inferred, budget)
+        budget -= sum(value.nbytes for value in inferred)
         known.update(_name_outputs(node, compute(node, opset, known, torch.device("cpu"))))
     return left
 
@@ -113,10 +114,10 @@ def _name_outputs(node: Node, values: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 class ShapeInference:
-    """What becomes of the nodes of a network for an input of one shape.
+    """The values of a network for an input of one shape.
 
-    `known` holds the values that follow from the file and from that shape, `shapes` the others without
-    their numbers, `remaining` the nodes that compute them; `bytes` is the size of all of them together.
+    `known` has the values that follow from the file and from that shape, `shapes` the others as meta tensors,
+    `remaining` the nodes that compute them; `bytes` is the size of all together.
     """
 
     def __init__(self, opset: int, known: Mapping[str, Tensor], entry: str, x: Tensor) -> None:
@@ -129,7 +130,7 @@ class ShapeInference:
         self.bytes = 0
 
     def run(self, nodes: Sequence[Node]) -> ShapeInference:
-        """Rehearse nodes in their order."""
+        """Infer the shapes of nodes in their order."""
         for node in nodes:
             self._run_node(node)
         return self

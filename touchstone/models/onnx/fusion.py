@@ -1,4 +1,4 @@
-"""Fewer and faster steps that compute the same: patterns of a few nodes, and what replaces them."""
+"""Operator fusion: patterns of a few nodes, and the faster nodes that replace them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ LAYER_NORM = Call(
 LINEAR = Call("Add", Call("MatMul", X, Capture("weight", known=True)), Capture("bias", known=True))
 
 _OVERWRITABLE = ("Conv", "Add", "BatchNormalization", "Gemm", "fused.Linear")
-"""Operators that make a new tensor which their gradient does not need: it may be overwritten."""
+"""Operators whose output is a new tensor that their gradient does not need, so it may be overwritten."""
 
 
 def fuse(draft: Draft) -> Draft:
-    """Rewrite a network, exactly up to rounding."""
+    """Rewrite a network; its outputs stay equal up to rounding."""
     for rule in (_pad_conv, _norm_conv, _silu, _hard_swish, _gelu, _layer_norm, _linear):
         draft.rewrite(rule)
     fuse_chains(draft)
@@ -89,12 +89,12 @@ def _linear(draft: Draft, node: Node) -> Node | None:
     weight, bias = draft.known[found["weight"]], draft.known[found["bias"]]
     if weight.ndim != 2 or bias.shape != weight.shape[1:] or len(draft.shape(found["x"])) < 2:
         return None
-    turned = draft.add_constant(weight.t().contiguous(), found["weight"])
-    return _fused_node("Linear", node, found["x"], turned, found["bias"])
+    transposed = draft.add_constant(weight.t().contiguous(), found["weight"])
+    return _fused_node("Linear", node, found["x"], transposed, found["bias"])
 
 
 def _pad_conv(draft: Draft, node: Node) -> Node | None:
-    """Zeros around the features may be the convolution's own padding."""
+    """Merge zero padding before a convolution into the convolution's own padding."""
     pad = draft.producers.get(node.inputs[0]) if node.kind == "Conv" else None
     if pad is None or pad.kind != "Pad" or node.attributes.get("auto_pad", "NOTSET") != "NOTSET":
         return None
@@ -127,7 +127,7 @@ def _zero_margins(pad: Node, draft: Draft) -> tuple[int, ...] | None:
 
 
 def _norm_conv(draft: Draft, node: Node) -> Node | None:
-    """A BatchNorm of constants after a convolution of constant weights is another such convolution."""
+    """Fold a BatchNorm with constant statistics into the convolution before it."""
     conv = draft.producers.get(node.inputs[0]) if node.kind == "BatchNormalization" else None
     if conv is None or conv.kind != "Conv" or draft.only_user(conv.outputs[0]) is not node:
         return None
@@ -149,7 +149,7 @@ def _norm_conv(draft: Draft, node: Node) -> Node | None:
 
 
 def _clamp(draft: Draft, node: Node) -> Node | None:
-    """A clamp that overwrites what nobody else needs."""
+    """A clamp in place, where no other node needs its input."""
     ceiling = clamp_ceiling(node, draft)
     maker = draft.producers.get(node.inputs[0]) if ceiling is not None else None
     if maker is None or not _is_overwritable(maker) or draft.only_user(node.inputs[0]) is not node:
@@ -160,7 +160,7 @@ def _clamp(draft: Draft, node: Node) -> Node | None:
 def _is_overwritable(maker: Node) -> bool:
     if maker.kind == "fused.Trunk":
         *_, last = (conv for stage in maker.attributes["module"] for conv in stage)
-        return last.ceiling is None  # a clamped result is kept for the gradient
+        return last.ceiling is None  # a clamped result is saved for the gradient
     return maker.kind in _OVERWRITABLE
 
 

@@ -1,4 +1,4 @@
-"""A network as a file describes it: nodes, weights, one image in, one tensor out. Never imports torch."""
+"""A network as its file describes it: nodes, weights, one image in, one tensor out. Never imports torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Opaque:
-    """An attribute whose kind no supported operator has, such as the body of a loop."""
+    """An attribute of a type that no supported operator has, such as the body of a loop."""
 
     kind: str
 
@@ -32,7 +32,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator and the values between which it stands; an input named "" is left out."""
+    """One operator with its inputs and outputs; an input named "" is omitted."""
 
     operator: str
     inputs: tuple[str, ...]
@@ -52,7 +52,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """A classifier of images. Each node reads what nodes before it, the weights or the input give."""
+    """An image classifier. Each node reads outputs of earlier nodes, weights or the input."""
 
     input: Port
     output: Port
@@ -62,7 +62,7 @@ class Graph:
 
     @property
     def operators(self) -> frozenset[str]:
-        """What kinds of nodes there are."""
+        """The kinds of nodes."""
         return frozenset(node.kind for node in self.nodes)
 
     @property
@@ -84,7 +84,7 @@ class Graph:
 
 
 def final_softmax(graph: Graph) -> Node | None:
-    """The Softmax or LogSoftmax that gives the output, whatever merely reshapes it afterwards."""
+    """The Softmax or LogSoftmax that gives the output, if only reshapes follow it."""
     makers = {name: node for node in graph.nodes for name in node.outputs}
     node = makers.get(graph.output.name)
     while node is not None and node.kind in ("Identity", "Flatten", "Reshape", "Squeeze", "Cast"):
@@ -93,9 +93,9 @@ def final_softmax(graph: Graph) -> Node | None:
 
 
 def bypass_node(graph: Graph, node: Node) -> Graph:
-    """The graph in which the input of this node takes the place of its output."""
-    passing = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
-    nodes = tuple(passing if one is node else one for one in graph.nodes)
+    """The graph in which the input of this node replaces its output."""
+    identity = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
+    nodes = tuple(identity if one is node else one for one in graph.nodes)
     return Graph(graph.input, graph.output, nodes, graph.weights, graph.opset)
 
 
@@ -110,16 +110,16 @@ def select_needed(nodes: tuple[Node, ...], output: str) -> tuple[Node, ...]:
 
 
 def check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
-    """Raise InvalidModel unless each value is made once, and before it is read."""
+    """Raise InvalidModel unless each value is produced once, and before it is read."""
     made = set(known)
     for node in nodes:
         for name in node.inputs:
             if name and name not in made:
                 raise InvalidModel(
-                    f"the {node} reads {name[:80]!r}, which nothing before it makes: nodes must stand "
-                    "in order, without cycles"
+                    f"the {node} reads {name[:80]!r}, which nothing before it produces: nodes must "
+                    "be in order, without cycles"
                 )
         for name in filter(None, node.outputs):
             if name in made:
-                raise InvalidModel(f"two things in the file are named {name[:80]!r}: names must be unique")
+                raise InvalidModel(f"two values in the file are named {name[:80]!r}: names must be unique")
             made.add(name)

@@ -14,14 +14,13 @@ from touchstone.models.onnx.graph import Node
 from touchstone.models.onnx.program import Program, compile_program
 
 MAX_PROGRAMS = 64
-"""For how many shapes of input at most a program is kept."""
+"""Maximum input shapes whose programs are cached."""
 
 
 class Network(nn.Module):
     """Images (N, C, H, W) to logits (N, K). Weights are buffers: they move and change type with the module.
 
-    For each shape of input the nodes are rehearsed once, which leaves a program without any arithmetic
-    of shapes.
+    For each input shape, shape inference runs once and gives a program without any arithmetic of shapes.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Network(nn.Module):
         return logits if logits.dtype == x.dtype else logits.to(x.dtype)
 
     def program(self, x: Tensor) -> Program:
-        """What is computed for inputs like this one. Raises InvalidModel where nothing can be."""
+        """The program for inputs of this shape. Raises InvalidModel where the network cannot take them."""
         key = (x.shape, x.dtype, x.device)
         if key not in self._programs:
             self._programs[key] = compile_program(self.infer_shapes(x), self.entry, self.output, x.device)
@@ -69,14 +68,17 @@ class Network(nn.Module):
         return self._programs[key]
 
     def infer_shapes(self, x: Tensor) -> ShapeInference:
-        """What becomes of the nodes for inputs like this one."""
+        """Shape inference for inputs of this shape."""
         known = {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
         return ShapeInference(self.opset, known, self.entry, x).run(self.nodes)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Network:
-        self._programs.clear()  # the weights are about to move or to change their type
+        self._programs.clear()  # the weights are about to move or change their type
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_programs": OrderedDict()}  # cheap to make again, and holds weights twice
+        return {
+            **self.__dict__,
+            "_programs": OrderedDict(),
+        }  # cheap to rebuild, and would save the weights twice

@@ -1,4 +1,4 @@
-"""How many operations a computation takes."""
+"""Counting the operations of a computation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 class FlopCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the operations of what this thread computes within the context, by PyTorch's own formulas.
 
-    PyTorch's `FlopCounterMode` hooks into the modules of all threads, so that jobs which run meanwhile fail.
+    PyTorch's `FlopCounterMode` hooks into the modules of all threads, so that concurrent jobs fail.
     """
 
     def __init__(self) -> None:

@@ -11,12 +11,12 @@ from touchstone.models.onnx.draft import Draft
 from touchstone.models.onnx.graph import Node
 
 Bindings = Mapping[str, str]
-"""Which value each hole of a pattern stands for."""
+"""The value that each capture of a pattern is bound to."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """Any value, but the same wherever the hole has this name; `known` asks for a constant."""
+    """Any value, but the same wherever this name occurs; with `known`, only a constant."""
 
     name: str
     known: bool = False
@@ -50,7 +50,7 @@ class Call:
 
 @dataclass(frozen=True, init=False)
 class OneOf:
-    """The first of several patterns that fits."""
+    """The first of several patterns that matches."""
 
     patterns: tuple[Pattern, ...]
 
@@ -62,7 +62,7 @@ Pattern = Capture | Number | LastMean | Call | OneOf
 
 
 def match(pattern: Pattern, name: str, draft: Draft, bindings: Bindings | None = None) -> Bindings | None:
-    """What the holes of a pattern stand for in the computation of a value, if it is computed so."""
+    """The bindings with which a pattern matches the computation of a value; None where it does not match."""
     bindings = bindings or {}
     if isinstance(pattern, Capture):
         return _bind(pattern, name, draft, bindings)

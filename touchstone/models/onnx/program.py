@@ -13,7 +13,7 @@ from touchstone.models.onnx.graph import Node
 
 
 class Step(NamedTuple):
-    """A call: where its arguments lie, where its results go, and what is not needed afterwards."""
+    """A call: the slots of its arguments and results, and those that are not needed afterwards."""
 
     node: Node
     function: Callable[..., Any]
@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """Steps over numbered slots; `slots` holds what is known beforehand."""
+    """Steps over numbered slots; `slots` has the constants."""
 
     slots: tuple[Any, ...]
     entry: int
@@ -32,7 +32,7 @@ class Program:
     steps: tuple[Step, ...]
 
     def run(self, x: Tensor) -> Tensor:
-        """The output for an input of the shape that the program was made for."""
+        """The output for an input of the program's shape."""
         slots = list(self.slots)
         slots[self.entry] = x
         for node, function, arguments, results, dead in self.steps:
@@ -46,10 +46,10 @@ class Program:
 
 
 class SlotTable:
-    """Gives every value a number; what stands in a file under one name may be both a tensor and an array."""
+    """Gives every value a slot number; one name may have two slots, as a tensor and as an array."""
 
     def __init__(self, inference: ShapeInference, device: Any) -> None:
-        self.values: list[Any] = [None]  # slot 0 stands for inputs that are left out
+        self.values: list[Any] = [None]  # slot 0 is for omitted inputs
         self._inference, self._device = inference, device
         self._numbers: dict[tuple[str, bool], int] = {("", False): 0, ("", True): 0}
 
@@ -72,7 +72,7 @@ class SlotTable:
 
 
 def compile_program(inference: ShapeInference, entry: str, output: str, device: Any) -> Program:
-    """The program of the nodes that a rehearsal left."""
+    """The program of the nodes that shape inference left."""
     slots = SlotTable(inference, device)
     exit_slot, entry_slot = slots.of(output), slots.of(entry)
     steps = [_compile_step(node, inference.opset, slots) for node in inference.remaining]
@@ -90,7 +90,7 @@ def _compile_step(node: Node, opset: int, slots: SlotTable) -> Step:
 
 
 def _mark_dead(steps: Sequence[Step], slots: SlotTable, output: int) -> tuple[Step, ...]:
-    """The same steps, each knowing which values are needed for the last time."""
+    """The same steps, each with the slots whose values it is the last to need."""
     needed, ended = {output}, []
     for step in reversed(steps):
         touched = {i for i in (*step.arguments, *step.results) if slots.values[i] is None and i}

@@ -1,4 +1,6 @@
-"""From the bytes of an ONNX file to a graph: its structure is checked, nothing computed, torch not needed."""
+"""From the bytes of an ONNX file to a graph: its structure is checked, nothing is computed. Never imports
+torch.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, check
 from touchstone.models.onnx.tensors import dtype_of, read_tensor
 
 OPSETS = range(9, 29)
-"""The versions of ONNX's own operators whose meaning is known here."""
+"""The supported versions of ONNX's operator set."""
 
 MAX_NODES = 20_000
 MAX_SIDE = 4096
@@ -32,7 +34,7 @@ _PLAIN_FIELDS: Mapping[int, str] = MappingProxyType(
 
 
 def read(data: bytes) -> Graph:
-    """The classifier in an ONNX file. Runs nothing of it and opens no other file. Raises InvalidModel."""
+    """The classifier in an ONNX file. Runs nothing and opens no other file. Raises InvalidModel."""
     return _read_graph(_parse_model(data))
 
 
@@ -49,7 +51,7 @@ def _parse_model(data: bytes) -> ModelProto:
 def _read_graph(model: ModelProto) -> Graph:
     opset, proto = _read_opset(model), model.graph
     if len(proto.node) > MAX_NODES:
-        raise InvalidModel(f"the network has {len(proto.node)} nodes; at most {MAX_NODES} are possible")
+        raise InvalidModel(f"the network has {len(proto.node)} nodes; at most {MAX_NODES} are allowed")
     if proto.sparse_initializer:
         raise InvalidModel("the network has sparse weights, which are not supported; export them dense")
     weights = read_weights(proto)
@@ -68,16 +70,17 @@ def _read_graph(model: ModelProto) -> Graph:
 def _read_opset(model: ModelProto) -> int:
     found = [entry.version for entry in model.opset_import if entry.domain in _OWN_DOMAINS]
     if not found:
-        raise InvalidModel("the file does not say of which opset its operators are")
+        raise InvalidModel("the file does not state the opset of its operators")
     if max(found) not in OPSETS:
         raise InvalidModel(
-            f"the network is of opset {max(found)}; supported are {OPSETS[0]} to {OPSETS[-1]}: export it anew"
+            f"the network is of opset {max(found)}; supported are {OPSETS[0]} to {OPSETS[-1]}; "
+            "export it again"
         )
     return int(max(found))
 
 
 def read_weights(proto: GraphProto) -> dict[str, Array]:
-    """The tensors that the file holds, by name."""
+    """The file's tensors, by name."""
     weights: dict[str, Array] = {}
     for tensor in proto.initializer:
         if not tensor.name or tensor.name in weights:
@@ -89,7 +92,7 @@ def read_weights(proto: GraphProto) -> dict[str, Array]:
 
 
 def _read_input(proto: GraphProto, weights: Mapping[str, Array]) -> Port:
-    # Before IR version 4 every weight was listed among the inputs, too.
+    # Before IR version 4 all weights were also listed as inputs.
     free = [value for value in proto.input if value.name not in weights]
     if len(free) != 1:
         names = ", ".join(value.name[:40] for value in free[:5])
@@ -157,7 +160,7 @@ def _read_attribute(proto: AttributeProto, where: str) -> tuple[str, Any]:
 
 
 def decode_text(value: str | bytes) -> str:
-    """A string of the file, which protobuf hands out as bytes where it is none. Raises InvalidModel."""
+    """A string of the file, which protobuf returns as bytes where it is not UTF-8. Raises InvalidModel."""
     try:
         return value if isinstance(value, str) else value.decode("utf-8")
     except UnicodeDecodeError:

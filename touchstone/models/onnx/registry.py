@@ -1,8 +1,8 @@
 """Operators by name and version: each is one function, whose signature is the operator's.
 
-Positional parameters are the operator's inputs, in ONNX's order, and keyword-only ones its attributes, under
-ONNX's names. An input annotated `Known` arrives as a numpy array: it must be known before the network runs.
-A keyword parameter `outputs` receives how many outputs the node has.
+Positional parameters are the operator's inputs, in ONNX's order, and keyword-only ones its attributes, with
+ONNX's names. An input annotated `Known` is passed as a numpy array: it must be known before the network runs.
+A keyword parameter `outputs` receives the number of the node's outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from touchstone.errors import UnsupportedOperator
 from touchstone.models.onnx.graph import Node
 
 Known = Annotated[npt.NDArray[Any], "known before the network runs"]
-"""An input that says how to compute rather than what with: a shape, axes, bounds."""
+"""An input that controls the computation: a shape, axes, bounds."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,7 +37,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Operator:
-    """How an operator is computed since a version of the operator set."""
+    """An operator from a version of the operator set on."""
 
     name: str
     since: int
@@ -45,7 +45,7 @@ class Operator:
 
     @cached_property
     def known(self) -> tuple[int, ...]:
-        """The positions of the inputs that must be known beforehand."""
+        """The positions of the inputs that must be known before the network runs."""
         kinds = (Known, Known | None)
         return tuple(i for i, one in enumerate(self._parameters) if one.annotation in kinds)
 
@@ -62,7 +62,7 @@ class Operator:
 
 
 def operator(name: str, since: int = 1) -> Callable[[Function], Function]:
-    """Register a function as what an operator does from this version of the operator set on."""
+    """Register a function as an operator from this version of the operator set on."""
 
     def register(function: Function) -> Function:
         _VERSIONS.setdefault(name, {})[since] = Operator(name, since, function)
@@ -81,22 +81,21 @@ def register_elementwise(name: str, function: Callable[..., Any], since: int = 1
 
 
 def supported_operators() -> frozenset[str]:
-    """All operators that can be computed."""
+    """All supported operators."""
     return frozenset(_VERSIONS)
 
 
 def find_operator(node: Node, opset: int) -> Operator | None:
-    """What computes this node, if anything does."""
+    """The operator of this node; None where it is not supported."""
     versions = _VERSIONS.get(node.kind, {})
     since = max((version for version in versions if version <= opset), default=None)
     return None if since is None else versions[since]
 
 
 def check_supported(nodes: Sequence[Node], opset: int) -> None:
-    """Raise UnsupportedOperator, naming all the operators at fault, unless every node can be computed."""
-    missing = [
-        node for node in nodes if "." in node.kind or find_operator(node, opset) is None
-    ]  # no foreign domains
+    """Raise UnsupportedOperator, which names all unsupported operators, unless every node is supported."""
+    # A dot separates a foreign domain, in which a file has no operators here.
+    missing = [node for node in nodes if "." in node.kind or find_operator(node, opset) is None]
     if missing:
         kinds = sorted({node.kind for node in missing})
         first, others = missing[0], ", ".join(kind[:60] for kind in kinds[:20])

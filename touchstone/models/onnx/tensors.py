@@ -1,4 +1,4 @@
-"""Tensors of an ONNX file as numpy arrays: as many bytes as the shape says, never from another file."""
+"""Tensors of an ONNX file as numpy arrays, checked against their shapes; never from another file."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ DTYPES: Mapping[int, np.dtype[Any]] = MappingProxyType(
         TensorProto.UINT64: np.dtype("uint64"),
     }
 )
-"""The types of numbers that an image classifier may compute with."""
+"""The supported types of numbers."""
 
 MAX_DIMENSIONS = 12
 
 
 def dtype_of(number: int, what: str) -> np.dtype[Any]:
-    """The type that ONNX knows by this number. Raises InvalidModel."""
+    """The type with this number in ONNX. Raises InvalidModel."""
     if number not in DTYPES:
         names = {value: name for name, value in TensorProto.DataType.items()}
         raise InvalidModel(
@@ -46,9 +46,9 @@ def dtype_of(number: int, what: str) -> np.dtype[Any]:
 
 
 def read_tensor(proto: TensorProto, what: str) -> Array:
-    """The numbers of a tensor. Raises InvalidModel, saying `what` it is."""
+    """The numbers of a tensor, called `what` in errors. Raises InvalidModel."""
     if proto.data_location != TensorProto.DEFAULT or proto.external_data:
-        raise InvalidModel(f"{what} lies in another file; export the network with its weights inside")
+        raise InvalidModel(f"{what} is in another file; export the network with its weights inside")
     if proto.HasField("segment"):
         raise InvalidModel(f"{what} is a segment of a tensor, which is not supported")
     dtype, shape = dtype_of(proto.data_type, what), tuple(proto.dims)
@@ -76,6 +76,6 @@ def _read_typed_field(proto: TensorProto, dtype: np.dtype[Any], what: str) -> Ar
     try:
         if dtype == np.float16:  # its bits, as integers
             return np.fromiter(numbers, np.uint16).view(dtype)
-        return np.fromiter(numbers, dtype)  # one by one, since `np.array` wraps what does not fit
+        return np.fromiter(numbers, dtype)  # one by one, since `np.array` wraps numbers that do not fit
     except OverflowError as error:
         raise InvalidModel(f"{what} has a number that does not fit {dtype}: {error}") from None

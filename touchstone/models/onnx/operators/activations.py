@@ -92,7 +92,7 @@ def clip(x: Tensor, low: Known | None = None, high: Known | None = None) -> Tens
 
 
 def _clip(x: Tensor, low: float | None, high: float | None) -> Tensor:
-    """Like ReLU6 where it is one: at either bound the gradient is zero."""
+    """Equal to ReLU6 where the bounds are 0 and 6: at either bound the gradient is zero."""
     if low is not None and high is not None and low <= high and x.is_floating_point():
         return functional.hardtanh(x, low, high)
     return x if low is None and high is None else torch.clamp(x, low, high)

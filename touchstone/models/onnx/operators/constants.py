@@ -1,4 +1,4 @@
-"""Values out of nothing, and types."""
+"""Constants, ranges and casts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from touchstone.models.onnx.tensors import dtype_of
 
 
 def torch_dtype(number: int) -> torch.dtype:
-    """PyTorch's type for ONNX's number of it."""
+    """PyTorch's type for a type number of ONNX."""
     return torch.from_numpy(np.zeros(0, dtype_of(number, "the result"))).dtype
 
 

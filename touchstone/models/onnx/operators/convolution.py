@@ -73,7 +73,7 @@ def conv_transpose(
 
 
 def _notset(auto_pad: str) -> str:
-    """For a transposed convolution, "same" tells the size of the output instead of the window's place."""
+    """For a transposed convolution, "same" determines the output size, not the window's position."""
     return "NOTSET" if auto_pad.startswith("SAME") else auto_pad
 
 

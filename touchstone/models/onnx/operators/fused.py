@@ -1,4 +1,4 @@
-"""Operators that no file contains: `fusion` puts them in the place of several others."""
+"""Operators that no file contains: `fusion` replaces several others by them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def trunk(x: Tensor, *, module: Trunk) -> Tensor:
     if not x.is_meta:
         y: Tensor = module(x)
         return y
-    for stage in module:  # its weights are elsewhere, and only shapes are asked for
+    for stage in module:  # on the meta device only shapes are needed
         for conv in stage:
             weight = conv.weight.to(x.device)
             x = functional.conv2d(x, weight, None, conv.stride, conv.padding, 1, conv.groups)

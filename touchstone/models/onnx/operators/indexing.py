@@ -1,4 +1,4 @@
-"""Elements picked out and put in by their positions."""
+"""Gather and scatter."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def grid_sample(
 
 
 def _from_start(indices: Tensor, size: int) -> Tensor:
-    """Indices of which negative ones were counted from the end."""
+    """Indices with negative ones counted from the end."""
     places = indices.long()
     return torch.where(places < 0, places + size, places)
 

@@ -112,7 +112,7 @@ def _pads_natively(place: Window) -> bool:
 
 
 def _pool_margins(place: Window, sizes: Sizes, *, ceil: bool) -> list[int]:
-    """The margins after which exactly the right number of windows fits."""
+    """The padding with which exactly the right number of windows fits."""
     return margins(place.begin, place.overhang(sizes, place.positions(sizes, ceil=ceil)))
 
 

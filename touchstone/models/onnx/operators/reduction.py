@@ -14,7 +14,7 @@ Axes = Sequence[int] | None
 
 
 def _register_reduction(name: str, function: Reducer, since: int) -> None:
-    """Register a reduction in both its forms: axes as an attribute, and since a version as an input."""
+    """Register a reduction in both its forms: axes as an attribute, and from a version on as an input."""
 
     @operator(name)
     def attribute(x: Tensor, *, axes: tuple[int, ...] | None = None, keepdims: int = 1) -> Tensor:

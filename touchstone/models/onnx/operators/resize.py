@@ -1,4 +1,4 @@
-"""Resize and Upsample: each dimension in turn, through a matrix of weights that its sizes decide."""
+"""Resize and Upsample: one dimension at a time, by a matrix of weights that depends on the sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_SIDE = 8192
 
 @dataclass(frozen=True)
 class ResizeRule:
-    """How positions of the result are found in the original, and what is read there."""
+    """How positions of the result map to the original, and how values are interpolated."""
 
     mode: str = "nearest"
     coordinates: str = "half_pixel"
@@ -32,7 +32,7 @@ class ResizeRule:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What happens to one dimension; `roi` is where the part that is kept starts and ends, from 0 to 1."""
+    """The change of one dimension; `roi` is the start and end of the cropped part, from 0 to 1."""
 
     before: int
     after: int
@@ -41,7 +41,7 @@ class Scaling:
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing happens."""
+        """Whether the dimension does not change."""
         return self.before == self.after and self.scale == 1.0 and self.roi == (0.0, 1.0)
 
 
@@ -150,7 +150,7 @@ def _matches_torch(x: Tensor, changes: list[Scaling], rule: ResizeRule) -> bool:
 
 
 def _positions(change: Scaling, rule: ResizeRule) -> Array:
-    """Where each element of the result lies in the original."""
+    """The position of each element of the result in the original."""
     i = np.arange(change.after, dtype=np.float64)
     length, scale = change.scale * change.before, change.scale
     start, end = change.roi

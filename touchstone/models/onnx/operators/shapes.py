@@ -1,4 +1,4 @@
-"""The same numbers in another arrangement: reshaping, joining, cutting, padding."""
+"""Reshaping, concatenation, slicing and padding."""
 
 from __future__ import annotations
 

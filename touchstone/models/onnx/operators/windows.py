@@ -10,7 +10,7 @@ Sizes = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Window:
-    """Where the window goes: one number for each dimension in space."""
+    """The geometry of a window: one number for each spatial dimension."""
 
     kernel: Sizes
     strides: Sizes
@@ -25,7 +25,7 @@ class Window:
 
     @cached_property
     def spans(self) -> Sizes:
-        """How far each side of the window reaches."""
+        """The extent of the window in each dimension."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
     @cached_property
@@ -34,7 +34,9 @@ class Window:
         return margins(self.begin, self.end)
 
     def positions(self, sizes: Sizes, *, ceil: bool) -> Sizes:
-        """How many places the window has; with `ceil` it may overhang, but not start beyond the end."""
+        """The number of positions of the window; with `ceil` the last may overhang, but not start beyond the
+        end.
+        """
         return tuple(
             _count_positions(size + before + after, span, stride, size + before, ceil=ceil)
             for size, before, after, span, stride in zip(
@@ -43,7 +45,7 @@ class Window:
         )
 
     def overhang(self, sizes: Sizes, places: Sizes) -> Sizes:
-        """What must be added after the features so that exactly so many places exist; may be negative."""
+        """The padding after the features with which there are exactly so many positions; may be negative."""
         return tuple(
             (count - 1) * stride + span - size - before
             for count, stride, span, size, before in zip(

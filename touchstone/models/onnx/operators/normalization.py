@@ -1,4 +1,4 @@
-"""Normalisations, with the statistics of training or of each image; never with those of the batch."""
+"""Normalization, by the statistics of training or of each image; never by those of the batch."""
 
 from __future__ import annotations
 
@@ -97,6 +97,6 @@ def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
 @operator("MeanVarianceNormalization", since=9)
 def mean_variance_normalization(x: Tensor, *, axes: tuple[int, ...] = (0, 2, 3)) -> Tensor:
     if 0 in [axis % x.ndim for axis in axes] and x.shape[0] > 1:
-        raise ValueError("it normalises over the batch: the answer for an image would depend on the others")
+        raise ValueError("it normalizes over the batch: the answer for an image would depend on the others")
     centred = x - x.mean(axes, keepdim=True)
     return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)

@@ -1,4 +1,4 @@
-"""Convolutions whose weights no longer change: BatchNorm folded in, activation attached, in stages."""
+"""Stages of frozen convolutions: BatchNorm folded into the weights, the activation fused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RELU6 = 6.0
 
 
 class FrozenConv(nn.Module):
-    """A square convolution followed by a clamp to [0, `ceiling`]; without a ceiling nothing follows."""
+    """A square convolution followed by a clamp to [0, `ceiling`], or by nothing without a ceiling."""
 
     weight: Tensor
     bias: Tensor
@@ -54,7 +54,7 @@ class Stage(nn.Module):
         return iter(self.convs)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features to features, by PyTorch's own layers and autograd."""
+        """Features to features, by PyTorch's layers and autograd."""
         y = x
         for conv in self:
             y = conv(y)
@@ -62,7 +62,7 @@ class Stage(nn.Module):
 
 
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that does what `conv` and then `norm`, in eval mode, do."""
+    """Weight and bias of one convolution equal to `conv` followed by `norm` in eval mode."""
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a BatchNorm without running statistics depends on the batch and cannot be folded")
     scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
