@@ -1,4 +1,4 @@
-"""Digests that name bytes."""
+"""Digests that identify bytes."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import hashlib
 
 
 def digest_of(data: bytes) -> str:
-    """The name of these bytes."""
+    """The SHA-256 digest that names these bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"

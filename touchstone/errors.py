@@ -1,4 +1,4 @@
-"""What can go wrong, as codes and sentences; HTTP statuses live in `service.problems`.
+"""Errors as codes and sentences; their HTTP statuses are in `service.problems`.
 
 Every error text says what was wrong, where, and what would be right.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 
-class Failure(Exception):  # noqa: N818 - its kinds read as what went wrong
+class Failure(Exception):  # noqa: N818 - its subclasses name what went wrong
     """An error that a user can read and a program can match by `code`.
 
-    `detail` is one or two sentences, `field` the name of the parameter at fault (if one is),
-    and `extra` carries machine-readable particulars, such as the candidates for an ambiguous name.
+    `detail` is one or two sentences, `field` the name of the invalid parameter, if one is invalid, and
+    `extra` has machine-readable details, such as the candidates for an ambiguous name.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -133,7 +133,7 @@ class AddressRefused(Failure):
 
 
 class RemoteUnavailable(Failure):
-    """The remote model could not be asked, or did not answer in time."""
+    """The remote model could not be reached, or did not answer in time."""
 
     code = "remote_unavailable"
 
@@ -145,13 +145,13 @@ class RemoteAnswer(Failure):
 
 
 class QueryBudgetSpent(Failure):
-    """The remote model was asked as often as its manifest allows."""
+    """The query budget in the remote model's manifest is spent."""
 
     code = "query_budget_spent"
 
 
 class DataUnavailable(Failure):
-    """A data set is neither here nor to be had, or its files were altered."""
+    """A data set is missing and cannot be downloaded, or its files were altered."""
 
     code = "data_unavailable"
 
@@ -193,7 +193,7 @@ class UnknownJob(Failure):
 
     @classmethod
     def for_id(cls, job: str) -> UnknownJob:
-        """The same of an id that somebody gave."""
+        """The error for this id."""
         return cls(f"there is no job {job[:64]!r}")
 
 
@@ -240,13 +240,13 @@ class UnknownDelivery(Failure):
 
 
 class WebhookConflict(Failure):
-    """The endpoint's state does not permit this, or there are as many endpoints as may be."""
+    """The endpoint's state does not permit this, or there are as many endpoints as allowed."""
 
     code = "webhook_conflict"
 
 
 class StorageFull(Failure):
-    """There is no room to store what the request brings or the job leaves."""
+    """There is no space to store the request's files or the job's results."""
 
     code = "storage_full"
 
@@ -294,7 +294,7 @@ class KeyInvalid(Failure):
 
 
 class KeyExpired(Failure):
-    """The API key was good once, and has expired."""
+    """The API key has expired."""
 
     code = "key_expired"
 
@@ -306,13 +306,13 @@ class UnknownKey(Failure):
 
 
 class HostRefused(Failure):
-    """Without API keys, only this machine's own names are answered."""
+    """Without API keys, only requests to this machine's own host names are accepted."""
 
     code = "host_refused"
 
 
 class CrossSiteRefused(Failure):
-    """Without API keys, pages from elsewhere may send nothing."""
+    """Without API keys, pages of other origins may not send requests."""
 
     code = "cross_site_refused"
 
@@ -324,8 +324,8 @@ class InsufficientScope(Failure):
 
 
 class StartError(Exception):
-    """Something that `touchstone up` needs cannot be had; the sentence is for the operator."""
+    """Something that `touchstone up` needs is missing; the sentence is for the operator."""
 
 
-class NoFreeSlot(Exception):  # noqa: N818 - an answer to a worker, as the failures are to a client
-    """Jobs wait, but only for tenants that may not have another place on this worker."""
+class NoFreeSlot(Exception):  # noqa: N818 - an answer to a worker, not an error
+    """Jobs wait, but only for tenants that may not have another slot on this worker."""

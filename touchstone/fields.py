@@ -1,6 +1,4 @@
-"""Parameter types: each parses what people write, refuses what makes no sense, and describes itself in
-JSON Schema.
-"""
+"""Parameter types: each parses the usual notations, rejects invalid values, and has a JSON Schema."""
 
 from __future__ import annotations
 
@@ -24,12 +22,14 @@ NormName = Literal["linf", "l2", "l1", "l0"]
 
 def _refuse_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("expected a number, not a truth value")
+        raise ValueError("expected a number, not a boolean")
     return value
 
 
 def parse_fraction(value: Any) -> Any:
-    """Read a number or a fraction such as "8/255" exactly; anything else goes on unchanged to be refused."""
+    """Read a number or a fraction such as "8/255" exactly; anything else is returned unchanged for pydantic
+    to reject.
+    """
     _refuse_bool(value)
     if isinstance(value, str) and "/" in value:
         above, _, below = value[:100].partition("/")
@@ -88,29 +88,29 @@ EotSamples = Annotated[
     Field(
         ge=1,
         le=1_000,
-        description="How many askings a gradient is the mean of: for models that answer at random (EOT).",
+        description="Gradients that are averaged at each step (EOT), for models with random outputs.",
     ),
     BeforeValidator(_refuse_bool),
 ]
-"""How often to ask for one gradient."""
+"""Gradient samples of expectation over transformation."""
 
 Queries = Annotated[
     int,
-    Field(ge=1, le=10_000_000, description="The most times that the model is asked about one image."),
+    Field(ge=1, le=10_000_000, description="Maximum queries to the model for one image."),
     BeforeValidator(_refuse_bool),
 ]
-"""What an attack without gradients may spend."""
+"""The query budget of an attack without gradients."""
 
 Starts = Annotated[
     int,
     Field(
         ge=1,
         le=100_000,
-        description="The most random images that are tried for one that meets the goal.",
+        description="Maximum random images that are tried until one meets the goal.",
     ),
     BeforeValidator(_refuse_bool),
 ]
-"""Where an attack that sees decisions alone may begin."""
+"""The starting points of a decision-based attack."""
 
 Ratio = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_parse_finite)]
 """A finite real number."""
@@ -118,14 +118,14 @@ Ratio = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_parse_fini
 Defence = Annotated[
     str, StringConstraints(pattern=r"^(none|jpeg-([1-9][0-9]?|100)|bits-[1-7]|median-[357])$")
 ]
-"""An image transform by name: JPEG at a quality, so many bits a value, the median of a window."""
+"""An image transform by name: JPEG at a quality, a bit depth, or a median filter of a window."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_refuse_bool)]
 """Selects the noise streams of a job; equal seeds give equal noise."""
 
 
 def refuse_unknown(fields: Iterable[str], known: Iterable[str], name: str) -> None:
-    """Raise `InvalidParameter` for a field that there is not, with a guess at what was meant."""
+    """Raise `InvalidParameter` for an unknown field, with a suggestion."""
     unknown = [field for field in fields if field not in known]
     if unknown:
         raise _unknown_field(unknown[0], known, name)
@@ -141,13 +141,13 @@ def _unknown_field(field: str, known: Iterable[str], name: str) -> InvalidParame
 
 
 Access = Literal["gradients", "scores", "decisions", "transfer"]
-"""What a method needs of the model it is judged on: its gradients, its logits, its answers alone, or no more
-than the verdict.
+"""What a method needs of the attacked model: gradients, logits, decisions alone, or, for a transfer attack,
+only the final verdict.
 """
 
 
 def invalid_parameter(error: ValidationError) -> InvalidParameter:
-    """Turn pydantic's report into one failure that names the first field at fault and lists them all."""
+    """Turn pydantic's errors into one failure that names the first invalid field and lists all."""
     faults = []
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
         field = ".".join(str(part) for part in fault["loc"])

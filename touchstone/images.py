@@ -1,4 +1,6 @@
-"""Bytes to arrays and back: what counts as an image, and the PNG that is attacked, judged and returned."""
+"""Image files to arrays and back: which files are accepted, and the PNG that is attacked, judged and
+returned.
+"""
 
 from __future__ import annotations
 
@@ -17,29 +19,29 @@ MAX_SIDE = 4096
 MAX_PIXELS = MAX_SIDE**2
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_SCANS = 500
-"""Each scan of a progressive JPEG goes over all pixels, however few bytes it has. A dozen are usual.
-What looks like one in metadata counts as well."""
+"""Each scan of a progressive JPEG takes time for all pixels, however few bytes it has. A dozen are usual.
+Markers within metadata count as well."""
 
 Pixels = NDArray[np.uint8]
-"""(H, W, C) with C = 1 (grey) or 3 (RGB)."""
+"""(H, W, C) with C = 1 (gray) or 3 (RGB)."""
 
 _SCAN = b"\xff\xda"
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An upload as pixels, and what was done to it on the way."""
+    """The pixels of an upload, and the conversions that led to them."""
 
     pixels: Pixels
     conversions: tuple[str, ...]
 
 
 def decode(data: bytes) -> DecodedImage:
-    """Decode a PNG, JPEG or WebP, told by its content, into grey or RGB pixels.
+    """Decode a PNG, JPEG or WebP, recognized by its content, into gray or RGB pixels.
 
-    EXIF orientation is applied once; transparency is laid over white; palettes and 1-bit images become RGB or
-    grey; CMYK becomes RGB. Each conversion is said. 16-bit images, animations and anything outside the limits
-    are refused.
+    EXIF orientation is applied; transparency is laid over white; palettes and 1-bit images become RGB or
+    gray; CMYK becomes RGB. Each conversion is listed. 16-bit images, animations and anything outside the
+    limits are refused.
     """
     if not data:
         raise InvalidImage("image: the file is empty", field="image")
@@ -83,12 +85,12 @@ def _check_header(image: Image.Image, data: bytes) -> None:
         )
     if image.format == "JPEG" and data.count(_SCAN) > MAX_SCANS:
         raise InvalidImage(
-            f"image: a JPEG of more than {MAX_SCANS} scans; save it anew, not progressive", field="image"
+            f"image: a JPEG of more than {MAX_SCANS} scans; save it again, not progressive", field="image"
         )
 
 
 def _exceeds_8_bits(image: Image.Image) -> bool:
-    """Whether decoding would drop bits: Pillow opens 16-bit RGB as if it had 8; the raw mode alone tells."""
+    """Whether decoding would drop bits: Pillow opens 16-bit RGB as 8-bit; only the raw mode shows it."""
     raw_modes = (
         tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in getattr(image, "tile", ())
     )
@@ -104,13 +106,13 @@ def _convert(image: Image.Image) -> DecodedImage:
     if image.has_transparency_data:
         done.append(f"transparency of {image.mode} laid over white")
         rgba = image.convert("RGBA")
-        grey = image.mode == "LA"
+        gray = image.mode == "LA"
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert(
-            "L" if grey else "RGB"
+            "L" if gray else "RGB"
         )
     elif image.mode not in ("L", "RGB"):
         mode = "L" if image.mode in ("1", "LA") else "RGB"
-        done.append(f"{image.mode} converted to {'grey' if mode == 'L' else 'RGB'}")
+        done.append(f"{image.mode} converted to {'gray' if mode == 'L' else 'RGB'}")
         image = image.convert(mode)
     pixels = np.asarray(image)
     return DecodedImage(pixels[:, :, None] if pixels.ndim == 2 else pixels, tuple(done))
@@ -124,7 +126,7 @@ def encode(pixels: Pixels) -> bytes:
 
 
 def difference(original: Pixels, adversarial: Pixels, factor: int) -> Pixels:
-    """The change of each value times `factor`, on mid-grey: 128 means untouched."""
+    """The change of each value times `factor`, on mid-gray: 128 means unchanged."""
     change = adversarial.astype(np.int32) - original.astype(np.int32)
     return np.clip(128 + factor * change, 0, 255).astype(np.uint8)
 

@@ -1,7 +1,7 @@
-"""Logs: one line of JSON an event, from our own code and from the libraries alike.
+"""Logs: one line of JSON for each event, from this code and from libraries alike.
 
-Events name things by their ids: no header, no body, no query and no image is ever handed to a log. What a
-library or an exception says is not ours to choose, so what looks like a secret is taken out of every line.
+Events name things by their ids: no header, body, query string or image is ever logged. The texts of libraries
+and exceptions are not under our control, so whatever looks like a secret is removed from every line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from structlog.stdlib import BoundLogger, LoggerFactory, ProcessorFormatter
 from structlog.typing import Processor
 
 MAX_LENGTH = 16_000
-"""Letters of a line's longest part: a traceback through a thousand calls is not worth more."""
+"""Characters of the longest field of a line, such as a traceback through a thousand calls."""
 
 _SECRET_PATTERNS = (
     (re.compile(r"(?i)\b(bearer|basic)(\s+)[^\s\"',\\]+"), r"\1\2…"),
@@ -29,16 +29,16 @@ _SECRET_PATTERNS = (
     (re.compile(r"(?i)(https?://[^\s\"'?\\]*)\?[^\s\"'\\]+"), r"\1?…"),
     (re.compile(r"\b(whsec_|ts_)[A-Za-z0-9+/=_-]{20,}"), r"\1…"),
 )
-"""Credentials of a header, of a URL, the query of one, and our own keys."""
+"""Credentials in headers and URLs, query strings, and our own keys."""
 
 
 def bind_fields(**fields: Any) -> AbstractContextManager[None]:
-    """A context whose events all have these fields."""
+    """A context in which every event has these fields."""
     return bound_contextvars(**fields)
 
 
 def _clean(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Take secrets out of everything, and the middle out of what is long."""
+    """Remove secrets from all fields, and the middle of long ones."""
     return {name: _clean_value(value) for name, value in event.items()}
 
 
@@ -73,7 +73,7 @@ _SHARED_PROCESSORS: tuple[Processor, ...] = (
 
 
 def configure(level: str) -> None:
-    """Send every log of this process to standard error, and what nobody caught with it."""
+    """Send every log of this process, with uncaught exceptions, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         ProcessorFormatter(

@@ -1,4 +1,4 @@
-"""Whether it was memory that there was not enough of: nearly everybody says that in words of their own."""
+"""Recognizes errors of exhausted memory: nearly every library reports them in its own words."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ _PATTERN = re.compile(
     "|allocate memory"  # torch's allocator on the CPU; errno 12
     "|out of memory"  # CUDA, zlib
     "|bad_alloc"  # C++
-    "|could not create a primitive(?! desc)"  # oneDNN, whose code needs it; descriptors fail otherwise
-    "|can't start new thread"  # for want of a stack
+    "|could not create a primitive(?! desc)"  # oneDNN, for generated code; descriptors fail for other reasons
+    "|can't start new thread"  # no memory for its stack
 )
 
 
 def mentions_out_of_memory(text: str) -> bool:
-    """Whether an error's text, or what a process wrote as it ended, means that there was no memory left."""
+    """Whether an error's text, or the last output of a process, means that memory was exhausted."""
     return _PATTERN.search(text) is not None
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came of, means that device or host had no memory left."""
+    """Whether an error, or one of its causes, means that memory of the device or the host was exhausted."""
     while error is not None:
         if mentions_out_of_memory(f"{type(error).__name__}: {error}"):
             return True

@@ -1,4 +1,4 @@
-"""What a process does again and again in the background, whatever goes wrong with it."""
+"""Repeated background work that continues after errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_STOP_SECONDS = 1.0
 
 
 class PeriodicThread:
-    """A thread that does something again and again, with a pause before; what failed is tried again."""
+    """A thread that calls `action` repeatedly, after a pause each time; an error ends only that call."""
 
     def __init__(self, name: str, action: Callable[[], object], pause: float) -> None:
         self._action = action
@@ -21,11 +21,11 @@ class PeriodicThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin, with a pause."""
+        """Start; the first call follows after a pause."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Begin no further round; one that waits for somebody is left to itself."""
+        """Start no further call; one that blocks is not waited for long."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(MAX_STOP_SECONDS)
@@ -34,5 +34,5 @@ class PeriodicThread:
         while not self._stop.wait(self._pause):
             try:
                 self._action()
-            except Exception as error:  # noqa: BLE001 - ledger, broker or disk of whatever kind
+            except Exception as error:  # noqa: BLE001 - any error of ledger, broker or disk
                 self._log.warning("a round failed", reason=f"{type(error).__name__}: {error}")

@@ -15,7 +15,7 @@ from touchstone.errors import ModelUnusable
 from touchstone.net.addresses import Permits
 
 MIB = 2**20
-SECRET_PREFIX = "TOUCHSTONE_SECRET_"
+SECRET_PREFIX = "TOUCHSTONE_SECRET_"  # noqa: S105 - the start of a variable's name
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 
@@ -191,9 +191,9 @@ def settings() -> Settings:
 
 
 def read_secret(name: str, host: str) -> str:
-    """The secret that the operator keeps for requests to this host; read when it is needed, and never kept.
+    """The operator's secret for requests to this host; read when it is needed, and never stored.
 
-    It goes nowhere but to the hosts that are named beside it: whoever may register a model could otherwise
+    It is sent only to the hosts that are named beside it: a user who may register a model could otherwise
     send it to a host of their own. Raises ModelUnusable.
     """
     variable = f"{SECRET_PREFIX}{name}"

@@ -126,8 +126,8 @@ class JobLifecycleMachine(RuleBasedStateMachine):
 
     @invariant()
     def indexes_match_the_model(self) -> None:
-        assert self.ledger.count_by_status()[self.status] == 1
-        assert sum(self.ledger.count_by_status().values()) == 1
+        counts = self.ledger.count_by_status()
+        assert counts[self.status] == sum(counts.values()) == 1
         assert self.server.zcard("ts:leases") == (self.status == "running")
         assert self.server.zcard("ts:bells") == (self.status == "queued")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import redis
 from typer.testing import CliRunner
 
 from api_tests.ledger.test_ledger import claim
-from api_tests.support.fake_service import Api, assert_problem, run_service
+from api_tests.support.fake_service import Api, assert_problem
 from api_tests.support.wait import wait_until
 from touchstone import errors
 from touchstone.cli import app
@@ -143,9 +143,10 @@ def test_exhausted_rate_limit_allows_requests_again_after_its_wait(
 
 
 @pytest.fixture
-def fresh_api(settings: Settings) -> Iterator[Api]:
-    with run_service(settings) as api:
-        yield api
+def fresh_api(api: Api, valkey: str) -> Api:
+    """The service over an empty ledger, without quotas."""
+    api.ledger.quotas.set(LOCAL, None)
+    return api
 
 
 def test_requests_over_the_rate_limit_answer_429_and_all_show_the_limit(fresh_api: Api) -> None:

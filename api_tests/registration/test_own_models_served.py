@@ -39,9 +39,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
         yield client
 
 
-def register(client: httpx2.Client, data: bytes, **said: Any) -> dict[str, Any]:
+def register(client: httpx2.Client, data: bytes, **fields: Any) -> dict[str, Any]:
     """The job of a registration, once it has ended."""
-    parts = {"file": ("model", data), "manifest": ("m.json", json.dumps({**REGISTRATION_FIELDS, **said}))}
+    parts = {"file": ("model", data), "manifest": ("m.json", json.dumps({**REGISTRATION_FIELDS, **fields}))}
     response = client.post("/v1/models", files=parts)
     assert response.status_code == 200, response.text
     job: dict[str, Any] = response.json()
@@ -70,7 +70,7 @@ def linear(client: httpx2.Client) -> dict[str, Any]:
 
 
 def image_between_levels() -> Tensor:
-    """An image (1, C, H, W) whose L∞ distance to the other class lies between 5 and 6 grey levels."""
+    """An image (1, C, H, W) whose L∞ distance to the other class lies between 5 and 6 gray levels."""
     weight = linear_net(seed=SEED)[1].weight.detach()  # type: ignore[index]
     away = torch.sign(weight[0] - weight[1]).reshape(1, 3, 8, 8)
     levels = torch.full((1, 3, 8, 8), 5.0)
@@ -124,12 +124,12 @@ def test_certified_radius_comes_close_to_the_exact_radius(
 
 
 def test_registered_zoo_weights_give_the_same_results_as_the_zoo_model(client: httpx2.Client) -> None:
-    said = CNN.model_dump(mode="json", include={"input", "mean", "std", "architecture", "classes"})
-    job = register(client, zoo.read_weights(CNN), id="own-cnn", **said)
+    fields = CNN.model_dump(mode="json", include={"input", "mean", "std", "architecture", "classes"})
+    job = register(client, zoo.read_weights(CNN), id="own-cnn", **fields)
     assert job["status"] == "succeeded", job["error"]
     image = png(fashion_mnist_sample().images[1])
-    fields = {"eps": "16/255", "steps": 5, "execution": "deterministic"}
-    own, zoos = (run(client, "attacks/pgd", image, model=model, **fields) for model in ("own-cnn", CNN.id))
+    how = {"eps": "16/255", "steps": 5, "execution": "deterministic"}
+    own, zoos = (run(client, "attacks/pgd", image, model=model, **how) for model in ("own-cnn", CNN.id))
     assert own["result"]["original"] == zoos["result"]["original"]
     files = [client.get(job["links"]["artifacts"]["adversarial.png"]).content for job in (own, zoos)]
     assert files[0] == files[1]

@@ -28,35 +28,35 @@ ZOO_MODEL = "fashion-mnist-cnn"
 
 def test_zoo_models_are_read_without_a_ledger(settings: Settings, tmp_path: Path) -> None:
     nowhere = Ledger(f"unix://{tmp_path}/none.sock", settings)
-    shelf: ModelStore = RegisteredStore(nowhere, open_blobs(settings))
-    card = shelf.manifest(ZOO_MODEL)
-    assert shelf.versions(ZOO_MODEL) == (card,)
-    assert shelf.weights(card) == ZOO.weights(card)
-    assert shelf.registration_probe(card) is None
+    store: ModelStore = RegisteredStore(nowhere, open_blobs(settings))
+    manifest = store.manifest(ZOO_MODEL)
+    assert store.versions(ZOO_MODEL) == (manifest,)
+    assert store.weights(manifest) == ZOO.weights(manifest)
+    assert store.registration_probe(manifest) is None
     with pytest.raises(LedgerUnavailable):
-        shelf.manifest("lin")
+        store.manifest("lin")
 
 
 def test_service_lists_shows_and_uses_registered_models_and_versions(api: Api) -> None:
     ledger, blobs = Ledger(str(api.settings.redis_url), api.settings), open_blobs(api.settings)
-    cards = []
+    manifests = []
     for seed in (0, 1):
         data = linear_onnx(seed=seed)
-        cards.append(complete_manifest(build_manifest(data), data))
+        manifests.append(complete_manifest(build_manifest(data), data))
         blobs.put(data)
-        TenantLedger.of(ledger, LOCAL).versions.register(cards[-1], MODEL_PROBE)
+        TenantLedger.of(ledger, LOCAL).versions.register(manifests[-1], MODEL_PROBE)
     listed = api.client.get("/v1/models").json()["items"]
     assert [one["id"] for one in listed] == [*ZOO.manifests(), "lin"]
     shown = api.client.get("/v1/models/lin").json()
-    assert (shown["digest"], shown["softmax"]) == (cards[1].digest, "none")
+    assert (shown["digest"], shown["softmax"]) == (manifests[1].digest, "none")
     assert shown["probe"]["gradient_agrees"] is True
-    old = f"lin@{cards[0].digest[7:19]}"
-    assert api.client.get(f"/v1/models/{old}").json()["digest"] == cards[0].digest
+    old = f"lin@{manifests[0].digest[7:19]}"
+    assert api.client.get(f"/v1/models/{old}").json()["digest"] == manifests[0].digest
     assert api.client.get("/v1/models/lin@000000000000").status_code == 404
-    for name, card in (("lin", cards[1]), (old, cards[0])):
+    for name, manifest in (("lin", manifests[1]), (old, manifests[0])):
         form = {"model": name, "eps": "8/255", "label": "dog"}
         job = api.client.post("/v1/attacks/pgd", data=form, files={"image": png()}).json()
-        assert job["model"] == {"id": "lin", "digest": card.digest}
+        assert job["model"] == {"id": "lin", "digest": manifest.digest}
         assert job["label"] == 1
 
 

@@ -1,4 +1,4 @@
-"""What a user says of a model: each field with its bounds, and what the card makes of it."""
+"""What a user says of a model: each field with its bounds, and what the manifest makes of it."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ LIMIT = 2**20
 
 def test_omitted_manifest_fields_get_defaults() -> None:
     data = linear_onnx()
-    card = build_manifest(data)
-    assert (card.id, card.architecture, card.weights.file) == ("lin", "onnx", "model.onnx")
-    assert (card.mean, card.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    assert (card.input.layout, card.input.channels, card.kind) == ("nchw", 3, "local")
-    assert (card.softmax, card.parameters, card.licence) == ("none", 0, "not stated")
+    manifest = build_manifest(data)
+    assert (manifest.id, manifest.architecture, manifest.weights.file) == ("lin", "onnx", "model.onnx")
+    assert (manifest.mean, manifest.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert (manifest.input.layout, manifest.input.channels, manifest.kind) == ("nchw", 3, "local")
+    assert (manifest.softmax, manifest.parameters, manifest.licence) == ("none", 0, "not stated")
     safe = build_manifest(linear_safetensors(), architecture="small-cnn")
     assert (safe.architecture, safe.weights.file) == ("small-cnn", "model.safetensors")
 
 
 @pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 255.0), (-2.0, 6.0)])
 def test_input_range_becomes_mean_and_std(ends: tuple[float, float]) -> None:
-    card = build_manifest(linear_onnx(), range=ends)
-    black, white = ((pixel - card.mean[0]) / card.std[0] for pixel in (0.0, 1.0))
+    manifest = build_manifest(linear_onnx(), range=ends)
+    black, white = ((pixel - manifest.mean[0]) / manifest.std[0] for pixel in (0.0, 1.0))
     assert (black, white) == pytest.approx(ends)
 
 
 def test_labels_text_is_read_as_one_class_per_line() -> None:
-    said = {name: value for name, value in REGISTRATION_FIELDS.items() if name != "classes"}
-    one = Registration.parse({**said, "labels": " cat \r\ndog\n\n"})
+    fields = {name: value for name, value in REGISTRATION_FIELDS.items() if name != "classes"}
+    one = Registration.parse({**fields, "labels": " cat \r\ndog\n\n"})
     assert one.names == ("cat", "dog")
     assert one.build_manifest("sha256:" + "0" * 64, "onnx").classes == ("cat", "dog")
 
 
 def test_duplicate_class_names_can_be_selected_only_by_index() -> None:
-    card = build_manifest(linear_onnx(), classes=["crane", "crane"])
-    assert card.resolve_label("1") == 1
+    manifest = build_manifest(linear_onnx(), classes=["crane", "crane"])
+    assert manifest.resolve_label("1") == 1
     with pytest.raises(touchstone.errors.UnknownLabel, match="2 classes of lin are named 'crane'"):
-        card.resolve_label("crane")
+        manifest.resolve_label("crane")
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -96,8 +96,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("fault", BAD)
 def test_invalid_registration_field_is_named_in_the_error(fault: str) -> None:
     changes, field = BAD[fault]
-    said = {name: value for name, value in {**REGISTRATION_FIELDS, **changes}.items() if value is not None}
-    for form in (said, json.dumps(said), json.dumps(said).encode()):
+    fields = {name: value for name, value in {**REGISTRATION_FIELDS, **changes}.items() if value is not None}
+    for form in (fields, json.dumps(fields), json.dumps(fields).encode()):
         with pytest.raises(InvalidParameter) as refused:
             Registration.parse(form)
         assert (refused.value.field or "").split(".")[: field.count(".") + 1] == field.split(".")

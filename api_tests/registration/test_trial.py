@@ -1,4 +1,4 @@
-"""A model is tried in a process that may die of it: what is found out, and every way in which it ends."""
+"""The trial of a model in a child process: what it measures, and every way in which it ends."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ from touchstone.registration.trial import Trial
 GIB = 2**30
 
 
-def run_trial(data: bytes, *, seconds: float = 60, memory: int = 2 * GIB, **said: Any) -> TrialResult:
-    one = Trial(build_manifest(data, **said), seconds=seconds, memory=memory)
+def run_trial(data: bytes, *, seconds: float = 60, memory: int = 2 * GIB, **fields: Any) -> TrialResult:
+    one = Trial(build_manifest(data, **fields), seconds=seconds, memory=memory)
     return one.run(lambda: data, lambda _: None, threading.Semaphore())
 
 
-def probe_in_process(data: bytes, **said: Any) -> TrialResult:
+def probe_in_process(data: bytes, **fields: Any) -> TrialResult:
     """The same in this process, for what the process does not matter to."""
-    return probe_model(build_manifest(data, **said), data, lambda _: None)
+    return probe_model(build_manifest(data, **fields), data, lambda _: None)
 
 
 def test_trial_of_valid_model_runs_all_steps_and_returns_its_probe() -> None:
     data, steps = linear_onnx(), []
     one = Trial(build_manifest(data), seconds=60, memory=2 * GIB)
-    findings = one.run(lambda: data, steps.append, threading.Semaphore())
-    examined = findings.probe
+    result = one.run(lambda: data, steps.append, threading.Semaphore())
+    probe = result.probe
     assert steps == list(range(len(STEPS)))
-    assert (findings.parameters, findings.softmax) == (2 * 192 + 2, "none")
-    assert examined.deterministic
-    assert examined.batch_invariant
-    assert examined.gradient_agrees
-    assert examined.gradient_error is not None
-    assert examined.gradient_error < 1e-3
-    assert examined.gradient_ms > 0
-    assert examined.forward_ms > 0
-    assert examined.row_bytes is not None
+    assert (result.parameters, result.softmax) == (2 * 192 + 2, "none")
+    assert probe.deterministic
+    assert probe.batch_invariant
+    assert probe.gradient_agrees
+    assert probe.gradient_error is not None
+    assert probe.gradient_error < 1e-3
+    assert probe.gradient_ms > 0
+    assert probe.forward_ms > 0
+    assert probe.row_bytes is not None
 
 
 def test_trial_that_needs_too_much_memory_is_stopped() -> None:
@@ -85,9 +85,9 @@ def test_softmax_outputs_are_turned_into_logits() -> None:
 
 
 def test_model_with_fixed_batch_of_one_is_queried_row_by_row() -> None:
-    examined = probe_in_process(linear_onnx(batch=1)).probe
-    assert examined.batch_invariant
-    assert examined.logits_difference == 0
+    probe = probe_in_process(linear_onnx(batch=1)).probe
+    assert probe.batch_invariant
+    assert probe.logits_difference == 0
 
 
 def test_manifest_that_contradicts_the_model_file_is_refused() -> None:
@@ -160,25 +160,25 @@ def test_relu_kinks_do_not_count_as_gradient_error() -> None:
     assert gradient_error(oracle, torch.rand(1, 3, 8, 8)) <= GRADIENT_TOLERANCE
 
 
-STEP_STARTED = 'print(\'{"begun": {"step": 1}}\', flush=True)'
+STEP_STARTED = 'print(\'{"started": {"step": 1}}\', flush=True)'
 
 
 @pytest.fixture
-def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Trial]:
+def fake_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Trial]:
     """A trial whose child runs this code instead."""
 
-    def made(code: str, *, seconds: float = 30) -> Trial:
-        (tmp_path / "pretended_child.py").write_text("import os, sys, time\n" + textwrap.dedent(code))
+    def make(code: str, *, seconds: float = 30) -> Trial:
+        (tmp_path / "fake_child.py").write_text("import os, sys, time\n" + textwrap.dedent(code))
         environment = {**trial._environment(), "PYTHONPATH": str(tmp_path)}
         monkeypatch.setattr(trial, "_environment", lambda: environment)
-        monkeypatch.setattr(trial, "MODULE", "pretended_child")
+        monkeypatch.setattr(trial, "MODULE", "fake_child")
         return Trial(build_manifest(linear_onnx()), seconds=seconds, memory=GIB)
 
-    return made
+    return make
 
 
-def run_fake_trial(one: Trial, begun: Callable[[int], object] = lambda _: None) -> TrialResult:
-    return one.run(linear_onnx, begun, threading.Semaphore())
+def run_fake_trial(one: Trial, on_step: Callable[[int], object] = lambda _: None) -> TrialResult:
+    return one.run(linear_onnx, on_step, threading.Semaphore())
 
 
 @pytest.mark.parametrize(
@@ -191,50 +191,50 @@ def run_fake_trial(one: Trial, begun: Callable[[int], object] = lambda _: None) 
         ("print('std::bad_alloc', file=sys.stderr); os.abort()", ModelTooCostly, "memory"),
         ("sys.exit(3)", InvalidModel, "ended with code 3"),
         ("pass", InvalidModel, "ended with code 0"),
-        ("print('gibberish')", InvalidModel, "what it never should"),
-        ('print(\'{"begun": {"step": 99}}\')', InvalidModel, "what it never should"),
-        ('print(\'{"findings": {"parameters": -1}}\')', InvalidModel, "what it never should"),
-        ("print('x' * 2**24)", InvalidModel, "what it never should"),
-        (f"for _ in range({trial.MAX_LINES}): {STEP_STARTED}", InvalidModel, "what it never should"),
-        ('print(\'{"fault": {"code": "internal_error", "detail": "d"}}\')', InvalidModel, "^d$"),
+        ("print('gibberish')", InvalidModel, "an invalid message"),
+        ('print(\'{"started": {"step": 99}}\')', InvalidModel, "an invalid message"),
+        ('print(\'{"result": {"parameters": -1}}\')', InvalidModel, "an invalid message"),
+        ("print('x' * 2**24)", InvalidModel, "an invalid message"),
+        (f"for _ in range({trial.MAX_LINES}): {STEP_STARTED}", InvalidModel, "an invalid message"),
+        ('print(\'{"error": {"code": "internal_error", "detail": "d"}}\')', InvalidModel, "^d$"),
     ],
 )
 def test_child_crash_or_bad_output_is_reported_as_model_error(
-    pretend: Callable[[str], Trial], code: str, kind: type[Exception], words: str
+    fake_trial: Callable[[str], Trial], code: str, kind: type[Exception], words: str
 ) -> None:
     with pytest.raises(kind, match=words):
-        run_fake_trial(pretend(f"{STEP_STARTED}\n{code}"))
+        run_fake_trial(fake_trial(f"{STEP_STARTED}\n{code}"))
 
 
-def test_child_that_fails_to_start_raises_model_unusable(pretend: Callable[[str], Trial]) -> None:
+def test_child_that_fails_to_start_raises_model_unusable(fake_trial: Callable[[str], Trial]) -> None:
     with pytest.raises(ModelUnusable, match="did not start"):
-        run_fake_trial(pretend("raise ImportError('no torch')"))
+        run_fake_trial(fake_trial("raise ImportError('no torch')"))
 
 
 def test_child_inherits_no_secrets_files_or_working_directory(
-    pretend: Callable[[str], Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_trial: Callable[[str], Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET", "swordfish")
     seen = tmp_path / "seen"
     what = "os.getcwd(), sys.flags.safe_path, sorted(os.environ), sorted(os.listdir('/proc/self/fd'))"
     code = f"open({str(seen)!r}, 'w').write(repr(({what})))"
-    one = pretend(code)
+    one = fake_trial(code)
     with (tmp_path / "open").open("w") as mine:
         os.set_inheritable(mine.fileno(), True)
         with pytest.raises(ModelUnusable):
             run_fake_trial(one)
     folder, safe_path, names, files = eval(seen.read_text())
-    assert (folder, safe_path) == ("/", True), "nothing is imported from where we stand"
+    assert (folder, safe_path) == ("/", True), "nothing is imported from the working directory"
     assert set(names) <= {"PATH", "LANG", "OMP_NUM_THREADS", "PYTHONPATH", "LC_CTYPE"}
     assert len(files) <= 5, "the three of each process, that of the list, and that of what is written"
 
 
 @pytest.mark.parametrize(("end", "kind"), [("cancel", JobCanceled), ("expire", DeadlineExceeded)])
 def test_child_and_its_descendants_end_on_cancel_or_deadline(
-    pretend: Callable[[str], Trial], tmp_path: Path, end: str, kind: type[Exception]
+    fake_trial: Callable[[str], Trial], tmp_path: Path, end: str, kind: type[Exception]
 ) -> None:
     pids = tmp_path / "pids"
-    one = pretend(
+    one = fake_trial(
         f"""
         child = os.fork()
         if child:
@@ -245,7 +245,7 @@ def test_child_and_its_descendants_end_on_cancel_or_deadline(
     )
     began = time.monotonic()
     with pytest.raises(kind):
-        run_fake_trial(one, begun=lambda _: getattr(one, end)())
+        run_fake_trial(one, on_step=lambda _: getattr(one, end)())
     assert time.monotonic() - began < 40
     for pid in pids.read_text().split():
         wait_until(lambda pid=pid: not is_alive(int(pid)))  # type: ignore[misc]
@@ -253,13 +253,13 @@ def test_child_and_its_descendants_end_on_cancel_or_deadline(
 
 CONFINED_PROGRAM = """
 import re, resource, signal
-from touchstone.engine import sandbox
-from touchstone.registration.messages import Request
+from touchstone.registration import trial_process
+from touchstone.registration.messages import TrialRequest
 
-most = resource.getrlimit(resource.RLIMIT_CORE)[1]
-resource.setrlimit(resource.RLIMIT_CORE, (most, most))
+limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
+resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
-sandbox._confine(Request.model_construct(seconds=50.0, memory=2**30))
+trial_process._confine(TrialRequest.model_construct(seconds=50.0, memory=2**30))
 for line in open("/proc/self/limits"):
     name, soft, hard = re.match(r"(.{26}) *([^ ]+) +([^ ]+)", line).groups()
     if soft == hard:
@@ -274,11 +274,11 @@ def test_trial_process_has_hard_resource_limits() -> None:
     )
     limits = dict(line.split("=") for line in done.stdout.splitlines())
     assert int(limits["Max address space"]) > GIB
-    assert limits["Max open files"] == "32", "where less is allowed already, that stays"
+    assert limits["Max open files"] == "32", "a lower limit that was set before stays"
     assert limits["Max file size"] == str(trial_process.MAX_WRITTEN_BYTES)
     assert limits["Max core file size"] == "0"
     assert 50 < int(limits["Max cpu time"]) <= 60 * (os.cpu_count() or 1)
-    assert 50 < int(limits["Alarm"]) < 60, "it ends even where nobody is left to end it"
+    assert 50 < int(limits["Alarm"]) < 60, "it ends even if its parent dies"
 
 
 def is_alive(pid: int) -> bool:
@@ -288,27 +288,27 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_trial_waiting_for_the_lock_can_be_canceled(pretend: Callable[[str], Trial]) -> None:
-    one, gate, reads = pretend("sys.exit(1)"), threading.Semaphore(0), list[bytes]()
+def test_trial_waiting_for_the_lock_can_be_canceled(fake_trial: Callable[[str], Trial]) -> None:
+    one, lock, reads = fake_trial("sys.exit(1)"), threading.Semaphore(0), list[bytes]()
     threading.Timer(0.2, one.cancel).start()
     with pytest.raises(JobCanceled):
-        one.run(lambda: reads.append(b"") or b"", lambda _: None, gate)
+        one.run(lambda: reads.append(b"") or b"", lambda _: None, lock)
     assert not reads, "many large files may wait"
-    assert not gate.acquire(blocking=False), "it had no turn to give back"
+    assert not lock.acquire(blocking=False), "it never held the lock"
 
 
-def test_expired_trial_ends_without_reading_its_file(pretend: Callable[[str], Trial]) -> None:
-    one, gate, reads = pretend("sys.exit(1)"), threading.Semaphore(), list[bytes]()
+def test_expired_trial_ends_without_reading_its_file(fake_trial: Callable[[str], Trial]) -> None:
+    one, lock, reads = fake_trial("sys.exit(1)"), threading.Semaphore(), list[bytes]()
     one.expire()
     one.cancel()
     with pytest.raises(DeadlineExceeded):
-        one.run(lambda: reads.append(b"") or b"", lambda _: None, gate)
+        one.run(lambda: reads.append(b"") or b"", lambda _: None, lock)
     assert not reads
-    assert gate.acquire(blocking=False)
+    assert lock.acquire(blocking=False)
 
 
-def test_trial_canceled_before_its_child_starts_ends_at_once(pretend: Callable[[str], Trial]) -> None:
-    one, began = pretend("time.sleep(100)", seconds=1000), time.monotonic()
+def test_trial_canceled_before_its_child_starts_ends_at_once(fake_trial: Callable[[str], Trial]) -> None:
+    one, began = fake_trial("time.sleep(100)", seconds=1000), time.monotonic()
 
     def read() -> bytes:
         one.cancel()
@@ -319,17 +319,17 @@ def test_trial_canceled_before_its_child_starts_ends_at_once(pretend: Callable[[
     assert time.monotonic() - began < 50
 
 
-def test_lock_is_released_after_a_failed_trial(pretend: Callable[[str], Trial]) -> None:
-    gate = threading.Semaphore()
+def test_lock_is_released_after_a_failed_trial(fake_trial: Callable[[str], Trial]) -> None:
+    lock = threading.Semaphore()
     with pytest.raises(InvalidModel):
-        pretend(f"{STEP_STARTED}\nsys.exit(1)").run(bytes, lambda _: None, gate)
-    assert gate.acquire(blocking=False)
+        fake_trial(f"{STEP_STARTED}\nsys.exit(1)").run(bytes, lambda _: None, lock)
+    assert lock.acquire(blocking=False)
 
 
 def test_child_is_ended_when_its_timer_cannot_start(
-    pretend: Callable[[str], Trial], monkeypatch: pytest.MonkeyPatch
+    fake_trial: Callable[[str], Trial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, started = pretend("time.sleep(60)"), list[subprocess.Popen[bytes]]()
+    one, started = fake_trial("time.sleep(60)"), list[subprocess.Popen[bytes]]()
     start = one._start
     monkeypatch.setattr(one, "_start", lambda *files: started.append(start(*files)) or started[0])
     no_thread = patch.object(threading.Timer, "start", side_effect=RuntimeError("can't start new thread"))

@@ -1,4 +1,4 @@
-"""Uploads are decoded in processes that may crash, hang or run out of memory without harm to anybody else."""
+"""Uploads are decoded in processes that may crash, hang or run out of memory without affecting others."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ import os, signal, time
 from json import dumps
 import numpy as np
 from multiprocessing.connection import Connection
-from touchstone import decoder, decoding
+from touchstone.sandbox import decoder, decoder_pool
 from touchstone.errors import InvalidImage
-from touchstone.images import Decoded
+from touchstone.images import DecodedImage
 
 def decode(upload):
     if upload == b"crash":
@@ -48,20 +48,20 @@ def decode(upload):
         Connection.send_bytes = lambda line, data: send(line, data) if data else time.sleep(600)
         raise InvalidImage("none")
     if upload == b"boast":
-        return Decoded(np.zeros((8, 8, 1), "u1"), ("x" * 2**16,))
+        return DecodedImage(np.zeros((8, 8, 1), "u1"), ("x" * 2**16,))
     if upload == b"giant":
-        return Decoded(np.zeros((4097, 8, 1), "u1"), ())
+        return DecodedImage(np.zeros((4097, 8, 1), "u1"), ())
     if upload == b"short":
         decoder._FORMS[decoder.RAW] = lambda pixels: bytes(63)
     if upload == b"flood":
-        decoder._FORMS[decoder.PNG] = lambda pixels: bytes(decoding._LONGEST_CONTENT + 1)
+        decoder._FORMS[decoder.PNG] = lambda pixels: bytes(decoder_pool._MAX_CONTENT + 1)
     if upload in (b"short", b"flood"):
-        return Decoded(np.zeros((8, 8, 1), "u1"), ())
+        return DecodedImage(np.zeros((8, 8, 1), "u1"), ())
     bytearray(2 * decoder.MEMORY if upload == b"eat" else 1)
     return decode_really(upload)
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-decode_really, decoder.decode, decoder.SECONDS = decoder.decode, decode, 1
+decode_really, decoder.decode, decoder.CPU_SECONDS = decoder.decode, decode, 1
 decoder.main()
 """
 

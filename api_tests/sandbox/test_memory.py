@@ -1,7 +1,8 @@
-"""Want of memory is told by many in many ways, and is none of the job's faults."""
+"""Out of memory: libraries report it in many ways, and it is never an error of the job."""
 
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
@@ -9,37 +10,43 @@ import torch
 from touchstone.errors import ModelUnusable
 from touchstone.memory import is_out_of_memory, mentions_out_of_memory
 
+ALLOCATIONS = (
+    "torch.empty(2**28)",
+    "bytearray(2**28)",
+    "mmap.mmap(-1, 2**28)",
+    "threading.Thread(target=print).start()",
+    "convolve(torch.zeros(64, 8, 64, 64))",
+    "zlib.decompress(zlib.compress(bytes(100)), bufsize=2**30)",
+)
 LOW_MEMORY_PROGRAM = """
-import resource, threading, torch, {more}
+import mmap, resource, sys, threading, zlib, torch
+from touchstone.memory import is_out_of_memory
 convolve = torch.nn.Conv2d(8, 8, 3)
-held = resource.getrlimit(resource.RLIMIT_AS)
-resource.setrlimit(resource.RLIMIT_AS, (2**20, held[1]))
-try:
-    {what}
-except BaseException as raised:
-    resource.setrlimit(resource.RLIMIT_AS, held)
-    from touchstone.memory import lacks_memory
-    assert lacks_memory(raised), repr(raised)
-    print("told")
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+for allocation in sys.argv[1:]:
+    raised = None
+    resource.setrlimit(resource.RLIMIT_AS, (2**20, hard))
+    try:
+        exec(allocation)
+    except BaseException as error:
+        raised = error
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    print("recognized" if is_out_of_memory(raised) else repr(raised))
 """
 
 
-@pytest.mark.parametrize(
-    ("what", "more"),
-    [
-        ("torch.empty(2**28)", "os"),
-        ("bytearray(2**28)", "os"),
-        ("mmap.mmap(-1, 2**28)", "mmap"),
-        ("threading.Thread(target=print).start()", "os"),
-        ("convolve(torch.zeros(64, 8, 64, 64))", "os"),
-        ("zlib.decompress(zlib.compress(bytes(100)), bufsize=2**30)", "zlib"),
-    ],
-)
-def test_failed_allocation_is_recognized_as_lack_of_memory(what: str, more: str) -> None:
-    """In a process that may have no more, whatever way each asks for it."""
-    code = LOW_MEMORY_PROGRAM.format(what=what, more=more)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "told\n", done.stderr
+@cache
+def run_allocations() -> dict[str, str]:
+    """What became of each allocation, in a process whose memory limit is reached."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOW_MEMORY_PROGRAM, *ALLOCATIONS], capture_output=True, text=True, check=True
+    )
+    return dict(zip(ALLOCATIONS, done.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_failed_allocation_is_recognized_as_lack_of_memory(allocation: str) -> None:
+    assert run_allocations()[allocation] == "recognized"
 
 
 def raise_unusable() -> None:

@@ -1,4 +1,4 @@
-"""Training: the same weights whether interrupted or not, and a card that tells the truth about them."""
+"""Training: the same weights whether interrupted or not, and a manifest that describes them correctly."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def halves() -> tuple[Split, Split]:
     return Split(sample.images[:128], sample.labels[:128]), Split(sample.images[128:], sample.labels[128:])
 
 
-@pytest.mark.parametrize("recipe", [Standard(), Fast(eps=0.02)], ids=["unguarded", "guarded"])
+@pytest.mark.parametrize(
+    "recipe", [Standard(), Fast(eps=0.02)], ids=["without validation", "with validation"]
+)
 def test_resumed_training_gives_the_weights_of_an_uninterrupted_one(recipe: Recipe, tmp_path: Path) -> None:
     plan = replace(TINY, recipe=recipe)
     whole = train(plan, halves(), tmp_path / "whole")
@@ -117,14 +119,14 @@ def test_every_recipe_has_mild_parameters_for_the_tests() -> None:
 def test_every_recipe_learns_and_writes_a_loadable_manifest(gentle: Recipe, tmp_path: Path) -> None:
     seen: list[dict[str, float]] = []
     plan = TrainingPlan(gentle, epochs=12, batch=16, rate=3e-3)
-    card = train(plan, halves(), tmp_path, model="mine", report=lambda _, metric: seen.append(metric))
-    assert Manifest.model_validate_json((tmp_path / "mine.json").read_bytes()) == card
-    assert load_module(card, ZooStore(tmp_path))(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
-    assert f"--recipe {gentle.name}" in card.provenance
-    assert all(f" {value}" in card.provenance for value in gentle.model_dump().values())
-    assert halves()[0].digest() in card.provenance
-    assert seen[-1] == {"accuracy": card.accuracy[0].value}
-    assert card.accuracy[0].value > 0.4, "chance is 0.1"
+    manifest = train(plan, halves(), tmp_path, model="mine", report=lambda _, metric: seen.append(metric))
+    assert Manifest.model_validate_json((tmp_path / "mine.json").read_bytes()) == manifest
+    assert load_module(manifest, ZooStore(tmp_path))(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    assert f"--recipe {gentle.name}" in manifest.provenance
+    assert all(f" {value}" in manifest.provenance for value in gentle.model_dump().values())
+    assert halves()[0].digest() in manifest.provenance
+    assert seen[-1] == {"accuracy": manifest.accuracy[0].value}
+    assert manifest.accuracy[0].value > 0.4, "chance is 0.1"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_gaussian_recipe_adds_unclipped_noise_in_pixels() -> None:
 class CollapsingRecipe(Fast):
     """From a certain batch on, the images are negatives: what was learned is lost within an epoch."""
 
-    name = "spoilt"
+    name = "collapsing"
     after: int
     seen: list[int] = Field(default_factory=list, exclude=True)
 
@@ -207,8 +209,8 @@ class CollapsingRecipe(Fast):
 
 def test_guard_restores_weights_and_stops_when_robustness_collapses(tmp_path: Path) -> None:
     sample = fashion_mnist_sample()
-    spoilt = CollapsingRecipe(eps=0.01, after=8 * 15)  # 231 images, 25 held out: 15 steps an epoch
-    plan = TrainingPlan(spoilt, epochs=12, batch=16, rate=3e-3)
+    collapsing = CollapsingRecipe(eps=0.01, after=8 * 15)  # 231 images, 25 held out: 15 steps an epoch
+    plan = TrainingPlan(collapsing, epochs=12, batch=16, rate=3e-3)
     epochs: list[float] = []
 
     def interrupt(progress: Progress, _metric: dict[str, float]) -> None:
@@ -217,28 +219,29 @@ def test_guard_restores_weights_and_stops_when_robustness_collapses(tmp_path: Pa
 
     with pytest.raises(GaveUpError):
         train(plan, (sample, sample), tmp_path, report=interrupt)
-    card = train(
+    manifest = train(
         plan, (sample, sample), tmp_path, report=lambda progress, _: epochs.append(progress.done / 15)
     )
     stopped = re.search(
-        r"Stopped after epoch (\d+), .* 25 held-out images .* from (0\.\d+) to (0\.\d+)\.$", card.provenance
+        r"Stopped after epoch (\d+), .* 25 held-out images .* from (0\.\d+) to (0\.\d+)\.$",
+        manifest.provenance,
     )
     assert stopped is not None
     epoch, best, now = int(stopped[1]), float(stopped[2]), float(stopped[3])
     assert epoch >= 8
     assert max(epochs[:-1]) == epoch + 1, "the rest is not run"
     assert now < best - 0.2
-    assert card.accuracy[0].value > 0.6, "the weights are those of before the collapse"
+    assert manifest.accuracy[0].value > 0.6, "the weights are those of before the collapse"
 
 
 def test_guard_does_not_stop_a_training_without_collapse(tmp_path: Path) -> None:
     sample = fashion_mnist_sample()
-    card = train(
+    manifest = train(
         TrainingPlan(CollapsingRecipe(eps=0.01, after=1000), epochs=6, batch=16, rate=3e-3),
         (sample, sample),
         tmp_path,
     )
-    assert "Stopped" not in card.provenance
+    assert "Stopped" not in manifest.provenance
 
 
 def test_checkpoint_of_another_training_plan_is_not_overwritten(tmp_path: Path) -> None:
@@ -260,7 +263,7 @@ def test_unknown_recipe_is_refused_and_the_known_ones_are_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "said"),
+    ("name", "parameters", "message"),
     [
         ("noise", {"sigma": "-1"}, "sigma: .*greater than 0"),
         ("madry", {"eps": "much"}, "eps: "),
@@ -268,8 +271,8 @@ def test_unknown_recipe_is_refused_and_the_known_ones_are_listed() -> None:
         ("fast", {"sigma": "1"}, "sigma: Extra inputs"),
     ],
 )
-def test_invalid_recipe_parameters_are_refused(name: str, parameters: dict[str, str], said: str) -> None:
-    with pytest.raises(InvalidParameter, match=said):
+def test_invalid_recipe_parameters_are_refused(name: str, parameters: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidParameter, match=message):
         build_recipe(name, parameters)
 
 
@@ -296,7 +299,7 @@ def test_train_command_writes_a_model(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--recipe", "magic"), "'magic'; there are: standard"),
         (("--recipe", "noise", "--sigma", "0"), "sigma"),
@@ -307,7 +310,7 @@ def test_train_command_writes_a_model(
 )
 def test_train_command_refuses_invalid_flags_with_a_message(
     words: tuple[str, ...],
-    said: str,
+    message: str,
     files: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -315,9 +318,9 @@ def test_train_command_refuses_invalid_flags_with_a_message(
     with pytest.raises(SystemExit) as ended:
         run_train_command(monkeypatch, "--data", str(files.parent), *words)
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "invalid_parameter: " in told
-    assert said in " ".join(told.split())
+    printed = capsys.readouterr().err
+    assert "invalid_parameter: " in printed
+    assert message in " ".join(printed.split())
     assert not list(files.parent.glob("*checkpoint*"))
 
 
@@ -380,7 +383,7 @@ def test_idx_files_are_read_from_the_cache(files: Path) -> None:
 
 def test_altered_data_file_is_refused(files: Path) -> None:
     (files / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(np.zeros(3, np.uint8)))
-    with pytest.raises(DataUnavailable, match=r"t10k-labels.*is not the file that was published"):
+    with pytest.raises(DataUnavailable, match=r"t10k-labels.*is not the published file"):
         datasets.fashion_mnist(files.parent)
 
 

@@ -1,4 +1,4 @@
-"""Trying a model for the first time: what it answers, whether its gradient is right, what it costs."""
+"""The first run of a model: its answers, whether its gradient is right, and its cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from touchstone.registration.messages import Softmax, TrialResult
 
 DIRECTIONS = 8
 STEP_SIZES = (4e-3, 1e-3, 2.5e-4)
-"""Rounding spoils differences of short steps, and bends of the network those of long ones."""
+"""Rounding makes differences of short steps inaccurate, and kinks of the network those of long ones."""
 
 GRADIENT_TOLERANCE = 0.05
 TINY = 1e-30
@@ -31,7 +31,7 @@ _PEAK_MEMORY = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
 def probe_model(manifest: Manifest, data: bytes, on_step: Callable[[str], None]) -> TrialResult:
-    """Try a model on the processor; `on_step` is told of each step.
+    """Try a model on the CPU; `on_step` is called at each step.
 
     Raises InvalidModel and UnsupportedOperator where it cannot be used, and ModelUnusable where a package
     is missing that it needs.
@@ -63,7 +63,7 @@ def probe_model(manifest: Manifest, data: bytes, on_step: Callable[[str], None])
 
 
 def complete_manifest(manifest: Manifest, data: bytes) -> Manifest:
-    """The card with what its file tells, checked in this process; raises as `probe_model` does."""
+    """The manifest completed from its file, checked in this process; raises as `probe_model` does."""
     net, softmax = _build_network(manifest, data)
     oracle, softmax = _ensure_logits(manifest, _build_oracle(manifest, net), softmax)
     return manifest.model_copy(update={"parameters": _count_parameters(oracle.module), "softmax": softmax})
@@ -75,7 +75,7 @@ def _build_oracle(manifest: Manifest, net: nn.Module) -> TorchOracle:
 
 
 def _ensure_logits(manifest: Manifest, oracle: TorchOracle, softmax: Softmax) -> tuple[TorchOracle, Softmax]:
-    """The oracle, made to answer logits where it turns out to answer probabilities."""
+    """The oracle, with a logarithm behind it where it answers probabilities and not logits."""
     answers = _compute_logits(manifest, oracle)
     if softmax != "none" or not looks_like_softmax(answers):
         return oracle, softmax
@@ -83,7 +83,7 @@ def _ensure_logits(manifest: Manifest, oracle: TorchOracle, softmax: Softmax) ->
 
 
 def _build_network(manifest: Manifest, data: bytes) -> tuple[nn.Module, Softmax]:
-    """The network, and what became of a Softmax at its end."""
+    """The network, and how a Softmax at its end was handled."""
     if manifest.architecture == ONNX:
         found = import_onnx(manifest, data)
         return found.module, "removed" if found.softmax_removed else "none"
@@ -91,20 +91,20 @@ def _build_network(manifest: Manifest, data: bytes) -> tuple[nn.Module, Softmax]
         return build_module(manifest, data), "none"
     except ModelUnusable as unfit:
         if isinstance(unfit.__cause__, ImportError):
-            raise  # what is missing is missing here
+            raise  # this process lacks a package
         raise InvalidModel(unfit.detail) from None
 
 
 def _compute_logits(manifest: Manifest, oracle: TorchOracle) -> Tensor:
-    """Logits (B, K) of black, white, grey and noise. Raises InvalidModel unless they are finite."""
+    """Logits (B, K) of black, white, gray and noise. Raises InvalidModel unless they are finite."""
     noise = _noise_images(manifest, MIN_ROWS)
-    named = {"black": noise * 0, "white": noise * 0 + 1, "grey": noise * 0 + 0.5, "noise": noise}
+    named = {"black": noise * 0, "white": noise * 0 + 1, "gray": noise * 0 + 0.5, "noise": noise}
     answers = []
     for name, x in named.items():
         logits = _forward(manifest, oracle, x)
         if not bool(torch.isfinite(logits).all()):
             raise InvalidModel(
-                f"the network answers NaN or infinity to {name}; check its weights and its normalisation"
+                f"the network answers NaN or infinity to {name}; check its weights and its normalization"
             )
         answers.append(logits)
     return torch.cat(answers)
@@ -118,12 +118,13 @@ def _forward(manifest: Manifest, oracle: TorchOracle, x: Tensor) -> Tensor:
             if is_out_of_memory(error):
                 raise
             raise InvalidModel(
-                f"the network cannot be asked about images of {manifest.input.channels}x{manifest.input.height}x"
+                f"the network cannot be run on images of {manifest.input.channels}x{manifest.input.height}x"
                 f"{manifest.input.width}: {error}"[:500]
             ) from None
     if logits.shape != (len(x), len(manifest.classes)):
         raise InvalidModel(
-            f"for {len(x)} images the network answers {tuple(logits.shape)}, not {len(x), len(manifest.classes)}",
+            f"for {len(x)} images the network answers {tuple(logits.shape)}, "
+            f"not {len(x), len(manifest.classes)}",
             field="classes",
         )
     return logits  # type: ignore[no-any-return]
@@ -132,8 +133,8 @@ def _forward(manifest: Manifest, oracle: TorchOracle, x: Tensor) -> Tensor:
 def gradient_error(oracle: TorchOracle, x: Tensor) -> float:
     """How far the gradient at x (1, C, H, W) is from central differences of the answers.
 
-    The median over random directions, as a share of the gradient's length, so that a few bends of the network
-    on the way do not count; of the step size that does best.
+    The median over random directions, as a share of the gradient's length, so that a few kinks of the network
+    between the points do not count; with the step size that gives the smallest error.
     """
     draw = torch.Generator().manual_seed(1)
     leaf = x.clone().requires_grad_()
@@ -142,20 +143,20 @@ def gradient_error(oracle: TorchOracle, x: Tensor) -> float:
         weights = torch.randn(logits.shape, generator=draw)
         [gradient] = torch.autograd.grad((logits * weights).sum(), leaf)
     signs = torch.randint(0, 2, (DIRECTIONS, *x.shape[1:]), generator=draw) * 2.0 - 1
-    told = (gradient.double() * signs).flatten(1).sum(1)
+    predicted = (gradient.double() * signs).flatten(1).sum(1)
     length = float(gradient.double().norm())
     errors = []
     for size in STEP_SIZES:
         found = _central_differences(oracle, x, signs, weights, size)
         scale = max(length, float(found.abs().max()), TINY)
-        errors.append(float((found - told).abs().median()) / scale)
+        errors.append(float((found - predicted).abs().median()) / scale)
     return min(errors)
 
 
 def _central_differences(
     oracle: TorchOracle, x: Tensor, signs: Tensor, weights: Tensor, size: float
 ) -> Tensor:
-    """Change of the weighted answers along each direction, for one unit, (D,)."""
+    """Change of the weighted answers along each direction, per unit length, (D,)."""
     ends = []
     with torch.no_grad():
         for side in (size, -size):
@@ -172,7 +173,7 @@ def _is_deterministic(manifest: Manifest, oracle: TorchOracle) -> bool:
 
 
 def _measure_row_bytes(manifest: Manifest, oracle: TorchOracle) -> int | None:
-    """What the peak of the process grows by where a pass with gradients takes more rows."""
+    """By how much the peak memory of the process grows with each row of a pass with gradients."""
     peaks = [_measure_peak(oracle, _noise_images(manifest, rows)) for rows in (1, 1 + MIN_ROWS)]
     if peaks[0] is None or peaks[1] is None:
         return None
@@ -181,7 +182,7 @@ def _measure_row_bytes(manifest: Manifest, oracle: TorchOracle) -> int | None:
 
 def _measure_peak(oracle: TorchOracle, x: Tensor) -> int | None:
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     except OSError:
         return None
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""What a child process that tries a model is told and tells, as JSON: never imports torch."""
+"""Messages to and from a child process that tries a model, as JSON. Never imports torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import ModelProbe
 
 STEPS = ("read", "build", "answer", "differentiate", "measure")
-"""What is done in turn."""
+"""The steps of a trial, in order."""
 
 Softmax = Literal["none", "removed", "inverted"]
 
 
 class TrialMessagePart(BaseModel):
-    """Strict about its fields: what a child writes is checked as if a stranger had written it."""
+    """Strict about its fields: what a child writes is checked like any user's input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -30,7 +30,7 @@ class TrialRequest(TrialMessagePart):
 
 
 class StepStarted(TrialMessagePart):
-    """A step of `STEPS_PER_UPDATE` that was begun, counted from 0."""
+    """A step of `STEPS` that has started, counted from 0."""
 
     step: int = Field(ge=0, lt=len(STEPS))
 
@@ -44,14 +44,14 @@ class TrialError(TrialMessagePart):
 
 
 class TrialResult(TrialMessagePart):
-    """What is now known of the model that its card could not tell before."""
+    """What the trial measured that the manifest did not contain."""
 
     parameters: int = Field(ge=0)
     softmax: Softmax
     probe: ModelProbe
 
     def complete_manifest(self, manifest: Manifest) -> Manifest:
-        """The card with it."""
+        """The manifest with these results."""
         return manifest.model_copy(update={"parameters": self.parameters, "softmax": self.softmax})
 
 

@@ -1,4 +1,4 @@
-"""What a remote model shows when it is asked for the first time."""
+"""The first queries to a remote model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import RemoteProbe
 
 QUERIES = 5
-"""Rows that `probe_remote` asks about, if none has to be sent again."""
+"""Rows that `probe_remote` sends, if none has to be sent again."""
 
 
 def probe_remote(manifest: Manifest) -> PlanOf[RemoteProbe]:
-    """Ask a remote model about a handful of images: whether it answers, as declared, and the same each time.
+    """Query a remote model on a few images: whether it answers as declared, and the same each time.
 
     Raises RemoteUnavailable, RemoteAnswer, QueryBudgetSpent, AddressRefused.
     """
     if manifest.remote is None:
         raise ModelUnusable(f"{manifest.id} is no remote model")
     one, two = _probe_images(manifest)
-    yield Logits(one)  # names are resolved and connections made before the time is taken
+    yield Logits(one)  # resolves names and connects before the time is measured
     began = time.monotonic()
     first = (yield Logits(two)).logits
     seconds = time.monotonic() - began
@@ -46,7 +46,7 @@ def probe_remote(manifest: Manifest) -> PlanOf[RemoteProbe]:
 
 
 def _probe_images(manifest: Manifest) -> tuple[Tensor, Tensor]:
-    """Mid-grey and noise, on the 8-bit lattice, at the size that the model takes."""
+    """Mid-gray and noise, in 8-bit levels, of the model's input size."""
     shape = (1, manifest.input.channels, manifest.input.height, manifest.input.width)
     noise = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
     return torch.full(shape, 128 / 255), noise / 255

@@ -1,4 +1,4 @@
-"""How a user describes a model of their own: the few things that its file does not tell."""
+"""The description of a user's model: what its file does not contain."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_CLASSES = 100_000
 MAX_CLASS_LETTERS = 200
 _NO_DIGEST = "sha256:" + "0" * 64
 MAX_LETTERS = 2_000_000
-"""Of all classes' names together: a card is read often."""
+"""Of all class names together, because a manifest is read often."""
 
 
 def _check_name(name: str) -> str:
     if not name.strip() or not name.isprintable():
-        raise ValueError(f"expected a name to print, not {name[:40]!r}")
+        raise ValueError(f"expected a printable name, not {name[:40]!r}")
     return name.strip()
 
 
@@ -36,46 +36,49 @@ Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, le=1e6)]
 
 def _check_lines(names: tuple[str, ...]) -> None:
     if not 2 <= len(names) <= MAX_CLASSES:
-        raise ValueError(f"labels: {len(names)} lines; 2 to {MAX_CLASSES:,} classes are possible")
+        raise ValueError(f"labels: {len(names)} lines; 2 to {MAX_CLASSES:,} classes are allowed")
     for number, name in enumerate(names, 1):
         if not name or not name.isprintable() or len(name) > MAX_CLASS_LETTERS:
             raise ValueError(
-                f"labels: line {number} is no name of 1 to {MAX_CLASS_LETTERS} letters to print: {name[:40]!r}"
+                f"labels: line {number} is not a printable name of 1 to {MAX_CLASS_LETTERS} characters: "
+                f"{name[:40]!r}"
             )
 
 
 class Registration(BaseModel):
-    """What a client says of a model; the file says the rest."""
+    """What a client states of a model; the rest is read from its file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str = Field(pattern=ID, description="What the model is to be called.", examples=["my-net"])
+    id: str = Field(pattern=ID, description="Id of the model.", examples=["my-net"])
     classes: tuple[ClassName, ...] | None = Field(
         None,
         min_length=2,
         max_length=MAX_CLASSES,
-        description="The classes' names, in the order of the network's outputs. Names may come twice.",
+        description="Class names in the order of the network's outputs. A name may occur twice.",
         examples=[["cat", "dog"]],
     )
     labels: str | None = Field(
         None,
         max_length=2 * MAX_LETTERS,
-        description="The same as a text with one name a line; instead of `classes`.",
+        description="Class names as text, one a line; instead of `classes`.",
         examples=["cat\ndog\n"],
     )
-    input: InputSpec = Field(description="What the network takes, and how an image gets there.")
+    input: InputSpec = Field(description="The network's input, and how an image is resized to it.")
     mean: tuple[Number, ...] | None = Field(
         None,
-        description="Subtracted from pixels in [0,1], a number for each channel; comes with `std`.",
+        description="Subtracted from pixels in [0,1], one number for each channel; requires `std`.",
         examples=[[0.485, 0.456, 0.406]],
     )
     std: tuple[Positive, ...] | None = Field(
-        None, description="What they are divided by then.", examples=[[0.229, 0.224, 0.225]]
+        None,
+        description="The divisor after that, one number for each channel.",
+        examples=[[0.229, 0.224, 0.225]],
     )
     range: tuple[Number, Number] | None = Field(
         None,
-        description="Instead of `mean` and `std`: the numbers that stand for black and white. Without any of "
-        "these the network takes [0, 1].",
+        description="Instead of `mean` and `std`: the numbers for black and white. Without any of these "
+        "the network takes [0, 1].",
         examples=[[-1, 1]],
     )
     architecture: str | None = Field(
@@ -85,7 +88,7 @@ class Registration(BaseModel):
         examples=["timm/resnet18"],
     )
     remote: Remote | None = Field(
-        None, description="Instead of a file: where the model answers, and how it is asked."
+        None, description="Instead of a file: the address of a remote model, and how it is queried."
     )
     licence: str = Field("not stated", max_length=2000, description="Of the weights.")
     provenance: str = Field("not stated", max_length=5000, description="Where the model comes from.")
@@ -105,15 +108,15 @@ class Registration(BaseModel):
         if (self.classes is None) == (self.labels is None):
             raise ValueError("classes: name the classes, either here or in labels, one a line")
         if sum(map(len, self.names)) > MAX_LETTERS:
-            raise ValueError(f"classes: the names have more than {MAX_LETTERS:,} letters together")
+            raise ValueError(f"classes: the names have more than {MAX_LETTERS:,} characters together")
         if self.labels is not None:
             _check_lines(self.names)
         return self
 
     @model_validator(mode="after")
-    def _check_normalisation(self) -> Registration:
+    def _check_normalization(self) -> Registration:
         if (self.mean is None) != (self.std is None):
-            raise ValueError("std: mean and std come together, or not at all")
+            raise ValueError("std: give both mean and std, or neither")
         if self.range is not None and self.mean is not None:
             raise ValueError("range: give either range, or mean and std")
         if self.range is not None and not self.range[0] < self.range[1]:
@@ -127,26 +130,26 @@ class Registration(BaseModel):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes' names."""
+        """The class names."""
         if self.classes is not None:
             return self.classes
         return tuple(line.strip() for line in (self.labels or "").rstrip().splitlines())
 
     def build_manifest(self, digest: str, file: Format) -> Manifest:
-        """The card of these bytes, with every default filled in. Raises InvalidParameter."""
+        """The manifest of this file, with all defaults filled in. Raises InvalidParameter."""
         if self.remote is not None:
-            raise InvalidParameter("remote: a model is either a file or behind an address", field="remote")
+            raise InvalidParameter("remote: a model is either a file or a remote model", field="remote")
         return self._fill_manifest(digest, self._choose_architecture(file), f"model.{file}")
 
     def build_remote_manifest(self, tenant: str) -> tuple[Manifest, bytes]:
-        """The card of a model behind an address, and the bytes whose digest is the version's.
+        """The manifest of a remote model, and the bytes whose digest is the version's.
 
-        These name the tenant, so that no two share what is counted by digest, such as a budget. Raises
-        InvalidParameter.
+        The bytes name the tenant, so that tenants do not share what is counted by digest, such as a budget.
+        Raises InvalidParameter.
         """
         if self.remote is None or self.architecture is not None:
             raise InvalidParameter(
-                "remote: without a file, tell where the model answers, and no architecture", field="remote"
+                "remote: without a file, give the address of the model, and no architecture", field="remote"
             )
         manifest = self._fill_manifest(_NO_DIGEST, "remote", "remote")
         identity = {**manifest.model_dump(mode="json", exclude={"digest"}), "tenant": tenant}
@@ -154,7 +157,7 @@ class Registration(BaseModel):
         return manifest.model_copy(update={"digest": f"sha256:{hashlib.sha256(data).hexdigest()}"}), data
 
     def _fill_manifest(self, digest: str, architecture: str, file: str) -> Manifest:
-        mean, std = self._compute_normalisation()
+        mean, std = self._compute_normalization()
         try:
             return Manifest(
                 kind="local" if self.remote is None else "remote",
@@ -180,17 +183,17 @@ class Registration(BaseModel):
             return ONNX
         if file == "onnx":
             raise InvalidParameter(
-                "architecture: an ONNX file describes its network whole; leave this out", field="architecture"
+                "architecture: an ONNX file contains its architecture; leave this out", field="architecture"
             )
         if self.architecture in (None, ONNX):
             raise InvalidParameter(
-                "architecture: a safetensors file holds weights alone; name an architecture of the zoo, or "
+                "architecture: a safetensors file holds only weights; name an architecture of the zoo, or "
                 "timm/NAME, or export the network to ONNX",
                 field="architecture",
             )
         return str(self.architecture)
 
-    def _compute_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _compute_normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         channels = self.input.channels
         if self.mean is not None and self.std is not None:
             return self.mean, self.std
@@ -200,8 +203,8 @@ class Registration(BaseModel):
 
 
 def describe_model(registration: Registration, data: bytes, *, limit: int) -> Manifest:
-    """The card of a user's model, as far as it is known before the model was tried.
+    """The manifest of a user's model, as far as it is known before its trial.
 
-    Raises InvalidModel and ModelTooLarge of the file, InvalidParameter of the description.
+    Raises InvalidModel and ModelTooLarge for the file, InvalidParameter for the description.
     """
     return registration.build_manifest(digest_of(data), detect_format(data, limit=limit))

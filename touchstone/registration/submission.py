@@ -1,4 +1,4 @@
-"""From a user's model to a job that will try it: what can be refused without loading anything is refused."""
+"""From a user's model to the job that tries it; refuses what can be refused without loading the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prepare(registration: Registration, data: bytes, *, limit: int) -> Submissio
 def prepare_remote(
     registration: Registration, outgoing: OutboundClient, tenant: str = LOCAL
 ) -> tuple[Submission, bytes]:
-    """The same for a model behind an address, and the bytes that the blob `file` must hold. Resolves names.
+    """The same for a remote model, and the bytes that the blob `file` must hold. Resolves host names.
 
     Raises InvalidParameter, ModelConflict, AddressRefused, and RemoteUnavailable where there is no such host.
     """
@@ -37,15 +37,15 @@ def prepare_remote(
 
 
 def prepare_known(registration: Registration, digest: str, file: Format) -> Submission:
-    """The same where the bytes were looked at before."""
+    """The same for a file whose digest and format are known."""
     _check_id(registration)
     return _build_submission(registration.build_manifest(digest, file))
 
 
 def find_registered(manifest: Manifest, store: ModelStore) -> Manifest | None:
-    """The version of this card, where it is registered already.
+    """The version of this manifest, where it is registered already.
 
-    Raises ModelConflict where these bytes are registered under this id with another card.
+    Raises ModelConflict where these bytes are registered under this id with another manifest.
     """
     try:
         found = store.manifest(manifest.id, manifest.digest)

@@ -1,4 +1,4 @@
-"""Trying a stranger's model in a process of its own, which may crash, hang or eat memory without harm."""
+"""The trial of a user's model in a child process, which may crash, hang or exhaust its memory."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ StopReason = Literal["canceled", "expired", "late"]
 _FAILURES: dict[str, type[Failure]] = {
     kind.code: kind for kind in (InvalidModel, UnsupportedOperator, ModelTooCostly, ModelUnusable)
 }
-_PROTOCOL_VIOLATION = "the process that tried the model wrote what it never should"
+_PROTOCOL_VIOLATION = "the process that tried the model wrote an invalid message"
 _TIME_SIGNALS = (signal.SIGALRM, signal.SIGXCPU)
 
 _log = get_logger("trial")
 
 
 class Lock(Protocol):
-    """What lets in only so many at once, as a semaphore does."""
+    """Admits a limited number of holders at once, as a semaphore does."""
 
     def acquire(self, *, timeout: float) -> bool:
-        """Whether one may go in, after so many seconds at most."""
+        """Wait up to so many seconds; whether it was acquired."""
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Admit the next one."""
 
 
 class Trial:
@@ -67,19 +67,20 @@ class Trial:
         self._lock = threading.Lock()
 
     def cancel(self) -> None:
-        """End it at once; `run` then raises Canceled."""
+        """End it at once; `run` then raises JobCanceled."""
         self._request_stop("canceled")
 
     def expire(self) -> None:
-        """End it at once because its time is over; `run` then raises DeadlineExceeded."""
+        """End it at once because its deadline has passed; `run` then raises DeadlineExceeded."""
         self._request_stop("expired")
 
     def run(self, read: Callable[[], bytes], on_step: Callable[[int], object], lock: Lock) -> TrialResult:
-        """Try the file, once the gate lets it; `on_step` is told of each step of `STEPS_PER_UPDATE`.
+        """Try the file, once the lock is acquired; `on_step` is called at each step of `STEPS`.
 
-        Nothing is read while others are tried: many large files may wait.
+        The file is not read before that, because many large ones may wait.
 
-        Raises InvalidModel, UnsupportedOperator, ModelTooCostly, and ModelUnusable where the fault is ours.
+        Raises InvalidModel, UnsupportedOperator, ModelTooCostly, and ModelUnusable where the model is not at
+        fault.
         """
         with self._wait_for_lock(lock), _temporary_file() as source, _temporary_file() as errors:
             source.write(self._request.model_dump_json().encode() + b"\n")
@@ -92,7 +93,7 @@ class Trial:
 
     @contextmanager
     def _wait_for_lock(self, lock: Lock) -> Iterator[None]:
-        """Wait for the gate, but no longer than anybody wants the result."""
+        """Wait for the lock, until the trial is canceled or expires."""
         while not lock.acquire(timeout=POLL_SECONDS):
             self._check_stopped()
         try:
@@ -114,7 +115,7 @@ class Trial:
         return "" if self._step is None else f", at the step {STEPS[self._step]!r}"
 
     def _start(self, source: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:
-        # -P: nothing is imported from the folder that it starts in.
+        # -P: nothing is imported from its working directory.
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-P", "-m", MODULE],
             stdin=source,
@@ -127,7 +128,7 @@ class Trial:
 
     @contextmanager
     def _limit_time(self, process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-        """Keep a process for no longer than its time; neither it nor its offspring outlives the context."""
+        """Limit the time of a process; neither it nor its descendants outlive the context."""
         timer = threading.Timer(self._request.seconds, self._request_stop, ["late"])
         timer.daemon = True
         try:
@@ -155,7 +156,7 @@ class Trial:
     def _read_messages(
         self, process: subprocess.Popen[bytes], on_step: Callable[[int], object]
     ) -> Message | None:
-        """Listen to the end; the last word that is not a step."""
+        """Read all messages; returns the last one that is not a step."""
         last: Message | None = None
         for line in _read_lines(process):
             try:
@@ -177,7 +178,7 @@ class Trial:
             raise _to_failure(last.error)
         _log.warning("a model's trial broke", model=self._request.manifest.id, code=code, errors=errors)
         if self._step is None:
-            raise ModelUnusable("the process that tries models did not start; the worker's log says more")
+            raise ModelUnusable("the process that tries models did not start; see the worker's log")
         raise self._crash_failure(code, errors)
 
     def _crash_failure(self, code: int, errors: str) -> Failure:
@@ -186,25 +187,26 @@ class Trial:
         if -code == signal.SIGKILL or mentions_out_of_memory(errors):
             limit = self._request.memory
             return ModelTooCostly(
-                f"trying the model took more memory than there is, or than {limit:,} bytes{self._format_step()}"
+                f"trying the model took more memory than is available, or than {limit:,} bytes"
+                f"{self._format_step()}"
             )
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
         return InvalidModel(f"the process that tried the model ended with {how}{self._format_step()}")
 
 
 def _environment() -> dict[str, str]:
-    """Half of the processors stay with the jobs."""
+    """The environment of the child; half of the processors are left to the jobs."""
     return confinement.environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that was not waited for yet, with all that it may have started."""
+    """Kill a process that was not waited for yet, with all its descendants."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def _read_lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    assert process.stdout is not None  # noqa: S101 - it was asked for
+    assert process.stdout is not None  # noqa: S101 - stdout=PIPE
     for _ in range(MAX_LINES):
         line = process.stdout.readline(MAX_LINE_BYTES)
         if not line:

@@ -1,7 +1,8 @@
-"""`python -m touchstone.registration.trial_process`: try one model in a process that may die of it.
+"""`python -m touchstone.registration.trial_process`: try one model in a process that it may crash.
 
-Standard input holds a line of JSON and then the file; a line of JSON goes out for each step and for what came
-of it. Everything is imported before the limits are set, and they are set before a byte of the file is read.
+Standard input holds a line of JSON and then the file; a line of JSON is written for each step and for the
+result. Everything is imported before the limits are set, and they are set before any byte of the file is
+read.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ def main() -> None:
 
 
 def _run_trial(request: TrialRequest, source: BinaryIO) -> Message:
-    def begin(step: str) -> None:
+    def report_step(step: str) -> None:
         _send(Message(started=StepStarted(step=STEPS.index(step))))
 
     try:
-        return Message(result=probe_model(request.manifest, source.read(), begin))
-    except Exception as error:  # noqa: BLE001 - whatever a stranger's file leads to is a fault of that file
+        return Message(result=probe_model(request.manifest, source.read(), report_step))
+    except Exception as error:  # noqa: BLE001 - any error that a user's file leads to is an error of that file
         return _error_message(_to_failure(error, request))
 
 
@@ -64,14 +65,14 @@ def _send(message: Message) -> None:
 
 
 def _warm_up() -> None:
-    """Have PyTorch start its threads and reserve what it needs, which is none of the model's."""
+    """Have PyTorch start its threads and allocate what it needs, so that the model is not charged for it."""
     x = torch.zeros(2, 3, 32, 32, requires_grad=True)
     y = functional.conv2d(x, torch.zeros(8, 3, 3, 3)).flatten(1)
     torch.autograd.grad(nn.Linear(y.shape[1], 8)(y).sum(), x)
 
 
 def _confine(request: TrialRequest) -> None:
-    """Set the limits of a trial; the process ends even where nobody is left to end it."""
+    """Set the limits of a trial; the process ends even if its parent dies."""
     seconds = int(request.seconds) + _GRACE_SECONDS
     signal.alarm(seconds)
     confine(

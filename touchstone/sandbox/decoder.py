@@ -1,7 +1,7 @@
-"""`python -m touchstone.sandbox.decoder`: decode uploads in a process that may die of them.
+"""`python -m touchstone.sandbox.decoder`: decode uploads in a process that they may crash.
 
-Standard input is one end of a `multiprocessing.Pipe`. Each message on it is a letter for the form that is
-wanted and an upload; two come back, JSON of what the image is or why there is none, and its bytes.
+Standard input is one end of a `multiprocessing.Pipe`. Each message on it is a letter for the requested format
+and an upload; two come back: JSON that describes the image or the error, and the bytes of the image.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from touchstone.images import Pixels, decode, encode
 from touchstone.sandbox.confinement import confine
 
 CPU_SECONDS = 10
-"""The processor's time that one upload may take."""
+"""CPU time that one upload may take."""
 
 MEMORY = 768 * 2**20
-"""An image of the largest size is held up to six times over while it is converted."""
+"""While an image of the largest size is converted, up to six copies of it are in memory."""
 
 PNG, RAW = b"p", b"r"
 
@@ -33,18 +33,18 @@ _FORMS: dict[bytes, Callable[[Pixels], bytes]] = {PNG: encode, RAW: lambda pixel
 
 
 def main() -> None:
-    """Decode until nobody asks any more."""
+    """Decode until the other end of the pipe is closed."""
     connection = Connection(os.dup(0))
     Image.preinit()
     confine(memory=MEMORY, max_file_bytes=0)
     connection.send_bytes(READY)
     while True:
         try:
-            asked = connection.recv_bytes()
+            request = connection.recv_bytes()
         except EOFError:
             return
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-        head, content = _decode(asked[:1], asked[1:])
+        head, content = _decode(request[:1], request[1:])
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send_bytes(json.dumps(head).encode())
         connection.send_bytes(content)

@@ -1,4 +1,4 @@
-"""Decoding uploads in processes of their own: a file that crashes or exhausts a decoder harms nobody else."""
+"""Decoding uploads in child processes: a file that crashes or exhausts a decoder affects no other upload."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from touchstone.storage.blobs import digest_of
 MODULE = "touchstone.sandbox.decoder"
 START_SECONDS = 60.0
 TIMEOUT_SECONDS = 6.0 * CPU_SECONDS
-"""Seconds for one upload by the clock: the process itself counts those of the processor."""
+"""Wall-clock time for one upload; the process itself limits its CPU time."""
 
 MAX_TRIES = 2
 _MAX_HEAD = 2**16
@@ -36,7 +36,7 @@ _log = get_logger("decoding")
 
 
 class _Message(BaseModel):
-    """Strict about its fields: what a decoder writes is checked as if a stranger had written it."""
+    """Strict about its fields: what a decoder writes is checked like any user's input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +63,7 @@ class _Answer(_Message):
 
 
 class _DecoderDiedError(Exception):
-    """A decoder is of no use any more."""
+    """A decoder has ended or is in an unknown state."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"a decoder ended with code {code}")
@@ -71,9 +71,9 @@ class _DecoderDiedError(Exception):
 
 
 class DecoderPool:
-    """So many processes at most, started when they are needed; any thread may ask, and waits for its turn.
+    """At most `count` processes, started when they are needed; any thread may call, and waits for a free one.
 
-    `deaths` counts those that a file, or anything else, has ended.
+    `deaths` counts the processes that ended by a file or for any other reason.
     """
 
     def __init__(self, count: int) -> None:
@@ -94,7 +94,7 @@ class DecoderPool:
         return np.frombuffer(content, np.uint8).reshape(image.height, image.width, image.channels)
 
     def stop(self) -> None:
-        """End those that are free; the others end when this process does."""
+        """End the processes that are free; the others end when this process does."""
         free: list[_Decoder | None] = []
         with suppress(queue.Empty):
             while len(free) < self._count:
@@ -105,7 +105,7 @@ class DecoderPool:
             self._free.put(None)
 
     def _decode(self, form: bytes, upload: bytes) -> tuple[_ImageHead, bytes]:
-        for _ in range(MAX_TRIES):  # whatever ends a decoder may have nothing to do with the file
+        for _ in range(MAX_TRIES):  # what ended the decoder may have nothing to do with the file
             try:
                 return self._decode_once(form, upload)
             except _DecoderDiedError as death:
@@ -124,7 +124,7 @@ class DecoderPool:
             return decoder.decode(form, upload)
         except Failure:
             raise
-        except BaseException:  # whoever asks next would hear the answer that was not heard
+        except BaseException:  # the next caller would read the unread answer
             if decoder:
                 decoder.kill()
             decoder = None
@@ -137,12 +137,12 @@ class _Decoder:
     """One process."""
 
     def __init__(self) -> None:
-        self._connection, theirs = Pipe()
-        with theirs:
-            # -P: nothing is imported from the folder that it starts in.
+        self._connection, remote_end = Pipe()
+        with remote_end:
+            # -P: nothing is imported from its working directory.
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-P", "-m", MODULE],
-                stdin=theirs.fileno(),
+                stdin=remote_end.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=environment(),
@@ -153,10 +153,12 @@ class _Decoder:
             self._receive(len(READY), START_SECONDS)
         except (EOFError, OSError):
             self.kill()
-            raise NotReady("no image can be decoded now: the process for it does not start") from None
+            raise NotReady(
+                "images cannot be decoded at the moment: the decoder process does not start"
+            ) from None
 
     def decode(self, form: bytes, upload: bytes) -> tuple[_ImageHead, bytes]:
-        """Have an upload decoded; raises InvalidImage, ImageTooLarge and _GoneError."""
+        """Have an upload decoded; raises InvalidImage, ImageTooLarge and _DecoderDiedError."""
         try:
             self._connection.send_bytes(form + upload)
             answer = _Answer.model_validate_json(self._receive(_MAX_HEAD, TIMEOUT_SECONDS))
@@ -176,7 +178,7 @@ class _Decoder:
         return self._connection.recv_bytes(max_bytes)
 
     def kill(self) -> int:
-        """Kill it, unless it is dead; how it ended."""
+        """Kill the process unless it has ended; returns its exit code."""
         self._process.kill()
         self._connection.close()
         return self._process.wait()

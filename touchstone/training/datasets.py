@@ -1,4 +1,4 @@
-"""Images to train and measure with: Fashion-MNIST, whole from a Debian package, and a sample of it."""
+"""Data sets for training and tests: Fashion-MNIST, complete from a Debian package, and a sample of it."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ class Split:
 
 
 def fashion_mnist(cache_folder: Path) -> tuple[Split, Split]:
-    """The 60,000 images to train with and the 10,000 to test with.
+    """The 60,000 training images and the 10,000 test images.
 
-    They are looked for in `cache_folder` and where Debian's package installs them; else apt-get downloads
-    the package (31 MB) and it is unpacked into `cache_folder`, which needs no root. Raises DataUnavailable.
+    They are read from `cache_folder` or from where Debian's package installs them; otherwise apt-get
+    downloads the package (31 MB), which is unpacked into `cache_folder` and needs no root. Raises
+    DataUnavailable.
     """
     own = cache_folder / "fashion-mnist"
     folders = [folder for folder in (own, Path("/") / INSTALLED) if _is_complete(folder)]
@@ -74,7 +75,7 @@ def fashion_mnist(cache_folder: Path) -> tuple[Split, Split]:
 
 @cache
 def fashion_mnist_sample() -> Split:
-    """256 test images, as balanced as can be: the n-th shows the (n // 10)-th test image of class n % 10."""
+    """256 test images, balanced: the n-th shows the (n // 10)-th test image of class n % 10."""
     with Image.open(SAMPLE) as sheet:
         pixels = np.asarray(sheet)
     rows = pixels.reshape(16, 28, 16, 28).swapaxes(1, 2)
@@ -101,9 +102,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     """An array in the IDX format: zeros, the type (8: bytes), the number of axes, their sizes, the values."""
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != DIGESTS[path.name]:
-        raise DataUnavailable(
-            f"{path} is not the file that was published: delete it, and it is fetched again"
-        )
+        raise DataUnavailable(f"{path} is not the published file: delete it, and it is downloaded again")
     raw = gzip.decompress(data)
     axes = raw[3]
     shape = np.frombuffer(raw, ">u4", count=axes, offset=4)
@@ -131,6 +130,6 @@ def _run_command(words: Sequence[str], folder: str) -> None:
 
 def _unavailable(reason: str) -> DataUnavailable:
     return DataUnavailable(
-        f"Fashion-MNIST could not be fetched ({reason}). On Debian or Ubuntu run `apt-get update` once; "
+        f"Fashion-MNIST could not be downloaded ({reason}). On Debian or Ubuntu run `apt-get update` once; "
         f"elsewhere put {', '.join(DIGESTS)} into a folder fashion-mnist and name the one above it"
     )

@@ -1,4 +1,4 @@
-"""How a clean batch becomes a training batch: one small declaration for each way of training.
+"""Training recipes: how a clean batch becomes a training batch, one small declaration each.
 
 A recipe is a frozen pydantic model, as an attack is: its fields are the parameters, with their bounds.
 """
@@ -22,7 +22,7 @@ from touchstone.methods import invalid_parameter
 
 
 class Recipe(BaseModel):
-    """What tells one way of training from another; everything else is `training.train`'s."""
+    """What distinguishes one way of training from another; `training.train` does everything else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -30,20 +30,20 @@ class Recipe(BaseModel):
 
     @property
     def text(self) -> str:
-        """What was done to the images, for the card."""
+        """How the images were changed, for the manifest."""
         raise NotImplementedError
 
     @property
     def suffix(self) -> str:
-        """What the id of a model made this way ends in."""
+        """The end of the id of a model trained this way."""
         return f"-{self.name}"
 
     @property
     def validation_eps(self) -> Distance | None:
-        """The radius at which held-out images are attacked after each epoch; None where nothing is watched.
+        """The radius at which held-out images are attacked after each epoch; None for no validation.
 
-        Training against one-step attacks can collapse within an epoch to a network that withstands nothing
-        else.
+        Training against one-step attacks can collapse within an epoch to a network that is not robust against
+        any other attack.
         """
         return None
 
@@ -63,7 +63,7 @@ class Standard(Recipe):
 
     @property
     def text(self) -> str:
-        """Nothing was done."""
+        """No change."""
         return "clean images"
 
     @property
@@ -85,12 +85,12 @@ class Gaussian(Recipe):
 
     @property
     def text(self) -> str:
-        """The noise and its place."""
+        """The noise and where it is added."""
         return f"images under Gaussian noise (σ {self.sigma:g} in [0,1], before normalisation, not clipped)"
 
     @property
     def suffix(self) -> str:
-        """With σ, since a network is good at its own σ only."""
+        """With σ, because a network is accurate only at its own σ."""
         return f"-noise-{self.sigma:.2f}"
 
     def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator) -> Tensor:  # noqa: ARG002
@@ -99,7 +99,7 @@ class Gaussian(Recipe):
 
 
 class Adversarial(Recipe):
-    """What training against attacks in L∞ has in common."""
+    """Common to the recipes that train against attacks in L∞."""
 
     eps: Ratio = Field(0.1, gt=0, le=1, description="Radius of the L∞ ball, in [0,1].")
 
@@ -131,7 +131,7 @@ class Madry(Adversarial):
 
     @property
     def suffix(self) -> str:
-        """What such a model is robust in."""
+        """The norm in which the model is trained to be robust."""
         return "-linf"
 
     @model_validator(mode="after")
@@ -144,12 +144,12 @@ class Madry(Adversarial):
         return self
 
     def batch(self, net: nn.Module, x: Tensor, y: Tensor, noise: Generator) -> Tensor:
-        """The last points of the climbs."""
+        """The last point of each attack."""
         return self.perturb(net, x, y, noise, steps=self.steps, size=self.step_size)
 
 
 class Fast(Adversarial):
-    """Adversarial training with one step from a random start: twice the price of clean (Wong et al. 2020)."""
+    """Adversarial training with one step from a random start: twice the cost of clean (Wong et al. 2020)."""
 
     name = "fast"
 
@@ -192,7 +192,7 @@ def build_recipe(name: str, parameters: Mapping[str, Any] = MappingProxyType({})
 
 @contextmanager
 def in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """`net` in eval mode for a while: an attack must see the network that will be used."""
+    """`net` in eval mode within the context: an attack must see the network as it will be used."""
     previous = net.training
     net.eval()
     try:
@@ -204,8 +204,8 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
 def run_pgd(
     net: nn.Module, x: Tensor, y: Tensor, noise: Generator, *, eps: float, steps: int, size: float
 ) -> Tensor:
-    """PGD in L∞ from a random start, the last point of each row: the attack of training, which, unlike the
-    catalogue's, knows no success to keep.
+    """PGD in L∞ from a random start, the last point of each row: the attack of training, which, unlike that
+    of the catalogue, does not keep the first success.
     """
     threat = Threat(x, x.new_full((len(x),), eps), Linf())
     stride = torch.full_like(threat.eps, size)

@@ -1,4 +1,4 @@
-"""Train a small model from a recipe: seeded, resumable, and ending in a card that says how it was made."""
+"""Train a small model by a recipe: seeded, resumable, with a manifest that says how it was trained."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from touchstone.training.datasets import CLASSES, Split
 from touchstone.training.recipes import Recipe, Standard, in_eval_mode, run_pgd
 
 MEAN, STD = 0.286, 0.353
-"""Of the pixels that Fashion-MNIST has for training."""
+"""Of the training images of Fashion-MNIST."""
 
 ReportProgress = Callable[[Progress, dict[str, float]], None]
-"""Called after each step with the steps done and planned and the loss, and at the end with the accuracy. What
-it raises ends the training, which can be resumed."""
+"""Called after each step with the steps done and planned and the loss, and at the end with the accuracy. An
+exception that it raises ends the training, which can be resumed."""
 
 MAX_ROBUSTNESS_DROP = 0.2
-"""How far the share of held-out images that withstand PGD may fall below its best before training stops."""
+"""By how much the accuracy under PGD on held-out images may fall below its best before training stops."""
 
 MAX_VALIDATION_IMAGES = 512
-"""Images that a guarded training holds out, at most; of few images a tenth."""
+"""Images held out for validation, at most; a tenth of a small data set."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class TrainingPlan:
     seed: int = 0
 
 
-class NormalisedNetwork(nn.Module):
-    """A network with its normalisation before it: images (B, C, H, W) in [0,1] to logits."""
+class NormalizedNetwork(nn.Module):
+    """A network with normalization before it: images (B, C, H, W) in [0,1] to logits."""
 
     def __init__(self, net: nn.Module, mean: float, std: float) -> None:
         super().__init__()
@@ -74,11 +74,11 @@ def train(
     model: str | None = None,
     report: ReportProgress = lambda _progress, _metric: None,
 ) -> Manifest:
-    """Train on `data[0]`, measure on all of `data[1]`, and leave weights and card of `model` in `out`.
+    """Train on `data[0]`, measure on all of `data[1]`, and write weights and manifest of `model` to `out`.
 
-    After each epoch a checkpoint is written; where one of the same plan is found, training goes on from it
-    and ends in the weights that an uninterrupted run would have. Where the recipe asks for a guard, an epoch
-    in which robustness collapses is undone and ends the training. Raises InvalidParameter.
+    After each epoch a checkpoint is written; where one of the same plan is found, training continues from it
+    and ends in the weights that an uninterrupted run would have. Where the recipe has a `validation_eps`, an
+    epoch in which robustness collapses is undone and ends the training. Raises InvalidParameter.
     """
     tune_allocator()
     train_split, test_split = data
@@ -94,10 +94,10 @@ def train(
 
 
 def _check_output(name: str, out: Path) -> None:
-    """Refuse at once what would only fail after hours."""
+    """Raise at once what would otherwise fail after hours."""
     if not re.fullmatch(ID, name):
         raise InvalidParameter(
-            f"model: an id is of small letters, digits, dots, dashes and underscores, not {name[:60]!r}",
+            f"model: an id has lower-case letters, digits, dots, dashes and underscores, not {name[:60]!r}",
             field="model",
         )
     try:
@@ -107,7 +107,7 @@ def _check_output(name: str, out: Path) -> None:
 
 
 def measure_accuracy(net: nn.Module, split: Split, *, batch: int = 500) -> float:
-    """The share of a split's images that a network on pixels gets right, in eval mode."""
+    """The accuracy on a split of a network that takes pixels, in eval mode."""
     net.eval()
     right = 0
     with torch.no_grad():
@@ -126,7 +126,9 @@ def one_cycle_rate(step: int, steps: int, peak: float) -> float:
 
 
 def augment(x: Tensor, noise: Generator, *, max_shift: int = 2) -> Tensor:
-    """Each image (B, C, H, W) shifted by up to `max_shift` pixels, zeros moving in, and half of them mirrored."""
+    """Each image (B, C, H, W) shifted by up to `max_shift` pixels, zeros moving in, and half of them
+    mirrored.
+    """
     rows, height, width = len(x), *x.shape[2:]
     padded = functional.pad(x, (max_shift,) * 4)
     down, right = torch.randint(0, 2 * max_shift + 1, (2, rows, 1), generator=noise)
@@ -139,7 +141,7 @@ def augment(x: Tensor, noise: Generator, *, max_shift: int = 2) -> Tensor:
 
 
 def robust_accuracy(net: nn.Module, split: Split, eps: float, seed: int, *, steps: int = 5) -> float:
-    """The share of a small split that a few steps of PGD in L∞ leave right, in eval mode."""
+    """The accuracy on a small split under a few steps of PGD in L∞, in eval mode."""
     x, y = _tensors(split, slice(None))
     noise = Generator().manual_seed(seed)
     with in_eval_mode(net):
@@ -149,7 +151,7 @@ def robust_accuracy(net: nn.Module, split: Split, eps: float, seed: int, *, step
 
 
 class _Training:
-    """A training under way: everything random in it follows from the seed and the number of the epoch."""
+    """The state of a training: everything random follows from the seed and the number of the epoch."""
 
     def __init__(self, plan: TrainingPlan, split: Split, checkpoint: Path) -> None:
         self.plan, self.data, self.checkpoint = plan, split, checkpoint
@@ -213,13 +215,13 @@ class _Training:
         tensors = {f"net.{name}": value.contiguous() for name, value in self.net.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{name}": value.contiguous() for name, value in state.items()}
-        told = {"plan": self._key(), "epoch": str(self.epoch), "best": repr(self.best_robustness)}
-        _write_atomically(self.checkpoint, safetensors.torch.save(tensors, told))
+        metadata = {"plan": self._key(), "epoch": str(self.epoch), "best": repr(self.best_robustness)}
+        _write_atomically(self.checkpoint, safetensors.torch.save(tensors, metadata))
 
     def _load_checkpoint(self) -> int:
         with safetensors.safe_open(self.checkpoint, "pt") as file:
-            told, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if told["plan"] != self._key():
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["plan"] != self._key():
             raise InvalidParameter(
                 f"{self.checkpoint} belongs to another training; delete it to start this one"
             )
@@ -230,8 +232,8 @@ class _Training:
             state.setdefault(int(index), {})[what] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.best_robustness = float(told["best"])
-        return int(told["epoch"])
+        self.best_robustness = float(metadata["best"])
+        return int(metadata["epoch"])
 
     def _key(self) -> str:
         chosen = {"recipe": self.plan.recipe.name, **self.plan.recipe.model_dump()}
@@ -239,16 +241,16 @@ class _Training:
 
 
 def _split_validation(split: Split) -> tuple[Split, Split | None]:
-    """What to train on, and the last images, kept for the guard."""
+    """The training images, and the last ones, held out for validation."""
     end = len(split) - min(MAX_VALIDATION_IMAGES, len(split) // 10)
     return Split(split.images[:end], split.labels[:end]), Split(split.images[end:], split.labels[end:])
 
 
-def _build_network(plan: TrainingPlan, spec: InputSpec) -> NormalisedNetwork:
+def _build_network(plan: TrainingPlan, spec: InputSpec) -> NormalizedNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         net = find_architecture(plan.architecture).build(spec, len(CLASSES))
-    return NormalisedNetwork(net.to(memory_format=torch.channels_last), MEAN, STD)  # type: ignore[call-overload]
+    return NormalizedNetwork(net.to(memory_format=torch.channels_last), MEAN, STD)  # type: ignore[call-overload]
 
 
 def _tensors(split: Split, index: Any) -> tuple[Tensor, Tensor]:
@@ -296,7 +298,7 @@ def _provenance(run: _Training) -> str:
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is never seen half-written."""
+    """Write a file so that no reader sees it half-written."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(data)
     draft.replace(path)
