@@ -1,5 +1,6 @@
 // A client of the HTTP API. Files are fetched as well, since an <img> cannot send an API key.
 
+import {queryString} from "./format.js";
 import {signIn} from "./signin.js";
 
 const KEY = "touchstone-key";
@@ -72,11 +73,7 @@ export async function post(path, body = null, options = {}) {
 /** A random Idempotency-Key: a request that is sent twice with it takes effect once. */
 export const freshKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
-/** A path with query parameters; those that are null or empty are left out. */
-export function withQuery(path, query = {}) {
-  const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return given.length ? `${path}?${new URLSearchParams(given)}` : path;
-}
+export const withQuery = (path, query) => path + queryString(query);
 
 /** A file of the service as an object URL for <img> or a download, revoked when the page is left. */
 export async function objectUrl(path, signal) {

@@ -6,8 +6,8 @@ const SVG = "http://www.w3.org/2000/svg";
  * An element: `h("button.primary#go", {type: "button", onclick}, "Go")`.
  *
  * Properties that start with `on` become listeners, `class` adds classes, `style` takes an object of CSS properties,
- * `value`, `checked` and the like are set as properties, everything else as attributes; null and false are left out.
- * Children are nodes, texts, numbers, or lists of them; null and false are left out.
+ * `value`, `checked` and the like are set as properties, everything else as attributes. Children are nodes, texts, numbers, or
+ * lists of them. Null and false are left out.
  */
 export function h(selector, properties, ...children) {
   return build(document.createElement(selector.split(/[.#]/, 1)[0] || "div"), selector, properties, children);

@@ -57,6 +57,12 @@ export const between = (from, till) => (new Date(till ?? Date.now()) - new Date(
 /** Enough of an id to tell jobs apart. */
 export const shortId = (id) => id.slice(0, 8);
 
+/** A query string with its "?"; parameters that are null or empty are left out. */
+export function queryString(parameters) {
+  const given = Object.entries(parameters).filter(([, value]) => ![null, undefined, ""].includes(value));
+  return given.length ? `?${new URLSearchParams(given)}` : "";
+}
+
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 /** `step_size` as "Step size". */

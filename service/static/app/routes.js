@@ -1,5 +1,7 @@
 // URLs of the dashboard's pages: `#/jobs/ID?key=value`. Every view can be bookmarked and shared.
 
+import {queryString} from "./format.js";
+
 let lastRead = null; // the hash that was read last
 
 /** The route of the current URL: the page's name, the id behind it, and the query parameters. */
@@ -10,11 +12,9 @@ export function currentRoute() {
   return {name: name || "new", id: rest[0] ?? null, query: new URLSearchParams(query)};
 }
 
-/** The URL of a page; parameters that are null or empty are left out. */
+/** The URL of a page. */
 export function hrefTo(name, id = null, query = {}) {
-  const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");
-  const text = new URLSearchParams(given).toString();
-  return `#/${name}${id === null ? "" : `/${encodeURIComponent(id)}`}${text ? `?${text}` : ""}`;
+  return `#/${name}${id === null ? "" : `/${encodeURIComponent(id)}`}${queryString(query)}`;
 }
 
 /** Go to a page. */

@@ -6,7 +6,7 @@ const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 const ZOOMS = {"+": 1.5, "=": 1.5, "-": 1 / 1.5, 0: 0};
 
 export class Lens {
-  /** `panes` are `{canvas, source}`, drawn only after a change; `onPoint(x, y)` is called with the pixel under the pointer. */
+  /** `panes` are `{canvas, source}`, drawn after a change only; `onPoint(x, y)` gets the pixel under the pointer. */
   constructor({width, height}, element, panes, onPoint) {
     Object.assign(this, {width, height, element, panes, onPoint, zoom: 0, minZoom: 0, point: null, fingers: new Map()});
     for (const {canvas} of panes) {
