@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,12 @@ def send_models(client: httpx2.Client) -> None:
     client.post("/v1/models", json={**manifest, "remote": {"url": URL, **remote}})
 
 
-@pytest.fixture
-def service(valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("TOUCHSTONE_LOG_LEVEL", "debug")
-    monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", CANARY)
-    process = Process(valkey, tmp_path)
+@pytest.fixture(scope="module")
+def service(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOUCHSTONE_LOG_LEVEL", "debug")
+        patch.setenv("TOUCHSTONE_SECRET_ACME", CANARY)
+        process = Process(valkey_server, tmp_path_factory.mktemp("service"))
     yield process
     process.stop()
 
