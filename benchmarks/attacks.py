@@ -49,7 +49,7 @@ class Bench:
 
 
 def load_bench(name: str, count: int) -> Bench:
-    """Images of the samples that the network gets right and that nobody's settings were chosen by."""
+    """Images of the samples that the network classifies correctly and that no settings were tuned on."""
     model = load_model(name)
     x = touchstone.samples()
     y = torch.arange(len(x)) % 10

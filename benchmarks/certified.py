@@ -89,10 +89,12 @@ def draw_legend(models: dict[str, Any]) -> list[str]:
 def draw(record: dict[str, Any]) -> str:
     models = record["models"]
     title = "Certified accuracy on Fashion-MNIST by randomized smoothing"
-    told = f"{title}: first {record['images']} test images, n = {record['n']:,}, alpha = {record['alpha']:g}."
+    caption = (
+        f"{title}: first {record['images']} test images, n = {record['n']:,}, alpha = {record['alpha']:g}."
+    )
     body = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
-        f"<title>{told}</title>",
+        f"<title>{caption}</title>",
         f"<style>{STYLE}</style>",
         f'<text class="title" x="{LEFT}" y="26">{title}</text>',
         *draw_axes(),

@@ -31,8 +31,8 @@ def post_all(host: str, path: str, bodies: list[tuple[bytes, str]], wait: bool, 
         began = time.perf_counter()
         connection.request("POST", path, body, headers)
         answer = connection.getresponse()
-        said = answer.read()
-        assert answer.status == (200 if wait else 202), said[:300]
+        response_body = answer.read()
+        assert answer.status == (200 if wait else 202), response_body[:300]
         seconds.append(time.perf_counter() - began)
 
 

@@ -51,15 +51,15 @@ class Traffic:
         line.on("Network.requestWillBeSent", self._on_request)
         line.on("Network.dataReceived", self._on_data)
 
-    def _on_request(self, told: dict[str, Any]) -> None:
+    def _on_request(self, event: dict[str, Any]) -> None:
         self.requests += 1
-        path = told["request"]["url"]
-        image = told.get("type") == "Image" or "/samples/" in path or "/artifacts/" in path
-        self._kinds[told["requestId"]] = "image" if image else "other"
+        path = event["request"]["url"]
+        image = event.get("type") == "Image" or "/samples/" in path or "/artifacts/" in path
+        self._kinds[event["requestId"]] = "image" if image else "other"
 
-    def _on_data(self, told: dict[str, Any]) -> None:
-        size = told["encodedDataLength"] or told["dataLength"]
-        if self._kinds.get(told["requestId"]) == "image":
+    def _on_data(self, event: dict[str, Any]) -> None:
+        size = event["encodedDataLength"] or event["dataLength"]
+        if self._kinds.get(event["requestId"]) == "image":
             self.images += size
         else:
             self.bytes += size
@@ -102,7 +102,7 @@ def measure_page(browser: Browser, url: str, page: str) -> dict[str, float]:
 
 
 def time_page(browser: Browser, url: str, page: str) -> float:
-    """Seconds from asking for a page, nothing of it being kept, until it can be used."""
+    """Seconds from the request for a page, with an empty cache, until it can be used."""
     with open_watched_page(browser, url, PageErrors()) as tab:
         began = time.perf_counter()
         tab.goto(f"/#/{page}", wait_until="commit")

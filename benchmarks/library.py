@@ -28,10 +28,10 @@ class FastModule(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.net, self.sight = model.oracle.module, replace(model.oracle.preprocessing, spec=None)
+        self.net, self.preprocessing = model.oracle.module, replace(model.oracle.preprocessing, spec=None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.sight.apply(x).contiguous(memory_format=torch.channels_last))
+        return self.net(self.preprocessing.apply(x).contiguous(memory_format=torch.channels_last))
 
 
 def attack_with_touchstone(model: Model, x: Tensor, y: Tensor, eps: float) -> Tensor:
@@ -40,7 +40,7 @@ def attack_with_touchstone(model: Model, x: Tensor, y: Tensor, eps: float) -> Te
 
 
 def measure_together(name: str, x: Tensor, eps: float, *, rounds: int, repeat: int) -> dict[str, Any]:
-    """Everybody in this process, taking turns."""
+    """All libraries in this process, taking turns."""
     net, model = NormalizedNetwork(name), touchstone.load(name)
     y = net(x).argmax(1).detach()
     runs = {peer: (lambda attack=make(net, eps, STEPS): attack(x, y)) for peer, make in PEERS.items()}

@@ -1,4 +1,4 @@
-"""The networks and images that everybody is measured on."""
+"""The networks and images that all libraries are measured on."""
 
 from __future__ import annotations
 

@@ -175,8 +175,8 @@ def compare(pair: Pair, model: Model, x: Tensor, y: Tensor, eps: float) -> dict[
     sides = {
         side: {**judge(pair, net, x, y, images[side]), "seconds": round(seconds[side], 3)} for side in runs
     }
-    told = {"attack": pair.attack, "norm": pair.norm, "peer": pair.peer, "parameters": pair.parameters}
-    return {**told, "images": len(x), **sides, **_compare_sides(**sides), "turns": turns}
+    header = {"attack": pair.attack, "norm": pair.norm, "peer": pair.peer, "parameters": pair.parameters}
+    return {**header, "images": len(x), **sides, **_compare_sides(**sides), "turns": turns}
 
 
 def _model_name(model: Model) -> str:
@@ -214,10 +214,10 @@ def compare_steps(pair: Pair, model: Model, x: Tensor, y: Tensor) -> dict[str, A
         for name, rung in rungs.items()
     }
     _, seconds, turns = time_in_turn({name: partial(run, fewest[name]) for name, run in sides.items()})
-    told = {"attack": pair.attack, "norm": pair.norm, "peer": pair.peer, "images": len(x), "turns": turns}
+    header = {"attack": pair.attack, "norm": pair.norm, "peer": pair.peer, "images": len(x), "turns": turns}
     found = {name: {"steps": fewest[name], "seconds": round(seconds[name], 3)} for name in sides}
     return {
-        **told, "distance": distance, **found,
+        **header, "distance": distance, **found,
         "speed_ratio": round(seconds["theirs"] / seconds["ours"], 2),
     }  # fmt: skip
 
@@ -242,7 +242,8 @@ def time_run(run: Callable[[], T]) -> tuple[T, float]:
 
 
 def judge(pair: Pair, net: nn.Module, x: Tensor, y: Tensor, images: Tensor) -> dict[str, float]:
-    """By the network itself, whatever the attack said of its success; a failure is as far as can be."""
+    """By the network itself, whatever success the attack reported; a failure counts as the largest distance.
+    """
     with torch.no_grad():
         fooled = net(images).argmax(1) != y
     if not pair.minimal:

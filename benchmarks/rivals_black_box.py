@@ -135,5 +135,5 @@ def compare(pair: Pair, model: Model, name: str, x: Tensor, y: Tensor) -> dict[s
     }
     for side in (ours, theirs):
         side["seconds"] = round(side["seconds"], 3)
-    told = {"attack": pair.attack, "norm": pair.norm, "peer": pair.peer, "images": len(x)}
-    return {**told, "ours": ours, "theirs": theirs}
+    header = {"attack": pair.attack, "norm": pair.norm, "peer": pair.peer, "images": len(x)}
+    return {**header, "ours": ours, "theirs": theirs}

@@ -111,8 +111,8 @@ def test_sparsefool_changes_nearly_the_fewest_values_on_a_linear_model():
     lead = (module(x)[:, 1] - module(x)[:, 0]).detach()
     side = lead.sign()[:, None]
     flat = x.flatten(1)
-    room = torch.where(weight * side > 0, flat, 1 - flat)
-    gains = (room * weight.abs()).gather(1, weight.abs().argsort(descending=True).expand(32, -1))
+    max_change = torch.where(weight * side > 0, flat, 1 - flat)
+    gains = (max_change * weight.abs()).gather(1, weight.abs().argsort(descending=True).expand(32, -1))
     fewest = (gains.cumsum(1) < lead.abs()[:, None]).sum(1) + 1
     assert found.success.all()
     assert torch.all(found.distance - fewest <= 1)

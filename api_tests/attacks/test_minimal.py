@@ -150,7 +150,7 @@ def test_cw_succeeds_without_search_when_the_initial_constant_is_tiny():
 
 @pytest.mark.parametrize(("net", "distance", "gradients"), [(NETS[0], 0.445, 422), (NETS[1], 2.1, 333)])
 def test_cw_is_closer_than_adv_lib_with_two_thirds_of_its_gradients(net, distance, gradients):
-    """Its mean distance and gradients an image, told the same; images that are wrong already are at 0."""
+    """Its mean distance and gradients per image with the same options; misclassified images are at 0."""
     model, x, y = touchstone.load(net), touchstone.samples()[:20], torch.arange(20) % 10
     fields = {"steps": 100, "learning_rate": 0.1, "binary_search_steps": 6, "quantize": False}
     found = touchstone.attack(model, x, y, "cw", **fields)
@@ -258,12 +258,12 @@ def test_attack_distance_is_no_larger_than_adv_lib(adv_lib, zoo_sample, pair):
 @pytest.mark.peer
 def test_cw_linf_distance_is_no_larger_than_adv_lib_with_no_more_passes(adv_lib, zoo_sample):
     model, net, x, y = zoo_sample
-    x, y, seen, shared = x[:3], y[:3], [], {"learning_rate": 0.1}
-    with net.register_forward_hook(lambda _, args, __: seen.append(len(args[0]))):
+    x, y, passes, shared = x[:3], y[:3], [], {"learning_rate": 0.1}
+    with net.register_forward_hook(lambda _, args, __: passes.append(len(args[0]))):
         theirs = adv_lib.carlini_wagner_linf(net, x, y, max_iterations=50, **shared).detach()
     ours = touchstone.attack(model, x, y, "cw-linf", steps=50, smallest=1 / 255, quantize=False, **shared)
     assert is_no_further(net, x, y, ours=ours.images, theirs=theirs, norm="linf")
-    assert ours.queries.backward <= sum(seen)
+    assert ours.queries.backward <= sum(passes)
 
 
 @pytest.mark.peer

@@ -35,7 +35,7 @@ def test_transfer_queries_the_target_only_for_the_verdict() -> None:
     surrogates = [touchstone.wrap(linear_model(classes=5, seed=seed)) for seed in (1, 2)]
     found = touchstone.attack(target, x, None, "transfer", eps=0.05, steps=7, surrogates=surrogates)
     assert (found.queries.backward, found.queries.surrogate) == (0, 5 * 7 * 2)
-    assert found.queries.forward == 3 * 5  # the clean look, the look at what was made, the verdict
+    assert found.queries.forward == 3 * 5  # the clean query, the query of the result, the verdict
 
 
 def test_transfer_from_an_identical_model_equals_attacking_the_target() -> None:
@@ -104,12 +104,12 @@ def test_gradients_are_pulled_back_exactly_through_input_diversity() -> None:
     case = Case(
         Threat(x, torch.ones(3), NORMS["linf"]), goal, Noise.from_seeds([(0, i) for i in range(3)], "t")
     )
-    seen, back = _diversify(case, x, 1.0, 0.6)
-    weight = torch.rand_like(seen)
+    transformed, back = _diversify(case, x, 1.0, 0.6)
+    weight = torch.rand_like(transformed)
     pulled = back(weight)
     # The map is linear: the pulled-back weight tells how the weighted sum changes with every pixel.
-    assert float((pulled * x).sum()) == pytest.approx(float((weight * seen).sum()), rel=1e-9)
-    assert not torch.equal(seen, x)
+    assert float((pulled * x).sum()) == pytest.approx(float((weight * transformed).sum()), rel=1e-9)
+    assert not torch.equal(transformed, x)
 
 
 def test_blur_keeps_sums_and_spreads_a_point_as_a_gaussian() -> None:

@@ -53,12 +53,12 @@ def test_estimated_slopes_match_the_margin_gradient():
     case = build_case(x)
     chosen = torch.tensor([[0, 5, 191], [7, 1, 2], [100, 50, 3]])
     plan = ZOO()._estimate_slopes(case, start_adam(x), chosen)
-    ((seen, slope),), _ = run_plans([plan], touchstone.wrap(module).oracle)
+    ((scored, slope),), _ = run_plans([plan], touchstone.wrap(module).oracle)
     side = torch.where(case.goal.label == 0, 1.0, -1.0)
     weight = (module[1].weight[1] - module[1].weight[0]).detach()
     assert torch.allclose(slope, side[:, None] * weight[chosen], rtol=0.02, atol=0.02)
     logits = module(x).detach()
-    assert torch.allclose(seen.score, -(logits[:, 0] - logits[:, 1]).abs())
+    assert torch.allclose(scored.score, -(logits[:, 0] - logits[:, 1]).abs())
 
 
 def test_adam_steps_match_torch():

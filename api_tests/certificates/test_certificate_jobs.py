@@ -126,7 +126,9 @@ def test_smoothing_job_certifies_a_radius_with_every_field(site: LiveService) ->
     assert result["abstained"] is False
     assert '"Trouser"' in result["statement"]
     [stated] = re.findall(r"distance (\S+) of", result["statement"])
-    assert 0 <= result["radius"] - float(stated) < 1e-4, "what is said is never more than what is proved"
+    assert 0 <= result["radius"] - float(stated) < 1e-4, (
+        "the stated radius is never larger than the proved one"
+    )
     sampling = result["sampling"]
     lower = stats.beta.ppf(
         sampling["alpha"] / len(sampling["looks"]), sampling["nA"], sampling["n_used"] - sampling["nA"] + 1

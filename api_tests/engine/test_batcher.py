@@ -34,7 +34,7 @@ class RecordingOracle:
         rows = [len(query) for query in queries]
         time.sleep(self.wait)
         if sum(rows) > self.capacity:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("out of memory")
         if self.poison is not None and any(bool((query.x == self.poison).any()) for query in queries):
             raise RuntimeError("this image breaks the model")
         self.passes.append(rows)

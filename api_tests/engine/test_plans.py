@@ -77,7 +77,7 @@ def test_cancellation_reaches_an_inner_plan_through_a_query_rewrite():
 
 
 class RandomlyScaledModel(nn.Module):
-    """A linear model whose logits are scaled by another random factor at each asking."""
+    """A linear model whose logits are scaled by another random factor in each pass."""
 
     def __init__(self):
         super().__init__()

@@ -70,8 +70,8 @@ def test_resize_overshoot_is_clipped_as_in_pillow():
 def test_files_are_preprocessed_bit_for_bit_as_in_pillow(size, resize, interpolation):
     spec = InputSpec(height=224, width=224, resize=resize, interpolation=interpolation)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    seen = Preprocessing(spec, None, None).apply_to_files(to_batch(pixels))[0].permute(1, 2, 0)
-    assert torch.equal(seen, torch.from_numpy(preprocess_with_pillow(pixels, spec).copy()).float() / 255)
+    prepared = Preprocessing(spec, None, None).apply_to_files(to_batch(pixels))[0].permute(1, 2, 0)
+    assert torch.equal(prepared, torch.from_numpy(preprocess_with_pillow(pixels, spec).copy()).float() / 255)
 
 
 def test_images_off_the_8_bit_lattice_are_preprocessed_without_rounding():
@@ -96,8 +96,8 @@ def test_gradient_of_the_resize_is_its_transpose():
 def test_gray_and_color_images_are_converted_to_the_channels_of_the_network():
     gray = Preprocessing(InputSpec(channels=1, height=8, width=8), None, None)
     rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    seen = gray.apply(torch.tensor(rgb).permute(2, 0, 1)[None].float())[0, 0].numpy()
-    assert np.abs(seen - np.asarray(Image.fromarray(rgb).convert("L"), dtype=float)).max() <= 0.51
+    prepared = gray.apply(torch.tensor(rgb).permute(2, 0, 1)[None].float())[0, 0].numpy()
+    assert np.abs(prepared - np.asarray(Image.fromarray(rgb).convert("L"), dtype=float)).max() <= 0.51
     color = Preprocessing(InputSpec(channels=3, height=8, width=8), None, None)
     assert color.apply(torch.rand(2, 1, 8, 8)).shape == (2, 3, 8, 8)
 

@@ -75,7 +75,7 @@ def test_efficientnet_lite0_is_frozen_and_batch_invariant() -> None:
 
 def _fail_above_sixteen_rows(z: Tensor) -> Tensor:
     if len(z) > 16:
-        raise torch.OutOfMemoryError("no room")
+        raise torch.OutOfMemoryError("out of memory")
     return z
 
 

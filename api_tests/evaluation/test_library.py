@@ -60,7 +60,7 @@ def test_invalid_images_are_refused_naming_the_field(fashion_model: Any, images:
 
 @pytest.mark.parametrize("field", ["labels", "targets"])
 @pytest.mark.parametrize(
-    ("said", "failure"),
+    ("labels", "failure"),
     [
         (3, InvalidParameter), ("Bag", InvalidParameter), (["Bag"], InvalidParameter),
         ([0, 10], UnknownLabel), ([0, -1], UnknownLabel), (["Bag", "Bga"], UnknownLabel),
@@ -68,10 +68,10 @@ def test_invalid_images_are_refused_naming_the_field(fashion_model: Any, images:
     ],
 )  # fmt: skip
 def test_invalid_labels_and_targets_are_refused(
-    fashion_model: Any, field: str, said: Any, failure: type[Failure]
+    fashion_model: Any, field: str, labels: Any, failure: type[Failure]
 ) -> None:
     with pytest.raises(failure) as caught:
-        touchstone.attack(fashion_model, touchstone.samples()[:2], **{field: said})
+        touchstone.attack(fashion_model, touchstone.samples()[:2], **{field: labels})
     assert caught.value.field == field
 
 

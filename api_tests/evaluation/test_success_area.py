@@ -10,7 +10,7 @@ from api_tests.support.linear_models import exact_distances, gray_images, linear
 
 
 def area_by_radii(d: np.ndarray, fooled: np.ndarray, largest: float) -> float:
-    """The same by asking at very many radii."""
+    """The same, summed over very many radii."""
     radii = (np.arange(200_000) + 0.5) / 200_000 * largest
     reached = np.sort(d[fooled])
     return float((np.searchsorted(reached, radii, side="right") / len(d)).mean())

@@ -47,7 +47,7 @@ class CW(MinimalNorm):
     Departures: the first c is raised tenfold until a linear margin would give way to it. After a success c is
     not bisected, but set to where the pulls of both terms, in tanh space, are equally strong at the nearest
     success: at the nearest point of all they cancel. The next search begins at the best point so far. A
-    search ends early where its loss has stopped falling, which is looked at ten times, at most every ten
+    search ends early where its loss has stopped falling, which is checked ten times, at most every ten
     steps, and the attack ends after a search that came less than 2% nearer. All that is decided row by row,
     and a row begins its next search without waiting for others.
     """

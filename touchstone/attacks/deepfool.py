@@ -32,8 +32,8 @@ class DeepFool(MinimalNorm):
 
     Algorithm 2 of the paper in L2, equation 11 in L∞, with the steps' sum lengthened by `overshoot`; points
     are clipped to the box, which the paper leaves out. Boundaries are those between the label and the
-    likeliest classes of the original. Departure: only the first step looks at all of them, later ones at the
-    two that were nearest at the point before, by their leads there and the last slopes seen of each. As in
+    likeliest classes of the original. Departure: only the first step queries all of them, later ones the
+    two that were nearest at the point before, by their leads there and the last known slope of each. As in
     the authors' code, steps after the first are a little longer than the way that is left. A targeted attack
     has only one boundary: that between its target and the best other class.
     """
@@ -51,7 +51,7 @@ class DeepFool(MinimalNorm):
     norm: Norm = Field("l2", description="The norm in which the perturbation is measured.")
     steps: Count = Field(50, le=10_000, description="The most steps.")
     candidates: Integer = Field(
-        10, ge=2, le=1_000, description="How many of the likeliest classes to look at, the label included."
+        10, ge=2, le=1_000, description="How many of the likeliest classes to consider, the label included."
     )
     overshoot: Ratio = Field(0.02, ge=0, le=1, description="How far to go beyond the boundary, as a share.")
     eot: EotSamples = 1
@@ -76,7 +76,7 @@ class DeepFoolRows(engine.Rows):
     start: Tensor
     perturbation: Tensor
     rivals: Tensor  # (B, k)
-    slopes: Tensor  # (B, k) of their leads, when they were last looked at
+    slopes: Tensor  # (B, k) of their leads, when they were last queried
     row: Tensor  # (B,) its index in the whole batch
 
     @classmethod
@@ -100,10 +100,10 @@ class DeepFoolRows(engine.Rows):
             return self, answer.loss, answer.gradient
         gaps = answer.logits.gather(1, self.rivals) - answer.logits.gather(1, self.case.goal.label[:, None])
         normals, dual = answer.gradient, DUAL.get(self.case.threat.norm.name, 2.0)
-        seen = torch.linalg.vector_norm(normals.flatten(2), dual, 2)
-        slopes = torch.cat([seen, self.slopes[:, seen.shape[1] :]], 1)
+        new_slopes = torch.linalg.vector_norm(normals.flatten(2), dual, 2)
+        slopes = torch.cat([new_slopes, self.slopes[:, new_slopes.shape[1] :]], 1)
         far = gaps.abs() / slopes.clamp_min(TINY)
-        nearest, order = far[:, : seen.shape[1]].argmin(1), far.argsort(1)
+        nearest, order = far[:, : new_slopes.shape[1]].argmin(1), far.argsort(1)
         row = torch.arange(len(far), device=far.device)
         walk = replace(self, rivals=self.rivals.gather(1, order), slopes=slopes.gather(1, order))
         return walk, gaps[row, nearest], normals[row, nearest]

@@ -37,9 +37,9 @@ class FAB(MinimalNorm):
     it is the nearest so far, and drawn back to `backward` of its perturbation. Three steps of false position
     between the original and what was found end the search. Restarts begin within half of the distance found.
 
-    Up to ten classes, each step looks at all boundaries and heads for the nearest. With `rivals`, or more
+    Up to ten classes, each step queries all boundaries and heads for the nearest. With `rivals`, or more
     classes, it is FAB-T: an attempt for each of the likeliest other classes, one gradient a step; they share
-    their passes, where the paper makes one attempt after the other. `rivals=0` always looks at several
+    their passes, where the paper makes one attempt after the other. `rivals=0` always queries several
     boundaries: those of the nine likeliest others, where the paper takes all classes. A targeted attack
     follows the boundary between its target and the best other class.
     """
@@ -60,7 +60,7 @@ class FAB(MinimalNorm):
     )
     rivals: Natural | None = Field(
         None,
-        description="How many of the likeliest other classes to head for, each on its own; 0 looks at all "
+        description="How many of the likeliest other classes to head for, each on its own; 0 queries all "
         "boundaries in each step; unset means 0 up to ten classes, and 9 beyond.",
     )
     alpha_max: Ratio = Field(0.1, ge=0, le=1, description="The most weight that the original gets in a step.")
@@ -235,43 +235,43 @@ def project_to_hyperplane(norm: str, x: Tensor, normal: Tensor, gap: Tensor) -> 
     need = (gap / scale).clamp(-HUGE, HUGE)[:, None]
     side = -need.sign() * slope.flatten(1).sign()
     flat = x.flatten(1)
-    room = (1 - flat).where(side > 0, flat)
-    length = _PROJECTIONS[norm](slope.flatten(1).abs(), room, need.abs())
+    max_change = (1 - flat).where(side > 0, flat)
+    length = _PROJECTIONS[norm](slope.flatten(1).abs(), max_change, need.abs())
     return (side * length).view_as(x)
 
 
-def _project_linf(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """L∞: all values as far as each other, or as their room."""
-    return _solve_level(slope, slope.new_ones(()), room, need).minimum(room)
+def _project_linf(slope: Tensor, max_change: Tensor, need: Tensor) -> Tensor:
+    """L∞: all values by the same amount, or by their largest change."""
+    return _solve_level(slope, slope.new_ones(()), max_change, need).minimum(max_change)
 
 
-def _project_l2(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """L2: each value in proportion to its slope, or as far as its room."""
-    return (_solve_level(slope, slope, room, need) * slope).minimum(room)
+def _project_l2(slope: Tensor, max_change: Tensor, need: Tensor) -> Tensor:
+    """L2: each value in proportion to its slope, or by its largest change."""
+    return (_solve_level(slope, slope, max_change, need) * slope).minimum(max_change)
 
 
-def _project_l1(slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
+def _project_l1(slope: Tensor, max_change: Tensor, need: Tensor) -> Tensor:
     """L1: the steepest values as far as they can go, the last of them as far as it must."""
     steep, order = slope.sort(dim=1, descending=True)
-    room = room.gather(1, order)
-    gained = torch.nn.functional.pad((steep * room).cumsum(1)[:, :-1], (1, 0))
-    length = ((need - gained).clamp_min(0) / steep.clamp_min(TINY)).minimum(room)
+    max_change = max_change.gather(1, order)
+    gained = torch.nn.functional.pad((steep * max_change).cumsum(1)[:, :-1], (1, 0))
+    length = ((need - gained).clamp_min(0) / steep.clamp_min(TINY)).minimum(max_change)
     return torch.zeros_like(length).scatter_(1, order, length)
 
 
-def _solve_level(slope: Tensor, speed: Tensor, room: Tensor, need: Tensor) -> Tensor:
-    """The t (B, 1) at which Σ slope·min(speed·t, room) reaches `need`.
+def _solve_level(slope: Tensor, speed: Tensor, max_change: Tensor, need: Tensor) -> Tensor:
+    """The t (B, 1) at which Σ slope·min(speed·t, max_change) reaches `need`.
 
     The sum is concave and piecewise linear in t, so Newton's method climbs from below and ends, exactly, as
-    soon as no further value has run into its room.
+    soon as no further value reaches its largest change.
     """
     level = need.new_zeros(need.shape)
-    stuck = room <= 0
+    stuck = max_change <= 0
     while True:
-        closed = (slope * room).where(stuck, 0).sum(1, keepdim=True)
+        closed = (slope * max_change).where(stuck, 0).sum(1, keepdim=True)
         rate = (slope * speed).masked_fill(stuck, 0).sum(1, keepdim=True)
         level = ((need - closed) / rate.clamp_min(TINY)).clamp_max(HUGE).maximum(level)
-        now = stuck | (speed * level >= room)
+        now = stuck | (speed * level >= max_change)
         if not bool((now != stuck).any()):
             return level
         stuck = now

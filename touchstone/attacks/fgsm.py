@@ -28,7 +28,7 @@ class FGSM(GradientAttack):
     )
 
     def cost(self) -> Cost:
-        """One gradient (two, where cross-entropy is saturated), and a look at the point it leads to,
+        """One gradient (two, where cross-entropy is saturated), and a query of the point it leads to,
         rounded and not.
         """
         return Cost(forward=5, backward=2)

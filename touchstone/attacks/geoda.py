@@ -37,10 +37,10 @@ class GeoDA(MinimalNorm):
     it crosses the boundary; repeat from there.
 
     Neighbors, and with them the normal, have low frequencies alone: a third along each side, the paper's 75
-    of 224. That takes fewer queries where the model looks at shapes; where it looks at single pixels, `low`
-    is to be 1. Each round takes `growth` times the queries of the one before, the paper's λ^(-2/3), and there
-    are as many rounds as leave 50 to the first. The nearest image found is returned. It begins at the first
-    random image that meets the goal, so a target that no random image reaches ends in failure.
+    of 224. That takes fewer queries where the model depends on shapes; where it depends on single pixels,
+    `low` is to be 1. Each round takes `growth` times the queries of the one before, the paper's λ^(-2/3), and
+    there are as many rounds as leave 50 to the first. The nearest image found is returned. It begins at the
+    first random image that meets the goal, so a target that no random image reaches ends in failure.
 
     Departures: a normal is estimated from the neighbors of all rounds so far, as a flat boundary has but
     one. Neighbors are as far away as HopSkipJump's. Every query is of a file.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REGIONS = 8
 """Importance is computed for the regions of a grid with so many along each side."""
 REFRESH_QUERIES = 2_000
-"""Queries after which importance is looked at anew."""
+"""Queries after which importance is computed anew."""
 MIN_SIDE = 4
 """The attack space has at least so many values along each side."""
 SWEEPS = 8

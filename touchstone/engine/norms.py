@@ -118,8 +118,8 @@ class L1:
         if bool((self.size(inside) <= eps).all()):
             return inside
         length = d.flatten(1).double().abs()
-        room = torch.where(d > 0, high, -low).flatten(1).double().minimum(length)
-        kinks, order = torch.cat([length, length - room], 1).sort(dim=1, descending=True)
+        max_change = torch.where(d > 0, high, -low).flatten(1).double().minimum(length)
+        kinks, order = torch.cat([length, length - max_change], 1).sort(dim=1, descending=True)
         ones = torch.ones_like(length)
         slope = (
             torch.cat([ones, -ones], 1).gather(1, order).cumsum(1)
@@ -132,7 +132,7 @@ class L1:
         at = (torch.searchsorted(size, radius, right=True) - 1).clamp_min(0)
         rest = (radius - size.gather(1, at)) / slope.gather(1, at).clamp_min(1)
         shrink = (kinks.gather(1, at) - rest).clamp_min(0)
-        nearest = (length - shrink).clamp_min(0).minimum(room).to(d.dtype)
+        nearest = (length - shrink).clamp_min(0).minimum(max_change).to(d.dtype)
         nearest = torch.where(self.size(inside)[:, None] <= eps[:, None], inside.flatten(1).abs(), nearest)
         return nearest.view_as(d).copysign(d).clamp(low, high)
 

@@ -31,7 +31,7 @@ def clopper_pearson_upper(hits: int, n: int, alpha: float) -> float:
 def log_e_value(hits: int, n: int, p0: float) -> float:
     """Evidence against p <= p0: the logarithm of a uniform mixture over (p0, 1), a test martingale at p = p0.
 
-    Whenever it reaches log(1/alpha), p > p0 with error at most alpha, however often it was looked at (Ville).
+    Whenever it reaches log(1/alpha), p > p0 with error at most alpha, however often it is checked (Ville).
     """
     misses = n - hits
     rest = float(betainc(misses + 1, hits + 1, 1 - p0))  # 1 - I_p0(hits + 1, misses + 1) without cancellation
