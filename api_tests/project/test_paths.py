@@ -55,11 +55,15 @@ def _resolves(name: str) -> bool:
 
 
 def _find_module(name: str) -> Path | None:
+    """The module's file, or the stub that lists its names."""
     try:
         spec = find_spec(name)
     except ModuleNotFoundError:
         return None
-    return Path(spec.origin) if spec and spec.origin else None
+    if spec is None or spec.origin is None:
+        return None
+    stub = Path(spec.origin).with_suffix(".pyi")
+    return stub if stub.exists() else Path(spec.origin)
 
 
 def _defines(scope: ast.AST, names: list[str]) -> bool:
