@@ -1,4 +1,4 @@
-"""Real Celery workers over a real Valkey: whatever is killed or dispatched twice, each job ends exactly once."""
+"""Real Celery workers over a real Valkey: whatever is killed or sent twice, each job ends exactly once."""
 
 from __future__ import annotations
 
