@@ -242,8 +242,7 @@ def time_run(run: Callable[[], T]) -> tuple[T, float]:
 
 
 def judge(pair: Pair, net: nn.Module, x: Tensor, y: Tensor, images: Tensor) -> dict[str, float]:
-    """By the network itself, whatever success the attack reported; a failure counts as the largest distance.
-    """
+    """By the network itself, whatever the attack reported; a failure counts as the largest distance."""
     with torch.no_grad():
         fooled = net(images).argmax(1) != y
     if not pair.minimal:

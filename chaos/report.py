@@ -68,8 +68,7 @@ class Row:
 
 
 def max_lost_share(lost: int, accepted: int) -> float:
-    """The upper bound of the share of lost jobs, with 95 % confidence (Clopper and Pearson 1934, one-sided).
-    """
+    """The upper bound of the share of lost jobs, with 95 % confidence (Clopper & Pearson 1934, one-sided)."""
     return 1.0 if lost >= accepted else float(beta.ppf(0.95, lost + 1, accepted - lost))
 
 

@@ -1,5 +1,4 @@
-"""What a worker runs for a claimed job: the job on the engine, or the trial of a model and its registration.
-"""
+"""What a worker runs for a claimed job: the job on the engine, or a model's trial and registration."""
 
 from __future__ import annotations
 

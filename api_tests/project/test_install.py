@@ -539,8 +539,7 @@ def timeout_of(case: str) -> int:
 
 
 def detect_driver(place: Place, folder: Path, smi: str | None, code: str, seconds: int) -> bool:
-    """What the tool finds if nvidia-smi is this script, and cuInit of libcuda returns the value of this code.
-    """
+    """What the tool finds if nvidia-smi is this script, and cuInit of libcuda returns this value."""
     for name in ("sh", "sleep"):
         (folder / name).symlink_to(str(shutil.which(name)))
     if smi is not None:

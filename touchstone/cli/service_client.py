@@ -83,8 +83,7 @@ class Client:
     key: str | None = field(default=None, repr=False)
 
     def register(self, upload: Upload, on_sent: Callable[[int], None]) -> dict[str, Any]:
-        """Upload a model: returns the job that tries it, or the card of a version that was registered before.
-        """
+        """Upload a model: returns the job that tries it, or the card of a version that exists already."""
         headers = {"Content-Type": upload.content_type, "Content-Length": str(upload.length)}
         return self._request("POST", "/v1/models", upload.chunks(on_sent), headers)
 
