@@ -91,7 +91,7 @@ def onnx_file(
 
 
 def memory_hungry_onnx(times: int) -> bytes:
-    """A network that expands its input so many times before it sums it up: valid, too large for any memory."""
+    """A network that expands its input so many times before it sums it up: valid, too large for memory."""
     weights = {
         "column": np.array([0, PIXELS, 1], np.int64),
         "wide": np.array([1, PIXELS, times], np.int64),
