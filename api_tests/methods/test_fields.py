@@ -9,8 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
 from service.submissions.continuation import ContinuationFields
-from touchstone import methods
-from touchstone.methods import FixedBudget, Info, build_card, catalogue
+from touchstone.methods import FixedBudget, Info, build_card, catalogue, declaration
 from touchstone.methods.prediction import Predict
 from touchstone.training import recipes
 
@@ -33,7 +32,7 @@ def test_method_schema_offers_only_its_own_norms(name: str) -> None:
 
 
 def test_norm_field_of_a_new_method_follows_from_its_info(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "_registered", {})
+    monkeypatch.setattr(declaration, "_registered", {})
 
     class Flat(FixedBudget):
         info = Info(name="flat", title="Flat", norms=("l2",), paper="", url="")
