@@ -38,7 +38,10 @@ def test_canceled_job_stops_querying_its_model_in_time(site: Site) -> None:
 
 @pytest.mark.parametrize("mode", [Mode.STALL, Mode.ONE_WAY])
 def test_requests_fail_soon_when_the_ledger_is_cut_off(site: Site, mode: Mode) -> None:
+    at_once = promises.measure_cut_off(site, Mode.RESET, rounds=1)[0]
     answers, loop, thread = promises.measure_cut_off(site, mode, rounds=1)
-    assert is_within_limit(answers), answers
+    busy = spread(at_once.seconds)[0]  # on a busy machine requests that need not wait are slow, too
+    assert answers.limit is not None
+    assert spread(answers.seconds)[0] < answers.limit + busy, (answers, at_once)
     busy = 3 * spread(thread.seconds)[0]  # on a busy machine an idle thread is late, too
     assert is_within_limit(loop) or spread(loop.seconds)[0] < busy, (loop, thread)
