@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -16,6 +18,8 @@ from api_tests.support.onnx_networks import SIDE, build_network, build_onnx_mode
 from touchstone.models.loader import load_plain
 from touchstone.models.onnx import build, final_softmax, network as network_module, read
 from touchstone.models.onnx.builder import ImportedModel
+from touchstone.models.onnx.graph import sort_nodes
+from touchstone.models.onnx.reader import read_node
 from touchstone.models.zoo import find_manifest
 
 
@@ -175,6 +179,24 @@ def test_inner_softmax_is_kept() -> None:
     graph = read(build_onnx_model(soft, *nodes, weights=weights).SerializeToString())
     assert final_softmax(graph) is None
     assert "Softmax" in kinds(build(graph))
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit"])
+def test_network_whose_nodes_are_shuffled_is_read_in_its_order(name: str) -> None:
+    data = export_onnx(build_network(name), opset=17)
+    model = onnx.load_model_from_string(data)
+    nodes = list(model.graph.node)
+    model.graph.ClearField("node")
+    model.graph.node.extend(random.Random(0).sample(nodes, len(nodes)))
+    x = images(2)
+    assert difference(build(read(model.SerializeToString())).module(x), run_onnxruntime(data, x)) < 1e-4
+
+
+def test_order_of_nodes_is_kept_where_it_is_valid() -> None:
+    model = onnx.load_model_from_string(export_onnx(build_network("vit"), opset=17))
+    nodes = tuple(map(read_node, model.graph.node))
+    names = {model.graph.input[0].name, *(tensor.name for tensor in model.graph.initializer)}
+    assert sort_nodes(nodes, names) == nodes
 
 
 def test_channels_last_input_is_accepted() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -109,17 +111,41 @@ def select_needed(nodes: tuple[Node, ...], output: str) -> tuple[Node, ...]:
     return tuple(reversed(kept))
 
 
-def check_order(nodes: tuple[Node, ...], known: set[str]) -> None:
-    """Raise InvalidModel unless each value is produced once, and before it is read."""
-    made = set(known)
+def sort_nodes(nodes: tuple[Node, ...], known: set[str]) -> tuple[Node, ...]:
+    """The nodes, each after those whose outputs it reads, otherwise as the file has them.
+
+    Raises InvalidModel unless each value is produced once and no node needs its own output.
+    """
+    makers = _find_makers(nodes, known)
     for node in nodes:
         for name in node.inputs:
-            if name and name not in made:
-                raise InvalidModel(
-                    f"the {node} reads {name[:80]!r}, which nothing before it produces: nodes must "
-                    "be in order, without cycles"
-                )
+            if name and name not in makers and name not in known:
+                raise InvalidModel(f"the {node} reads {name[:80]!r}, which nothing in the file produces")
+    needs = {i: {makers[name] for name in node.inputs if name in makers} for i, node in enumerate(nodes)}
+    try:
+        return tuple(nodes[i] for i in _sort_stably(TopologicalSorter(needs)))
+    except CycleError as error:
+        raise InvalidModel(f"the {nodes[error.args[1][0]]} depends on its own output: a cycle") from None
+
+
+def _find_makers(nodes: tuple[Node, ...], known: set[str]) -> dict[str, int]:
+    """The position of the node that produces each value."""
+    makers: dict[str, int] = {}
+    for i, node in enumerate(nodes):
         for name in filter(None, node.outputs):
-            if name in made:
+            if name in makers or name in known:
                 raise InvalidModel(f"two values in the file are named {name[:80]!r}: names must be unique")
-            made.add(name)
+            makers[name] = i
+    return makers
+
+
+def _sort_stably(sorter: TopologicalSorter[int]) -> Iterator[int]:
+    """Of all nodes that can be next, always the first in the file."""
+    sorter.prepare()
+    ready: list[int] = []
+    while sorter.is_active():
+        for i in sorter.get_ready():
+            heappush(ready, i)
+        first = heappop(ready)
+        yield first
+        sorter.done(first)

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from touchstone.errors import InvalidModel
-from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, check_order, select_needed
+from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, select_needed, sort_nodes
 from touchstone.models.onnx.tensors import dtype_of, read_tensor
 
 OPSETS = range(9, 29)
@@ -56,8 +56,7 @@ def _read_graph(model: ModelProto) -> Graph:
         raise InvalidModel("the network has sparse weights, which are not supported; export them dense")
     weights = read_weights(proto)
     entry, output = _read_input(proto, weights), _read_output(proto)
-    nodes = tuple(map(read_node, proto.node))
-    check_order(nodes, {entry.name, *weights})
+    nodes = sort_nodes(tuple(map(read_node, proto.node)), {entry.name, *weights})
     nodes = select_needed(nodes, output.name)
     if not any(entry.name in node.inputs for node in nodes):
         raise InvalidModel(
