@@ -15,6 +15,7 @@ from touchstone.models import onnx, zoo
 from touchstone.models.architectures import find_architecture
 from touchstone.models.manifest import ONNX, Manifest
 from touchstone.models.onnx.builder import ImportedModel
+from touchstone.models.onnx.image_input import fit_input
 from touchstone.models.store import ZOO, ModelStore
 
 
@@ -62,19 +63,8 @@ def _load_weights(manifest: Manifest, data: bytes) -> nn.Module:
 
 def import_onnx(manifest: Manifest, data: bytes) -> ImportedModel:
     """The network in an ONNX file, once its input and output are checked against the manifest."""
-    graph, spec = onnx.read(data), manifest.input
-    found = "nhwc" if graph.channels_last else "nchw"
-    if found != spec.layout:
-        raise InvalidModel(
-            f"input.layout: the file takes images of shape {graph.input.shape}: its layout is {found}",
-            field="input.layout",
-        )
-    if graph.image[0] not in (None, spec.channels):
-        raise InvalidModel(
-            f"input.channels: the file takes {graph.image[0]} channels, not {spec.channels}",
-            field="input.channels",
-        )
-    net = onnx.build(graph, size=(spec.height, spec.width))
+    graph = fit_input(onnx.read(data), manifest.input)
+    net = onnx.build(graph)
     if net.classes != len(manifest.classes):
         raise InvalidModel(
             f"classes: the network answers {net.classes} numbers, but {len(manifest.classes)} classes are "

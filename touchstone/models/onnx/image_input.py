@@ -1,0 +1,43 @@
+"""What a network takes, where its file leaves it open and the manifest says it. Never imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from touchstone.errors import InvalidModel
+from touchstone.models.manifest import InputSpec
+from touchstone.models.onnx.graph import Graph
+
+
+def fit_input(graph: Graph, spec: InputSpec) -> Graph:
+    """The graph with the manifest's sizes in place of open ones. Raises InvalidModel where they differ."""
+    _check_layout(graph, spec)
+    sizes = {"channels": spec.channels, "height": spec.height, "width": spec.width}
+    names = ("height", "width", "channels") if spec.layout == "nhwc" else tuple(sizes)
+    for name, found in zip(names, graph.input.shape[1:], strict=True):
+        if found not in (None, sizes[name]):
+            raise InvalidModel(
+                f"input.{name}: the file takes images of shape {_format_shape(graph)}, so it is {found}, "
+                f"not {sizes[name]}",
+                field=f"input.{name}",
+            )
+    shape = (graph.input.shape[0], *(sizes[name] for name in names))
+    return replace(graph, input=replace(graph.input, shape=shape))
+
+
+def _check_layout(graph: Graph, spec: InputSpec) -> None:
+    """Raise InvalidModel where the channels can only be elsewhere than the manifest says."""
+    _, first, _, last = graph.input.shape
+    sides = {"nchw": first, "nhwc": last}
+    certain = [layout for layout, side in sides.items() if side in (1, 3)][:1]
+    possible = certain or [layout for layout, side in sides.items() if side is None] or ["nchw"]
+    if spec.layout not in possible:
+        raise InvalidModel(
+            f"input.layout: the file takes images of shape {_format_shape(graph)}: its layout is "
+            f"{possible[0]}",
+            field="input.layout",
+        )
+
+
+def _format_shape(graph: Graph) -> str:
+    return f"({', '.join('any' if side is None else str(side) for side in graph.input.shape)})"
