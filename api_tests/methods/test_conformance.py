@@ -44,6 +44,13 @@ def few_steps(name):
     return {field: value for field, value in asked.items() if field in find(name).model_fields}
 
 
+def short_run(name, norm):
+    """The small budget, and where a method counts steps, enough of them to get somewhere."""
+    asked = {"steps": 15, "binary_search_steps": 3}
+    short = {field: value for field, value in asked.items() if field in find(name).model_fields}
+    return small_budget(name, norm) | short
+
+
 @pytest.fixture(scope="module")
 def module():
     return torch.nn.Sequential(linear_model(classes=10), torch.nn.Dropout(0.5)).train()
@@ -96,17 +103,17 @@ def test_radius_of_zero_changes_nothing(model, name, norm):
 
 def test_same_seed_gives_the_same_images(model, name, norm):
     x = gray_images(4)
-    runs = [attack(model, x, None, name, seed=s, quantize=False, **small_budget(name, norm)) for s in (3, 3)]
+    runs = [attack(model, x, None, name, seed=s, quantize=False, **short_run(name, norm)) for s in (3, 3)]
     assert torch.equal(runs[0].images, runs[1].images)
 
 
 def test_row_result_is_the_same_alone_and_in_a_batch(batch_invariant_model, name, norm):
     x = gray_images(6)
     seeds = list(range(10, 16))
-    together = attack(batch_invariant_model, x, None, name, seed=seeds, **small_budget(name, norm))
+    together = attack(batch_invariant_model, x, None, name, seed=seeds, **short_run(name, norm))
     for i in (0, 3, 5):
         alone = attack(
-            batch_invariant_model, x[i : i + 1], None, name, seed=[seeds[i]], **small_budget(name, norm)
+            batch_invariant_model, x[i : i + 1], None, name, seed=[seeds[i]], **short_run(name, norm)
         )
         assert torch.equal(alone.success, together.success[i : i + 1])
         assert torch.allclose(alone.images, together.images[i : i + 1], atol=1.5 / 255)

@@ -239,13 +239,14 @@ def certify_sample() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("method", L2_ATTACKS)
 def test_no_attack_changes_the_smoothed_answer_inside_the_certified_radius(method: str) -> None:
-    model, (x, radius, label) = load(NOISE), certify_sample()
-    assert len(x) >= 8
+    model, sample = load(NOISE), certify_sample()
+    assert len(sample[0]) >= 8
     smoothed = wrap(SmoothedNetwork(model.manifest, 0.25))
     short = {
         name: value for name, value in SHORT_PARAMETERS.items() if name in catalogue()[method].model_fields
     }
-    for attacked in (model, smoothed):
+    for first, attacked in enumerate((model, smoothed)):
+        x, radius, label = (values[first::2] for values in sample)
         found = attack(
             attacked,
             x,

@@ -162,8 +162,12 @@ def test_request_id_links_the_request_log_to_its_job(service: Process) -> None:
     form: dict[str, Any] = {"data": {"model": sample_manifest().id}, "files": {"image": ("a.png", png())}}
     ok = service.client.post("/v1/predictions", headers={"X-Request-Id": "mine"}, **form)
     assert ok.status_code == 202, ok.text
-    wait_until(lambda: service.lines[-1].get("event") == "request")
-    mine = [line for line in service.lines if line.get("request_id") == "mine"]
+
+    def read_lines() -> list[dict[str, Any]]:
+        return [line for line in service.lines if line.get("request_id") == "mine"]
+
+    wait_until(lambda: [line["event"] for line in read_lines()][-1:] == ["request"])
+    mine = read_lines()
     assert [line["event"] for line in mine] == ["accepted", "request"]
     assert (mine[0]["job"], mine[0]["tenant"], mine[1]["tenant"]) == (ok.json()["id"], "local", "local")
 

@@ -10,9 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from scipy.optimize import brentq
-from scipy.special import betainc, betaln
-from scipy.stats import beta, binom, norm
+from scipy.special import betainc, betaincinv, betaln, ndtr, ndtri
 
 LOOKS = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 RuleName = Literal["group_sequential", "e_process", "fixed"]
@@ -20,12 +18,12 @@ RuleName = Literal["group_sequential", "e_process", "fixed"]
 
 def clopper_pearson_lower(hits: int, n: int, alpha: float) -> float:
     """One-sided lower confidence bound of a probability after `hits` of `n` (Clopper & Pearson 1934)."""
-    return float(beta.ppf(alpha, hits, n - hits + 1)) if hits else 0.0
+    return float(betaincinv(hits, n - hits + 1, alpha)) if hits else 0.0
 
 
 def clopper_pearson_upper(hits: int, n: int, alpha: float) -> float:
     """One-sided upper confidence bound of a probability after `hits` of `n`."""
-    return float(beta.ppf(1 - alpha, hits + 1, n - hits)) if hits < n else 1.0
+    return float(betaincinv(hits + 1, n - hits, 1 - alpha)) if hits < n else 1.0
 
 
 def log_e_value(hits: int, n: int, p0: float) -> float:
@@ -45,19 +43,19 @@ def majority_p_value(first: int, second: int) -> float:
     """The probability of votes at least as uneven as these if both classes are equally likely (two-sided,
     exact).
     """
-    return min(1.0, 2 * float(binom.sf(max(first, second) - 1, first + second, 0.5)))
+    return min(1.0, 2 * float(betainc(max(first, second), min(first, second) + 1, 0.5)))
 
 
 def certified_radius(p: float, sigma: float) -> float:
     """σ Φ⁻¹(p), the L2 radius of Cohen, Rosenfeld & Kolter 2019, equation 3 with p_B = 1 - p; 0 where p <=
     1/2.
     """
-    return sigma * float(norm.ppf(p)) if p > 0.5 else 0.0
+    return sigma * float(ndtri(p)) if p > 0.5 else 0.0
 
 
 def required_probability(radius: float, sigma: float) -> float:
     """The vote probability that a radius requires: Φ(r/σ)."""
-    return float(norm.cdf(radius / sigma))
+    return float(ndtr(radius / sigma))
 
 
 class StoppingRule(Protocol):
@@ -129,6 +127,8 @@ class EProcess:
 
     def lower(self, hits: int, at: int, *, n: int, alpha: float) -> float:  # noqa: ARG002
         """The largest p0 at which the e-value reaches 1/alpha."""
+        from scipy.optimize import brentq  # noqa: PLC0415 - takes a third of a second to import
+
         enough = math.log(1 / alpha)
         guess = hits / at
         if guess == 0 or log_e_value(hits, at, 1e-12) < enough:
