@@ -107,7 +107,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look soon, try again at once."""
     monkeypatch.setattr(dispatcher, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(signatures, "RETRY_DELAYS", (0,) * len(signatures.RETRY_DELAYS))
@@ -120,7 +120,7 @@ def endpoint(ledger: Ledger, receiver: Receiver) -> WebhookEndpoint:
 
 
 @pytest.fixture
-def deliver(ledger: Ledger) -> Iterator[Callable[..., WebhookDispatcher]]:
+def start_dispatcher(ledger: Ledger) -> Iterator[Callable[..., WebhookDispatcher]]:
     """Start to deliver, to loopback by default."""
     started: list[WebhookDispatcher] = []
 

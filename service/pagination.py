@@ -49,7 +49,7 @@ def paginate(items: Mapping[str, Any], limit: int, cursor: str | None) -> Page[A
     names = list(items)
     if cursor is not None and cursor not in items:
         raise InvalidCursor(
-            "cursor: not one that this list gave out; start again without a cursor", field="cursor"
+            "cursor: it was not issued for this list; start again without a cursor", field="cursor"
         )
     start = names.index(cursor) + 1 if cursor is not None else 0
     page = names[start : start + limit]

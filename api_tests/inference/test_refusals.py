@@ -59,7 +59,7 @@ def floats_with(value: float) -> bytes:
     return values.tobytes()
 
 
-ONE, BAD = tensor(FLOATS), 422
+ONE = tensor(FLOATS)
 DATA, SHAPE, SIZE = "inputs.0.data", "inputs.0.shape", "inputs.0.parameters.binary_data_size"
 HUGE_SHAPE = [2**31, 2**31, 2**31, 2**31]
 INVALID_REQUESTS: dict[str, tuple[Callable[[Api], httpx2.Response], str]] = {

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
-import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
-import threading
-import venv
-import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from api_tests.support.package_index import CONSTRAINTS, FILELOCK, VERSION, Index, run_index, wheel
+from api_tests.support.pip_environment import (
+    SECONDS,
+    TOOL,
+    Place,
+    environment,
+    make_environment,
+    run_preloaded_place,
+)
 from api_tests.support.ports import reserve_port
 
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools/torch_index.py"
 DOCKERFILE = ROOT / "docker/worker.Dockerfile"
-CONSTRAINTS = ROOT / "constraints.txt"
-[VERSION] = re.findall(r"^torch==(.+)$", CONSTRAINTS.read_text(), re.MULTILINE)
-[FILELOCK] = re.findall(r"^filelock==(.+)$", CONSTRAINTS.read_text(), re.MULTILINE)
 CPU = f"{VERSION}+cpu"
 CPU_ALONE = {"torch": CPU, "filelock": FILELOCK}
 """The packages if the CPU index works: torch from there, and its dependency."""
 CUDA_TOO = {"torch": VERSION, "filelock": FILELOCK, "nvidia-cublas": "13"}
 """The packages if torch comes from the default index."""
-SECONDS = 240
-"""Timeout of any command here, on a busy machine too; an index that hangs lasts longer."""
-
+CPU_WHEEL = wheel("torch", CPU, "filelock")
+# One version newer than the constraints, and one of exactly their version.
+FOREIGN = (wheel("filelock", "99"), wheel("filelock", FILELOCK, "nvidia-cublas"))
 
 BUILD = """
 [build-system]
@@ -48,248 +45,17 @@ backend-path = ["."]
 """The pyproject.toml of a project that is built by its own module."""
 
 
-def wheel(name: str, version: str, *requires: str, tag: str = "py3-none-any") -> tuple[str, bytes]:
-    """The file name and the bytes of a wheel with one module."""
-    about = f"{name}-{version}.dist-info"
-    needs = "".join(f"Requires-Dist: {line}\n" for line in requires)
-    files = {
-        f"{name}/__init__.py": f"version = {version!r}\n",
-        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
-        f"{about}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
-        f"{about}/RECORD": "",
-    }
-    data = io.BytesIO()
-    with zipfile.ZipFile(data, "w") as archive:
-        for path, text in files.items():
-            archive.writestr(path, text)
-    return f"{name}-{version}-{tag}.whl", data.getvalue()
-
-
-CPU_WHEEL = wheel("torch", CPU, "filelock")
-# One version newer than the constraints, and one of exactly their version.
-FOREIGN = (wheel("filelock", "99"), wheel("filelock", FILELOCK, "nvidia-cublas"))
-
-
-@dataclass
-class Index:
-    """A package index on the loopback: its files, the paths that hang or send slowly, and the requested
-    paths.
-    """
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    hanging: set[str] = field(default_factory=set)
-    slow: set[str] = field(default_factory=set)
-    requested: list[str] = field(default_factory=list)
-    closed: threading.Event = field(default_factory=threading.Event)
-    url: str = ""
-
-    def put(self, page: str, *wheels: tuple[str, bytes], digest: str | None = None) -> None:
-        """Add a page that links to these wheels, with their digests."""
-        lines = []
-        for name, data in wheels:
-            self.files[f"{page}{name}"] = data
-            lines.append(f'<a href="{name}#sha256={digest or hashlib.sha256(data).hexdigest()}">{name}</a>')
-        self.files[page] = f"<!DOCTYPE html><html><body>{'<br>'.join(lines)}</body></html>".encode()
-
-    def requests_to(self, part: str) -> list[str]:
-        return [path for path in self.requested if path.startswith(f"/{part}/")]
-
-    @property
-    def cpu(self) -> str:
-        return f"{self.url}/cpu"
-
-
-class Handler(BaseHTTPRequestHandler):
-    index: Index
-
-    def do_GET(self) -> None:
-        path = self.path.replace("%2B", "+")
-        self.index.requested.append(path)
-        if path in self.index.hanging:
-            self.index.closed.wait()
-        elif path in self.index.slow:
-            self.send_slowly()
-        else:
-            self.send(self.index.files.get(path))
-
-    def send(self, data: bytes | None) -> None:
-        self.send_response(404 if data is None else 200)
-        self.send_header(
-            "Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream"
-        )
-        self.send_header("Content-Length", str(len(data or b"")))
-        self.end_headers()
-        self.wfile.write(data or b"")
-
-    def send_slowly(self) -> None:
-        """Send a byte now and then, so that no single read times out."""
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        try:
-            while not self.index.closed.wait(0.1):
-                self.wfile.write(b" ")
-        except OSError:
-            pass  # the client has given up, as it should
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def index() -> Iterator[Index]:
-    """An index whose default part has torch for CUDA, and nothing yet under /cpu/."""
-    index = Index()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("IndexHandler", (Handler,), {"index": index}))
-    index.url = f"http://127.0.0.1:{server.server_port}"
-    index.put("/default/torch/", wheel("torch", VERSION, "filelock", "nvidia-cublas"), wheel("torch", "99"))
-    index.put("/default/filelock/", wheel("filelock", FILELOCK))
-    index.put("/default/nvidia-cublas/", wheel("nvidia_cublas", "13"))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield index
-    index.closed.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-PRELOADED = """
-import io, json, os, subprocess, sys, time
-sys.path.insert(0, sys.argv[1])
-import torch_index as tool
-from pip._internal.cli.main import main as pip
-from pip._internal.commands import index, install
-
-def run(command, *, timeout=None, **options):
-    if tuple(command[:3]) != tool.PIP[:3]:
-        return start(command, timeout=timeout, **options)
-    with open("pip.out", "w+") as out:
-        pid = fork(lambda: pip(list(command[3:])), out if options.get("capture_output") else sys.stdout)
-        end = time.monotonic() + (timeout or 1e9)
-        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
-            if time.monotonic() > end:
-                os.kill(pid, 9)
-                os.waitpid(pid, 0)
-                raise subprocess.TimeoutExpired(command, timeout)
-            time.sleep(0.01)
-        out.seek(0)
-        return subprocess.CompletedProcess(command, os.waitstatus_to_exitcode(ended[1]), out.read(), "")
-
-def fork(action, out):
-    out.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        os.dup2(out.fileno(), 1)
-        code = action() or 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-def run_tool(changes, environment):
-    os.setsid()
-    os.environ.clear()
-    os.environ.update(environment)
-    os.dup2(os.open("tool.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    exec(changes)
-    tool.main()
-
-start, subprocess.run = subprocess.run, run
-sys.argv = ["torch_index.py", sys.argv[2]]
-for line in sys.stdin:
-    changes, environment = json.loads(line)
-    with open("tool.out", "w") as out:
-        pid = fork(lambda: run_tool(changes, environment), out)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
-"""A program that runs the tool in forks of itself, and pip in forks of those. It has imported both: a start
-of pip costs a second, and the tests need fifty.
-"""
-
-
-@dataclass
-class Place:
-    """A virtual environment with pip alone, whose pip knows only the index of the test."""
-
-    folder: Path
-    environment: dict[str, str]
-    preloaded: subprocess.Popen[str] | None = None
-
-    @property
-    def python(self) -> str:
-        return str(self.folder / "bin/python")
-
-    def run(self, *command: str, **environment: str) -> str:
-        """The output of a command that must succeed in time."""
-        done = subprocess.run(
-            command,
-            env={**self.environment, **environment},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def run_tool(self, **environment: str) -> str:
-        """Run the tool as the Makefile does."""
-        return self.run(self.python, str(TOOL), str(CONSTRAINTS), **environment)
-
-    def run_changed_tool(self, changes: str, **environment: str) -> str:
-        """Run the tool after these changes to it."""
-        assert self.preloaded
-        assert self.preloaded.stdin
-        assert self.preloaded.stdout
-        self.preloaded.stdin.write(json.dumps([changes, {**self.environment, **environment}]) + "\n")
-        self.preloaded.stdin.flush()
-        code = self.preloaded.stdout.readline()
-        output = (self.folder / "tool.out").read_text()
-        assert code == "0\n", output + (self.folder / "tool.err").read_text()
-        return output
-
-    def install(self) -> None:
-        """Install what needs torch, as the Makefile does next."""
-        pip = (self.python, "-m", "pip", "install", "-qq", "-c", str(CONSTRAINTS))
-        self.run(*pip, "torch>=2.10")
-
-    def run_pip(self, *words: str) -> None:
-        """Run the preloaded pip."""
-        self.run_changed_tool(
-            f"tool.main = lambda: subprocess.run((*tool.PIP, *{words!r})).check_returncode()"
-        )
-
-    def packages(self) -> dict[str, str]:
-        """The installed packages, by the names and versions of their files."""
-        found = self.folder.glob("lib/python*/site-packages/*.dist-info")
-        pairs = (path.name.removesuffix(".dist-info").split("-") for path in found)
-        return {name.replace("_", "-"): version for name, version in pairs if name != "pip"}
-
-    def clear(self) -> None:
-        """Delete everything but pip."""
-        for path in self.folder.glob("lib/python*/site-packages/*"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+    with run_index() as index:
+        yield index
 
 
 @pytest.fixture(scope="module")
 def preloaded_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """One virtual environment for all tests of this module, with the tool and pip preloaded."""
-    folder = make_environment(tmp_path_factory.mktemp("install") / "place")
-    environment = {name: os.environ[name] for name in ("PATH",)}
-    command = [folder / "bin/python", "-c", PRELOADED, TOOL.parent, CONSTRAINTS]
-    with subprocess.Popen(
-        command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield Place(folder, {}, process)
-        assert process.stdin
-        process.stdin.close()
+    """One virtual environment for all tests of this module."""
+    with run_preloaded_place(tmp_path_factory.mktemp("install")) as place:
+        yield place
 
 
 @pytest.fixture
@@ -297,33 +63,6 @@ def place(preloaded_place: Place, index: Index) -> Iterator[Place]:
     """That environment, empty, with the index of this test."""
     yield replace(preloaded_place, environment=environment(index, preloaded_place.folder))
     preloaded_place.clear()
-
-
-def make_environment(folder: Path) -> Path:
-    """A virtual environment with a link to the pip of the tests, which `python -m venv` would unpack for
-    seconds.
-    """
-    venv.create(folder, with_pip=False, symlinks=True)
-    pip = importlib.util.find_spec("pip")
-    assert pip
-    assert pip.origin
-    [packages] = folder.glob("lib/python*/site-packages")
-    (packages / "pip").symlink_to(Path(pip.origin).parent)
-    (folder / "bin/pip").write_text(f'#!/bin/sh\nexec {folder}/bin/python -m pip "$@"\n')
-    (folder / "bin/pip").chmod(0o755)
-    return folder
-
-
-def environment(index: Index, home: Path) -> dict[str, str]:
-    """An environment in which pip knows only the default index of the test, wherever the tests run."""
-    return {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home),
-        "PIP_CONFIG_FILE": os.devnull,
-        "PIP_INDEX_URL": f"{index.url}/default",
-        "PIP_NO_CACHE_DIR": "1",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    }
 
 
 def test_only_torch_is_installed_from_the_cpu_index(index: Index, place: Place) -> None:

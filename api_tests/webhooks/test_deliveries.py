@@ -18,13 +18,17 @@ from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.endpoints import WebhookEndpoint
 
-pytestmark = pytest.mark.usefixtures("impatience")
+pytestmark = pytest.mark.usefixtures("fast_retries")
 
 
 def test_ended_job_is_delivered_signed_as_standard_webhooks_specify(
-    ledger: Ledger, receiver: Receiver, endpoint: WebhookEndpoint, deliver: Any, submission: Submission
+    ledger: Ledger,
+    receiver: Receiver,
+    endpoint: WebhookEndpoint,
+    start_dispatcher: Any,
+    submission: Submission,
 ) -> None:
-    deliver()
+    start_dispatcher()
     job = finish_job(ledger, submission)
     [message] = receiver.wait()
     told = message.verify(SECRET)
@@ -101,14 +105,14 @@ def lose_workers(ledger: Ledger, submission: Submission) -> str:
 def test_every_kind_of_job_end_is_delivered_once_to_each_receiver(
     ledger: Ledger,
     receiver: Receiver,
-    deliver: Any,
+    start_dispatcher: Any,
     submission: Submission,
     ending: tuple[Any, str],
 ) -> None:
     end, kind = ending
     job = end(ledger, submission.model_copy(update={"webhook": receiver.url + "/own"}))
-    deliver()
-    deliver()
+    start_dispatcher()
+    start_dispatcher()
     found = wait_for_deliveries(ledger, count=2)
     messages = receiver.wait(2)
     assert sorted(message.path for message in messages) == ["/hook", "/hook/own"]
@@ -147,9 +151,9 @@ def test_inference_jobs_make_no_delivery(
 
 
 def test_submission_webhook_is_signed_with_the_secret_of_the_tenant(
-    ledger: Ledger, receiver: Receiver, deliver: Any, submission: Submission
+    ledger: Ledger, receiver: Receiver, start_dispatcher: Any, submission: Submission
 ) -> None:
-    deliver()
+    start_dispatcher()
     hooked = submission.model_copy(update={"webhook": receiver.url})
     finish_job(ledger, hooked)
     receiver.wait()
@@ -162,10 +166,10 @@ def test_rotated_secret_stays_valid_for_a_day(
     ledger: Ledger,
     receiver: Receiver,
     endpoint: WebhookEndpoint,
-    deliver: Any,
+    start_dispatcher: Any,
     submission: Submission,
 ) -> None:
-    deliver()
+    start_dispatcher()
     server = ledger.client
     fresh, until = TenantLedger.of(ledger, LOCAL).endpoints.rotate(endpoint.id)
     assert 86_300 < until.timestamp() - time.time() < 86_500

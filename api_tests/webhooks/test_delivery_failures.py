@@ -25,7 +25,7 @@ from touchstone.ledger.webhooks.endpoints import WebhookEndpoint
 from touchstone.ledger.webhooks.outbox import ClaimedDelivery
 from touchstone.net.outbound import OutboundClient
 
-pytestmark = pytest.mark.usefixtures("impatience")
+pytestmark = pytest.mark.usefixtures("fast_retries")
 
 
 def make_due(server: redis.Redis) -> None:
@@ -42,14 +42,18 @@ def claim(ledger: Ledger) -> ClaimedDelivery:
 
 
 def test_failed_delivery_is_retried_under_the_same_id(
-    ledger: Ledger, receiver: Receiver, endpoint: WebhookEndpoint, deliver: Any, submission: Submission
+    ledger: Ledger,
+    receiver: Receiver,
+    endpoint: WebhookEndpoint,
+    start_dispatcher: Any,
+    submission: Submission,
 ) -> None:
     receiver.next_actions = [
         reply_with(500),
         reply_with(302, Location="http://127.0.0.1:1/"),
         reply_with(429, b"x" * 100),
     ]
-    deliver()
+    start_dispatcher()
     finish_job(ledger, submission)
     [delivery] = wait_for_deliveries(ledger)
     assert delivery.status == "delivered"
@@ -63,10 +67,14 @@ def test_failed_delivery_is_retried_under_the_same_id(
 
 
 def test_delivery_fails_after_ten_attempts_and_can_be_replayed(
-    ledger: Ledger, receiver: Receiver, endpoint: WebhookEndpoint, deliver: Any, submission: Submission
+    ledger: Ledger,
+    receiver: Receiver,
+    endpoint: WebhookEndpoint,
+    start_dispatcher: Any,
+    submission: Submission,
 ) -> None:
     receiver.next_actions = [reply_with(500)] * 10
-    deliver()
+    start_dispatcher()
     finish_job(ledger, submission)
     [delivery] = wait_for_deliveries(ledger)
     assert (delivery.status, delivery.due_at, len(delivery.attempts)) == ("failed", None, 10)
@@ -87,11 +95,15 @@ def test_retry_delays_are_those_of_the_specification(monkeypatch: pytest.MonkeyP
 
 
 def test_status_410_disables_the_endpoint_and_a_delivered_ping_enables_it(
-    ledger: Ledger, receiver: Receiver, endpoint: WebhookEndpoint, deliver: Any, submission: Submission
+    ledger: Ledger,
+    receiver: Receiver,
+    endpoint: WebhookEndpoint,
+    start_dispatcher: Any,
+    submission: Submission,
 ) -> None:
     receiver.next_actions = [reply_with(410)]
     job = finish_job(ledger, submission)
-    deliver()
+    start_dispatcher()
     [delivery] = wait_for_deliveries(ledger)
     assert (delivery.status, [attempt.status for attempt in delivery.attempts]) == ("failed", [410])
     assert TenantLedger.of(ledger, LOCAL).endpoints.read(endpoint.id).disabled_at is not None
@@ -117,11 +129,15 @@ def test_repeated_ping_script_makes_one_delivery(ledger: Ledger, endpoint: Webho
 
 
 def test_pending_delivery_to_a_deleted_endpoint_fails(
-    ledger: Ledger, receiver: Receiver, endpoint: WebhookEndpoint, deliver: Any, submission: Submission
+    ledger: Ledger,
+    receiver: Receiver,
+    endpoint: WebhookEndpoint,
+    start_dispatcher: Any,
+    submission: Submission,
 ) -> None:
     finish_job(ledger, submission)
     TenantLedger.of(ledger, LOCAL).endpoints.delete(endpoint.id)
-    deliver()
+    start_dispatcher()
     [delivery] = wait_for_deliveries(ledger)
     assert [attempt.error for attempt in delivery.attempts] == ["endpoint_deleted"]
     assert receiver.messages == []
@@ -131,19 +147,23 @@ def test_pending_delivery_to_a_deleted_endpoint_fails(
 
 @pytest.mark.usefixtures("endpoint")
 def test_delivery_of_a_dead_sender_is_sent_by_another(
-    ledger: Ledger, receiver: Receiver, deliver: Any, submission: Submission, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger,
+    receiver: Receiver,
+    start_dispatcher: Any,
+    submission: Submission,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     finish_job(ledger, submission)
     dead = claim(ledger)
     make_due(ledger.client)
     with monkeypatch.context() as dying:
         dying.setattr(WebhookDispatcher, "_record", lambda *_: None)
-        one = deliver()
+        one = start_dispatcher()
         receiver.wait()
         one.stop()
     assert ledger.outbox.claim({}) == []
     make_due(ledger.client)
-    deliver()
+    start_dispatcher()
     first, second = receiver.wait(2)
     assert first.id == second.id == dead.delivery.id
     assert first.verify(SECRET) == second.verify(SECRET)
@@ -167,7 +187,11 @@ def test_attempt_recorded_twice_counts_once(
 
 
 def test_hanging_receiver_does_not_delay_other_receivers(
-    ledger: Ledger, receiver: Receiver, deliver: Any, submission: Submission, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger,
+    receiver: Receiver,
+    start_dispatcher: Any,
+    submission: Submission,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dispatcher, "ANSWER_SECONDS", 2 * TIMEOUT_SECONDS)
     go_on = threading.Event()
@@ -176,7 +200,7 @@ def test_hanging_receiver_does_not_delay_other_receivers(
         for _ in range(40):
             finish_job(ledger, submission.model_copy(update={"webhook": slow.url}))
         finish_job(ledger, submission.model_copy(update={"webhook": receiver.url}))
-        deliver()
+        start_dispatcher()
         receiver.wait()
         assert len(slow.messages) <= outbox.MAX_PER_RECEIVER
         go_on.set()
@@ -200,12 +224,16 @@ def test_tenant_with_many_receivers_leaves_capacity_for_other_tenants(
 
 
 def test_delivery_to_a_hanging_receiver_times_out_and_is_retried(
-    ledger: Ledger, receiver: Receiver, deliver: Any, submission: Submission, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger,
+    receiver: Receiver,
+    start_dispatcher: Any,
+    submission: Submission,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dispatcher, "ANSWER_SECONDS", 1.0)
     go_on = threading.Event()
     receiver.next_actions = [reply_after(go_on)]
-    deliver()
+    start_dispatcher()
     finish_job(ledger, submission.model_copy(update={"webhook": receiver.url}))
     [delivery] = wait_for_deliveries(ledger)
     go_on.set()
@@ -214,13 +242,13 @@ def test_delivery_to_a_hanging_receiver_times_out_and_is_retried(
 
 
 def test_host_name_that_resolves_to_private_address_after_the_check_is_refused(
-    ledger: Ledger, receiver: Receiver, deliver: Any, submission: Submission
+    ledger: Ledger, receiver: Receiver, start_dispatcher: Any, submission: Submission
 ) -> None:
     outgoing = OutboundClient(resolver=fake_resolver(PUBLIC_ADDRESS, "127.0.0.1"))
     url = f"https://rebinding.example:{receiver.port}/"
     outgoing.check(url)
     finish_job(ledger, submission.model_copy(update={"webhook": url}))
-    deliver(outgoing)
+    start_dispatcher(outgoing)
     [delivery] = wait_for_deliveries(ledger)
     assert {(attempt.status, attempt.error) for attempt in delivery.attempts} == {(None, "address_refused")}
     assert receiver.messages == []
