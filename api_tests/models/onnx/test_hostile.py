@@ -150,8 +150,8 @@ def test_long_cycle_and_reversed_chain_are_sorted_out_quickly() -> None:
 
 def test_unknown_opset_is_refused() -> None:
     model = valid()
-    model.opset_import[0].version = 8
-    assert "opset 8" in expect_invalid(model).detail
+    model.opset_import[0].version = 29
+    assert "opset 29" in expect_invalid(model).detail
     model.opset_import[0].version = 1000
     assert "opset 1000" in expect_invalid(model).detail
     model.ClearField("opset_import")

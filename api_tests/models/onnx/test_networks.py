@@ -56,6 +56,7 @@ EXPORTS = [
         for name in ("resnet", "mobilenet", "convnext", "efficientnet")
         for opset in (11, 13, 17)
     ),
+    *((name, opset, False) for name, opset in (("resnet", 7), ("mobilenet", 8), ("convnext", 9))),
     *((name, 20, False) for name in ("resnet", "vit")),
     *(("vit", opset, False) for opset in (14, 17)),
     *(("vit", opset, True) for opset in (18, 20, 23)),

@@ -89,6 +89,8 @@ def _bind(capture: Capture, name: str, draft: Draft, bindings: Bindings) -> Bind
 def _match_call(pattern: Call, node: Node, draft: Draft, bindings: Bindings) -> Bindings | None:
     if node.kind != pattern.operator or len(node.inputs) != len(pattern.inputs):
         return None
+    if "axis" in node.attributes:  # the second operand of an old file's sum stands at an axis
+        return None
     orders = permutations(node.inputs) if node.kind in ("Add", "Mul") else iter([node.inputs])
     for names in orders:
         found: Bindings | None = bindings

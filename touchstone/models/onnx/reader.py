@@ -16,7 +16,7 @@ from touchstone.errors import InvalidModel
 from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, select_needed, sort_nodes
 from touchstone.models.onnx.tensors import dtype_of, read_tensor
 
-OPSETS = range(9, 29)
+OPSETS = range(1, 29)
 """The supported versions of ONNX's operator set."""
 
 MAX_NODES = 20_000
@@ -135,7 +135,11 @@ def read_node(proto: NodeProto) -> Node:
     if not any(proto.output):
         raise InvalidModel(f"the node {proto.name[:80]!r} has no output")
     domain = "" if proto.domain in _OWN_DOMAINS else decode_text(proto.domain)
-    attributes = dict(_read_attribute(one, f"node {proto.name[:80]!r}") for one in proto.attribute)
+    attributes = dict(
+        _read_attribute(one, f"node {proto.name[:80]!r}")
+        for one in proto.attribute
+        if one.name != "consumed_inputs"  # a hint in the oldest files: which inputs may be overwritten
+    )
     inputs, outputs = tuple(map(decode_text, proto.input)), tuple(map(decode_text, proto.output))
     return Node(decode_text(proto.op_type), inputs, outputs, attributes, decode_text(proto.name), domain)
 

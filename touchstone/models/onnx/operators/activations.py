@@ -31,7 +31,7 @@ def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
     return functional.leaky_relu(x, alpha)
 
 
-@operator("PRelu")
+@operator("PRelu", since=7)
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     if x.ndim > 2 and slope.ndim == x.ndim - 1 and slope.numel() == len(slope) == x.shape[1]:
         return functional.prelu(x, slope.flatten())
@@ -81,7 +81,7 @@ def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
     return functional.silu(x) if alpha == 1 else x * torch.sigmoid(alpha * x)
 
 
-@operator("Clip", since=6)
+@operator("Clip")
 def clip_between(x: Tensor, *, min: float = -math.inf, max: float = math.inf) -> Tensor:
     return _clip(x, min, max)
 

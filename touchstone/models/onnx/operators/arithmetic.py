@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,20 +49,22 @@ def _register_binary(name: str, function: Callable[..., Any]) -> None:
         return y
 
 
-_BINARY: dict[str, Callable[..., Any]] = {
-    "Add": torch.add,
-    "Sub": torch.sub,
-    "Mul": torch.mul,
-    "Equal": torch.eq,
-    "Greater": torch.gt,
-    "Less": torch.lt,
-    "GreaterOrEqual": torch.ge,
-    "LessOrEqual": torch.le,
-    "And": torch.logical_and,
-    "Or": torch.logical_or,
-    "Xor": torch.logical_xor,
-}
-for _name, _pair in _BINARY.items():
+BINARY: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "Add": torch.add,
+        "Sub": torch.sub,
+        "Mul": torch.mul,
+        "Equal": torch.eq,
+        "Greater": torch.gt,
+        "Less": torch.lt,
+        "GreaterOrEqual": torch.ge,
+        "LessOrEqual": torch.le,
+        "And": torch.logical_and,
+        "Or": torch.logical_or,
+        "Xor": torch.logical_xor,
+    }
+)
+for _name, _pair in BINARY.items():
     _register_binary(_name, _pair)
 
 
@@ -80,22 +83,22 @@ def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
     return torch.fmod(a, b) if fmod else torch.remainder(a, b)
 
 
-@operator("Min", since=8)
+@operator("Min")
 def minimum(*xs: Tensor) -> Tensor:
     return reduce(torch.minimum, xs)
 
 
-@operator("Max", since=8)
+@operator("Max")
 def maximum(*xs: Tensor) -> Tensor:
     return reduce(torch.maximum, xs)
 
 
-@operator("Sum", since=8)
+@operator("Sum")
 def total(*xs: Tensor) -> Tensor:
     return reduce(torch.add, xs)
 
 
-@operator("Mean", since=8)
+@operator("Mean")
 def mean(*xs: Tensor) -> Tensor:
     return reduce(torch.add, xs) / len(xs)
 

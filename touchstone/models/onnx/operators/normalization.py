@@ -9,7 +9,7 @@ from torch.nn import functional
 from touchstone.models.onnx.registry import operator
 
 
-@operator("BatchNormalization", since=7)
+@operator("BatchNormalization", since=9)
 def batch_normalization(
     x: Tensor,
     scale: Tensor,
@@ -27,7 +27,7 @@ def batch_normalization(
     return functional.batch_norm(x, mean, var, scale, bias, training=False, eps=epsilon)
 
 
-@operator("InstanceNormalization", since=6)
+@operator("InstanceNormalization")
 def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     return functional.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 

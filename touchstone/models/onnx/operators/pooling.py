@@ -73,7 +73,7 @@ def average_pool(
     return total / _window_sums(counted, place)
 
 
-@operator("LpPool", since=2)
+@operator("LpPool")
 def lp_pool(
     x: Tensor,
     *,
@@ -101,7 +101,7 @@ def global_max_pool(x: Tensor) -> Tensor:
     return x.flatten(2).max(2).values.view(*x.shape[:2], *[1] * (x.ndim - 2))
 
 
-@operator("GlobalLpPool", since=2)
+@operator("GlobalLpPool")
 def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
     return (x.abs() ** p).sum(tuple(range(2, x.ndim)), keepdim=True) ** (1 / p)
 

@@ -75,7 +75,7 @@ def concat(*xs: Tensor, axis: int) -> Tensor:
     return torch.cat(xs, axis)
 
 
-@operator("Split", since=2)
+@operator("Split")
 def split_sizes(
     x: Tensor, *, axis: int = 0, split: Axes | None = None, outputs: int = 1
 ) -> tuple[Tensor, ...]:
