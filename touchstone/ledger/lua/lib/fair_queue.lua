@@ -26,8 +26,10 @@ local function turns_key(queue)
   return 'ts:turns:' .. queue
 end
 
+-- Adds to a count, which is gone at zero. A zero that was negated is written -0 by Redis 7, and then refused: adding
+-- zero makes it one without a sign.
 local function count(key, name, change)
-  if redis.call('HINCRBY', key, name, change) == 0 then redis.call('HDEL', key, name) end
+  if redis.call('HINCRBY', key, name, change + 0) == 0 then redis.call('HDEL', key, name) end
 end
 
 -- Where a job waits: its queue, its tenant, and its position.
