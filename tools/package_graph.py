@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "touchstone.fields",
         "touchstone.images",
+        "touchstone.archives",
         "touchstone.settings",
         "touchstone.periodic",
         "touchstone.net",

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from api_tests.support.command_line import run_command
+from api_tests.support.external_data import DATA, write_external, zip_of
 from api_tests.support.fake_service import Api, fail
 from api_tests.support.own_models import linear_onnx
 from api_tests.support.ports import reserve_port
 from touchstone.cli.register import build_manifest, parse_numbers
 from touchstone.cli.service_client import Client, RefusedError, Upload
+from touchstone.models.external_data import Joined, Piece
 from touchstone.storage.blobs import digest_of
 
 ONNX = linear_onnx()
@@ -63,6 +65,21 @@ def test_register_turns_a_file_into_a_registered_model(run: Run, api: Api) -> No
     assert (code, "was registered before" in out) == (0, True)
     assert "my-net" in run("models", "--url", api.origin)[1]
     assert "my-net" not in run("models")[1]
+
+
+def test_weights_in_a_second_file_are_found_and_a_zip_is_unpacked(run: Run, api: Api, tmp_path: Path) -> None:
+    words = ("--url", api.origin, *FLAGS, "--id", "two-files")
+    file = write_external(tmp_path)
+    code, out, _ = run("register", "m.onnx", *words)
+    assert (code, "Registered two-files" in out) == (0, True)
+    (tmp_path / "m.zip").write_bytes(
+        zip_of({name: (tmp_path / name).read_bytes() for name in ("m.onnx", DATA)})
+    )
+    code, out, _ = run("register", "m.zip", *words)
+    assert (code, "two-files was registered before" in out) == (0, True)
+    (tmp_path / DATA).unlink()
+    code, _, err = run("register", file.name, *words)
+    assert (code, "external_data=False" in err) == (1, True)
 
 
 def test_refused_registration_is_explained_and_exits_with_1(run: Run, api: Api, tmp_path: Path) -> None:
@@ -141,9 +158,8 @@ def refusing_url() -> Iterator[str]:
         thread.join()
 
 
-def test_refusal_during_the_upload_is_read(refusing_url: str, tmp_path: Path) -> None:
-    file = tmp_path / "large"
-    file.write_bytes(bytes(2**24))
+def test_refusal_during_the_upload_is_read(refusing_url: str) -> None:
+    file = Joined((Piece(bytes(2**24), 0, 2**24),))
     sent: list[int] = []
     with pytest.raises(RefusedError, match="too large for me"):
         Client(refusing_url).register(Upload.of(file, {}), sent.append)

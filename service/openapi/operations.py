@@ -66,7 +66,14 @@ def describe_registration(model: type[BaseModel]) -> dict[str, Any]:
         "file": {
             "type": "string",
             "format": "binary",
-            "description": "ONNX or safetensors, recognized by its content.",
+            "description": "ONNX, safetensors, or a zip with an ONNX file and its weights, recognized by its "
+            "content.",
+        },
+        "data": {
+            "type": "string",
+            "format": "binary",
+            "description": "The weights of an ONNX file that keeps them in another file, under that file's "
+            "name: `m.onnx.data`.",
         },
         "manifest": {**schema, "description": "What the file does not contain, as JSON."},
         "labels": {"type": "string", "description": "The classes' names, one a line, instead of `classes`."},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,17 +18,16 @@ from service.headers import Preferences
 from service.openapi import examples, operations
 from service.routers import models
 from service.state.backend import TenantBackend
-from service.submissions import acceptance, bodies, file_uploads
+from service.submissions import acceptance, bodies, model_uploads
 from service.submissions.bodies import RawBody
-from service.submissions.disk_space import check_disk_space
-from service.submissions.file_uploads import SpooledFile, UploadedForm
+from service.submissions.file_uploads import UploadedForm
+from service.submissions.model_uploads import StoredModel
 from service.submissions.multipart import Value
 from service.submissions.validation import PreparedJob
 from service.submissions.webhook_urls import check_webhook_url
 from touchstone.errors import AddressRefused, InvalidParameter, ModelTooLarge, RemoteUnavailable
 from touchstone.fields import refuse_unknown
 from touchstone.ledger.records import Submission
-from touchstone.models.file_format import Format, detect_format
 from touchstone.models.manifest import Manifest
 from touchstone.net.outbound import OutboundClient
 from touchstone.registration import submission as registration_submission
@@ -37,7 +35,7 @@ from touchstone.registration.request import Registration
 
 router = APIRouter(tags=["models"], dependencies=[submitter])
 
-_PARTS = ("file", "manifest", "labels", "webhook")
+_PARTS = ("file", "data", "manifest", "labels", "webhook")
 
 
 @router.post(
@@ -62,6 +60,8 @@ _PARTS = ("file", "manifest", "labels", "webhook")
 )
 async def register_model(request: Request, backend: Tenant, preferences: Preferences) -> Response:
     """An ONNX file, or safetensors with a named architecture; or as JSON the manifest of a `remote` model.
+    Where PyTorch wrote the weights to a second file, `m.onnx.data`, send it under its name as `data`, or both
+    files in one zip as `file`.
 
     A file in another format is refused at once; then a job tries the model in a process of its own: shapes,
     finite outputs, gradient, speed. Once that has succeeded, other jobs can name the model.
@@ -76,25 +76,40 @@ async def register_model(request: Request, backend: Tenant, preferences: Prefere
             _prepare_remote, backend, *request_fields, limiter=backend.dns_limiter
         )
         return await acceptance.accept_and_respond(request, backend, preferences, prepared)
-    limit = backend.settings.model_limit
-    # No more than the limit is written, also of a body that is larger or does not state its size.
-    size = min(limit, int(request.headers.get("content-length", limit)))
     async with AsyncExitStack() as stack:
-        with backend.pending_uploads.reserve(backend.ledger.tenant, size):
-            await to_thread.run_sync(_check_disk_space, backend)
-            receiving = file_uploads.receive_form(request, backend.blobs, name="file", limit=limit)
-            form = await stack.enter_async_context(receiving)
-        checked = await to_thread.run_sync(_check_form, backend, form, limiter=backend.check_limiter)
+        form = await model_uploads.receive(request, backend, stack)
+        fields = await to_thread.run_sync(_parse_fields, form, limiter=backend.check_limiter)
+        model = await model_uploads.make_one_file(backend, form, stack)
+        checked = await to_thread.run_sync(_check, backend, fields, model, limiter=backend.check_limiter)
         # A client that sends an idempotency key gets the key's job.
         if checked.known and preferences.idempotency_key is None:
             return await to_thread.run_sync(_show_registered, backend, checked.known)
         return await acceptance.accept_and_respond(request, backend, preferences, checked.prepared)
 
 
-def _check_disk_space(backend: TenantBackend) -> None:
-    """Whether the disk has space for this file and all others being uploaded."""
-    check_disk_space(backend, backend.pending_uploads.all)
-    backend.ledger.check_storage(backend.pending_uploads.of(backend.ledger.tenant))
+@dataclass(frozen=True)
+class _Fields:
+    """What a form says of a model, checked."""
+
+    registration: Registration
+    webhook: str | None
+
+
+def _parse_fields(form: UploadedForm) -> _Fields:
+    """Check the parts of a form, and that it has the files that it needs."""
+    fields = bodies.unique_fields(form.parts)
+    refuse_unknown(fields, _PARTS, "a registration")
+    registration = _parse_registration(fields)
+    if "file" not in form.files:
+        raise InvalidParameter("file: missing; an ONNX or safetensors file is needed", field="file")
+    if "data" in fields and "data" not in form.files:
+        raise InvalidParameter("data: expected a file, with its name", field="data")
+    for name, file in form.files.items():
+        if file.size > file.limit:
+            raise ModelTooLarge(
+                f"the file has {file.size:,} bytes; at most {file.limit:,} are allowed", field=name
+            )
+    return _Fields(registration, _decode_text(fields["webhook"], "webhook") if "webhook" in fields else None)
 
 
 @dataclass(frozen=True)
@@ -105,25 +120,14 @@ class _CheckedRegistration:
     known: Manifest | None
 
 
-def _check_form(backend: TenantBackend, form: UploadedForm) -> _CheckedRegistration:
+def _check(backend: TenantBackend, fields: _Fields, model: StoredModel) -> _CheckedRegistration:
     """Check everything of a registration that needs no run of the model."""
-    fields = bodies.unique_fields(form.parts)
-    refuse_unknown(fields, _PARTS, "a registration")
-    registration, file = _parse_registration(fields), form.file
-    if not isinstance(fields.get("file"), bytes):
-        raise InvalidParameter("file: missing; an ONNX or safetensors file is needed", field="file")
-    if file.size > file.limit:
-        raise ModelTooLarge(
-            f"the file has {file.size:,} bytes; at most {file.limit:,} are allowed", field="file"
-        )
-    submission = registration_submission.prepare_known(registration, file.digest, _detect_format(file))
-    submission = _with_webhook(
-        submission, _decode_text(fields["webhook"], "webhook") if "webhook" in fields else None, backend
-    )
+    submission = registration_submission.prepare_known(fields.registration, model.digest, model.format)
+    submission = _with_webhook(submission, fields.webhook, backend)
     known = registration_submission.find_registered(
         Manifest.model_validate(submission.parameters), backend.models
     )
-    return _CheckedRegistration(PreparedJob(submission, file.path), known)
+    return _CheckedRegistration(PreparedJob(submission, model.path), known)
 
 
 def _parse_registration(fields: Mapping[str, Value]) -> Registration:
@@ -154,14 +158,6 @@ def _decode_text(value: Value, field: str) -> str:
         return _encode_text(value).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidParameter(f"{field}: expected UTF-8 text", field=field) from None
-
-
-def _detect_format(file: SpooledFile) -> Format:
-    """The format of the file, which is mapped into memory, not read as a whole."""
-    if file.size == 0:
-        return detect_format(b"", limit=file.limit)
-    with file.path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return detect_format(data, limit=file.limit)
 
 
 def _show_registered(backend: TenantBackend, manifest: Manifest) -> Response:

@@ -1,11 +1,11 @@
-"""A form with a large file, streamed to the disk: the file is never in memory as a whole."""
+"""A form with large files, streamed to the disk: none is ever in memory as a whole."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,8 @@ from touchstone.storage.blobs import Blobs, map_disk_errors
 MAX_TEXT = 8 * 2**20
 """The most bytes of a part that is not the file."""
 
-ENVELOPE = 2 * MAX_TEXT
-"""The most bytes of a body besides the file."""
+ENVELOPE = 3 * MAX_TEXT
+"""The most bytes of a body besides the largest file."""
 
 CHUNK = 2**20
 
@@ -69,29 +69,43 @@ class SpooledFile:
 
 @dataclass(frozen=True)
 class UploadedForm:
-    """The parts of a form, and its file."""
+    """The parts of a form; the files among them that are on the disk, and their names at the sender."""
 
     parts: list[tuple[str, Value]]
-    file: SpooledFile
+    files: Mapping[str, SpooledFile]
+    filenames: Mapping[str, str]
 
 
 @asynccontextmanager
 async def receive_form(
-    request: Request, blobs: Blobs, *, name: str, limit: int
+    request: Request, blobs: Blobs, limits: Mapping[str, int]
 ) -> AsyncIterator[UploadedForm]:
-    """Receive a form whose part `name` is a file of up to `limit` bytes; the file is deleted at the end.
+    """Receive a form whose parts in `limits` are files of up to so many bytes; these are deleted at the end.
 
-    A larger one is received to its end, so that its sender reads the response.
+    All of them together may be as large as the largest, and a larger form is received to its end, so that its
+    sender reads the response.
     """
-    body_limits.allow(request, limit + ENVELOPE)
-    saved = await to_thread.run_sync(_open_spool, blobs, limit)
+    body_limits.allow(request, max(limits.values()) + ENVELOPE)
+    async with open_spools(blobs, limits) as sinks:
+        form = await _read(request, sinks)
+        sent = {name: sinks[name] for name in form.filenames() if name in sinks}
+        for file in sent.values():
+            await to_thread.run_sync(file.close)
+        yield UploadedForm(form.parts(), sent, form.filenames())
+
+
+@asynccontextmanager
+async def open_spools(blobs: Blobs, limits: Mapping[str, int]) -> AsyncIterator[Mapping[str, SpooledFile]]:
+    """Files on the disk with these limits, deleted at the end unless they were moved."""
+    opened: dict[str, SpooledFile] = {}
     try:
-        parts = await _read(request, {name: saved})
-        await to_thread.run_sync(saved.close)
-        yield UploadedForm(parts, saved)
+        for name, limit in limits.items():
+            opened[name] = await to_thread.run_sync(_open_spool, blobs, limit)
+        yield opened
     finally:
         with CancelScope(shield=True):
-            await to_thread.run_sync(saved.discard)
+            for file in opened.values():
+                await to_thread.run_sync(file.discard)
 
 
 def _open_spool(blobs: Blobs, limit: int) -> SpooledFile:
@@ -101,14 +115,15 @@ def _open_spool(blobs: Blobs, limit: int) -> SpooledFile:
     return SpooledFile(Path(path), limit)
 
 
-async def _read(request: Request, sinks: dict[str, Sink]) -> list[tuple[str, Value]]:
+async def _read(request: Request, sinks: Mapping[str, Sink]) -> Form:
     bodies.check_type(request, bodies.MULTIPART)
     chunks = _chunks(request)
     try:
         form = Form(request.headers["content-type"], sinks=sinks, limits=FormLimits(MAX_TEXT, MAX_TEXT))
         async for chunk in chunks:
             await to_thread.run_sync(form.feed, chunk)
-        return form.parts()
+        form.parts()  # raises where it has no end
+        return form
     except (FormError, StorageFull) as error:
         async for _ in chunks:
             pass  # a client that still sends would not read the response

@@ -74,6 +74,10 @@ class Form:
             raise FormError("the form has no end: its closing boundary is missing")
         return self._parts.values
 
+    def filenames(self) -> Mapping[str, str]:
+        """The names that the files had at the sender, without folders, by their fields."""
+        return self._parts.filenames
+
 
 def _parser(boundary: bytes, parts: _Parts) -> MultipartParser:
     try:
@@ -89,6 +93,7 @@ class _Parts:
     sinks: Mapping[str, Sink]
     limits: FormLimits
     values: list[tuple[str, Value]] = field(default_factory=list)
+    filenames: dict[str, str] = field(default_factory=dict)
     ended: bool = False
 
     def callbacks(self) -> MultipartCallbacks:
@@ -126,6 +131,9 @@ class _Parts:
         if b"name" not in options:
             raise FormParserError("a part has no name")
         self._field, self._is_file = options[b"name"].decode(), b"filename" in options
+        if self._is_file:
+            name = options[b"filename"].decode("utf-8", errors="replace")
+            self.filenames[self._field] = name.replace("\\", "/").rpartition("/")[2]
         self._sink = self.sinks.get(self._field) if self._is_file else None
         self._size, self._limit = 0, self.limits.file if self._is_file else self.limits.text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,22 @@ from rich.table import Table
 
 from touchstone.cli.console import err, out
 from touchstone.cli.service_client import Client, RefusedError, Upload, api_key
+from touchstone.errors import Failure
+from touchstone.models.external_data import Joined
+from touchstone.registration.model_files import find_beside, open_model
 
 MAX_CLASSES_SHOWN = 4
 STEPS = ("reading it", "building it", "querying it", "checking its gradient", "measuring it", "storing it")
 
 
 def register(  # noqa: PLR0917 - each is an option of the command line
-    file: Annotated[Path, typer.Argument(help="ONNX or safetensors.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="ONNX, safetensors, or a zip with an ONNX file and its weights. Weights in a second file, "
+            "such as m.onnx.data, are found by themselves."
+        ),
+    ],
     url: Annotated[str, typer.Option(help="The service's address.")] = "http://127.0.0.1:8000",
     manifest: Annotated[
         Path | None, typer.Option(help="JSON file with the values of the flags below.")
@@ -62,8 +72,9 @@ def register(  # noqa: PLR0917 - each is an option of the command line
             **{"licence": licence, "provenance": provenance},
         }
         fields = build_manifest(file, manifest, flags)
-        with ProgressBar(console=err, transient=True) as bar:
-            answer = _register(Client(url, api_key()), _upload(file, fields, classes), bar)
+        parts = _read_parts(fields, classes)
+        with _open_file(file) as joined, ProgressBar(console=err, transient=True) as bar:
+            answer = _register(Client(url, api_key()), Upload.of(joined, parts), bar)
         _show(answer, out)
 
 
@@ -77,15 +88,24 @@ def report_refusals(err: Console) -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _upload(file: Path, manifest: Mapping[str, Any], classes: Path | None) -> Upload:
+@contextmanager
+def _open_file(file: Path) -> Iterator[Joined]:
+    """The one file that a model is, also where it came as two or as a zip."""
     if not file.is_file():
         raise RefusedError(f"{file} is no file that can be read")
-    fields = {"manifest": json.dumps(manifest).encode()}
-    if classes is not None:
-        fields["labels"] = read_file(classes)
+    try:
+        with open_model(file, find_beside(file), limit=sys.maxsize) as model:
+            yield model.joined
+    except Failure as failure:
+        raise RefusedError(failure.detail) from None
+
+
+def _read_parts(manifest: Mapping[str, Any], classes: Path | None) -> dict[str, bytes]:
+    """The parts of the form besides the file."""
+    labels = {} if classes is None else {"labels": read_file(classes)}
     if "input" not in manifest:
         raise RefusedError("the size of the network's input is missing: add --size 224, or HEIGHTxWIDTH")
-    return Upload.of(file, fields)
+    return {"manifest": json.dumps(manifest).encode(), **labels}
 
 
 def _show(answer: Mapping[str, Any], out: Console) -> None:
@@ -148,7 +168,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _register(client: Client, upload: Upload, bar: ProgressBar) -> dict[str, Any]:
     """The job once it has succeeded, or the card of a version that was registered before."""
-    task = bar.add_task("uploading it", total=upload.file.stat().st_size)
+    task = bar.add_task("uploading it", total=upload.file.size)
     answer = client.register(upload, lambda size: bar.update(task, advance=size))
     if answer.get("kind") != "registration":
         return answer

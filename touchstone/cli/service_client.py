@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPSConnection
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from touchstone.models.external_data import Joined
 from touchstone.settings import Settings
 
-CHUNK = 2**18
 TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.2
 
@@ -29,15 +28,15 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Upload:
-    """A form with a file, which is read while it is sent; `length` bytes in all."""
+    """A form with a model's file, which is read while it is sent; `length` bytes in all."""
 
-    file: Path
+    file: Joined
     head: bytes
     tail: bytes
     content_type: str
 
     @classmethod
-    def of(cls, file: Path, fields: Mapping[str, bytes]) -> Upload:
+    def of(cls, file: Joined, fields: Mapping[str, bytes]) -> Upload:
         """A form of these fields, and the file as its last part, `file`."""
         boundary = secrets.token_hex(16)
         texts = b"".join(
@@ -53,15 +52,14 @@ class Upload:
     @property
     def length(self) -> int:
         """The total number of bytes."""
-        return len(self.head) + self.file.stat().st_size + len(self.tail)
+        return len(self.head) + self.file.size + len(self.tail)
 
     def chunks(self, on_sent: Callable[[int], None]) -> Iterator[bytes]:
         """The bytes in chunks; `on_sent` is called with the size of each chunk of the file."""
         yield self.head
-        with self.file.open("rb") as opened:
-            while chunk := opened.read(CHUNK):
-                yield chunk
-                on_sent(len(chunk))
+        for chunk in self.file.chunks():
+            yield chunk
+            on_sent(len(chunk))
         yield self.tail
 
 

@@ -42,6 +42,7 @@ from touchstone.methods import Attack, Certificate, find
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ZOO, ModelStore, SingleFileStore
 from touchstone.registration.examination import complete_manifest
+from touchstone.registration.model_files import find_beside, open_model
 from touchstone.registration.request import Registration, describe_model
 from touchstone.training.datasets import fashion_mnist_sample
 
@@ -75,7 +76,8 @@ def load(
     name: str | Path, *, manifest: Mapping[str, Any] | str | Path | None = None, device: str = "auto"
 ) -> Model:
     """A model of the zoo by its id, or your own ONNX or safetensors file with its `manifest`: what
-    `POST /v1/models` takes, as a mapping or as the path of a JSON file.
+    `POST /v1/models` takes, as a mapping or as the path of a JSON file. Weights in a second file, such as
+    `m.onnx.data`, are found beside the first.
 
     Raises UnknownModel, or InvalidModel, UnsupportedOperator and InvalidParameter of a file.
     """
@@ -102,7 +104,8 @@ def _find_in_zoo(name: str | Path) -> Manifest:
 def _read_own_model(path: Path, declared: Mapping[str, Any] | str | Path) -> tuple[Manifest, ModelStore]:
     """The completed manifest of a file, and a store with this one model."""
     text = declared if isinstance(declared, Mapping) else Path(declared).read_bytes()
-    data = path.read_bytes()
+    with open_model(path, find_beside(path), limit=sys.maxsize) as model:
+        data = b"".join(model.joined.chunks())
     manifest = complete_manifest(describe_model(Registration.parse(text), data, limit=sys.maxsize), data)
     return manifest, SingleFileStore(manifest, data)
 

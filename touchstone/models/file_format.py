@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import mmap
 import pickletools
 import zipfile
 from collections.abc import Mapping
@@ -13,10 +12,9 @@ from typing import Literal
 
 from touchstone.errors import InvalidModel, ModelTooLarge
 from touchstone.models import protobuf, safetensors_header
+from touchstone.models.protobuf import Data
 
 Format = Literal["onnx", "safetensors"]
-Data = bytes | mmap.mmap
-"""A file's bytes, in memory or memory-mapped."""
 
 EXPORT = (
     "Export the network to ONNX, with torch.onnx.export(model, (example,), 'model.onnx', dynamo=True, "
@@ -102,15 +100,15 @@ def _identify_foreign(data: Data) -> str | None:
 
 
 def _identify_archive(data: Data) -> str:
-    names = _list_entries(data)
+    names = list_entries(data)
     for ends, kind in _ARCHIVES:
         if any(f"/{name}".endswith(ends) for name in names):
             return kind
-    return "a zip archive: unpack it first"
+    return "a zip archive without an .onnx file, or a damaged one"
 
 
-def _list_entries(data: Data) -> list[str]:
-    """Names in an archive, read from its central directory."""
+def list_entries(data: Data) -> list[str]:
+    """Names in a zip archive, read from its central directory; none where that is damaged."""
     try:
         with zipfile.ZipFile(io.BytesIO(data[-_ZIP_TAIL_BYTES:])) as archive:
             return archive.namelist()
