@@ -86,3 +86,46 @@ def test_sizes_that_contradict_the_manifest_are_refused(
     with pytest.raises(InvalidModel) as caught:
         load(conv_net(shape), image=image)
     assert caught.value.field == field
+
+
+def fixed_batch_net(batch: int, *, end: str = "") -> ModelProto:
+    """A network that can take only so many images: a shape in it says so."""
+    nodes, weights = linear_head("rows", 108)
+    weights["shape"] = np.array([batch, -1])
+    nodes.insert(0, helper.make_node("Reshape", ["x", "shape"], ["rows"]))
+    nodes[-1].output[0] = "logits" if end else "y"
+    nodes += [helper.make_node(end, ["logits"], ["y"], axis=1)] if end else []
+    return build_onnx_model(*nodes, weights=weights, shape=(batch, 3, 6, 6), output=(batch, 5))
+
+
+@pytest.mark.parametrize("batch", [2, 8])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9])
+def test_network_of_a_fixed_batch_answers_any_number_of_images(batch: int, rows: int) -> None:
+    model, x = fixed_batch_net(batch), images(rows)
+    filled = torch.cat([x, torch.zeros(-rows % batch, 3, 6, 6)])
+    expected = torch.cat([run_onnxruntime(model, part) for part in filled.split(batch)])[:rows]
+    torch.testing.assert_close(load(model)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_of_a_padded_batch_is_that_of_each_row() -> None:
+    model, x = fixed_batch_net(2, end="LogSoftmax"), images(3).double().requires_grad_()
+    net = load(model).double()
+    assert torch.autograd.gradcheck(net, x)
+    alone = [torch.autograd.grad(net(row).sum(), x, retain_graph=True)[0] for row in x.split(1)]
+    together = torch.autograd.grad(net(x).sum(), x)[0]
+    torch.testing.assert_close(sum(alone), together)
+
+
+def test_softmax_of_a_fixed_batch_is_removed() -> None:
+    model, plain = fixed_batch_net(2, end="Softmax"), fixed_batch_net(2)
+    torch.testing.assert_close(load(model)(images()), run_onnxruntime(plain, images()), rtol=1e-4, atol=1e-5)
+
+
+def test_network_that_answers_one_row_for_a_batch_is_refused() -> None:
+    nodes, weights = linear_head("mean", 108)
+    weights["axis"] = np.array([0])
+    model = build_onnx_model(
+        helper.make_node("ReduceMean", ["x", "axis"], ["mean"]), *nodes, weights=weights, shape=(2, 3, 6, 6)
+    )
+    with pytest.raises(InvalidModel, match="batch of 2"):
+        load(model)

@@ -27,7 +27,7 @@ MAX_TOTAL_BYTES = 8 * 2**30
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A network with its properties: `batch` is 1 where it takes rows one at a time, else None."""
+    """A network with its properties: `batch` is how many rows it takes at a time, None for any."""
 
     module: Network
     classes: int
@@ -62,13 +62,13 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel
         channels_last=graph.channels_last,
     )
     module.eval().requires_grad_(False)
-    module.one_by_one = graph.batch == 1 or not _accepts_batches(module, example, classes)
+    module.batch = graph.batch or (None if _accepts_batches(module, example, classes) else 1)
     _check_gradient(module, example)
-    return ImportedModel(module, classes, softmax is not None, 1 if module.one_by_one else None)
+    return ImportedModel(module, classes, softmax is not None, module.batch)
 
 
 def _example_image(graph: Graph, size: tuple[int, int] | None) -> Tensor:
-    """A gray image of the network's input size."""
+    """A gray image of the network's input size, or so many as the file takes at a time."""
     channels, height, width = graph.image
     if height is None or width is None:
         if size is None:
@@ -83,7 +83,7 @@ def _example_image(graph: Graph, size: tuple[int, int] | None) -> Tensor:
             f"the network takes images of {height}x{width}, not {size[0]}x{size[1]}", field="input"
         )
     dtype = torch.from_numpy(np.zeros(0, graph.input.dtype)).dtype
-    return torch.full((1, channels, height, width), 0.5, dtype=dtype)
+    return torch.full((graph.batch or 1, channels, height, width), 0.5, dtype=dtype)
 
 
 def _infer_shapes(graph: Graph, known: dict[str, Tensor], x: Tensor) -> ShapeInference:
@@ -92,7 +92,7 @@ def _infer_shapes(graph: Graph, known: dict[str, Tensor], x: Tensor) -> ShapeInf
         inference = ShapeInference(graph.opset, known, graph.input.name, x).run(graph.nodes)
     if counter.total > MAX_FLOPS or inference.bytes > MAX_TOTAL_BYTES:
         raise InvalidModel(
-            f"one image costs {counter.total:.1e} operations and {inference.bytes >> 30} GiB of values; "
+            f"one pass costs {counter.total:.1e} operations and {inference.bytes >> 30} GiB of values; "
             f"at most {MAX_FLOPS:.0e} and {MAX_TOTAL_BYTES >> 30} GiB are allowed"
         )
     return inference
@@ -110,7 +110,7 @@ def _softmax_over_classes(node: Node | None, inference: ShapeInference) -> Node 
     old = inference.opset < 13
     axis = node.attributes.get("axis", 1 if old else -1) % len(shape)
     over = shape[axis:].numel() if old else shape[axis]
-    return node if over == shape.numel() else None
+    return node if over * inference.rows == shape.numel() else None
 
 
 def _count_classes(inference: ShapeInference, graph: Graph) -> int:
@@ -121,10 +121,12 @@ def _count_classes(inference: ShapeInference, graph: Graph) -> int:
     shape = tuple(output.shape)
     if not output.is_floating_point():
         raise InvalidModel(f"the output is of type {output.dtype}; it must be logits, not the class alone")
-    sides = [side for side in shape if side != 1]
-    if len(sides) != 1:
+    rows = inference.rows
+    sides = [side for side in (shape if rows == 1 else shape[1:]) if side != 1]
+    if len(sides) != 1 or output.numel() != rows * sides[0]:
         raise InvalidModel(
-            f"for one image the output has the shape {shape}; a classifier of images gives (1, K), K > 1"
+            f"for a batch of {rows} the output has the shape {shape}; a classifier of images gives "
+            f"({rows}, K), K > 1"
         )
     return sides[0]
 

@@ -117,7 +117,7 @@ class ShapeInference:
     """The values of a network for an input of one shape.
 
     `known` has the values that follow from the file and from that shape, `shapes` the others as meta tensors,
-    `remaining` the nodes that compute them; `bytes` is the size of all together.
+    `remaining` the nodes that compute them; `bytes` is the size of all together, `rows` the number of images.
     """
 
     def __init__(self, opset: int, known: Mapping[str, Tensor], entry: str, x: Tensor) -> None:
@@ -126,7 +126,7 @@ class ShapeInference:
         self.shapes: dict[str, Tensor] = {entry: x.to(META)}
         self.remaining: list[Node] = []
         self._device = torch.device("cpu") if x.is_meta else x.device
-        self._rows = max(1, len(x))
+        self.rows = max(1, len(x))
         self.bytes = 0
 
     def run(self, nodes: Sequence[Node]) -> ShapeInference:
@@ -138,9 +138,9 @@ class ShapeInference:
     def _run_node(self, node: Node) -> None:
         values = infer_shapes(node, self.opset, self.known, self.shapes)
         if all(name in self.known for name in node.inputs if name):
-            check_size(node, values, self._rows * MAX_KNOWN_BYTES)
+            check_size(node, values, self.rows * MAX_KNOWN_BYTES)
             values = compute(node, self.opset, self.known, self._device)
-        check_size(node, values, self._rows * MAX_VALUE_BYTES)
+        check_size(node, values, self.rows * MAX_VALUE_BYTES)
         self.bytes += sum(value.nbytes for value in values)
         named = _name_outputs(node, values)
         unknown = {name: value for name, value in named.items() if value.is_meta}

@@ -69,7 +69,7 @@ class Graph:
 
     @property
     def batch(self) -> int | None:
-        """1 where the file takes one image at a time, None where it takes any number."""
+        """How many images the file takes at a time; None where it takes any number."""
         return self.input.shape[0]
 
     @property

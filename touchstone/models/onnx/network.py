@@ -20,6 +20,7 @@ MAX_PROGRAMS = 64
 class Network(nn.Module):
     """Images (N, C, H, W) to logits (N, K). Weights are buffers: they move and change type with the module.
 
+    `batch` is the number of rows that it takes at a time, None for any.
     For each input shape, shape inference runs once and gives a program without any arithmetic of shapes.
     """
 
@@ -36,7 +37,8 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.nodes, self.opset, self.entry, self.output = tuple(nodes), opset, entry, output
-        self.channels_last, self.one_by_one = channels_last, False
+        self.channels_last = channels_last
+        self.batch: int | None = None
         read = {name for node in nodes for name in node.inputs} | {output}
         self._names = {name: f"known{i}" for i, name in enumerate(sorted(read & known.keys()))}
         for name, buffer in self._names.items():
@@ -47,10 +49,15 @@ class Network(nn.Module):
         self._programs: OrderedDict[tuple[Any, ...], Program] = OrderedDict()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images to logits, row by row where the file takes one image at a time."""
-        if self.one_by_one and len(x) > 1:
-            return torch.cat([self._answer(x[i : i + 1]) for i in range(len(x))])
-        return self._answer(x)
+        """Images to logits, so many rows at a time as the file takes."""
+        if self.batch is None or len(x) == self.batch:
+            return self._answer(x)
+        return torch.cat([self._answer_padded(rows, self.batch) for rows in torch.split(x, self.batch)])
+
+    def _answer_padded(self, x: Tensor, batch: int) -> Tensor:
+        """The last row stands for those that are missing, without a gradient."""
+        last = x[-1:].detach()
+        return self._answer(torch.cat([x, last.expand(batch - len(x), -1, -1, -1)]))[: len(x)]
 
     def _answer(self, x: Tensor) -> Tensor:
         inputs = (x.permute(0, 2, 3, 1) if self.channels_last else x).to(self._type.dtype)  # type: ignore[arg-type]

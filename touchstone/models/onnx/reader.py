@@ -21,6 +21,7 @@ OPSETS = range(1, 29)
 
 MAX_NODES = 20_000
 MAX_SIDE = 4096
+MAX_BATCH = 64
 
 _OWN_DOMAINS = ("", "ai.onnx")
 _PLAIN_FIELDS: Mapping[int, str] = MappingProxyType(
@@ -103,9 +104,10 @@ def _read_input(proto: GraphProto, weights: Mapping[str, Array]) -> Port:
         )
     if port.dtype.kind != "f":
         raise InvalidModel(f"the input is of type {port.dtype}, which has no gradient; it must be float32")
-    if port.shape[0] not in (None, 1):
+    if (port.shape[0] or 1) > MAX_BATCH:
         raise InvalidModel(
-            f"the network takes exactly {port.shape[0]} images at a time; export it with batch 1 or any"
+            f"the network takes exactly {port.shape[0]} images at a time; at most {MAX_BATCH} are allowed: "
+            "export it with batch 1 or any"
         )
     if any(side is not None and side > MAX_SIDE for side in port.shape):
         raise InvalidModel(f"the input of shape {port.shape} is larger than {MAX_SIDE} on a side")
