@@ -63,7 +63,7 @@ def _load_weights(manifest: Manifest, data: bytes) -> nn.Module:
 
 def import_onnx(manifest: Manifest, data: bytes) -> ImportedModel:
     """The network in an ONNX file, once its input and output are checked against the manifest."""
-    graph = fit_input(onnx.read(data), manifest.input)
+    graph = fit_input(onnx.read(data), manifest)
     net = onnx.build(graph)
     if net.classes != len(manifest.classes):
         raise InvalidModel(

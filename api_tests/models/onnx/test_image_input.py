@@ -1,4 +1,4 @@
-"""What networks take: open sizes, in which the manifest's are put."""
+"""What networks take: sizes left open, fixed batches, pixels of 8 bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Generator, Tensor
 
 from api_tests.support.onnx_networks import build_onnx_model, linear_head
@@ -129,3 +129,76 @@ def test_network_that_answers_one_row_for_a_batch_is_refused() -> None:
     )
     with pytest.raises(InvalidModel, match="batch of 2"):
         load(model)
+
+
+def whole_pixels_net(*before: onnx.NodeProto, shape: Shape = ("n", 3, 6, 6)) -> ModelProto:
+    """Pixels 0 to 255, cast and normalized inside; `before` ends in "ready"."""
+    model = conv_net(shape, *before, helper.make_node("Identity", ["normal"], ["image"]))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    middle = np.array([120, 110, 100], "f4").reshape(3, 1, 1)
+    inside = [
+        helper.make_node("Div", ["ready", "white"], ["unit"]),
+        helper.make_node("Sub", ["unit", "middle"], ["normal"]),
+    ]
+    for position, node in enumerate(inside, len(before)):
+        model.graph.node.insert(position, node)
+    for name, value in {"white": np.float32(255), "middle": middle / 255, "bgr": np.array([2, 1, 0])}.items():
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    return model
+
+
+def cast(name: str, result: str, to: int = TensorProto.FLOAT) -> onnx.NodeProto:
+    return helper.make_node("Cast", [name], [result], to=to)
+
+
+TO_FLOAT: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
+    "a cast": ([cast("x", "ready")], {}),
+    "channels last, then a cast": ([to_channels_first("x"), cast("first", "ready")], {"layout": "nhwc"}),
+    "a cast, then channels first": (
+        [cast("x", "floats"), helper.make_node("Transpose", ["floats"], ["ready"], perm=[0, 3, 1, 2])],
+        {"layout": "nhwc"},
+    ),
+    "two casts with the channels exchanged": (
+        [
+            cast("x", "wide", TensorProto.INT32),
+            helper.make_node("Gather", ["wide", "bgr"], ["other"], axis=1),
+            cast("other", "ready"),
+        ],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TO_FLOAT)
+@pytest.mark.parametrize("fields", [{}, {"range": [0, 255]}, {"mean": [0, 0, 0], "std": [1 / 255] * 3}])
+def test_network_of_whole_pixels_answers_like_onnxruntime(name: str, fields: dict[str, Any]) -> None:
+    before, image = TO_FLOAT[name]
+    last = bool(image)
+    model = whole_pixels_net(*before, shape=("n", 6, 6, 3) if last else ("n", 3, 6, 6))
+    pixels = torch.randint(0, 256, (2, 3, 6, 6), dtype=torch.uint8, generator=Generator().manual_seed(0))
+    expected = run_onnxruntime(model, pixels.permute(0, 2, 3, 1).contiguous() if last else pixels)
+    x = pixels.float() if fields else pixels.float() / 255
+    net = load(model, image=image, **fields)
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
+    assert torch.autograd.gradcheck(net.double(), x.double().requires_grad_())
+
+
+@pytest.mark.parametrize("fields", [{"range": [-1, 1]}, {"mean": [0.5] * 3, "std": [0.5] * 3}])
+def test_normalization_of_whole_pixels_in_the_manifest_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidModel, match="leave them out") as caught:
+        load(whole_pixels_net(cast("x", "ready")), **fields)
+    assert caught.value.field == "range"
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("Add", ["x", "x"], ["sum"]),
+        helper.make_node("Div", ["x", "x"], ["sum"]),
+        cast("x", "sum", TensorProto.INT8),
+        helper.make_node("Gather", ["white", "x"], ["sum"]),
+    ],
+)
+def test_arithmetic_of_whole_pixels_is_refused(node: onnx.NodeProto) -> None:
+    with pytest.raises(InvalidModel, match="computes with it"):
+        load(whole_pixels_net(node, cast("sum", "ready")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
 from typing import Any
@@ -61,6 +61,8 @@ class Graph:
     nodes: tuple[Node, ...]
     weights: Mapping[str, Array]
     opset: int
+    whole_pixels: bool = False
+    """Whether the file takes pixels of type uint8, 0 to 255."""
 
     @property
     def operators(self) -> frozenset[str]:
@@ -98,7 +100,7 @@ def bypass_node(graph: Graph, node: Node) -> Graph:
     """The graph in which the input of this node replaces its output."""
     identity = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
     nodes = tuple(identity if one is node else one for one in graph.nodes)
-    return Graph(graph.input, graph.output, nodes, graph.weights, graph.opset)
+    return replace(graph, nodes=nodes)
 
 
 def select_needed(nodes: tuple[Node, ...], output: str) -> tuple[Node, ...]:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from touchstone.errors import InvalidModel
-from touchstone.models.manifest import InputSpec
+from touchstone.models.manifest import InputSpec, Manifest
 from touchstone.models.onnx.graph import Graph
+from touchstone.models.onnx.pixels import scale_pixels
 
 
-def fit_input(graph: Graph, spec: InputSpec) -> Graph:
-    """The graph with the manifest's sizes in place of open ones. Raises InvalidModel where they differ."""
+def fit_input(graph: Graph, manifest: Manifest) -> Graph:
+    """The graph for normalized images as the manifest describes them. Raises InvalidModel where it cannot."""
+    graph = _fix_sizes(graph, manifest.input)
+    return scale_pixels(graph, manifest) if graph.whole_pixels else graph
+
+
+def _fix_sizes(graph: Graph, spec: InputSpec) -> Graph:
+    """The graph with the manifest's sizes in place of open ones."""
     _check_layout(graph, spec)
     sizes = {"channels": spec.channels, "height": spec.height, "width": spec.width}
     names = ("height", "width", "channels") if spec.layout == "nhwc" else tuple(sizes)

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from touchstone.errors import InvalidModel
 from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, select_needed, sort_nodes
+from touchstone.models.onnx.pixels import take_as_floats
 from touchstone.models.onnx.tensors import dtype_of, read_tensor
 
 OPSETS = range(1, 29)
@@ -64,7 +66,9 @@ def _read_graph(model: ModelProto) -> Graph:
             f"the output {output.name[:80]!r} does not depend on the input {entry.name[:80]!r}"
         )
     read = {name for node in nodes for name in node.inputs}
-    return Graph(entry, output, nodes, {name: weights[name] for name in weights if name in read}, opset)
+    weights = {name: weights[name] for name in weights if name in read}
+    graph = Graph(entry, output, nodes, weights, opset, whole_pixels=entry.dtype == np.uint8)
+    return take_as_floats(graph) if graph.whole_pixels else graph
 
 
 def _read_opset(model: ModelProto) -> int:
@@ -102,8 +106,10 @@ def _read_input(proto: GraphProto, weights: Mapping[str, Array]) -> Port:
         raise InvalidModel(
             f"the input must be images of shape (N, C, H, W); it has {len(port.shape)} dimensions"
         )
-    if port.dtype.kind != "f":
-        raise InvalidModel(f"the input is of type {port.dtype}, which has no gradient; it must be float32")
+    if port.dtype.kind != "f" and port.dtype != np.uint8:
+        raise InvalidModel(
+            f"the input is of type {port.dtype}, which has no gradient; it must be float32, or uint8"
+        )
     if (port.shape[0] or 1) > MAX_BATCH:
         raise InvalidModel(
             f"the network takes exactly {port.shape[0]} images at a time; at most {MAX_BATCH} are allowed: "
