@@ -17,6 +17,7 @@ from service.inference.protocol import InferenceRequest, WantedOutput
 from service.submissions.bodies import JSON
 from touchstone.errors import InvalidParameter
 from touchstone.models.manifest import Manifest
+from touchstone.models.output_activation import restore_logits
 
 BINARY = "application/octet-stream"
 
@@ -53,7 +54,7 @@ def build_response(request: InferenceRequest, manifest: Manifest, logits: Logits
     """A response with the requested outputs, in the requested order and form."""
     shown, tail = [], []
     for wanted in request.wanted_outputs():
-        tensor = _tensor(wanted, manifest.classes, logits)
+        tensor = _tensor(wanted, manifest, logits)
         described = {"name": wanted.name, "datatype": tensor.datatype, "shape": list(tensor.values.shape)}
         if request.wants_bytes(wanted):
             tail.append(tensor.to_bytes())
@@ -73,18 +74,14 @@ def _encode(head: Mapping[str, Any], tail: Sequence[bytes]) -> Response:
     return Response(text + b"".join(tail), headers=headers, media_type=BINARY)
 
 
-def _tensor(wanted: WantedOutput, names: Sequence[str], logits: Logits) -> _TensorData:
-    values = logits if wanted.name == "logits" else _probabilities(logits)
+def _tensor(wanted: WantedOutput, manifest: Manifest, logits: Logits) -> _TensorData:
+    if wanted.name == "logits":
+        values = restore_logits(logits, manifest.output_activation)
+    else:
+        values = manifest.confidences(logits).astype(np.float32)
     if wanted.parameters.classification:
-        return _TensorData("BYTES", _top_classes(values, names, wanted.parameters.classification))
+        return _TensorData("BYTES", _top_classes(values, manifest.classes, wanted.parameters.classification))
     return _TensorData("FP32", values)
-
-
-def _probabilities(logits: Logits) -> Logits:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    powers = np.exp(shifted)
-    shares: Logits = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
-    return shares
 
 
 def _top_classes(values: Logits, names: Sequence[str], count: int) -> NDArray[Any]:

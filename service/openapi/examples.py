@@ -171,6 +171,8 @@ REGISTRATION: dict[str, Any] = {
         "weights": {"file": "model.onnx", "package": None},
         "input": {**MANIFEST["input"], "channels": 3, "layout": "nchw"},
         "softmax": "none",
+        "output_activation": [],
+        "single_output": False,
         "parameters": 0,
         "licence": "not stated",
         "provenance": "not stated",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -190,12 +190,17 @@ def _build_card_table(card: Mapping[str, Any], probe: Mapping[str, Any] | None) 
         "input": f"{spec['height']}x{spec['width']}x{spec['channels']}, {spec['interpolation']}",
         "classes": escape(f"{len(names):,}: {', '.join(names[:MAX_CLASSES_SHOWN])}{more}"),
         "architecture": escape(f"{card['architecture']}, {card['parameters']:,} numbers"),
-        "softmax at its end": card["softmax"],
+        "at its end": describe_activation(card.get("output_activation", ())),
         **(_format_probe(probe) if probe else {}),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def describe_activation(steps: Iterable[Mapping[str, Any]]) -> str:
+    """What stands between logits and output, in words."""
+    return ", ".join(f"{step['function']} ({step['handling']})" for step in steps) or "logits"
 
 
 def _format_probe(probe: Mapping[str, Any]) -> dict[str, str]:

@@ -158,7 +158,7 @@ def _predict(
             n=parameters.n,
             seed=submission.seed,
         )
-        votes = run_plan(plan, _ProgressReporter(parameters, report))
+        votes = run_plan(plan, _ProgressReporter(parameters, manifest, report))
         result["smoothed"] = build_smoothed_result(parameters, votes, manifest)
     return JobOutcome({**result, "queries": _query_counts(run_plan)}, {}, Timings())
 
@@ -171,7 +171,7 @@ def _certify(
         raise TypeError(f"{submission.method} is not a certificate")
     check_compatible(method, manifest)
     before = None if run_plan.prior is None else Counts.from_record(run_plan.prior)
-    reporter = _CertificateReporter(method, report)
+    reporter = _CertificateReporter(method, manifest, report)
     plan = evaluation.certify_image(
         method, pixels, run_plan.oracle, seed=submission.seed, prior=before, on_counts=reporter.note_counts
     )
@@ -198,7 +198,7 @@ def _attack(
         seed=submission.seed,
         surrogates=run_plan.surrogates,
     )
-    verdict: Verdict = run_plan(plan, _ProgressReporter(method, report))
+    verdict: Verdict = run_plan(plan, _ProgressReporter(method, manifest, report))
     file = encode(verdict.pixels)
     decoded = decode(file).pixels
     logits = run_plan(straight_through(evaluation.predict_image(decoded, run_plan.oracle), method.defence))
@@ -230,7 +230,8 @@ def _infer(
     submission: Submission, stacks: Sequence[Stack], manifest: Manifest, run_plan: _PlanRunner, report: Report
 ) -> JobOutcome:
     parameters = Infer.model_validate(submission.parameters)
-    logits = run_plan(evaluation.infer(stacks, run_plan.oracle), _ProgressReporter(parameters, report))
+    reporter = _ProgressReporter(parameters, manifest, report)
+    logits = run_plan(evaluation.infer(stacks, run_plan.oracle), reporter)
     result = {"rows": len(logits), "classes": len(manifest.classes), "queries": _query_counts(run_plan)}
     return JobOutcome(result, {OUTPUTS: (to_npy([logits]), "application/octet-stream")}, Timings())
 
@@ -253,7 +254,7 @@ def _describe_prediction(logits: Any, manifest: Manifest, count: int) -> dict[st
     """The prediction for an image, as the API shows it."""
     ranked = [
         {"label": label, "name": manifest.classes[label], "confidence": confidence}
-        for label, confidence in evaluation.top_classes(logits, count)
+        for label, confidence in evaluation.top_classes(logits, manifest, count)
     ]
     return {**ranked[0], "top": ranked}
 
@@ -266,8 +267,8 @@ def _query_counts(run_plan: _PlanRunner) -> dict[str, int]:
 class _ProgressReporter:
     """Reports progress from answers, a few times a second."""
 
-    def __init__(self, parameters: Method | Predict | Infer, report: Report) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: Method | Predict | Infer, manifest: Manifest, report: Report) -> None:
+        self._parameters, self._manifest = parameters, manifest
         self._total = total_rounds(parameters)
         self._report = report
         self._next = 0.0
@@ -282,14 +283,14 @@ class _ProgressReporter:
         self._report(Progress(done=done, total=self._total), self._metric(answer))
 
     def _metric(self, answer: Answer) -> dict[str, float]:
-        return evaluation.step_metrics(answer)
+        return evaluation.step_metrics(answer, self._manifest)
 
 
 class _CertificateReporter(_ProgressReporter):
     """The same for a certificate, with the counts so far and the bounds that follow from them."""
 
-    def __init__(self, certificate: Certificate, report: Report) -> None:
-        super().__init__(certificate, report)
+    def __init__(self, certificate: Certificate, manifest: Manifest, report: Report) -> None:
+        super().__init__(certificate, manifest, report)
         self._certificate = certificate
         self._counts: Counts | None = None
 

@@ -24,6 +24,8 @@ from touchstone.engine.threat import Case, Threat
 from touchstone.evaluation.attempts import attack_rows
 from touchstone.images import Pixels
 from touchstone.methods import Attack, Certificate
+from touchstone.models.manifest import Manifest
+from touchstone.models.output_end import is_saturated
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ def logits_of(x: Tensor, *, as_files: bool) -> PlanOf[Tensor]:
     return (yield FileLogits(x) if as_files else Logits(x)).logits
 
 
-def top_classes(logits: Tensor, count: int) -> list[tuple[int, float]]:
-    """The `count` most likely classes of one row of logits (K,) with their probabilities."""
-    found = torch.softmax(logits.double(), 0).topk(min(count, len(logits)))
-    return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+def top_classes(logits: Tensor, manifest: Manifest, count: int) -> list[tuple[int, float]]:
+    """The `count` most likely classes of one row of logits (K,) with the confidences of the model."""
+    labels = logits.topk(min(count, len(logits))).indices.tolist()
+    confidences = manifest.confidences(logits.cpu().numpy()).tolist()
+    return [(label, confidences[label]) for label in labels]
 
 
 def image_as_row(pixels: Pixels, device: torch.device) -> Tensor:
@@ -125,6 +128,8 @@ def _check_model(x0: Tensor, diagnosis: Diagnosis) -> PlanOf[Tensor]:
         diagnosis.signs.add("randomised")
     if float(first.min()) >= 0 and abs(float(first.sum()) - 1) < 1e-4:
         diagnosis.signs.add("softmax_at_the_end")
+    if is_saturated(first):
+        diagnosis.signs.add("saturated_output")
     return first
 
 
@@ -157,11 +162,11 @@ def predict_image(pixels: Pixels, oracle: Oracle) -> PlanOf[Tensor]:
     return (yield from logits_of(image_as_row(pixels, oracle.device), as_files=True))[0].cpu()
 
 
-def step_metrics(answer: Answer) -> dict[str, float]:
+def step_metrics(answer: Answer, manifest: Manifest) -> dict[str, float]:
     """What a live plot shows of a step: mean loss and mean confidence of the predicted class."""
-    confidence = torch.softmax(answer.logits, 1).amax(1).mean()
+    confidences = manifest.confidences(answer.logits.detach().float().cpu().numpy())
     loss = {} if answer.loss is None else {"loss": float(answer.loss.mean())}
-    return {**loss, "confidence": float(confidence)}
+    return {**loss, "confidence": float(confidences.max(1).mean())}
 
 
 def _norm_of(attack: Attack) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
@@ -16,6 +17,8 @@ from touchstone.models.architectures import find_architecture
 from touchstone.models.manifest import ONNX, Manifest
 from touchstone.models.onnx.builder import ImportedModel
 from touchstone.models.onnx.image_input import fit_input
+from touchstone.models.output_activation import ActivationStep
+from touchstone.models.output_end import add_output_end
 from touchstone.models.store import ZOO, ModelStore
 
 
@@ -32,16 +35,28 @@ def load_module(manifest: Manifest, store: ModelStore = ZOO) -> nn.Module:
 
 def build_module(manifest: Manifest, data: bytes) -> nn.Module:
     """The same from the bytes of its file."""
-    net: nn.Module
-    if manifest.architecture == ONNX:
-        net = import_onnx(manifest, data).module
-    else:
-        plain = _load_weights(manifest, data)
-        with torch.no_grad():
-            net = find_architecture(manifest.architecture).freeze(plain)
-        net = nn.Sequential(ChannelsLast(), net) if manifest.input.layout == "nhwc" else net
-    net = nn.Sequential(net, Logarithm()) if manifest.softmax == "inverted" else net
+    net, _, _ = build_network(manifest, data)
+    net = add_output_end(net, manifest.output_activation, single=manifest.single_output)
     return net.eval().requires_grad_(False)
+
+
+class BuiltNetwork(NamedTuple):
+    """A network as its file has it, but for the `activation` that was removed from its end."""
+
+    module: nn.Module
+    activation: tuple[ActivationStep, ...] = ()
+    single: bool = False  # it has one output, for the second of two classes
+
+
+def build_network(manifest: Manifest, data: bytes) -> BuiltNetwork:
+    """The network of a file, whose answers may not be logits yet; raises as `load_module` does."""
+    if manifest.architecture == ONNX:
+        found = import_onnx(manifest, data)
+        return BuiltNetwork(found.module, found.activation, found.classes == 1)
+    plain = _load_weights(manifest, data)
+    with torch.no_grad():
+        net = find_architecture(manifest.architecture).freeze(plain)
+    return BuiltNetwork(nn.Sequential(ChannelsLast(), net) if manifest.input.layout == "nhwc" else net)
 
 
 def load_plain(manifest: Manifest, store: ModelStore = ZOO) -> nn.Module:
@@ -63,15 +78,19 @@ def _load_weights(manifest: Manifest, data: bytes) -> nn.Module:
 
 def import_onnx(manifest: Manifest, data: bytes) -> ImportedModel:
     """The network in an ONNX file, once its input and output are checked against the manifest."""
-    graph = fit_input(onnx.read(data), manifest)
-    net = onnx.build(graph)
-    if net.classes != len(manifest.classes):
+    net = onnx.build(fit_input(onnx.read(data), manifest))
+    if net.classes not in _possible_outputs(len(manifest.classes)):
         raise InvalidModel(
             f"classes: the network answers {net.classes} numbers, but {len(manifest.classes)} classes are "
             "named",
             field="classes",
         )
     return net
+
+
+def _possible_outputs(classes: int) -> tuple[int, ...]:
+    """How many numbers a network may answer: one for each class, or one for the second of two."""
+    return (1, 2) if classes == 2 else (classes,)
 
 
 def _read_tensors(manifest: Manifest, data: bytes) -> dict[str, Tensor]:
@@ -95,11 +114,3 @@ class ChannelsLast(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) as (B, H, W, C)."""
         return x.permute(0, 2, 3, 1)
-
-
-class Logarithm(nn.Module):
-    """Turns probabilities into logits, for a network whose Softmax cannot be identified and removed."""
-
-    def forward(self, probabilities: Tensor) -> Tensor:
-        """Logarithms (B, K); probabilities are clamped to the smallest normal number of their type."""
-        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

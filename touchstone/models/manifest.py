@@ -6,9 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from touchstone.errors import UnknownLabel
+from touchstone.models.output_activation import MAX_STEPS, ActivationStep, compute_confidences
 from touchstone.models.remote_manifest import Remote
 
 _INDEX = re.compile(r"-?[0-9]+")
@@ -79,6 +82,15 @@ class Manifest(ManifestPart):
         description="How a Softmax at the network's end was handled: `removed`, or `inverted` where it could "
         "not be removed and logarithms of the probabilities serve as logits.",
     )
+    output_activation: tuple[ActivationStep, ...] = Field(
+        (),
+        max_length=MAX_STEPS,
+        description="What the network does to its logits before it answers, in order: removed or inverted, "
+        "since it hides gradients. Confidences are shown as the network answers them.",
+    )
+    single_output: bool = Field(
+        False, description="Whether the network has one output, for the second of its two classes."
+    )
     remote: Remote | None = Field(None, description="Of a remote model: its address, and how it is queried.")
     parameters: int = Field(ge=0, description="Number of weights.")
     licence: str
@@ -109,6 +121,10 @@ class Manifest(ManifestPart):
     def resolve_label(self, value: int | str, *, field: str = "label") -> int:
         """The class index of an index or a name; a name of several classes is refused with the candidates."""
         return class_index(value, self.classes, self.id, field)
+
+    def confidences(self, logits: NDArray[Any]) -> NDArray[np.float64]:
+        """The confidences (..., K) of logits, as the network answers them."""
+        return compute_confidences(logits, self.output_activation, single=self.single_output)
 
     def card(self) -> dict[str, Any]:
         """The manifest as `GET /v1/models/{id}` shows it."""

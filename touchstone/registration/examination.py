@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from touchstone.engine.oracles.oracle import TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing
-from touchstone.engine.oracles.probe import MIN_ROWS, looks_like_softmax, probe_oracle
+from touchstone.engine.oracles.probe import MIN_ROWS, probe_oracle
 from touchstone.errors import InvalidModel, ModelUnusable
 from touchstone.memory import is_out_of_memory
-from touchstone.models.loader import Logarithm, build_module, import_onnx
-from touchstone.models.manifest import ONNX, Manifest
+from touchstone.models.loader import BuiltNetwork, build_network
+from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import ModelProbe
-from touchstone.registration.messages import Softmax, TrialResult
+from touchstone.models.output_end import add_output_end
+from touchstone.registration.messages import OutputEnd, TrialResult
+from touchstone.registration.output_measurement import measure_activation
 
 DIRECTIONS = 8
 STEP_SIZES = (4e-3, 1e-3, 2.5e-4)
@@ -38,11 +40,10 @@ def probe_model(manifest: Manifest, data: bytes, on_step: Callable[[str], None])
     """
     began = time.perf_counter()
     on_step("build")
-    net, softmax = _build_network(manifest, data)
-    oracle = _build_oracle(manifest, net)
+    built = _build_network(manifest, data)
     seconds = time.perf_counter() - began
     on_step("answer")
-    oracle, softmax = _ensure_logits(manifest, oracle, softmax)
+    oracle, found = _add_end(manifest, built)
     on_step("differentiate")
     error = gradient_error(oracle, _noise_images(manifest, 1))
     row_bytes = _measure_row_bytes(manifest, oracle)
@@ -59,14 +60,13 @@ def probe_model(manifest: Manifest, data: bytes, on_step: Callable[[str], None])
         gradient_tolerance=GRADIENT_TOLERANCE,
         gradient_agrees=error <= GRADIENT_TOLERANCE,
     )
-    return TrialResult(parameters=_count_parameters(oracle.module), softmax=softmax, probe=model_probe)
+    return TrialResult(parameters=_count_parameters(oracle.module), end=found, probe=model_probe)
 
 
 def complete_manifest(manifest: Manifest, data: bytes) -> Manifest:
     """The manifest completed from its file, checked in this process; raises as `probe_model` does."""
-    net, softmax = _build_network(manifest, data)
-    oracle, softmax = _ensure_logits(manifest, _build_oracle(manifest, net), softmax)
-    return manifest.model_copy(update={"parameters": _count_parameters(oracle.module), "softmax": softmax})
+    oracle, found = _add_end(manifest, _build_network(manifest, data))
+    return found.complete_manifest(manifest, _count_parameters(oracle.module))
 
 
 def _build_oracle(manifest: Manifest, net: nn.Module) -> TorchOracle:
@@ -74,34 +74,33 @@ def _build_oracle(manifest: Manifest, net: nn.Module) -> TorchOracle:
     return TorchOracle(net, Preprocessing.from_manifest(manifest, device), device)
 
 
-def _ensure_logits(manifest: Manifest, oracle: TorchOracle, softmax: Softmax) -> tuple[TorchOracle, Softmax]:
-    """The oracle, with a logarithm behind it where it answers probabilities and not logits."""
-    answers = _compute_logits(manifest, oracle)
-    if softmax != "none" or not looks_like_softmax(answers):
-        return oracle, softmax
-    return _build_oracle(manifest, nn.Sequential(oracle.module, Logarithm()).eval()), "inverted"
-
-
-def _build_network(manifest: Manifest, data: bytes) -> tuple[nn.Module, Softmax]:
-    """The network, and how a Softmax at its end was handled."""
-    if manifest.architecture == ONNX:
-        found = import_onnx(manifest, data)
-        return found.module, "removed" if found.softmax_removed else "none"
+def _build_network(manifest: Manifest, data: bytes) -> BuiltNetwork:
     try:
-        return build_module(manifest, data), "none"
+        return build_network(manifest, data)
     except ModelUnusable as unfit:
         if isinstance(unfit.__cause__, ImportError):
             raise  # this process lacks a package
         raise InvalidModel(unfit.detail) from None
 
 
-def _compute_logits(manifest: Manifest, oracle: TorchOracle) -> Tensor:
-    """Logits (B, K) of black, white, gray and noise. Raises InvalidModel unless they are finite."""
+def _add_end(manifest: Manifest, built: BuiltNetwork) -> tuple[TorchOracle, OutputEnd]:
+    """The network with what turns its answers into logits, as they show it."""
+    oracle = _build_oracle(manifest, built.module.eval().requires_grad_(False))
+    spec = manifest.input
+    answers = _query_images(manifest, oracle, 1 if built.single else len(manifest.classes))
+    measured = measure_activation(oracle.module, answers, (spec.channels, spec.height, spec.width))
+    found = OutputEnd(activation=(*measured, *built.activation), single=built.single)
+    net = add_output_end(oracle.module, found.activation, single=found.single)
+    return _build_oracle(manifest, net.eval()), found
+
+
+def _query_images(manifest: Manifest, oracle: TorchOracle, outputs: int) -> Tensor:
+    """Answers (B, K) to black, white, gray and noise. Raises InvalidModel unless they are finite."""
     noise = _noise_images(manifest, MIN_ROWS)
     named = {"black": noise * 0, "white": noise * 0 + 1, "gray": noise * 0 + 0.5, "noise": noise}
     answers = []
     for name, x in named.items():
-        logits = _forward(manifest, oracle, x)
+        logits = _forward(manifest, oracle, x, outputs)
         if not bool(torch.isfinite(logits).all()):
             raise InvalidModel(
                 f"the network answers NaN or infinity to {name}; check its weights and its normalization"
@@ -110,7 +109,9 @@ def _compute_logits(manifest: Manifest, oracle: TorchOracle) -> Tensor:
     return torch.cat(answers)
 
 
-def _forward(manifest: Manifest, oracle: TorchOracle, x: Tensor) -> Tensor:
+def _forward(manifest: Manifest, oracle: TorchOracle, x: Tensor, outputs: int | None = None) -> Tensor:
+    """Answers (B, K) to images; K is the number of classes unless `outputs` says otherwise."""
+    outputs = outputs or len(manifest.classes)
     with torch.no_grad():
         try:
             logits = oracle.module(oracle.preprocessing.apply(x))
@@ -121,10 +122,9 @@ def _forward(manifest: Manifest, oracle: TorchOracle, x: Tensor) -> Tensor:
                 f"the network cannot be run on images of {manifest.input.channels}x{manifest.input.height}x"
                 f"{manifest.input.width}: {error}"[:500]
             ) from None
-    if logits.shape != (len(x), len(manifest.classes)):
+    if logits.shape != (len(x), outputs):
         raise InvalidModel(
-            f"for {len(x)} images the network answers {tuple(logits.shape)}, "
-            f"not {len(x), len(manifest.classes)}",
+            f"for {len(x)} images the network answers {tuple(logits.shape)}, not {len(x), outputs}",
             field="classes",
         )
     return logits  # type: ignore[no-any-return]

@@ -8,11 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import ModelProbe
+from touchstone.models.output_activation import MAX_STEPS, NORMALIZERS, ActivationStep
 
 STEPS = ("read", "build", "answer", "differentiate", "measure")
 """The steps of a trial, in order."""
-
-Softmax = Literal["none", "removed", "inverted"]
 
 
 class TrialMessagePart(BaseModel):
@@ -43,16 +42,32 @@ class TrialError(TrialMessagePart):
     field: str | None = Field(None, max_length=60)
 
 
+class OutputEnd(TrialMessagePart):
+    """What stands between the logits and the output, as a manifest has it."""
+
+    activation: tuple[ActivationStep, ...] = Field((), max_length=MAX_STEPS)
+    single: bool = False
+
+    def complete_manifest(self, manifest: Manifest, parameters: int) -> Manifest:
+        """The manifest with these results."""
+        learned = {"output_activation": self.activation, "single_output": self.single}
+        return manifest.model_copy(update={"parameters": parameters, "softmax": self._softmax(), **learned})
+
+    def _softmax(self) -> Literal["none", "removed", "inverted"]:
+        handled = [one.handling for one in self.activation if one.function in NORMALIZERS]
+        return handled[-1] if handled else "none"
+
+
 class TrialResult(TrialMessagePart):
     """What the trial measured that the manifest did not contain."""
 
     parameters: int = Field(ge=0)
-    softmax: Softmax
+    end: OutputEnd
     probe: ModelProbe
 
     def complete_manifest(self, manifest: Manifest) -> Manifest:
         """The manifest with these results."""
-        return manifest.model_copy(update={"parameters": self.parameters, "softmax": self.softmax})
+        return self.end.complete_manifest(manifest, self.parameters)
 
 
 class Message(TrialMessagePart):

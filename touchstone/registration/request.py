@@ -152,7 +152,8 @@ class Registration(BaseModel):
                 "remote: without a file, give the address of the model, and no architecture", field="remote"
             )
         manifest = self._fill_manifest(_NO_DIGEST, "remote", "remote")
-        identity = {**manifest.model_dump(mode="json", exclude={"digest"}), "tenant": tenant}
+        shown = manifest.model_dump(mode="json", exclude={"digest", "output_activation", "single_output"})
+        identity = {**shown, "tenant": tenant}
         data = json.dumps(identity, sort_keys=True).encode()
         return manifest.model_copy(update={"digest": f"sha256:{hashlib.sha256(data).hexdigest()}"}), data
 

@@ -12,6 +12,9 @@ from touchstone.registration.request import Registration, describe_model
 
 METHOD = "probe"
 
+LEARNED_FIELDS = ("parameters", "softmax", "output_activation", "single_output")
+"""Of a manifest: those that its trial fills in."""
+
 
 def prepare(registration: Registration, data: bytes, *, limit: int) -> Submission:
     """The job that tries a user's model and registers it; its `file` is the blob that `data` must become.
@@ -51,7 +54,7 @@ def find_registered(manifest: Manifest, store: ModelStore) -> Manifest | None:
         found = store.manifest(manifest.id, manifest.digest)
     except UnknownModel:
         return None
-    learned = {"parameters": found.parameters, "softmax": found.softmax}
+    learned = {name: getattr(found, name) for name in LEARNED_FIELDS}
     if manifest.model_copy(update=learned) != found:
         raise manifest_conflict(manifest.id)
     return found

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from api_tests.support.onnx_networks import SIDE, build_network, build_onnx_model, export_onnx, linear_head
 from touchstone.models.loader import load_plain
-from touchstone.models.onnx import build, final_softmax, network as network_module, read
+from touchstone.models.onnx import build, network as network_module, read
 from touchstone.models.onnx.builder import ImportedModel
 from touchstone.models.onnx.graph import sort_nodes
 from touchstone.models.onnx.reader import read_node
@@ -69,7 +69,7 @@ def test_exported_network_keeps_its_logits_and_gradients(name: str, opset: int, 
     net = build_network(name)
     data = export_onnx(net, opset=opset, dynamo=dynamo)
     imported = build(read(data))
-    assert (imported.batch, imported.classes, imported.softmax_removed) == (None, 10, False)
+    assert (imported.batch, imported.classes, imported.activation) == (None, 10, ())
     x = images(3)
     ours, reference = logits_and_gradient(imported.module, x), logits_and_gradient(net, x)
     assert difference(ours[0], run_onnxruntime(data, x)) < 1e-4
@@ -168,9 +168,8 @@ class WithSoftmax(nn.Module):
 def test_final_softmax_is_removed(softmax: nn.Module, opset: int) -> None:
     net = WithSoftmax(softmax).eval()
     graph = read(export_onnx(net, opset=opset))
-    assert final_softmax(graph) is not None
     imported = build(graph)
-    assert imported.softmax_removed
+    assert [step.function for step in imported.activation] in (["softmax"], ["log-softmax"])
     assert difference(imported.module(images(2)), net.net(images(2))) < 1e-4
 
 
@@ -178,8 +177,9 @@ def test_inner_softmax_is_kept() -> None:
     nodes, weights = linear_head("soft", 108)
     soft = helper.make_node("Softmax", ["x"], ["soft"], axis=1)
     graph = read(build_onnx_model(soft, *nodes, weights=weights).SerializeToString())
-    assert final_softmax(graph) is None
-    assert "Softmax" in kinds(build(graph))
+    imported = build(graph)
+    assert imported.activation == ()
+    assert "Softmax" in kinds(imported)
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from touchstone.models.onnx.graph import Graph, final_softmax
+from touchstone.models.onnx.graph import Graph
 from touchstone.models.onnx.reader import read
 
 if TYPE_CHECKING:
     from touchstone.models.onnx.builder import ImportedModel
 
-__all__ = ["Graph", "build", "final_softmax", "read"]
+__all__ = ["Graph", "build", "read"]
 
 
 def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel:

@@ -12,11 +12,13 @@ from touchstone.errors import InvalidModel
 from touchstone.models.onnx import operators  # noqa: F401 - importing registers them
 from touchstone.models.onnx.draft import Draft
 from touchstone.models.onnx.evaluation import ShapeInference, fold_constants
+from touchstone.models.onnx.final_functions import remove_activation
 from touchstone.models.onnx.fusion import fuse
-from touchstone.models.onnx.graph import Graph, Node, bypass_node, final_softmax
+from touchstone.models.onnx.graph import Graph
 from touchstone.models.onnx.network import Network
 from touchstone.models.onnx.operations import FlopCounter
 from touchstone.models.onnx.registry import check_supported
+from touchstone.models.output_activation import ActivationStep
 
 MAX_FLOPS = 2 * 10**12
 """Maximum operations of the network for one image; a ViT-L at 384 pixels takes a fifth of it."""
@@ -27,20 +29,22 @@ MAX_TOTAL_BYTES = 8 * 2**30
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A network with its properties: `batch` is how many rows it takes at a time, None for any."""
+    """A network with its properties: `batch` is how many rows it takes at a time, None for any; `activation`
+    was removed from its end.
+    """
 
     module: Network
     classes: int
-    softmax_removed: bool
+    activation: tuple[ActivationStep, ...]
     batch: int | None
 
 
 def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel:
     """The network of a graph, in eval mode and frozen: images (N, C, H, W) in, logits (N, K) out.
 
-    `size` is the height and width to try it with where the file leaves them open. A final Softmax or
-    LogSoftmax is removed. Raises UnsupportedOperator, and InvalidModel where the nodes do not fit together or
-    do not make a classifier of images that can be differentiated.
+    `size` is the height and width to try it with where the file leaves them open. What keeps the order of the
+    outputs at its end, such as a Softmax, is removed. Raises UnsupportedOperator, and InvalidModel where the
+    nodes do not fit together or do not make a classifier of images that can be differentiated.
     """
     check_supported(graph.nodes, graph.opset)
     example = _example_image(graph, size)
@@ -48,9 +52,8 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel
     nodes = fold_constants(graph.nodes, graph.opset, known)
     graph = replace(graph, nodes=tuple(nodes))
     inference = _infer_shapes(graph, known, _to_layout(example, graph))
-    softmax = _softmax_over_classes(final_softmax(graph), inference)
-    graph = graph if softmax is None else bypass_node(graph, softmax)
     classes = _count_classes(inference, graph)
+    graph, activation = remove_activation(graph, known, inference)
     draft = Draft(graph.nodes, known, inference.shapes, output=graph.output.name, opset=graph.opset)
     module = Network(
         fuse(draft).nodes,
@@ -64,7 +67,7 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel
     module.eval().requires_grad_(False)
     module.batch = graph.batch or (None if _accepts_batches(module, example, classes) else 1)
     _check_gradient(module, example)
-    return ImportedModel(module, classes, softmax is not None, module.batch)
+    return ImportedModel(module, classes, activation, module.batch)
 
 
 def _example_image(graph: Graph, size: tuple[int, int] | None) -> Tensor:
@@ -102,17 +105,6 @@ def _to_layout(x: Tensor, graph: Graph) -> Tensor:
     return x.permute(0, 2, 3, 1) if graph.channels_last else x
 
 
-def _softmax_over_classes(node: Node | None, inference: ShapeInference) -> Node | None:
-    """This Softmax, if it is over all outputs for one image."""
-    if node is None or node.inputs[0] not in inference.shapes:
-        return None
-    shape = inference.shapes[node.inputs[0]].shape
-    old = inference.opset < 13
-    axis = node.attributes.get("axis", 1 if old else -1) % len(shape)
-    over = shape[axis:].numel() if old else shape[axis]
-    return node if over * inference.rows == shape.numel() else None
-
-
 def _count_classes(inference: ShapeInference, graph: Graph) -> int:
     """The number of logits for an image."""
     output = inference.shapes.get(graph.output.name)
@@ -122,13 +114,12 @@ def _count_classes(inference: ShapeInference, graph: Graph) -> int:
     if not output.is_floating_point():
         raise InvalidModel(f"the output is of type {output.dtype}; it must be logits, not the class alone")
     rows = inference.rows
-    sides = [side for side in (shape if rows == 1 else shape[1:]) if side != 1]
-    if len(sides) != 1 or output.numel() != rows * sides[0]:
+    classes = max(shape if rows == 1 else shape[1:], default=1)
+    if output.numel() != rows * classes:
         raise InvalidModel(
-            f"for a batch of {rows} the output has the shape {shape}; a classifier of images gives "
-            f"({rows}, K), K > 1"
+            f"for a batch of {rows} the output has the shape {shape}; a classifier gives ({rows}, K)"
         )
-    return sides[0]
+    return classes
 
 
 def _accepts_batches(module: Network, example: Tensor, classes: int) -> bool:

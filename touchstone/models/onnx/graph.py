@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
 from typing import Any
@@ -85,22 +85,6 @@ class Graph:
         """Channels, height and width of the images."""
         _, a, b, c = self.input.shape
         return (c, a, b) if self.channels_last else (a, b, c)
-
-
-def final_softmax(graph: Graph) -> Node | None:
-    """The Softmax or LogSoftmax that gives the output, if only reshapes follow it."""
-    makers = {name: node for node in graph.nodes for name in node.outputs}
-    node = makers.get(graph.output.name)
-    while node is not None and node.kind in ("Identity", "Flatten", "Reshape", "Squeeze", "Cast"):
-        node = makers.get(node.inputs[0])
-    return node if node is not None and node.kind in ("Softmax", "LogSoftmax") else None
-
-
-def bypass_node(graph: Graph, node: Node) -> Graph:
-    """The graph in which the input of this node replaces its output."""
-    identity = Node("Identity", node.inputs[:1], node.outputs, {}, node.name)
-    nodes = tuple(identity if one is node else one for one in graph.nodes)
-    return replace(graph, nodes=nodes)
 
 
 def select_needed(nodes: tuple[Node, ...], output: str) -> tuple[Node, ...]:

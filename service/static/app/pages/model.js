@@ -43,6 +43,7 @@ function card({input, weights, ...model}) {
     ["Preprocessing", `${fitted}, ${input.interpolation}`],
     ["Mean", digits(model.mean)],
     ["Standard deviation", digits(model.std)],
+    ["Output", model.output_activation.map(activation).join(", ") || "logits"],
     ["Parameters", count(model.parameters)],
     ["Weights", [h("code", {}, weights.file), weights.package && ` of the package ${weights.package}`]],
     ["License", model.licence],
@@ -51,6 +52,9 @@ function card({input, weights, ...model}) {
     ["Versions", model.versions[0].registered_at && model.versions.map(version)],
   ];
 }
+
+/** A function at the network's end, and what became of it. */
+const activation = ({function: name, handling}) => `${name.replace("-", " ")}, ${handling}`;
 
 const version = ({digest, registered_at: at}) => h("div", {}, h("code", {title: digest}, digest.slice(7, 19)), ", registered ", moment(at));
 
