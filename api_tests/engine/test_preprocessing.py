@@ -102,6 +102,21 @@ def test_gray_and_color_images_are_converted_to_the_channels_of_the_network():
     assert color.apply(torch.rand(2, 1, 8, 8)).shape == (2, 3, 8, 8)
 
 
+def test_channels_reach_the_network_in_its_order_before_they_are_normalized():
+    spec = InputSpec(height=8, width=8, resize=9, channel_order="bgr")
+    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
+    bgr, rgb = (
+        Preprocessing(spec, mean, std),
+        Preprocessing(InputSpec(height=8, width=8, resize=9), None, None),
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    for pathway in (Preprocessing.apply, Preprocessing.apply_to_files):
+        expected = (pathway(rgb, to_batch(pixels))[:, [2, 1, 0]] - mean) / std
+        assert torch.equal(pathway(bgr, to_batch(pixels)), expected)
+    sized = torch.rand(2, 3, 8, 8)
+    assert torch.equal(bgr.normalize(sized), (sized[:, [2, 1, 0]] - mean) / std)
+
+
 @pytest.mark.parametrize("norm", sorted(NORMS))
 def test_snapping_keeps_the_perturbation_within_the_radius_in_every_norm(norm):
     draw = torch.Generator().manual_seed(0)

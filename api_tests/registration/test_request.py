@@ -43,6 +43,19 @@ def test_input_range_becomes_mean_and_std(ends: tuple[float, float]) -> None:
     assert (black, white) == pytest.approx(ends)
 
 
+def test_remote_model_that_takes_files_gets_them_as_rgb() -> None:
+    remote = {"url": "https://m.example", "request": {"image": "$image_png_base64"}, "answer": "$"}
+    spec = {"height": 8, "width": 8, "channel_order": "bgr"}
+    fields = {
+        **REGISTRATION_FIELDS,
+        "input": spec,
+        "remote": {**remote, "protocol": "json", "answers": "logits"},
+    }
+    with pytest.raises(InvalidParameter, match="PNG files are RGB") as refused:
+        Registration.parse(fields).build_remote_manifest("one")
+    assert refused.value.field == "input.channel_order"
+
+
 def test_labels_text_is_read_as_one_class_per_line() -> None:
     fields = {name: value for name, value in REGISTRATION_FIELDS.items() if name != "classes"}
     one = Registration.parse({**fields, "labels": " cat \r\ndog\n\n"})
@@ -79,6 +92,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no pixels": ({"input": {"width": 8, "height": 0}}, "input.height"),
     "too many pixels": ({"input": {"width": 8, "height": 4097}}, "input.height"),
     "two channels": ({"input": {"width": 8, "height": 8, "channels": 2}}, "input.channels"),
+    "an order of one channel": (
+        {"input": {"width": 8, "height": 8, "channels": 1, "channel_order": "bgr"}},
+        "input.channel_order",
+    ),
     "another layout": ({"input": {"width": 8, "height": 8, "layout": "chwn"}}, "input.layout"),
     "mean alone": ({"mean": [0, 0, 0]}, "std"),
     "mean of one": ({"mean": [0], "std": [1]}, "mean"),

@@ -68,6 +68,10 @@ def test_inputs_are_normalized_before_they_are_sent(
     assert torch.allclose(
         query_logits(remote_access.oracle_for(card), x), linear_model(classes=4)(seen), atol=1e-4
     )
+    bgr = model.manifest()
+    bgr = bgr.model_copy(update={"input": bgr.input.model_copy(update={"channel_order": "bgr"})})
+    expected = linear_model(classes=4)(x[:, [2, 1, 0]])
+    assert torch.allclose(query_logits(remote_access.oracle_for(bgr), x), expected, atol=1e-4)
 
 
 def test_png_requests_carry_8_bit_images_at_upload_size(

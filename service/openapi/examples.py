@@ -169,7 +169,7 @@ REGISTRATION: dict[str, Any] = {
         "digest": DIGEST,
         "architecture": "onnx",
         "weights": {"file": "model.onnx", "package": None},
-        "input": {**MANIFEST["input"], "channels": 3, "layout": "nchw"},
+        "input": {**MANIFEST["input"], "channels": 3, "layout": "nchw", "channel_order": "rgb"},
         "softmax": "none",
         "output_activation": [],
         "single_output": False,

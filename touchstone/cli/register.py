@@ -23,6 +23,7 @@ from touchstone.models.external_data import Joined
 from touchstone.registration.model_files import find_beside, open_model
 
 MAX_CLASSES_SHOWN = 4
+_INPUT_FLAGS = ("resize", "interpolation", "channels", "layout", "channel_order")
 STEPS = ("reading it", "building it", "querying it", "checking its gradient", "measuring it", "storing it")
 
 
@@ -51,6 +52,7 @@ def register(  # noqa: PLR0917 - each is an option of the command line
     interpolation: Annotated[str | None, typer.Option(help="bilinear or bicubic.")] = None,
     channels: Annotated[int | None, typer.Option(help="3 or 1.")] = None,
     layout: Annotated[str | None, typer.Option(help="nchw or nhwc.")] = None,
+    channel_order: Annotated[str | None, typer.Option(help="rgb or bgr.")] = None,
     mean: Annotated[str | None, typer.Option(help="Of pixels in [0,1]: 0.485,0.456,0.406")] = None,
     std: Annotated[str | None, typer.Option(help="Likewise: 0.229,0.224,0.225")] = None,
     span: Annotated[
@@ -66,10 +68,10 @@ def register(  # noqa: PLR0917 - each is an option of the command line
     with report_refusals(err):
         flags = {
             **{"id": model, "size": size, "resize": resize, "interpolation": interpolation},
-            **{"channels": channels, "layout": layout, "architecture": architecture},
+            **{"channels": channels, "layout": layout, "channel_order": channel_order},
             **{"mean": parse_numbers(mean, "--mean"), "std": parse_numbers(std, "--std")},
             **{"range": parse_numbers(span, "--range")},
-            **{"licence": licence, "provenance": provenance},
+            **{"architecture": architecture, "licence": licence, "provenance": provenance},
         }
         fields = build_manifest(file, manifest, flags)
         parts = _read_parts(fields, classes)
@@ -124,9 +126,7 @@ def build_manifest(file: Path, written: Path | None, flags: Mapping[str, Any]) -
     fields: dict[str, Any] = {"id": re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")}
     fields |= _read_object(written) if written else {}
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
-    spec: dict[str, Any] = {
-        name: given.pop(name) for name in ("resize", "interpolation", "channels", "layout") if name in given
-    }
+    spec: dict[str, Any] = {name: given.pop(name) for name in _INPUT_FLAGS if name in given}
     if size := given.pop("size", None):
         height, _, width = str(size).partition("x")
         spec |= {"height": parse_number(height, "--size"), "width": parse_number(width or height, "--size")}
@@ -187,7 +187,8 @@ def _build_card_table(card: Mapping[str, Any], probe: Mapping[str, Any] | None) 
     more = " …" if len(names) > MAX_CLASSES_SHOWN else ""
     table = Table(show_header=False)
     rows = {
-        "input": f"{spec['height']}x{spec['width']}x{spec['channels']}, {spec['interpolation']}",
+        "input": f"{spec['height']}x{spec['width']}x{spec['channels']}, {spec['interpolation']}"
+        + (", BGR" if spec.get("channel_order") == "bgr" else ""),
         "classes": escape(f"{len(names):,}: {', '.join(names[:MAX_CLASSES_SHOWN])}{more}"),
         "architecture": escape(f"{card['architecture']}, {card['parameters']:,} numbers"),
         "at its end": describe_activation(card.get("output_activation", ())),

@@ -71,7 +71,11 @@ def pool_key(submission: Submission, store: ModelStore = ZOO) -> str | None:
 
 def preprocessing_digest(manifest: Manifest) -> str:
     """Identifies the preprocessing of a model."""
-    preprocessing = manifest.model_dump_json(include={"input", "mean", "std"}, exclude={"input": {"layout"}})
+    order = (
+        {"channel_order"} if manifest.input.channel_order == "rgb" else set()
+    )  # as before there were others
+    left_out = {"input": {"layout"} | order}
+    preprocessing = manifest.model_dump_json(include={"input", "mean", "std"}, exclude=left_out)
     return f"sha256:{hashlib.sha256(preprocessing.encode()).hexdigest()}"
 
 

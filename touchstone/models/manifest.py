@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from touchstone.errors import UnknownLabel
 from touchstone.models.output_activation import MAX_STEPS, ActivationStep, compute_confidences
@@ -45,6 +45,17 @@ class InputSpec(ManifestPart):
     layout: Literal["nchw", "nhwc"] = Field(
         "nchw", description="Whether the network takes the channels first or last."
     )
+    channel_order: Literal["rgb", "bgr"] = Field(
+        "rgb",
+        description="The order of the network's channels, and so of `mean` and `std`; images are RGB.",
+    )
+
+    @field_validator("channel_order")
+    @classmethod
+    def _check_channel_order(cls, order: str, info: ValidationInfo) -> str:
+        if order != "rgb" and info.data.get("channels") == 1:
+            raise ValueError("one channel has no order: leave this out, or set channels to 3")
+        return order
 
 
 class Weights(ManifestPart):
@@ -111,6 +122,8 @@ class Manifest(ManifestPart):
             raise ValueError("remote: a remote model must have it, and no other model may")
         if self.remote is not None:
             self.remote.check_size(self.input.channels * self.input.height * self.input.width)
+            if self.remote.takes_files and self.input.channel_order != "rgb":
+                raise ValueError("input.channel_order: PNG files are RGB; leave this out")
         return self
 
     @property

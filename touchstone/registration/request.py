@@ -152,8 +152,7 @@ class Registration(BaseModel):
                 "remote: without a file, give the address of the model, and no architecture", field="remote"
             )
         manifest = self._fill_manifest(_NO_DIGEST, "remote", "remote")
-        shown = manifest.model_dump(mode="json", exclude={"digest", "output_activation", "single_output"})
-        identity = {**shown, "tenant": tenant}
+        identity = {**_dump_for_identity(manifest), "tenant": tenant}
         data = json.dumps(identity, sort_keys=True).encode()
         return manifest.model_copy(update={"digest": f"sha256:{hashlib.sha256(data).hexdigest()}"}), data
 
@@ -201,6 +200,14 @@ class Registration(BaseModel):
         low, high = self.range or (0.0, 1.0)
         width = high - low  # pixels x become low + x * width, which is (x + low / width) / (1 / width)
         return (-low / width if low else 0.0,) * channels, (1 / width,) * channels
+
+
+def _dump_for_identity(manifest: Manifest) -> dict[str, Any]:
+    """What names a version of a remote model: without its defaults of fields that older versions lack."""
+    shown = manifest.model_dump(mode="json", exclude={"digest", "output_activation", "single_output"})
+    if manifest.input.channel_order == "rgb":
+        del shown["input"]["channel_order"]
+    return shown
 
 
 def describe_model(registration: Registration, data: bytes, *, limit: int) -> Manifest:

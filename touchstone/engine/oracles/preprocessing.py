@@ -67,7 +67,10 @@ class Preprocessing:
         return self.normalize(self.resize_files(x))
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Images (B, C, h, w) at the network's size, less the mean and divided by the standard deviation."""
+        """Images (B, C, h, w) at the network's size: in its order of channels, less the mean and divided by
+        the standard deviation.
+        """
+        x = x.flip(1) if self.spec is not None and self.spec.channel_order == "bgr" else x
         return x if self.mean is None or self.std is None else (x - self.mean) / self.std
 
     @staticmethod

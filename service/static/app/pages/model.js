@@ -39,7 +39,7 @@ function card({input, weights, ...model}) {
   return [
     ["Digest", digest(model.digest)],
     ["Architecture", model.architecture],
-    ["Input", `${size}, ${input.channels === 1 ? "gray" : "color"}`],
+    ["Input", `${size}, ${input.channels === 1 ? "gray" : input.channel_order === "bgr" ? "color, as BGR" : "color"}`],
     ["Preprocessing", `${fitted}, ${input.interpolation}`],
     ["Mean", digits(model.mean)],
     ["Standard deviation", digits(model.std)],
