@@ -171,6 +171,7 @@ REGISTRATION: dict[str, Any] = {
         "weights": {"file": "model.onnx", "package": None},
         "input": {**MANIFEST["input"], "channels": 3, "layout": "nchw", "channel_order": "rgb"},
         "softmax": "none",
+        "output": None,
         "output_activation": [],
         "single_output": False,
         "parameters": 0,

@@ -61,6 +61,9 @@ def register(  # noqa: PLR0917 - each is an option of the command line
     architecture: Annotated[
         str | None, typer.Option(help="For safetensors: the architecture, or timm/NAME.")
     ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Of an ONNX file with several outputs: the name of the logits.")
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights.")] = None,
     provenance: Annotated[str | None, typer.Option(help="Where the model comes from.")] = None,
 ) -> None:
@@ -71,7 +74,7 @@ def register(  # noqa: PLR0917 - each is an option of the command line
             **{"channels": channels, "layout": layout, "channel_order": channel_order},
             **{"mean": parse_numbers(mean, "--mean"), "std": parse_numbers(std, "--std")},
             **{"range": parse_numbers(span, "--range")},
-            **{"architecture": architecture, "licence": licence, "provenance": provenance},
+            **{"architecture": architecture, "output": output, "licence": licence, "provenance": provenance},
         }
         fields = build_manifest(file, manifest, flags)
         parts = _read_parts(fields, classes)

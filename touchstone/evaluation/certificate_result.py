@@ -65,6 +65,7 @@ def pool_key(submission: Submission, store: ModelStore = ZOO) -> str | None:
         return None
     manifest = find_pinned(store.of(submission.tenant), submission.model.id, submission.model.digest)
     inputs = [submission.tenant, submission.source, manifest.digest, preprocessing_digest(manifest)]
+    inputs += [] if manifest.output is None else [manifest.output]
     named = json.dumps([submission.method, *inputs, parameters], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
 

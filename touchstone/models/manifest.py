@@ -93,6 +93,9 @@ class Manifest(ManifestPart):
         description="How a Softmax at the network's end was handled: `removed`, or `inverted` where it could "
         "not be removed and logarithms of the probabilities serve as logits.",
     )
+    output: str | None = Field(
+        None, max_length=200, description="Of an ONNX file with several outputs: the name of the logits."
+    )
     output_activation: tuple[ActivationStep, ...] = Field(
         (),
         max_length=MAX_STEPS,

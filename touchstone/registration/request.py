@@ -18,6 +18,7 @@ from touchstone.storage.blobs import digest_of
 
 MAX_CLASSES = 100_000
 MAX_CLASS_LETTERS = 200
+_LOCAL_FIELDS = ("output", "output_activation", "single_output")
 _NO_DIGEST = "sha256:" + "0" * 64
 MAX_LETTERS = 2_000_000
 """Of all class names together, because a manifest is read often."""
@@ -86,6 +87,14 @@ class Registration(BaseModel):
         max_length=120,
         description="For safetensors: an architecture of the zoo, or `timm/NAME`. An ONNX file needs none.",
         examples=["timm/resnet18"],
+    )
+    output: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Of an ONNX file with several outputs: the name of the logits, if more than one has a "
+        "number for each class.",
+        examples=["logits"],
     )
     remote: Remote | None = Field(
         None, description="Instead of a file: the address of a remote model, and how it is queried."
@@ -156,7 +165,12 @@ class Registration(BaseModel):
         data = json.dumps(identity, sort_keys=True).encode()
         return manifest.model_copy(update={"digest": f"sha256:{hashlib.sha256(data).hexdigest()}"}), data
 
+    def _check_output(self, architecture: str) -> None:
+        if self.output is not None and architecture != ONNX:
+            raise InvalidParameter("output: only an ONNX file has outputs with names", field="output")
+
     def _fill_manifest(self, digest: str, architecture: str, file: str) -> Manifest:
+        self._check_output(architecture)
         mean, std = self._compute_normalization()
         try:
             return Manifest(
@@ -170,6 +184,7 @@ class Registration(BaseModel):
                 mean=mean,
                 std=std,
                 classes=self.names,
+                output=self.output,
                 parameters=0,
                 licence=self.licence,
                 provenance=self.provenance,
@@ -204,7 +219,7 @@ class Registration(BaseModel):
 
 def _dump_for_identity(manifest: Manifest) -> dict[str, Any]:
     """What names a version of a remote model: without its defaults of fields that older versions lack."""
-    shown = manifest.model_dump(mode="json", exclude={"digest", "output_activation", "single_output"})
+    shown = manifest.model_dump(mode="json", exclude={"digest", *_LOCAL_FIELDS})
     if manifest.input.channel_order == "rgb":
         del shown["input"]["channel_order"]
     return shown

@@ -100,7 +100,7 @@ def test_malformed_weights_are_refused(change: Any, says: str) -> None:
         (lambda g: g.ClearField("input"), "one input"),
         (lambda g: g.input.append(helper.make_tensor_value_info("z", 1, [1])), "one input"),
         (lambda g: g.ClearField("output"), "one output"),
-        (lambda g: g.output.append(g.output[0]), "one output"),
+        (lambda g: g.output.append(g.output[0]), "several outputs"),
         (lambda g: setattr(g.output[0], "name", "nothing"), "does not depend"),
         (lambda g: g.input[0].type.tensor_type.shape.dim.pop(), "3 dimensions"),
         (lambda g: setattr(g.input[0].type.tensor_type, "elem_type", TensorProto.INT32), "no gradient"),

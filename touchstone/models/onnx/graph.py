@@ -31,6 +31,10 @@ class Port:
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
 
+    def format_shape(self) -> str:
+        """The shape as messages show it."""
+        return f"({', '.join('any' if side is None else str(side) for side in self.shape)})"
+
 
 @dataclass(frozen=True)
 class Node:

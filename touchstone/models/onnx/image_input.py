@@ -24,8 +24,8 @@ def _fix_sizes(graph: Graph, spec: InputSpec) -> Graph:
     for name, found in zip(names, graph.input.shape[1:], strict=True):
         if found not in (None, sizes[name]):
             raise InvalidModel(
-                f"input.{name}: the file takes images of shape {_format_shape(graph)}, so it is {found}, "
-                f"not {sizes[name]}",
+                f"input.{name}: the file takes images of shape {graph.input.format_shape()}, so it is "
+                f"{found}, not {sizes[name]}",
                 field=f"input.{name}",
             )
     shape = (graph.input.shape[0], *(sizes[name] for name in names))
@@ -40,11 +40,7 @@ def _check_layout(graph: Graph, spec: InputSpec) -> None:
     possible = certain or [layout for layout, side in sides.items() if side is None] or ["nchw"]
     if spec.layout not in possible:
         raise InvalidModel(
-            f"input.layout: the file takes images of shape {_format_shape(graph)}: its layout is "
+            f"input.layout: the file takes images of shape {graph.input.format_shape()}: its layout is "
             f"{possible[0]}",
             field="input.layout",
         )
-
-
-def _format_shape(graph: Graph) -> str:
-    return f"({', '.join('any' if side is None else str(side) for side in graph.input.shape)})"

@@ -15,8 +15,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 
 from touchstone.errors import InvalidModel
 from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, select_needed, sort_nodes
+from touchstone.models.onnx.output_choice import choose_output
 from touchstone.models.onnx.pixels import take_as_floats
-from touchstone.models.onnx.tensors import dtype_of, read_tensor
+from touchstone.models.onnx.tensors import DTYPES, dtype_of, read_tensor
 
 OPSETS = range(1, 29)
 """The supported versions of ONNX's operator set."""
@@ -36,9 +37,12 @@ _PLAIN_FIELDS: Mapping[int, str] = MappingProxyType(
 )
 
 
-def read(data: bytes) -> Graph:
-    """The classifier in an ONNX file. Runs nothing and opens no other file. Raises InvalidModel."""
-    return _read_graph(_parse_model(data))
+def read(data: bytes, *, output: str | None = None, classes: int | None = None) -> Graph:
+    """The classifier in an ONNX file: its output of this name, or the one that fits the number of classes.
+
+    Runs nothing and opens no other file. Raises InvalidModel.
+    """
+    return _read_graph(_parse_model(data), output, classes)
 
 
 def _parse_model(data: bytes) -> ModelProto:
@@ -51,14 +55,14 @@ def _parse_model(data: bytes) -> ModelProto:
     return model
 
 
-def _read_graph(model: ModelProto) -> Graph:
+def _read_graph(model: ModelProto, name: str | None, classes: int | None) -> Graph:
     opset, proto = _read_opset(model), model.graph
     if len(proto.node) > MAX_NODES:
         raise InvalidModel(f"the network has {len(proto.node)} nodes; at most {MAX_NODES} are allowed")
     if proto.sparse_initializer:
         raise InvalidModel("the network has sparse weights, which are not supported; export them dense")
     weights = read_weights(proto)
-    entry, output = _read_input(proto, weights), _read_output(proto)
+    entry, output = _read_input(proto, weights), choose_output(_read_outputs(proto), name, classes)
     nodes = sort_nodes(tuple(map(read_node, proto.node)), {entry.name, *weights})
     nodes = select_needed(nodes, output.name)
     if not any(entry.name in node.inputs for node in nodes):
@@ -120,13 +124,12 @@ def _read_input(proto: GraphProto, weights: Mapping[str, Array]) -> Port:
     return port
 
 
-def _read_output(proto: GraphProto) -> Port:
-    if len(proto.output) != 1:
-        names = ", ".join(value.name[:40] for value in proto.output[:5])
-        raise InvalidModel(
-            f"the network must have one output, the logits; it has {len(proto.output)} ({names})"
-        )
-    return _read_port(proto.output[0], "output")
+def _read_outputs(proto: GraphProto) -> list[Port]:
+    """The outputs; of several only the tensors, which can be logits."""
+    if len(proto.output) == 1:
+        return [_read_port(proto.output[0], "output")]
+    tensors = [value for value in proto.output if value.type.tensor_type.elem_type in DTYPES]
+    return [_read_port(value, "output") for value in tensors]
 
 
 def _read_port(value: ValueInfoProto, role: str) -> Port:
