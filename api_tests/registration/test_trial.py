@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
+from onnx import helper
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ from api_tests.support.own_models import (
     linear_onnx,
     linear_safetensors,
     memory_hungry_onnx,
+    onnx_file,
     slow_onnx,
     write_timm_stub,
 )
@@ -32,7 +35,8 @@ from touchstone.engine.oracles.oracle import TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing
 from touchstone.errors import DeadlineExceeded, InvalidModel, JobCanceled, ModelTooCostly, ModelUnusable
 from touchstone.registration import trial, trial_process
-from touchstone.registration.examination import GRADIENT_TOLERANCE, gradient_error, probe_model
+from touchstone.registration.examination import GRADIENT_TOLERANCE, probe_model
+from touchstone.registration.gradients import gradient_error
 from touchstone.registration.messages import STEPS, TrialResult
 from touchstone.registration.trial import Trial
 
@@ -104,8 +108,32 @@ def test_manifest_that_contradicts_the_model_file_is_refused() -> None:
 
 
 def test_model_with_nan_or_infinite_outputs_is_refused() -> None:
-    with pytest.raises(InvalidModel, match="answers NaN or infinity to"):
+    with pytest.raises(InvalidModel, match=r"answers NaN or infinity to (black|white|gray|noise)"):
         probe_in_process(linear_onnx(end="Log"))
+
+
+def rooted_onnx(*, middle: float, scale: float = 1.0) -> bytes:
+    """Logits of x + sqrt(scale * |x - middle|), whose gradient is not finite where the root is 0."""
+    layer: Any = linear_net()[1]  # type: ignore[index]
+    weights = {"w": layer.weight.detach().numpy(), "middle": np.float32(middle), "scale": np.float32(scale)}
+    nodes = [
+        helper.make_node("Sub", ["x", "middle"], ["from_middle"]),
+        helper.make_node("Abs", ["from_middle"], ["distance"]),
+        helper.make_node("Mul", ["distance", "scale"], ["scaled"]),
+        helper.make_node("Sqrt", ["scaled"], ["root"]),
+        helper.make_node("Add", ["x", "root"], ["sum"]),
+        helper.make_node("Flatten", ["sum"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w"], ["y"], transB=1),
+    ]
+    return onnx_file(nodes, weights, "y")
+
+
+def test_model_whose_gradient_is_not_finite_at_some_images_is_registered() -> None:
+    for middle, name in ((0.0, "black"), (0.5, "gray")):
+        assert probe_in_process(rooted_onnx(middle=middle)).probe.gradient_not_finite_at == (name,)
+    probe = run_trial(rooted_onnx(middle=0.0, scale=0.0)).probe
+    assert probe.gradient_not_finite_at == ("black", "white", "gray", "noise")
+    assert (probe.gradient_error, probe.gradient_agrees) == (None, False)
 
 
 def test_weights_that_do_not_fit_the_architecture_are_refused() -> None:

@@ -209,8 +209,10 @@ def describe_activation(steps: Iterable[Mapping[str, Any]]) -> str:
 
 def _format_probe(probe: Mapping[str, Any]) -> dict[str, str]:
     agrees, invariant = probe["gradient_agrees"], probe["batch_invariant"]
+    undefined = ", ".join(probe.get("gradient_not_finite_at", ()))
     return {
         "gradient": "agrees with finite differences" if agrees else "[red]does not agree[/]",
+        **({"gradient not finite at": undefined} if undefined else {}),
         "a row": f"{probe['forward_ms']:.2f} ms, {probe['gradient_ms']:.2f} ms with its gradient",
         "same in any batch": "yes" if invariant else "[red]no[/]: its jobs do not share passes",
     }

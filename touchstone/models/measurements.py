@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,6 +63,12 @@ class ModelProbe(Probe):
     gradient_agrees: bool = Field(
         description="Whether the gradient is that of the outputs. Where it is not, gradient-based attacks "
         "may fail on a model that other attacks break."
+    )
+
+    gradient_not_finite_at: tuple[Literal["black", "white", "gray", "noise"], ...] = Field(
+        (),
+        description="Images whose gradient has NaN or infinity, as that of a square root has at black; "
+        "attacks go on with its finite part.",
     )
 
 

@@ -20,15 +20,11 @@ from touchstone.models.loader import BuiltNetwork, build_network
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import ModelProbe
 from touchstone.models.output_end import add_output_end
+from touchstone.registration.gradients import gradient_error, has_finite_gradient
 from touchstone.registration.messages import OutputEnd, TrialResult
 from touchstone.registration.output_measurement import measure_activation
 
-DIRECTIONS = 8
-STEP_SIZES = (4e-3, 1e-3, 2.5e-4)
-"""Rounding makes differences of short steps inaccurate, and kinks of the network those of long ones."""
-
 GRADIENT_TOLERANCE = 0.05
-TINY = 1e-30
 _PEAK_MEMORY = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
@@ -46,6 +42,8 @@ def probe_model(manifest: Manifest, data: bytes, on_step: Callable[[str], None])
     oracle, found = _add_end(manifest, built)
     on_step("differentiate")
     error = gradient_error(oracle, _noise_images(manifest, 1))
+    images = {name: x[:1] for name, x in _probe_images(manifest).items()}
+    undefined = [name for name, x in images.items() if not has_finite_gradient(oracle, x)]
     row_bytes = _measure_row_bytes(manifest, oracle)
     on_step("measure")
     shape = (manifest.input.channels, manifest.input.height, manifest.input.width)
@@ -59,6 +57,7 @@ def probe_model(manifest: Manifest, data: bytes, on_step: Callable[[str], None])
         gradient_error=error if math.isfinite(error) else None,
         gradient_tolerance=GRADIENT_TOLERANCE,
         gradient_agrees=error <= GRADIENT_TOLERANCE,
+        gradient_not_finite_at=tuple(undefined),
     )
     return TrialResult(parameters=_count_parameters(oracle.module), end=found, probe=model_probe)
 
@@ -96,10 +95,8 @@ def _add_end(manifest: Manifest, built: BuiltNetwork) -> tuple[TorchOracle, Outp
 
 def _query_images(manifest: Manifest, oracle: TorchOracle, outputs: int) -> Tensor:
     """Answers (B, K) to black, white, gray and noise. Raises InvalidModel unless they are finite."""
-    noise = _noise_images(manifest, MIN_ROWS)
-    named = {"black": noise * 0, "white": noise * 0 + 1, "gray": noise * 0 + 0.5, "noise": noise}
     answers = []
-    for name, x in named.items():
+    for name, x in _probe_images(manifest).items():
         logits = _forward(manifest, oracle, x, outputs)
         if not bool(torch.isfinite(logits).all()):
             raise InvalidModel(
@@ -130,43 +127,6 @@ def _forward(manifest: Manifest, oracle: TorchOracle, x: Tensor, outputs: int | 
     return logits  # type: ignore[no-any-return]
 
 
-def gradient_error(oracle: TorchOracle, x: Tensor) -> float:
-    """How far the gradient at x (1, C, H, W) is from central differences of the answers.
-
-    The median over random directions, as a share of the gradient's length, so that a few kinks of the network
-    between the points do not count; with the step size that gives the smallest error.
-    """
-    draw = torch.Generator().manual_seed(1)
-    leaf = x.clone().requires_grad_()
-    with torch.enable_grad():
-        logits = oracle.module(oracle.preprocessing.apply(leaf))
-        weights = torch.randn(logits.shape, generator=draw)
-        [gradient] = torch.autograd.grad((logits * weights).sum(), leaf)
-    signs = torch.randint(0, 2, (DIRECTIONS, *x.shape[1:]), generator=draw) * 2.0 - 1
-    predicted = (gradient.double() * signs).flatten(1).sum(1)
-    length = float(gradient.double().norm())
-    errors = []
-    for size in STEP_SIZES:
-        found = _central_differences(oracle, x, signs, weights, size)
-        scale = max(length, float(found.abs().max()), TINY)
-        errors.append(float((found - predicted).abs().median()) / scale)
-    return min(errors)
-
-
-def _central_differences(
-    oracle: TorchOracle, x: Tensor, signs: Tensor, weights: Tensor, size: float
-) -> Tensor:
-    """Change of the weighted answers along each direction, per unit length, (D,)."""
-    ends = []
-    with torch.no_grad():
-        for side in (size, -size):
-            logits = torch.cat(
-                [oracle.module(oracle.preprocessing.apply(x + side * sign[None])) for sign in signs]
-            )
-            ends.append((logits.double() * weights).sum(1))
-    return (ends[0] - ends[1]) / (2 * size)
-
-
 def _is_deterministic(manifest: Manifest, oracle: TorchOracle) -> bool:
     x = _noise_images(manifest, MIN_ROWS)
     return torch.equal(_forward(manifest, oracle, x), _forward(manifest, oracle, x))
@@ -190,6 +150,12 @@ def _measure_peak(oracle: TorchOracle, x: Tensor) -> int | None:
         torch.autograd.grad(oracle.module(oracle.preprocessing.apply(leaf)).sum(), leaf)
     found = _PEAK_MEMORY.search(Path("/proc/self/status").read_text())
     return int(found[1]) * 1024 if found else None
+
+
+def _probe_images(manifest: Manifest) -> dict[str, Tensor]:
+    """Black, white, gray and noise."""
+    noise = _noise_images(manifest, MIN_ROWS)
+    return {"black": noise * 0, "white": noise * 0 + 1, "gray": noise * 0 + 0.5, "noise": noise}
 
 
 def _noise_images(manifest: Manifest, rows: int) -> Tensor:

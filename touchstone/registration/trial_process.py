@@ -60,7 +60,7 @@ def _error_message(failure: Failure) -> Message:
 
 
 def _send(message: Message) -> None:
-    sys.stdout.write(message.model_dump_json(exclude_none=True) + "\n")
+    sys.stdout.write(message.model_dump_json() + "\n")
     sys.stdout.flush()
 
 

@@ -19,11 +19,12 @@ const NAMES = {
   row_bytes: "Memory per row",
   gradient_error: "Gradient error",
   gradient_tolerance: "Gradient tolerance",
+  gradient_not_finite_at: "Gradient not finite at",
 };
 
 /** The label of a quantity, and its value with the unit that its name implies. */
 function quantity([name, value]) {
-  let text = value ?? "not finite";
+  let text = Array.isArray(value) ? value.join(", ") : value ?? "not finite";
   if (typeof value === "boolean") text = value ? "yes" : "no";
   else if (name.endsWith("_at")) text = moment(value);
   else if (name.endsWith("_ms")) text = seconds(value / 1000);

@@ -1,0 +1,66 @@
+"""Whether the gradient of a network is that of its answers, and finite."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from touchstone.engine.oracles.oracle import TorchOracle
+
+DIRECTIONS = 8
+STEP_SIZES = (4e-3, 1e-3, 2.5e-4)
+"""Rounding makes differences of short steps inaccurate, and kinks of the network those of long ones."""
+
+TINY = 1e-30
+
+
+def gradient_error(oracle: TorchOracle, x: Tensor) -> float:
+    """How far the gradient at x (1, C, H, W) is from central differences of the answers.
+
+    The median over random directions, as a share of the gradient's length, so that a few kinks of the network
+    between the points do not count; with the step size that gives the smallest error; infinite
+    where no difference is finite.
+    """
+    gradient, weights = _differentiate(oracle, x)
+    draw = torch.Generator().manual_seed(1)
+    signs = torch.randint(0, 2, (DIRECTIONS, *x.shape[1:]), generator=draw) * 2.0 - 1
+    predicted = (gradient.double() * signs).flatten(1).sum(1)
+    length = float(gradient.double().norm())
+    errors = []
+    for size in STEP_SIZES:
+        found = _central_differences(oracle, x, signs, weights, size)
+        scale = max(length, float(found.abs().max()), TINY)
+        errors.append(float((found - predicted).abs().median()) / scale)
+    return min(filter(math.isfinite, errors), default=math.inf)
+
+
+def has_finite_gradient(oracle: TorchOracle, x: Tensor) -> bool:
+    """Whether the gradient at x (1, C, H, W) has neither NaN nor infinity."""
+    gradient, _ = _differentiate(oracle, x)
+    return bool(torch.isfinite(gradient).all())
+
+
+def _differentiate(oracle: TorchOracle, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient at x of the answers, weighted at random, and these weights (1, K)."""
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = oracle.module(oracle.preprocessing.apply(leaf))
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+        [gradient] = torch.autograd.grad((logits * weights).sum(), leaf)
+    return gradient, weights
+
+
+def _central_differences(
+    oracle: TorchOracle, x: Tensor, signs: Tensor, weights: Tensor, size: float
+) -> Tensor:
+    """Change of the weighted answers along each direction, per unit length, (D,)."""
+    ends = []
+    with torch.no_grad():
+        for side in (size, -size):
+            logits = torch.cat(
+                [oracle.module(oracle.preprocessing.apply(x + side * sign[None])) for sign in signs]
+            )
+            ends.append((logits.double() * weights).sum(1))
+    return (ends[0] - ends[1]) / (2 * size)
