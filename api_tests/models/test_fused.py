@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from touchstone.models.fused import onednn
+from touchstone.models.fused import onednn, segments
 from touchstone.models.fused.stages import RELU, RELU6, FrozenConv, Stage, fold_batch_norm
 from touchstone.models.fused.trunk import Trunk
 
@@ -122,3 +123,44 @@ def test_batch_norm_without_running_statistics_cannot_be_folded() -> None:
 def test_skip_past_a_clamp_is_refused() -> None:
     with pytest.raises(ValueError, match="last convolution"):
         Stage(conv(3, 3, 1, ceiling=RELU), skip=True)
+
+
+BAD = {"nan": math.nan, "infinity": math.inf, "minus infinity": -math.inf, "huge": -1e35}
+
+
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+def test_pixel_that_is_not_finite_has_the_same_effect_as_in_pytorch(
+    monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    net, x = trunk(), images(4, 3, 33, 33)
+    expected_of_the_finite = net(x)
+    x[2, 1, 16, 16] = value
+    fast, gradient = logits_and_gradient(net, x)
+    disable_onednn(monkeypatch)
+    reference, expected = logits_and_gradient(net, x)
+    torch.testing.assert_close(fast, reference, rtol=1e-4, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert bool(fast[2].isnan().any()) == (value != -1e35)
+    torch.testing.assert_close(fast[[0, 1, 3]], expected_of_the_finite[[0, 1, 3]])
+
+
+@pytest.mark.parametrize("scale", [1e9, 1e38, math.nan])
+def test_overflow_between_layers_is_not_hidden(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    net, x = Trunk(*(Stage(conv(4, 4, 3, padding=1, ceiling=RELU)) for _ in range(6))), images(2, 4, 5, 5)
+    for one in itertools.chain.from_iterable(net):
+        one.weight.mul_(scale)
+    fast = net(x)
+    disable_onednn(monkeypatch)
+    reference = net(x)
+    assert bool(reference.isnan().any())
+    torch.testing.assert_close(fast, reference, equal_nan=True)
+
+
+def test_deep_trunk_is_split_where_its_bound_ends() -> None:
+    deep = [Stage(conv(4, 4, 3, padding=1, ceiling=RELU)) for _ in range(60)]
+    capped = [Stage(conv(4, 4, 3, padding=1, ceiling=RELU6)) for _ in range(60)]
+    assert len(segments.pack(capped, (4, 5, 5))) == 1
+    parts = segments.pack(deep, (4, 5, 5))
+    assert 1 < len(parts) < 10
+    assert all(part.bounded for part in parts)
+    assert [stage for part in parts for stage in part.stages] == deep

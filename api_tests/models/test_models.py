@@ -93,6 +93,18 @@ def test_fused_network_matches_plain_logits_and_gradients(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_pixel_that_is_not_a_number_makes_the_logits_of_its_image_nan(model: str) -> None:
+    manifest = zoo.find_manifest(model)
+    x = inputs(manifest)
+    clean = load_module(manifest)(x)
+    x[0, 0, 9, 9] = torch.nan
+    y = load_module(manifest)(x)
+    assert bool(y[0].isnan().all())
+    assert bool(load_plain(manifest)(x[:1]).isnan().all())
+    torch.testing.assert_close(y[1:], clean[1:])
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_loading_freezes_the_network_and_has_no_side_effects(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

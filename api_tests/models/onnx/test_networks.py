@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import random
 
@@ -14,7 +15,14 @@ import torch
 from onnx import helper
 from torch import Generator, Tensor, nn
 
-from api_tests.support.onnx_networks import SIDE, build_network, build_onnx_model, export_onnx, linear_head
+from api_tests.support.onnx_networks import (
+    NETWORKS,
+    SIDE,
+    build_network,
+    build_onnx_model,
+    export_onnx,
+    linear_head,
+)
 from touchstone.models.loader import load_plain
 from touchstone.models.onnx import build, network as network_module, read
 from touchstone.models.onnx.builder import ImportedModel
@@ -75,6 +83,18 @@ def test_exported_network_keeps_its_logits_and_gradients(name: str, opset: int, 
     assert difference(ours[0], run_onnxruntime(data, x)) < 1e-4
     assert difference(ours[0], reference[0]) < 1e-4
     assert difference(ours[1], reference[1]) < 1e-4
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pixel_that_is_not_finite_has_the_same_effect_as_in_the_original(name: str) -> None:
+    net = build_network(name)
+    module = build(read(export_onnx(net, opset=17))).module
+    for value in (math.nan, math.inf, -math.inf):
+        x = images(3)
+        x[1, 2, 9, 9] = value
+        y = net(x)
+        torch.testing.assert_close(module(x), y, rtol=1e-3, atol=1e-3, equal_nan=True)
+        assert bool(y.isnan().any()) or not math.isnan(value), "ReLU6 makes a number of infinity, not of NaN"
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from touchstone.models.fused import onednn
+from touchstone.models.fused import onednn, segments
 from touchstone.models.fused.stages import Stage
 
 
@@ -18,7 +18,7 @@ class Trunk(nn.Module):
     def __init__(self, *stages: Stage) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self._packed: dict[onednn.Shape, tuple[onednn.PackedStage, ...]] = {}
+        self._packed: dict[onednn.Shape, tuple[segments.Segment, ...]] = {}
 
     def __iter__(self) -> Iterator[Stage]:
         return iter(self.stages)  # type: ignore[arg-type]
@@ -26,17 +26,17 @@ class Trunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, C, H, W) to features (B, C', H', W')."""
         x = x.contiguous(memory_format=torch.channels_last)
-        if onednn.is_supported(x):
-            return onednn.run_stages(x, self._pack(x))
-        for stage in self:
-            x = stage(x)
+        if not onednn.is_supported(x):
+            return segments.run_layers(x, list(self))
+        for segment in self._pack(x):
+            x = segment.run(x)
         return x
 
-    def _pack(self, x: Tensor) -> tuple[onednn.PackedStage, ...]:
+    def _pack(self, x: Tensor) -> tuple[segments.Segment, ...]:
         _, channels, height, width = x.shape
         size = (channels, height, width)
         if size not in self._packed:
-            self._packed[size] = onednn.pack(list(self), size)
+            self._packed[size] = segments.pack(list(self), size)
         return self._packed[size]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Trunk:

@@ -23,7 +23,7 @@ _UNARY: dict[str, Callable[..., Any]] = {
     "Floor": torch.floor,
     "Ceil": torch.ceil,
     "Round": torch.round,
-    "Sign": torch.sign,
+    "Sign": lambda x: torch.where(x.isnan(), x, x.sign()),
     "Not": torch.logical_not,
     "IsNaN": torch.isnan,
     "Sin": torch.sin,
