@@ -115,6 +115,9 @@ Starts = Annotated[
 Ratio = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_parse_finite)]
 """A finite real number."""
 
+Confidence = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), BeforeValidator(_parse_finite)]
+"""A probability that is neither 0 nor 1."""
+
 Defence = Annotated[
     str, StringConstraints(pattern=r"^(none|jpeg-([1-9][0-9]?|100)|bits-[1-7]|median-[357])$")
 ]

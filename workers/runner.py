@@ -177,7 +177,8 @@ class Runner:
         if claimed.stop_reason in ("stopping", "lost") or isinstance(failure, WorkerStopping):
             return None
         if claimed.stop_reason == "overdue":
-            failure = DeadlineExceeded("the job ran longer than its deadline allowed")
+            late = isinstance(failure, DeadlineExceeded)  # then it says more
+            failure = failure if late else DeadlineExceeded("the job ran longer than its deadline allowed")
         elif claimed.stop_reason == "canceled" or isinstance(failure, JobCanceled):
             return {"status": "canceled"}
         elif isinstance(failure, _TRANSIENT) and self._leave_to_retry(claimed):
@@ -220,11 +221,13 @@ def _reproduced_values(result: Mapping[str, Any]) -> list[Any]:
 
 
 def _are_comparable(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    """False if a deadline, or counts of earlier jobs, made two certificates end at different numbers of
-    samples.
+    """False if a deadline ended an attack, or if a deadline or counts of earlier jobs made two certificates
+    end at different numbers of samples.
     """
     counts = [one.get("sampling", {}) for one in (before, result)]
     overdue = any(one.get("stopped_by") == DeadlineExceeded.code for one in (before, result))
+    if overdue and not any(counts):
+        return False
     differing = overdue or any(count.get("pooled") for count in counts)
     return not differing or counts[0].get("n_used") == counts[1].get("n_used")
 

@@ -82,7 +82,7 @@ def test_stalled_row_halves_its_step_and_returns_to_its_best_point():
 
 def test_restarts_and_eot_multiply_the_gradient_queries():
     model, x = touchstone.wrap(linear_model()), gray_images(3)
-    fields = {"eps": 0.001, "steps": 4, "early_stop": False}
+    fields = {"eps": 0.005, "steps": 4, "early_stop": False}
     once = touchstone.attack(model, x, None, "apgd", **fields).queries
     often = touchstone.attack(model, x, None, "apgd", restarts=3, eot=5, **fields).queries
     assert once.backward == 3 * 4
@@ -146,7 +146,7 @@ def test_autoattack_names_the_part_that_succeeded_and_warns_if_it_was_square():
     (verdict,), _ = touchstone.evaluation.run_plans(
         [attack_image(attack, pixels, model.oracle, label=None, target=None, seed=0)], model.oracle
     )
-    assert verdict.met
+    assert verdict.success_float
     assert verdict.found_by in ("apgd-ce", "square")
     assert ("black_box_beats_white_box" in verdict.diagnostics) == (verdict.found_by == "square")
 

@@ -56,7 +56,7 @@ def test_misclassified_rows_cost_no_further_queries():
         touchstone.wrap(linear_model(classes=10)), gray_images(8), None, "deepfool", quantize=False
     )
     assert found.queries.backward == 8 * (9 + 2)  # the look that shows the success asks for the next step
-    assert found.queries.forward == 8 * (1 + 1 + 2)
+    assert found.queries.forward == 8 * (1 + 1 + 2 + 1)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 30])

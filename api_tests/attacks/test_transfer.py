@@ -81,7 +81,7 @@ def test_surrogate_without_gradients_adds_no_diagnostics_of_the_target() -> None
         surrogates=[touchstone.wrap(Deaf()).oracle],
     )
     (verdict,), _ = evaluation.run_plans([plan], target)
-    assert not verdict.met
+    assert not verdict.success_float
     assert verdict.diagnostics == []
 
 

@@ -18,7 +18,7 @@ from touchstone.fields import Seed, parse_fraction, refuse_unknown
 from touchstone.ledger.quotas import QuotaUsage
 from touchstone.ledger.records import ImageRef, JobKind, ModelRef, Submission, max_output_bytes
 from touchstone.methods import Method, find as find_method, invalid_parameter, total_cost
-from touchstone.methods.compatibility import check_compatible, resolve_parameters
+from touchstone.methods.compatibility import check_compatible, check_target, resolve_parameters
 from touchstone.methods.prediction import Predict
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ModelStore, find_model
@@ -234,8 +234,7 @@ def _resolve_classes(
         raise InvalidParameter(f"target: {method.info.name} cannot be targeted; leave it out", field="target")
     label = None if asked.label is None else manifest.resolve_label(asked.label)
     target = None if asked.target is None else manifest.resolve_label(asked.target, field="target")
-    if label is not None and label == target:
-        raise InvalidParameter("target: the same class as label; choose another one to reach", field="target")
+    check_target(label, target)
     return label, target
 
 

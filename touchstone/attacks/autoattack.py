@@ -22,8 +22,6 @@ from touchstone.methods import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from touchstone.engine import Best, Case, Plan, PlanOf
 
 
@@ -55,7 +53,12 @@ class AutoAttack(GradientAttack):
     def parts(self) -> Mapping[str, Attack]:
         """The four, as they are declared in their own files."""
         sparse = self.norm == "l1"
-        ball = {"norm": self.norm, "eps": self.eps, "early_stop": self.early_stop}
+        ball = {
+            "norm": self.norm,
+            "eps": self.eps,
+            "early_stop": self.early_stop,
+            "min_confidence": self.min_confidence,
+        }
         climb = {**ball, "steps": self.steps}
         return {
             "apgd-ce": _make_attack("apgd", climb, restarts=5 if sparse else 1),
@@ -81,12 +84,13 @@ class AutoAttack(GradientAttack):
     def run(self, case: Case) -> Plan:
         """Each part on the rows that are not done; what it found is queried as a file before it counts."""
         best, by = engine.Best.initial(case.threat.x0), case.goal.label.new_full((len(case),), -1)
+        target = engine.target_score(case) if self.early_stop else torch.inf
         for index, part in enumerate(self.parts().values()):
-            rows = (by < 0).nonzero().flatten() if self.early_stop else _all_rows(by)
+            rows = (best.score < target).nonzero().flatten()
             if not len(rows):
                 break
             found = yield from _run_part(case[rows], part)
-            new = (found.score >= engine.SUCCESS) & (by[rows] < 0)
+            new = (found.score >= engine.SUCCESS) & (found.score > best.score[rows])
             best, by = best.put(rows, found), by.index_fill(0, rows[new], index)
         return replace(best.to_found(), part=by)
 
@@ -99,13 +103,9 @@ def _make_attack(name: str, fields: Mapping[str, object], **others: object) -> A
 
 
 def _run_part(case: Case, part: Attack) -> PlanOf[Best]:
-    """What a part found, scored by the margin of its files."""
+    """What a part found, its files scored by what the model says of them."""
     found = yield from evaluation.run_attempts(part, case)
     x = case.threat.project(found.x)
     logits = (yield case.query(x)).logits
-    margin = engine.Margin(case.goal)(logits)
-    return engine.Best(x, margin.masked_fill(case.goal.is_met(logits), engine.SUCCESS_AS_FILE))
-
-
-def _all_rows(rows: Tensor) -> Tensor:
-    return torch.arange(len(rows), device=rows.device)
+    success = engine.score_successes(case, logits, engine.SUCCESS_AS_FILE)
+    return engine.Best(x, torch.where(case.goal.is_met(logits), success, engine.Margin(case.goal)(logits)))

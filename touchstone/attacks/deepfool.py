@@ -98,7 +98,7 @@ class DeepFoolRows(engine.Rows):
         """
         if answer.loss is not None:
             return self, answer.loss, answer.gradient
-        gaps = answer.logits.gather(1, self.rivals) - answer.logits.gather(1, self.case.goal.label[:, None])
+        gaps = engine.class_leads(answer.logits, self.rivals, self.case.goal.label)
         normals, dual = answer.gradient, DUAL.get(self.case.threat.norm.name, 2.0)
         new_slopes = torch.linalg.vector_norm(normals.flatten(2), dual, 2)
         slopes = torch.cat([new_slopes, self.slopes[:, new_slopes.shape[1] :]], 1)

@@ -188,7 +188,7 @@ def _rival_boundary(case: Case, x: Tensor, rivals: Tensor) -> PlanOf[tuple[Tenso
 def _nearest_boundary(case: Case, x: Tensor, rivals: Tensor) -> PlanOf[tuple[Tensor, Tensor]]:
     """Of the boundaries between the label and its rivals (B, k), the nearest in the linearized model."""
     answer = yield engine.Jacobian(x, rivals, case.goal.label)
-    gaps = answer.logits.gather(1, rivals) - answer.logits.gather(1, case.goal.label[:, None])
+    gaps = engine.class_leads(answer.logits, rivals, case.goal.label)
     normals = answer.gradient
     slopes = torch.linalg.vector_norm(normals.flatten(2), DUAL[case.threat.norm.name], 2)
     chosen = (gaps.abs() / slopes.clamp_min(TINY)).argmin(1)
@@ -214,7 +214,7 @@ def _final_search(case: Case, best: Nearest, margin0: Tensor) -> PlanOf[Nearest]
     case, outside, low = case[rows], case.threat.x0[rows], margin0[rows]
     inside, high = best.x[rows], best.margin[rows]
     for _ in range(FINAL_STEPS):
-        part = (low / (low - high).clamp_max(-TINY)).clamp(0, 1)
+        part = (low / (low - high).clamp_max(-TINY)).nan_to_num(0.5).clamp(0, 1)
         x = outside.lerp(inside, engine.column(part, inside))
         found = engine.Nearest.from_logits(case, x, (yield engine.Logits(x)).logits)
         best = best.put(rows, found)

@@ -61,7 +61,7 @@ class NES(StepSize, FixedBudget):
         """Estimate, step, query; an image is done once its goal is met."""
         whole = case = engine.round_eps_down(case)
         best, rows = engine.Best.initial(case.threat.x0), torch.arange(len(case), device=case.device)
-        x, left = case.threat.x0, self.queries
+        x, left, target = case.threat.x0, self.queries, engine.done_progress(case)
         grad = torch.zeros_like(x)
         while left:
             pairs = min(self.samples, left - 1) // 2
@@ -71,8 +71,8 @@ class NES(StepSize, FixedBudget):
             x = case.threat.step(x, grad, self.resolve_step_size(case.threat.eps))
             score = yield from engine.query_progress(case, x)
             best = best.put(rows, engine.Best(x, score))
-            if self.early_stop and bool((score > 0).any()):
-                keep = score <= 0
+            if self.early_stop and bool((score >= target).any()):
+                keep = score < target
                 if not bool(keep.any()):
                     break
                 case, x, rows, grad = case[keep], x[keep], rows[keep], grad[keep]
@@ -86,4 +86,5 @@ class NES(StepSize, FixedBudget):
         every = torch.arange(len(x), device=x.device).repeat_interleave(2 * pairs)
         score = engine.objective(case.goal[every], answer.logits).view(len(x), 2, pairs)
         weight = (score[:, 0] - score[:, 1]) / (2 * self.sigma * pairs)
+        weight = weight.nan_to_num(0, 0, 0)  # of neighbors without finite logits nothing is known
         return (u.flatten(2) * weight[..., None]).sum(1).view_as(x)

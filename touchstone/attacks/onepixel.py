@@ -61,6 +61,10 @@ class OnePixel(Attack):
         description="Share of a child that is new; the rest is its parent's. 1: no crossover.",
     )
 
+    def radius(self, channels: int) -> float:
+        """All values of as many pixels."""
+        return self.pixels * channels
+
     def cost(self) -> Cost:
         """The query budget."""
         return Cost(forward=self.queries, backward=0)

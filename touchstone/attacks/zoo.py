@@ -122,6 +122,7 @@ class ZOO(MinimalNorm):
         every = torch.arange(rows, device=x.device).repeat_interleave(2 * count + 1)
         margin = engine.Margin(case.goal[every])(logits).clamp_max(0).view(rows, -1)
         slope = (margin[:, 1 : count + 1] - margin[:, count + 1 :]) / (2 * self.difference)
+        slope = slope.nan_to_num(0, 0, 0)  # of points without finite logits nothing is known
         here = logits.view(rows, 2 * count + 1, -1)[:, 0]
         nearness = 1 / case.threat.distance(x).clamp_min(TINY)
         score = torch.where(case.goal.is_met(here), nearness, margin[:, 0])

@@ -24,6 +24,7 @@ from .goals import (
     Goal as Goal,
     Loss as Loss,
     Margin as Margin,
+    class_leads as class_leads,
 )
 from .noise import (
     Noise as Noise,
@@ -94,6 +95,7 @@ from .search.decision_boundary import (
 from .search.gradient_ascent import (
     SUCCESS as SUCCESS,
     SUCCESS_AS_FILE as SUCCESS_AS_FILE,
+    SUCCESS_WITH_CONFIDENCE as SUCCESS_WITH_CONFIDENCE,
     Best as Best,
     SteepestAscent as SteepestAscent,
     StepRule as StepRule,
@@ -101,6 +103,7 @@ from .search.gradient_ascent import (
     replace_saturated_gradient as replace_saturated_gradient,
     run_restarts as run_restarts,
     score as score,
+    score_successes as score_successes,
     take_step as take_step,
     target_score as target_score,
 )
@@ -108,6 +111,7 @@ from .search.nearest import (
     Nearest as Nearest,
 )
 from .search.random_search import (
+    done_progress as done_progress,
     goal_progress as goal_progress,
     objective as objective,
     query_progress as query_progress,

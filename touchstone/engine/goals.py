@@ -1,4 +1,7 @@
-"""Goals of attacks, and losses that rise towards them."""
+"""Goals of attacks, and losses that rise towards them.
+
+Where a logit is NaN or infinite there is no prediction: such a row meets no goal, and its loss is -∞.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from touchstone.engine.rows import Rows
+
+
+def are_finite(logits: Tensor) -> Tensor:
+    """Which rows of the logits (B, K) are a prediction, (B,) bool: neither NaN nor infinite anywhere."""
+    return logits.isfinite().all(1)
+
+
+def lower_non_finite(loss: Tensor, logits: Tensor) -> Tensor:
+    """The losses (B,), -∞ where there is no prediction or no loss: no such point is the best."""
+    return loss.masked_fill(~are_finite(logits) | loss.isnan(), -torch.inf)
+
+
+def class_leads(logits: Tensor, classes: Tensor, label: Tensor) -> Tensor:
+    """By how much the logits of some classes (B, k) exceed the label's (B,); 0 where that is not finite."""
+    leads = logits.gather(1, classes) - logits.gather(1, label[:, None])
+    return leads.nan_to_num(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,16 @@ class Goal(Rows):
 
     def is_met(self, logits: Tensor) -> Tensor:
         """Which rows of the logits (B, K) meet the goal, (B,) bool."""
-        return (logits.argmax(1) == self.label) == self.targeted
+        return ((logits.argmax(1) == self.label) == self.targeted) & are_finite(logits)
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """The logarithm (B,) of p/(1-p), p being the probability of the target or, untargeted, of the
+        likeliest class but the label.
+        """
+        other = logits.scatter(1, self.label[:, None], -torch.inf).argmax(1)
+        wanted = self.label.where(self.targeted, other)[:, None]
+        odds = logits.gather(1, wanted)[:, 0] - logits.scatter(1, wanted, -torch.inf).logsumexp(1)
+        return lower_non_finite(odds, logits)
 
     def orient(self, loss: Tensor) -> Tensor:
         """A loss that falls as `label` gains, turned so that the goal is always uphill."""
@@ -75,7 +103,8 @@ class CrossEntropy(Rows):
         return CrossEntropy
 
     def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
-        return self.goal.orient(functional.cross_entropy(logits, self.goal.label, reduction="none"))
+        loss = functional.cross_entropy(logits, self.goal.label, reduction="none")
+        return lower_non_finite(self.goal.orient(loss), logits)
 
 
 @dataclass(frozen=True)
@@ -91,7 +120,7 @@ class Margin(Rows):
     def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
         label = self.goal.label[:, None]
         others = logits.scatter(1, label, -torch.inf).amax(1)
-        return self.goal.orient(others - logits.gather(1, label)[:, 0])
+        return lower_non_finite(self.goal.orient(others - logits.gather(1, label)[:, 0]), logits)
 
 
 @dataclass(frozen=True, init=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from touchstone.engine.goals import are_finite, lower_non_finite
 from touchstone.engine.queries import Answer, NoisyLogits, PlanOf, Query
 from touchstone.errors import GradientRefused
 from touchstone.fields import Access
@@ -73,8 +74,9 @@ def _enforce_access(budget: _QueryBudget, access: Access, query: AnyQuery) -> Pl
 
 
 def _decision(logits: Tensor) -> Tensor:
-    """The predicted class alone, one-hot."""
-    return functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+    """The predicted class alone, one-hot; NaN where there is none."""
+    chosen = functional.one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+    return chosen.masked_fill(~are_finite(logits)[:, None], torch.nan)
 
 
 def average_gradients(plan: PlanOf[T], times: int) -> PlanOf[T]:
@@ -100,11 +102,26 @@ def _average_answers(times: int, query: AnyQuery) -> PlanOf[Answer]:
 
 @dataclass
 class Diagnosis:
-    """Signs of gradient masking (Athalye et al. 2018, section 3.1)."""
+    """Signs that an attack was misled, as by gradient masking (Athalye et al. 2018, section 3.1);
+    docs/attacks.md lists them all.
+    """
 
     gradients: int = 0
     empty: int = 0
     signs: set[str] = field(default_factory=set)
+
+    def note_logits(self, logits: Tensor) -> None:
+        """Note points (B, K) at which the model gave no prediction."""
+        if not bool(logits.isfinite().all()):
+            self.signs.add("non_finite_logits")
+
+    def note_gradients(self, grad: Tensor) -> None:
+        """Note gradients, (B, C, H, W) or (B, k, C, H, W), that are zero or not finite."""
+        total = grad.flatten(1).sum(1)  # a row is examined only where its sum leaves a doubt
+        self.gradients += len(grad)
+        self.empty += int((~grad[total == 0].flatten(1).any(1)).sum())
+        if not bool(grad[~total.isfinite()].isfinite().all()):
+            self.signs.add("non_finite_gradient")
 
     def codes(self) -> list[str]:
         """The signs that were found, as stable codes."""
@@ -113,13 +130,26 @@ class Diagnosis:
 
 
 def diagnose(plan: PlanOf[T], diagnosis: Diagnosis) -> PlanOf[T]:
-    """A plan whose gradients, those of the model under attack, are checked on the way."""
-    return rewrite_queries(plan, partial(_note_gradients, diagnosis))
+    """A plan that goes on wherever the model's answer is not finite; what that says is noted in `diagnosis`.
+
+    Values of a gradient that are NaN or infinite count as 0, losses that are NaN as -∞, and a point without
+    finite logits meets no goal and is never the best.
+    """
+    return rewrite_queries(plan, partial(_examine_answer, diagnosis))
 
 
-def _note_gradients(diagnosis: Diagnosis, query: AnyQuery) -> PlanOf[Answer]:
-    answer = yield query
-    if answer.grad is not None and query.surrogate is None:
-        diagnosis.gradients += len(answer.grad)
-        diagnosis.empty += int((~answer.grad.flatten(1).any(1)).sum())
-    return answer
+def _examine_answer(diagnosis: Diagnosis, query: AnyQuery) -> PlanOf[Answer]:
+    if isinstance(query, NoisyLogits):
+        return (yield query)
+    answer = yield replace(query, allow_non_finite=True)
+    if query.surrogate is None:
+        diagnosis.note_logits(answer.logits)
+        if answer.grad is not None:
+            diagnosis.note_gradients(answer.grad)
+    loss = None if answer.loss is None else lower_non_finite(answer.loss, answer.logits)
+    return Answer(answer.logits, loss, None if answer.grad is None else _drop_non_finite(answer.grad))
+
+
+def _drop_non_finite(grad: Tensor) -> Tensor:
+    """The gradients with 0 in place of NaN and infinity."""
+    return grad if bool(grad.sum().isfinite()) else grad.nan_to_num(0, 0, 0)

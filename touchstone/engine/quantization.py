@@ -17,6 +17,11 @@ SLACK = 1e-9
 """
 
 
+def is_within(distance: Tensor, eps: Tensor) -> Tensor:
+    """Which distances (B,), in float64, are at most the radius (B,), up to `SLACK`."""
+    return distance <= eps.double() * (1 + SLACK)
+
+
 def to_pixels(x: Tensor) -> Tensor:
     """Images in [0,1] as uint8, rounded to the nearest level."""
     return (x * LEVELS).round().to(torch.uint8)
@@ -27,6 +32,13 @@ def from_pixels(pixels: Tensor) -> Tensor:
     through.
     """
     return pixels.to(torch.float32) / LEVELS
+
+
+def smallest_step(like: Tensor, norm: Norm) -> float:
+    """The size of the smallest change that a file can hold: one level of one value of an image."""
+    step = like.new_zeros((1, *like.shape[1:])).double()
+    step.flatten()[0] = 1 / LEVELS
+    return float(norm.size(step))
 
 
 def on_lattice(x: Tensor) -> bool:
@@ -52,7 +64,7 @@ def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -
         return torch.where((moved < -SLACK) | (moved > LEVELS + SLACK), steps - steps.sign(), steps)
 
     def fits(scale: Tensor) -> Tensor:
-        return norm.size(round_steps(scale) / LEVELS) <= eps.double() * (1 + SLACK)
+        return is_within(norm.size(round_steps(scale) / LEVELS), eps)
 
     low, high = torch.zeros_like(eps, dtype=torch.float64), torch.ones_like(eps, dtype=torch.float64)
     if not bool(fits(high).all()):

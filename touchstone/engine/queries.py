@@ -17,11 +17,13 @@ from touchstone.engine.rows import Rows
 class Query(Rows):
     """A query about images `x` (B, C, H, W) in [0,1], at any size.
 
-    It goes to the model under attack or, where one is given, to the oracle `surrogate`.
+    It goes to the model under attack or, where one is given, to the oracle `surrogate`. Logits that are NaN
+    or infinite fail the plan, unless it can do with them: `allow_non_finite`.
     """
 
     x: Tensor
     surrogate: Any = field(default=None, kw_only=True)
+    allow_non_finite: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -96,6 +98,7 @@ class NoisyLogits:
 
     backward_passes = 0
     surrogate = None
+    allow_non_finite = False
 
     @property
     def image_shape(self) -> tuple[int, ...]:

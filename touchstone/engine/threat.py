@@ -12,7 +12,7 @@ from torch import Tensor
 from touchstone.engine.goals import Goal
 from touchstone.engine.noise import Noise
 from touchstone.engine.norms import Norm
-from touchstone.engine.quantization import snap
+from touchstone.engine.quantization import is_within, smallest_step, snap
 from touchstone.engine.queries import FileLogits, Logits
 from touchstone.engine.rows import Rows, column
 
@@ -57,7 +57,8 @@ class Threat(Rows):
 class Case(Rows):
     """What an attack is given: per row an original with its threat, a goal and a noise stream.
 
-    With `quantize`, success counts only if it survives rounding to 8 bits.
+    With `quantize`, success counts only if it survives rounding to 8 bits. With a `min_confidence`, an attack
+    that stops early does so only where the goal is met with that confidence.
     """
 
     threat: Threat
@@ -65,6 +66,19 @@ class Case(Rows):
     noise: Noise
     quantize: bool = True
     surrogates: tuple[Any, ...] = ()  # oracles of other models, for transfer attacks
+    min_confidence: float | None = None
+
+    def is_confident(self, logits: Tensor) -> Tensor:
+        """Which rows have at least the confidence that was asked for, (B,) bool; none where none was."""
+        if self.min_confidence is None:
+            return torch.zeros_like(self.goal.targeted)
+        return self.goal.log_odds(logits).sigmoid() >= self.min_confidence
+
+    @property
+    def below_one_level(self) -> Tensor:
+        """Which rows are judged as files and have no file but the original within their radius, (B,) bool."""
+        least = torch.full_like(self.threat.eps, smallest_step(self.threat.x0, self.threat.norm)).double()
+        return ~is_within(least, self.threat.eps) & self.quantize
 
     def snap(self, x: Tensor) -> Tensor:
         """The images as an 8-bit file can hold them, still within the threat; see `quantization.snap`."""

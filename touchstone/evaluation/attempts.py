@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from touchstone.engine.plans import average_gradients, restrict
+from touchstone.engine.plans import Diagnosis, average_gradients, diagnose, restrict
 from touchstone.engine.queries import Found, Plan, PlanOf
-from touchstone.engine.rows import Rows
+from touchstone.engine.rows import Rows, column
 from touchstone.engine.search.gradient_ascent import SUCCESS, Best, run_restarts
 from touchstone.engine.search.rounding import round_to_success
 from touchstone.engine.threat import Case
@@ -18,34 +18,51 @@ from touchstone.methods import Attack, MinimalNorm, RestartedAttack
 
 @dataclass(frozen=True)
 class AttackResult(Rows):
-    """The result of an attack, per row."""
+    """The result of an attack before rounding, per row."""
 
-    x: Tensor  # (B, C, H, W) the best images before rounding
-    rounded: (
-        Tensor  # (B, C, H, W) the same on the 8-bit lattice; equal to `x` where the case does not quantize
-    )
+    x: Tensor  # (B, C, H, W) the best images
     already_met: Tensor  # (B,) the original met the goal already
-    met: Tensor  # (B,) `x` meets the goal
+    met: Tensor  # (B,) by the attack's own account `x` meets the goal
     part: Tensor  # (B,) which of the attack's parts found it: an index, or -1
 
+    def put(self, rows: Tensor, found: Found) -> AttackResult:
+        """This result with what was found in the rows of index vector `rows`."""
+        return replace(
+            self,
+            x=self.x.index_copy(0, rows, found.x),
+            met=self.met.index_copy(0, rows, found.met),
+            part=self.part if found.part is None else self.part.index_copy(0, rows, found.part),
+        )
 
-def attack_rows(attack: Attack, case: Case, clean: Tensor) -> PlanOf[AttackResult]:
-    """Attack the originals that do not meet the goal already, and round what was found.
+
+def attack_rows(attack: Attack, case: Case, clean: Tensor, diagnosis: Diagnosis) -> PlanOf[AttackResult]:
+    """Attack the originals that do not meet the goal already, unless no file but the original is in reach.
 
     `clean` (B, K) are the logits of the originals.
     """
     done = case.goal.is_met(clean)
-    x, rounded, met = case.threat.x0, case.threat.x0, done
-    part = torch.full_like(case.goal.label, -1)
-    if not bool(done.all()):
-        rows = (~done).nonzero().flatten()
-        case = case[~done]
-        found = yield from run_attempts(attack, case)
-        x = x.index_copy(0, rows, found.x)
-        rounded = rounded.index_copy(0, rows, (yield from _round_found(attack, case, found)))
-        met = met.index_copy(0, rows, found.met)
-        part = part if found.part is None else part.index_copy(0, rows, found.part)
-    return AttackResult(x, rounded, done, met, part)
+    out_of_reach = ~done & case.below_one_level
+    if bool(out_of_reach.any()):
+        diagnosis.signs.add("below_one_level")
+    result = AttackResult(case.threat.x0, done, done, torch.full_like(case.goal.label, -1))
+    rows = (~done & ~out_of_reach).nonzero().flatten()
+    if not len(rows):
+        return result
+    found = yield from diagnose(run_attempts(attack, case[rows]), diagnosis)
+    return result.put(rows, _without_non_finite(case[rows], found))
+
+
+def round_rows(attack: Attack, case: Case, sought: AttackResult) -> PlanOf[Tensor]:
+    """What was found on the 8-bit lattice, (B, C, H, W), or as it is where the case does not quantize."""
+    rows = (sought.x != case.threat.x0).flatten(1).any(1).nonzero().flatten()
+    if not case.quantize or not len(rows):
+        return sought.x
+    found = Found(sought.x[rows], sought.met[rows])
+    if isinstance(attack, MinimalNorm):
+        files = yield from round_to_success(case[rows], found)
+    else:
+        files = case[rows].snap(found.x)
+    return sought.x.index_copy(0, rows, files)
 
 
 def run_attempts(attack: Attack, case: Case) -> Plan:
@@ -73,9 +90,7 @@ def _run_attempt(attack: Attack, case: Case) -> Plan:
     return restrict(plan, attack.info.access, queries and queries * len(case))
 
 
-def _round_found(attack: Attack, case: Case, found: Found) -> PlanOf[Tensor]:
-    if not case.quantize:
-        return found.x
-    if isinstance(attack, MinimalNorm):
-        return (yield from round_to_success(case, found))
-    return case.snap(found.x)
+def _without_non_finite(case: Case, found: Found) -> Found:
+    """What was found, with the originals in place of images that are not finite."""
+    whole = found.x.flatten(1).isfinite().all(1)
+    return replace(found, x=found.x.where(column(whole, found.x), case.threat.x0), met=found.met & whole)

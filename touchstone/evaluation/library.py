@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,18 +18,17 @@ from touchstone.engine.certification.sampling import CertificateCase
 from touchstone.engine.defences import straight_through
 from touchstone.engine.device import choose_device, tune_allocator
 from touchstone.engine.goals import Goal
-from touchstone.engine.noise import Noise
-from touchstone.engine.norms import NORMS
 from touchstone.engine.oracles.oracle import Knowledge, TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing, per_channel
 from touchstone.engine.oracles.probe import load_oracle
-from touchstone.engine.quantization import LEVELS, from_pixels
+from touchstone.engine.plans import Diagnosis
+from touchstone.engine.quantization import from_pixels
 from touchstone.engine.queries import PlanOf
 from touchstone.engine.scheduler.batcher import Batcher
 from touchstone.engine.scheduler.task import QueryCount, Task
-from touchstone.engine.threat import Case, Threat
 from touchstone.errors import InvalidParameter, UnknownLabel, UnknownModel
-from touchstone.evaluation.attempts import attack_rows
+from touchstone.evaluation.attempts import attack_rows, round_rows
+from touchstone.evaluation.judgment import Judgment, judge_images
 from touchstone.evaluation.library_inputs import (
     Images,
     Labels,
@@ -37,8 +37,9 @@ from touchstone.evaluation.library_inputs import (
     parse_seed,
     to_stacks,
 )
-from touchstone.evaluation.verdict import logits_of, part_names
+from touchstone.evaluation.verdict import build_case, logits_of, part_names
 from touchstone.methods import Attack, Certificate, find
+from touchstone.methods.compatibility import check_target
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ZOO, ModelStore, SingleFileStore
 from touchstone.registration.examination import complete_manifest
@@ -66,10 +67,11 @@ class AttackedImages:
     """What `attack` returns, one entry per image."""
 
     images: Tensor | list[Tensor]  # (N, C, H, W), or a list of (C, H, W) where the sizes differ
-    success: Tensor  # (N,) bool: the goal is met by `images`
+    success: Tensor  # (N,) bool: `images` meet the goal within the radius
     distance: Tensor  # (N,) float64, in the attack's norm
     queries: QueryCount
     found_by: tuple[str | None, ...]  # the part of the attack that met the goal, where it has parts
+    diagnostics: tuple[str, ...] = ()  # signs seen at any of the images; docs/attacks.md explains them
 
 
 def load(
@@ -173,29 +175,29 @@ def attack(
     oracle = _oracle_for(model, images)
     stacks = to_stacks(images, oracle.device, resized=oracle.preprocessing.spec is not None)
     count = sum(map(len, stacks))
-    chosen, eps = _parse_attack(method, parameters, count)
-    keys = noise_keys(seed, count)
-    given, field = (labels, "labels") if targets is None else (targets, "targets")
-    aims = label_indices(given, model.classes, count, model=model.name, field=field)
+    chosen, radii = _parse_attack(method, parameters, count)
+    keys, aims = noise_keys(seed, count), _parse_aims(labels, targets, model, count)
+    others = tuple(_oracle_for(one, images) for one in surrogates)
     plans = []
     for start, x0 in zip(_first_rows(stacks), stacks, strict=True):
         rows = slice(start, start + len(x0))
-        threat = Threat(x0, eps[rows].to(x0.device), NORMS[getattr(chosen, "norm", chosen.info.norms[0])])
-        noise = Noise.from_seeds(keys[rows], method)
-        aim = None if aims is None else aims[rows].to(x0.device)
-        others = tuple(_oracle_for(one, images) for one in surrogates)
-        whole = _attack_stack(
-            chosen, threat, noise, aim, targeted=targets is not None, quantize=quantize, surrogates=others
+        plan = _attack_stack(
+            chosen, x0, keys[rows], radii and radii[rows], aims[rows], quantize=quantize, surrogates=others
         )
-        plans.append(straight_through(whole, chosen.defence))
+        plans.append(straight_through(plan, chosen.defence))
     ended, queries = run_plans(plans, oracle)
-    found = [x for x, *_ in ended]
+    return _join_stacks(ended, queries)
+
+
+def _join_stacks(stacks: Sequence[_Stack], queries: QueryCount) -> AttackedImages:
+    found = [stack.judged.images.cpu() for stack in stacks]
     return AttackedImages(
         torch.cat(found) if len({x.shape[1:] for x in found}) == 1 else [x[0] for x in found],
-        torch.cat([success for _, success, *_ in ended]),
-        torch.cat([distance for _, _, distance, _ in ended]),
+        torch.cat([stack.judged.success.cpu() for stack in stacks]),
+        torch.cat([stack.judged.distance.cpu() for stack in stacks]),
         queries,
-        tuple(part for *_, parts in ended for part in parts),
+        tuple(part for stack in stacks for part in stack.parts),
+        tuple(sorted({code for stack in stacks for code in stack.diagnostics})),
     )
 
 
@@ -266,44 +268,80 @@ def run_plans(plans: Sequence[PlanOf[Any]], oracle: TorchOracle) -> tuple[list[A
     return [ended[position] for position in range(len(tasks))], queries
 
 
+@dataclass(frozen=True)
+class _Stack:
+    """What was found for the images of one stack."""
+
+    judged: Judgment
+    parts: list[str | None]
+    diagnostics: list[str]
+
+
 def _attack_stack(
     method: Attack,
-    threat: Threat,
-    noise: Noise,
-    aim: Tensor | None,
+    x0: Tensor,
+    keys: Sequence[tuple[int, int]],
+    radii: Sequence[float] | None,
+    aims: _Aims,
     *,
-    targeted: bool,
     quantize: bool,
     surrogates: tuple[TorchOracle, ...],
-) -> PlanOf[tuple[Tensor, Tensor, Tensor, list[str | None]]]:
-    """Images, success, distance and the part that found each, of one stack of images."""
-    clean = yield from logits_of(threat.x0, as_files=quantize)
-    if aim is not None and not 0 <= int(aim.min()) <= int(aim.max()) < clean.shape[1]:
-        field, last = "targets" if targeted else "labels", clean.shape[1] - 1
-        raise UnknownLabel(
-            f"{field}: the model has classes 0 to {last}, not all of {aim.tolist()}", field=field
-        )
-    goal = Goal.of(clean.argmax(1) if aim is None else aim, targeted=targeted)
-    case = Case(threat, goal, noise, quantize, surrogates)
-    sought = yield from attack_rows(method, case, clean)
-    success = goal.is_met((yield from logits_of(sought.rounded, as_files=True))) if quantize else sought.met
-    moved = sought.rounded.double() - threat.x0.double()
-    distance = threat.norm.size((moved * LEVELS).round() / LEVELS if quantize else moved)
-    return sought.rounded.cpu(), success.cpu(), distance.cpu(), part_names(method, sought.part)
+) -> PlanOf[_Stack]:
+    clean = yield from logits_of(x0, as_files=quantize)
+    goal = aims.goal(clean)
+    case = build_case(method, x0, goal, keys, radii=radii, quantize=quantize, surrogates=surrogates)
+    diagnosis = Diagnosis()
+    sought = yield from attack_rows(method, case, clean, diagnosis)
+    images = yield from round_rows(method, case, sought)
+    judged = yield from judge_images(case, images, clean, sought.met)
+    return _Stack(judged, part_names(method, sought.part), diagnosis.codes())
 
 
-def _parse_attack(name: str, parameters: dict[str, Any], count: int) -> tuple[Attack, Tensor]:
-    """The parsed attack and each row's radius, which is infinite for an attack without one."""
-    eps = parameters.get("eps")
+@dataclass(frozen=True)
+class _Aims:
+    """The labels to leave or the targets to reach, one for each image; None for the model's own answers."""
+
+    indices: Tensor | None  # (N,)
+    targeted: bool
+
+    def __getitem__(self, rows: slice) -> _Aims:
+        return self if self.indices is None else replace(self, indices=self.indices[rows])
+
+    def goal(self, clean: Tensor) -> Goal:
+        """The goal of images with these logits (N, K). Raises UnknownLabel."""
+        if self.indices is None:
+            return Goal.of(clean.argmax(1), targeted=False)
+        if not 0 <= int(self.indices.min()) <= int(self.indices.max()) < clean.shape[1]:
+            field, last = "targets" if self.targeted else "labels", clean.shape[1] - 1
+            raise UnknownLabel(
+                f"{field}: the model has classes 0 to {last}, not all of {self.indices.tolist()}", field=field
+            )
+        return Goal.of(self.indices.to(clean.device), targeted=self.targeted)
+
+
+def _parse_aims(labels: Labels, targets: Labels, model: Model, count: int) -> _Aims:
+    """Raises InvalidParameter where a target is the label of its image."""
+    own = label_indices(labels, model.classes, count, model=model.name)
+    aims = label_indices(targets, model.classes, count, model=model.name, field="targets")
+    if aims is None:
+        return _Aims(own, targeted=False)
+    if own is not None and bool((own == aims).any()):
+        row = int((own == aims).nonzero()[0])
+        check_target(int(own[row]), int(aims[row]), field="targets", of=f" of image {row}")
+    return _Aims(aims, targeted=True)
+
+
+def _parse_attack(name: str, parameters: dict[str, Any], count: int) -> tuple[Attack, list[float] | None]:
+    """The parsed attack, and each row's radius where `eps` has one for each."""
+    eps, radii = parameters.get("eps"), None
     if eps is None or isinstance(eps, str | int | float):
         method = find(name, "attack").parse(parameters)
-        radii = [getattr(method, "eps", float("inf"))] * count
     else:
         parsed = [find(name, "attack").parse({**parameters, "eps": _to_number(one)}) for one in eps]
-        method, radii = parsed[0], [getattr(one, "eps", float("inf")) for one in parsed]
-    if not isinstance(method, Attack) or len(radii) != count:
-        raise InvalidParameter(f"eps: {len(radii)} radii for {count} images", field="eps")
-    return method, torch.tensor(radii)
+        method, radii = parsed[0], [getattr(one, "eps", math.inf) for one in parsed]
+    if not isinstance(method, Attack) or (radii and len(radii) != count):
+        raise InvalidParameter(f"eps: {len(radii or [])} radii for {count} images", field="eps")
+    return method, radii
 
 
 def _oracle_for(model: Model, images: Images) -> TorchOracle:

@@ -13,7 +13,7 @@ from touchstone.evaluation.run import JobOutcome, Report, run_job
 from touchstone.images import decode, encode
 from touchstone.ledger.records import ImageRef, ModelRef, Submission
 from touchstone.methods import Kind, find, invalid_parameter
-from touchstone.methods.compatibility import resolve_parameters
+from touchstone.methods.compatibility import check_target, resolve_parameters
 from touchstone.models.store import ZOO
 from touchstone.models.zoo import find_manifest
 from touchstone.settings import settings
@@ -34,6 +34,11 @@ def run_file(
     """Attack or certify the image in `upload`; raises the failures of bad input and of the method."""
     model_manifest = find_manifest(model)
     chosen = resolve_parameters(find(method, kind).parse(parameters), model_manifest, ZOO)
+    index, aim = (
+        None if one is None else model_manifest.resolve_label(one, field=field)
+        for one, field in ((label, "label"), (target, "target"))
+    )
+    check_target(index, aim)
     png, image = canonicalize(upload)
     try:
         submission = Submission(
@@ -43,8 +48,8 @@ def run_file(
             image=image,
             parameters=chosen.model_dump(mode="json"),
             seed=seed,
-            label=None if label is None else model_manifest.resolve_label(label),
-            target=None if target is None else model_manifest.resolve_label(target, field="target"),
+            label=index,
+            target=aim,
         )
     except ValidationError as error:
         raise invalid_parameter(error) from None

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from touchstone import evaluation
 from touchstone.engine.certification.sampling import Counts
-from touchstone.engine.defences import straight_through
-from touchstone.errors import JobCanceled
+from touchstone.errors import DeadlineExceeded, JobCanceled
+from touchstone.evaluation.attack_result import build_attack_result, describe_prediction
 from touchstone.evaluation.certificate_result import build_certificate_result
-from touchstone.evaluation.perturbation import measure_perturbation
-from touchstone.images import Pixels, decode, difference, difference_factor, encode
+from touchstone.images import Pixels, decode, difference, encode
 from touchstone.ledger.records import Progress, Submission, Timings
 from touchstone.methods import Attack, Certificate, Method, find, total_rounds
 from touchstone.methods.compatibility import check_compatible
@@ -29,9 +28,8 @@ from touchstone.registration.remote_probe import probe_remote
 
 if TYPE_CHECKING:
     from touchstone.engine import Answer, Engine, NoisyLogits, Oracle, PlanOf, Query, QueryCount, TaskHandle
-    from touchstone.evaluation import Verdict
+    from touchstone.evaluation import ImageAttack, Judgment
 
-TOP = 5
 REPORT_SECONDS = 0.2
 
 Report = Callable[[Progress, dict[str, float]], None]
@@ -78,7 +76,10 @@ def run_job(
         ]
         prepared = time.perf_counter()
         run_plan = _PlanRunner(submission, engine, oracle, deadline, started, prior, surrogates)
-        outcome = _RUNNERS[submission.kind](submission, source, manifest, run_plan, report)
+        try:
+            outcome = _RUNNERS[submission.kind](submission, source, manifest, run_plan, report)
+        except DeadlineExceeded:
+            raise DeadlineExceeded(run_plan.explain_deadline(time.perf_counter() - began)) from None
     compute = time.perf_counter() - prepared
     return replace(outcome, timings=Timings(prepare=prepared - began, compute=compute))
 
@@ -119,20 +120,31 @@ class _PlanRunner:
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
+        self._reporter: _ProgressReporter | None = None
 
-    def __call__(
-        self,
-        plan: PlanOf[Any],
-        on_answer: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None,
-    ) -> Any:
-        spent = time.monotonic() - self._began
+    def __call__(self, plan: PlanOf[Any], reporter: _ProgressReporter | None = None) -> Any:
+        """Run a plan until its end or the deadline."""
+        self._reporter = reporter or self._reporter
+        left = None if self.deadline is None else self.deadline - (time.monotonic() - self._began)
+        return self._run(plan, deadline=left, on_answer=reporter)
+
+    def finish(self, plan: PlanOf[Any]) -> Any:
+        """Run the plan of a few queries that makes what was found a result, even after the deadline."""
+        return self._run(plan, expires=False)
+
+    def explain_deadline(self, seconds: float) -> str:
+        """Why there is no result after so many seconds."""
+        limit = "" if self.deadline is None else f" of {self.deadline:g} s"
+        step = "" if self._reporter is None else f", at step {self._reporter.done} of {self._reporter.total}"
+        return f"the deadline{limit} passed after {seconds:.2f} s{step}, before anything was found"
+
+    def _run(self, plan: PlanOf[Any], **limits: Any) -> Any:
         task = self.engine.start(
             plan,
             self.oracle,
-            deadline=None if self.deadline is None else self.deadline - spent,
             deterministic=self.submission.execution == "deterministic",
-            on_answer=on_answer,
             owner=self.submission.tenant,
+            **limits,
         )
         self.started(task)
         result = task.result()
@@ -148,7 +160,7 @@ def _predict(
     parameters = Predict.model_validate(submission.parameters)
     check_compatible(parameters, manifest)
     logits = run_plan(evaluation.predict_image(pixels, run_plan.oracle))
-    result = {"original": _describe_prediction(logits, manifest, parameters.top)}
+    result = {"original": describe_prediction(logits, manifest, parameters.top)}
     if parameters.defence:
         plan = evaluation.vote_image(
             pixels,
@@ -198,32 +210,18 @@ def _attack(
         seed=submission.seed,
         surrogates=run_plan.surrogates,
     )
-    verdict: Verdict = run_plan(plan, _ProgressReporter(method, manifest, report))
-    file = encode(verdict.pixels)
-    decoded = decode(file).pixels
-    logits = run_plan(straight_through(evaluation.predict_image(decoded, run_plan.oracle), method.defence))
-    reached = int(logits.argmax()) == verdict.goal_label
-    success = reached if submission.target is not None else not reached
-    factor = difference_factor(pixels, decoded)
-    result = {
-        "outcome": _outcome(success, verdict),
-        "success": success,
-        "success_float": verdict.met,
-        "original": _describe_prediction(verdict.clean, manifest, TOP),
-        "adversarial": _describe_prediction(logits, manifest, TOP),
-        "perturbation": measure_perturbation(pixels, decoded),
-        "difference_factor": factor,
-        "diagnostics": verdict.diagnostics,
-        **({"found_by": verdict.found_by} if method.parts() else {}),
-        **({} if method.defence == "none" else {"defence": method.defence}),
-        "queries": _query_counts(run_plan),
-    }
+    sought: ImageAttack = run_plan(plan, _ProgressReporter(method, manifest, report))
+    file = encode(run_plan.finish(evaluation.round_image(sought)))
+    judged: Judgment = run_plan.finish(evaluation.judge_image(sought, decode(file).pixels))
+    adversarial = evaluation.row_as_image(judged.images)
+    result = build_attack_result(sought, judged, pixels, adversarial, manifest)
+    enlarged = difference(pixels, adversarial, result["difference_factor"])
     artifacts = {
-        "adversarial.png": (file, "image/png"),
-        "difference.png": (encode(difference(pixels, decoded, factor)), "image/png"),
-        "adversarial.npy": (to_npy([verdict.exact]), "application/octet-stream"),
+        "adversarial.png": (file if bool(judged.kept) else encode(pixels), "image/png"),
+        "difference.png": (encode(enlarged), "image/png"),
+        "adversarial.npy": (to_npy([sought.exact]), "application/octet-stream"),
     }
-    return JobOutcome(result, artifacts, Timings())
+    return JobOutcome({**result, "queries": _query_counts(run_plan)}, artifacts, Timings())
 
 
 def _infer(
@@ -244,21 +242,6 @@ _RUNNERS: dict[str, Callable[[Submission, Any, Manifest, _PlanRunner, Report], J
 }
 
 
-def _outcome(success: bool, verdict: Verdict) -> str:
-    if verdict.already_met:
-        return "already_misclassified"
-    return "success" if success else "failure"
-
-
-def _describe_prediction(logits: Any, manifest: Manifest, count: int) -> dict[str, Any]:
-    """The prediction for an image, as the API shows it."""
-    ranked = [
-        {"label": label, "name": manifest.classes[label], "confidence": confidence}
-        for label, confidence in evaluation.top_classes(logits, manifest, count)
-    ]
-    return {**ranked[0], "top": ranked}
-
-
 def _query_counts(run_plan: _PlanRunner) -> dict[str, int]:
     counts = {"forward": run_plan.forward, "backward": run_plan.backward}
     return counts | ({"surrogate": run_plan.surrogate} if run_plan.surrogate else {})
@@ -268,19 +251,19 @@ class _ProgressReporter:
     """Reports progress from answers, a few times a second."""
 
     def __init__(self, parameters: Method | Predict | Infer, manifest: Manifest, report: Report) -> None:
+        self.done, self.total = 0, total_rounds(parameters)
         self._parameters, self._manifest = parameters, manifest
-        self._total = total_rounds(parameters)
         self._report = report
         self._next = 0.0
 
     def __call__(self, _query: Query | NoisyLogits, answer: Answer, queries: QueryCount) -> None:
         now = time.monotonic()
         backward = queries.backward + queries.surrogate
-        done = min(self._parameters.completed_rounds(queries.forward, backward), self._total)
-        if now < self._next and done < self._total:
+        self.done = min(self._parameters.completed_rounds(queries.forward, backward), self.total)
+        if now < self._next and self.done < self.total:
             return
         self._next = now + REPORT_SECONDS
-        self._report(Progress(done=done, total=self._total), self._metric(answer))
+        self._report(Progress(done=self.done, total=self.total), self._metric(answer))
 
     def _metric(self, answer: Answer) -> dict[str, float]:
         return evaluation.step_metrics(answer, self._manifest)
@@ -300,7 +283,7 @@ class _CertificateReporter(_ProgressReporter):
 
     def report_final(self, counts: Counts, forward: int) -> None:
         """Report the final counts."""
-        progress = Progress(done=min(forward, self._total), total=self._total)
+        progress = Progress(done=min(forward, self.total), total=self.total)
         self._report(progress, self._interval(counts))
 
     def _metric(self, answer: Answer) -> dict[str, float]:

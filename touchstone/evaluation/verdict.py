@@ -1,7 +1,8 @@
-"""From an image to an attack's verdict, as one plan: the clean prediction, the method and the rounding."""
+"""Plans for one 8-bit image: predict it, attack it, round and judge what was found, count votes for it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,14 @@ from touchstone.engine.goals import Goal
 from touchstone.engine.noise import Noise, SampleNoise
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracles.oracle import Oracle
-from touchstone.engine.plans import Diagnosis, diagnose
+from touchstone.engine.plans import Diagnosis
 from touchstone.engine.quantization import from_pixels, to_pixels
 from touchstone.engine.queries import Answer, FileLogits, Logits, PlanOf
 from touchstone.engine.threat import Case, Threat
-from touchstone.evaluation.attempts import attack_rows
+from touchstone.errors import DeadlineExceeded
+from touchstone.evaluation.attempts import AttackResult, attack_rows, round_rows
+from touchstone.evaluation.judgment import Judgment, are_allowed, judge_images
+from touchstone.evaluation.success_record import SuccessRecord, record_successes
 from touchstone.images import Pixels
 from touchstone.methods import Attack, Certificate
 from touchstone.models.manifest import Manifest
@@ -29,17 +33,28 @@ from touchstone.models.output_end import is_saturated
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The result of an attack on one image, before its file is judged."""
+class ImageAttack:
+    """What an attack found for one image, before its file is made and judged."""
 
-    clean: Tensor  # (K,) logits of the original
-    exact: NDArray[np.float32]  # (C, H, W) the best image before rounding
-    pixels: Pixels  # (H, W, C) the same in 8 bits
-    goal_label: int  # the label to leave, or the target to reach
-    already_met: bool  # the original met the goal already
-    met: bool  # `exact` meets it
-    diagnostics: list[str]  # signs of gradient masking
+    attack: Attack
+    case: Case
+    clean: Tensor  # (1, K) logits of the original
+    found: AttackResult
+    diagnostics: list[str]
     found_by: str | None  # the part of the attack that found it
+    labeled: bool  # the label was given, or is what the model predicts
+    stopped: str = ""  # why the attack ended before its time
+
+    @property
+    def success_float(self) -> bool:
+        """Whether the best image before rounding meets the goal within the radius."""
+        return bool(self.found.met & are_allowed(self.case.threat, self.found.x, files=False))
+
+    @property
+    def exact(self) -> NDArray[np.float32]:
+        """The best image before rounding, (C, H, W)."""
+        exact: NDArray[np.float32] = self.found.x[0].cpu().numpy()
+        return exact
 
 
 def logits_of(x: Tensor, *, as_files: bool) -> PlanOf[Tensor]:
@@ -59,6 +74,12 @@ def image_as_row(pixels: Pixels, device: torch.device) -> Tensor:
     return from_pixels(to_device(device, torch.from_numpy(pixels.copy())).permute(2, 0, 1)[None])
 
 
+def row_as_image(x: Tensor) -> Pixels:
+    """One row (1, C, H, W) in [0,1] as an 8-bit image (H, W, C)."""
+    pixels: Pixels = to_pixels(x[0]).permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
 def attack_image(
     attack: Attack,
     pixels: Pixels,
@@ -68,13 +89,13 @@ def attack_image(
     target: int | None,
     seed: int,
     surrogates: Sequence[Oracle] = (),
-) -> PlanOf[Verdict]:
+) -> PlanOf[ImageAttack]:
     """Attack one 8-bit image; its label defaults to the model's own prediction."""
-    plan = _attack_and_judge(attack, pixels, oracle, surrogates, label=label, target=target, seed=seed)
+    plan = _attack(attack, pixels, oracle, surrogates, label=label, target=target, seed=seed)
     return straight_through(plan, attack.defence)
 
 
-def _attack_and_judge(
+def _attack(
     attack: Attack,
     pixels: Pixels,
     oracle: Oracle,
@@ -83,31 +104,73 @@ def _attack_and_judge(
     label: int | None,
     target: int | None,
     seed: int,
-) -> PlanOf[Verdict]:
+) -> PlanOf[ImageAttack]:
     x0 = image_as_row(pixels, oracle.device)
     diagnosis = Diagnosis()
     clean = yield from _check_model(x0, diagnosis)
     aim = clean.argmax(1) if label is None else clean.new_tensor([label], dtype=torch.long)
     if target is not None:
         aim = torch.full_like(aim, target)
-    threat = Threat(x0, x0.new_tensor([getattr(attack, "eps", torch.inf)]), NORMS[_norm_of(attack)])
-    goal = Goal.of(aim, targeted=target is not None)
-    noise = Noise.from_seeds([(seed, 0)], attack.info.name)
-    case = Case(threat, goal, noise, surrogates=tuple(surrogates))
-    sought = yield from diagnose(attack_rows(attack, case, clean), diagnosis)
-    (found_by,) = part_names(attack, sought.part)
+    case = build_case(
+        attack, x0, Goal.of(aim, targeted=target is not None), [(seed, 0)], surrogates=tuple(surrogates)
+    )
+    found, stopped = yield from _attack_until_deadline(attack, case, clean, diagnosis)
+    (found_by,) = part_names(attack, found.part)
     if found_by and attack.parts()[found_by].info.access != attack.info.access:
         diagnosis.signs.add("black_box_beats_white_box")
-    return Verdict(
-        clean=clean[0].cpu(),
-        exact=sought.x[0].cpu().numpy(),
-        pixels=to_pixels(sought.rounded[0]).permute(1, 2, 0).cpu().numpy(),
-        goal_label=int(aim[0]),
-        already_met=bool(sought.already_met[0]),
-        met=bool(sought.met[0]),
-        diagnostics=diagnosis.codes(),
-        found_by=found_by,
+    labeled = label is not None or target is None
+    return ImageAttack(attack, case, clean, found, diagnosis.codes(), found_by, labeled, stopped)
+
+
+def _attack_until_deadline(
+    attack: Attack, case: Case, clean: Tensor, diagnosis: Diagnosis
+) -> PlanOf[tuple[AttackResult, str]]:
+    """What the attack found or, if its deadline passed first, the best success that it had met until then."""
+    record = SuccessRecord(case, by_distance=attack.info.budget == "minimal")
+    try:
+        return (yield from record_successes(attack_rows(attack, case, clean, diagnosis), record)), ""
+    except DeadlineExceeded as late:
+        if record.best is None:
+            raise
+        met = torch.ones_like(case.goal.targeted)
+        return AttackResult(record.best, ~met, met, torch.full_like(case.goal.label, -1)), late.code
+
+
+def build_case(
+    attack: Attack,
+    x0: Tensor,
+    goal: Goal,
+    keys: Sequence[tuple[int, int]],
+    *,
+    radii: Sequence[float] | None = None,
+    quantize: bool = True,
+    surrogates: tuple[Oracle, ...] = (),
+) -> Case:
+    """The case of originals (B, C, H, W) with noise of these keys; `radii` where each has its own."""
+    own = [attack.radius(x0.shape[1])] * len(x0)
+    threat = Threat(x0, x0.new_tensor(radii or own), NORMS[_norm_of(attack)])
+    return Case(
+        threat,
+        goal,
+        Noise.from_seeds(keys, attack.info.name),
+        quantize,
+        surrogates,
+        getattr(attack, "min_confidence", None),
     )
+
+
+def round_image(sought: ImageAttack) -> PlanOf[Pixels]:
+    """What was found in 8 bits, (H, W, C)."""
+    plan = round_rows(sought.attack, sought.case, sought.found)
+    files = yield from straight_through(plan, sought.attack.defence)
+    return row_as_image(files)
+
+
+def judge_image(sought: ImageAttack, pixels: Pixels) -> PlanOf[Judgment]:
+    """Whether a decoded file, (H, W, C), is a success; see `judge_images`."""
+    file = image_as_row(pixels, sought.case.device)
+    plan = judge_images(sought.case, file, sought.clean, sought.found.met)
+    return straight_through(plan, sought.attack.defence)
 
 
 def part_names(attack: Attack, part: Tensor) -> list[str | None]:
@@ -163,10 +226,12 @@ def predict_image(pixels: Pixels, oracle: Oracle) -> PlanOf[Tensor]:
 
 
 def step_metrics(answer: Answer, manifest: Manifest) -> dict[str, float]:
-    """What a live plot shows of a step: mean loss and mean confidence of the predicted class."""
+    """What a live plot shows of a step: mean loss and mean confidence of the prediction, where finite."""
     confidences = manifest.confidences(answer.logits.detach().float().cpu().numpy())
-    loss = {} if answer.loss is None else {"loss": float(answer.loss.mean())}
-    return {**loss, "confidence": float(confidences.max(1).mean())}
+    metrics = {"confidence": float(confidences.max(1).mean())}
+    if answer.loss is not None:
+        metrics = {"loss": float(answer.loss.mean()), **metrics}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _norm_of(attack: Attack) -> str:

@@ -32,6 +32,15 @@ def check_compatible(method: Method | Predict, manifest: Manifest) -> None:
         )
 
 
+def check_target(label: int | None, target: int | None, *, field: str = "target", of: str = "") -> None:
+    """Raise InvalidParameter where the class to reach is the one that the image is said to have."""
+    if target is not None and label == target:
+        raise InvalidParameter(
+            f"{field}: the target{of} is the same class as its label; choose another one to reach",
+            field=field,
+        )
+
+
 def resolve_parameters(method: M, manifest: Manifest, store: ModelStore) -> M:
     """The same method with its defaults resolved, the surrogates of a transfer attack among them.
 

@@ -7,6 +7,7 @@ conformance tests all follow from the declaration alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -141,6 +142,10 @@ class Attack(Method):
     def parts(self) -> Mapping[str, Attack]:
         """The attacks that this one runs one after the other, by their names in the result."""
         return {}
+
+    def radius(self, channels: int) -> float:  # noqa: ARG002
+        """The bound of a perturbation in the attack's norm; infinite where there is none."""
+        return math.inf
 
     def run(self, case: Case) -> Plan:
         """Run the attack as a plan and return what was found; see `touchstone.engine`."""

@@ -10,6 +10,7 @@ from pydantic import (
 )
 
 from touchstone.fields import (
+    Confidence,
     Count,
     Distance,
     EotSamples,
@@ -48,13 +49,25 @@ class FixedBudget(NormAttack):
 
     norm: Norm = Field("linf", description="The norm in which the perturbation is bounded.")
     early_stop: bool = Field(
-        True, description="Stop as soon as the image fools the model; false runs every step."
+        True,
+        description="Stop as soon as the image fools the model; false runs every step and returns the "
+        "most confident success.",
+    )
+    min_confidence: Confidence | None = Field(
+        None,
+        description="Stop only once the model predicts another class (or the target) with this confidence; "
+        "where it never does, the most confident success is returned.",
+        examples=[0.9],
     )
     eps: Distance = Field(
         8 / 255,
         description="Radius of the ball around the image, in the box [0,1]; a number or a fraction: 8/255.",
         examples=["8/255"],
     )
+
+    def radius(self, channels: int) -> float:  # noqa: ARG002
+        """Its `eps`."""
+        return self.eps
 
     @model_validator(mode="after")
     def _check_eps(self) -> FixedBudget:

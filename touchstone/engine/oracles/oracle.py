@@ -184,9 +184,15 @@ def _compute_losses(logits: Tensor, queries: Sequence[Gradient]) -> Tensor:
     return torch.cat([loss(part) for loss, part in zip(kinds, parts, strict=True)])
 
 
-def check_finite(answer: Answer) -> None:
-    """Raise NonFiniteOutput if the model answered NaN or infinity."""
-    if not bool(torch.isfinite(answer.logits).all()):
+def check_finite(query: Query | NoisyLogits, answer: Answer) -> None:
+    """Raise NonFiniteOutput if the model answered NaN or infinity to a query that does not allow it."""
+    if query.allow_non_finite or bool(torch.isfinite(answer.logits).all()):
+        return
+    if isinstance(query, NoisyLogits):
         raise NonFiniteOutput(
-            "the model answered NaN or infinite logits; check its weights and its normalization"
+            "the model answered NaN or infinite logits for noisy copies of the image; their values leave "
+            "[0,1], and the network must be defined there, too"
         )
+    raise NonFiniteOutput(
+        "the model answered NaN or infinite logits for the image; check its weights and its normalization"
+    )

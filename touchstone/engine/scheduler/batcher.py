@@ -127,9 +127,10 @@ class Batcher:
         whole, whole_query = Answer.cat(task.parts), task.query
         self._queue.remove(task)
         try:
-            check_finite(whole)
-            if task.on_answer and whole_query is not None:
-                task.on_answer(whole_query, whole, task.queries)
+            if whole_query is not None:
+                check_finite(whole_query, whole)
+                if task.on_answer:
+                    task.on_answer(whole_query, whole, task.queries)
         except Exception as error:  # noqa: BLE001 - a task's failure is reported to its owner
             self._settle(task, None, error)
             return

@@ -35,8 +35,9 @@ class TaskHandle:
         self._task.canceled = True
 
     def expire(self) -> None:
-        """Treat the deadline as passed: the task ends before the next step."""
-        self._task.deadline = float("-inf")
+        """Treat the deadline as passed: a task that expires at all ends before the next step."""
+        if self._task.expires:
+            self._task.deadline = float("-inf")
 
     def result(self) -> Any:
         """Wait for what the plan returns; raises what ended it."""

@@ -86,12 +86,13 @@ class Engine:
         deterministic: bool = False,
         on_answer: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None,
         owner: str = "",
+        expires: bool = True,
     ) -> TaskHandle:
         """Run a plan among the others; `deadline` in seconds from now. `on_answer` is called after each
-        answer, on the oracle's thread.
+        answer, on the oracle's thread. One that does not `expire` ignores that its job is overdue.
         """
         until = float("inf") if deadline is None else time.monotonic() + deadline
-        task = Task(plan, oracle, deterministic, until, on_answer, owner)
+        task = Task(plan, oracle, deterministic, until, on_answer, owner, expires=expires)
         return self._thread_of(oracle).submit(task)
 
     def stop(self) -> None:

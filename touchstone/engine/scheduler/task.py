@@ -27,6 +27,7 @@ class Task:
     oracle: Oracle
     deterministic: bool = False
     deadline: float = float("inf")  # on time.monotonic's clock
+    expires: bool = field(default=True, kw_only=True)  # false for the few queries that end a job in any case
     on_answer: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None
     owner: str = ""  # owners share passes equally, however many tasks each has
     on_done: Callable[[Any, BaseException | None], None] = lambda _result, _error: None

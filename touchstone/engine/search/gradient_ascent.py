@@ -43,18 +43,23 @@ class SteepestAscent(Rows):
         return threat.step(x, grad, self.size), self
 
 
-SUCCESS, SUCCESS_AS_FILE = 1e30, 2e30
-"""Scores above every loss: the goal was met, and it was met after rounding to 8 bits."""
+MAX_LOSS = 1e29
+SUCCESS, SUCCESS_AS_FILE, SUCCESS_WITH_CONFIDENCE = 1e30, 3e30, 9e30
+"""Scores above every loss: the goal was met; after rounding to 8 bits, too; and with the confidence that the
+case asks for. Each is the least of its kind: up to twice as much, the score rises with the confidence.
+"""
+ODDS_SCALE = 10.0
+"""Log-odds that are three quarters of the way up from the least score of a success to the highest."""
 
 
 @dataclass(frozen=True)
 class Best(Rows):
     """The best point of every row so far: one that meets the goal after rounding, else one that meets it,
-    else the one of highest loss.
+    else any; of successes the most confident one, of others the one of highest loss.
     """
 
     x: Tensor  # (B, C, H, W)
-    score: Tensor  # (B,) the loss, or SUCCESS, or SUCCESS_AS_FILE
+    score: Tensor  # (B,) the loss, or what `score_successes` gives
 
     @classmethod
     def initial(cls, x0: Tensor) -> Best:
@@ -72,7 +77,9 @@ class Best(Rows):
 
     def _or_else(self, other: Best) -> Best:
         better = other.score > self.score
-        return Best(torch.where(column(better, self.x), other.x, self.x), self.score.maximum(other.score))
+        return Best(
+            torch.where(column(better, self.x), other.x, self.x), torch.where(better, other.score, self.score)
+        )
 
     def to_found(self) -> Found:
         """As the result of a plan."""
@@ -92,8 +99,9 @@ def climb(
     """Follow `rule` uphill from `x` for `steps` steps; every point is scored, the one after the last step
     included.
 
-    A row is done as soon as it meets its goal after rounding (or at all, where the case does not quantize),
-    and with it all rows of the same image, which have the same number in `image_of_row` (B,). `loss` is what
+    With `early_stop` a row is done as soon as it meets its goal after rounding (or at all, where the case
+    does not quantize), with the confidence that the case asks for, and with it all rows of the same image,
+    which have the same number in `image_of_row` (B,). Else the most confident success is kept. `loss` is what
     to climb instead of the cross-entropy.
     """
     loss = CrossEntropy(case.goal) if loss is None else loss
@@ -128,22 +136,40 @@ def take_step(case: Case, x: Tensor, rule: R, answer: Answer) -> PlanOf[tuple[Te
 
 def target_score(case: Case) -> float:
     """The score at which a row is done."""
+    if case.min_confidence:
+        return SUCCESS_WITH_CONFIDENCE
     return SUCCESS_AS_FILE if case.quantize else SUCCESS
 
 
+def score_successes(case: Case, logits: Tensor, least: float) -> Tensor:
+    """Scores (B,) of points that meet the goal with these logits, from `least` up by their confidence."""
+    start = torch.full_like(logits[:, 0], least)
+    if least == SUCCESS_AS_FILE or not case.quantize:
+        start = start.masked_fill(case.is_confident(logits), SUCCESS_WITH_CONFIDENCE)
+    odds = case.goal.log_odds(logits).clamp(-MAX_LOSS, MAX_LOSS)
+    return start * (1 + (1 + odds / (ODDS_SCALE + odds.abs())) / 2)
+
+
 def score(case: Case, x: Tensor, answer: Answer, best_score: Tensor) -> PlanOf[Best]:
-    """Score the points by their answer; those that newly meet the goal are queried again as 8-bit files.
+    """Score the points by their answer; those that meet the goal are queried again as 8-bit files, unless
+    they would be no better than the best.
 
     `best_score` (B,) is the best score of each row before.
     """
     met = case.goal.is_met(answer.logits)
     loss = CrossEntropy(case.goal)(answer.logits) if answer.loss is None else answer.loss
-    scored = Best(x, loss.masked_fill(met, SUCCESS))
-    if not case.quantize or not bool((new := met & (best_score < SUCCESS_AS_FILE)).any()):
-        return scored
-    rounded = yield FileLogits(case[new].snap(x[new]))
-    robust_to_rounding = torch.zeros_like(met).masked_scatter(new, case[new].goal.is_met(rounded.logits))
-    return Best(x, scored.score.masked_fill(robust_to_rounding, SUCCESS_AS_FILE))
+    loss = loss.clamp_max(MAX_LOSS)
+    if not bool(met.any()):
+        return Best(x, loss)
+    found = torch.where(met, score_successes(case, answer.logits, SUCCESS), loss)
+    hoped = score_successes(case, answer.logits, SUCCESS_AS_FILE)
+    rows = (met & (hoped > best_score)).nonzero().flatten()
+    if not case.quantize or not len(rows):
+        return Best(x, found)
+    open_ = case[rows]
+    logits = (yield FileLogits(open_.snap(x[rows]))).logits
+    as_file = score_successes(open_, logits, SUCCESS_AS_FILE)
+    return Best(x, found.index_copy(0, rows, torch.where(open_.goal.is_met(logits), as_file, found[rows])))
 
 
 def replace_saturated_gradient(

@@ -12,7 +12,12 @@ from touchstone.engine.goals import CrossEntropy, Goal, Margin
 from touchstone.engine.quantization import LEVELS, SLACK
 from touchstone.engine.queries import Found, PlanOf
 from touchstone.engine.rows import Rows, column
-from touchstone.engine.search.gradient_ascent import Best
+from touchstone.engine.search.gradient_ascent import (
+    SUCCESS_AS_FILE,
+    SUCCESS_WITH_CONFIDENCE,
+    Best,
+    score_successes,
+)
 from touchstone.engine.threat import Case, Threat
 
 Proposal = Callable[[Threat, Tensor, int, Tensor], Tensor]
@@ -50,8 +55,18 @@ def _objective(goal: Goal, logits: Tensor, margin: Tensor) -> Tensor:
 
 
 def query_progress(case: Case, x: Tensor) -> PlanOf[Tensor]:
-    """The progress of the files that the points would become, by one query for each row."""
-    return goal_progress(case.goal, (yield case.query(x)).logits)
+    """The progress of the files that the points would become, by one query for each row; where they meet the
+    goal with the confidence that the case asks for, a higher one than any without.
+    """
+    logits = (yield case.query(x)).logits
+    progress = goal_progress(case.goal, logits)
+    enough = case.is_confident(logits) & (progress > 0)
+    return torch.where(enough, score_successes(case, logits, SUCCESS_AS_FILE), progress)
+
+
+def done_progress(case: Case) -> float:
+    """The progress at which a row is done."""
+    return MIN_PROGRESS if case.min_confidence is None else SUCCESS_WITH_CONFIDENCE
 
 
 def round_eps_down(case: Case) -> Case:
@@ -95,16 +110,17 @@ def random_search(
 ) -> PlanOf[Found]:
     """Query `x`, then a proposal at a time, and move wherever one is better; `queries` in all.
 
-    With `early_stop` a row is done once it met its goal; without, it is improved further.
+    With `early_stop` a row is done once it met its goal, with the confidence that the case asks for; without,
+    it is improved further.
     """
     score = yield from query_progress(case, x)
     numbers = x.new_empty((len(case), BLOCK, draws))
     active = ActiveRows(case, x, score, torch.arange(len(case), device=case.device), numbers)
-    best = Best.initial(x)
+    best, target = Best.initial(x), done_progress(case)
     for step in range(queries - 1):
-        if early_stop and bool((active.score > 0).any()):
+        if early_stop and bool((active.score >= target).any()):
             best = active.record(best)
-            active = active[active.score <= 0]
+            active = active[active.score < target]
             if not len(active):
                 break
         if step % BLOCK == 0:

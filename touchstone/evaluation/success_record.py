@@ -1,0 +1,52 @@
+"""What an attack on one image has met so far, for the day that its deadline passes before its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from touchstone.engine.plans import AnyQuery, rewrite_queries
+from touchstone.engine.queries import Answer, FileLogits, NoisyLogits, PlanOf
+from touchstone.engine.search.gradient_ascent import SUCCESS, SUCCESS_AS_FILE, score_successes
+from touchstone.engine.threat import Case
+from touchstone.evaluation.judgment import are_allowed
+
+T = TypeVar("T")
+
+
+@dataclass
+class SuccessRecord:
+    """The best success among the points that were queried: the nearest, or the strongest of fixed budget."""
+
+    case: Case  # of one row
+    by_distance: bool
+    best: Tensor | None = None  # (1, C, H, W)
+    rank: float = -torch.inf
+
+    def note(self, x: Tensor, logits: Tensor, *, files: bool) -> None:
+        """Note points (n, C, H, W) of the image, with what the model said of them (n, K)."""
+        case = self.case[torch.zeros(len(x), dtype=torch.long, device=x.device)]
+        rows = (case.goal.is_met(logits) & are_allowed(case.threat, x, files=files)).nonzero().flatten()
+        if not len(rows):
+            return
+        least = SUCCESS_AS_FILE if files else SUCCESS
+        rank = -case.threat.distance(x) if self.by_distance else score_successes(case, logits, least)
+        highest, place = rank[rows].max(0)
+        if float(highest) > self.rank:
+            self.best, self.rank = x[rows[place]][None].clone(), float(highest)
+
+
+def record_successes(plan: PlanOf[T], record: SuccessRecord) -> PlanOf[T]:
+    """A plan for one image whose successes are noted on the way."""
+    return rewrite_queries(plan, partial(_note, record))
+
+
+def _note(record: SuccessRecord, query: AnyQuery) -> PlanOf[Answer]:
+    answer = yield query
+    if not isinstance(query, NoisyLogits) and query.surrogate is None:
+        record.note(query.x, answer.logits, files=isinstance(query, FileLogits))
+    return answer
