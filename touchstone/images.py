@@ -18,6 +18,9 @@ MIN_SIDE = 8
 MAX_SIDE = 4096
 MAX_PIXELS = MAX_SIDE**2
 FORMATS = ("PNG", "JPEG", "WEBP")
+MPO = "MPO"
+"""What Pillow calls a JPEG with further pictures after the first."""
+
 MAX_SCANS = 500
 """Each scan of a progressive JPEG takes time for all pixels, however few bytes it has. A dozen are usual.
 Markers within metadata count as well."""
@@ -40,8 +43,8 @@ def decode(data: bytes) -> DecodedImage:
     """Decode a PNG, JPEG or WebP, recognized by its content, into gray or RGB pixels.
 
     EXIF orientation is applied; transparency is laid over white; palettes and 1-bit images become RGB or
-    gray; CMYK becomes RGB. Each conversion is listed. 16-bit images, animations and anything outside the
-    limits are refused.
+    gray; CMYK becomes RGB; of a JPEG with further pictures inside (MPO, as cameras write it) the first is
+    taken. Each conversion is listed. 16-bit images, animations and anything outside the limits are refused.
     """
     if not data:
         raise InvalidImage("image: the file is empty", field="image")
@@ -77,16 +80,20 @@ def _check_header(image: Image.Image, data: bytes) -> None:
         raise InvalidImage(
             f"image: {width}x{height} is too small: sides of at least {MIN_SIDE} px", field="image"
         )
-    if getattr(image, "n_frames", 1) > 1:
+    if image.format != MPO and _count_frames(image) > 1:
         raise InvalidImage("image: an animation; send a single frame", field="image")
     if _exceeds_8_bits(image):
         raise InvalidImage(
             "image: it has more than 8 bits a channel; convert it to 8 bits first", field="image"
         )
-    if image.format == "JPEG" and data.count(_SCAN) > MAX_SCANS:
+    if image.format in ("JPEG", MPO) and data.count(_SCAN) > MAX_SCANS:
         raise InvalidImage(
             f"image: a JPEG of more than {MAX_SCANS} scans; save it again, not progressive", field="image"
         )
+
+
+def _count_frames(image: Image.Image) -> int:
+    return getattr(image, "n_frames", 1)
 
 
 def _exceeds_8_bits(image: Image.Image) -> bool:
@@ -98,7 +105,7 @@ def _exceeds_8_bits(image: Image.Image) -> bool:
 
 
 def _convert(image: Image.Image) -> DecodedImage:
-    done = []
+    done = [f"the first of {_count_frames(image)} pictures taken"] if image.format == MPO else []
     upright = ImageOps.exif_transpose(image)
     if upright.size != image.size or upright.tobytes() != image.tobytes():
         done.append("EXIF orientation applied")

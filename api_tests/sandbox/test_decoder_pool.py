@@ -107,6 +107,18 @@ def test_decoder_process_gives_the_same_image_as_decoding_in_process(
     assert np.array_equal(decoders.pixels(upload), decode_here(upload).pixels)
 
 
+def test_first_picture_of_a_camera_jpeg_with_two_is_taken(decoders: DecoderPool) -> None:
+    first, exif = gradient_image(30, 20), Image.Exif()
+    exif[0x0112] = 3
+    upload = encode_image(
+        first, "MPO", save_all=True, append_images=[first.rotate(180).resize((15, 10))], exif=exif
+    )
+    png_file, image = decoders.canonical(upload)
+    alone, _ = decoders.canonical(encode_image(first, "JPEG", exif=exif))
+    assert png_file == alone
+    assert image.conversions == ("the first of 2 pictures taken", "EXIF orientation applied")
+
+
 def test_decoder_process_refuses_invalid_images_without_dying(decoders: DecoderPool) -> None:
     with pytest.raises(InvalidImage, match="animation") as refused:
         decoders.canonical(

@@ -76,7 +76,6 @@ BAD_IMAGES: dict[str, Callable[[], bytes]] = {
     "animated gif": lambda: animation("GIF"),
     "animated png": lambda: animation("PNG"),
     "animated webp": lambda: animation("WEBP"),
-    "one image and a thumbnail": lambda: animation("MPO"),
     "16 bit": sixteen_bit,
     "16 bit grey and alpha": lambda: deep(4, 2),
     "16 bit colour": lambda: deep(2, 3),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from PIL import Image, WebPImagePlugin  # noqa: F401 - `preinit` leaves WebP out
+from PIL import Image, MpoImagePlugin, WebPImagePlugin  # noqa: F401 - `preinit` leaves these out
 
 from touchstone.errors import Failure
 from touchstone.images import Pixels, decode, encode
