@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from touchstone.ledger import records
 from touchstone.ledger.records import ImageRef, JobKind, ModelRef, Progress, Status, Timings
 from touchstone.ledger.replies import JobChange
+from touchstone.registration.messages import list_steps
 
 
 def _is_absent(value: object) -> bool:
@@ -77,6 +78,11 @@ class Job(BaseModel):
         description="How many jobs wait before it; only of a queued job that is read by its id.",
     )
     progress: Progress
+    phases: tuple[str, ...] | None = Field(
+        None,
+        exclude_if=_is_absent,
+        description="What a registration does, in order: `progress.done` counts those that are done.",
+    )
     result: dict[str, Any] | None
     error: JobError | None
     timings: Timings | None
@@ -127,6 +133,7 @@ def show(job: records.Job, *, ahead: int | None = None) -> Job:
         continues=asked.continues,
         ahead=ahead,
         progress=job.progress,
+        phases=_list_phases(asked),
         result=job.result,
         error=JobError(code=job.error.code, detail=job.error.detail, **job.error.extra)
         if job.error
@@ -134,6 +141,13 @@ def show(job: records.Job, *, ahead: int | None = None) -> Job:
         timings=job.timings,
         links=_links(job),
     )
+
+
+def _list_phases(asked: records.Submission) -> tuple[str, ...] | None:
+    """The steps of a trial; a remote model is not tried, but queried."""
+    if asked.kind != "registration" or asked.parameters.get("kind") == "remote":
+        return None
+    return list_steps(examples=asked.examples is not None)
 
 
 def _show_image(image: ImageRef | None) -> Image | None:

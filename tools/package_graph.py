@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("touchstone.ledger",),
     ("touchstone.storage",),
     ("touchstone.training", "touchstone.supervisor", "touchstone.certificates", "touchstone.check"),
-    ("touchstone.sandbox",),
+    ("touchstone.sandbox", "touchstone.datasets"),
     ("touchstone.registration",),
     ("touchstone.evaluation",),
     ("touchstone.attacks",),

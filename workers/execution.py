@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from touchstone.errors import JobCanceled
@@ -76,9 +75,8 @@ class Execution:
         manifest = Manifest.model_validate(submission.parameters)
         if manifest.kind == "remote":
             return self._run_remote_registration(claimed, manifest)
-        read = partial(self.blobs.get, submission.source)
         outcome = self.trials(
-            submission, read, self.settings, started=claimed.add_task, report=claimed.report
+            submission, self.blobs.get, self.settings, started=claimed.add_task, report=claimed.report
         )
         self._register(claimed, outcome.manifest, outcome.probe, size=self.blobs.size(submission.source))
         self.retry(lambda: self.ledger.probes.store(outcome.manifest.digest, outcome.probe))

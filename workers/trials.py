@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from touchstone.evaluation.run import JobOutcome
 from touchstone.ledger.records import Progress, Submission, Timings
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import ModelProbe
-from touchstone.registration.messages import STEPS
+from touchstone.registration.messages import list_steps
 from touchstone.registration.trial import Trial
 from touchstone.settings import Settings
 from workers.claimed_job import Cancelable
@@ -42,24 +43,33 @@ class Trials:
     def __call__(
         self,
         submission: Submission,
-        read: Callable[[], bytes],
+        read: Callable[[str], bytes],
         settings: Settings,
         *,
         started: Callable[[Cancelable], None],
         report: Callable[[Progress, dict[str, float]], None],
     ) -> TrialOutcome:
-        """Blocks; raises the failures of `touchstone.registration.trial.Trial.run`. The file is read at its
-        turn only.
+        """Blocks; raises the failures of `touchstone.registration.trial.Trial.run`. The files are read, by
+        their digests, at its turn only.
         """
+        examples = submission.examples
+        total = len(list_steps(examples=examples is not None))
 
         def report_step(step: int) -> None:
-            report(Progress(done=step, total=len(STEPS)), {})
+            report(Progress(done=step, total=total), {})
 
         began = time.perf_counter()
         manifest = Manifest.model_validate(submission.parameters)
-        trial = Trial(manifest, seconds=settings.probe_seconds, memory=settings.probe_memory)
+        trial = Trial(
+            manifest, seconds=settings.probe_seconds, memory=settings.probe_memory, examples=examples
+        )
         started(trial)
         with self.lock.wait_in_line(submission.tenant) as ticket:
-            findings = trial.run(read, report_step, ticket)
-        report(Progress(done=len(STEPS), total=len(STEPS)), {})
+            findings = trial.run(
+                partial(read, submission.source),
+                report_step,
+                ticket,
+                read_examples=partial(read, examples.digest) if examples else bytes,
+            )
+        report(Progress(done=total, total=total), {})
         return TrialOutcome(findings.complete_manifest(manifest), findings.probe, time.perf_counter() - began)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import pytest
 
 from api_tests.support.command_line import run_command
 from api_tests.support.external_data import DATA, write_external, zip_of
-from api_tests.support.fake_service import Api, fail
+from api_tests.support.fake_service import MODEL_PROBE, Api, FakeJob, fail, png, register_model
 from api_tests.support.own_models import linear_onnx
 from api_tests.support.ports import reserve_port
 from touchstone.cli.register import build_manifest, parse_numbers
-from touchstone.cli.service_client import Client, RefusedError, Upload
+from touchstone.cli.service_client import POLL_SECONDS, Client, RefusedError, Upload
 from touchstone.models.external_data import Joined, Piece
+from touchstone.models.measurements import ExampleAccuracy, ExampleWarning
 from touchstone.storage.blobs import digest_of
 
 ONNX = linear_onnx()
@@ -57,7 +59,7 @@ def test_register_turns_a_file_into_a_registered_model(run: Run, api: Api) -> No
     code, out, _ = run(*words)
     assert code == 0
     assert f"Registered my-net as {digest_of(ONNX)}" in out
-    for shown in ("8x8x3", "2: cat, dog", "onnx, 386 numbers", "agrees", "0.10 ms, 0.20 ms"):
+    for shown in ("8x8x3", "2: cat, dog", "onnx", "386", "agrees", "0.10 ms, 0.20 ms"):
         assert shown in out
     card = api.client.get("/v1/models/my-net").json()
     assert (card["classes"], card["mean"]) == (["cat", "dog"], [0.5, 0.5, 0.5])
@@ -80,6 +82,43 @@ def test_weights_in_a_second_file_are_found_and_a_zip_is_unpacked(run: Run, api:
     (tmp_path / DATA).unlink()
     code, _, err = run("register", file.name, *words)
     assert (code, "external_data=False" in err) == (1, True)
+
+
+def test_phases_accuracy_and_warnings_are_printed(run: Run, api: Api, tmp_path: Path) -> None:
+    folder = tmp_path / "examples"
+    for name in ("cat/a.png", "dog/b.png"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(png())
+    warning = ExampleWarning(code="preprocessing_looks_wrong", detail="2 would be with the range -1,1")
+    found = ExampleAccuracy(count=2, correct=1, accuracy=0.5, warnings=(warning,))
+    labels = []
+
+    def try_with_examples(work: FakeJob) -> None:
+        examples = work.job.submission.examples
+        labels.extend(examples.labels if examples else ())
+        work.report(4, 6)
+        time.sleep(2 * POLL_SECONDS)
+        register_model(work, MODEL_PROBE.model_copy(update={"examples": found}))
+
+    words = (
+        "register",
+        "My Net.onnx",
+        "--url",
+        api.origin,
+        *FLAGS,
+        "--id",
+        "tried",
+        "--examples",
+        str(folder),
+    )
+    with api.worker.with_behavior(try_with_examples):
+        code, out, err = run(*words)
+    assert (code, labels) == (0, [0, 1])
+    assert err.split("\n")[:5] == ["start", "build", "answer", "gradient check", "latency"]
+    assert "50.0% (1 of 2)" in out
+    assert "warning: 2 would be with the range -1,1" in out
+    code, _, err = run(*words[:-1], "none")
+    assert (code, "none cannot be read" in err) == (1, True)
 
 
 def test_refused_registration_is_explained_and_exits_with_1(run: Run, api: Api, tmp_path: Path) -> None:

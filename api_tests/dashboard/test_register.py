@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,18 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from api_tests.support.browser import PHONE, OpenPage, PageErrors, axe
-from api_tests.support.fake_service import Api, fail
+from api_tests.support.external_data import DATA, write_external, zip_of
+from api_tests.support.fake_service import (
+    MODEL_PROBE,
+    Api,
+    FakeJob,
+    fail,
+    png,
+    register_model as finish_registration,
+)
 from api_tests.support.own_models import REGISTRATION_FIELDS, linear_onnx
+from api_tests.support.wait import TIMEOUT_SECONDS
+from touchstone.models.measurements import ExampleAccuracy, ExampleWarning
 
 IS_BELOW_HEADER = """(field) => {
   const header = document.querySelector("header").getBoundingClientRect();
@@ -49,15 +60,15 @@ def test_model_is_registered_with_the_form_after_a_refused_file(
     page.goto("/#/models")
     page.get_by_role("link", name="Register a model").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Register a model")
-    page.get_by_label("File").set_input_files(file)
+    page.get_by_label("File", exact=True).set_input_files(file)
     fill_in(page, Name="by-hand", Classes="cat\ndog", Input_size="8", Mean="0.5, 0.5 0.5")
     fill_in(page, Standard_deviation="1,1,1")
     page_errors.allow("/v1/models")
     page.get_by_role("button", name="Register").click()
     expect(page.get_by_role("alert")).to_contain_text("gzip: unpack it first")
-    expect(page.get_by_label("File")).to_be_focused()
+    expect(page.get_by_label("File", exact=True)).to_be_focused()
     file.write_bytes(linear_onnx())
-    page.get_by_label("File").set_input_files(file)
+    page.get_by_label("File", exact=True).set_input_files(file)
     page.get_by_role("button", name="Register").click()
     expect(page.locator(".sentence")).to_have_text("Registered: by-hand can be used")
     card = api.client.get("/v1/models/by-hand").json()
@@ -72,7 +83,7 @@ def test_invalid_field_is_scrolled_into_view_below_the_header(page: Page, tmp_pa
     page.set_viewport_size({"width": 1280, "height": 500})
     page.goto("/#/models?new")
     (tmp_path / "net.onnx").write_bytes(linear_onnx())
-    page.get_by_label("File").set_input_files(tmp_path / "net.onnx")
+    page.get_by_label("File", exact=True).set_input_files(tmp_path / "net.onnx")
     fill_in(page, Name="With Capitals", Classes="cat\ndog", Input_size="8")
     page.mouse.wheel(0, 10_000)
     page.get_by_role("button", name="Register").click()
@@ -86,10 +97,10 @@ def test_registration_job_page_shows_the_probe(page: Page, api: Api) -> None:
     page.goto(f"/#/jobs/{job['id']}")
     probe = page.locator("section", has=page.get_by_role("heading", name="Probe"))
     for name, value in {
-        "Gradient agrees": "yes",
-        "Gradient per row": "0.2 ms",
-        "Gradient error": "0.0001",
-        "Memory per row": "4.1 kB",
+        "Gradient check: agrees": "yes",
+        "Latency per image with gradient": "0.2 ms",
+        "Gradient check: error": "0.0001",
+        "Memory per image": "4.1 kB",
     }.items():
         expect(probe.locator("dt", has_text=name).first.locator("+ dd")).to_have_text(value)
     expect(page.locator("canvas")).to_have_count(0)
@@ -114,6 +125,38 @@ def test_failed_or_queued_registration_is_shown_without_an_image(page: Page, api
         page.goto(f"/#/jobs/{job['id']}")
         expect(page.get_by_text("Queued: next to run")).to_be_visible()
     expect(page.locator(".sentence")).to_have_text("Registered: late can be used")
+
+
+def test_model_of_two_files_is_registered_with_examples_and_their_warning_is_shown(
+    page: Page, api: Api, tmp_path: Path
+) -> None:
+    file = write_external(tmp_path)
+    (tmp_path / "e.zip").write_bytes(zip_of({"cat/a.png": png(), "dog/b.png": png()}))
+    warning = ExampleWarning(code="preprocessing_looks_wrong", detail="2 would be with the range -1,1")
+    found = ExampleAccuracy(count=2, correct=1, accuracy=0.5, warnings=(warning,))
+    page.goto("/#/models?new")
+    page.get_by_label("File", exact=True).set_input_files(file)
+    page.get_by_label("Weights in a second file").set_input_files(tmp_path / DATA)
+    page.get_by_label("Examples").set_input_files(tmp_path / "e.zip")
+    fill_in(page, Name="two-files", Classes="cat\ndog", Input_size="8")
+
+    def try_slowly(work: FakeJob) -> None:
+        work.report(3, 6)
+        seen.wait(TIMEOUT_SECONDS)
+        finish_registration(work, MODEL_PROBE.model_copy(update={"examples": found}))
+
+    seen = threading.Event()
+    with api.worker.with_behavior(try_slowly):
+        page.get_by_role("button", name="Register").click()
+        expect(page.get_by_text("Gradient check: step 4 of 6")).to_be_visible()
+        seen.set()
+        expect(page.locator(".sentence")).to_have_text("Registered: two-files can be used")
+    examples = page.locator("section", has=page.get_by_role("heading", name="Examples"))
+    expect(examples).to_contain_text("50.0 %, 1 of 2")
+    expect(examples).to_contain_text("Warning: 2 would be with the range -1,1")
+    page.goto("/#/models/two-files")
+    expect(examples).to_contain_text("Warning: 2 would be with the range -1,1")
+    assert axe(page) == []
 
 
 def test_registration_is_listed_and_compared_with_other_jobs(page: Page, api: Api) -> None:

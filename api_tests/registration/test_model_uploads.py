@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import onnx
 import pytest
 
+from api_tests.support.color_model import FIELDS, NAMES, color_onnx, color_zip
 from api_tests.support.external_data import DATA, change_entries, write_external, zip_of
-from api_tests.support.fake_service import Api, assert_problem
+from api_tests.support.fake_service import Api, assert_problem, png
 from api_tests.support.own_models import REGISTRATION_FIELDS, linear_onnx, linear_safetensors
+from api_tests.support.wait import wait_until
 from touchstone.storage.blobs import digest_of, open_blobs
 
 
@@ -97,3 +100,52 @@ def test_data_sent_as_text_is_refused(api: Api, two: dict[str, bytes]) -> None:
         "/v1/models", files={"file": ("m", two["m.onnx"])}, data={"manifest": manifest, "data": "x"}
     )
     assert "expected a file" in assert_problem(sent, 422, "invalid_parameter", "data")["detail"]
+
+
+def send_examples(api: Api, model: str, examples: bytes, wait: int = 10) -> Any:
+    return api.client.post(
+        "/v1/models",
+        files={"file": ("c.onnx", color_onnx()), "examples": ("e.zip", examples)},
+        data={"manifest": json.dumps({**FIELDS, "id": model})},
+        headers={"Prefer": f"wait={wait}"} if wait else {},
+    )
+
+
+def test_examples_are_held_until_the_end_of_the_registration(api: Api) -> None:
+    with api.worker.pause():
+        job = send_examples(api, "net-examples", color_zip(16), wait=0).json()
+        assert job["phases"] == ["start", "build", "answer", "gradient check", "latency", "examples"]
+        ref = api.ledger.read(job["id"]).submission.examples
+        assert ref is not None
+        assert ref.labels == tuple(sorted([*range(8)] * 2, key=lambda k: NAMES[k]))
+        assert len(open_blobs(api.settings).get(ref.digest)) == ref.size
+        assert api.ledger.retention.filter_referenced([ref.digest]) == {ref.digest}
+    wait_until(lambda: api.client.get(f"/v1/jobs/{job['id']}").json()["status"] == "succeeded")
+    assert api.ledger.retention.filter_referenced([ref.digest]) == set()
+
+
+def test_examples_are_tried_with_a_version_that_is_known(api: Api) -> None:
+    assert send_examples(api, "net-again-examples", color_zip(8)).json()["status"] == "succeeded"
+    again = send_examples(api, "net-again-examples", color_zip(16)).json()
+    assert (again["kind"], again["status"]) == ("registration", "succeeded")
+
+
+REFUSED_EXAMPLES: dict[str, tuple[bytes, int, str, str]] = {
+    "too many": (zip_of({f"red/{i}.png": png() for i in range(101)}), 422, "invalid_parameter", "101 images"),
+    "too large": (zip_of({"red/a.png": os.urandom(11 * 2**20)}), 413, "image_too_large", "10,485,760"),
+    "climbing": (zip_of({"../red/a.png": png()}), 422, "invalid_parameter", "leads elsewhere"),
+    "unknown label": (zip_of({"rod/a.png": png()}), 422, "unknown_label", "'red' (4)"),
+    "no image": (zip_of({"red/a.txt": b"hello"}), 422, "invalid_image", "'red/a.txt'"),
+    "no labels": (zip_of({"a.png": png()}), 422, "invalid_parameter", "has no label"),
+    "no zip": (png(), 422, "invalid_parameter", "cannot be used"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_EXAMPLES)
+def test_unusable_examples_are_refused_and_leave_nothing(api: Api, name: str) -> None:
+    content, status, code, words = REFUSED_EXAMPLES[name]
+    before = api.client.get("/v1/jobs").json()["items"]
+    body = assert_problem(send_examples(api, "net-refused", content), status, code, "examples")
+    assert words in body["detail"]
+    assert api.client.get("/v1/jobs").json()["items"] == before
+    assert list((api.settings.home / "blobs" / "incoming").iterdir()) == []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from api_tests.support.color_model import FIELDS, NAMES, color_onnx, color_zip
 from api_tests.support.linear_models import exact_distances, gray_images
 from api_tests.support.own_models import (
     REGISTRATION_FIELDS,
@@ -22,6 +24,7 @@ from api_tests.support.own_models import (
     linear_safetensors,
     write_timm_stub,
 )
+from touchstone.digests import digest_of
 from touchstone.engine import Engine
 from touchstone.errors import (
     ModelConflict,
@@ -41,8 +44,9 @@ from touchstone.models.measurements import ModelProbe
 from touchstone.models.store import ZOO, find_model
 from touchstone.registration import trial
 from touchstone.registration.examination import complete_manifest, probe_model
+from touchstone.registration.examples import prepare_examples
 from touchstone.registration.request import Registration
-from touchstone.registration.submission import prepare
+from touchstone.registration.submission import prepare, prepare_known
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from touchstone.storage.model_store import RegisteredStore
@@ -90,6 +94,14 @@ class InProcessWorker:
         """Accept a registration as the service would."""
         submission = prepare(Registration.parse({**REGISTRATION_FIELDS, **fields}), data, limit=2**20)
         self.blobs.put(data)
+        return self.ledger.accept(submission)[0].id
+
+    def register_with_examples(self, data: bytes, archive: bytes, fields: Mapping[str, Any]) -> str:
+        """The same with examples in a zip."""
+        registration = Registration.parse(fields)
+        examples = prepare_examples(io.BytesIO(archive), registration.names, canonicalize)
+        submission = prepare_known(registration, digest_of(data), "onnx", examples.ref)
+        self.blobs.put_many([data, examples.content])
         return self.ledger.accept(submission)[0].id
 
     def accept(self, manifest: Manifest, kind: str = "attack", method: str = "pgd", **parameters: Any) -> str:
@@ -159,6 +171,20 @@ def test_registered_onnx_model_is_attacked_at_its_exact_distance(worker: InProce
     for eps, outcome in ((int(steps), "failure"), (int(steps) + 2, "success")):
         attack = worker.accept(manifest, norm="linf", eps=eps / 255, steps=20)
         assert worker.result(attack)["outcome"] == outcome, f"at {eps}/255, the distance is {steps:.2f}/255"
+
+
+def test_accuracy_on_examples_is_in_the_result_and_on_the_card(worker: InProcessWorker) -> None:
+    swapped = ("white", *NAMES[1:7], "black")
+    job = worker.run(worker.register_with_examples(color_onnx(), color_zip(names=swapped), FIELDS))
+    assert (job.status, job.error) == ("succeeded", None)
+    assert (job.progress.done, job.progress.total) == (6, 6)
+    assert job.result is not None
+    found = job.result["probe"]["examples"]
+    assert (found["count"], found["correct"], found["accuracy"]) == (40, 30, 0.75)
+    assert found["warnings"] == [], "no usual alternative is right"
+    probe = worker.registry.registration_probe(worker.registry.manifest("colors"))
+    assert probe is not None
+    assert probe.model_dump(mode="json") == job.result["probe"]
 
 
 def test_registered_safetensors_model_is_certified_and_attacked_at_its_distance(

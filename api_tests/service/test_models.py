@@ -388,7 +388,9 @@ def test_uploaded_file_is_streamed_to_disk_with_little_memory(tmp_path: Path) ->
         return {"type": "http.request", "body": body, "more_body": not body.endswith(b"--\r\n")}
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        async with file_uploads.receive_form(Request(scope, receive, send), blobs, {"file": 2**30}) as taken:
+        async with file_uploads.receive_form(
+            Request(scope, receive, send), blobs, {"file": 2**30}, total=2**30
+        ) as taken:
             assert taken.files["file"].digest == f"sha256:{digest.hexdigest()}"
             blobs.put_file(taken.files["file"].path, taken.files["file"].digest)
         assert blobs.size(taken.files["file"].digest) == count * len(piece)

@@ -115,11 +115,11 @@ MODEL_PROBE = ModelProbe(
 """The probe of every model that the fake worker tries."""
 
 
-def register_model(work: FakeJob) -> None:
+def register_model(work: FakeJob, found: ModelProbe = MODEL_PROBE) -> None:
     """Register a model as usable."""
     card = Manifest.model_validate(work.job.submission.parameters).model_copy(update={"parameters": 386})
-    TenantLedger.of(work.ledger, work.job.submission.tenant).versions.register(card, MODEL_PROBE)
-    probe = MODEL_PROBE.model_dump(mode="json")
+    TenantLedger.of(work.ledger, work.job.submission.tenant).versions.register(card, found)
+    probe = found.model_dump(mode="json")
     work.finish(status="succeeded", result={"model": card.card(), "probe": probe})
 
 

@@ -75,6 +75,12 @@ def describe_registration(model: type[BaseModel]) -> dict[str, Any]:
             "description": "The weights of an ONNX file that keeps them in another file, under that file's "
             "name: `m.onnx.data`.",
         },
+        "examples": {
+            "type": "string",
+            "format": "binary",
+            "description": "A zip of at most 100 images and 10 MiB: in a folder for each class, or with a "
+            "`metadata.csv` of `file_name` and `label`. A label is a class's name, WordNet id or index.",
+        },
         "manifest": {**schema, "description": "What the file does not contain, as JSON."},
         "labels": {"type": "string", "description": "The classes' names, one a line, instead of `classes`."},
         "webhook": _WEBHOOK,

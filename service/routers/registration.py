@@ -25,17 +25,24 @@ from service.submissions.model_uploads import StoredModel
 from service.submissions.multipart import Value
 from service.submissions.validation import PreparedJob
 from service.submissions.webhook_urls import check_webhook_url
-from touchstone.errors import AddressRefused, InvalidParameter, ModelTooLarge, RemoteUnavailable
+from touchstone.errors import (
+    AddressRefused,
+    ImageTooLarge,
+    InvalidParameter,
+    ModelTooLarge,
+    RemoteUnavailable,
+)
 from touchstone.fields import refuse_unknown
 from touchstone.ledger.records import Submission
 from touchstone.models.manifest import Manifest
 from touchstone.net.outbound import OutboundClient
 from touchstone.registration import submission as registration_submission
+from touchstone.registration.examples import Examples
 from touchstone.registration.request import Registration
 
 router = APIRouter(tags=["models"], dependencies=[submitter])
 
-_PARTS = ("file", "data", "manifest", "labels", "webhook")
+_PARTS = ("file", "data", "examples", "manifest", "labels", "webhook")
 
 
 @router.post(
@@ -63,6 +70,10 @@ async def register_model(request: Request, backend: Tenant, preferences: Prefere
     Where PyTorch wrote the weights to a second file, `m.onnx.data`, send it under its name as `data`, or both
     files in one zip as `file`.
 
+    Up to 100 labelled images in a zip, as `examples`, are classified in the trial: the accuracy is in the
+    result and in the card's `probe`, with warnings where it is chance, or where another channel order,
+    normalization or order of the classes would make it far better.
+
     A file in another format is refused at once; then a job tries the model in a process of its own: shapes,
     finite outputs, gradient, speed. Once that has succeeded, other jobs can name the model.
 
@@ -80,9 +91,16 @@ async def register_model(request: Request, backend: Tenant, preferences: Prefere
         form = await model_uploads.receive(request, backend, stack)
         fields = await to_thread.run_sync(_parse_fields, form, limiter=backend.check_limiter)
         model = await model_uploads.make_one_file(backend, form, stack)
-        checked = await to_thread.run_sync(_check, backend, fields, model, limiter=backend.check_limiter)
-        # A client that sends an idempotency key gets the key's job.
-        if checked.known and preferences.idempotency_key is None:
+        examples = await to_thread.run_sync(
+            model_uploads.read_examples,
+            *(backend, form, fields.registration.names),
+            limiter=backend.check_limiter,
+        )
+        checked = await to_thread.run_sync(
+            _check, backend, fields, model, examples, limiter=backend.check_limiter
+        )
+        # A client that sends an idempotency key gets the key's job, one that sends examples their accuracy.
+        if checked.known and examples is None and preferences.idempotency_key is None:
             return await to_thread.run_sync(_show_registered, backend, checked.known)
         return await acceptance.accept_and_respond(request, backend, preferences, checked.prepared)
 
@@ -102,12 +120,14 @@ def _parse_fields(form: UploadedForm) -> _Fields:
     registration = _parse_registration(fields)
     if "file" not in form.files:
         raise InvalidParameter("file: missing; an ONNX or safetensors file is needed", field="file")
-    if "data" in fields and "data" not in form.files:
-        raise InvalidParameter("data: expected a file, with its name", field="data")
+    for name in ("data", "examples"):
+        if name in fields and name not in form.files:
+            raise InvalidParameter(f"{name}: expected a file, with its name", field=name)
     for name, file in form.files.items():
         if file.size > file.limit:
-            raise ModelTooLarge(
-                f"the file has {file.size:,} bytes; at most {file.limit:,} are allowed", field=name
+            kind = ImageTooLarge if name == "examples" else ModelTooLarge
+            raise kind(
+                f"{name}: the file has {file.size:,} bytes; at most {file.limit:,} are allowed", field=name
             )
     return _Fields(registration, _decode_text(fields["webhook"], "webhook") if "webhook" in fields else None)
 
@@ -120,14 +140,20 @@ class _CheckedRegistration:
     known: Manifest | None
 
 
-def _check(backend: TenantBackend, fields: _Fields, model: StoredModel) -> _CheckedRegistration:
+def _check(
+    backend: TenantBackend, fields: _Fields, model: StoredModel, examples: Examples | None
+) -> _CheckedRegistration:
     """Check everything of a registration that needs no run of the model."""
-    submission = registration_submission.prepare_known(fields.registration, model.digest, model.format)
+    submission = registration_submission.prepare_known(
+        fields.registration, model.digest, model.format, examples.ref if examples else None
+    )
     submission = _with_webhook(submission, fields.webhook, backend)
     known = registration_submission.find_registered(
         Manifest.model_validate(submission.parameters), backend.models
     )
-    return _CheckedRegistration(PreparedJob(submission, model.path), known)
+    return _CheckedRegistration(
+        PreparedJob(submission, model.path, examples=examples.content if examples else None), known
+    )
 
 
 def _parse_registration(fields: Mapping[str, Value]) -> Registration:

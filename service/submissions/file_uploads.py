@@ -25,7 +25,7 @@ MAX_TEXT = 8 * 2**20
 """The most bytes of a part that is not the file."""
 
 ENVELOPE = 3 * MAX_TEXT
-"""The most bytes of a body besides the largest file."""
+"""The most bytes of a body besides the file."""
 
 CHUNK = 2**20
 
@@ -78,14 +78,14 @@ class UploadedForm:
 
 @asynccontextmanager
 async def receive_form(
-    request: Request, blobs: Blobs, limits: Mapping[str, int]
+    request: Request, blobs: Blobs, limits: Mapping[str, int], *, total: int
 ) -> AsyncIterator[UploadedForm]:
     """Receive a form whose parts in `limits` are files of up to so many bytes; these are deleted at the end.
 
-    All of them together may be as large as the largest, and a larger form is received to its end, so that its
-    sender reads the response.
+    A file over its limit is received to its end, so that its sender reads the response, but a form of more
+    than `total` bytes and those of an envelope is not.
     """
-    body_limits.allow(request, max(limits.values()) + ENVELOPE)
+    body_limits.allow(request, total + ENVELOPE)
     async with open_spools(blobs, limits) as sinks:
         form = await _read(request, sinks)
         sent = {name: sinks[name] for name in form.filenames() if name in sinks}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from service.submissions import file_uploads
 from service.submissions.disk_space import check_disk_space
 from service.submissions.file_uploads import SpooledFile, UploadedForm
 from touchstone.models.file_format import Format
-from touchstone.registration import model_files
+from touchstone.registration import examples, model_files
+from touchstone.registration.examples import Examples
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ async def receive(request: Request, backend: TenantBackend, stack: AsyncExitStac
     """The form of a registration, once the disk has space for it; its files live as long as the stack."""
     limit = backend.settings.model_limit
     # No more than the limit is written, also of a body that is larger or does not state its size.
-    size = min(limit, int(request.headers.get("content-length", limit)))
+    size = min(limit + examples.MAX_BYTES, int(request.headers.get("content-length", limit)))
+    limits = {"file": limit, "data": limit, examples.FIELD: examples.MAX_BYTES}
     with backend.pending_uploads.reserve(backend.ledger.tenant, size):
         await to_thread.run_sync(_check_space, backend)
-        receiving = file_uploads.receive_form(request, backend.blobs, {"file": limit, "data": limit})
+        receiving = file_uploads.receive_form(request, backend.blobs, limits, total=limit)
         return await stack.enter_async_context(receiving)
 
 
@@ -76,3 +79,14 @@ def _join(backend: TenantBackend, form: UploadedForm, target: SpooledFile) -> St
             target.write(chunk)
     target.close()
     return StoredModel(target.path, target.digest, model.format)
+
+
+def read_examples(backend: TenantBackend, form: UploadedForm, classes: Sequence[str]) -> Examples | None:
+    """The examples that were sent, decoded, and their labels met with the classes.
+
+    Raises as `touchstone.registration.examples.prepare_examples` does.
+    """
+    if examples.FIELD not in form.files:
+        return None
+    with form.files[examples.FIELD].path.open("rb") as archive:
+        return examples.prepare_examples(archive, classes, backend.decoders.canonical)

@@ -104,12 +104,13 @@ A = TypeVar("A", bound=BaseModel)
 
 @dataclass
 class PreparedJob:
-    """A submission, and until it is stored its canonical PNG or file."""
+    """A submission, and until they are stored its canonical PNG or file, and its examples."""
 
     submission: Submission
     source: bytes | Path | None
     passes: int = 0
     """The most queries of the job."""
+    examples: bytes | None = None
 
     def needs(self) -> QuotaUsage:
         """The job's share of its tenant's quotas; to be computed before `store`."""
@@ -118,12 +119,14 @@ class PreparedJob:
         return QuotaUsage(self.passes, size, max_output_bytes(self.submission))
 
     def store(self, blobs: Blobs) -> None:
-        """Store the PNG or file and drop it from memory: the client may wait for the job for long."""
+        """Store the PNG or files and drop them from memory: the client may wait for the job for long."""
         if isinstance(self.source, Path):
             blobs.put_file(self.source, self.submission.source)
         elif self.source is not None:
             blobs.put(self.source)
-        self.source = None
+        if self.examples is not None:
+            blobs.put(self.examples)
+        self.source = self.examples = None
 
     def digest(self) -> str:
         """A digest that is equal for equal requests, in whichever form they were sent."""

@@ -7,24 +7,26 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress as ProgressBar
+from rich.progress import Progress as ProgressBar, TaskID
 from rich.table import Table
 
 from touchstone.cli.console import err, out
 from touchstone.cli.service_client import Client, RefusedError, Upload, api_key
+from touchstone.datasets.labelled_files import pack_folder
 from touchstone.errors import Failure
 from touchstone.models.external_data import Joined
+from touchstone.registration.examples import FIELD, PACKED_LIMITS
 from touchstone.registration.model_files import find_beside, open_model
 
 MAX_CLASSES_SHOWN = 4
 _INPUT_FLAGS = ("resize", "interpolation", "channels", "layout", "channel_order")
-STEPS = ("reading it", "building it", "querying it", "checking its gradient", "measuring it", "storing it")
 
 
 def register(  # noqa: PLR0917 - each is an option of the command line
@@ -66,6 +68,13 @@ def register(  # noqa: PLR0917 - each is an option of the command line
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights.")] = None,
     provenance: Annotated[str | None, typer.Option(help="Where the model comes from.")] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            help="Up to 100 labelled images to try it with: a folder or zip with a folder for each class, or "
+            "with a metadata.csv of file_name and label."
+        ),
+    ] = None,
 ) -> None:
     """Register a model with a service: upload it, wait for its trial, and show the findings."""
     with report_refusals(err):
@@ -79,7 +88,8 @@ def register(  # noqa: PLR0917 - each is an option of the command line
         fields = build_manifest(file, manifest, flags)
         parts = _read_parts(fields, classes)
         with _open_file(file) as joined, ProgressBar(console=err, transient=True) as bar:
-            answer = _register(Client(url, api_key()), Upload.of(joined, parts), bar)
+            upload = Upload.of(joined, parts, _read_examples(examples))
+            answer = _register(Client(url, api_key()), upload, bar)
         _show(answer, out)
 
 
@@ -113,6 +123,15 @@ def _read_parts(manifest: Mapping[str, Any], classes: Path | None) -> dict[str, 
     return {"manifest": json.dumps(manifest).encode(), **labels}
 
 
+def _read_examples(source: Path | None) -> dict[str, bytes]:
+    """The part of the form with the examples in a folder or a zip."""
+    if source is None:
+        return {}
+    if source.is_dir():
+        return {FIELD: pack_folder(source, PACKED_LIMITS)}
+    return {FIELD: read_file(source)}
+
+
 def _show(answer: Mapping[str, Any], out: Console) -> None:
     """Print a job that has succeeded, or the card of a version that was registered before."""
     if answer.get("kind") == "registration":
@@ -122,6 +141,8 @@ def _show(answer: Mapping[str, Any], out: Console) -> None:
         card, probe = answer, answer["probe"]
         out.print(f"{card['id']} was registered before, as {card['digest']}", highlight=False)
     out.print(_build_card_table(card, probe))
+    for warning in ((probe or {}).get("examples") or {}).get("warnings", ()):
+        out.print(f"[yellow]warning[/]: {escape(warning['detail'])}", highlight=False)
 
 
 def build_manifest(file: Path, written: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,13 +196,27 @@ def _register(client: Client, upload: Upload, bar: ProgressBar) -> dict[str, Any
     answer = client.register(upload, lambda size: bar.update(task, advance=size))
     if answer.get("kind") != "registration":
         return answer
+    phases = Phases(bar, task)
+    return client.wait_for_job(answer, phases.show)
 
-    def show_progress(job: dict[str, Any]) -> None:
-        done, total = job["progress"]["done"], job["progress"]["total"]
-        step = "waiting for a worker" if job["status"] == "queued" else STEPS[min(done, len(STEPS) - 1)]
-        bar.update(task, description=step, completed=done, total=total or len(STEPS))
 
-    return client.wait_for_job(answer, show_progress)
+@dataclass
+class Phases:
+    """What a registration does while it does it: a line for each phase that has begun, and a bar."""
+
+    bar: ProgressBar
+    task: TaskID
+    shown: int = 0
+
+    def show(self, job: Mapping[str, Any]) -> None:
+        """Show a job's progress; called again and again."""
+        done, phases = job["progress"]["done"], job.get("phases", ())
+        begun = phases[: done + 1] if job["status"] == "running" else ()
+        for phase in begun[self.shown :]:
+            self.bar.console.print(phase)
+        self.shown = max(self.shown, len(begun))
+        what = begun[-1] if begun else "waiting for a worker"
+        self.bar.update(self.task, description=what, completed=done, total=len(phases) or None)
 
 
 def _build_card_table(card: Mapping[str, Any], probe: Mapping[str, Any] | None) -> Table:
@@ -193,7 +228,8 @@ def _build_card_table(card: Mapping[str, Any], probe: Mapping[str, Any] | None) 
         "input": f"{spec['height']}x{spec['width']}x{spec['channels']}, {spec['interpolation']}"
         + (", BGR" if spec.get("channel_order") == "bgr" else ""),
         "classes": escape(f"{len(names):,}: {', '.join(names[:MAX_CLASSES_SHOWN])}{more}"),
-        "architecture": escape(f"{card['architecture']}, {card['parameters']:,} numbers"),
+        "architecture": escape(card["architecture"]),
+        "parameters": f"{card['parameters']:,}",
         "at its end": describe_activation(card.get("output_activation", ())),
         **(_format_probe(probe) if probe else {}),
     }
@@ -208,11 +244,15 @@ def describe_activation(steps: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _format_probe(probe: Mapping[str, Any]) -> dict[str, str]:
-    agrees, invariant = probe["gradient_agrees"], probe["batch_invariant"]
+    agrees, invariant, examples = probe["gradient_agrees"], probe["batch_invariant"], probe.get("examples")
     undefined = ", ".join(probe.get("gradient_not_finite_at", ()))
-    return {
-        "gradient": "agrees with finite differences" if agrees else "[red]does not agree[/]",
+    rows = {
+        "gradient check": "agrees with finite differences" if agrees else "[red]does not agree[/]",
         **({"gradient not finite at": undefined} if undefined else {}),
-        "a row": f"{probe['forward_ms']:.2f} ms, {probe['gradient_ms']:.2f} ms with its gradient",
-        "same in any batch": "yes" if invariant else "[red]no[/]: its jobs do not share passes",
+        "latency per image": f"{probe['forward_ms']:.2f} ms, {probe['gradient_ms']:.2f} ms with gradient",
+        "batch-invariant": "yes" if invariant else "[red]no[/]: its jobs do not share passes",
     }
+    if examples:
+        counts = f"{examples['correct']} of {examples['count']}"
+        rows["accuracy on examples"] = f"{examples['accuracy']:.1%} ({counts})"
+    return rows

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPSConnection
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ TIMEOUT_SECONDS = 60.0
 POLL_SECONDS = 0.2
 
 Job = dict[str, Any]
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 
 
 class RefusedError(Exception):
@@ -36,15 +38,14 @@ class Upload:
     content_type: str
 
     @classmethod
-    def of(cls, file: Joined, fields: Mapping[str, bytes]) -> Upload:
-        """A form of these fields, and the file as its last part, `file`."""
+    def of(cls, file: Joined, fields: Mapping[str, bytes], files: Mapping[str, bytes] = NO_FILES) -> Upload:
+        """A form of these fields and small files, and the model's file as its last part, `file`."""
         boundary = secrets.token_hex(16)
-        texts = b"".join(
-            _part_header(boundary, f'name="{name}"') + value + b"\r\n" for name, value in fields.items()
-        )
+        parts = [(_part_header(boundary, f'name="{name}"'), value) for name, value in fields.items()]
+        parts += [(_file_header(boundary, name), value) for name, value in files.items()]
         return cls(
             file,
-            texts + _part_header(boundary, 'name="file"; filename="model"'),
+            b"".join(head + value + b"\r\n" for head, value in parts) + _file_header(boundary, "file"),
             f"\r\n--{boundary}--\r\n".encode(),
             f"multipart/form-data; boundary={boundary}",
         )
@@ -61,6 +62,10 @@ class Upload:
             yield chunk
             on_sent(len(chunk))
         yield self.tail
+
+
+def _file_header(boundary: str, name: str) -> bytes:
+    return _part_header(boundary, f'name="{name}"; filename="{name}"')
 
 
 def _part_header(boundary: str, disposition: str) -> bytes:

@@ -41,6 +41,14 @@ class ImageRef(Record):
     conversions: tuple[str, ...] = ()
 
 
+class ExamplesRef(Record):
+    """Labelled images that a model is tried with: the blob of a zip of PNGs, its bytes, and their classes."""
+
+    digest: str
+    size: int
+    labels: tuple[int, ...]
+
+
 def _source_of(kind: JobKind) -> str:
     return "file" if kind in FILE_KINDS else "image"
 
@@ -54,6 +62,7 @@ class Submission(Record):
     model: ModelRef
     image: ImageRef | None = None
     file: str | None = Field(None, description="Digest of the file, where the job works on no image.")
+    examples: ExamplesRef | None = Field(None, description="Examples, where a model is tried with any.")
     parameters: dict[str, Any]
     seed: Seed = 0
     label: int | None = None

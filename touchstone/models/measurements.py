@@ -45,6 +45,29 @@ class Probe(BaseModel):
         return forward / self.forward_rate
 
 
+class ExampleWarning(BaseModel):
+    """Something in a model's description that its examples speak against."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    code: str
+    detail: str = Field(max_length=1000, description="What was seen, and what would be right.")
+    accuracy: float | None = Field(
+        None, ge=0, le=1, description="On the examples, with what would be right, where that is known."
+    )
+
+
+class ExampleAccuracy(BaseModel):
+    """How a model classifies the labelled examples that were given at its registration."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    count: int = Field(ge=1)
+    correct: int = Field(ge=0)
+    accuracy: float = Field(ge=0, le=1)
+    warnings: tuple[ExampleWarning, ...] = ()
+
+
 class ModelProbe(Probe):
     """Measured also in the trial of a model at its registration, on a CPU without other load."""
 
@@ -63,6 +86,9 @@ class ModelProbe(Probe):
     gradient_agrees: bool = Field(
         description="Whether the gradient is that of the outputs. Where it is not, gradient-based attacks "
         "may fail on a model that other attacks break."
+    )
+    examples: ExampleAccuracy | None = Field(
+        None, exclude_if=lambda value: value is None, description="The accuracy on examples, where given."
     )
 
     gradient_not_finite_at: tuple[Literal["black", "white", "gray", "noise"], ...] = Field(

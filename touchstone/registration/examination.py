@@ -20,6 +20,7 @@ from touchstone.models.loader import BuiltNetwork, build_network
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import ModelProbe
 from touchstone.models.output_end import add_output_end
+from touchstone.registration.example_accuracy import LabelledPixels, measure_examples
 from touchstone.registration.gradients import gradient_error, has_finite_gradient
 from touchstone.registration.messages import OutputEnd, TrialResult
 from touchstone.registration.output_measurement import measure_activation
@@ -28,8 +29,13 @@ GRADIENT_TOLERANCE = 0.05
 _PEAK_MEMORY = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
-def probe_model(manifest: Manifest, data: bytes, on_step: Callable[[str], None]) -> TrialResult:
-    """Try a model on the CPU; `on_step` is called at each step.
+def probe_model(
+    manifest: Manifest,
+    data: bytes,
+    on_step: Callable[[str], None],
+    examples: LabelledPixels | None = None,
+) -> TrialResult:
+    """Try a model on the CPU, and on examples if there are any; `on_step` is called at each step.
 
     Raises InvalidModel and UnsupportedOperator where it cannot be used, and ModelUnusable where a package
     is missing that it needs.
@@ -40,12 +46,12 @@ def probe_model(manifest: Manifest, data: bytes, on_step: Callable[[str], None])
     seconds = time.perf_counter() - began
     on_step("answer")
     oracle, found = _add_end(manifest, built)
-    on_step("differentiate")
+    on_step("gradient check")
     error = gradient_error(oracle, _noise_images(manifest, 1))
     images = {name: x[:1] for name, x in _probe_images(manifest).items()}
     undefined = [name for name, x in images.items() if not has_finite_gradient(oracle, x)]
     row_bytes = _measure_row_bytes(manifest, oracle)
-    on_step("measure")
+    on_step("latency")
     shape = (manifest.input.channels, manifest.input.height, manifest.input.width)
     _, probe = probe_oracle(oracle, shape, load_seconds=seconds)
     model_probe = ModelProbe(
@@ -59,6 +65,10 @@ def probe_model(manifest: Manifest, data: bytes, on_step: Callable[[str], None])
         gradient_agrees=error <= GRADIENT_TOLERANCE,
         gradient_not_finite_at=tuple(undefined),
     )
+    if examples is not None:
+        on_step("examples")
+        accuracy = measure_examples(oracle, manifest, examples)
+        model_probe = model_probe.model_copy(update={"examples": accuracy})
     return TrialResult(parameters=_count_parameters(oracle.module), end=found, probe=model_probe)
 
 

@@ -6,12 +6,18 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from touchstone.ledger.records import ExamplesRef
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import ModelProbe
 from touchstone.models.output_activation import MAX_STEPS, NORMALIZERS, ActivationStep
 
-STEPS = ("read", "build", "answer", "differentiate", "measure")
-"""The steps of a trial, in order."""
+STEPS = ("start", "build", "answer", "gradient check", "latency", "examples")
+"""The steps of a trial, in order; the last one only where there are examples."""
+
+
+def list_steps(*, examples: bool) -> tuple[str, ...]:
+    """The steps of a trial with or without examples."""
+    return STEPS if examples else STEPS[:-1]
 
 
 class TrialMessagePart(BaseModel):
@@ -21,11 +27,12 @@ class TrialMessagePart(BaseModel):
 
 
 class TrialRequest(TrialMessagePart):
-    """The model to try, and how much of the machine that may take; the file follows."""
+    """The model to try, and how much of the machine that may take; examples, if any, and the file follow."""
 
     manifest: Manifest
     seconds: float = Field(gt=0)
     memory: int = Field(gt=0)
+    examples: ExamplesRef | None = None
 
 
 class StepStarted(TrialMessagePart):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from touchstone.errors import ModelConflict, UnknownModel
-from touchstone.ledger.records import LOCAL, ModelRef, Submission
+from touchstone.ledger.records import LOCAL, ExamplesRef, ModelRef, Submission
 from touchstone.models.file_format import Format
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ZOO, ModelStore, manifest_conflict
@@ -39,10 +39,12 @@ def prepare_remote(
     return _build_submission(manifest), data
 
 
-def prepare_known(registration: Registration, digest: str, file: Format) -> Submission:
-    """The same for a file whose digest and format are known."""
+def prepare_known(
+    registration: Registration, digest: str, file: Format, examples: ExamplesRef | None = None
+) -> Submission:
+    """The same for a file whose digest and format are known, and with examples."""
     _check_id(registration)
-    return _build_submission(registration.build_manifest(digest, file))
+    return _build_submission(registration.build_manifest(digest, file), examples)
 
 
 def find_registered(manifest: Manifest, store: ModelStore) -> Manifest | None:
@@ -67,11 +69,12 @@ def _check_id(registration: Registration) -> None:
         )
 
 
-def _build_submission(manifest: Manifest) -> Submission:
+def _build_submission(manifest: Manifest, examples: ExamplesRef | None = None) -> Submission:
     return Submission(
         kind="registration",
         method=METHOD,
         model=ModelRef(id=manifest.id, digest=manifest.digest),
         file=manifest.digest,
+        examples=examples,
         parameters=manifest.model_dump(mode="json"),
     )

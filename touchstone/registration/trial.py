@@ -23,6 +23,7 @@ from touchstone.errors import (
     ModelUnusable,
     UnsupportedOperator,
 )
+from touchstone.ledger.records import ExamplesRef
 from touchstone.logs import get_logger
 from touchstone.memory import mentions_out_of_memory
 from touchstone.models.manifest import Manifest
@@ -59,8 +60,10 @@ class Lock(Protocol):
 class Trial:
     """One model in one child process. `cancel` and `expire` may be called from any thread, at any time."""
 
-    def __init__(self, manifest: Manifest, *, seconds: float, memory: int) -> None:
-        self._request = TrialRequest(manifest=manifest, seconds=seconds, memory=memory)
+    def __init__(
+        self, manifest: Manifest, *, seconds: float, memory: int, examples: ExamplesRef | None = None
+    ) -> None:
+        self._request = TrialRequest(manifest=manifest, seconds=seconds, memory=memory, examples=examples)
         self._stop_reason: StopReason | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._step: int | None = None
@@ -74,16 +77,24 @@ class Trial:
         """End it at once because its deadline has passed; `run` then raises DeadlineExceeded."""
         self._request_stop("expired")
 
-    def run(self, read: Callable[[], bytes], on_step: Callable[[int], object], lock: Lock) -> TrialResult:
+    def run(
+        self,
+        read: Callable[[], bytes],
+        on_step: Callable[[int], object],
+        lock: Lock,
+        *,
+        read_examples: Callable[[], bytes] = bytes,
+    ) -> TrialResult:
         """Try the file, once the lock is acquired; `on_step` is called at each step of `STEPS`.
 
-        The file is not read before that, because many large ones may wait.
+        The files are not read before that, because many large ones may wait.
 
         Raises InvalidModel, UnsupportedOperator, ModelTooCostly, and ModelUnusable where the model is not at
         fault.
         """
         with self._wait_for_lock(lock), _temporary_file() as source, _temporary_file() as errors:
             source.write(self._request.model_dump_json().encode() + b"\n")
+            source.write(read_examples())
             source.write(read())
             source.seek(0)
             with self._limit_time(self._start(source, errors)) as process:

@@ -1,8 +1,8 @@
 """`python -m touchstone.registration.trial_process`: try one model in a process that it may crash.
 
-Standard input holds a line of JSON and then the file; a line of JSON is written for each step and for the
-result. Everything is imported before the limits are set, and they are set before any byte of the file is
-read.
+Standard input holds a line of JSON, the examples if there are any, and the file; a line of JSON is written
+for each step and for the result. Everything is imported before the limits are set, and they are set before
+any byte of the files is read.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch.nn import functional
 from touchstone.errors import Failure, InvalidModel, ModelTooCostly
 from touchstone.memory import is_out_of_memory
 from touchstone.registration.examination import probe_model
+from touchstone.registration.example_accuracy import LabelledPixels
+from touchstone.registration.examples import unpack_examples
 from touchstone.registration.messages import STEPS, Message, StepStarted, TrialError, TrialRequest
 from touchstone.sandbox.confinement import confine
 
@@ -42,9 +44,16 @@ def _run_trial(request: TrialRequest, source: BinaryIO) -> Message:
         _send(Message(started=StepStarted(step=STEPS.index(step))))
 
     try:
-        return Message(result=probe_model(request.manifest, source.read(), report_step))
+        examples = _read_examples(request, source)
+        return Message(result=probe_model(request.manifest, source.read(), report_step, examples))
     except Exception as error:  # noqa: BLE001 - any error that a user's file leads to is an error of that file
         return _error_message(_to_failure(error, request))
+
+
+def _read_examples(request: TrialRequest, source: BinaryIO) -> LabelledPixels | None:
+    if request.examples is None:
+        return None
+    return LabelledPixels(unpack_examples(source.read(request.examples.size)), request.examples.labels)
 
 
 def _to_failure(error: Exception, request: TrialRequest) -> Failure:

@@ -2,7 +2,7 @@
 
 import {freshKey, get, getCached, invalidate, post, send} from "../api.js";
 import {fill, h} from "../dom.js";
-import {ago, between, count, moment, percent, seconds, shortId, words} from "../format.js";
+import {ago, between, capital, count, moment, percent, seconds, shortId, words} from "../format.js";
 import {goTo, hrefTo} from "../routes.js";
 import {follow} from "../stream.js";
 import {isOver, outcomeBadge, status} from "../parts/badges.js";
@@ -11,7 +11,7 @@ import {radiusCard, votesCard} from "../parts/certificate.js";
 import {deliveries} from "../parts/deliveries.js";
 import {jobFacts} from "../parts/jobFacts.js";
 import {metricsCard} from "../parts/plot.js";
-import {probeFacts} from "../parts/probe.js";
+import {exampleAccuracy, probeFacts} from "../parts/probe.js";
 import {empty, failure} from "../parts/placeholders.js";
 import {failureNotice, verdict} from "../parts/verdict.js";
 import {pixelsOf, viewer} from "../parts/viewer.js";
@@ -39,6 +39,11 @@ export async function show(root, route, signal) {
 
 const catalogue = ({kind}) => (["attack", "certificate"].includes(kind) ? getCached(`/v1/${kind}s`).catch(() => []) : []);
 const card = (name, ...children) => h("section.card", {}, h("h2", {}, name), children);
+
+function registrationCards(probe) {
+  const examples = exampleAccuracy(probe);
+  return [examples && card("Examples", examples), card("Probe", probeFacts(probe))];
+}
 
 class Page {
   constructor(root, known) {
@@ -138,7 +143,8 @@ class Page {
       const spent = Math.max(0, between(job.started_at));
       const left = done > 1 && spent > 2 && `, about ${seconds((spent / done) * (total - done))} left`;
       Object.assign(this.bar, {max: total || 1, value: done});
-      this.progressText.textContent = `Step ${count(done)} of ${count(total)}, ${seconds(Math.round(spent))} elapsed${left || ""}`;
+      const phase = job.phases?.[done];
+      this.progressText.textContent = `${phase ? `${capital(phase)}: step` : "Step"} ${count(phase ? done + 1 : done)} of ${count(total)}, ${seconds(Math.round(spent))} elapsed${left || ""}`;
     }
   }
 
@@ -185,7 +191,7 @@ class Page {
   parts() {
     const {job: {kind, result}, model} = this;
     const pair = (...columns) => h("div.two", {}, columns.map((cards) => h("div.stack", {}, cards)));
-    if (kind === "registration") return result && card("Probe", probeFacts(result.probe));
+    if (kind === "registration") return result && registrationCards(result.probe);
     if (!this.job.image) return null;
     if (!result) return pair([this.pictures()], [this.course.element]);
     if (kind === "certificate")

@@ -6,7 +6,7 @@ import {ago, count, moment, number} from "../format.js";
 import {accuracies} from "../parts/accuracy.js";
 import {outcome, outcomeBadge, status} from "../parts/badges.js";
 import {definitionList} from "../parts/jobFacts.js";
-import {probeFacts} from "../parts/probe.js";
+import {exampleAccuracy, probeFacts} from "../parts/probe.js";
 import {loading} from "../parts/placeholders.js";
 import {hrefTo} from "../routes.js";
 
@@ -23,9 +23,10 @@ export async function show(root, {id}, signal) {
     get(withQuery("/v1/jobs", {model: id, limit: 20}), {signal}),
   ]);
   const probe = model.probe ? probeFacts(model.probe) : h("p", {}, NO_PROBE);
+  const examples = exampleAccuracy(model.probe ?? {});
   fill(
     body,
-    h("div", {}, part("Accuracy", accuracies(model, true)), part("History", history(id, jobs.items))),
+    h("div", {}, part("Accuracy", accuracies(model, true)), examples && part("Examples", examples), part("History", history(id, jobs.items))),
     h("div", {}, part("Card", definitionList(card(model))), part("Probe", probe), part("Classes", classes(model.classes))),
   );
 }

@@ -12,7 +12,8 @@ export function show(root, signal) {
   const button = h("button.primary", {}, "Register");
   const alert = h("div", {});
   const form = h("form.card.stack", {onsubmit: submit},
-    field("file", "File", "ONNX, or safetensors with an architecture.", h("input", {type: "file", name: "file", required: true})),
+    field("file", "File", "ONNX, safetensors with an architecture, or a zip of an ONNX file and its weights.", h("input", {type: "file", name: "file", required: true})),
+    field("data", "Weights in a second file", "If the exporter wrote m.onnx.data beside m.onnx.", h("input", {type: "file", name: "data"})),
     line("id", "Name", "Lowercase letters, digits, dots and dashes.", {required: true, pattern: "[a-z0-9][a-z0-9._\\-]{0,63}", placeholder: "my-net"}),
     field("labels", "Classes", "One per line, in the order of the outputs.", h("textarea", {name: "labels", rows: 5, required: true})),
     line("size", "Input size", "For example 224, or height x width.", {required: true, pattern: "\\d+( *x *\\d+)?", placeholder: "224"}),
@@ -21,6 +22,8 @@ export function show(root, signal) {
     line("mean", "Mean", "Of pixel values in [0,1], one number per channel.", {pattern: NUMBERS, placeholder: "0.485, 0.456, 0.406"}),
     line("std", "Standard deviation", "Likewise; if both are empty, pixel values are not normalized.", {pattern: NUMBERS, placeholder: "0.229, 0.224, 0.225"}),
     line("architecture", "Architecture", "For safetensors: that of a listed model, or timm/NAME."),
+    field("examples", "Examples", "A zip of up to 100 labelled images, in a folder per class or with a metadata.csv: their accuracy shows whether all of this is right.",
+      h("input", {type: "file", name: "examples", accept: ".zip"})),
     alert, h("div.row", {}, button, h("a.button", {href: hrefTo("models")}, "Back to the models")));
   fill(root, h("div.head", {}, h("h1", {}, "Register a model")), form);
 
@@ -63,5 +66,6 @@ function body(data) {
   sent.set("manifest", JSON.stringify(manifest));
   sent.set("labels", new Blob([data.get("labels")]));
   sent.set("file", data.get("file"));
+  for (const name of ["data", "examples"]) if (data.get(name).size) sent.set(name, data.get(name));
   return sent;
 }

@@ -1,9 +1,18 @@
 // The probe: what was measured when a model was loaded or registered.
 
-import {bytes, moment, number, seconds, words} from "../format.js";
+import {h} from "../dom.js";
+import {bytes, moment, number, percent, seconds, words} from "../format.js";
 import {definitionList} from "./jobFacts.js";
 
-export const probeFacts = (probe) => definitionList(Object.entries(probe).map(quantity));
+export const probeFacts = ({examples, ...probe}) => definitionList(Object.entries(probe).map(quantity));
+
+/** The accuracy on a model's examples, with what they speak against; null without examples. */
+export function exampleAccuracy({examples} = {}) {
+  if (!examples) return null;
+  const {accuracy, correct, count, warnings} = examples;
+  const share = definitionList([["Accuracy", `${percent(accuracy)}, ${correct} of ${count}`]]);
+  return [share, warnings.map(({detail}) => h("p.notice", {}, h("strong", {}, "Warning"), `: ${detail}`))];
+}
 
 const NAMES = {
   torch: "PyTorch",
@@ -14,11 +23,12 @@ const NAMES = {
   single_rate: "Gradients, one by one",
   forward_rate: "Forward passes of noisy copies",
   batch_invariant: "Batch invariant",
-  forward_ms: "Forward pass per row",
-  gradient_ms: "Gradient per row",
-  row_bytes: "Memory per row",
-  gradient_error: "Gradient error",
-  gradient_tolerance: "Gradient tolerance",
+  forward_ms: "Latency per image",
+  gradient_ms: "Latency per image with gradient",
+  row_bytes: "Memory per image",
+  gradient_error: "Gradient check: error",
+  gradient_tolerance: "Gradient check: tolerance",
+  gradient_agrees: "Gradient check: agrees",
   gradient_not_finite_at: "Gradient not finite at",
 };
 

@@ -34,7 +34,9 @@ local request = cjson.decode(submission)
 local image = request.image ~= cjson.null and request.image.digest
 local source = image or request.file
 local stored = tonumber(redis.call('HGET', STORED, tenant) or 0)
+local examples = type(request.examples) == 'table' and request.examples or nil
 local added_bytes = holders_of(tenant, source) > 0 and 0 or input_bytes
+if examples and holders_of(tenant, examples.digest) == 0 then added_bytes = added_bytes + examples.size end
 if max_storage and stored + added_bytes + output_bytes > max_storage then
   return {'stored', stored}
 end
@@ -57,6 +59,10 @@ if key ~= '' then
 end
 set(id, image and 'image' or 'file', source)
 add_holder(tenant, source, input_bytes)
+if examples then
+  set(id, 'examples', examples.digest)
+  add_holder(tenant, examples.digest, examples.size)
+end
 reserve(id, tenant, output_bytes)
 record_status(id)
 return {'created', fields(id)}

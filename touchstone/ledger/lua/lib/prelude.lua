@@ -130,12 +130,13 @@ local function release_reserve(id)
   count(STORED, tenant, -output_bytes)
 end
 
--- A file that a job works on is not needed after its end, so it is released then; an image stays with the job, which may
--- be run again.
-local function release_file(id)
-  local file, tenant = unpack(get(id, 'file', 'tenant'))
+-- The files that a job works on are not needed after its end, so they are released then; an image stays with the job, which
+-- may be run again.
+local function release_files(id)
+  local file, examples, tenant = unpack(get(id, 'file', 'examples', 'tenant'))
   remove_holder(tenant, file)
-  redis.call('HDEL', job_key(id), 'file')
+  remove_holder(tenant, examples)
+  redis.call('HDEL', job_key(id), 'file', 'examples')
 end
 
 -- The only place where the status of a job changes.
@@ -153,7 +154,7 @@ local function set_status(id, status, at)
     deliver_job_end(id, status, at)
     redis.call('ZADD', ENDED, at, id)
     release_reserve(id)
-    release_file(id)
+    release_files(id)
   elseif status == 'queued' then
     redis.call('ZADD', REDISPATCH, at, id)
     enqueue(id, queue_of(job[4]))
@@ -178,7 +179,7 @@ local function delete_job(id)
   delete_deliveries_of(id)
   remove_holder(job[5], image)
   release_reserve(id)
-  release_file(id)
+  release_files(id)
   for_each_artifact(id, remove_holder)
   if key and redis.call('HGET', 'ts:key:' .. key, 'job') == id then redis.call('DEL', 'ts:key:' .. key) end
   publish_change(id, 'deleted', 0, 'status')
