@@ -123,6 +123,10 @@ GRAPHS: dict[str, tuple[list[onnx.NodeProto], set[str]]] = {
         [conv("x", "a"), node("Clip", ["a", "half", "six"], ["c"]), conv("c", "y")],
         {"Clip", "Conv"},
     ),
+    "a clip to pixels": (
+        [conv("x", "a"), node("Clip", ["a", "zero", "one"], ["c"]), conv("c", "y")],
+        {"Clip", "Conv"},
+    ),
     "a skip": (
         [
             conv("x", "a"),

@@ -213,7 +213,7 @@ def test_classic_network_with_its_weights_among_the_inputs_answers_like_onnxrunt
     model = squeezenet(opset)
     x = RANDOM.random((1, 3, 64, 64)).astype("f4")
     imported = build(read(model.SerializeToString()))
-    assert imported.softmax_removed
+    assert [step.function for step in imported.activation] == ["softmax"]
     probabilities = torch.softmax(imported.module(torch.from_numpy(x)), 1).numpy()
     np.testing.assert_allclose(
         probabilities, run_onnxruntime(model, x).reshape(1, 1000), rtol=1e-3, atol=1e-7

@@ -151,7 +151,7 @@ def _parts(draft: Draft, node: Node) -> tuple[torch.Tensor, torch.Tensor, int] |
 
 
 def clamp_ceiling(node: Node, draft: Draft) -> float | None:
-    """The upper bound of a node that clamps to [0, bound]; None for any other node."""
+    """The upper bound of a ReLU or ReLU6, whose gradient at the bounds is 0; None for any other node."""
     if node.kind == "Relu":
         return math.inf
     if node.kind != "Clip":
@@ -161,4 +161,4 @@ def clamp_ceiling(node: Node, draft: Draft) -> float | None:
     else:
         bounds = [node.attributes.get("min"), node.attributes.get("max", math.inf)]
     low, high = bounds
-    return high if low == 0 and high is not None and high > 0 else None
+    return high if (low, high) == (0, 6) else None

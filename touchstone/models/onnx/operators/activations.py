@@ -35,7 +35,7 @@ def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
     if x.ndim > 2 and slope.ndim == x.ndim - 1 and slope.numel() == len(slope) == x.shape[1]:
         return functional.prelu(x, slope.flatten())
-    return torch.where(x >= 0, x, x * slope)
+    return torch.where(x > 0, x, x * slope)
 
 
 @operator("Elu")
@@ -92,9 +92,12 @@ def clip(x: Tensor, low: Known | None = None, high: Known | None = None) -> Tens
 
 
 def _clip(x: Tensor, low: float | None, high: float | None) -> Tensor:
-    """Equal to ReLU6 where the bounds are 0 and 6: at either bound the gradient is zero."""
-    if low is not None and high is not None and low <= high and x.is_floating_point():
-        return functional.hardtanh(x, low, high)
+    """At a bound the gradient of ReLU6 is 0, and that of any other clip 1, as PyTorch's `clamp` has it.
+
+    So a network that clips its input to [0,1] has a gradient at black and at white pixels.
+    """
+    if (low, high) == (0, 6) and x.is_floating_point():
+        return functional.relu6(x)
     return x if low is None and high is None else torch.clamp(x, low, high)
 
 

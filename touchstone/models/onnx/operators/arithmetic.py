@@ -53,7 +53,6 @@ BINARY: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "Add": torch.add,
         "Sub": torch.sub,
-        "Mul": torch.mul,
         "Equal": torch.eq,
         "Greater": torch.gt,
         "Less": torch.lt,
@@ -68,6 +67,11 @@ for _name, _pair in BINARY.items():
     _register_binary(_name, _pair)
 
 
+@operator("Mul", since=7)
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    return raise_to(a, 2) if a is b else a * b
+
+
 @operator("Div", since=7)
 def div(a: Tensor, b: Tensor) -> Tensor:
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
@@ -75,7 +79,18 @@ def div(a: Tensor, b: Tensor) -> Tensor:
 
 @operator("Pow", since=7)
 def power(a: Tensor, b: Tensor) -> Tensor:
-    return torch.pow(a, b).to(a.dtype)
+    return raise_to(a, b).to(a.dtype)
+
+
+def raise_to(x: Tensor, exponent: Tensor | float) -> Tensor:
+    """A power whose gradient at 0 is 0 where the exponent is above 1, even behind an infinite one.
+
+    A norm written as a root of a sum of powers so has the gradient at 0 that PyTorch's norms have, not NaN.
+    """
+    if not x.is_floating_point():
+        return torch.pow(x, exponent)
+    flat = (x == 0) & (torch.as_tensor(exponent, dtype=x.dtype, device=x.device) > 1)
+    return torch.pow(torch.where(flat, 0.0, x), exponent)
 
 
 @operator("Mod", since=10)

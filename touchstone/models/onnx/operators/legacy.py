@@ -47,7 +47,8 @@ def _align(b: Tensor, rank: int, axis: int | None) -> Tensor:
     return b.reshape(*b.shape, *[1] * after)
 
 
-for _name, _function in {**arithmetic.BINARY, "Div": arithmetic.div, "Pow": arithmetic.power}.items():
+_OTHERS = {"Mul": arithmetic.multiply, "Div": arithmetic.div, "Pow": arithmetic.power}
+for _name, _function in {**arithmetic.BINARY, **_OTHERS}.items():
     _register_binary(_name, _function)
 
 

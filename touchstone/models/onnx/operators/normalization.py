@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from touchstone.models.onnx.operators.arithmetic import raise_to
 from touchstone.models.onnx.registry import operator
 
 
@@ -91,7 +92,7 @@ def local_response_normalization(
 @operator("LpNormalization")
 def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
     norm = x.norm(p, axis, keepdim=True)
-    return torch.where(norm == 0, 0.0, x / norm)
+    return x / torch.where(norm == 0, 1.0, norm)
 
 
 @operator("MeanVarianceNormalization", since=9)
@@ -99,4 +100,4 @@ def mean_variance_normalization(x: Tensor, *, axes: tuple[int, ...] = (0, 2, 3))
     if 0 in [axis % x.ndim for axis in axes] and x.shape[0] > 1:
         raise ValueError("it normalizes over the batch: the answer for an image would depend on the others")
     centred = x - x.mean(axes, keepdim=True)
-    return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
+    return centred / (raise_to(centred, 2).mean(axes, keepdim=True).sqrt() + 1e-9)

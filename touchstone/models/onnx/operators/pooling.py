@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from touchstone.models.onnx.operators.arithmetic import raise_to
 from touchstone.models.onnx.operators.windows import Sizes, Window, margins, window
 from touchstone.models.onnx.registry import operator
 
@@ -88,7 +89,7 @@ def lp_pool(
     sizes = tuple(x.shape[2:])
     place = window(sizes, kernel_shape, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad)
     padded = functional.pad(x, _pool_margins(place, sizes, ceil=bool(ceil_mode)))
-    return _window_sums(padded.abs() ** p, place) ** (1 / p)
+    return _window_sums(raise_to(padded.abs(), p), place) ** (1 / p)
 
 
 @operator("GlobalAveragePool")
@@ -103,7 +104,7 @@ def global_max_pool(x: Tensor) -> Tensor:
 
 @operator("GlobalLpPool")
 def global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
-    return (x.abs() ** p).sum(tuple(range(2, x.ndim)), keepdim=True) ** (1 / p)
+    return raise_to(x.abs(), p).sum(tuple(range(2, x.ndim)), keepdim=True) ** (1 / p)
 
 
 def _pads_natively(place: Window) -> bool:

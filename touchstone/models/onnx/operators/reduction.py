@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from touchstone.models.onnx.operators.arithmetic import raise_to
 from touchstone.models.onnx.registry import Known, operator
 
 Reducer = Callable[[Tensor, tuple[int, ...], bool], Tensor]
@@ -39,6 +40,14 @@ def _sum(x: Tensor, dims: tuple[int, ...], keep: bool) -> Tensor:
     return x.sum(dims, keepdim=keep, dtype=x.dtype)
 
 
+def _l2(x: Tensor, dims: tuple[int, ...], keep: bool) -> Tensor:
+    """Its gradient at 0 is 0, as that of PyTorch's norms."""
+    if not x.is_floating_point():
+        return _sum(x.square(), dims, keep).sqrt()
+    y: Tensor = torch.linalg.vector_norm(x, 2, dims, keep)
+    return y
+
+
 def _prod(x: Tensor, dims: tuple[int, ...], keep: bool) -> Tensor:
     for dim in sorted((dim % x.ndim for dim in dims), reverse=True):
         x = x.prod(dim, keepdim=keep, dtype=x.dtype)
@@ -52,8 +61,8 @@ for _name, _function, _since in (
     ("ReduceMin", torch.amin, 18),
     ("ReduceProd", _prod, 18),
     ("ReduceL1", lambda x, dims, keep: _sum(x.abs(), dims, keep), 18),
-    ("ReduceL2", lambda x, dims, keep: _sum(x.square(), dims, keep).sqrt(), 18),
-    ("ReduceSumSquare", lambda x, dims, keep: _sum(x.square(), dims, keep), 18),
+    ("ReduceL2", _l2, 18),
+    ("ReduceSumSquare", lambda x, dims, keep: _sum(raise_to(x, 2), dims, keep), 18),
     ("ReduceLogSum", lambda x, dims, keep: _sum(x, dims, keep).log(), 18),
     ("ReduceLogSumExp", torch.logsumexp, 18),
 ):
