@@ -172,6 +172,7 @@ REGISTRATION: dict[str, Any] = {
         "input": {**MANIFEST["input"], "channels": 3, "layout": "nchw", "channel_order": "rgb"},
         "softmax": "none",
         "output": None,
+        "randomized": False,
         "output_activation": [],
         "single_output": False,
         "parameters": 0,

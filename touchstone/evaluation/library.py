@@ -185,7 +185,7 @@ def attack(
             chosen, x0, keys[rows], radii and radii[rows], aims[rows], quantize=quantize, surrogates=others
         )
         plans.append(straight_through(plan, chosen.defence))
-    ended, queries = run_plans(plans, oracle)
+    ended, queries = run_plans(plans, oracle, [keys[start] for start in _first_rows(stacks)])
     return _join_stacks(ended, queries)
 
 
@@ -242,12 +242,18 @@ def certify(
     )
 
 
-def run_plans(plans: Sequence[PlanOf[Any]], oracle: TorchOracle) -> tuple[list[Any], QueryCount]:
-    """Run plans to their ends in this thread, sharing passes; the first failure is raised."""
+def run_plans(
+    plans: Sequence[PlanOf[Any]], oracle: TorchOracle, seeds: Sequence[tuple[int, ...]] = ()
+) -> tuple[list[Any], QueryCount]:
+    """Run plans to their ends in this thread, sharing passes; the first failure is raised.
+
+    `seeds`, one for each plan, are those of a model that answers at random.
+    """
     batcher = Batcher()
     ended: dict[int, Any] = {}
     failed: list[BaseException] = []
-    tasks = [Task(plan, oracle) for plan in plans]
+    seeds = seeds or [(0, number) for number in range(len(plans))]
+    tasks = [Task(plan, oracle, noise_key=seed) for plan, seed in zip(plans, seeds, strict=True)]
     for position, task in enumerate(tasks):
 
         def settle(result: Any, error: BaseException | None, position: int = position) -> None:

@@ -117,6 +117,7 @@ class _PlanRunner:
     forward: int = 0
     backward: int = 0
     surrogate: int = 0
+    plans: int = 0
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
@@ -144,8 +145,10 @@ class _PlanRunner:
             self.oracle,
             deterministic=self.submission.execution == "deterministic",
             owner=self.submission.tenant,
+            noise_key=(self.submission.seed, self.plans),
             **limits,
         )
+        self.plans += 1
         self.started(task)
         result = task.result()
         self.forward += task.queries.forward

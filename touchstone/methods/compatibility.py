@@ -16,6 +16,12 @@ MAX_SURROGATES = 4
 
 def check_compatible(method: Method | Predict, manifest: Manifest) -> None:
     """Raise GradientRefused or InvalidParameter where the model cannot answer the method's queries."""
+    if manifest.randomized and _needs_noise(method):
+        raise InvalidParameter(
+            f"model: {manifest.id} answers at random, and what counts votes under noise needs answers that "
+            "are the same in every batch",
+            field="model",
+        )
     if manifest.remote is None:
         return
     if isinstance(method, Method) and method.info.knowledge == "white-box":

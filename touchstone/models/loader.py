@@ -79,7 +79,7 @@ def _load_weights(manifest: Manifest, data: bytes) -> nn.Module:
 def import_onnx(manifest: Manifest, data: bytes) -> ImportedModel:
     """The network in an ONNX file, once its input and output are checked against the manifest."""
     graph = onnx.read(data, output=manifest.output, classes=len(manifest.classes))
-    net = onnx.build(fit_input(graph, manifest))
+    net = onnx.build(fit_input(graph, manifest), randomized=manifest.randomized)
     if net.classes not in _possible_outputs(len(manifest.classes)):
         raise InvalidModel(
             f"classes: the network answers {net.classes} numbers, but {len(manifest.classes)} classes are "

@@ -88,6 +88,9 @@ class Manifest(ManifestPart):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...] = Field(min_length=2)
+    randomized: bool = Field(
+        False, description="Whether the network answers at random on purpose, as some defenses do."
+    )
     softmax: Literal["none", "removed", "inverted"] = Field(
         "none",
         description="How a Softmax at the network's end was handled: `removed`, or `inverted` where it could "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from touchstone.engine.oracles.oracle import TorchOracle
+from touchstone.models.random_streams import keyed_rows
 
 DIRECTIONS = 8
 STEP_SIZES = (4e-3, 1e-3, 2.5e-4)
@@ -46,10 +47,17 @@ def _differentiate(oracle: TorchOracle, x: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient at x of the answers, weighted at random, and these weights (1, K)."""
     leaf = x.clone().requires_grad_()
     with torch.enable_grad():
-        logits = oracle.module(oracle.preprocessing.apply(leaf))
+        logits = _answer(oracle, leaf)
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
         [gradient] = torch.autograd.grad((logits * weights).sum(), leaf)
     return gradient, weights
+
+
+def _answer(oracle: TorchOracle, x: Tensor) -> Tensor:
+    """Logits (1, K); a network that answers at random draws the same each time."""
+    with keyed_rows([(0,)]):
+        logits: Tensor = oracle.module(oracle.preprocessing.apply(x))
+        return logits
 
 
 def _central_differences(
@@ -59,8 +67,6 @@ def _central_differences(
     ends = []
     with torch.no_grad():
         for side in (size, -size):
-            logits = torch.cat(
-                [oracle.module(oracle.preprocessing.apply(x + side * sign[None])) for sign in signs]
-            )
+            logits = torch.cat([_answer(oracle, x + side * sign[None]) for sign in signs])
             ends.append((logits.double() * weights).sum(1))
     return (ends[0] - ends[1]) / (2 * size)

@@ -18,7 +18,7 @@ from touchstone.storage.blobs import digest_of
 
 MAX_CLASSES = 100_000
 MAX_CLASS_LETTERS = 200
-_LOCAL_FIELDS = ("output", "output_activation", "single_output")
+_LOCAL_FIELDS = ("output", "randomized", "output_activation", "single_output")
 _NO_DIGEST = "sha256:" + "0" * 64
 MAX_LETTERS = 2_000_000
 """Of all class names together, because a manifest is read often."""
@@ -96,6 +96,11 @@ class Registration(BaseModel):
         "number for each class.",
         examples=["logits"],
     )
+    randomized: bool = Field(
+        False,
+        description="Whether an ONNX file may draw random numbers: for networks that answer at random on "
+        "purpose. Average their gradients with `eot`.",
+    )
     remote: Remote | None = Field(
         None, description="Instead of a file: the address of a remote model, and how it is queried."
     )
@@ -165,12 +170,14 @@ class Registration(BaseModel):
         data = json.dumps(identity, sort_keys=True).encode()
         return manifest.model_copy(update={"digest": f"sha256:{hashlib.sha256(data).hexdigest()}"}), data
 
-    def _check_output(self, architecture: str) -> None:
+    def _check_onnx_fields(self, architecture: str) -> None:
         if self.output is not None and architecture != ONNX:
             raise InvalidParameter("output: only an ONNX file has outputs with names", field="output")
+        if self.randomized and architecture != ONNX:
+            raise InvalidParameter("randomized: only an ONNX file draws random numbers", field="randomized")
 
     def _fill_manifest(self, digest: str, architecture: str, file: str) -> Manifest:
-        self._check_output(architecture)
+        self._check_onnx_fields(architecture)
         mean, std = self._compute_normalization()
         try:
             return Manifest(
@@ -185,6 +192,7 @@ class Registration(BaseModel):
                 std=std,
                 classes=self.names,
                 output=self.output,
+                randomized=self.randomized,
                 parameters=0,
                 licence=self.licence,
                 provenance=self.provenance,

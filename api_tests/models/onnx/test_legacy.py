@@ -152,7 +152,7 @@ def test_form_of_the_first_opsets_computes_what_it_says(name: str) -> None:
 @pytest.mark.parametrize(
     ("node", "says"),
     [
-        (helper.make_node("Dropout", ["x"], ["features"]), "training mode"),
+        (helper.make_node("Dropout", ["x"], ["features"]), "answer at random"),
         (helper.make_node("BatchNormalization", ["x", *["three"] * 4], ["features"]), "training mode"),
         (helper.make_node("Add", ["x", "three"], ["features"]), "without broadcast"),
         (helper.make_node("Add", ["x", "six"], ["features"], broadcast=1, axis=9), "cannot be computed"),

@@ -22,6 +22,7 @@ from touchstone.memory import is_out_of_memory
 from touchstone.models.loader import load_module
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import Probe
+from touchstone.models.random_streams import keyed_rows
 from touchstone.models.store import ZOO, ModelStore
 
 MIN_ROWS = 8
@@ -120,8 +121,10 @@ class BatchInvariance:
 def measure_batch_invariance(oracle: TorchOracle, shape: Shape) -> BatchInvariance:
     """Query one row in a batch, and then alone."""
     x = torch.rand(MIN_ROWS, *shape, generator=torch.Generator().manual_seed(0)).to(oracle.device)
-    all_logits, all_gradients = _query_gradient(oracle, x)
-    logits, gradients = _query_gradient(oracle, x[-1:])
+    with keyed_rows((row,) for row in range(MIN_ROWS)):
+        all_logits, all_gradients = _query_gradient(oracle, x)
+    with keyed_rows([(MIN_ROWS - 1,)]):
+        logits, gradients = _query_gradient(oracle, x[-1:])
     by, by_gradient = _max_abs(all_logits[-1:] - logits), _max_abs(all_gradients[-1:] - gradients)
     holds = by <= BATCH_TOLERANCE * max(1.0, _max_abs(logits))
     holds = holds and by_gradient <= GRADIENT_TOLERANCE * _max_abs(gradients)

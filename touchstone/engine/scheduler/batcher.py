@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +15,7 @@ from touchstone.engine.scheduler.pass_queue import PassQueue
 from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.errors import DeadlineExceeded, Failure, JobCanceled, OutOfMemory
 from touchstone.memory import is_out_of_memory
+from touchstone.models.random_streams import keyed_rows
 
 
 @runtime_checkable
@@ -85,7 +87,8 @@ class Batcher:
     ) -> Sequence[Answer | Failure]:
         queries = [query for _, query in chosen]
         if not isinstance(oracle, SlowOracle):
-            return oracle.answer(queries)
+            with keyed_rows(chain.from_iterable(task.row_keys(len(query)) for task, query in chosen)):
+                return oracle.answer(queries)
         return oracle.answer_while(queries, lambda: self._find_wanted(chosen))
 
     def _find_wanted(self, chosen: Sequence[tuple[Task, Query | NoisyLogits]]) -> list[bool]:
@@ -137,7 +140,7 @@ class Batcher:
         self._advance(task, whole)
 
     def _advance(self, task: Task, answer: Answer | None) -> None:
-        task.parts, task.answered_rows = [], 0
+        task.parts, task.answered_rows, task.number = [], 0, task.number + 1
         try:
             with torch.no_grad():
                 task.query = next(task.plan) if answer is None else task.plan.send(answer)

@@ -87,12 +87,16 @@ class Engine:
         on_answer: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None,
         owner: str = "",
         expires: bool = True,
+        noise_key: tuple[int, ...] = (),
     ) -> TaskHandle:
         """Run a plan among the others; `deadline` in seconds from now. `on_answer` is called after each
         answer, on the oracle's thread. One that does not `expire` ignores that its job is overdue.
+        `noise_key` seeds a model that answers at random.
         """
         until = float("inf") if deadline is None else time.monotonic() + deadline
-        task = Task(plan, oracle, deterministic, until, on_answer, owner, expires=expires)
+        task = Task(
+            *(plan, oracle, deterministic, until, on_answer, owner), expires=expires, noise_key=noise_key
+        )
         return self._thread_of(oracle).submit(task)
 
     def stop(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class Task:
     owner: str = ""  # owners share passes equally, however many tasks each has
     on_done: Callable[[Any, BaseException | None], None] = lambda _result, _error: None
     queries: QueryCount = field(default_factory=QueryCount)
+    noise_key: tuple[int, ...] = ()  # of a model that answers at random
+    number: int = 0  # of the open query
     canceled: bool = False
     ended: bool = False
     query: Query | NoisyLogits | None = None
@@ -57,6 +59,10 @@ class Task:
     def remaining_rows(self) -> int:
         """Rows of the open query that are not answered yet."""
         return 0 if self.query is None else len(self.query) - self.answered_rows
+
+    def row_keys(self, rows: int) -> Iterator[tuple[int, ...]]:
+        """The keys of the next `rows` rows: seed, query, row."""
+        return ((*self.noise_key, self.number, self.answered_rows + row) for row in range(rows))
 
     def slice_query(self, rows: int) -> Query | NoisyLogits:
         """The next `rows` rows of the open query."""

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Graph", "build", "read"]
 
 
-def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel:
+def build(graph: Graph, *, size: tuple[int, int] | None = None, randomized: bool = False) -> ImportedModel:
     """The module of a graph: see `touchstone.models.onnx.builder.build`."""
     from touchstone.models.onnx import builder  # noqa: PLC0415 - so that reading needs no PyTorch
 
-    return builder.build(graph, size=size)
+    return builder.build(graph, size=size, randomized=randomized)

@@ -39,11 +39,12 @@ class ImportedModel:
     batch: int | None
 
 
-def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel:
+def build(graph: Graph, *, size: tuple[int, int] | None = None, randomized: bool = False) -> ImportedModel:
     """The network of a graph, in eval mode and frozen: images (N, C, H, W) in, logits (N, K) out.
 
     `size` is the height and width to try it with where the file leaves them open. What keeps the order of the
-    outputs at its end, such as a Softmax, is removed. Raises UnsupportedOperator, and InvalidModel where the
+    outputs at its end, such as a Softmax, is removed. `randomized` permits, and expects, operators that draw
+    random numbers. Raises UnsupportedOperator, and InvalidModel where the
     nodes do not fit together or do not make a classifier of images that can be differentiated.
     """
     check_supported(graph.nodes, graph.opset)
@@ -52,6 +53,7 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel
     nodes = fold_constants(graph.nodes, graph.opset, known)
     graph = replace(graph, nodes=tuple(nodes))
     inference = _infer_shapes(graph, known, _to_layout(example, graph))
+    _check_randomness(inference, randomized=randomized)
     classes = _count_classes(inference, graph)
     graph, activation = remove_activation(graph, known, inference)
     draft = Draft(graph.nodes, known, inference.shapes, output=graph.output.name, opset=graph.opset)
@@ -63,6 +65,7 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None) -> ImportedModel
         opset=graph.opset,
         dtype=example.dtype,
         channels_last=graph.channels_last,
+        randomized=randomized,
     )
     module.eval().requires_grad_(False)
     module.batch = graph.batch or (None if _accepts_batches(module, example, classes) else 1)
@@ -99,6 +102,20 @@ def _infer_shapes(graph: Graph, known: dict[str, Tensor], x: Tensor) -> ShapeInf
             f"at most {MAX_FLOPS:.0e} and {MAX_TOTAL_BYTES >> 30} GiB are allowed"
         )
     return inference
+
+
+def _check_randomness(inference: ShapeInference, *, randomized: bool) -> None:
+    """Raise InvalidModel unless the network draws random numbers just where the manifest says so."""
+    if inference.random_nodes and not randomized:
+        raise InvalidModel(
+            f"the {inference.random_nodes[0]} makes the network answer at random: call eval() before the "
+            "export, or, if that is its defence, set randomized to true in the manifest",
+            field="randomized",
+        )
+    if randomized and not inference.random_nodes:
+        raise InvalidModel(
+            "randomized: no operator of the network draws random numbers; leave this out", field="randomized"
+        )
 
 
 def _to_layout(x: Tensor, graph: Graph) -> Tensor:

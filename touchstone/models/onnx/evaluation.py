@@ -10,6 +10,7 @@ from torch import Tensor
 
 from touchstone.errors import Failure, InvalidModel
 from touchstone.models.onnx.graph import Node
+from touchstone.models.onnx.randomness import is_random
 from touchstone.models.onnx.registry import Operator, find_operator
 
 MAX_VALUE_BYTES = 512 * 2**20
@@ -97,7 +98,7 @@ def fold_constants(nodes: Sequence[Node], opset: int, known: dict[str, Tensor]) 
     """Compute every node that depends on the file alone, adding to `known`; the nodes that are left."""
     left, budget = [], 4 * sum(value.nbytes for value in known.values()) + MAX_KNOWN_BYTES
     for node in nodes:
-        if any(name and name not in known for name in node.inputs):
+        if is_random(node, opset, known) or any(name and name not in known for name in node.inputs):
             left.append(node)
             continue
         inferred = infer_shapes(node, opset, known, {})
@@ -125,6 +126,7 @@ class ShapeInference:
         self.known = dict(known)
         self.shapes: dict[str, Tensor] = {entry: x.to(META)}
         self.remaining: list[Node] = []
+        self.random_nodes: list[Node] = []
         self._device = torch.device("cpu") if x.is_meta else x.device
         self.rows = max(1, len(x))
         self.bytes = 0
@@ -137,7 +139,8 @@ class ShapeInference:
 
     def _run_node(self, node: Node) -> None:
         values = infer_shapes(node, self.opset, self.known, self.shapes)
-        if all(name in self.known for name in node.inputs if name):
+        drawn = is_random(node, self.opset, self.known)
+        if not drawn and all(name in self.known for name in node.inputs if name):
             check_size(node, values, self.rows * MAX_KNOWN_BYTES)
             values = compute(node, self.opset, self.known, self._device)
         check_size(node, values, self.rows * MAX_VALUE_BYTES)
@@ -148,3 +151,5 @@ class ShapeInference:
         self.shapes.update(unknown)
         if unknown:
             self.remaining.append(node)
+        if drawn:
+            self.random_nodes.append(node)

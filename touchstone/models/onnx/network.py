@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from touchstone.models.onnx.evaluation import ShapeInference
 from touchstone.models.onnx.graph import Node
 from touchstone.models.onnx.program import Program, compile_program
+from touchstone.models.random_streams import open_streams
 
 MAX_PROGRAMS = 64
 """Maximum input shapes whose programs are cached."""
@@ -34,10 +35,11 @@ class Network(nn.Module):
         opset: int,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        randomized: bool = False,
     ) -> None:
         super().__init__()
         self.nodes, self.opset, self.entry, self.output = tuple(nodes), opset, entry, output
-        self.channels_last = channels_last
+        self.channels_last, self.randomized = channels_last, randomized
         self.batch: int | None = None
         read = {name for node in nodes for name in node.inputs} | {output}
         self._names = {name: f"known{i}" for i, name in enumerate(sorted(read & known.keys()))}
@@ -57,9 +59,16 @@ class Network(nn.Module):
     def _answer_padded(self, x: Tensor, batch: int) -> Tensor:
         """The last row stands for those that are missing, without a gradient."""
         last = x[-1:].detach()
-        return self._answer(torch.cat([x, last.expand(batch - len(x), -1, -1, -1)]))[: len(x)]
+        padded = torch.cat([x, last.expand(batch - len(x), -1, -1, -1)])
+        return self._answer(padded, padding=batch - len(x))[: len(x)]
 
-    def _answer(self, x: Tensor) -> Tensor:
+    def _answer(self, x: Tensor, padding: int = 0) -> Tensor:
+        if not self.randomized:
+            return self._compute(x)
+        with open_streams(len(x) - padding, padding, x.device):
+            return self._compute(x)
+
+    def _compute(self, x: Tensor) -> Tensor:
         inputs = (x.permute(0, 2, 3, 1) if self.channels_last else x).to(self._type.dtype)  # type: ignore[arg-type]
         logits = self.program(inputs).run(inputs).reshape(len(x), -1)
         return logits if logits.dtype == x.dtype else logits.to(x.dtype)

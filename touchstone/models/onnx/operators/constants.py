@@ -62,25 +62,6 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-@operator("Dropout", since=12)
-def dropout(
-    x: Tensor,
-    ratio: Known | None = None,
-    training: Known | None = None,
-    *,
-    seed: int | None = None,
-    outputs: int = 1,
-) -> Tensor | tuple[Tensor, Tensor]:
-    if training is not None and training.item() and (ratio is None or ratio.item()):
-        raise ValueError("the network was exported in training mode: call eval() before the export")
-    return x if outputs == 1 else (x, torch.ones_like(x, dtype=torch.bool))
-
-
-@operator("Dropout", since=7)
-def legacy_dropout(x: Tensor, *, ratio: float = 0.5, outputs: int = 1) -> Tensor | tuple[Tensor, Tensor]:
-    return dropout(x, outputs=outputs)
-
-
 @operator("Cast", since=6)
 def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     return x.to(torch_dtype(to))

@@ -24,6 +24,7 @@ from touchstone.models.onnx.operators import (
     resize,
     shapes,
 )
+from touchstone.models.onnx.operators.random import apply_dropout
 from touchstone.models.onnx.registry import Known, operator
 
 Axes = tuple[int, ...]
@@ -83,9 +84,7 @@ def batch_normalization_by_element(
 def dropout(
     x: Tensor, *, is_test: int = 0, ratio: float = 0.5, outputs: int = 1
 ) -> Tensor | tuple[Tensor, Tensor]:
-    if not is_test and ratio:
-        raise ValueError("the network was exported in training mode: call eval() before the export")
-    return constants.dropout(x, outputs=outputs)
+    return apply_dropout(x, 0.0 if is_test else ratio, outputs)
 
 
 @operator("Cast", since=1)
