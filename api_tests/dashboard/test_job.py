@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import APIResponse, Locator, Page, expect
 
+from api_tests.dashboard.finished_jobs import prediction_of
 from api_tests.support.browser import PHONE, HeldRequests, OpenPage, PageErrors, axe, wait_for_paint
 from api_tests.support.fake_service import Api, FakeJob, fail
 from touchstone.check import check
@@ -343,6 +344,41 @@ def test_success_lost_by_rounding_is_explained(page: Page, api: Api) -> None:
         open_job(page, api.run_job())
     expect(page.locator(".sentence")).to_contain_text("Robust: no adversarial example found within L∞ 8/255")
     expect(page.get_by_text("was adversarial; rounded to 8 bits, it no longer is")).to_be_visible()
+
+
+def show_attack_result(page: Page, api: Api, **result: Any) -> Locator:
+    """The card with the sentence of an attack that ended with this result."""
+    known = {"outcome": "failure", "success": False, "original": prediction_of(1, 0.9)}
+
+    def finish(work: FakeJob) -> None:
+        work.finish(status="succeeded", result={**known, "adversarial": prediction_of(1, 0.9), **result})
+
+    with api.worker.with_behavior(finish):
+        open_job(page, api.run_job())
+    return page.get_by_role("region", name="Result")
+
+
+def test_each_diagnostic_is_explained_in_a_sentence(page: Page, api: Api) -> None:
+    text = (Path(__file__).parents[2] / "docs/attacks.md").read_text().partition("## Diagnostics")[2]
+    codes = re.findall(r"^\| `(\w+)` \|", text.partition("## Parameters")[0], re.MULTILINE)
+    assert len(codes) >= 8
+    card = show_attack_result(page, api, diagnostics=[*codes, "unheard_of"], stopped_by="deadline_exceeded")
+    expect(card.get_by_text("unheard_of")).to_be_visible()
+    expect(card.get_by_text("the best that it had found until then")).to_be_visible()
+    hints = card.locator(".hint").all_inner_texts()
+    assert len(hints) == len(codes) + 3
+    assert not set(codes) & set(hints)
+
+
+def test_image_that_could_not_be_attacked_is_not_called_robust(page: Page, api: Api) -> None:
+    card = show_attack_result(page, api, diagnostics=["below_one_level"])
+    expect(card.locator(".sentence")).to_contain_text("Not attacked")
+    expect(page.locator(".head")).to_contain_text("not attacked")
+
+
+def test_target_that_the_model_predicted_already_is_said(page: Page, api: Api) -> None:
+    card = show_attack_result(page, api, outcome="already_at_target", success=True)
+    expect(card.locator(".sentence")).to_contain_text("At its target: the model predicts")
 
 
 def test_job_is_deleted_only_after_confirmation(page: Page, api: Api) -> None:

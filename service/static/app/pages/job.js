@@ -7,7 +7,6 @@ import {goTo, hrefTo} from "../routes.js";
 import {follow} from "../stream.js";
 import {isOver, outcomeBadge, status} from "../parts/badges.js";
 import {confidenceTable, voteTable} from "../parts/bars.js";
-import {radiusCard, votesCard} from "../parts/certificate.js";
 import {deliveries} from "../parts/deliveries.js";
 import {jobFacts} from "../parts/jobFacts.js";
 import {metricsCard} from "../parts/plot.js";
@@ -25,11 +24,12 @@ export async function show(root, route, signal) {
   const path = `/v1/jobs/${encodeURIComponent(route.id)}`;
   try {
     const job = await get(path, {signal});
-    const [methods, models] = await Promise.all([catalogue(job), getCached("/v1/models").catch(() => [])]);
+    const [methods, models, certificate] = await Promise.all([
+      catalogue(job), getCached("/v1/models").catch(() => []), job.kind === "certificate" && import("../parts/certificate.js")]);
     const method = methods.find((one) => one.name === job.method);
     const model = models.find((one) => one.id === job.model.id);
     signal.throwIfAborted();
-    await new Page(root, {path, job, method, model, signal}).run();
+    await new Page(root, {path, job, method, model, certificate, signal}).run();
   } catch (error) {
     if (error.code !== "unknown_job") throw error;
     const all = h("a", {href: hrefTo("jobs")}, "See all jobs");
@@ -189,13 +189,13 @@ class Page {
   }
 
   parts() {
-    const {job: {kind, result}, model} = this;
+    const {job: {kind, result}, model, certificate} = this;
     const pair = (...columns) => h("div.two", {}, columns.map((cards) => h("div.stack", {}, cards)));
     if (kind === "registration") return result && registrationCards(result.probe);
     if (!this.job.image) return null;
     if (!result) return pair([this.pictures()], [this.course.element]);
     if (kind === "certificate")
-      return pair([this.pictures(), this.course.element], [radiusCard(this.job, model), votesCard(this.job, model), this.continueForm()]);
+      return pair([this.pictures(), this.course.element], [certificate.radiusCard(this.job, model), certificate.votesCard(this.job, model), this.continueForm()]);
     const predictions = card("Predictions", confidenceTable(result.original, result.adversarial));
     if (kind === "attack") return [this.pictures(), h("div.two", {}, predictions, this.course.element)];
     const {counts_top5: counts, n} = result.smoothed ?? {};

@@ -24,8 +24,9 @@ export function outcome(job) {
 
 function attackOutcome(result) {
   const {original = {}, adversarial = {}} = result;
-  if (result.outcome === "already_misclassified")
-    return {word: "misclassified", tone: "unsure", text: original.name ?? ""};
+  if (result.outcome === "already_misclassified") return {word: "misclassified", tone: "unsure", text: original.name ?? ""};
+  if (result.outcome === "already_at_target") return {word: "at its target", tone: "unsure", text: original.name ?? ""};
+  if (result.diagnostics?.includes("below_one_level")) return {word: "not attacked", tone: "unsure", text: "eps is below one level"};
   if (result.success) return {word: "fooled", tone: "fooled", text: `${original.name ?? "?"} → ${adversarial.name ?? "?"}`};
   return {word: "robust", tone: "good", text: `still ${adversarial.name ?? original.name ?? "?"}`};
 }

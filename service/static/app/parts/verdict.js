@@ -4,6 +4,7 @@ import {h} from "../dom.js";
 import {capital, count, in255, norm, number, percent, shortId} from "../format.js";
 import {hrefTo} from "../routes.js";
 import {outcome} from "./badges.js";
+import {diagnosticNotes} from "./diagnostics.js";
 
 const AGREES = {true: "the bytes are identical", false: "the bytes differ", null: "its files no longer exist"};
 
@@ -17,6 +18,7 @@ export function verdict(job, method, model) {
     job.kind === "attack" && "Measured on the saved 8-bit PNG shown below.",
     exact && success === false && "The floating-point image was adversarial; rounded to 8 bits, it no longer is.",
     exact === false && success && "The floating-point image was not adversarial; rounded to 8 bits, it is.",
+    ...diagnosticNotes(job.result),
     rerun && ["Rerun of ", h("a", {href: hrefTo("jobs", rerun.of)}, `job ${shortId(rerun.of)}`), ": ", AGREES[rerun.agrees], "."],
   ];
   return h("section.card.verdict", {data: {tone: summary.tone}, "aria-label": "Result"},
@@ -31,7 +33,7 @@ function attackSentence({result, parameters, target, label}, method, model) {
   const formatSize = (x) => `${norm(name)} ${name === "linf" ? in255(x) : number(x)}`;
   const className = (one) => `“${model?.classes?.[one] ?? one}”`;
   const within = parameters.eps === undefined ? "" : ` within ${formatSize(parameters.eps)}`;
-  if (result.outcome === "already_misclassified") {
+  if (result.outcome.startsWith("already_")) {
     const why = target !== undefined ? ", which is the target" : label !== undefined && ` for an image labeled ${className(label)}`;
     return ["the model predicts ", was, why, ", without any perturbation."];
   }
