@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import touchstone
 from api_tests.support.linear_models import exact_distances, gray_images, linear_model
+from api_tests.support.network_ends import FIELDS, export_with_end, run_onnx
 from touchstone.engine import Goal
 from touchstone.errors import InvalidParameter
 from touchstone.methods import FixedBudget, catalogue
@@ -135,3 +137,16 @@ def test_log_odds_are_those_of_the_softmax_and_do_not_saturate() -> None:
     assert torch.allclose(targeted.sigmoid().double(), likely[:, 1], atol=1e-6)
     assert torch.allclose(untargeted.sigmoid().double(), likely[:, 1:].amax(1), atol=1e-6)
     assert torch.isclose(untargeted[1], torch.tensor(60.0) - torch.tensor(2.0).log())
+
+
+def test_min_confidence_is_that_which_the_network_answers(tmp_path: Path) -> None:
+    """With a sigmoid at its end, a network's confidences do not add up to one."""
+    (tmp_path / "net.onnx").write_bytes(data := export_with_end(lambda z: torch.sigmoid(0.3 * z)))
+    model = touchstone.load(tmp_path / "net.onnx", manifest=FIELDS, device="cpu")
+    x = touchstone.samples()[:3]
+    label = torch.from_numpy(run_onnx(data, x)).argmax(1)
+    for wanted in (0.6, 0.8):
+        found = touchstone.attack(model, x, label, "pgd", eps=0.2, min_confidence=wanted)
+        shown = torch.from_numpy(run_onnx(data, found.images)).scatter(1, label[:, None], 0).amax(1)
+        assert torch.all(shown >= wanted - 1e-4)
+        assert torch.all(shown < wanted + 0.19)

@@ -29,6 +29,8 @@ def show(result: dict[str, Any]) -> None:
         f"{queries['forward']} forward and {queries['backward']} backward passes",
         highlight=False,
     )
+    if signs := [*result["diagnostics"], *filter(None, [result.get("stopped_by")])]:
+        out.print(f"Read with care (docs/attacks.md): {', '.join(signs)}", highlight=False)
 
 
 def show_certificate(result: dict[str, Any]) -> None:

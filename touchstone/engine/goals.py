@@ -48,12 +48,14 @@ class Goal(Rows):
         """Which rows of the logits (B, K) meet the goal, (B,) bool."""
         return ((logits.argmax(1) == self.label) == self.targeted) & are_finite(logits)
 
-    def log_odds(self, logits: Tensor) -> Tensor:
-        """The logarithm (B,) of p/(1-p), p being the probability of the target or, untargeted, of the
-        likeliest class but the label.
-        """
+    def likeliest(self, logits: Tensor) -> Tensor:
+        """The target (B,) or, untargeted, the likeliest class but the label."""
         other = logits.scatter(1, self.label[:, None], -torch.inf).argmax(1)
-        wanted = self.label.where(self.targeted, other)[:, None]
+        return self.label.where(self.targeted, other)
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """The logarithm (B,) of p/(1-p), p being the probability of the `likeliest` class that would do."""
+        wanted = self.likeliest(logits)[:, None]
         odds = logits.gather(1, wanted)[:, 0] - logits.scatter(1, wanted, -torch.inf).logsumexp(1)
         return lower_non_finite(odds, logits)
 

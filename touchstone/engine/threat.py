@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,11 @@ from touchstone.engine.norms import Norm
 from touchstone.engine.quantization import is_within, smallest_step, snap
 from touchstone.engine.queries import FileLogits, Logits
 from touchstone.engine.rows import Rows, column
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """The confidences (B, K) of a model that ends in logits."""
+    return logits.double().softmax(1)
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,14 @@ class Case(Rows):
     quantize: bool = True
     surrogates: tuple[Any, ...] = ()  # oracles of other models, for transfer attacks
     min_confidence: float | None = None
+    confidences: Callable[[Tensor], Tensor] = softmax  # of logits (B, K), as the model shows them
 
     def is_confident(self, logits: Tensor) -> Tensor:
         """Which rows have at least the confidence that was asked for, (B,) bool; none where none was."""
         if self.min_confidence is None:
             return torch.zeros_like(self.goal.targeted)
-        return self.goal.log_odds(logits).sigmoid() >= self.min_confidence
+        confidence = self.confidences(logits).gather(1, self.goal.likeliest(logits)[:, None])[:, 0]
+        return confidence >= self.min_confidence
 
     @property
     def below_one_level(self) -> Tensor:

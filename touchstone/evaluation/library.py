@@ -182,7 +182,14 @@ def attack(
     for start, x0 in zip(_first_rows(stacks), stacks, strict=True):
         rows = slice(start, start + len(x0))
         plan = _attack_stack(
-            chosen, x0, keys[rows], radii and radii[rows], aims[rows], quantize=quantize, surrogates=others
+            chosen,
+            x0,
+            keys[rows],
+            radii and radii[rows],
+            aims[rows],
+            quantize=quantize,
+            surrogates=others,
+            manifest=model.manifest,
         )
         plans.append(straight_through(plan, chosen.defence))
     ended, queries = run_plans(plans, oracle, [keys[start] for start in _first_rows(stacks)])
@@ -292,10 +299,13 @@ def _attack_stack(
     *,
     quantize: bool,
     surrogates: tuple[TorchOracle, ...],
+    manifest: Manifest | None,
 ) -> PlanOf[_Stack]:
     clean = yield from logits_of(x0, as_files=quantize)
     goal = aims.goal(clean)
-    case = build_case(method, x0, goal, keys, radii=radii, quantize=quantize, surrogates=surrogates)
+    case = build_case(
+        method, x0, goal, keys, radii=radii, quantize=quantize, surrogates=surrogates, manifest=manifest
+    )
     diagnosis = Diagnosis()
     sought = yield from attack_rows(method, case, clean, diagnosis)
     images = yield from round_rows(method, case, sought)

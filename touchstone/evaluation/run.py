@@ -212,6 +212,7 @@ def _attack(
         target=submission.target,
         seed=submission.seed,
         surrogates=run_plan.surrogates,
+        manifest=manifest,
     )
     sought: ImageAttack = run_plan(plan, _ProgressReporter(method, manifest, report))
     file = encode(run_plan.finish(evaluation.round_image(sought)))

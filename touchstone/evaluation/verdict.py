@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,14 +15,14 @@ from torch import Tensor
 from touchstone.engine.certification.sampling import CertificateCase, Counts, sample_under_noise
 from touchstone.engine.defences import straight_through
 from touchstone.engine.device import to_device
-from touchstone.engine.goals import Goal
+from touchstone.engine.goals import Goal, are_finite
 from touchstone.engine.noise import Noise, SampleNoise
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracles.oracle import Oracle
 from touchstone.engine.plans import Diagnosis
 from touchstone.engine.quantization import from_pixels, to_pixels
 from touchstone.engine.queries import Answer, FileLogits, Logits, PlanOf
-from touchstone.engine.threat import Case, Threat
+from touchstone.engine.threat import Case, Threat, softmax
 from touchstone.errors import DeadlineExceeded
 from touchstone.evaluation.attempts import AttackResult, attack_rows, round_rows
 from touchstone.evaluation.judgment import Judgment, are_allowed, judge_images
@@ -89,9 +90,10 @@ def attack_image(
     target: int | None,
     seed: int,
     surrogates: Sequence[Oracle] = (),
+    manifest: Manifest | None = None,
 ) -> PlanOf[ImageAttack]:
     """Attack one 8-bit image; its label defaults to the model's own prediction."""
-    plan = _attack(attack, pixels, oracle, surrogates, label=label, target=target, seed=seed)
+    plan = _attack(attack, pixels, oracle, surrogates, manifest, label=label, target=target, seed=seed)
     return straight_through(plan, attack.defence)
 
 
@@ -100,6 +102,7 @@ def _attack(
     pixels: Pixels,
     oracle: Oracle,
     surrogates: Sequence[Oracle],
+    manifest: Manifest | None,
     *,
     label: int | None,
     target: int | None,
@@ -111,9 +114,8 @@ def _attack(
     aim = clean.argmax(1) if label is None else clean.new_tensor([label], dtype=torch.long)
     if target is not None:
         aim = torch.full_like(aim, target)
-    case = build_case(
-        attack, x0, Goal.of(aim, targeted=target is not None), [(seed, 0)], surrogates=tuple(surrogates)
-    )
+    goal = Goal.of(aim, targeted=target is not None)
+    case = build_case(attack, x0, goal, [(seed, 0)], surrogates=tuple(surrogates), manifest=manifest)
     found, stopped = yield from _attack_until_deadline(attack, case, clean, diagnosis)
     (found_by,) = part_names(attack, found.part)
     if found_by and attack.parts()[found_by].info.access != attack.info.access:
@@ -145,6 +147,7 @@ def build_case(
     radii: Sequence[float] | None = None,
     quantize: bool = True,
     surrogates: tuple[Oracle, ...] = (),
+    manifest: Manifest | None = None,
 ) -> Case:
     """The case of originals (B, C, H, W) with noise of these keys; `radii` where each has its own."""
     own = [attack.radius(x0.shape[1])] * len(x0)
@@ -156,7 +159,13 @@ def build_case(
         quantize,
         surrogates,
         getattr(attack, "min_confidence", None),
+        softmax if manifest is None else partial(_shown_confidences, manifest),
     )
+
+
+def _shown_confidences(manifest: Manifest, logits: Tensor) -> Tensor:
+    values = logits.float().nan_to_num().cpu().numpy()
+    return torch.from_numpy(manifest.confidences(values)).to(logits.device)
 
 
 def round_image(sought: ImageAttack) -> PlanOf[Pixels]:
@@ -226,11 +235,10 @@ def predict_image(pixels: Pixels, oracle: Oracle) -> PlanOf[Tensor]:
 
 
 def step_metrics(answer: Answer, manifest: Manifest) -> dict[str, float]:
-    """What a live plot shows of a step: mean loss and mean confidence of the prediction, where finite."""
-    confidences = manifest.confidences(answer.logits.detach().float().cpu().numpy())
-    metrics = {"confidence": float(confidences.max(1).mean())}
-    if answer.loss is not None:
-        metrics = {"loss": float(answer.loss.mean()), **metrics}
+    """What a live plot shows of a step: mean loss and mean confidence of the rows with a prediction."""
+    answer = answer[are_finite(answer.logits)]
+    loss = {} if answer.loss is None else {"loss": float(answer.loss.mean())}
+    metrics = {**loss, "confidence": float(_shown_confidences(manifest, answer.logits).amax(1).mean())}
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
