@@ -93,7 +93,7 @@ def test_type_checking_import_is_not_reported() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("service.app", ("torch", "scipy", "workers", "touchstone.engine.scheduler.engine")),
+        ("service.app", ("torch", "onnx", "scipy", "workers", "touchstone.engine.scheduler.engine")),
         ("service.__main__", ("torch", "workers")),
         ("touchstone", ("torch", "fastapi", "celery", "redis")),
         ("touchstone.ledger.ledger", ("torch", "fastapi", "celery")),

@@ -67,6 +67,7 @@ def refusals(two: dict[str, bytes]) -> dict[str, tuple[dict[str, Any], str, str]
         "climbing zip": ({"file": ("m", zip_of({**two, "../a": b""}))}, "file", "leads elsewhere"),
         "zip and data": ({"file": ("m", zip_of(two)), "data": data}, "data", "leave this part out"),
         "safetensors": ({"file": ("m", linear_safetensors()), "data": data}, "data", "leave this part out"),
+        "classes": ({"file": ("m", linear_onnx(classes=3))}, "classes", "answers 3 numbers, but 2 classes"),
     }
 
 
@@ -82,6 +83,7 @@ def refusals(two: dict[str, bytes]) -> dict[str, tuple[dict[str, Any], str, str]
         "climbing zip",
         "zip and data",
         "safetensors",
+        "classes",
     ],
 )
 def test_refused_files_leave_nothing_behind(api: Api, two: dict[str, bytes], name: str) -> None:

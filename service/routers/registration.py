@@ -36,8 +36,9 @@ from touchstone.fields import refuse_unknown
 from touchstone.ledger.records import Submission
 from touchstone.models.manifest import Manifest
 from touchstone.net.outbound import OutboundClient
-from touchstone.registration import submission as registration_submission
+from touchstone.registration import model_files, submission as registration_submission
 from touchstone.registration.examples import Examples
+from touchstone.registration.precheck import check_file
 from touchstone.registration.request import Registration
 
 router = APIRouter(tags=["models"], dependencies=[submitter])
@@ -148,9 +149,10 @@ def _check(
         fields.registration, model.digest, model.format, examples.ref if examples else None
     )
     submission = _with_webhook(submission, fields.webhook, backend)
-    known = registration_submission.find_registered(
-        Manifest.model_validate(submission.parameters), backend.models
-    )
+    manifest = Manifest.model_validate(submission.parameters)
+    with model_files.map_file(model.path) as data:
+        check_file(manifest, data)
+    known = registration_submission.find_registered(manifest, backend.models)
     return _CheckedRegistration(
         PreparedJob(submission, model.path, examples=examples.content if examples else None), known
     )

@@ -28,6 +28,7 @@ from touchstone.logs import get_logger
 from touchstone.memory import mentions_out_of_memory
 from touchstone.models.manifest import Manifest
 from touchstone.registration.messages import STEPS, Message, TrialError, TrialRequest, TrialResult
+from touchstone.registration.precheck import check_operators
 from touchstone.sandbox import confinement
 
 MODULE = "touchstone.registration.trial_process"
@@ -89,13 +90,18 @@ class Trial:
 
         The files are not read before that, because many large ones may wait.
 
+        An operator that is not supported is refused before a process is started.
+
         Raises InvalidModel, UnsupportedOperator, ModelTooCostly, and ModelUnusable where the model is not at
         fault.
         """
         with self._wait_for_lock(lock), _temporary_file() as source, _temporary_file() as errors:
             source.write(self._request.model_dump_json().encode() + b"\n")
+            data = read()
+            check_operators(self._request.manifest, data)
             source.write(read_examples())
-            source.write(read())
+            source.write(data)
+            del data
             source.seek(0)
             with self._limit_time(self._start(source, errors)) as process:
                 last = self._read_messages(process, on_step)

@@ -8,12 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from touchstone.models.onnx.graph import Graph
-from touchstone.models.onnx.reader import read
 
 if TYPE_CHECKING:
     from touchstone.models.onnx.builder import ImportedModel
 
 __all__ = ["Graph", "build", "read"]
+
+
+def read(data: bytes, *, output: str | None = None, classes: int | None = None) -> Graph:
+    """The graph in a file: see `touchstone.models.onnx.reader.read`."""
+    from touchstone.models.onnx import reader  # noqa: PLC0415 - so that looking at a file needs no parser
+
+    return reader.read(data, output=output, classes=classes)
 
 
 def build(graph: Graph, *, size: tuple[int, int] | None = None, randomized: bool = False) -> ImportedModel:
