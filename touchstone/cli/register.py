@@ -230,6 +230,7 @@ def _build_card_table(card: Mapping[str, Any], probe: Mapping[str, Any] | None) 
         "classes": escape(f"{len(names):,}: {', '.join(names[:MAX_CLASSES_SHOWN])}{more}"),
         "architecture": escape(card["architecture"]),
         "parameters": f"{card['parameters']:,}",
+        "gradients": card.get("gradients", "exact"),
         "at its end": describe_activation(card.get("output_activation", ())),
         **(_format_probe(probe) if probe else {}),
     }

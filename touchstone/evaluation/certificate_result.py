@@ -75,7 +75,7 @@ def preprocessing_digest(manifest: Manifest) -> str:
     order = (
         {"channel_order"} if manifest.input.channel_order == "rgb" else set()
     )  # as before there were others
-    left_out = {"input": {"layout"} | order}
+    left_out = {"input": {"layout", "straight_through"} | order}
     preprocessing = manifest.model_dump_json(include={"input", "mean", "std"}, exclude=left_out)
     return f"sha256:{hashlib.sha256(preprocessing.encode()).hexdigest()}"
 

@@ -13,6 +13,14 @@ from touchstone.models.store import ModelStore, find_model
 M = TypeVar("M", bound=Method)
 MAX_SURROGATES = 4
 
+_WITHOUT_GRADIENTS = {
+    "remote": ("remote model, which gives no gradients,", "register the model's file"),
+    "quantized": (
+        "quantized model, whose rounding leaves no gradients,",
+        "register the network before its quantization, or with input.straight_through",
+    ),
+}
+
 
 def check_compatible(method: Method | Predict, manifest: Manifest) -> None:
     """Raise GradientRefused or InvalidParameter where the model cannot answer the method's queries."""
@@ -22,12 +30,11 @@ def check_compatible(method: Method | Predict, manifest: Manifest) -> None:
             "are the same in every batch",
             field="model",
         )
-    if manifest.remote is None:
-        return
-    if isinstance(method, Method) and method.info.knowledge == "white-box":
+    if isinstance(method, Method) and method.info.knowledge == "white-box" and not _gives_gradients(manifest):
+        what, instead = _WITHOUT_GRADIENTS["quantized" if manifest.remote is None else "remote"]
         raise GradientRefused(
-            f"{manifest.id} is a remote model, which gives no gradients, and {method.info.name} needs them: "
-            "use a black-box method, or register the model's file",
+            f"{manifest.id} is a {what} and {method.info.name} needs them: use a black-box method, "
+            f"or {instead}",
             field="model",
         )
     if _needs_noise(method) and not manifest.takes_noise:
@@ -61,7 +68,8 @@ def resolve_parameters(method: M, manifest: Manifest, store: ModelStore) -> M:
     for name in named:
         if not _is_usable_surrogate(find_model(store, name), manifest):
             raise InvalidParameter(
-                f"surrogate: {name} cannot stand in for {manifest.id}: it is remote, or has other classes",
+                f"surrogate: {name} cannot stand in for {manifest.id}: it gives no gradients, or has other "
+                "classes",
                 field="surrogate",
             )
     return method
@@ -82,7 +90,11 @@ def _find_surrogates(manifest: Manifest, store: ModelStore) -> tuple[str, ...]:
 
 
 def _is_usable_surrogate(other: Manifest, manifest: Manifest) -> bool:
-    return other.remote is None and other.classes == manifest.classes
+    return _gives_gradients(other) and other.classes == manifest.classes
+
+
+def _gives_gradients(manifest: Manifest) -> bool:
+    return manifest.remote is None and manifest.gradients != "none"
 
 
 def _needs_noise(method: Method | Predict) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from touchstone.errors import InvalidModel, ModelUnusable
 from touchstone.models import onnx, zoo
 from touchstone.models.architectures import find_architecture
-from touchstone.models.manifest import ONNX, Manifest
+from touchstone.models.manifest import ONNX, Gradients, Manifest
 from touchstone.models.onnx.builder import ImportedModel
 from touchstone.models.onnx.image_input import fit_input
 from touchstone.models.output_activation import ActivationStep
@@ -35,7 +35,7 @@ def load_module(manifest: Manifest, store: ModelStore = ZOO) -> nn.Module:
 
 def build_module(manifest: Manifest, data: bytes) -> nn.Module:
     """The same from the bytes of its file."""
-    net, _, _ = build_network(manifest, data)
+    net = build_network(manifest, data).module
     net = add_output_end(net, manifest.output_activation, single=manifest.single_output)
     return net.eval().requires_grad_(False)
 
@@ -46,13 +46,16 @@ class BuiltNetwork(NamedTuple):
     module: nn.Module
     activation: tuple[ActivationStep, ...] = ()
     single: bool = False  # it has one output, for the second of two classes
+    gradients: Gradients = "exact"
 
 
 def build_network(manifest: Manifest, data: bytes) -> BuiltNetwork:
     """The network of a file, whose answers may not be logits yet; raises as `load_module` does."""
     if manifest.architecture == ONNX:
         found = import_onnx(manifest, data)
-        return BuiltNetwork(found.module, found.activation, found.classes == 1)
+        kind: Gradients = "straight-through" if manifest.input.straight_through else "none"
+        gradients: Gradients = kind if found.quantized else "exact"
+        return BuiltNetwork(found.module, found.activation, found.classes == 1, gradients)
     plain = _load_weights(manifest, data)
     with torch.no_grad():
         net = find_architecture(manifest.architecture).freeze(plain)
@@ -79,7 +82,13 @@ def _load_weights(manifest: Manifest, data: bytes) -> nn.Module:
 def import_onnx(manifest: Manifest, data: bytes) -> ImportedModel:
     """The network in an ONNX file, once its input and output are checked against the manifest."""
     graph = onnx.read(data, output=manifest.output, classes=len(manifest.classes))
-    net = onnx.build(fit_input(graph, manifest), randomized=manifest.randomized)
+    passes = manifest.input.straight_through
+    net = onnx.build(fit_input(graph, manifest), randomized=manifest.randomized, straight_through=passes)
+    if passes and not net.quantized:
+        raise InvalidModel(
+            "input.straight_through: the network is not quantized; leave this out",
+            field="input.straight_through",
+        )
     if net.classes not in _possible_outputs(len(manifest.classes)):
         raise InvalidModel(
             f"classes: the network answers {net.classes} numbers, but {len(manifest.classes)} classes are "

@@ -20,6 +20,9 @@ ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 """The pattern of a model's id, which names files too."""
 
 
+Gradients = Literal["exact", "straight-through", "none"]
+"""What the gradient of a model is: its own, one that ignores rounding to integers, or nothing."""
+
 ONNX = "onnx"
 """The architecture of a network whose file contains it."""
 
@@ -48,6 +51,12 @@ class InputSpec(ManifestPart):
     channel_order: Literal["rgb", "bgr"] = Field(
         "rgb",
         description="The order of the network's channels, and so of `mean` and `std`; images are RGB.",
+    )
+
+    straight_through: bool = Field(
+        False,
+        description="Of a quantized network: whether gradients pass its rounding as if there were none. "
+        "Otherwise it is a black box.",
     )
 
     @field_validator("channel_order")
@@ -104,6 +113,11 @@ class Manifest(ManifestPart):
         max_length=MAX_STEPS,
         description="What the network does to its logits before it answers, in order: removed or inverted, "
         "since it hides gradients. Confidences are shown as the network answers them.",
+    )
+    gradients: Gradients = Field(
+        "exact",
+        description="Whether the model gives its own gradient; that of a quantized one is zero everywhere "
+        "(`none`: it is a black box), or ignores the rounding (`straight-through`).",
     )
     single_output: bool = Field(
         False, description="Whether the network has one output, for the second of its two classes."

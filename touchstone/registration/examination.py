@@ -69,13 +69,17 @@ def probe_model(
         on_step("examples")
         accuracy = measure_examples(oracle, manifest, examples)
         model_probe = model_probe.model_copy(update={"examples": accuracy})
-    return TrialResult(parameters=_count_parameters(oracle.module), end=found, probe=model_probe)
+    return TrialResult(
+        parameters=_count_parameters(oracle.module), gradients=built.gradients, end=found, probe=model_probe
+    )
 
 
 def complete_manifest(manifest: Manifest, data: bytes) -> Manifest:
     """The manifest completed from its file, checked in this process; raises as `probe_model` does."""
-    oracle, found = _add_end(manifest, _build_network(manifest, data))
-    return found.complete_manifest(manifest, _count_parameters(oracle.module))
+    built = _build_network(manifest, data)
+    oracle, found = _add_end(manifest, built)
+    found_manifest = found.complete_manifest(manifest, _count_parameters(oracle.module))
+    return found_manifest.model_copy(update={"gradients": built.gradients})
 
 
 def _build_oracle(manifest: Manifest, net: nn.Module) -> TorchOracle:

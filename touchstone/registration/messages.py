@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from touchstone.ledger.records import ExamplesRef
-from touchstone.models.manifest import Manifest
+from touchstone.models.manifest import Gradients, Manifest
 from touchstone.models.measurements import ModelProbe
 from touchstone.models.output_activation import MAX_STEPS, NORMALIZERS, ActivationStep
 
@@ -69,12 +69,14 @@ class TrialResult(TrialMessagePart):
     """What the trial measured that the manifest did not contain."""
 
     parameters: int = Field(ge=0)
+    gradients: Gradients = "exact"
     end: OutputEnd
     probe: ModelProbe
 
     def complete_manifest(self, manifest: Manifest) -> Manifest:
         """The manifest with these results."""
-        return self.end.complete_manifest(manifest, self.parameters)
+        found = self.end.complete_manifest(manifest, self.parameters)
+        return found.model_copy(update={"gradients": self.gradients})
 
 
 class Message(TrialMessagePart):

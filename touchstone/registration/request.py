@@ -18,7 +18,7 @@ from touchstone.storage.blobs import digest_of
 
 MAX_CLASSES = 100_000
 MAX_CLASS_LETTERS = 200
-_LOCAL_FIELDS = ("output", "randomized", "output_activation", "single_output")
+_LOCAL_FIELDS = ("output", "randomized", "gradients", "output_activation", "single_output")
 _NO_DIGEST = "sha256:" + "0" * 64
 MAX_LETTERS = 2_000_000
 """Of all class names together, because a manifest is read often."""
@@ -173,6 +173,10 @@ class Registration(BaseModel):
     def _check_onnx_fields(self, architecture: str) -> None:
         if self.output is not None and architecture != ONNX:
             raise InvalidParameter("output: only an ONNX file has outputs with names", field="output")
+        if self.input.straight_through and architecture != ONNX:
+            raise InvalidParameter(
+                "input.straight_through: only an ONNX file can be quantized", field="input.straight_through"
+            )
         if self.randomized and architecture != ONNX:
             raise InvalidParameter("randomized: only an ONNX file draws random numbers", field="randomized")
 
@@ -182,6 +186,7 @@ class Registration(BaseModel):
         try:
             return Manifest(
                 kind="local" if self.remote is None else "remote",
+                gradients="exact" if self.remote is None else "none",
                 id=self.id,
                 digest=digest,
                 architecture=architecture,
@@ -228,6 +233,7 @@ class Registration(BaseModel):
 def _dump_for_identity(manifest: Manifest) -> dict[str, Any]:
     """What names a version of a remote model: without its defaults of fields that older versions lack."""
     shown = manifest.model_dump(mode="json", exclude={"digest", *_LOCAL_FIELDS})
+    del shown["input"]["straight_through"]
     if manifest.input.channel_order == "rgb":
         del shown["input"]["channel_order"]
     return shown

@@ -12,7 +12,7 @@ from touchstone.registration.request import Registration, describe_model
 
 METHOD = "probe"
 
-LEARNED_FIELDS = ("parameters", "softmax", "output_activation", "single_output")
+LEARNED_FIELDS = ("parameters", "softmax", "gradients", "output_activation", "single_output")
 """Of a manifest: those that its trial fills in."""
 
 

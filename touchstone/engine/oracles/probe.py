@@ -49,9 +49,9 @@ def load_oracle(
         load_module(manifest, store).to(device), Preprocessing.from_manifest(manifest, device), device
     )
     seconds = time.perf_counter() - began
-    return probe_oracle(
-        oracle, (manifest.input.channels, manifest.input.height, manifest.input.width), load_seconds=seconds
-    )
+    shape = (manifest.input.channels, manifest.input.height, manifest.input.width)
+    oracle, probe = probe_oracle(oracle, shape, load_seconds=seconds)
+    return (replace(oracle, knowledge="black-box") if manifest.gradients == "none" else oracle), probe
 
 
 def probe_oracle(

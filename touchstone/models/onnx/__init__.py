@@ -22,8 +22,8 @@ def read(data: bytes, *, output: str | None = None, classes: int | None = None) 
     return reader.read(data, output=output, classes=classes)
 
 
-def build(graph: Graph, *, size: tuple[int, int] | None = None, randomized: bool = False) -> ImportedModel:
+def build(graph: Graph, *, size: tuple[int, int] | None = None, **options: bool) -> ImportedModel:
     """The module of a graph: see `touchstone.models.onnx.builder.build`."""
     from touchstone.models.onnx import builder  # noqa: PLC0415 - so that reading needs no PyTorch
 
-    return builder.build(graph, size=size, randomized=randomized)
+    return builder.build(graph, size=size, **options)

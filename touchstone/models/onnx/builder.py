@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,9 +15,10 @@ from touchstone.models.onnx.draft import Draft
 from touchstone.models.onnx.evaluation import ShapeInference, fold_constants
 from touchstone.models.onnx.final_functions import remove_activation
 from touchstone.models.onnx.fusion import fuse
-from touchstone.models.onnx.graph import Graph
+from touchstone.models.onnx.graph import Graph, Node
 from touchstone.models.onnx.network import Network
 from touchstone.models.onnx.operations import FlopCounter
+from touchstone.models.onnx.operators.quantization import ROUNDING
 from touchstone.models.onnx.registry import check_supported
 from touchstone.models.output_activation import ActivationStep
 
@@ -37,20 +39,30 @@ class ImportedModel:
     classes: int
     activation: tuple[ActivationStep, ...]
     batch: int | None
+    quantized: bool
 
 
-def build(graph: Graph, *, size: tuple[int, int] | None = None, randomized: bool = False) -> ImportedModel:
+def build(
+    graph: Graph,
+    *,
+    size: tuple[int, int] | None = None,
+    randomized: bool = False,
+    straight_through: bool = False,
+) -> ImportedModel:
     """The network of a graph, in eval mode and frozen: images (N, C, H, W) in, logits (N, K) out.
 
     `size` is the height and width to try it with where the file leaves them open. What keeps the order of the
     outputs at its end, such as a Softmax, is removed. `randomized` permits, and expects, operators that draw
-    random numbers. Raises UnsupportedOperator, and InvalidModel where the
-    nodes do not fit together or do not make a classifier of images that can be differentiated.
+    random numbers; `straight_through` lets rounding to integers pass gradients on. Raises
+    UnsupportedOperator, and InvalidModel where the nodes do not fit together or do not make a classifier of
+    images that can be differentiated.
     """
     check_supported(graph.nodes, graph.opset)
     example = _example_image(graph, size)
     known: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in graph.weights.items()}
     nodes = fold_constants(graph.nodes, graph.opset, known)
+    quantized = any(node.kind in ROUNDING for node in nodes)
+    nodes = [_pass_gradients(node) for node in nodes] if straight_through else nodes
     graph = replace(graph, nodes=tuple(nodes))
     inference = _infer_shapes(graph, known, _to_layout(example, graph))
     _check_randomness(inference, randomized=randomized)
@@ -68,9 +80,22 @@ def build(graph: Graph, *, size: tuple[int, int] | None = None, randomized: bool
         randomized=randomized,
     )
     module.eval().requires_grad_(False)
-    module.batch = graph.batch or (None if _accepts_batches(module, example, classes) else 1)
+    batched = not _is_dynamic(nodes) and _accepts_batches(module, example, classes)
+    module.batch = graph.batch or (None if batched else 1)
     _check_gradient(module, example)
-    return ImportedModel(module, classes, activation, module.batch)
+    return ImportedModel(module, classes, activation, module.batch, quantized)
+
+
+def _pass_gradients(node: Node) -> Node:
+    """The same node, whose rounding passes gradients on."""
+    if node.kind not in ROUNDING:
+        return node
+    return replace(node, attributes={**node.attributes, "straight_through": 1})
+
+
+def _is_dynamic(nodes: Sequence[Node]) -> bool:
+    """Whether rounding depends on all rows of a batch, so that a row alone has another answer."""
+    return any(node.kind == "DynamicQuantizeLinear" for node in nodes)
 
 
 def _example_image(graph: Graph, size: tuple[int, int] | None) -> Tensor:

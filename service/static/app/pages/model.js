@@ -45,6 +45,7 @@ function card({input, weights, ...model}) {
     ["Mean", digits(model.mean)],
     ["Standard deviation", digits(model.std)],
     ["Output", model.output_activation.map(activation).join(", ") || "logits"],
+    ["Gradients", model.gradients === "none" ? "none: a black box" : model.gradients === "straight-through" && "straight through the rounding"],
     ["Answers", model.randomized && "at random"],
     ["Parameters", count(model.parameters)],
     ["Weights", [h("code", {}, weights.file), weights.package && ` of the package ${weights.package}`]],
