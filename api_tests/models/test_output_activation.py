@@ -117,6 +117,7 @@ def node(operator: str, *inputs: str, **attributes: Any) -> Any:
         (node("Softmax", "z", axis=0), []),
         (node("Exp", "z"), []),
         (node("Clip", "z", "two", "one"), []),
+        (node("HardSigmoid", "z", alpha=float("nan")), []),
     ],
     ids=lambda value: value.op_type if hasattr(value, "op_type") else "",
 )

@@ -78,6 +78,13 @@ def _passes(node: Node, inference: ShapeInference) -> bool:
 
 def _recognize(node: Node, known: Mapping[str, Tensor], inference: ShapeInference) -> ActivationStep | None:
     """What a node does to the outputs, if it keeps their order and can be undone."""
+    try:
+        return _read_step(node, known, inference)
+    except (TypeError, ValueError, ArithmeticError):
+        return None  # its attributes are not what they should be
+
+
+def _read_step(node: Node, known: Mapping[str, Tensor], inference: ShapeInference) -> ActivationStep | None:
     if node.kind in ("Softmax", "LogSoftmax"):
         function: ActivationFunction = "softmax" if node.kind == "Softmax" else "log-softmax"
         return ActivationStep(function=function) if _is_over_classes(node, inference) else None

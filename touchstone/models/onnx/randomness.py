@@ -16,6 +16,6 @@ def is_random(node: Node, opset: int, known: Mapping[str, Tensor]) -> bool:
     if node.kind != "Dropout":
         return node.kind in RANDOM
     if opset < 7:
-        return not node.attributes.get("is_test", 0) and node.attributes.get("ratio", 0.5) > 0
+        return not node.attributes.get("is_test", 0) and bool(node.attributes.get("ratio", 0.5))
     ratio, training = (known.get(name) for name in (*node.inputs[1:], "", "")[:2])
-    return training is not None and bool(training) and (ratio is None or bool(ratio > 0))
+    return training is not None and bool(training.any()) and (ratio is None or bool(ratio.any()))
