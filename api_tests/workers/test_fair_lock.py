@@ -90,7 +90,7 @@ def test_trials_wait_in_line_by_the_tenant_of_the_registration(
 ) -> None:
     tickets: list[Ticket] = []
 
-    def run(_: Trial, __: object, ___: object, ticket: Ticket) -> None:
+    def run(_: Trial, __: object, ___: object, ticket: Ticket, **_more: object) -> None:
         tickets.append(ticket)
         raise InterruptedError
 
