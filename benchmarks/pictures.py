@@ -1,4 +1,4 @@
-"""The pictures of the dashboard in the README: `python -m benchmarks.pictures` takes them of real jobs."""
+"""The pictures in README and docs: `python -m benchmarks.pictures` takes them of real jobs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 
 import httpx2
 from playwright.sync_api import Browser, Page
+from rich.console import Console
 
 from api_tests.support.browser import PHONE, PageErrors, chromium, open_watched_page, take_picture
 from benchmarks.dashboard import submit
+from touchstone.cli import demo
 from touchstone.settings import Settings
 from touchstone.supervisor.up import run_service
 
@@ -22,16 +24,18 @@ LITE0, NOISE, PLAIN, LINF = (
     "fashion-mnist-cnn",
     "fashion-mnist-cnn-linf",
 )
+PICTURES = Path(__file__).parents[1] / "docs/pictures"
 CLOTHES = ("trouser", "pullover", "dress", "bag", "ankle-boot")
 
 
 def main() -> None:
-    """Run some jobs of every kind, and take a picture of each page."""
+    """Save the demo's picture, run some jobs of every kind, and take a picture of each page."""
     with (
         tempfile.TemporaryDirectory() as home,
         chromium() as browser,
         run_service(Settings(home=Path(home), port=0), lambda _line: None) as url,
     ):
+        save_demo_picture(url)
         fooled = submit(
             url, "/v1/attacks/pgd", wait=60, model=LITE0, eps="2/255", steps="40", early_stop="false"
         )
@@ -57,6 +61,12 @@ def main() -> None:
             time.sleep(4)
             take_page_picture(browser, url, "dashboard-jobs", "jobs")
             take_page_picture(browser, url, "dashboard-operations", "operations", settle_seconds=14)
+
+
+def save_demo_picture(url: str) -> None:
+    """What `touchstone demo` saves: the photo before and after, and the difference."""
+    job, files = demo.attack_photo(url, Console(quiet=True))
+    demo.side_by_side(job["result"], files).save(PICTURES / "espresso.png", optimize=True)
 
 
 def submit_certificate(url: str) -> dict[str, Any]:

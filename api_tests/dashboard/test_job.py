@@ -19,12 +19,12 @@ from api_tests.dashboard.finished_jobs import prediction_of
 from api_tests.support.browser import PHONE, HeldRequests, OpenPage, PageErrors, axe, wait_for_paint
 from api_tests.support.fake_service import Api, FakeJob, fail
 from touchstone.check import check
-from touchstone.cli.demo import PHOTO
 from touchstone.engine import STOPPING_RULES, certified_radius
 from touchstone.images import difference
 from touchstone.training.datasets import fashion_mnist_sample
 
 SMALL = "fashion-mnist-cnn"
+PHOTO = Path(__file__).parents[2] / "touchstone/photos/chelsea.png"
 READOUT = re.compile(r"x (\d+), y (\d+)R (\d+) → (\d+) .*?G (\d+) → (\d+) .*?B (\d+) → (\d+) ")
 
 

@@ -172,6 +172,7 @@ def test_demo_writes_images_prints_curl_line_and_leaves_no_processes(tmp_path: P
     assert (tmp_path / "side-by-side.png").exists()
     assert "curl -H 'Prefer: wait=30'" in done.stdout
     assert "success: L∞ 2/255" in done.stdout
+    assert "espresso 95% → airliner 99%" in done.stdout
     processes = run_command("pgrep", "-f", str(tmp_path))
     assert processes.stdout == "", "the demo left processes running"
 

@@ -20,9 +20,9 @@ from touchstone.errors import Failure
 from touchstone.settings import Settings
 from touchstone.supervisor.up import run_service
 
-PHOTO = Path(__file__).parents[1] / "photos" / "chelsea.png"
+PHOTO = Path(__file__).parents[1] / "photos" / "coffee.png"
 MODEL = "imagenet-efficientnet-lite0"
-PARAMETERS = {"eps": "2/255", "steps": 10}
+PARAMETERS = {"target": "airliner", "eps": "2/255", "min_confidence": 0.99, "random_start": "false"}
 CAPTION = 34
 
 
@@ -32,17 +32,20 @@ def run(folder: Path, out: Console) -> None:
     settings = Settings(home=folder.resolve() / "home", port=0)
     with run_service(settings, lambda line: out.print(line, highlight=False)) as url:
         out.print(f"POST {url}/v1/attacks/pgd  with {PHOTO.name}", highlight=False)
-        job = _wait_for_job(url, _submit(url), out)
-        files = {
-            name: _get(url, job["links"]["artifacts"][name])
-            for name in ("original.png", "adversarial.png", "difference.png")
-        }
+        job, files = attack_photo(url, out)
         _show(job, out)
         (folder / "adversarial.png").write_bytes(files["adversarial.png"])
         side_by_side(job["result"], files).save(folder / "side-by-side.png")
         out.print(f"Saved {folder}/adversarial.png and {folder}/side-by-side.png", highlight=False)
     out.print("\nThe same by hand, while `make up` serves:\n")
     out.print(curl("http://127.0.0.1:8000"), highlight=False, soft_wrap=True)
+
+
+def attack_photo(url: str, out: Console) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The job of the demo's request, once it has ended, and its images by name."""
+    job = _wait_for_job(url, _submit(url), out)
+    names = ("original.png", "adversarial.png", "difference.png")
+    return job, {name: _get(url, job["links"]["artifacts"][name]) for name in names}
 
 
 def curl(url: str) -> str:
@@ -98,6 +101,11 @@ def _wait_for_job(url: str, job: dict[str, Any], out: Console) -> dict[str, Any]
 
 def _show(job: dict[str, Any], out: Console) -> None:
     show(job["result"])
+    before, after = (job["result"][when] for when in ("original", "adversarial"))
+    out.print(
+        f"{before['name']} {before['confidence']:.0%} → {after['name']} {after['confidence']:.0%}",
+        highlight=False,
+    )
     seconds = job["timings"]["compute"] + job["timings"]["prepare"]
     out.print(f"The attack took {seconds:.1f} s on the worker.", highlight=False)
 
