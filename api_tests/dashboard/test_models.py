@@ -105,6 +105,7 @@ def test_model_page_shows_the_whole_card(page: Page, api: Api) -> None:
         "Preprocessing": "shorter side to 256, then center crop, bicubic",
         "Mean": "0.498, 0.498, 0.498",
         "Standard deviation": "0.502, 0.502, 0.502",
+        "Output": "logits",
         "Parameters": f"{model['parameters']:,}",
         "Weights": model["weights"]["package"],
         "License": model["licence"],

@@ -26,7 +26,7 @@ from touchstone.registration.examples import FIELD, PACKED_LIMITS
 from touchstone.registration.model_files import find_beside, open_model
 
 MAX_CLASSES_SHOWN = 4
-_INPUT_FLAGS = ("resize", "interpolation", "channels", "layout", "channel_order")
+_INPUT_FLAGS = ("resize", "interpolation", "channels", "layout", "channel_order", "straight_through")
 
 
 def register(  # noqa: PLR0917 - each is an option of the command line
@@ -66,6 +66,13 @@ def register(  # noqa: PLR0917 - each is an option of the command line
     output: Annotated[
         str | None, typer.Option(help="Of an ONNX file with several outputs: the name of the logits.")
     ] = None,
+    randomized: Annotated[
+        bool | None, typer.Option("--randomized", help="An ONNX file that draws random numbers on purpose.")
+    ] = None,
+    straight_through: Annotated[
+        bool | None,
+        typer.Option("--straight-through", help="Pass gradients past the rounding of a quantized network."),
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights.")] = None,
     provenance: Annotated[str | None, typer.Option(help="Where the model comes from.")] = None,
     examples: Annotated[
@@ -82,7 +89,8 @@ def register(  # noqa: PLR0917 - each is an option of the command line
             **{"id": model, "size": size, "resize": resize, "interpolation": interpolation},
             **{"channels": channels, "layout": layout, "channel_order": channel_order},
             **{"mean": parse_numbers(mean, "--mean"), "std": parse_numbers(std, "--std")},
-            **{"range": parse_numbers(span, "--range")},
+            **{"range": parse_numbers(span, "--range"), "randomized": randomized},
+            **{"straight_through": straight_through},
             **{"architecture": architecture, "output": output, "licence": licence, "provenance": provenance},
         }
         fields = build_manifest(file, manifest, flags)
