@@ -183,13 +183,9 @@ def test_all_unsupported_operators_are_named() -> None:
     assert all(part in error.detail for part in ("FusedConv", "com.microsoft", "opset 18", "first"))
 
 
-def test_control_flow_is_refused_with_advice() -> None:
+def test_scans_are_refused_with_advice() -> None:
     body = helper.make_graph([], "body", [], [])
-    assert "tracing" in expect_unsupported(node("Loop", ["", "", "x"], ["features"], body=body)).detail
-    assert (
-        "tracing"
-        in expect_unsupported(node("If", ["x"], ["features"], then_branch=body, else_branch=body)).detail
-    )
+    assert "tracing" in expect_unsupported(node("Scan", ["x"], ["features"], body=body)).detail
 
 
 def test_unused_operator_domain_is_ignored() -> None:

@@ -34,7 +34,6 @@ assert operators  # importing it registered them
 OURS = sorted(name for name in supported_operators() if "." not in name)
 
 NO_UNSIGNED = "PyTorch has no arithmetic on unsigned integers of more than 8 bits"
-TRAINING = "networks in training mode are refused"
 EMPTY = "the extreme of nothing is not defined in PyTorch"
 ATTENTION = "attention with a past, a softcap, a window or inner results as outputs is refused"
 
@@ -48,8 +47,6 @@ EXCLUDED: Mapping[str, str] = {
         for kind in ("uint16", "uint32", "uint64")
         for suffix in (("", "_expanded") if operator.endswith("_equal") else ("",))
     },
-    "test_batchnorm_epsilon_training_mode": TRAINING,
-    "test_batchnorm_example_training_mode": TRAINING,
     "test_maxpool_with_argmax_2d_precomputed_pads": "the indices of the largest elements are refused",
     "test_maxpool_with_argmax_2d_precomputed_strides": "the indices of the largest elements are refused",
     "test_mvn": "it normalises over the batch, which is refused",
@@ -223,3 +220,64 @@ def test_half_precision_network_gives_single_precision_logits() -> None:
     assert y.dtype == torch.float32
     assert torch.allclose(y, x.flatten(1).sum(1, keepdim=True).expand(2, 5) / 8, rtol=5e-3)
     assert math.isfinite(float(y.sum()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bounds_of_the_type_of_the_image_are_known(dtype: torch.dtype) -> None:
+    nodes, weights = linear_head("features", 108)
+    bounds = {"low": np.array(0.25), "high": np.array(0.75)}
+    casts = [helper.make_node("CastLike", [name, "x"], [f"{name} cast"]) for name in bounds]
+    clip = helper.make_node("Clip", ["x", "low cast", "high cast"], ["features"])
+    model = build_onnx_model(*casts, clip, *nodes, weights={**weights, **bounds})
+    module = build(read(model.SerializeToString())).module.to(dtype)
+    x = torch.rand(2, 3, 6, 6, dtype=dtype)
+    expected = x.clamp(0.25, 0.75).flatten(1) @ torch.from_numpy(weights["head"]).to(dtype)
+    assert torch.allclose(module(x), expected, atol=1e-6)
+
+
+STEPS, BLOCK = 5000, 33
+RECURRENT = [np.zeros((2, 1, 3), "f4"), np.zeros((1, 16, 3), "f4"), np.zeros((1, 16, 4), "f4")]
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes", "inputs", "reason"),
+    [
+        ("LSTM", {"input_forget": 1}, RECURRENT, "coupled gates"),
+        ("LSTM", {"activations": ("Sigmoid", "Relu", "Tanh")}, RECURRENT, "activations Sigmoid, Relu, Tanh"),
+        ("LSTM", {"direction": "bidirectional"}, RECURRENT, "does not fit weights for 1"),
+        ("LSTM", {}, [np.zeros((STEPS, 1, 3), "f4"), *RECURRENT[1:]], "at most 4096"),
+        (
+            "LSTM",
+            {},
+            [*RECURRENT, np.zeros((1, 32), "f4"), np.array([1], "i4")],
+            "the same length",
+        ),
+        (
+            "Col2Im",
+            {},
+            [np.zeros((1, BLOCK**2, 1), "f4"), np.array([BLOCK, BLOCK]), np.array([BLOCK, BLOCK])],
+            "at most 1024",
+        ),
+    ],
+)
+def test_unusual_operator_is_refused_with_the_reason(
+    operator: str, attributes: dict[str, Any], inputs: list[Any], reason: str
+) -> None:
+    known = {f"i{number}": torch.from_numpy(value) for number, value in enumerate(inputs)}
+    with pytest.raises(InvalidModel, match=reason):
+        fold_constants([Node(operator, tuple(known), ("y",), attributes)], 18, known)
+
+
+def test_recurrent_layer_of_relus_equals_that_of_pytorch() -> None:
+    layer = torch.nn.RNN(3, 4, nonlinearity="relu", bidirectional=True)
+    torch.manual_seed(0)
+    weights = [torch.nn.init.normal_(parameter).detach() for parameter in layer.parameters()]
+    w, r = (torch.stack(weights[start::4]) for start in (0, 1))
+    b = torch.stack([torch.cat(weights[start : start + 2]) for start in (2, 6)])
+    known = {"x": torch.randn(5, 2, 3), "w": w, "r": r, "b": b}
+    expected, last = layer(known["x"])
+    attributes = {"activations": ("Relu", "Relu"), "direction": "bidirectional", "hidden_size": 4}
+    fold_constants([Node("RNN", tuple(known), ("y", "h"), attributes)], 18, known)
+    y = known["y"].transpose(1, 2).flatten(2)
+    assert torch.allclose(y, expected, atol=1e-6)
+    assert torch.allclose(known["h"], last, atol=1e-6)

@@ -18,6 +18,7 @@ from touchstone.models.onnx.fusion import fuse
 from touchstone.models.onnx.graph import Graph, Node
 from touchstone.models.onnx.network import Network
 from touchstone.models.onnx.operations import FlopCounter
+from touchstone.models.onnx.operators.normalization import check_eval_mode
 from touchstone.models.onnx.operators.quantization import ROUNDING
 from touchstone.models.onnx.registry import check_supported
 from touchstone.models.output_activation import ActivationStep
@@ -61,6 +62,7 @@ def build(
     example = _example_image(graph, size)
     known: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in graph.weights.items()}
     nodes = fold_constants(graph.nodes, graph.opset, known)
+    check_eval_mode(nodes)
     quantized = any(node.kind in ROUNDING for node in nodes)
     nodes = [_pass_gradients(node) for node in nodes] if straight_through else nodes
     graph = replace(graph, nodes=tuple(nodes))

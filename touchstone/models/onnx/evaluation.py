@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from touchstone.errors import Failure, InvalidModel
+from touchstone.models.onnx.control_flow import expand, is_control_flow, new_budget
 from touchstone.models.onnx.graph import Node
 from touchstone.models.onnx.randomness import is_random
 from touchstone.models.onnx.registry import Operator, find_operator
@@ -50,14 +52,28 @@ def infer_shapes(
         return call(node, operator.bind(node), arguments)
 
 
-def compute(node: Node, opset: int, known: Mapping[str, Tensor], device: torch.device) -> Sequence[Tensor]:
-    """The node's outputs, all of whose inputs are known."""
+def is_computable(node: Node, opset: int, known: Mapping[str, Tensor]) -> bool:
+    """Whether all inputs are known, except those of which only the type matters."""
+    alike = operator_of(node, opset).alike
+    return all(name in known or position in alike for position, name in enumerate(node.inputs) if name)
+
+
+def compute(
+    node: Node,
+    opset: int,
+    known: Mapping[str, Tensor],
+    device: torch.device,
+    shapes: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Sequence[Tensor]:
+    """The node's outputs; it is computable with what is known, and `shapes` has the types of what is not."""
     operator = operator_of(node, opset)
 
     def read_argument(position: int, name: str) -> Any:
         if not name:
             return None
-        return array_of(node, known, name) if position in operator.known else known[name].to(device)
+        if position in operator.known:
+            return array_of(node, known, name)
+        return shapes[name] if name in shapes else known[name].to(device)
 
     arguments = [read_argument(position, name) for position, name in enumerate(node.inputs)]
     with torch.no_grad(), device:
@@ -96,16 +112,39 @@ def check_size(node: Node, values: Sequence[Tensor], limit: int) -> None:
 
 def fold_constants(nodes: Sequence[Node], opset: int, known: dict[str, Tensor]) -> list[Node]:
     """Compute every node that depends on the file alone, adding to `known`; the nodes that are left."""
-    left, budget = [], 4 * sum(value.nbytes for value in known.values()) + MAX_KNOWN_BYTES
+    folding = _Folding(opset, known)
     for node in nodes:
-        if is_random(node, opset, known) or any(name and name not in known for name in node.inputs):
-            left.append(node)
-            continue
-        inferred = infer_shapes(node, opset, known, {})
-        check_size(node, inferred, budget)
-        budget -= sum(value.nbytes for value in inferred)
-        known.update(_name_outputs(node, compute(node, opset, known, torch.device("cpu"))))
-    return left
+        folding.run(node)
+    return folding.left
+
+
+class _Folding:
+    """Constants so far, the nodes that are left, and the bytes that more constants may have."""
+
+    def __init__(self, opset: int, known: dict[str, Tensor]) -> None:
+        self.left: list[Node] = []
+        self._opset, self._known, self._turns = opset, known, new_budget()
+        self._budget = 4 * sum(value.nbytes for value in known.values()) + MAX_KNOWN_BYTES
+
+    def run(self, node: Node) -> None:
+        """Compute a node, or leave it."""
+        deciding = node.inputs[:1] if node.kind == "If" else node.inputs
+        if is_random(node, self._opset, self._known) or any(
+            name and name not in self._known for name in deciding
+        ):
+            self.left.append(node)
+        elif is_control_flow(node):
+            for inner in expand(node, self._known, self._turns):
+                self.run(inner)
+        else:
+            self._compute(node)
+
+    def _compute(self, node: Node) -> None:
+        inferred = infer_shapes(node, self._opset, self._known, {})
+        check_size(node, inferred, self._budget)
+        self._budget -= sum(value.nbytes for value in inferred)
+        values = compute(node, self._opset, self._known, torch.device("cpu"))
+        self._known.update(_name_outputs(node, values))
 
 
 def _name_outputs(node: Node, values: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -127,6 +166,7 @@ class ShapeInference:
         self.shapes: dict[str, Tensor] = {entry: x.to(META)}
         self.remaining: list[Node] = []
         self.random_nodes: list[Node] = []
+        self._turns = new_budget()
         self._device = torch.device("cpu") if x.is_meta else x.device
         self.rows = max(1, len(x))
         self.bytes = 0
@@ -138,11 +178,15 @@ class ShapeInference:
         return self
 
     def _run_node(self, node: Node) -> None:
+        if is_control_flow(node):
+            for inner in expand(node, self.known, self._turns):
+                self._run_node(inner)
+            return
         values = infer_shapes(node, self.opset, self.known, self.shapes)
         drawn = is_random(node, self.opset, self.known)
-        if not drawn and all(name in self.known for name in node.inputs if name):
+        if not drawn and is_computable(node, self.opset, self.known):
             check_size(node, values, self.rows * MAX_KNOWN_BYTES)
-            values = compute(node, self.opset, self.known, self._device)
+            values = compute(node, self.opset, self.known, self._device, self.shapes)
         check_size(node, values, self.rows * MAX_VALUE_BYTES)
         self.bytes += sum(value.nbytes for value in values)
         named = _name_outputs(node, values)

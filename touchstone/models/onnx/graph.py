@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,13 @@ from touchstone.errors import InvalidModel
 Array = npt.NDArray[Any]
 
 
+CONTROL_FLOW = ("If", "Loop")
+"""Operators that run other nodes; see `control_flow`."""
+
+
 @dataclass(frozen=True)
 class Opaque:
-    """An attribute of a type that no supported operator has, such as the body of a loop."""
+    """An attribute of a type that no supported operator has."""
 
     kind: str
 
@@ -52,8 +57,31 @@ class Node:
         """The operator with its domain, unless that is ONNX itself."""
         return f"{self.domain}.{self.operator}" if self.domain else self.operator
 
+    @property
+    def bodies(self) -> tuple[Subgraph, ...]:
+        """The nodes that it runs, where it is an If or a Loop."""
+        return tuple(value for value in self.attributes.values() if isinstance(value, Subgraph))
+
     def __str__(self) -> str:
         return f"{self.kind} node {(self.name or self.outputs[0])[:80]!r}"
+
+
+@dataclass(frozen=True)
+class Subgraph:
+    """A branch of an If or the body of a Loop. What it reads of the graph around it is also an input of its
+    node, after the others.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def captured(self) -> Iterator[str]:
+        """The values that it reads of the graph around it, each perhaps several times."""
+        own = {*self.inputs, *(name for node in self.nodes for name in node.outputs)}
+        read = (name for node in self.nodes for name in node.inputs)
+        return (name for name in chain(read, self.outputs) if name and name not in own)
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,14 @@ class Graph:
         """Channels, height and width of the images."""
         _, a, b, c = self.input.shape
         return (c, a, b) if self.channels_last else (a, b, c)
+
+
+def list_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
+    """The nodes, each followed by those in its bodies."""
+    for node in nodes:
+        yield node
+        for body in node.bodies:
+            yield from list_nodes(body.nodes)
 
 
 def select_needed(nodes: tuple[Node, ...], output: str) -> tuple[Node, ...]:

@@ -4,7 +4,8 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,16 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from touchstone.errors import InvalidModel
-from touchstone.models.onnx.graph import Array, Graph, Node, Opaque, Port, select_needed, sort_nodes
+from touchstone.models.onnx.graph import (
+    Array,
+    Graph,
+    Node,
+    Opaque,
+    Port,
+    Subgraph,
+    select_needed,
+    sort_nodes,
+)
 from touchstone.models.onnx.output_choice import choose_output
 from touchstone.models.onnx.pixels import take_as_floats
 from touchstone.models.onnx.tensors import DTYPES, dtype_of, read_tensor
@@ -57,8 +67,9 @@ def _parse_model(data: bytes) -> ModelProto:
 
 def _read_graph(model: ModelProto, name: str | None, classes: int | None) -> Graph:
     opset, proto = _read_opset(model), model.graph
-    if len(proto.node) > MAX_NODES:
-        raise InvalidModel(f"the network has {len(proto.node)} nodes; at most {MAX_NODES} are allowed")
+    count = _count_nodes(proto.node)
+    if count > MAX_NODES:
+        raise InvalidModel(f"the network has {count} nodes; at most {MAX_NODES} are allowed")
     if proto.sparse_initializer:
         raise InvalidModel("the network has sparse weights, which are not supported; export them dense")
     weights = read_weights(proto)
@@ -73,6 +84,11 @@ def _read_graph(model: ModelProto, name: str | None, classes: int | None) -> Gra
     weights = {name: weights[name] for name in weights if name in read}
     graph = Graph(entry, output, nodes, weights, opset, whole_pixels=entry.dtype == np.uint8)
     return take_as_floats(graph) if graph.whole_pixels else graph
+
+
+def _count_nodes(nodes: Iterable[NodeProto]) -> int:
+    """How many nodes there are, those in the bodies of others included."""
+    return sum(1 + sum(_count_nodes(one.g.node) for one in node.attribute) for node in nodes)
 
 
 def _read_opset(model: ModelProto) -> int:
@@ -152,7 +168,10 @@ def read_node(proto: NodeProto) -> Node:
         if one.name != "consumed_inputs"  # a hint in the oldest files: which inputs may be overwritten
     )
     inputs, outputs = tuple(map(decode_text, proto.input)), tuple(map(decode_text, proto.output))
-    return Node(decode_text(proto.op_type), inputs, outputs, attributes, decode_text(proto.name), domain)
+    bodies = [value for value in attributes.values() if isinstance(value, Subgraph)]
+    captured = dict.fromkeys(name for body in bodies for name in body.captured)
+    kind, name = decode_text(proto.op_type), decode_text(proto.name)
+    return Node(kind, (*inputs, *captured), outputs, attributes, name, domain)
 
 
 def _read_attribute(proto: AttributeProto, where: str) -> tuple[str, Any]:
@@ -170,7 +189,20 @@ def _read_attribute(proto: AttributeProto, where: str) -> tuple[str, Any]:
         return proto.name, tuple(map(decode_text, proto.strings))
     if proto.type == AttributeProto.TENSOR:
         return proto.name, read_tensor(proto.t, f"{where}: the tensor {proto.name[:40]!r}")
+    if proto.type == AttributeProto.GRAPH:
+        return proto.name, _read_subgraph(proto.g)
     return proto.name, Opaque(_attribute_kind(proto.type))
+
+
+def _read_subgraph(proto: GraphProto) -> Subgraph:
+    """A body with its nodes in order; its weights become constants."""
+    inputs, outputs = (
+        tuple(decode_text(value.name) for value in part) for part in (proto.input, proto.output)
+    )
+    weights = read_weights(proto)
+    constants = (Node("Constant", (), (name,), {"value": value}) for name, value in weights.items())
+    body = Subgraph(inputs, outputs, (*constants, *map(read_node, proto.node)))
+    return replace(body, nodes=sort_nodes(body.nodes, {*inputs, *body.captured}))
 
 
 def decode_text(value: str | bytes) -> str:

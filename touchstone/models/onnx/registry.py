@@ -2,6 +2,7 @@
 
 Positional parameters are the operator's inputs, in ONNX's order, and keyword-only ones its attributes, with
 ONNX's names. An input annotated `Known` is passed as a numpy array: it must be known before the network runs.
+One annotated `Like` gives nothing but its type.
 A keyword parameter `outputs` receives the number of the node's outputs.
 """
 
@@ -17,16 +18,19 @@ import numpy.typing as npt
 from torch import Tensor
 
 from touchstone.errors import UnsupportedOperator
-from touchstone.models.onnx.graph import Node
+from touchstone.models.onnx.graph import CONTROL_FLOW, Node, list_nodes
 
 Known = Annotated[npt.NDArray[Any], "known before the network runs"]
 """An input that controls the computation: a shape, axes, bounds."""
+
+Like = Annotated[Tensor, "only its type matters"]
+"""An input whose numbers need not be known, even where the result must be."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _VERSIONS: dict[str, dict[int, Operator]] = {}
 
-_HINTS = dict.fromkeys(("If", "Loop", "Scan"), "control flow is not supported: export by tracing")
+_HINTS = {"Scan": "control flow is not supported: export by tracing"}
 
 _DOMAINS = ("", "com.microsoft")
 """Of operators in files; other domains are our own, such as those of fused nodes."""
@@ -43,7 +47,14 @@ class Operator:
     @cached_property
     def known(self) -> tuple[int, ...]:
         """The positions of the inputs that must be known before the network runs."""
-        kinds = (Known, Known | None)
+        return self._find_positions(Known, Known | None)
+
+    @cached_property
+    def alike(self) -> tuple[int, ...]:
+        """The positions of the inputs of which only the type matters."""
+        return self._find_positions(Like)
+
+    def _find_positions(self, *kinds: object) -> tuple[int, ...]:
         return tuple(i for i, one in enumerate(self._parameters) if one.annotation in kinds)
 
     @cached_property
@@ -79,7 +90,7 @@ def register_elementwise(name: str, function: Callable[..., Any], since: int = 1
 
 def supported_operators() -> frozenset[str]:
     """All supported operators."""
-    return frozenset(_VERSIONS)
+    return frozenset(_VERSIONS) | {*CONTROL_FLOW}
 
 
 def find_operator(node: Node, opset: int) -> Operator | None:
@@ -89,13 +100,15 @@ def find_operator(node: Node, opset: int) -> Operator | None:
     return None if since is None else versions[since]
 
 
+def _is_supported(node: Node, opset: int) -> bool:
+    """Whether it is supported in a file."""
+    foreign = node.domain not in _DOMAINS or "." in node.operator
+    return node.kind in CONTROL_FLOW or (not foreign and find_operator(node, opset) is not None)
+
+
 def check_supported(nodes: Sequence[Node], opset: int) -> None:
     """Raise UnsupportedOperator, which names all unsupported operators, unless every node is supported."""
-    missing = [
-        node
-        for node in nodes
-        if node.domain not in _DOMAINS or "." in node.operator or find_operator(node, opset) is None
-    ]
+    missing = [node for node in list_nodes(nodes) if not _is_supported(node, opset)]
     if missing:
         kinds = sorted({node.kind for node in missing})
         first, others = missing[0], ", ".join(kind[:60] for kind in kinds[:20])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from touchstone.models.onnx.registry import Known, operator
+from touchstone.models.onnx.registry import Known, Like, operator
 from touchstone.models.onnx.tensors import dtype_of
 
 
@@ -68,7 +68,7 @@ def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Te
 
 
 @operator("CastLike", since=15)
-def cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
+def cast_like(x: Tensor, like: Like, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
     return x.to(like.dtype)
 
 

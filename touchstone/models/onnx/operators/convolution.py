@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from touchstone.models.onnx.operators.windows import Sizes, halves, margins, window
-from touchstone.models.onnx.registry import operator
+from touchstone.models.onnx.registry import Known, operator
 
 _CONV = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}
 _TRANSPOSED = {
@@ -14,6 +17,10 @@ _TRANSPOSED = {
     4: functional.conv_transpose2d,
     5: functional.conv_transpose3d,
 }
+
+
+MAX_BLOCK = 1024
+"""Maximum elements of a block of Col2Im, whose square is held in memory."""
 
 
 @operator("Conv")
@@ -70,6 +77,30 @@ def conv_transpose(
     crop = margins(tuple(-b for b in begin), tuple(more - e for more, e in zip(extra, end, strict=True)))
     y = functional.pad(full, crop) if any(crop) else full
     return y if bias is None else y + bias.view(-1, *[1] * len(sizes))
+
+
+@operator("Col2Im", since=18)
+def col2im(
+    x: Tensor,
+    image_shape: Known,
+    block_shape: Known,
+    *,
+    dilations: Sizes | None = None,
+    pads: Sizes | None = None,
+    strides: Sizes | None = None,
+) -> Tensor:
+    """Blocks summed where they overlap: a transposed convolution, each of whose kernels has a single one."""
+    sizes, block = tuple(map(int, image_shape)), tuple(map(int, block_shape))
+    place = window(sizes, block, strides=strides, dilations=dilations, pads=pads, auto_pad="NOTSET")
+    count = math.prod(block)
+    if count > MAX_BLOCK:
+        raise ValueError(f"blocks of {count} elements; at most {MAX_BLOCK} are supported")
+    blocks = x.reshape(-1, count, *place.positions(sizes, ceil=False))
+    ones = torch.eye(count, dtype=x.dtype, device=x.device).view(count, 1, *block)
+    full = _TRANSPOSED[blocks.ndim](blocks, ones, stride=place.strides, dilation=place.dilations)
+    after = zip(sizes, place.begin, full.shape[2:], strict=True)
+    crop = margins(tuple(-b for b in place.begin), tuple(size + b - found for size, b, found in after))
+    return functional.pad(full, crop).view(len(x), -1, *sizes)
 
 
 def _notset(auto_pad: str) -> str:

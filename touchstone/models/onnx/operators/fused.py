@@ -1,7 +1,8 @@
-"""Operators that no file contains: `fusion` replaces several others by them."""
+"""Operators that no file contains: `fusion` replaces several others by them, and `control_flow` loops."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,6 +16,11 @@ register_elementwise("fused.Gelu", functional.gelu)
 @operator("fused.LayerNorm")
 def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
     return functional.layer_norm(x, scale.shape, scale, bias, epsilon)
+
+
+@operator("fused.Stack")
+def stack(*xs: Tensor) -> Tensor:
+    return torch.stack(xs)
 
 
 @operator("fused.Linear")

@@ -1,13 +1,19 @@
-"""Normalization, by the statistics of training or of each image; never by those of the batch."""
+"""Normalization, by the statistics of training or of each image, and of constants by their own."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from touchstone.errors import InvalidModel
+from touchstone.models.onnx.graph import Node, list_nodes
 from touchstone.models.onnx.operators.arithmetic import raise_to
 from touchstone.models.onnx.registry import operator
+
+TRAINING_MODE = "the network was exported in training mode: call eval() before the export"
 
 
 @operator("BatchNormalization", since=9)
@@ -20,12 +26,41 @@ def batch_normalization(
     *,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
-    training_mode: int = 0,
     outputs: int = 1,
 ) -> Tensor:
-    if training_mode or outputs > 1:
-        raise ValueError("the network was exported in training mode: call eval() before the export")
+    if outputs > 1:
+        raise ValueError(TRAINING_MODE)
     return functional.batch_norm(x, mean, var, scale, bias, training=False, eps=epsilon)
+
+
+@operator("BatchNormalization", since=14)
+def batch_normalization_by_mode(
+    x: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+) -> Tensor | tuple[Tensor, ...]:
+    if not training_mode:
+        return functional.batch_norm(x, mean, var, scale, bias, training=False, eps=epsilon)
+    dims = [0, *range(2, x.ndim)]
+    own = x.mean(dims), x.var(dims, correction=0)
+    y = functional.batch_norm(x, *own, scale, bias, training=False, eps=epsilon)
+    return y, *(torch.lerp(new, old, momentum) for old, new in zip((mean, var), own, strict=True))
+
+
+def check_eval_mode(nodes: Iterable[Node]) -> None:
+    """Raise InvalidModel where something other than a constant is normalized by its own batch.
+
+    Constants are: networks with standardized weights compute these so.
+    """
+    for node in list_nodes(nodes):
+        if node.kind == "BatchNormalization" and node.attributes.get("training_mode"):
+            raise InvalidModel(f"the {node} cannot be computed: {TRAINING_MODE}")
 
 
 @operator("InstanceNormalization")
