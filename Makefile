@@ -11,7 +11,7 @@ FAST := api_tests/engine api_tests/evaluation api_tests/methods/test_fields.py a
 AXE := build/npm/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast test-matrix fuzz fuzz-images chaos lint format bench clean
+.PHONY: help demo up test test-fast test-matrix exporters fuzz fuzz-images chaos lint format bench clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test-fast: .venv/.tested ## Run what takes under two minutes: for use while work
 
 test-matrix: .venv/.tested ## Run what needs other servers or environments, where they are installed, and record the results
 	$(BIN)/python -m tools.test_matrix
+
+exporters: .venv/.tested ## Have real exporters write networks, ONLY those that match, and check each (an hour, 5 GB)
+	$(ONE_THREAD) nice $(BIN)/python -m tools.exporters $(ONLY)
 
 fuzz: .venv/.tested ## Ask API and ledger what they do not expect, for MINUTES (10) and a while, differently each time
 	$(ONE_THREAD) $(BIN)/python -m api_tests.support.fuzz_api $(or $(MINUTES),10)
