@@ -35,8 +35,8 @@ from touchstone.engine.oracles.oracle import TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing
 from touchstone.errors import DeadlineExceeded, InvalidModel, JobCanceled, ModelTooCostly, ModelUnusable
 from touchstone.registration import trial, trial_process
-from touchstone.registration.examination import GRADIENT_TOLERANCE, probe_model
-from touchstone.registration.gradients import gradient_error
+from touchstone.registration.examination import probe_model
+from touchstone.registration.gradients import GRADIENT_TOLERANCE, gradient_error
 from touchstone.registration.messages import TrialResult, list_steps
 from touchstone.registration.trial import Trial
 
@@ -68,6 +68,25 @@ def test_trial_of_valid_model_runs_all_steps_and_returns_its_probe() -> None:
     assert probe.gradient_ms > 0
     assert probe.forward_ms > 0
     assert probe.row_bytes is not None
+
+
+COMPILER_PROGRAM = """
+import sys
+from api_tests.support.own_models import build_manifest, linear_onnx
+from touchstone.registration import trial_process
+from touchstone.registration.examination import complete_manifest
+if "leave" in sys.argv:
+    trial_process._leave_out_compiler()
+data = linear_onnx(end="Exp")
+print(complete_manifest(build_manifest(data), data).softmax, "torch._dynamo.eval_frame" in sys.modules)
+"""
+
+
+def test_trial_of_an_onnx_file_does_not_import_the_compiler() -> None:
+    for arguments, right in (["leave"], "inverted False"), ([], "inverted True"):
+        command = [sys.executable, "-c", COMPILER_PROGRAM, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == right, "without the second, leaving it out would not be needed"
 
 
 def test_trial_that_needs_too_much_memory_is_stopped() -> None:

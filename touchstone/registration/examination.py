@@ -21,11 +21,13 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import ModelProbe
 from touchstone.models.output_end import add_output_end
 from touchstone.registration.example_accuracy import LabelledPixels, measure_examples
-from touchstone.registration.gradients import gradient_error, has_finite_gradient
+from touchstone.registration.gradients import GRADIENT_TOLERANCE, gradient_error, has_finite_gradient
 from touchstone.registration.messages import OutputEnd, TrialResult
 from touchstone.registration.output_measurement import measure_activation
 
-GRADIENT_TOLERANCE = 0.05
+LATENCY_SECONDS = 0.5
+"""For batches of different sizes: a worker measures them anew when it loads the model."""
+
 _PEAK_MEMORY = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
@@ -53,7 +55,7 @@ def probe_model(
     row_bytes = _measure_row_bytes(manifest, oracle)
     on_step("latency")
     shape = (manifest.input.channels, manifest.input.height, manifest.input.width)
-    _, probe = probe_oracle(oracle, shape, load_seconds=seconds)
+    _, probe = probe_oracle(oracle, shape, load_seconds=seconds, max_seconds=LATENCY_SECONDS)
     model_probe = ModelProbe(
         **probe.model_dump(),
         deterministic=_is_deterministic(manifest, oracle),
@@ -167,9 +169,10 @@ def _measure_peak(oracle: TorchOracle, x: Tensor) -> int | None:
 
 
 def _probe_images(manifest: Manifest) -> dict[str, Tensor]:
-    """Black, white, gray and noise."""
+    """One image of black, white and gray each, and several of noise."""
     noise = _noise_images(manifest, MIN_ROWS)
-    return {"black": noise * 0, "white": noise * 0 + 1, "gray": noise * 0 + 0.5, "noise": noise}
+    black = noise[:1] * 0
+    return {"black": black, "white": black + 1, "gray": black + 0.5, "noise": noise}
 
 
 def _noise_images(manifest: Manifest, rows: int) -> Tensor:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import BinaryIO
+from types import ModuleType
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from touchstone.errors import Failure, InvalidModel, ModelTooCostly
 from touchstone.memory import is_out_of_memory
+from touchstone.models.manifest import ONNX
 from touchstone.registration.examination import probe_model
 from touchstone.registration.example_accuracy import LabelledPixels
 from touchstone.registration.examples import unpack_examples
@@ -33,6 +35,8 @@ def main() -> None:
     """Try the model on standard input."""
     source = sys.stdin.buffer
     request = TrialRequest.model_validate_json(source.readline(_MAX_LINE_BYTES))
+    if request.manifest.architecture == ONNX:
+        _leave_out_compiler()
     _warm_up()
     _confine(request)
     _send(Message(started=StepStarted(step=0)))
@@ -78,6 +82,16 @@ def _warm_up() -> None:
     x = torch.zeros(2, 3, 32, 32, requires_grad=True)
     y = functional.conv2d(x, torch.zeros(8, 3, 3, 3)).flatten(1)
     torch.autograd.grad(nn.Linear(y.shape[1], 8)(y).sum(), x)
+
+
+def _leave_out_compiler() -> None:
+    """Let PyTorch's shape inference do without its compiler, which it imports only to keep it out of its way.
+
+    That import takes as long as that of PyTorch itself. Nothing that an ONNX file leads to compiles anything.
+    """
+    compiler: Any = ModuleType("torch._dynamo")
+    compiler.disable = lambda function, *_, **__: function
+    sys.modules["torch._dynamo"] = compiler
 
 
 def _confine(request: TrialRequest) -> None:

@@ -28,6 +28,9 @@ from touchstone.models.store import ZOO, ModelStore
 MIN_ROWS = 8
 """At least so many rows a pass: measurements on a busy machine must not lead to passes of one row."""
 
+MAX_SECONDS = 1.5
+"""How long larger and larger batches are tried."""
+
 STOP_SHARE = 0.85
 """Larger batches are not tried once the rate falls below this share of the best."""
 
@@ -55,10 +58,13 @@ def load_oracle(
 
 
 def probe_oracle(
-    oracle: TorchOracle, shape: Shape, *, load_seconds: float = 0.0
+    oracle: TorchOracle, shape: Shape, *, load_seconds: float = 0.0, max_seconds: float = MAX_SECONDS
 ) -> tuple[TorchOracle, Probe]:
-    """The oracle with the best pass size for images (C, H, W), and what was measured."""
-    rates = measure_gradient_rates(oracle, shape)
+    """The oracle with the best pass size for images (C, H, W), and what was measured.
+
+    `max_seconds` are those of `measure_gradient_rates`.
+    """
+    rates = measure_gradient_rates(oracle, shape, max_seconds=max_seconds)
     best = max(rates, key=rates.__getitem__)
     invariance = measure_batch_invariance(oracle, shape)
     probe = Probe(
@@ -87,7 +93,7 @@ def size_in_bytes(oracle: TorchOracle) -> int:
 
 
 def measure_gradient_rates(
-    oracle: TorchOracle, shape: Shape, *, max_seconds: float = 1.5
+    oracle: TorchOracle, shape: Shape, *, max_seconds: float = MAX_SECONDS
 ) -> Mapping[int, float]:
     """Gradients a second of images (C, H, W), by the rows of a pass.
 
