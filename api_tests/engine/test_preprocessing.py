@@ -56,6 +56,26 @@ def test_differentiable_resize_matches_pillow_within_rounding(size, resize, inte
     assert np.abs(ours.numpy() - preprocess_with_pillow(pixels, spec)).max() < 1.6
 
 
+@pytest.mark.parametrize(("rounding", "start"), [("even", 2), ("down", 1)])
+def test_crop_between_two_pixels_starts_where_the_rounding_says(rounding, start):
+    spec = InputSpec(height=4, width=4, resize=(4, 7), crop_rounding=rounding)
+    pixels = smooth_image(4, 7)
+    right = to_batch(pixels[:, start : start + 4])
+    for found in (
+        Preprocessing(spec, None, None).apply(to_batch(pixels)),
+        Preprocessing(spec, None, None).apply_to_files(to_batch(pixels)),
+    ):
+        torch.testing.assert_close(found, right)
+
+
+def test_whole_image_is_scaled_to_a_pair_of_sizes_before_the_crop():
+    spec = InputSpec(height=6, width=4, resize=(10, 8))
+    pixels = smooth_image(40, 90)
+    scaled = Image.fromarray(pixels).resize((8, 10), Image.Resampling.BICUBIC)
+    found = Preprocessing(spec, None, None).apply_to_files(to_batch(pixels))
+    torch.testing.assert_close(found, to_batch(np.asarray(scaled.crop((2, 2, 6, 8)))))
+
+
 def test_resize_overshoot_is_clipped_as_in_pillow():
     spec = InputSpec(height=224, width=224, resize=256)
     stripes = np.zeros((300, 451, 3), dtype=np.uint8)

@@ -168,6 +168,7 @@ REGISTRATION: dict[str, Any] = {
         "kind": "local",
         "digest": DIGEST,
         "architecture": "onnx",
+        "config": None,
         "weights": {"file": "model.onnx", "package": None},
         "input": {
             **MANIFEST["input"],
@@ -175,6 +176,7 @@ REGISTRATION: dict[str, Any] = {
             "layout": "nchw",
             "channel_order": "rgb",
             "straight_through": False,
+            "crop_rounding": "even",
         },
         "softmax": "none",
         "output": None,
@@ -186,6 +188,7 @@ REGISTRATION: dict[str, Any] = {
         "licence": "not stated",
         "provenance": "not stated",
         "accuracy": [],
+        "sources": {},
     },
     "links": {**JOB["links"], "artifacts": {}},
 }

@@ -83,6 +83,14 @@ def describe_registration(model: type[BaseModel]) -> dict[str, Any]:
         },
         "manifest": {**schema, "description": "What the file does not contain, as JSON."},
         "labels": {"type": "string", "description": "The classes' names, one a line, instead of `classes`."},
+        "config": {
+            "type": "object",
+            "description": "The `config.json` of transformers or timm beside safetensors.",
+        },
+        "preprocessor_config": {
+            "type": "object",
+            "description": "The `preprocessor_config.json` of transformers.",
+        },
         "webhook": _WEBHOOK,
     }
     form = {
@@ -92,7 +100,10 @@ def describe_registration(model: type[BaseModel]) -> dict[str, Any]:
             "additionalProperties": False,
             "properties": properties,
         },
-        "encoding": {"manifest": {"contentType": JSON}, "labels": {"contentType": "text/plain"}},
+        "encoding": {
+            **{name: {"contentType": JSON} for name in ("manifest", "config", "preprocessor_config")},
+            "labels": {"contentType": "text/plain"},
+        },
         "example": {"file": "(the file)", "manifest": examples.MANIFEST},
     }
     schema = {**schema, "properties": {**schema["properties"], "webhook": _WEBHOOK}}

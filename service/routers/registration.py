@@ -43,7 +43,8 @@ from touchstone.registration.request import Registration
 
 router = APIRouter(tags=["models"], dependencies=[submitter])
 
-_PARTS = ("file", "data", "examples", "manifest", "labels", "webhook")
+_CONFIGS = ("config", "preprocessor_config")
+_PARTS = ("file", "data", "examples", "manifest", "labels", *_CONFIGS, "webhook")
 
 
 @router.post(
@@ -67,7 +68,9 @@ _PARTS = ("file", "data", "examples", "manifest", "labels", "webhook")
     openapi_extra=operations.describe_registration(Registration),
 )
 async def register_model(request: Request, backend: Tenant, preferences: Preferences) -> Response:
-    """An ONNX file, or safetensors with a named architecture; or as JSON the manifest of a `remote` model.
+    """An ONNX file, or safetensors with a named architecture or its `config.json`; or as JSON the manifest of
+    a `remote` model.
+
     Where PyTorch wrote the weights to a second file, `m.onnx.data`, send it under its name as `data`, or both
     files in one zip as `file`.
 
@@ -93,9 +96,7 @@ async def register_model(request: Request, backend: Tenant, preferences: Prefere
         fields = await to_thread.run_sync(_parse_fields, form, limiter=backend.check_limiter)
         model = await model_uploads.make_one_file(backend, form, stack)
         examples = await to_thread.run_sync(
-            model_uploads.read_examples,
-            *(backend, form, fields.registration.names),
-            limiter=backend.check_limiter,
+            _read_examples, backend, form, fields, model, limiter=backend.check_limiter
         )
         checked = await to_thread.run_sync(
             _check, backend, fields, model, examples, limiter=backend.check_limiter
@@ -133,6 +134,16 @@ def _parse_fields(form: UploadedForm) -> _Fields:
     return _Fields(registration, _decode_text(fields["webhook"], "webhook") if "webhook" in fields else None)
 
 
+def _read_examples(
+    backend: TenantBackend, form: UploadedForm, fields: _Fields, model: StoredModel
+) -> Examples | None:
+    """The labelled images, whose labels may be those of a published configuration."""
+    if "examples" not in form.files:
+        return None
+    manifest = fields.registration.build_manifest(model.digest, model.format)
+    return model_uploads.read_examples(backend, form, manifest.classes)
+
+
 @dataclass(frozen=True)
 class _CheckedRegistration:
     """A valid registration, and its version where that is registered already."""
@@ -159,22 +170,28 @@ def _check(
 
 
 def _parse_registration(fields: Mapping[str, Value]) -> Registration:
-    """The manifest, with the classes from a file of labels where there is one."""
+    """The manifest, with the classes from a file of labels and the configurations where there are some."""
     if "manifest" not in fields:
         raise InvalidParameter(
             'manifest: missing; JSON is needed, such as {"id": "my-net", "classes": ["cat", "dog"], '
             '"input": {"height": 224, "width": 224}}',
             field="manifest",
         )
+    manifest = _parse_object(fields["manifest"], "manifest")
+    texts = {"labels": _decode_text(fields["labels"], "labels")} if "labels" in fields else {}
+    configs = {name: _parse_object(fields[name], name) for name in _CONFIGS if name in fields}
+    parts: dict[str, Any] = {**texts, **configs}
+    for name in parts:
+        if name in manifest:
+            raise InvalidParameter(f"{name}: given more than once", field=name)
+    return Registration.parse({**manifest, **parts})
+
+
+def _parse_object(value: Value, field: str) -> dict[str, Any]:
     try:
-        manifest = bodies.json_fields(_encode_text(fields["manifest"]))
+        return bodies.json_fields(_encode_text(value))
     except HTTPException as error:
-        raise InvalidParameter(f"manifest: {error.detail}", field="manifest") from None
-    if "labels" in fields:
-        if "labels" in manifest:
-            raise InvalidParameter("labels: given more than once", field="labels")
-        manifest["labels"] = _decode_text(fields["labels"], "labels")
-    return Registration.parse(manifest)
+        raise InvalidParameter(f"{field}: {error.detail}", field=field) from None
 
 
 def _encode_text(value: Value) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,10 +19,11 @@ from rich.table import Table
 from touchstone.cli.console import err, out
 from touchstone.cli.service_client import Client, RefusedError, Upload, api_key
 from touchstone.datasets.labelled_files import pack_folder
-from touchstone.errors import Failure
+from touchstone.errors import Failure, InvalidParameter
 from touchstone.models.external_data import Joined
 from touchstone.registration.examples import FIELD, PACKED_LIMITS
 from touchstone.registration.model_files import find_beside, open_model
+from touchstone.registration.published.beside import default_id, read_beside
 
 MAX_CLASSES_SHOWN = 4
 _INPUT_FLAGS = ("resize", "interpolation", "channels", "layout", "channel_order", "straight_through")
@@ -61,7 +61,7 @@ def register(  # noqa: PLR0917 - each is an option of the command line
         str | None, typer.Option("--range", help="Instead: the values of black and white: -1,1")
     ] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="For safetensors: the architecture, or timm/NAME.")
+        str | None, typer.Option(help="For safetensors: torchvision/NAME, timm/NAME or one of the zoo's.")
     ] = None,
     output: Annotated[
         str | None, typer.Option(help="Of an ONNX file with several outputs: the name of the logits.")
@@ -93,7 +93,7 @@ def register(  # noqa: PLR0917 - each is an option of the command line
             **{"straight_through": straight_through},
             **{"architecture": architecture, "output": output, "licence": licence, "provenance": provenance},
         }
-        fields = build_manifest(file, manifest, flags)
+        fields = _add_published(file, build_manifest(file, manifest, flags))
         parts = _read_parts(fields, classes)
         with _open_file(file) as joined, ProgressBar(console=err, transient=True) as bar:
             upload = Upload.of(joined, parts, _read_examples(examples))
@@ -123,10 +123,19 @@ def _open_file(file: Path) -> Iterator[Joined]:
         raise RefusedError(failure.detail) from None
 
 
+def _add_published(file: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, with the configurations that are beside the file."""
+    try:
+        return read_beside(file, fields)
+    except InvalidParameter as failure:
+        raise RefusedError(failure.detail) from None
+
+
 def _read_parts(manifest: Mapping[str, Any], classes: Path | None) -> dict[str, bytes]:
     """The parts of the form besides the file."""
     labels = {} if classes is None else {"labels": read_file(classes)}
-    if "input" not in manifest:
+    published = ("config", "preprocessor_config", "architecture")  # may say it
+    if "input" not in manifest and not any(name in manifest for name in published):
         raise RefusedError("the size of the network's input is missing: add --size 224, or HEIGHTxWIDTH")
     return {"manifest": json.dumps(manifest).encode(), **labels}
 
@@ -155,7 +164,7 @@ def _show(answer: Mapping[str, Any], out: Console) -> None:
 
 def build_manifest(file: Path, written: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a JSON file, overridden by flags; by default the model is named after its file."""
-    fields: dict[str, Any] = {"id": re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._")}
+    fields: dict[str, Any] = {"id": default_id(file)}
     fields |= _read_object(written) if written else {}
     given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
     spec: dict[str, Any] = {name: given.pop(name) for name in _INPUT_FLAGS if name in given}
@@ -240,11 +249,20 @@ def _build_card_table(card: Mapping[str, Any], probe: Mapping[str, Any] | None) 
         "parameters": f"{card['parameters']:,}",
         "gradients": card.get("gradients", "exact"),
         "at its end": describe_activation(card.get("output_activation", ())),
+        **_format_sources(card.get("sources", {})),
         **(_format_probe(probe) if probe else {}),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _format_sources(sources: Mapping[str, str]) -> dict[str, str]:
+    """The fields that were read and not stated, by their sources."""
+    return {
+        f"read from {escape(source)}": ", ".join(name for name, one in sources.items() if one == source)
+        for source in sources.values()
+    }
 
 
 def describe_activation(steps: Iterable[Mapping[str, Any]]) -> str:

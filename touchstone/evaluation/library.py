@@ -44,6 +44,7 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.store import ZOO, ModelStore, SingleFileStore
 from touchstone.registration.examination import complete_manifest
 from touchstone.registration.model_files import find_beside, open_model
+from touchstone.registration.published.beside import default_id, is_configured, read_beside, read_object
 from touchstone.registration.request import Registration, describe_model
 from touchstone.training.datasets import fashion_mnist_sample
 
@@ -79,14 +80,15 @@ def load(
 ) -> Model:
     """A model of the zoo by its id, or your own ONNX or safetensors file with its `manifest`: what
     `POST /v1/models` takes, as a mapping or as the path of a JSON file. Weights in a second file, such as
-    `m.onnx.data`, are found beside the first.
+    `m.onnx.data`, and configurations are found beside the first; with a `config.json` there no manifest is
+    needed.
 
     Raises UnknownModel, or InvalidModel, UnsupportedOperator and InvalidParameter of a file.
     """
-    if manifest is None:
+    if manifest is None and not is_configured(Path(name)):
         model_manifest, store = _find_in_zoo(name), ZOO
     else:
-        model_manifest, store = _read_own_model(Path(name), manifest)
+        model_manifest, store = _read_own_model(Path(name), {} if manifest is None else manifest)
     oracle, _ = load_oracle(model_manifest, choose_device(device), store)
     return Model(oracle, model_manifest.classes, model_manifest)
 
@@ -105,10 +107,11 @@ def _find_in_zoo(name: str | Path) -> Manifest:
 
 def _read_own_model(path: Path, declared: Mapping[str, Any] | str | Path) -> tuple[Manifest, ModelStore]:
     """The completed manifest of a file, and a store with this one model."""
-    text = declared if isinstance(declared, Mapping) else Path(declared).read_bytes()
+    fields = declared if isinstance(declared, Mapping) else read_object(Path(declared), "manifest")
+    registration = Registration.parse({"id": default_id(path), **read_beside(path, fields)})
     with open_model(path, find_beside(path), limit=sys.maxsize) as model:
         data = b"".join(model.joined.chunks())
-    manifest = complete_manifest(describe_model(Registration.parse(text), data, limit=sys.maxsize), data)
+    manifest = complete_manifest(describe_model(registration, data, limit=sys.maxsize), data)
     return manifest, SingleFileStore(manifest, data)
 
 

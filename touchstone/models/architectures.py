@@ -2,65 +2,59 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from touchstone.errors import ModelUnusable
+from touchstone.models.construction import Build
 from touchstone.models.fused.stages import RELU, RELU6, FrozenConv, Stage, fold_batch_norm
 from touchstone.models.fused.trunk import Trunk
+from touchstone.models.libraries import timm, torchvision, transformers
 from touchstone.models.manifest import InputSpec
+from touchstone.models.state_dicts import load_tensors
 
-TIMM = "timm/"
-_TIMM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")  # no "hf-hub:…", which would fetch something
+TORCHVISION, TIMM, TRANSFORMERS = "torchvision/", "timm/", "transformers/"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """`build` makes the network for training; `freeze` makes a faster one with equal outputs.
+    """`build` makes the network for training; `load` makes it with the tensors of a file; `freeze` makes a
+    faster one with equal outputs.
 
     `build` takes the input and the number of classes. The network maps normalized images (B, C, H, W) to
     logits (B, K).
     """
 
     build: Callable[[InputSpec, int], nn.Module]
-    freeze: Callable[[nn.Module], nn.Module]
+    freeze: Callable[[nn.Module], nn.Module] = lambda net: net
+    load: Callable[[Build, Mapping[str, Tensor]], nn.Module] = load_tensors
 
 
-def find_architecture(name: str) -> Architecture:
-    """The architecture of this name. Raises ModelUnusable."""
+def find_architecture(name: str, config: Mapping[str, Any] | None = None) -> Architecture:
+    """The architecture of this name, configured so. Raises ModelUnusable."""
+    if name.startswith(TORCHVISION):
+        return Architecture(partial(torchvision.build, name.removeprefix(TORCHVISION)), load=torchvision.load)
     if name.startswith(TIMM):
-        return Architecture(partial(_build_timm, name.removeprefix(TIMM)), _keep_network)
+        return Architecture(partial(timm.build, name.removeprefix(TIMM), config or {}))
+    if name.startswith(TRANSFORMERS):
+        kind = name.removeprefix(TRANSFORMERS)
+        return Architecture(partial(transformers.build, kind, config or {}), load=transformers.load)
     if name not in ARCHITECTURES:
-        raise ModelUnusable(
-            f"there is no architecture named {name[:60]!r}; there are: {', '.join(ARCHITECTURES)}, "
-            "and timm/NAME for those of timm"
-        )
+        raise ModelUnusable(_suggest(name[:60]))
     return ARCHITECTURES[name]
 
 
-def _keep_network(net: nn.Module) -> nn.Module:
-    return net
-
-
-def _build_timm(name: str, spec: InputSpec, classes: int) -> nn.Module:
-    try:
-        import timm  # noqa: PLC0415 - an extra, and heavy
-    except ImportError as missing:
-        raise ModelUnusable(
-            f"architectures of timm need that package, which cannot be imported ({missing}): install the "
-            "extra touchstone-robustness[timm], or export the network to ONNX"
-        ) from missing
-    if not _TIMM_NAME.fullmatch(name) or not timm.is_model(name):
-        raise ModelUnusable(f"timm {timm.__version__} has no architecture named {name[:60]!r}")
-    net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=spec.channels)
-    return net
+def _suggest(name: str) -> str:
+    return (
+        f"there is no architecture named {name!r}; there are: {', '.join(ARCHITECTURES)}; those of other "
+        f"packages are named {TORCHVISION}{name} or {TIMM}{name}, or {TRANSFORMERS[:-1]} with its config.json"
+    )
 
 
 class SmallCNN(nn.Sequential):

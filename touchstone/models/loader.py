@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from touchstone.models.onnx.builder import ImportedModel
 from touchstone.models.onnx.image_input import fit_input
 from touchstone.models.output_activation import ActivationStep
 from touchstone.models.output_end import add_output_end
+from touchstone.models.state_dicts import MisfitError
 from touchstone.models.store import ZOO, ModelStore
 
 
@@ -68,13 +70,14 @@ def load_plain(manifest: Manifest, store: ModelStore = ZOO) -> nn.Module:
 
 
 def _load_weights(manifest: Manifest, data: bytes) -> nn.Module:
-    with torch.device("meta"):  # no weights are initialized only to be replaced
-        net = find_architecture(manifest.architecture).build(manifest.input, len(manifest.classes))
+    architecture = find_architecture(manifest.architecture, manifest.config)
+    tensors = _read_tensors(manifest, data)
     try:
-        net.load_state_dict(_read_tensors(manifest, data), assign=True)
-    except RuntimeError as error:
+        net = architecture.load(partial(architecture.build, manifest.input, len(manifest.classes)), tensors)
+    except MisfitError as error:
         raise ModelUnusable(
-            f"{manifest.id}: the weights do not fit {manifest.architecture}: {error}"[:500]
+            f"{manifest.id}: the weights do not fit {manifest.architecture} with {len(manifest.classes):,} "
+            f"classes: {error}"[:1000]
         ) from None
     return net.eval().requires_grad_(False)
 

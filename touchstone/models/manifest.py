@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,9 @@ ONNX = "onnx"
 """The architecture of a network whose file contains it."""
 
 
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
 class ManifestPart(BaseModel):
     """A frozen part of a manifest."""
 
@@ -37,13 +40,14 @@ class InputSpec(ManifestPart):
     """The network's input: channels and size, and how an image of any size is resized to it.
 
     The image's shorter side is resized to `resize` (antialiased) and the center `height` x `width` is
-    cropped; without `resize` the whole image is scaled to `height` x `width`.
+    cropped; if `resize` is a pair, the whole image is scaled to this height and width first. Without
+    `resize` the whole image is scaled to `height` x `width`.
     """
 
     channels: Literal[1, 3] = 3
-    height: int = Field(ge=1, le=4096)
-    width: int = Field(ge=1, le=4096)
-    resize: int | None = Field(None, ge=1, le=4096)
+    height: Side
+    width: Side
+    resize: Side | tuple[Side, Side] | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     layout: Literal["nchw", "nhwc"] = Field(
         "nchw", description="Whether the network takes the channels first or last."
@@ -51,6 +55,11 @@ class InputSpec(ManifestPart):
     channel_order: Literal["rgb", "bgr"] = Field(
         "rgb",
         description="The order of the network's channels, and so of `mean` and `std`; images are RGB.",
+    )
+    crop_rounding: Literal["even", "down"] = Field(
+        "even",
+        description="Where the crop starts if its center lies between two pixels: at the `even` one, as with "
+        "torchvision and timm, or at the upper or left one (`down`), as with transformers.",
     )
 
     straight_through: bool = Field(
@@ -92,6 +101,9 @@ class Manifest(ManifestPart):
         "local", description="Whether it runs here or answers over HTTP."
     )
     architecture: str
+    config: dict[str, Any] | None = Field(
+        None, description="Of an architecture with parameters: those of its `config.json` that build it."
+    )
     weights: Weights
     input: InputSpec
     mean: tuple[float, ...]
@@ -127,6 +139,12 @@ class Manifest(ManifestPart):
     licence: str
     provenance: str
     accuracy: tuple[Accuracy, ...]
+    sources: dict[str, str] = Field(
+        {}, description="Of fields that the client did not state, or that a file contradicts: who says so."
+    )
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.digest))
 
     @model_validator(mode="after")
     def _check_normalization(self) -> Manifest:

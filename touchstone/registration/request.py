@@ -7,43 +7,40 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from touchstone.errors import InvalidParameter
 from touchstone.methods import invalid_parameter
 from touchstone.models.file_format import Format, detect_format
-from touchstone.models.manifest import ID, ONNX, InputSpec, Manifest, Weights
+from touchstone.models.manifest import ID, ONNX, InputSpec, Manifest, Side, Weights
 from touchstone.models.remote_manifest import Remote
+from touchstone.registration.class_names import MAX_CLASSES, MAX_LETTERS, ClassName, check_lines
+from touchstone.registration.completion import TRANSFORMERS, choose_architecture, complete_fields
+from touchstone.registration.published.facts import PACKAGED, Merged
+from touchstone.registration.published.known import gather
 from touchstone.storage.blobs import digest_of
 
-MAX_CLASSES = 100_000
-MAX_CLASS_LETTERS = 200
-_LOCAL_FIELDS = ("output", "randomized", "gradients", "output_activation", "single_output")
+_LOCAL_FIELDS = (
+    *("output", "randomized", "gradients", "output_activation", "single_output", "config", "sources"),
+)
 _NO_DIGEST = "sha256:" + "0" * 64
-MAX_LETTERS = 2_000_000
-"""Of all class names together, because a manifest is read often."""
 
 
-def _check_name(name: str) -> str:
-    if not name.strip() or not name.isprintable():
-        raise ValueError(f"expected a printable name, not {name[:40]!r}")
-    return name.strip()
-
-
-ClassName = Annotated[str, Field(min_length=1, max_length=MAX_CLASS_LETTERS), AfterValidator(_check_name)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, le=1e6)]
 
 
-def _check_lines(names: tuple[str, ...]) -> None:
-    if not 2 <= len(names) <= MAX_CLASSES:
-        raise ValueError(f"labels: {len(names)} lines; 2 to {MAX_CLASSES:,} classes are allowed")
-    for number, name in enumerate(names, 1):
-        if not name or not name.isprintable() or len(name) > MAX_CLASS_LETTERS:
-            raise ValueError(
-                f"labels: line {number} is not a printable name of 1 to {MAX_CLASS_LETTERS} characters: "
-                f"{name[:40]!r}"
-            )
+class StatedInput(InputSpec):
+    """What a client states of the input: its size may be published with the model."""
+
+    height: Side | None = None  # type: ignore[assignment]
+    width: Side | None = None  # type: ignore[assignment]
 
 
 class Registration(BaseModel):
@@ -65,7 +62,12 @@ class Registration(BaseModel):
         description="Class names as text, one a line; instead of `classes`.",
         examples=["cat\ndog\n"],
     )
-    input: InputSpec = Field(description="The network's input, and how an image is resized to it.")
+    input: StatedInput | None = Field(
+        None,
+        description="The network's input, and how an image is resized to it. What is left out is read from "
+        "`preprocessor_config`, `config` or what the package of the architecture publishes; without these, "
+        "`height` and `width` are required.",
+    )
     mean: tuple[Number, ...] | None = Field(
         None,
         description="Subtracted from pixels in [0,1], one number for each channel; requires `std`.",
@@ -85,7 +87,8 @@ class Registration(BaseModel):
     architecture: str | None = Field(
         None,
         max_length=120,
-        description="For safetensors: an architecture of the zoo, or `timm/NAME`. An ONNX file needs none.",
+        description="For safetensors: an architecture of the zoo, `torchvision/NAME`, `timm/NAME`, or "
+        "`transformers` with `config`. An ONNX file needs none.",
         examples=["timm/resnet18"],
     )
     output: str | None = Field(
@@ -100,6 +103,15 @@ class Registration(BaseModel):
         False,
         description="Whether an ONNX file may draw random numbers: for networks that answer at random on "
         "purpose. Average their gradients with `eot`.",
+    )
+    config: dict[str, Any] | None = Field(
+        None,
+        description="The `config.json` of transformers or timm: architecture, classes and, from timm, the "
+        "preprocessing. Also as a part of the form.",
+    )
+    preprocessor_config: dict[str, Any] | None = Field(
+        None,
+        description="The `preprocessor_config.json` of transformers. Also as a part of the form.",
     )
     remote: Remote | None = Field(
         None, description="Instead of a file: the address of a remote model, and how it is queried."
@@ -119,12 +131,13 @@ class Registration(BaseModel):
 
     @model_validator(mode="after")
     def _check_classes(self) -> Registration:
-        if (self.classes is None) == (self.labels is None):
+        named = (self.classes is not None) + (self.labels is not None)
+        if named == 2 or (named == 0 and not self._is_published):
             raise ValueError("classes: name the classes, either here or in labels, one a line")
         if sum(map(len, self.names)) > MAX_LETTERS:
             raise ValueError(f"classes: the names have more than {MAX_LETTERS:,} characters together")
         if self.labels is not None:
-            _check_lines(self.names)
+            check_lines(self.names)
         return self
 
     @model_validator(mode="after")
@@ -135,12 +148,35 @@ class Registration(BaseModel):
             raise ValueError("range: give either range, or mean and std")
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError("range: the number for black must be below that for white")
+        self._check_channels()
+        return self
+
+    def _check_channels(self) -> None:
+        if self.input is None or (self._is_published and "channels" not in self.input.model_fields_set):
+            return
         for field, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.input.channels:
                 raise ValueError(
                     f"{field}: {len(values)} numbers for {self.input.channels} channels; give one for each"
                 )
+
+    @model_validator(mode="after")
+    def _check_input(self) -> Registration:
+        if self._is_published:
+            return self
+        if self.input is None:
+            raise ValueError('input: give at least {"height": …, "width": …}')
+        for side in ("height", "width"):
+            if getattr(self.input, side) is None:
+                raise ValueError(f"input.{side}: missing")
         return self
+
+    @property
+    def _is_published(self) -> bool:
+        """Whether more may be read than the client states."""
+        architecture = self.architecture or ""
+        configured = self.config is not None or self.preprocessor_config is not None
+        return configured or architecture.startswith(PACKAGED) or architecture == TRANSFORMERS
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,7 +189,9 @@ class Registration(BaseModel):
         """The manifest of this file, with all defaults filled in. Raises InvalidParameter."""
         if self.remote is not None:
             raise InvalidParameter("remote: a model is either a file or a remote model", field="remote")
-        return self._fill_manifest(digest, self._choose_architecture(file), f"model.{file}")
+        known = self._gather(with_network=file == "safetensors")
+        architecture = ONNX if file == "onnx" else choose_architecture(known)
+        return self._fill_manifest(digest, architecture, f"model.{file}", known)
 
     def build_remote_manifest(self, tenant: str) -> tuple[Manifest, bytes]:
         """The manifest of a remote model, and the bytes whose digest is the version's.
@@ -165,10 +203,39 @@ class Registration(BaseModel):
             raise InvalidParameter(
                 "remote: without a file, give the address of the model, and no architecture", field="remote"
             )
-        manifest = self._fill_manifest(_NO_DIGEST, "remote", "remote")
+        manifest = self._fill_manifest(_NO_DIGEST, "remote", "remote", self._gather(with_network=False))
         identity = {**_dump_for_identity(manifest), "tenant": tenant}
         data = json.dumps(identity, sort_keys=True).encode()
         return manifest.model_copy(update={"digest": f"sha256:{hashlib.sha256(data).hexdigest()}"}), data
+
+    def _gather(self, *, with_network: bool) -> Merged:
+        if not with_network and self.architecture not in (None, ONNX):
+            raise InvalidParameter(
+                "architecture: an ONNX file contains its architecture; leave this out", field="architecture"
+            )
+        return gather(self._state(), self.config, self.preprocessor_config, with_network=with_network)
+
+    def _state(self) -> dict[str, Any]:
+        """What is stated, by the names of fields; defaults are not."""
+        plain = {"architecture", "licence"} & self.model_fields_set
+        stated = {
+            name: getattr(self, name) for name in plain if getattr(self, name) not in (None, TRANSFORMERS)
+        }
+        if self.input is not None:
+            stated |= {f"input.{name}": getattr(self.input, name) for name in self.input.model_fields_set}
+        if self.names:
+            stated["classes"] = self.names
+        return {**stated, **self._state_normalization()}
+
+    def _state_normalization(self) -> dict[str, tuple[float, ...]]:
+        """Mean and standard deviation; for a range one number each, for all channels."""
+        if self.mean is not None and self.std is not None:
+            return {"mean": self.mean, "std": self.std}
+        if self.range is None:
+            return {}
+        low, high = self.range
+        width = high - low  # pixels x become low + x * width, which is (x + low / width) / (1 / width)
+        return {"mean": (-low / width if low else 0.0,), "std": (1 / width,)}
 
     def _check_onnx_fields(self, architecture: str) -> None:
         if self.output is not None and architecture != ONNX:
@@ -180,9 +247,8 @@ class Registration(BaseModel):
         if self.randomized and architecture != ONNX:
             raise InvalidParameter("randomized: only an ONNX file draws random numbers", field="randomized")
 
-    def _fill_manifest(self, digest: str, architecture: str, file: str) -> Manifest:
+    def _fill_manifest(self, digest: str, architecture: str, file: str, known: Merged) -> Manifest:
         self._check_onnx_fields(architecture)
-        mean, std = self._compute_normalization()
         try:
             return Manifest(
                 kind="local" if self.remote is None else "remote",
@@ -192,50 +258,24 @@ class Registration(BaseModel):
                 architecture=architecture,
                 weights=Weights(file=file),
                 remote=self.remote,
-                input=self.input,
-                mean=mean,
-                std=std,
-                classes=self.names,
                 output=self.output,
                 randomized=self.randomized,
                 parameters=0,
-                licence=self.licence,
                 provenance=self.provenance,
                 accuracy=(),
+                **complete_fields(known),
             )
         except ValidationError as error:
             raise invalid_parameter(error) from None
-
-    def _choose_architecture(self, file: Format) -> str:
-        if file == "onnx" and self.architecture in (None, ONNX):
-            return ONNX
-        if file == "onnx":
-            raise InvalidParameter(
-                "architecture: an ONNX file contains its architecture; leave this out", field="architecture"
-            )
-        if self.architecture in (None, ONNX):
-            raise InvalidParameter(
-                "architecture: a safetensors file holds only weights; name an architecture of the zoo, or "
-                "timm/NAME, or export the network to ONNX",
-                field="architecture",
-            )
-        return str(self.architecture)
-
-    def _compute_normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        channels = self.input.channels
-        if self.mean is not None and self.std is not None:
-            return self.mean, self.std
-        low, high = self.range or (0.0, 1.0)
-        width = high - low  # pixels x become low + x * width, which is (x + low / width) / (1 / width)
-        return (-low / width if low else 0.0,) * channels, (1 / width,) * channels
 
 
 def _dump_for_identity(manifest: Manifest) -> dict[str, Any]:
     """What names a version of a remote model: without its defaults of fields that older versions lack."""
     shown = manifest.model_dump(mode="json", exclude={"digest", *_LOCAL_FIELDS})
     del shown["input"]["straight_through"]
-    if manifest.input.channel_order == "rgb":
-        del shown["input"]["channel_order"]
+    for name, default in (("channel_order", "rgb"), ("crop_rounding", "even")):
+        if shown["input"][name] == default:
+            del shown["input"][name]
     return shown
 
 

@@ -12,8 +12,8 @@ from touchstone.registration.request import Registration, describe_model
 
 METHOD = "probe"
 
-LEARNED_FIELDS = ("parameters", "softmax", "gradients", "output_activation", "single_output")
-"""Of a manifest: those that its trial fills in."""
+LEARNED_FIELDS = ("parameters", "softmax", "gradients", "output_activation", "single_output", "sources")
+"""Of a manifest: those that its trial fills in, and who said the others."""
 
 
 def prepare(registration: Registration, data: bytes, *, limit: int) -> Submission:

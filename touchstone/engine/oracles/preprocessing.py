@@ -79,8 +79,9 @@ class Preprocessing:
             return x
         height, width = x.shape[-2:]
         whole_height, whole_width = resized_size(height, width, spec)
-        rows = resampling_matrix(height, whole_height, spec.height, spec.interpolation).to(x)
-        columns = resampling_matrix(width, whole_width, spec.width, spec.interpolation).to(x)
+        top, left = _crop_start(whole_height, spec.height, spec), _crop_start(whole_width, spec.width, spec)
+        rows = resampling_matrix(height, whole_height, spec.height, spec.interpolation, top).to(x)
+        columns = resampling_matrix(width, whole_width, spec.width, spec.interpolation, left).to(x)
         return (rows @ (x @ columns.T).clamp(0, 1)).clamp(0, 1)
 
 
@@ -93,15 +94,24 @@ def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
     """The size before cropping: the shorter side becomes `spec.resize`, the longer one is rounded down."""
     if spec.resize is None:
         return spec.height, spec.width
+    if isinstance(spec.resize, tuple):
+        return spec.resize
     if height <= width:
         return spec.resize, max(spec.resize, int(spec.resize * width / height))
     return max(spec.resize, int(spec.resize * height / width)), spec.resize
 
 
+def _crop_start(size: int, cropped: int, spec: InputSpec) -> int:
+    """Where the center begins; see `InputSpec.crop_rounding`."""
+    return (size - cropped) // 2 if spec.crop_rounding == "down" else round((size - cropped) / 2)
+
+
 @lru_cache(maxsize=64)
-def resampling_matrix(size: int, resized: int, cropped: int, interpolation: str) -> Tensor:
-    """The (kept, size) matrix that resizes a line of `size` values to `resized`, antialiased, and keeps its
-    center.
+def resampling_matrix(
+    size: int, resized: int, cropped: int, interpolation: str, start: int | None = None
+) -> Tensor:
+    """The (kept, size) matrix that resizes a line of `size` values to `resized`, antialiased, and keeps
+    `cropped` of them from `start` on, by default its center.
 
     It is what resizing does to the columns of the identity. A center that would need padding is zero there.
     """
@@ -109,7 +119,7 @@ def resampling_matrix(size: int, resized: int, cropped: int, interpolation: str)
     lines = functional.interpolate(unit, size=(resized, size), mode=interpolation, antialias=True)[
         0, 0
     ].float()
-    start = round((resized - cropped) / 2)
+    start = round((resized - cropped) / 2) if start is None else start
     if start < 0:
         return functional.pad(lines, (0, 0, -start, cropped - resized + start))
     return lines[start : start + cropped].contiguous()
@@ -137,6 +147,6 @@ def _resize_with_pillow(pixels: Pixels, spec: InputSpec) -> Pixels:
     image = image.convert("L" if spec.channels == 1 else "RGB")
     height, width = resized_size(image.height, image.width, spec)
     image = image.resize((width, height), _FILTERS[spec.interpolation])
-    left, top = round((width - spec.width) / 2), round((height - spec.height) / 2)
+    left, top = _crop_start(width, spec.width, spec), _crop_start(height, spec.height, spec)
     image = image.crop((left, top, left + spec.width, top + spec.height))
     return np.asarray(image).reshape(spec.height, spec.width, spec.channels)

@@ -35,7 +35,9 @@ const part = (name, ...children) => h("section.card", {}, h("h2", {}, name), chi
 
 function card({input, weights, ...model}) {
   const size = `${input.width} × ${input.height}`;
-  const fitted = input.resize ? `shorter side to ${input.resize}, then center crop` : "whole image resized";
+  const fitted = !input.resize ? "whole image resized"
+    : Array.isArray(input.resize) ? `whole image resized to ${input.resize.join(" × ")}, then center crop`
+    : `shorter side to ${input.resize}, then center crop`;
   const digits = (values) => values.map((value) => number(value, 4)).join(", ");
   return [
     ["Digest", digest(model.digest)],
@@ -47,6 +49,7 @@ function card({input, weights, ...model}) {
     ["Output", model.output_activation.map(activation).join(", ") || "logits"],
     ["Gradients", model.gradients === "none" ? "none: a black box" : model.gradients === "straight-through" && "straight through the rounding"],
     ["Answers", model.randomized && "at random"],
+    ["Not stated, but read", Object.keys(model.sources).length > 0 && Object.entries(model.sources).map(([name, source]) => h("div", {}, `${name}: ${source}`))],
     ["Parameters", count(model.parameters)],
     ["Weights", [h("code", {}, weights.file), weights.package && ` of the package ${weights.package}`]],
     ["License", model.licence],

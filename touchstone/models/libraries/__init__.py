@@ -1,0 +1,1 @@
+"""Architectures of other packages, which need not be installed: torchvision, timm and transformers."""
