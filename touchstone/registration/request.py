@@ -240,7 +240,7 @@ class Registration(BaseModel):
     def _check_onnx_fields(self, architecture: str) -> None:
         if self.output is not None and architecture != ONNX:
             raise InvalidParameter("output: only an ONNX file has outputs with names", field="output")
-        if self.input.straight_through and architecture != ONNX:
+        if self.input is not None and self.input.straight_through and architecture != ONNX:
             raise InvalidParameter(
                 "input.straight_through: only an ONNX file can be quantized", field="input.straight_through"
             )
