@@ -82,7 +82,7 @@ def _set_clock_ahead(seconds: float) -> None:
 
 def _prepare_worker(settings: Settings) -> None:
     # A worker that lives for a second has no time to measure the best batch size of its device.
-    probe.measure_gradient_rates = lambda *_: {1: 100.0, 32: 1000.0}
+    probe.measure_gradient_rates = lambda *_, **__: {1: 100.0, 32: 1000.0}
     queries.watch(settings.home)
     _mark_claims()
     _record_claims(Journal(settings.home / "claims.jsonl"))
