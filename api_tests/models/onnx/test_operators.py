@@ -16,12 +16,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from onnx.backend.test.case.test_case import TestCase
-from torch import Generator
+from torch import Generator, Tensor
 
 from api_tests.support.onnx_networks import build_onnx_model, linear_head
 from touchstone.errors import InvalidModel
 from touchstone.models.onnx import build, operators, read
-from touchstone.models.onnx.evaluation import fold_constants
+from touchstone.models.onnx.evaluation import fold_constants, operator_of
 from touchstone.models.onnx.graph import Node
 from touchstone.models.onnx.operators.quantization import ROUNDING
 from touchstone.models.onnx.randomness import RANDOM
@@ -281,3 +281,31 @@ def test_recurrent_layer_of_relus_equals_that_of_pytorch() -> None:
     y = known["y"].transpose(1, 2).flatten(2)
     assert torch.allclose(y, expected, atol=1e-6)
     assert torch.allclose(known["h"], last, atol=1e-6)
+
+
+def odd_layouts(shape: tuple[int, int, int, int]) -> list[Tensor]:
+    """One random tensor in several layouts in memory, as transposed tokens and convolutions leave them."""
+    values = torch.randn(shape, dtype=torch.float64, generator=Generator().manual_seed(0))
+    _, channels, _, width = shape
+    last = values.clone(memory_format=torch.channels_last)
+    return [values, last, last.as_strided(shape, (channels, 1, width * channels, channels))]
+
+
+@pytest.mark.parametrize("operator", ["BatchNormalization", "InstanceNormalization"])
+def test_gradient_of_normalization_does_not_depend_on_layouts_in_memory(operator: str) -> None:
+    draw = Generator().manual_seed(1)
+    mean, var, scale, bias = (torch.rand(8, dtype=torch.float64, generator=draw) + 0.5 for _ in range(4))
+    statistics = (scale, bias, mean, var) if operator == "BatchNormalization" else (scale, bias)
+    function = operator_of(Node(operator, (), (), {}), 18).function
+    found = []
+    for x in odd_layouts((1, 8, 6, 6)):
+        leaf = x.detach().requires_grad_()
+        y = function(leaf, *statistics)
+        found += [torch.autograd.grad(y, leaf, g, retain_graph=True)[0] for g in odd_layouts((1, 8, 6, 6))]
+    reference = odd_layouts((1, 8, 6, 6))[0].requires_grad_()
+    moments = {"dim": (2, 3), "keepdim": True}
+    own = reference.mean(**moments), reference.var(**moments, correction=0)
+    center, spread = (mean.view(-1, 1, 1), var.view(-1, 1, 1)) if len(statistics) == 4 else own
+    y = (reference - center) / torch.sqrt(spread + 1e-5) * scale.view(-1, 1, 1)
+    [expected] = torch.autograd.grad(y, reference, odd_layouts((1, 8, 6, 6))[0])
+    assert all(torch.allclose(one, expected, atol=1e-9) for one in found)

@@ -30,7 +30,7 @@ def batch_normalization(
 ) -> Tensor:
     if outputs > 1:
         raise ValueError(TRAINING_MODE)
-    return functional.batch_norm(x, mean, var, scale, bias, training=False, eps=epsilon)
+    return _normalize_channels(x, mean, var, scale, bias, epsilon)
 
 
 @operator("BatchNormalization", since=14)
@@ -46,11 +46,20 @@ def batch_normalization_by_mode(
     training_mode: int = 0,
 ) -> Tensor | tuple[Tensor, ...]:
     if not training_mode:
-        return functional.batch_norm(x, mean, var, scale, bias, training=False, eps=epsilon)
+        return _normalize_channels(x, mean, var, scale, bias, epsilon)
     dims = [0, *range(2, x.ndim)]
     own = x.mean(dims), x.var(dims, correction=0)
-    y = functional.batch_norm(x, *own, scale, bias, training=False, eps=epsilon)
+    y = _normalize_channels(x, *own, scale, bias, epsilon)
     return y, *(torch.lerp(new, old, momentum) for old, new in zip((mean, var), own, strict=True))
+
+
+def _normalize_channels(
+    x: Tensor, mean: Tensor, var: Tensor, scale: Tensor, bias: Tensor, epsilon: float
+) -> Tensor:
+    """Equal to PyTorch's batch norm, whose gradient is wrong for one image where strides are unusual."""
+    factor = scale * torch.rsqrt(var + epsilon)
+    sides = [1, -1] + [1] * (x.ndim - 2)
+    return torch.addcmul((bias - mean * factor).view(sides), x, factor.view(sides))
 
 
 def check_eval_mode(nodes: Iterable[Node]) -> None:
@@ -65,7 +74,8 @@ def check_eval_mode(nodes: Iterable[Node]) -> None:
 
 @operator("InstanceNormalization")
 def instance_normalization(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5) -> Tensor:
-    return functional.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
+    # PyTorch's own is wrong in its gradient for one image where channels are last in memory.
+    return functional.group_norm(x, x.shape[1], scale, bias, epsilon)
 
 
 @operator("GroupNormalization", since=18)
