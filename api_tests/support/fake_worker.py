@@ -32,7 +32,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.steps = 0
-        self.running = 0
+        self.running = self.started = 0
         self.release_hang = threading.Event()  # ends hanging jobs
 
     @property
@@ -78,6 +78,7 @@ def run(
     task = FakeTask()
     started(task)
     engine.running += 1
+    engine.started += 1
     try:
         for step in range(parameters.get("steps", 1)):
             if task.canceled.wait(STEP_SECONDS):

@@ -53,10 +53,10 @@ class InProcessWorker:
 
     def start(self, **parameters: Any) -> str:
         """Run a job on a thread; returns once it has started."""
-        job = self.accept(**parameters)
+        job, before = self.accept(**parameters), self.engine.started
         self.threads.append(threading.Thread(target=self.runner, args=[job]))
         self.threads[-1].start()
-        wait_until(lambda: self.engine.running > 0)
+        wait_until(lambda: self.engine.started > before)
         return job
 
     def run_three_attempts(self, job: str) -> Job:
