@@ -66,8 +66,9 @@ def open_page(browser: Browser, page_errors: PageErrors) -> Iterator[OpenPage]:
 
 
 @pytest.fixture
-def page(open_page: OpenPage, api: Api) -> Page:
-    """A page of the service with a fake worker."""
+def page(open_page: OpenPage, api: Api, page_errors: PageErrors) -> Page:
+    """A page of the service with a fake worker, which sends no heartbeats."""
+    page_errors.allow("/readyz")
     return open_page(api.origin)
 
 

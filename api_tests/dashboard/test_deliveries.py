@@ -23,13 +23,6 @@ def api(valkey_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield api
 
 
-@pytest.fixture
-def page(open_page: OpenPage, api: Api, page_errors: PageErrors) -> Page:
-    """A page of a service whose worker sends no heartbeats."""
-    page_errors.allow("/readyz")
-    return open_page(api.origin)
-
-
 def test_delivery_is_shown_and_replayed_by_keyboard(page: Page, api: Api, receiver: Receiver) -> None:
     receiver.next_actions = [reply_with(500)]
     job = api.run_job(webhook=receiver.url)

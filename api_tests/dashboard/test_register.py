@@ -30,13 +30,6 @@ IS_BELOW_HEADER = """(field) => {
 }"""
 
 
-@pytest.fixture
-def page(open_page: OpenPage, api: Api, page_errors: PageErrors) -> Page:
-    """A page of the service with a fake worker, which sends no heartbeats."""
-    page_errors.allow("/readyz")
-    return open_page(api.origin)
-
-
 def register_model(api: Api, model: str) -> dict[str, Any]:
     """A registration job that has ended."""
     parts = {

@@ -206,3 +206,10 @@ def take_picture(page: Page, name: str, folder: Path = PICTURES, *, full_page: b
     path = folder / f"{name}.png"
     page.screenshot(path=path, animations="disabled", caret="hide", full_page=full_page)
     return path
+
+
+def open_job(page: Page, job: dict[str, Any]) -> None:
+    """The page of a job, once it has drawn the first image."""
+    page.goto(f"/#/jobs/{job['id']}")
+    expect(page.locator("canvas").first).to_be_visible()
+    wait_for_paint(page)
