@@ -65,17 +65,22 @@ def judge(case: str, path: Path, facts: Facts) -> Row:
         reference = Reference.load(path, facts.get("layout", "nchw"))
         reference.answer(sample_photo(facts["side"]))
     except Exception as error:  # noqa: BLE001 - ONNX Runtime has a type for each error
-        return Row(case, "not run", reason=str(error)[:300])
+        return Row(case, "not run", reason=_shorten(str(error), path))
     try:
         found = compare(load(path, facts), reference, facts["side"])
     except Exception as error:  # noqa: BLE001 - a crash is a result, too
         reason = error.detail if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-        return Row(case, "refused", reason=reason[:300])
+        return Row(case, "refused", reason=_shorten(reason, path))
     row = Row(case, "accepted", found.logits, found.gradient, found.radius)
     if not row.agrees:
         return replace(row, outcome="differs")
     keep(case, path, facts)
     return row
+
+
+def _shorten(reason: str, path: Path) -> str:
+    """The beginning of a reason, without the folder of this machine."""
+    return reason.replace(f"{path.parent}/", "")[:300]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -85,9 +86,10 @@ def _optimize(model: onnx.ModelProto) -> onnx.ModelProto:
     """What ONNX Runtime saves of its basic optimizations, which use ONNX's operators alone."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.optimized_model_filepath = f"/tmp/optimized-{os.getpid()}.onnx"  # noqa: S108 - its own process
-    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return onnx.load(options.optimized_model_filepath)
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        options.optimized_model_filepath = file.name
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.load(file.name)
 
 
 REWRITERS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
