@@ -41,6 +41,7 @@ from touchstone.evaluation.verdict import build_case, logits_of, part_names
 from touchstone.methods import Attack, Certificate, find
 from touchstone.methods.compatibility import check_target
 from touchstone.models.manifest import Manifest
+from touchstone.models.norm_gradients import correct_norm_gradients
 from touchstone.models.store import ZOO, ModelStore, SingleFileStore
 from touchstone.registration.examination import complete_manifest
 from touchstone.registration.model_files import find_beside, open_model
@@ -150,7 +151,8 @@ def wrap(
         per_channel(None if mean is None else tuple(mean), where),
         per_channel(None if std is None else tuple(std), where),
     )
-    return Model(TorchOracle(frozen, preprocessing, where, knowledge), tuple(classes))
+    oracle = TorchOracle(correct_norm_gradients(frozen), preprocessing, where, knowledge)
+    return Model(oracle, tuple(classes))
 
 
 def attack(

@@ -17,6 +17,7 @@ from touchstone.models.fused.stages import RELU, RELU6, FrozenConv, Stage, fold_
 from touchstone.models.fused.trunk import Trunk
 from touchstone.models.libraries import timm, torchvision, transformers
 from touchstone.models.manifest import InputSpec
+from touchstone.models.norm_gradients import correct_norm_gradients
 from touchstone.models.state_dicts import load_tensors
 
 TORCHVISION, TIMM, TRANSFORMERS = "torchvision/", "timm/", "transformers/"
@@ -25,14 +26,14 @@ TORCHVISION, TIMM, TRANSFORMERS = "torchvision/", "timm/", "transformers/"
 @dataclass(frozen=True)
 class Architecture:
     """`build` makes the network for training; `load` makes it with the tensors of a file; `freeze` makes a
-    faster one with equal outputs.
+    faster one with equal outputs, or corrects what it has.
 
     `build` takes the input and the number of classes. The network maps normalized images (B, C, H, W) to
     logits (B, K).
     """
 
     build: Callable[[InputSpec, int], nn.Module]
-    freeze: Callable[[nn.Module], nn.Module] = lambda net: net
+    freeze: Callable[[nn.Module], nn.Module] = correct_norm_gradients
     load: Callable[[Build, Mapping[str, Tensor]], nn.Module] = load_tensors
 
 
