@@ -81,12 +81,10 @@ def _join(backend: TenantBackend, form: UploadedForm, target: SpooledFile) -> St
     return StoredModel(target.path, target.digest, model.format)
 
 
-def read_examples(backend: TenantBackend, form: UploadedForm, classes: Sequence[str]) -> Examples | None:
+def read_examples(backend: TenantBackend, form: UploadedForm, classes: Sequence[str]) -> Examples:
     """The examples that were sent, decoded, and their labels met with the classes.
 
     Raises as `touchstone.registration.examples.prepare_examples` does.
     """
-    if examples.FIELD not in form.files:
-        return None
     with form.files[examples.FIELD].path.open("rb") as archive:
         return examples.prepare_examples(archive, classes, backend.decoders.canonical)

@@ -21,7 +21,10 @@ def read_packaged(architecture: str) -> Facts:
 
     Raises InvalidParameter where there is none.
     """
-    answer = _ask(architecture)
+    try:
+        answer = _ask(architecture)
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
+        answer = {"error": f"the process that reads it failed ({type(error).__name__})"}
     if "error" in answer:
         raise InvalidParameter(
             f"architecture: what is published for {architecture[:80]} cannot be read: {answer['error']}. "
@@ -33,16 +36,14 @@ def read_packaged(architecture: str) -> Facts:
 
 @lru_cache(maxsize=256)
 def _ask(architecture: str) -> dict[str, Any]:
-    try:
-        ended = subprocess.run(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-P", "-m", MODULE, architecture],
-            capture_output=True,
-            timeout=SECONDS,
-            check=True,
-            cwd="/",
-            env=confinement.environment(),
-        )
-        answer: dict[str, Any] = json.loads(ended.stdout)
-    except (subprocess.SubprocessError, OSError, ValueError) as error:
-        return {"error": f"the process that reads it failed ({type(error).__name__})"}
+    """What the process answers; raises where it fails, so that the next request asks again."""
+    ended = subprocess.run(  # noqa: S603 - our own interpreter and module
+        [sys.executable, "-P", "-m", MODULE, architecture],
+        capture_output=True,
+        timeout=SECONDS,
+        check=True,
+        cwd="/",
+        env=confinement.environment(),
+    )
+    answer: dict[str, Any] = json.loads(ended.stdout)
     return answer
