@@ -14,7 +14,7 @@ from pathlib import Path
 from tools.exporters.check import Reference, compare, load, sample_photo
 from tools.exporters.environments import ENVIRONMENTS, FOLDER, Environment, Exporter
 from tools.exporters.protocol import Facts
-from tools.exporters.record import Row, read_record, save_record, write_docs
+from tools.exporters.record import ROOT, Row, read_record, save_record, write_docs
 from tools.exporters.samples import keep
 from touchstone.errors import Failure
 
@@ -51,9 +51,9 @@ def try_case(exporter: Exporter, case: str, folder: Path) -> Row:
     path = folder / "network.onnx"
     facts = exporter.export(case, path)
     try:
-        return (
-            Row(case, "not exported", reason=facts["error"]) if "error" in facts else judge(case, path, facts)
-        )
+        if "error" in facts:
+            return Row(case, "not exported", reason=_shorten(facts["error"], path))
+        return judge(case, path, facts)
     finally:
         shutil.rmtree(folder)
         folder.mkdir()
@@ -79,8 +79,8 @@ def judge(case: str, path: Path, facts: Facts) -> Row:
 
 
 def _shorten(reason: str, path: Path) -> str:
-    """The beginning of a reason, without the folder of this machine."""
-    return reason.replace(f"{path.parent}/", "")[:300]
+    """The beginning of a reason, without the folders of this machine."""
+    return reason.replace(f"{path.parent}/", "").replace(f"{ROOT}/", "")[:300]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -50,6 +51,10 @@ def test_row_that_differs_in_one_respect_does_not_agree(
 
 def test_models_docs_show_the_record_of_exporters() -> None:
     assert format_table(read_record()) in DOCUMENT.read_text("utf-8"), "run python -m tools.exporters.record"
+
+
+def test_record_of_exporters_names_no_folder_of_a_machine() -> None:
+    assert [row.case for row in read_record().rows if re.search(r"(^|[\s'\"(])/\w+/", row.reason)] == []
 
 
 def test_almost_every_exported_file_that_onnxruntime_runs_is_accepted() -> None:
