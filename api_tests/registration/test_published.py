@@ -5,6 +5,7 @@ are said.
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,20 @@ def test_package_publishes_what_is_not_stated(monkeypatch: pytest.MonkeyPatch) -
     assert manifest.sources["mean"].startswith("torchvision 0")
     stated = describe(architecture="torchvision/linear", input={"height": 9, "width": 9})
     assert (stated.input.resize, stated.mean, stated.classes) == (None, (0, 0, 0), ("cat", "dog"))
+
+
+def test_package_is_asked_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(*_: Any, **__: Any) -> Any:
+        raise subprocess.TimeoutExpired("python", 1)
+
+    def answer(*_: Any, **__: Any) -> Any:
+        return subprocess.CompletedProcess((), 0, b'{"source": "timm", "values": {}}')
+
+    monkeypatch.setattr(packages.subprocess, "run", time_out)
+    with pytest.raises(InvalidParameter, match="the process that reads it failed"):
+        packages.read_packaged("timm/asked-again")
+    monkeypatch.setattr(packages.subprocess, "run", answer)
+    assert packages.read_packaged("timm/asked-again").source == "timm"
 
 
 def test_missing_package_is_named_where_its_metadata_is_needed() -> None:
