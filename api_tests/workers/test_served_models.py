@@ -9,7 +9,7 @@ import pytest
 import redis
 import torch
 
-from api_tests.ledger.test_ledger import age_dispatches
+from api_tests.ledger.test_dispatches import age_dispatches
 from api_tests.support.wait import wait_until
 from api_tests.workers.test_workers import WorkerCluster
 from touchstone.engine import Engine
