@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-# Tests run three at a time, since many wait; one thread each, or they fight over the cores.
+# Tests run four at a time, since many wait; one thread each, or they fight over the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 # What tells within two minutes whether the engine, the ledger and the routes still work.
 FAST := api_tests/engine api_tests/evaluation api_tests/methods/test_fields.py api_tests/net api_tests/ledger/test_ledger.py \
@@ -23,10 +23,10 @@ up: .venv/.installed ## Serve on 127.0.0.1:8000 until Ctrl-C
 	@$(BIN)/touchstone up
 
 test: .venv/.tested $(AXE) ## Run all tests (those in a browser only where there is Chromium)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 3 --dist worksteal
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 4 --dist worksteal
 
 test-fast: .venv/.tested ## Run what takes under two minutes: for use while working
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 3 --dist worksteal $(FAST)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 4 --dist worksteal $(FAST)
 
 test-matrix: .venv/.tested ## Run what needs other servers or environments, where they are installed, and record the results
 	$(BIN)/python -m tools.test_matrix
