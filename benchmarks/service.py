@@ -121,6 +121,15 @@ def measure_backlog(jobs: int = 10_000) -> dict[str, Any]:
 
 def find_process(module: str, home: Path) -> int:
     """The process that runs a module for this home."""
+    found = find_processes(module, home)
+    if not found:
+        raise RuntimeError(f"no process runs {module} for {home}")
+    return found[0]
+
+
+def find_processes(module: str, home: Path) -> list[int]:
+    """All processes that run a module for this home."""
+    found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command = (entry / "cmdline").read_bytes().split(b"\0")
@@ -128,8 +137,8 @@ def find_process(module: str, home: Path) -> int:
         except OSError:
             continue
         if module.encode() in command and f"TOUCHSTONE_HOME={home}\0".encode() in environment + b"\0":
-            return int(entry.name)
-    raise RuntimeError(f"no process runs {module} for {home}")
+            found.append(int(entry.name))
+    return found
 
 
 def _megabytes(process: int) -> int:
