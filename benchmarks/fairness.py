@@ -99,7 +99,7 @@ def open_service() -> Iterator[Service]:
             parameters=find("fgsm").parse({"eps": "0.03"}).model_dump(mode="json"),
         )
         ledger = Ledger(ledger_url(settings), settings)
-        yield Service(ledger, open_dispatch(ledger_url(settings), ledger.broker_queue_of), submission)
+        yield Service(ledger, open_dispatch(ledger), submission)
         ledger.close()
 
 

@@ -174,7 +174,7 @@ def _set_clock_ahead(site: Site) -> None:
 
 
 def _dispatch_too_often(site: Site) -> None:
-    dispatch = open_dispatch(site.valkey.url, site.ledger.broker_queue_of)
+    dispatch = open_dispatch(site.ledger)
     for job in TenantLedger.of(site.ledger, LOCAL).find(limit=20).jobs:
         for _ in range(EXTRA_MESSAGES):
             dispatch(job.id)

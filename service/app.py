@@ -36,7 +36,7 @@ from service.routers import (
     samples,
     webhooks,
 )
-from service.state.backend import MAX_DNS_LOOKUPS, Backend, Dispatch, check_concurrency
+from service.state.backend import MAX_DNS_LOOKUPS, MAX_SUBMISSIONS, Backend, Dispatch, check_concurrency
 from service.state.dispatch import Dispatcher, open_dispatch
 from service.state.failed_keys import FailedKeys
 from service.state.job_waiters import JobWaiters
@@ -66,7 +66,7 @@ accepted with 202, and can be polled, waited for, followed as a stream of events
 
 
 def create_app(settings: Settings, *, dispatch: Dispatch | None = None) -> FastAPI:
-    """The application over the ledger and the blobs of the settings; by default Celery sends the jobs."""
+    """The application over the ledger and the blobs of the settings; by default the ledger sends the jobs."""
     backend = _backend(settings, dispatch)
     app = FastAPI(
         title="Touchstone",
@@ -95,10 +95,7 @@ def create_app(settings: Settings, *, dispatch: Dispatch | None = None) -> FastA
 
 def _backend(settings: Settings, dispatch: Dispatch | None) -> Backend:
     ledger = Ledger(ledger_url(settings), settings)
-    blobs, dispatcher = (
-        open_blobs(settings),
-        Dispatcher(dispatch or open_dispatch(ledger_url(settings), ledger.broker_queue_of)),
-    )
+    blobs, dispatcher = open_blobs(settings), Dispatcher(dispatch or open_dispatch(ledger))
     request_metrics = RequestMetrics()
     request_metrics.registry.register(ServiceCollector(ledger, blobs.free_bytes))
     return Backend(
@@ -115,6 +112,7 @@ def _backend(settings: Settings, dispatch: Dispatch | None) -> Backend:
         sweeper=GarbageCollector(ledger, blobs),
         request_metrics=request_metrics,
         check_limiter=CapacityLimiter(check_concurrency()),
+        submit_limiter=CapacityLimiter(MAX_SUBMISSIONS),
         dns_limiter=CapacityLimiter(MAX_DNS_LOOKUPS),
         pending_uploads=PendingUploads(),
         failed_keys=FailedKeys(settings.refused_keys),

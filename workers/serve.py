@@ -48,7 +48,7 @@ def serve(settings: Settings, engine: StoppableEngine, run: RunJob, store: Model
     keeper = LeaseKeeper(
         _make_worker_name(), ledger, engine, settings, give_up=os._exit, on_tick=watchdog.feed
     )
-    reaper = Reaper(ledger, lambda job: broker.dispatch(app, job, ledger.broker_queue_of(job)))
+    reaper = Reaper(ledger, ledger.dispatch)
     runner = Runner(ledger, open_blobs(settings), keeper, run, settings, store)
     register(app, runner.__call__)
     _connect_signals(keeper, reaper)

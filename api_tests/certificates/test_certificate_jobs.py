@@ -24,9 +24,7 @@ from scipy import stats
 from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from service.app import create_app
 from service.http.server import Server
-from service.state.dispatch import open_dispatch
 from touchstone.check import check
-from touchstone.ledger.broker import QUEUE
 from touchstone.settings import Settings
 from touchstone.supervisor import valkey as embedded_valkey
 from touchstone.training.datasets import fashion_mnist_sample
@@ -92,7 +90,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     home = tmp_path_factory.mktemp("c")
     valkey = embedded_valkey.start(home)
     settings = Settings(home=home, redis_url=valkey.url, cost_limit=2_000_000)
-    server = Server(create_app(settings, dispatch=open_dispatch(valkey.url, lambda _job: QUEUE)), settings)
+    server = Server(create_app(settings), settings)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()

@@ -85,9 +85,17 @@ def test_accept_script_sent_twice_makes_one_job(valkey: str) -> None:
     request = '{"image": null, "file": "d"}'
     arguments = ("an-id", request, "attack", "pgd", "m", 1000, 10, 1000, "", "", 1000, "local", "", 9, "", "")
     arguments = (*arguments, 5, 7, "")
-    first = scripts.run("jobs/accept", *arguments)
-    assert scripts.run("jobs/accept", *arguments) == first
+    first, version, at, *_ = scripts.run("jobs/accept", *arguments)
+    second, pairs = scripts.run("jobs/accept", *arguments)
+    assert (first, second) == ("new", "created")
+    stored = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    assert (stored["id"], int(stored["version"]), int(stored["created_at"])) == ("an-id", version, at)
     assert connect(valkey).zcard("ts:all") == 1
+
+
+def test_accepted_job_is_as_it_is_read(ledger: Ledger, submission: Submission) -> None:
+    job, _ = ledger.accept(submission)
+    assert ledger.read(job.id) == job
 
 
 def test_full_queue_refuses_new_jobs_with_retry_after(settings: Settings, submission: Submission) -> None:

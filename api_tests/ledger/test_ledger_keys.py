@@ -45,7 +45,7 @@ class LedgerWithBlobs:
         self.ledger = Ledger(str(settings.redis_url), settings)
         self.blobs = FolderBlobs(settings.home / "blobs")
         self.submission = submission
-        self.dispatch = open_dispatch(str(settings.redis_url), self.ledger.broker_queue_of)
+        self.dispatch = open_dispatch(self.ledger)
 
     def run_job(self, number: int) -> None:
         """A job from its acceptance to its end; its number decides its kind."""

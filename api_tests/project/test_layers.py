@@ -32,7 +32,7 @@ MAY_IMPORT = {
         "touchstone/models/",
         "workers/",
     ),
-    "celery": ("service/state/dispatch.py", "workers/"),
+    "celery": ("workers/",),
     "kombu": ("workers/",),
     "redis": ("touchstone/ledger/",),
     "fastapi": ("service/",),

@@ -14,7 +14,7 @@ import pytest
 from api_tests.support.fake_service import Api, run_service
 from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
 from service import app
-from service.state.dispatch import Dispatcher
+from service.state.dispatch import MAX_BATCH, Dispatcher
 from service.state.job_waiters import JobWaiters
 from touchstone.errors import LedgerUnavailable
 from touchstone.ledger import quotas
@@ -153,7 +153,7 @@ def test_waiting_requests_leave_the_threads_to_other_requests(
     looking: list[str] = []
     go_on = threading.Event()
 
-    def slowly(_: JobWaiters, job: Job, _may_wait: object) -> Job:
+    def slowly(_: JobWaiters, job: Job, *_others: object) -> Job:
         looking.append(job.id)
         go_on.wait(TIMEOUT_SECONDS)
         return job
@@ -174,14 +174,35 @@ def test_waiting_requests_leave_the_threads_to_other_requests(
 def test_dispatcher_goes_on_after_a_failed_dispatch() -> None:
     rung: list[str] = []
 
-    def ring(job: str) -> None:
-        rung.append(job)
-        if job == "first":
+    def ring(*jobs: str) -> None:
+        rung.extend(jobs)
+        if "first" in jobs:
             raise RuntimeError("not foreseen")
 
     ringer = Dispatcher(ring)
     ringer.start()
     ringer.dispatch("first")
+    wait_until(lambda: rung)
     ringer.dispatch("second")
     ringer.stop()
     assert rung == ["first", "second"]
+
+
+def test_dispatcher_sends_in_one_step_what_came_meanwhile() -> None:
+    steps: list[tuple[str, ...]] = []
+    go_on = threading.Event()
+
+    def ring(*jobs: str) -> None:
+        steps.append(jobs)
+        go_on.wait(TIMEOUT_SECONDS)
+
+    ringer = Dispatcher(ring)
+    ringer.start()
+    ringer.dispatch("first")
+    wait_until(lambda: steps)
+    more = [str(number) for number in range(MAX_BATCH + 1)]
+    for job in more:
+        ringer.dispatch(job)
+    go_on.set()
+    ringer.stop()
+    assert steps == [("first",), tuple(more[:-1]), (more[-1],)]

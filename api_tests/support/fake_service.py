@@ -163,10 +163,11 @@ class FakeWorker:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def dispatch(self, job: str) -> None:
-        """Have the thread claim a job."""
-        self.dispatched.append(job)
-        self._queue.put(job)
+    def dispatch(self, *jobs: str) -> None:
+        """Have the thread claim jobs."""
+        for job in jobs:
+            self.dispatched.append(job)
+            self._queue.put(job)
 
     @contextmanager
     def with_behavior(self, behavior: Callable[[FakeJob], None]) -> Iterator[None]:

@@ -43,7 +43,7 @@ class WorkerCluster:
         self.url = self.valkeys[0].url
         self.settings = Settings(home=home, lease=LEASE)
         self.ledger = Ledger(self.url, self.settings)
-        self.dispatch = open_dispatch(self.url, self.ledger.broker_queue_of)
+        self.dispatch = open_dispatch(self.ledger)
         digest = open_blobs(self.settings).put(b"PNG")
         self.submission = submission.model_copy(
             update={"image": submission.image.model_copy(update={"digest": digest})}

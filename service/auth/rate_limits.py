@@ -25,6 +25,8 @@ async def take(request: Request, quotas: Quotas, tenant: str, rate: Rate) -> Non
 
     While the ledger is unavailable nothing is counted: requests that need it fail anyway.
     """
+    if quotas.is_unlimited(tenant, rate):
+        return
     try:
         standing = await to_thread.run_sync(quotas.take, tenant, rate)
     except LedgerUnavailable:

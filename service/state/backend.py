@@ -30,8 +30,8 @@ from touchstone.storage.garbage_collector import GarbageCollector
 if TYPE_CHECKING:
     from service.state.metrics import RequestMetrics
 
-Dispatch = Callable[[str], object]
-"""Sends a job's id to the workers; it may fail, because the job is in the ledger already."""
+Dispatch = Callable[..., object]
+"""Sends the ids of jobs to the workers; it may fail, because the jobs are in the ledger already."""
 
 L = TypeVar("L", Ledger, TenantLedger)
 
@@ -49,6 +49,7 @@ class _BackendOf(Generic[L]):
     sweeper: GarbageCollector
     request_metrics: RequestMetrics
     check_limiter: CapacityLimiter
+    submit_limiter: CapacityLimiter
     dns_limiter: CapacityLimiter
     pending_uploads: PendingUploads
     failed_keys: FailedKeys
@@ -75,6 +76,9 @@ def check_concurrency() -> int:
     """How many bodies are checked and images decoded at once, which limits their memory."""
     return max(2, os.cpu_count() or 1)
 
+
+MAX_SUBMISSIONS = 32
+"""Small submissions that are checked and accepted at once; each waits for a decoder, the disk, the ledger."""
 
 MAX_DNS_LOOKUPS = 16
 """Host names that are resolved at once: an authority may answer as slowly as it likes."""

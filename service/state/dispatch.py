@@ -1,42 +1,36 @@
-"""Sending jobs to the workers: the only place where the service uses Celery."""
+"""Sending jobs to the workers: the only place where the service does so."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
-import structlog
-from celery import Celery
-
-from touchstone.ledger import broker
+from touchstone.errors import LedgerUnavailable
+from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
 
 STOP_SECONDS = 2.0
 
+MAX_BATCH = 100
+"""The most jobs whose messages are sent in one step."""
+
 _log = get_logger("ringer")
 
 
-def open_dispatch(url: str, queue_of: Callable[[str], str]) -> Callable[[str], bool]:
-    """A function that sends a job's message to the queue of the job, and returns whether the broker accepted
-    it.
+def open_dispatch(ledger: Ledger) -> Callable[..., bool]:
+    """A function that sends the messages of jobs, and returns whether the ledger took them.
 
-    It blocks for at most a few seconds, so it belongs on a thread. A message that the broker does not accept
-    does no harm: the job is in the ledger, and the reaper sends another.
+    It blocks while the ledger does not answer, so it belongs on a thread. A message that is lost does no
+    harm: the job is in the ledger, and the reaper sends another.
     """
-    app = Celery("touchstone", broker=broker.broker_url(url), set_as_current=False)
-    app.conf.update(
-        **broker.SETTINGS,
-        broker_transport_options={"socket_connect_timeout": 1, "socket_timeout": 1, "socket_keepalive": True},
-        broker_connection_timeout=1,
-    )
-    log = structlog.get_logger("queue")
 
-    def dispatch(job: str) -> bool:
+    def dispatch(*jobs: str) -> bool:
         try:
-            broker.dispatch(app, job, queue_of(job))
-        except Exception as error:  # noqa: BLE001 - kombu passes on errors of every transport it knows
-            log.warning("bell not rung", job=job, reason=f"{type(error).__name__}: {error}")
+            ledger.dispatch(*jobs)
+        except LedgerUnavailable as error:
+            _log.warning("bell not rung", jobs=jobs, reason=error.detail)
             return False
         return True
 
@@ -44,9 +38,11 @@ def open_dispatch(url: str, queue_of: Callable[[str], str]) -> Callable[[str], b
 
 
 class Dispatcher:
-    """Sends one message after the other. A lost message does no harm: the reaper sends another."""
+    """Sends the messages of all jobs that have come meanwhile. A lost message does no harm: the reaper sends
+    another.
+    """
 
-    def __init__(self, dispatch: Callable[[str], object]) -> None:
+    def __init__(self, dispatch: Callable[..., object]) -> None:
         self._dispatch = dispatch
         self._jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ringer", daemon=True)
@@ -65,8 +61,21 @@ class Dispatcher:
         self._jobs.put(job)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                self._dispatch(job)
-            except Exception as error:  # noqa: BLE001 - the next message must be sent all the same
-                _log.warning("a bell was lost", job=job, reason=f"{type(error).__name__}: {error}")
+        while None not in (jobs := self._next_jobs()):
+            self._send(jobs)
+        self._send(jobs[: jobs.index(None)])
+
+    def _next_jobs(self) -> list[str | None]:
+        """Wait for a job; returns it with those that came after it."""
+        jobs = [self._jobs.get()]
+        with suppress(queue.Empty):
+            while jobs[-1] is not None and len(jobs) < MAX_BATCH:
+                jobs.append(self._jobs.get_nowait())
+        return jobs
+
+    def _send(self, jobs: list[str | None]) -> None:
+        try:
+            if jobs:
+                self._dispatch(*jobs)
+        except Exception as error:  # noqa: BLE001 - the next messages must be sent all the same
+            _log.warning("a bell was lost", jobs=jobs, reason=f"{type(error).__name__}: {error}")

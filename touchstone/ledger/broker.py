@@ -1,4 +1,4 @@
-"""The message that dispatches a job to workers: what service and workers must agree on, without Celery
+"""The message that dispatches a job to workers: the ledger writes it and Celery reads it, without Celery
 itself.
 
 The ledger holds the job; a message carries only its id, and the worker that takes it claims the job whose
@@ -7,9 +7,12 @@ turn it is. A lost message is sent again; a message too many finds nothing to cl
 
 from __future__ import annotations
 
+import base64
+import json
+import secrets
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 TASK = "touchstone.run"
 QUEUE = "touchstone"
@@ -23,16 +26,7 @@ SETTINGS: Mapping[str, Any] = MappingProxyType(
         "task_ignore_result": True,
     }
 )
-"""Celery's settings on both sides."""
-
-_RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1}
-
-
-class Sender(Protocol):
-    """A Celery application, as far as dispatching a job needs one."""
-
-    def send_task(self, name: str, **options: Any) -> Any:
-        """Publish one message."""
+"""A worker's settings of Celery that the messages rely on."""
 
 
 def broker_url(url: str) -> str:
@@ -45,8 +39,43 @@ def queue_name(model: str) -> str:
     return f"{QUEUE}:{model}"
 
 
-def dispatch(sender: Sender, job: str, queue: str = QUEUE) -> None:
-    """Publish the message of one job, with at most two tries; blocks, so never call it on an event loop."""
-    sender.send_task(
-        TASK, args=[job], queue=queue, ignore_result=True, retry=True, retry_policy=_RETRY_POLICY
+def build_message(job: str) -> str:
+    """The message of one job, for the left end of the list that is its queue.
+
+    It is an envelope of kombu's virtual transports around Celery's task message, protocol 2, with what a
+    worker reads of them: building it through both takes ten times as long as everything else of a dispatch.
+    """
+    message = secrets.token_hex(16)
+    body = json.dumps([[job], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    return json.dumps(
+        {
+            "body": base64.b64encode(body.encode()).decode(),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {
+                "lang": "py",
+                "task": TASK,
+                "id": message,
+                "root_id": message,
+                "parent_id": None,
+                "group": None,
+                "eta": None,
+                "expires": None,
+                "retries": 0,
+                "timelimit": [None, None],
+                "argsrepr": repr([job]),
+                "kwargsrepr": "{}",
+                "origin": "touchstone",
+                "ignore_result": True,
+            },
+            "properties": {
+                "correlation_id": message,
+                "reply_to": "",
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": QUEUE},
+                "priority": 0,
+                "body_encoding": "base64",
+                "delivery_tag": message,
+            },
+        }
     )

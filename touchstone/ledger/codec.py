@@ -50,6 +50,17 @@ def decode_job(pairs: Sequence[str]) -> Job:
     )
 
 
+def build_new_job(name: str, version: int, submission: Submission, created_at: int) -> Job:
+    """The job as `decode_job` would read it right after its acceptance."""
+    return Job(
+        id=name,
+        version=version,
+        status="queued",
+        submission=submission,
+        created_at=decode_time(str(created_at)),
+    )
+
+
 def _decode_optional_time(milliseconds: str | None) -> datetime | None:
     return None if milliseconds is None else decode_time(milliseconds)
 

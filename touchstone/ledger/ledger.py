@@ -28,7 +28,7 @@ from touchstone.errors import (
 )
 from touchstone.ledger import codec
 from touchstone.ledger.api_keys import ApiKeys
-from touchstone.ledger.broker import QUEUE, queue_name
+from touchstone.ledger.broker import QUEUE, build_message
 from touchstone.ledger.connection import connect, map_redis_errors
 from touchstone.ledger.count_pools import CountPools
 from touchstone.ledger.events import Watch, read_events
@@ -90,8 +90,13 @@ class Ledger:
         wait, `TenantQueueFull` where too many of the tenant's do, `BudgetSpent` where its passes would exceed
         the quota, `StorageFull` where its bytes would.
         """
-        job, created = self._accept(secrets.token_hex(16), submission, idempotency, usage)
-        return codec.decode_job(job), created
+        name = secrets.token_hex(16)
+        verdict, *rest = self._accept(name, submission, idempotency, usage)
+        if verdict != "new":
+            return codec.decode_job(rest[0]), verdict == "created"
+        version, at, *left = rest
+        self.quotas.headroom.note(submission.tenant, left)
+        return codec.build_new_job(name, version, submission, at), True
 
     def check(
         self,
@@ -100,15 +105,20 @@ class Ledger:
         idempotency: tuple[str, str] | None = None,
         usage: QuotaUsage = NO_USAGE,
     ) -> None:
-        """Raise what `accept` would raise now; nothing is written."""
-        self._accept("", submission, idempotency, usage)
+        """Raise what `accept` would raise now; nothing is written. Nothing is asked either where the last
+        acceptance has left plenty of everything.
+        """
+        size = usage.input_bytes + usage.output_bytes
+        if idempotency or not self.quotas.headroom.is_plenty(submission.tenant, usage.passes, size):
+            self._accept("", submission, idempotency, usage)
 
     def _accept(
         self, name: str, submission: Submission, idempotency: tuple[str, str] | None, usage: QuotaUsage
-    ) -> tuple[Sequence[str], bool]:
+    ) -> list[Any]:
+        """The verdict of the script and what came with it."""
         key, digest = idempotency or ("", "")
         quota = self.quotas.of(submission.tenant)
-        verdict, *rest = self.scripts.run(
+        answer: list[Any] = self.scripts.run(
             "jobs/accept",
             name,
             submission.model_dump_json(),
@@ -130,9 +140,10 @@ class Ledger:
             usage.output_bytes,
             "" if quota.storage is None else quota.storage,
         )
-        if verdict in ("created", "known", "fits"):
-            return (rest[0] if rest else ()), verdict == "created"
-        raise self._refusal(verdict, rest, quota)
+        if answer[0] in ("new", "created", "known", "fits"):
+            return answer
+        self.quotas.headroom.forget(submission.tenant)
+        raise self._refusal(answer[0], answer[1:], quota)
 
     def _refusal(self, verdict: str, rest: Sequence[int], quota: Quota) -> Failure:
         """Why a job was not accepted, and after how many seconds to try again."""
@@ -313,11 +324,10 @@ class Ledger:
         depth, milliseconds = self.scripts.run("jobs/queue", _status_index("queued", tenant))
         return QueueState(depth, milliseconds / 1000)
 
-    def broker_queue_of(self, job: str) -> str:
-        """The broker's queue for a job: that of its model alone, if workers serve only that."""
-        with map_redis_errors():
-            model: Any = self.client.hget(f"ts:job:{job}", "lane")
-        return queue_name(model) if model else QUEUE
+    def dispatch(self, *jobs: str) -> None:
+        """Send the message of each job to the workers that serve its model, in one step."""
+        pairs = [part for job in jobs for part in (job, build_message(job))]
+        self.scripts.run("jobs/dispatch", QUEUE, *pairs)
 
     def ping(self) -> None:
         """Raise `LedgerUnavailable` where the ledger does not answer."""

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from touchstone.errors import StorageFull
 from touchstone.ledger.connection import map_redis_errors
+from touchstone.ledger.headroom import Headroom
 from touchstone.ledger.records import LOCAL, Record
 from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
@@ -82,6 +83,7 @@ class Quotas:
             storage=settings.tenant_storage,
         )
         self._cache: dict[str, tuple[float, Quota]] = {}
+        self.headroom = Headroom()
 
     def of(self, tenant: str) -> Quota:
         """The quota of a tenant, at most a second old."""
@@ -108,12 +110,18 @@ class Quotas:
             else:
                 self._client.hset(_KEY, tenant, quota.model_dump_json())
         self._cache.pop(tenant, None)
+        self.headroom.forget(tenant)
 
     def all(self) -> dict[str, Quota]:
         """The tenants that have a quota of their own."""
         with map_redis_errors():
             stored: Any = self._client.hgetall(_KEY)
         return {name: Quota.model_validate_json(text) for name, text in sorted(stored.items())}
+
+    def is_unlimited(self, tenant: str, rate: Rate) -> bool:
+        """Whether it is known, without asking the ledger, that a tenant has no such rate limit."""
+        until, known = self._cache.get(tenant, (0.0, self._default))
+        return time.monotonic() < until and getattr(known, rate) is None
 
     def take(self, tenant: str, rate: Rate) -> RateLimitResult | None:
         """Count a request against a tenant's rate limit; None where there is none."""

@@ -1,7 +1,8 @@
 -- id, submission, kind, method, model, deadline ms, queue limit, dispatch grace ms, idempotency key or '', digest, its
 -- lifetime ms, tenant, webhook or '', passes that the job may ask for, jobs of the tenant that may wait or '', its passes a
 -- day or '', bytes of what the job works on, the most bytes that it may store, bytes that the tenant may hold or ''. Without
--- an id nothing is written: it is answered whether the job would be accepted.
+-- an id nothing is written: it is answered whether the job would be accepted. A new job comes as its version and time, with
+-- what is left of the queue, of the tenant's passes and of its bytes, -1 where there is no limit.
 local id, submission, kind, method, model = unpack(ARGV, 1, 5)
 local deadline, limit, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local key, digest, life, tenant, webhook = unpack(ARGV, 9, 13)
@@ -19,15 +20,19 @@ if key ~= '' then
   end
 end
 local at = now()
-if redis.call('ZCARD', 'ts:status:queued') >= limit then
+local places = limit - redis.call('ZCARD', 'ts:status:queued')
+if places <= 0 then
   return {'full', oldest_wait(at, 'ts:status:queued')}
 end
 local _, tenant_index = status_indexes('queued', tenant)
-if max_waiting and redis.call('ZCARD', tenant_index) >= max_waiting then
-  return {'crowded', oldest_wait(at, tenant_index)}
+if max_waiting then
+  local tenant_places = max_waiting - redis.call('ZCARD', tenant_index)
+  if tenant_places <= 0 then return {'crowded', oldest_wait(at, tenant_index)} end
+  places = math.min(places, tenant_places)
 end
 local day = math.floor(at / DAY)
-if max_passes and tonumber(redis.call('HGET', spent_key(day), tenant) or 0) + passes > max_passes then
+local passes_left = max_passes and max_passes - passes - tonumber(redis.call('HGET', spent_key(day), tenant) or 0)
+if passes_left and passes_left < 0 then
   return {'spent', (day + 1) * DAY - at}
 end
 local request = cjson.decode(submission)
@@ -37,7 +42,8 @@ local stored = tonumber(redis.call('HGET', STORED, tenant) or 0)
 local examples = type(request.examples) == 'table' and request.examples or nil
 local added_bytes = holders_of(tenant, source) > 0 and 0 or input_bytes
 if examples and holders_of(tenant, examples.digest) == 0 then added_bytes = added_bytes + examples.size end
-if max_storage and stored + added_bytes + output_bytes > max_storage then
+local bytes_left = max_storage and max_storage - stored - added_bytes - output_bytes
+if bytes_left and bytes_left < 0 then
   return {'stored', stored}
 end
 if id == '' then return {'fits'} end
@@ -64,5 +70,4 @@ if examples then
   add_holder(tenant, examples.digest, examples.size)
 end
 reserve(id, tenant, output_bytes)
-record_status(id)
-return {'created', fields(id)}
+return {'new', record_status(id), at, places - 1, passes_left or -1, bytes_left or -1}

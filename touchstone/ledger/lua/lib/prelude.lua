@@ -66,6 +66,7 @@ local function record_status(id)
   if TERMINAL[job[1]] then
     add_event(id, 'completed', cjson.encode({status = job[1], version = version}))
   end
+  return version
 end
 
 -- Blobs are shared, because their names are their digests. Each job and each registered version that needs one holds it;
