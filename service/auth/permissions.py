@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, cast
 
 from anyio import to_thread
@@ -89,6 +91,11 @@ submitter = Security(identify, scopes=["submit"])
 
 admin = Security(identify, scopes=["admin"])
 """For routes of the operator."""
+
+
+def permission_check(request: Request) -> Callable[[], bool] | None:
+    """`is_still_permitted` for a long response; None where the caller has no key that could be revoked."""
+    return partial(is_still_permitted, request) if caller_of(request).key_id else None
 
 
 def is_still_permitted(request: Request) -> bool:

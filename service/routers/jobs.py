@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from service import headers, problems, schemas
-from service.auth.permissions import check_still_permitted, is_still_permitted, reader, submitter
+from service.auth.permissions import check_still_permitted, permission_check, reader, submitter
 from service.dependencies import JobId, KnownJob, Tenant
 from service.headers import IfNoneMatch, Preferences, WaitSeconds
 from service.openapi import examples, operations
@@ -106,9 +106,10 @@ async def get_job(
     with backend.waiters.listen(job, matches_wait) as listener:
         found = await to_thread.run_sync(backend.ledger.read, job)
         if seconds:
-            may_wait = partial(is_still_permitted, request)
+            may_wait = permission_check(request)
             found = await backend.waiters.wait_until(listener, found, seconds=seconds, may_wait=may_wait)
-            await to_thread.run_sync(check_still_permitted, request)
+            if may_wait:
+                await to_thread.run_sync(check_still_permitted, request)
     if headers.matches(if_none_match, schemas.etag(found)):
         return not_modified(found)
     ahead = await to_thread.run_sync(_count_ahead, backend.ledger, found)

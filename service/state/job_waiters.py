@@ -18,7 +18,11 @@ from touchstone.ledger.replies import JobChange
 from touchstone.logs import get_logger
 
 RECHECK_SECONDS = 1.0
-"""How often a waiter reads its job itself, in case the message that should wake it was lost."""
+"""After how long a waiter reads its job itself, in case the message that should wake it was lost. Each next
+pause is twice as long, up to `MAX_PAUSES` of these.
+"""
+
+MAX_PAUSES = 8
 
 MAX_WAIT_SECONDS = 60
 
@@ -34,22 +38,44 @@ class Waiter:
     def __init__(self, condition: Condition) -> None:
         self.condition = condition
         self._event = asyncio.Event()
-        self._job: Job | None = None
+        self.job: Job | None = None
+        """The job with which it was woken last, if that was known."""
 
     def wake(self, job: Job | None = None) -> None:
         """Wake the waiter with the current job; to be called on the event loop."""
-        self._job = job
+        self.job = job
         self._event.set()
 
-    async def wait(self, seconds: float) -> Job | None:
-        """Wait until woken, or for so many seconds; returns the job, if it is known."""
+    async def wait(self, seconds: float) -> bool:
+        """Wait until woken, or for so many seconds; returns whether it was woken."""
         try:
             async with asyncio.timeout(seconds):
                 await self._event.wait()
         except TimeoutError:
-            return None
+            return False
         self._event.clear()
-        return self._job
+        return True
+
+
+class _Rechecks:
+    """When a waiter reads its job itself, on the event loop's clock: ever more rarely, and at the end."""
+
+    def __init__(self, clock: Callable[[], float], end: float) -> None:
+        self._clock, self._end = clock, end
+        self._pause = RECHECK_SECONDS
+        self._at = min(end, clock() + self._pause)
+
+    def left(self) -> float:
+        """The seconds until the next."""
+        return self._at - self._clock()
+
+    def take(self) -> bool:
+        """Whether it is time, after which the next pause begins."""
+        if self.left() > 0:
+            return False
+        self._pause = min(2 * self._pause, MAX_PAUSES * RECHECK_SECONDS)
+        self._at = min(self._end, self._clock() + self._pause)
+        return True
 
 
 class JobWaiters:
@@ -104,28 +130,35 @@ class JobWaiters:
                     del self._waiters[job]
 
     async def wait_until(
-        self, waiter: Waiter, job: Job, *, seconds: float, may_wait: Callable[[], bool]
+        self, waiter: Waiter, job: Job, *, seconds: float, may_wait: Callable[[], bool] | None
     ) -> Job:
         """The job once it meets the waiter's condition; its last known state after so many seconds, or once
-        `may_wait`, which is called in a thread each second, returns false.
+        `may_wait`, which is called in a thread each second, returns false. None stands for a client that may
+        wait as long as it likes.
         """
         clock = asyncio.get_running_loop().time
         end = clock() + seconds
-        while not waiter.condition(job) and not self.closing and (left := end - clock()) > 0:
-            changed = await waiter.wait(min(left, RECHECK_SECONDS))
-            if changed is None:
-                changed = await to_thread.run_sync(self._read, job, may_wait, limiter=self.read_limiter)
-            if changed is None:
-                break
-            job = changed
+        rechecks, often = _Rechecks(clock, end), RECHECK_SECONDS if may_wait else seconds
+        while not waiter.condition(job) and not self.closing and clock() < end:
+            woken = await waiter.wait(min(rechecks.left(), often))
+            if woken and waiter.job is not None:
+                job = waiter.job
+                continue
+            if (reads := rechecks.take() or woken) or may_wait:
+                found = await to_thread.run_sync(self._read, job, may_wait, reads, limiter=self.read_limiter)
+                if found is None:
+                    break
+                job = found
         return job
 
-    def _read(self, job: Job, may_wait: Callable[[], bool]) -> Job | None:
-        """The current job, or None where the client may not wait any more. While the ledger is unavailable
-        the last known state stays.
+    def _read(self, job: Job, may_wait: Callable[[], bool] | None, reads: bool) -> Job | None:
+        """The current job, or the last known one where it is not read, or None where the client may not wait
+        any more. While the ledger is unavailable the last known state stays.
         """
         try:
-            return self._ledger.read(job.id) if may_wait() else None
+            if may_wait and not may_wait():
+                return None
+            return self._ledger.read(job.id) if reads else job
         except LedgerUnavailable:
             return job
 

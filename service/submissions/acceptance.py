@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import Request, Response
 
-from service.auth.permissions import check_still_permitted, is_still_permitted
+from service.auth.permissions import check_still_permitted, permission_check
 from service.headers import SubmissionHeaders
 from service.http import body_limits
+from service.http.body_limits import SMALL_BODY
 from service.state.backend import TenantBackend
 from service.state.job_waiters import Waiter
 from service.submissions import bodies
@@ -25,6 +25,9 @@ from touchstone.logs import get_logger
 
 T = TypeVar("T")
 
+Accepted = tuple[Job, Waiter | None]
+"""A job, and the waiter for its end where the client waits."""
+
 _log = get_logger("answers")
 
 
@@ -35,15 +38,45 @@ async def submit(
     prepare: Callable[[RawBody], PreparedJob],
 ) -> Response:
     """Receive a submission, check it in a thread, accept it, and respond with its job."""
-    prepared = await receive_checked(request, backend, prepare)
-    return await accept_and_respond(request, backend, preferences, prepared)
+    seconds = preferences.wait_seconds
+    with ExitStack() as stack:
+        accepted = await _receive_and_accept(
+            request, backend, prepare, preferences.idempotency_key, stack if seconds else None
+        )
+        job = await _wait(request, backend, accepted, seconds)
+    return await _respond(request, backend, preferences, job)
+
+
+async def _receive_and_accept(
+    request: Request,
+    backend: TenantBackend,
+    prepare: Callable[[RawBody], PreparedJob],
+    key: str | None,
+    stack: ExitStack | None,
+) -> Accepted:
+    """Receive a body, and check and accept it, in one call in a thread where it is small: each call costs
+    more than most of what is done in it. For large ones memory counts, so that few are checked at once.
+    """
+    received = await bodies.receive(request)
+    if len(received.content) <= SMALL_BODY:
+        return await to_thread.run_sync(
+            _check_and_accept, backend, prepare, received, key, stack, limiter=backend.submit_limiter
+        )
+    prepared = await _check(request, backend, prepare, received)
+    del received
+    return await to_thread.run_sync(_accept, backend, prepared, key, stack)
 
 
 async def receive_checked(
     request: Request, backend: TenantBackend, check: Callable[[RawBody], T], *types: str
 ) -> T:
     """Receive a body and check it in a thread; the body's memory is free again when this returns."""
-    received = await bodies.receive(request, *types)
+    return await _check(request, backend, check, await bodies.receive(request, *types))
+
+
+async def _check(
+    request: Request, backend: TenantBackend, check: Callable[[RawBody], T], received: RawBody
+) -> T:
     result = await to_thread.run_sync(check, received, limiter=backend.check_limiter)
     body_limits.release(request)
     return result
@@ -55,7 +88,13 @@ async def accept_and_respond(
     """Accept a checked submission, wait for its job as long as the client prefers, and respond with it."""
     key, seconds = preferences.idempotency_key, preferences.wait_seconds
     job = await accept_and_wait(request, backend, prepared, key, seconds=seconds)
-    if seconds:
+    return await _respond(request, backend, preferences, job)
+
+
+async def _respond(
+    request: Request, backend: TenantBackend, preferences: SubmissionHeaders, job: Job
+) -> Response:
+    if preferences.wait_seconds and permission_check(request):
         await to_thread.run_sync(check_still_permitted, request)
     return await submission_response(request, backend, preferences, job)
 
@@ -71,21 +110,32 @@ async def accept_and_wait(
     """Accept a checked submission, and return its job when it has ended or after so many seconds, or sooner
     where the caller's key is revoked meanwhile.
     """
-    may_wait = partial(is_still_permitted, request)
     with ExitStack() as stack:
+        accepted = await to_thread.run_sync(_accept, backend, prepared, key, stack if seconds else None)
+        return await _wait(request, backend, accepted, seconds)
 
-        def accept() -> tuple[Job, Waiter | None]:
-            return _accept(backend, prepared, key, stack if seconds else None)
 
-        job, waiter = await to_thread.run_sync(accept)
-        if waiter and seconds:
-            job = await backend.waiters.wait_until(waiter, job, seconds=seconds, may_wait=may_wait)
+async def _wait(request: Request, backend: TenantBackend, accepted: Accepted, seconds: int | None) -> Job:
+    job, waiter = accepted
+    if waiter and seconds:
+        may_wait = permission_check(request)
+        job = await backend.waiters.wait_until(waiter, job, seconds=seconds, may_wait=may_wait)
     return job
+
+
+def _check_and_accept(
+    backend: TenantBackend,
+    prepare: Callable[[RawBody], PreparedJob],
+    received: RawBody,
+    key: str | None,
+    stack: ExitStack | None,
+) -> Accepted:
+    return _accept(backend, prepare(received), key, stack)
 
 
 def _accept(
     backend: TenantBackend, prepared: PreparedJob, key: str | None, stack: ExitStack | None
-) -> tuple[Job, Waiter | None]:
+) -> Accepted:
     """Store everything, then dispatch; a waiter is registered before, so it misses nothing.
 
     What would be refused is not stored: a tenant over its quota could fill the disk otherwise.

@@ -1,7 +1,8 @@
-"""Requests that wait for a job: whose key is revoked meanwhile is told so, and nobody else."""
+"""Requests that wait for a job: of a revoked key they are told so, and if told nothing they read the job."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,16 @@ from api_tests.storage.test_storage_full import infer
 from api_tests.support.fake_service import Api, assert_problem, run_service
 from api_tests.support.wait import wait_until
 from service.routers import events
-from touchstone.errors import LedgerUnavailable
-from touchstone.ledger.records import LOCAL
+from service.state import job_waiters
+from service.state.job_waiters import JobWaiters, Waiter
+from service.submissions.responses import is_over
+from touchstone.errors import LedgerUnavailable, UnknownJob
+from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.records import LOCAL, Job, Submission
 from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.settings import Settings
+
+PAUSE = 0.02
 
 
 @pytest.fixture
@@ -90,3 +97,77 @@ def test_stream_ends_when_its_key_check_fails(guarded: Api, monkeypatch: pytest.
     with guarded.client.stream("GET", "/v1/events", headers=headers) as response:
         assert response.status_code == 200
         wait_until(lambda: not guarded.server._backend.waiters.broadcaster._subscribers)
+
+
+@pytest.fixture
+def job(ledger: Ledger, submission: Submission) -> Job:
+    return ledger.accept(submission)[0]
+
+
+class Rounds:
+    """Waits for one job, and counts how often it was read and the permission asked."""
+
+    def __init__(self, ledger: Ledger, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(job_waiters, "RECHECK_SECONDS", PAUSE)
+        monkeypatch.setattr(ledger, "read", self._read)
+        self._waiters, self._job = JobWaiters(ledger), job
+        self.reads = self.asked = 0
+
+    def _read(self, _job: str) -> Job:
+        self.reads += 1
+        return self._job
+
+    def may_wait(self) -> bool:
+        self.asked += 1
+        return True
+
+    def wait(self, seconds: float, may_wait: Callable[[], bool] | None = None) -> Job:
+        return asyncio.run(
+            self._waiters.wait_until(Waiter(is_over), self._job, seconds=seconds, may_wait=may_wait)
+        )
+
+
+@pytest.fixture
+def rounds(ledger: Ledger, job: Job, monkeypatch: pytest.MonkeyPatch) -> Rounds:
+    return Rounds(ledger, job, monkeypatch)
+
+
+def test_pauses_grow_up_to_eight_and_the_last_read_is_at_the_end(rounds: Rounds) -> None:
+    rounds.wait((1 + 2 + 4 + 8 + 8 + 3) * PAUSE)
+    assert 4 <= rounds.reads <= 6, "a slow machine may miss some, and none may come twice"
+
+
+def test_read_at_the_end_finds_what_no_message_told(ledger: Ledger, rounds: Rounds, job: Job) -> None:
+    rounds._job = job.model_copy(update={"status": "canceled"})
+    waiters = rounds._waiters
+    found = asyncio.run(waiters.wait_until(Waiter(is_over), job, seconds=PAUSE / 2, may_wait=None))
+    assert (found.status, rounds.reads) == ("canceled", 1)
+
+
+def test_permission_is_asked_for_at_every_pause(rounds: Rounds) -> None:
+    rounds.wait(50 * PAUSE, rounds.may_wait)
+    assert rounds.asked > rounds.reads
+    assert rounds.reads <= 9
+
+
+def test_who_may_no_longer_wait_gets_the_job_as_it_was(rounds: Rounds, job: Job) -> None:
+    assert rounds.wait(1000, lambda: False) is job
+    assert rounds.reads == 0
+
+
+def test_waiter_woken_without_a_job_reads_it(
+    rounds: Rounds, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(job: str) -> Job:
+        raise UnknownJob.for_id(job)
+
+    monkeypatch.setattr(rounds._waiters._ledger, "read", gone)
+    monkeypatch.setattr(job_waiters, "RECHECK_SECONDS", 1000)
+    waiter = Waiter(is_over)
+
+    async def wait() -> Job:
+        waiter.wake()
+        return await rounds._waiters.wait_until(waiter, job, seconds=1000, may_wait=None)
+
+    with pytest.raises(UnknownJob):
+        asyncio.run(wait())
