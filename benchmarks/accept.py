@@ -105,13 +105,14 @@ def sleeping_service(**changes: Any) -> Iterator[tuple[Service, Path]]:
 
 
 def measure_accept() -> dict[str, Any]:
-    """CPU time, rate and latency of both, and the ratio of their CPU times in each round."""
+    """CPU time, rate and latency with one API process, with two, and of the peer, and how they compare."""
     with ExitStack() as stack:
         ours, pictures = stack.enter_context(sleeping_service())
+        two, _ = stack.enter_context(sleeping_service(apis=2))
         host, api, valkey = stack.enter_context(temporary_peer(pictures.parent, _find_free_port()))
         naive = Service(host, lambda: {"api": [api], "valkey": [valkey]})
         run_clients(host, pictures, "pgd", PGD, clients=CLIENTS, jobs=300, wait=False)
-        services = {"touchstone": ours, "naive": naive}
+        services = {"touchstone": ours, "touchstone_two_apis": two, "naive": naive}
         for _ in range(ROUNDS):
             for service in services.values():
                 service.run_round(pictures)
@@ -121,9 +122,13 @@ def measure_accept() -> dict[str, Any]:
         "clients": CLIENTS,
         "jobs_a_round": JOBS,
         "appendfsync": {"touchstone": "always", "naive": "nothing is kept on the disk"},
+        "cores": os.cpu_count(),
         **{name: service.summarize() for name, service in services.items()},
         "cpu_ratio_of_rounds": [round(ratio, 2) for ratio in ratios],
         "cpu_ratio_to_naive": round(statistics.median(ratios), 2),
+        "rate_of_two_apis_to_one": round(
+            statistics.median(many / one for many, one in zip(two.rates, ours.rates, strict=True)), 2
+        ),
         "one_client_p50_ms": round(1000 * statistics.median(single), 1),
         "one_client_p99_ms": round(1000 * single[int(0.99 * len(single))], 1),
     }

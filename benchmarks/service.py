@@ -30,7 +30,7 @@ FGSM = {"model": CNN, "eps": "0.03"}
 
 
 @contextmanager
-def temporary_service(images: int, **options: Any) -> Iterator[tuple[str, Path, Path]]:
+def temporary_service(images: int, *, apis: int = 1, **options: Any) -> Iterator[tuple[str, Path, Path]]:
     """A service on the embedded default in a folder of its own: its host, its home and a folder of images."""
     with tempfile.TemporaryDirectory(prefix="ts") as folder:
         pictures = Path(folder) / "images"
@@ -40,7 +40,9 @@ def temporary_service(images: int, **options: Any) -> Iterator[tuple[str, Path, 
             (pictures / f"{i:03}.png").write_bytes(encode(pixels))
         home = Path(folder) / "home"
         os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # for the worker of `benchmarks.solo`
-        with run_service(Settings(home=home, port=0), lambda _line: None, **options) as url:
+        with run_service(
+            Settings(home=home, port=0, api_processes=apis), lambda _line: None, **options
+        ) as url:
             yield url.removeprefix("http://"), home, pictures
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
+from pathlib import Path
 
 from service.app import create_app
-from service.http.server import Server
+from service.http.server import Server, open_listeners
 from touchstone import logs
 from touchstone.errors import LedgerUnavailable, StartError
 from touchstone.ledger.api_keys import check_address
@@ -17,6 +19,13 @@ from touchstone.settings import settings
 
 def main() -> int:
     """Serve until stopped; returns 1 where anybody could call it, or where its data would be lost."""
+    parser = argparse.ArgumentParser("python -m service", description="Serve the API.")
+    parser.add_argument(
+        "--private-socket",
+        type=Path,
+        help="share the port with other processes, and also listen on this Unix socket alone",
+    )
+    private_socket: Path | None = parser.parse_args().private_socket
     chosen = settings()
     logs.configure(chosen.log_level)
     _raise_file_limit()
@@ -28,7 +37,7 @@ def main() -> int:
     except (StartError, LedgerUnavailable) as error:
         get_logger("service").error("not started", reason=str(error))
         return 1
-    Server(app, chosen).run()
+    Server(app, chosen).run(open_listeners(chosen, private_socket) if private_socket else None)
     return 0
 
 

@@ -111,12 +111,12 @@ def _backend(settings: Settings, dispatch: Dispatch | None) -> Backend:
         ),
         sweeper=GarbageCollector(ledger, blobs),
         request_metrics=request_metrics,
-        check_limiter=CapacityLimiter(check_concurrency()),
+        check_limiter=CapacityLimiter(check_concurrency(settings.api_processes)),
         submit_limiter=CapacityLimiter(MAX_SUBMISSIONS),
         dns_limiter=CapacityLimiter(MAX_DNS_LOOKUPS),
         pending_uploads=PendingUploads(),
         failed_keys=FailedKeys(settings.refused_keys),
-        decoders=DecoderPool(check_concurrency()),
+        decoders=DecoderPool(check_concurrency(settings.api_processes)),
     )
 
 

@@ -42,6 +42,13 @@ class Settings(BaseSettings):
         None, description="The API key that the command line sends to the service at `--url`."
     )
     port: int = Field(8000, ge=0, lt=65536, description="Port the API listens on; 0 picks a free one.")
+    api_processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="API processes of `touchstone up`, on one address; limits of connections, bodies and "
+        "refused keys are those of all together.",
+    )
     connections: int = Field(
         1000, ge=1, description="Concurrent client connections of the API; one more is answered 503."
     )

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from touchstone.settings import Settings
-from touchstone.supervisor import processes, up
+from touchstone.supervisor import apis, processes
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
@@ -111,7 +111,7 @@ def test_api_image_health_check_matches_that_of_touchstone_up(services: dict[str
     assert match
     options = dict(option.removeprefix("--").split("=") for option in match[1].split())
     assert float(options["interval"].removesuffix("s")) == processes.HEALTH_CHECK_SECONDS
-    assert float(options["timeout"].removesuffix("s")) == up.ANSWER_SECONDS
+    assert float(options["timeout"].removesuffix("s")) == apis.ANSWER_SECONDS
     assert int(options["retries"]) == processes.MAX_TIMEOUTS
     assert "healthcheck" not in services["api"], "the health check of the image applies"
 

@@ -29,13 +29,14 @@ from touchstone.ledger.server import process_id
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from touchstone.supervisor import processes, valkey as embedded_valkey
-from touchstone.supervisor.up import ANSWER_SECONDS, _find_free_port
+from touchstone.supervisor.apis import ANSWER_SECONDS
+from touchstone.supervisor.up import _find_free_port
 
 PROGRAM = """
 import sys
 from touchstone.settings import Settings
-from touchstone.supervisor import processes, up
-processes.HEALTH_CHECK_SECONDS, up.ANSWER_SECONDS = map(float, sys.argv[3:5])
+from touchstone.supervisor import apis, processes, up
+processes.HEALTH_CHECK_SECONDS, apis.ANSWER_SECONDS = map(float, sys.argv[3:5])
 settings = Settings(home=sys.argv[1], port=int(sys.argv[2]))
 sys.exit(up.serve(settings, lambda line: print(line, flush=True), worker_module=sys.argv[5]))
 """
@@ -111,13 +112,17 @@ class UpRunner:
         return any(worker.info["pid"] != pid for worker in self.ledger.workers.alive())
 
     def api_pid(self) -> int:
-        """The child of the running `up` that is neither its worker nor Valkey."""
+        """The process of the API, where there is one."""
+        (api,) = self.api_pids()
+        return api
+
+    def api_pids(self) -> set[int]:
+        """The children of the running `up` that are neither its worker nor Valkey."""
         known = {self.worker_pid(), process_id(address.socket_url(self.home))}
         [up] = [up for up in self.ups if up.poll() is None]
         threads = Path(f"/proc/{up.pid}/task").glob("*/children")
         children = [pid for thread in threads for pid in thread.read_text().split()]
-        (api,) = {int(pid) for pid in children} - known
-        return api
+        return {int(pid) for pid in children if is_running(int(pid))} - known
 
     def close(self) -> None:
         for up in self.ups:

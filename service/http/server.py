@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from functools import partial
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,6 +15,23 @@ from service.state.backend import Backend
 from touchstone.settings import Settings
 
 SHUTDOWN_SECONDS = 10
+BACKLOG = 2048
+"""Connections that wait to be accepted, as uvicorn has it."""
+
+
+def open_listeners(settings: Settings, private: Path) -> list[socket.socket]:
+    """Listen on the address of the settings beside other processes that do, and on a Unix socket alone."""
+    found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = {(family, address[:2]) for family, _, _, _, address in found}
+    listeners = [
+        socket.create_server(address, family=family, reuse_port=True, backlog=BACKLOG)
+        for family, address in sorted(addresses)
+    ]
+    private.unlink(missing_ok=True)
+    own = socket.socket(socket.AF_UNIX)
+    own.bind(os.fspath(private))
+    private.chmod(0o600)
+    return [*listeners, own]
 
 
 class Server(uvicorn.Server):

@@ -72,9 +72,11 @@ AllTenants = Annotated[Backend, Depends(get_backend)]
 """For routes that show nothing of any tenant, and for the operator's."""
 
 
-def check_concurrency() -> int:
-    """How many bodies are checked and images decoded at once, which limits their memory."""
-    return max(2, os.cpu_count() or 1)
+def check_concurrency(processes: int = 1) -> int:
+    """How many bodies are checked and images decoded at once, which limits their memory, by each of some API
+    processes.
+    """
+    return max(2, (os.cpu_count() or 1) // processes)
 
 
 MAX_SUBMISSIONS = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from touchstone.errors import LedgerUnavailable
@@ -20,20 +22,26 @@ from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.replies import WorkerHeartbeat
 from touchstone.models import zoo
 
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's variable for the folder in which several processes add up what they count."""
+
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class RequestMetrics:
-    """A registry with the durations of requests by route."""
+    """A registry with the durations of requests by route, of all API processes where there are several."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        several = METRICS_FOLDER in os.environ
+        if several:
+            MultiProcessCollector(self.registry)  # type: ignore[no-untyped-call]
         self._histogram = Histogram(
             "touchstone_http_request_seconds",
             "Time from a request to the end of its answer.",
             ("route", "method", "status"),
             buckets=_BUCKETS,
-            registry=self.registry,
+            registry=None if several else self.registry,
         )
 
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:

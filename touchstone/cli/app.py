@@ -51,12 +51,13 @@ def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one.")] = None,
     home: Annotated[Path | None, typer.Option(help="The folder for all data.")] = None,
+    api: Annotated[int | None, typer.Option(help="API processes on that address.", min=1, max=64)] = None,
 ) -> None:
     """Serve until Ctrl-C: the API, a worker and an embedded Valkey."""
     from touchstone.settings import Settings  # noqa: PLC0415 - reads the environment
     from touchstone.supervisor.up import serve  # noqa: PLC0415 - starts processes
 
-    chosen = {"host": host, "port": port, "home": home and home.resolve()}
+    chosen = {"host": host, "port": port, "home": home and home.resolve(), "api_processes": api}
     settings = Settings().model_copy(
         update={key: value for key, value in chosen.items() if value is not None}
     )

@@ -35,15 +35,22 @@ class Supervised(Protocol):
 
 
 class ChildProcess:
-    """A Python module in a child process that writes a log; it ends when this process does."""
+    """A Python module with its arguments in a child process that writes a log; it ends when this process
+    does.
+    """
 
     def __init__(
-        self, name: str, module: str, environment: Mapping[str, str], log: Path, report: ReportLine
+        self,
+        name: str,
+        module: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        report: ReportLine,
     ) -> None:
         self.name = name
         self.log = log
         self.deaths = 0
-        self._command = [sys.executable, "-P", "-m", "touchstone.supervisor.child", module]
+        self._command = [sys.executable, "-P", "-m", "touchstone.supervisor.child", *module]
         self._environment = dict(environment)
         self._report = report
         self._next_restart_pause = MIN_PAUSE

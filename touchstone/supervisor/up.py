@@ -1,14 +1,14 @@
-"""`touchstone up`: Valkey, a worker and the API, supervised and stopped in order."""
+"""`touchstone up`: Valkey, a worker and the API processes, supervised and stopped in order."""
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from touchstone.ledger.address import ledger_url
 from touchstone.ledger.api_keys import check_address
 from touchstone.ledger.ledger import Ledger
 from touchstone.settings import SECRET_PREFIX, Settings
+from touchstone.supervisor.apis import Api, ApiPlan, plan_apis
 from touchstone.supervisor.processes import (
     ChildProcess,
     HealthCheck,
@@ -31,13 +32,10 @@ READY_SECONDS = 180.0
 PORT_SECONDS = 20.0
 DEATHS_AT_START = 3
 CHECK_SECONDS = 0.1
-ANSWER_SECONDS = 5.0
 
 # Memory blocks up to this size stay with the process: returning them after each step is slow.
 _KEEP_BYTES = str(2**30)
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": _KEEP_BYTES, "MALLOC_TRIM_THRESHOLD_": _KEEP_BYTES}
-
-_WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - where to connect, not to listen
 
 IsWanted = Callable[[], bool]
 
@@ -101,9 +99,9 @@ def run_service(
 ) -> Iterator[str]:
     """Run a service during the block; yields its address once it is ready, and stops it in order.
 
-    A process that dies meanwhile is restarted, and so is an API that no longer answers. If this process is
-    killed, its children end, and the next start adopts the Valkey that keeps running. Raises `StartError` if
-    the service does not become ready.
+    A process that dies meanwhile is restarted, and so is an API process that no longer answers. If this
+    process is killed, its children end, and the next start adopts the Valkey that keeps running. Raises
+    `StartError` if the service does not become ready.
     """
     begun = time.monotonic()
     with ExitStack() as stack:
@@ -115,13 +113,14 @@ def run_service(
         settings = settings.model_copy(update={"port": port})
         # The API starts last and stops first, so that no job is accepted while the others stop.
         worker = _stop_at_exit(stack, _start_child("worker", worker_module, settings, report))
-        api = _stop_at_exit(stack, _start_child("API", "service", settings, report))
-        processes: list[Supervised] = [worker, api] if valkey is None else [valkey, worker, api]
-        stack.callback(Supervisor(processes, report).stop)
-        _wait_until_ready(settings, worker, api, is_wanted)
-        health_check = HealthCheck(api, lambda: _is_silent(settings), report)
-        stack.callback(health_check.stop)
-        health_check.start()
+        apis = [_start_api(stack, plan, report) for plan in plan_apis(stack, settings)]
+        processes: list[Supervised] = [worker, *(api.child for api in apis)]
+        stack.callback(Supervisor(processes if valkey is None else [valkey, *processes], report).stop)
+        _wait_until_ready(settings, worker, apis, is_wanted)
+        for api in apis:
+            health_check = HealthCheck(api.child, api.is_silent, report)
+            stack.callback(health_check.stop)
+            health_check.start()
         report(f"Ready after {time.monotonic() - begun:.1f} s")
         yield f"http://{_authority(settings)}"
 
@@ -146,8 +145,18 @@ def _stop_at_exit(stack: ExitStack, process: C) -> C:
 
 
 def _start_child(name: str, module: str, settings: Settings, report: ReportLine) -> ChildProcess:
-    log = settings.home / "logs" / f"{name.lower()}.log"
-    return ChildProcess(name, module, _environment(settings) | _ALLOCATOR, log, report)
+    return ChildProcess(name, [module], _environment(settings) | _ALLOCATOR, _log(name, settings), report)
+
+
+def _start_api(stack: ExitStack, plan: ApiPlan, report: ReportLine) -> Api:
+    environment = _environment(plan.settings) | _ALLOCATOR | dict(plan.variables)
+    command = ["service", *plan.arguments]
+    child = ChildProcess(plan.name, command, environment, _log(plan.name, plan.settings), report)
+    return Api(_stop_at_exit(stack, child), plan)
+
+
+def _log(name: str, settings: Settings) -> Path:
+    return settings.home / "logs" / f"{name.lower().replace(' ', '-')}.log"
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -186,13 +195,13 @@ def _bind_port(host: str, port: int) -> int:
 
 
 def _wait_until_ready(
-    settings: Settings, worker: ChildProcess, api: ChildProcess, is_wanted: IsWanted
+    settings: Settings, worker: ChildProcess, apis: Sequence[Api], is_wanted: IsWanted
 ) -> None:
     end = time.monotonic() + READY_SECONDS
     ledger = Ledger(ledger_url(settings), settings)
     try:
-        while not (_is_worker_ready(ledger, worker) and _is_api_ready(settings)):
-            for child in (worker, api):
+        while not (_is_worker_ready(ledger, worker) and all(api.is_ready() for api in apis)):
+            for child in (worker, *(api.child for api in apis)):
                 if child.deaths >= DEATHS_AT_START or time.monotonic() > end:
                     raise StartError(
                         f"the {child.name} did not start; the end of {child.log}:\n{child.read_log_tail()}"
@@ -210,37 +219,6 @@ def _is_worker_ready(ledger: Ledger, worker: ChildProcess) -> bool:
         return any(alive.info.get("pid") == worker.pid for alive in ledger.workers.alive())
     except LedgerUnavailable:
         return False
-
-
-def _is_api_ready(settings: Settings) -> bool:
-    try:
-        return _request_status(settings, "/readyz", 2) == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-
-
-def _is_silent(settings: Settings) -> bool:
-    """Whether a request times out; an API that refuses or closes connections is starting, stopping or
-    overloaded.
-    """
-    try:
-        _request_status(settings, "/healthz", ANSWER_SECONDS)
-    except TimeoutError:
-        return True
-    except (OSError, http.client.HTTPException):
-        pass
-    return False
-
-
-def _request_status(settings: Settings, path: str, seconds: float) -> int:
-    """The status of the API's answer."""
-    host = _WILDCARD_HOSTS.get(settings.host, settings.host)
-    connection = http.client.HTTPConnection(host, settings.port, timeout=seconds)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    finally:
-        connection.close()
 
 
 def _authority(settings: Settings) -> str:
