@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from touchstone.engine.noise_streams import find_stream
 from touchstone.errors import (
     DeadlineExceeded,
     Failure,
@@ -38,6 +39,9 @@ from workers.trials import Trials
 
 CLAIM_SECONDS = 10.0
 STORE_SECONDS = 30.0
+
+OTHER_STREAM = "the original drew its noise from another stream than this version does"
+"""Why a rerun may differ, and tells nothing by it."""
 
 _log = get_logger("runner")
 
@@ -153,7 +157,7 @@ class Runner:
         self, origin: str | None, result: Mapping[str, Any], artifacts: Mapping[str, Artifact]
     ) -> dict[str, Any]:
         """Whether a rerun gave the same files and values as the original job; null if that was deleted, or if
-        the two are not comparable.
+        the two are not comparable, and `reason` says so if they drew their noise from different streams.
         """
         if origin is None:
             return {}
@@ -163,6 +167,8 @@ class Runner:
             return {"rerun": {"of": origin, "agrees": None}}
         before = first.result or {}
         agrees = first.artifacts == artifacts and _reproduced_values(before) == _reproduced_values(result)
+        if not agrees and find_stream(before) != find_stream(result):
+            return {"rerun": {"of": origin, "agrees": None, "reason": OTHER_STREAM}}
         return {"rerun": {"of": origin, "agrees": agrees if _are_comparable(before, result) else None}}
 
     def _store_artifacts(self, files: Mapping[str, tuple[bytes, str]]) -> dict[str, Artifact]:

@@ -23,6 +23,7 @@ from touchstone.engine import (
     Task,
     count_votes,
 )
+from touchstone.engine.noise_streams import FORMER_SAMPLE_STREAM
 from touchstone.errors import BatchDependent, DeadlineExceeded, InvalidParameter, JobCanceled
 from touchstone.evaluation import run_plans
 
@@ -173,6 +174,15 @@ def test_resumed_count_equals_one_long_run(cnn, shirt):
     resumed = run_count(cnn, shirt, 1000, prior=Counts.from_record(first.to_record()), seed=77)
     assert np.array_equal(whole.votes, resumed.votes)
     assert (resumed.label, resumed.n, resumed.pooled, resumed.seed) == (whole.label, 1000, 400, 0)
+
+
+def test_count_of_another_stream_is_not_continued(cnn, shirt):
+    first = run_count(cnn, shirt, 400)
+    older = {name: value for name, value in first.to_record().items() if name != "stream"}
+    assert Counts.from_record(first.to_record()).stream == SampleNoise.name
+    assert Counts.from_record(older).stream == FORMER_SAMPLE_STREAM
+    anew = run_count(cnn, shirt, 500, prior=Counts.from_record(older), seed=77)
+    assert (anew.n, anew.pooled, anew.seed, anew.stream) == (500, 0, 77, SampleNoise.name)
 
 
 def test_pilot_and_main_count_share_no_sample():

@@ -13,9 +13,11 @@ from PIL import Image
 
 import touchstone
 from api_tests.support.wait import TIMEOUT_SECONDS, wait_until
+from service.submissions.continuation import _check_continuable
 from touchstone.check import check
-from touchstone.engine import Engine, TorchOracle
-from touchstone.errors import BatchDependent, Failure, NonFiniteOutput
+from touchstone.engine import Engine, SampleNoise, TorchOracle
+from touchstone.errors import BatchDependent, Failure, JobConflict, NonFiniteOutput
+from touchstone.evaluation import certificate_result
 from touchstone.evaluation.certificate_result import pool_key
 from touchstone.evaluation.run import JobOutcome, run_job
 from touchstone.images import decode, encode
@@ -186,6 +188,49 @@ def test_rerun_distinguishes_chance_from_a_real_difference(
     result = harness.ledger.read(job).result
     assert result is not None
     assert result["rerun"]["agrees"] is agrees
+
+
+def test_rerun_of_another_stream_says_that_it_cannot_be_compared(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as former:
+        former.setattr(SampleNoise, "name", "another")
+        first = harness.run_job(rule="group_sequential", sigma=0.2, n=300)
+    assert first.result is not None
+    assert first.result["sampling"]["stream"] == "another"
+    for seed, agrees in ((1, None), (0, True)):  # a different seed stands for different noise
+        again = first.submission.model_copy(update={"rerun_of": first.id, "seed": seed})
+        job = harness.ledger.accept(again)[0].id
+        harness.runner(job)
+        result = harness.ledger.read(job).result
+        assert result is not None
+        assert result["rerun"]["agrees"] is agrees
+        assert ("another stream" in result["rerun"].get("reason", "")) is (agrees is None)
+
+
+def test_samples_of_another_stream_are_not_pooled(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as former:
+        former.setattr(SampleNoise, "name", "another")
+        former.setattr(certificate_result, "SAMPLE_STREAM", "another")
+        first = harness.run_job(n=600)
+    second = harness.run_job(n=300, seed=9)
+    assert first.result is not None
+    assert second.result is not None
+    assert first.result["sampling"]["n_used"] == 600
+    counted = second.result["sampling"]
+    assert (counted["pooled"], counted["n_used"], counted["seed"]) == (0, 300, 9)
+
+
+@pytest.mark.parametrize("stream", ["another", None])
+def test_certificate_of_another_stream_is_not_continued(harness: Harness, stream: str | None) -> None:
+    job = harness.run_job(n=300)
+    assert job.result is not None
+    _check_continuable(job)
+    sampling = {name: value for name, value in job.result["sampling"].items() if name != "stream"}
+    named = {} if stream is None else {"stream": stream}
+    older = job.model_copy(update={"result": {**job.result, "sampling": {**sampling, **named}}})
+    with pytest.raises(JobConflict, match="another stream"):
+        _check_continuable(older)
 
 
 @pytest.mark.parametrize("rule", ["group_sequential", "e_process"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from touchstone.engine.noise_streams import SAMPLE_STREAM
+
 _ID = "0b5f6d0c7a1e4a2f9d3c8b7e6f5a4d3c"
 DIGEST = "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 
@@ -106,7 +108,7 @@ CERTIFICATE: dict[str, Any] = {
             "log_e_value": 6.994288400949865,
             "counts_top5": [{"label": 1, "count": 400}],
             "seed": 0,
-            "stream": "philox4x64-10, key (seed, sample index), float32",
+            "stream": SAMPLE_STREAM,
             "batch_size": 64,
             "pooled": 0,
         },

@@ -11,6 +11,7 @@ from service.submissions import bodies
 from service.submissions.bodies import RawBody
 from service.submissions.validation import PreparedJob, Seconds, check_cost, check_model
 from service.submissions.webhook_urls import WEBHOOK, Url, check_webhook_url
+from touchstone.engine.noise_streams import FORMER_SAMPLE_STREAM, SAMPLE_STREAM
 from touchstone.errors import JobConflict
 from touchstone.fields import Count, Distance, refuse_unknown
 from touchstone.ledger.records import Job, Submission
@@ -74,6 +75,11 @@ def _check_continuable(job: Job) -> Certificate:
         raise JobConflict(
             f"the job is {job.status} and has no counts to go on from; only a certificate that has ended "
             "with a result can be continued"
+        )
+    if job.result["sampling"].get("stream", FORMER_SAMPLE_STREAM) != SAMPLE_STREAM:
+        raise JobConflict(
+            "the job drew its samples from another stream of noise than this version does, and their counts "
+            "cannot be added; submit a new job"
         )
     return method
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
@@ -15,21 +15,34 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from touchstone.engine import counter_random
+from touchstone.engine.counter_random import VALUES, Convert, Numbers, Stream, Words, computes_itself
 from touchstone.engine.device import to_device
+from touchstone.engine.noise_streams import SAMPLE_STREAM
 from touchstone.engine.rows import Rows
 
 MIN_THREADED_VALUES = 2**14
-"""Values in a sample above which it is drawn on a thread of its own."""
+"""Values in a sample above which samples are drawn on several threads."""
+
+PIECE_VALUES = 2**17
+"""Values to make at a time on the host, so that a core's cache holds what they are made from."""
+
+DEVICE_PIECE_VALUES = 2**24
+"""Values to make at a time on a GPU, which bounds the memory for it to some gigabytes."""
+
+_SAMPLES = zlib.crc32(b"samples of a certificate")
 
 
 @dataclass(frozen=True)
 class Noise(Rows):
-    """One counter-based stream (Philox) for each row, keyed by (seed, row, purpose).
+    """One counter-based stream for each row, keyed by (seed, row, purpose).
 
-    Numbers are drawn on the CPU, so that every device sees the same. A stream moves on with each draw.
+    Every device draws the same numbers. A stream moves on with each draw, also where a selection of the rows
+    draws from it. Selecting rows waits for no device; only drawing does, to learn which rows are selected.
     """
 
-    streams: tuple[np.random.Generator, ...]
+    streams: tuple[Stream, ...]
+    chosen: Tensor | None = field(default=None, repr=False)  # indices of this record's rows; None for all
 
     @classmethod
     def from_seeds(cls, seeds: Sequence[tuple[int, int]], purpose: str) -> Noise:
@@ -37,53 +50,60 @@ class Noise(Rows):
         seed.
         """
         salt = zlib.crc32(purpose.encode())
-        return cls(
-            tuple(
-                np.random.Generator(np.random.Philox(np.random.SeedSequence([*key, salt]))) for key in seeds
-            )
-        )
+        return cls(tuple(Stream((seed, row << 32 | salt)) for seed, row in seeds))
 
     def __len__(self) -> int:
-        return len(self.streams)
+        return len(self.streams) if self.chosen is None else len(self.chosen)
 
     def __getitem__(self, index: Tensor | slice) -> Noise:
-        if isinstance(index, slice):
+        if isinstance(index, slice) and self.chosen is None:
             return Noise(self.streams[index])
-        chosen = index.nonzero().flatten() if index.dtype == torch.bool else index
-        return Noise(tuple(self.streams[i] for i in chosen.tolist()))
+        rows = torch.arange(len(self.streams)) if self.chosen is None else self.chosen
+        return Noise(self.streams, (rows.to(index.device) if isinstance(index, Tensor) else rows)[index])
 
     @classmethod
     def cat(cls, parts: Sequence[Noise]) -> Noise:
         """All streams in order."""
-        return cls(tuple(stream for part in parts for stream in part.streams))
+        return cls(tuple(stream for part in parts for stream in part._selected()))
 
     def uniform(self, like: Tensor) -> Tensor:
         """Numbers in [0,1), in the shape of `like`, whose rows are this record's."""
-        return self._draw(like, lambda stream, shape: stream.random(shape, dtype=np.float32))
+        return self._draw(like, counter_random.to_uniform)
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers."""
-        return self._draw(like, lambda stream, shape: stream.standard_normal(shape, dtype=np.float32))
+        return self._draw(like, counter_random.to_normal)
 
     def exponential(self, like: Tensor) -> Tensor:
         """Exponential numbers of mean one."""
-        return self._draw(like, lambda stream, shape: stream.standard_exponential(shape, dtype=np.float32))
+        return self._draw(like, counter_random.to_exponential)
 
-    def _draw(
-        self,
-        like: Tensor,
-        draw: Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float32]],
-    ) -> Tensor:
-        shape = tuple(like.shape[1:])
-        drawn = np.stack([np.asarray(draw(stream, shape), dtype=np.float32) for stream in self.streams])
-        return to_device(like.device, torch.from_numpy(drawn)).to(like.dtype)
+    def _selected(self) -> tuple[Stream, ...]:
+        if self.chosen is None:
+            return self.streams
+        return tuple(self.streams[row] for row in self.chosen.tolist())
+
+    def _draw(self, like: Tensor, convert: Convert) -> Tensor:
+        streams = self._selected()
+        size = like[0].numel() if streams else 0
+        if not size:
+            return torch.empty_like(like)
+        blocks = _blocks_of(size)
+        if computes_itself(like.device, len(streams) * size):
+            starts, keys = [stream.take(blocks) for stream in streams], [stream.key for stream in streams]
+            drawn = convert(counter_random.compute_on_device(keys, starts, blocks, like.device))
+        else:
+            words = np.stack([stream.take_words(blocks) for stream in streams])
+            drawn = convert(_move(words, like.device))
+        return torch.as_tensor(drawn)[:, :size].reshape(like.shape).to(like.dtype)
 
 
 @dataclass(frozen=True)
 class SampleNoise:
-    """Noise for the samples of a certificate: sample i is the same in every job and in every batch.
+    """Noise for the samples of a certificate: sample i is the same in every job, in every batch and on every
+    device, there but for rounding.
 
-    A counter-based generator (Philox 4x64-10) with the key (seed, i) makes sample i. `scale` is σ of the
+    With s blocks a sample, blocks i s to (i + 1) s of the seed's stream make sample i. `scale` is σ of the
     Gaussian, b of the Laplace distribution.
     """
 
@@ -91,26 +111,50 @@ class SampleNoise:
     scale: float
     seed: int
 
-    name = "philox4x64-10, key (seed, sample index), float32"
+    name = SAMPLE_STREAM
 
     def draw(self, like: Tensor, samples: range) -> Tensor:
         """Noise (n, C, H, W) for `like` (1, C, H, W), one row for each sample index."""
-        drawn = np.empty((len(samples), *like.shape[1:]), dtype=np.float32)
-        rows = zip(drawn, samples, strict=True)
-        if drawn[:1].size < MIN_THREADED_VALUES:
-            for row, index in rows:
-                self._fill(row, index)
-        else:
-            list(_thread_pool().map(lambda pair: self._fill(*pair), rows))
-        return to_device(like.device, torch.from_numpy(drawn))
+        size = like[0].numel()
+        blocks = _blocks_of(size)
+        device = like.device
+        on_device = computes_itself(device, len(samples) * size)
+        values = DEVICE_PIECE_VALUES if on_device else PIECE_VALUES
+        rows = max(1, values // (VALUES * blocks))
+        pieces = [samples[at : at + rows] for at in range(0, len(samples), rows)]
+        out = torch.empty(len(samples), size, device=device)
 
-    def _fill(self, row: NDArray[np.float32], index: int) -> None:
-        generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, index], dtype=np.uint64)))
-        if self.kind == "gaussian":
-            generator.standard_normal(dtype=np.float32, out=row)
-        else:
-            row[:] = generator.laplace(size=row.shape)
-        row *= self.scale
+        def fill(piece: range, into: Tensor) -> None:
+            drawn = self._draw_piece(piece, blocks, device, on_device=on_device)[:, :size]
+            if isinstance(drawn, Tensor):
+                torch.mul(drawn, self.scale, out=into)
+            else:
+                np.multiply(drawn, self.scale, out=into.numpy())
+
+        threaded = not on_device and size >= MIN_THREADED_VALUES
+        list((_thread_pool().map if threaded else map)(fill, pieces, torch.split(out, rows)))
+        return out.view(len(samples), *like.shape[1:])
+
+    def _draw_piece(self, piece: range, blocks: int, device: torch.device, *, on_device: bool) -> Numbers:
+        convert = counter_random.to_normal if self.kind == "gaussian" else counter_random.to_laplace
+        key, start, count = (self.seed, _SAMPLES), piece.start * blocks, len(piece) * blocks
+        if on_device:
+            on_it = counter_random.compute_on_device([key], [start], count, device)
+            return convert(on_it.view(len(piece), -1))
+        words = counter_random.compute_on_host(key, start, count).reshape(len(piece), -1)
+        return convert(_move(words, device))
+
+
+def _blocks_of(size: int) -> int:
+    """Blocks for as many values."""
+    return -(-size // VALUES)
+
+
+def _move(words: NDArray[np.int32], device: torch.device) -> Words:
+    """Words of the host to where numbers are made of them: always on their device, since how they are rounded
+    must not depend on how many there are.
+    """
+    return words if device.type == "cpu" else to_device(device, torch.from_numpy(words))
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from touchstone import evaluation
+from touchstone.engine.noise_streams import ATTACK_STREAM
 from touchstone.evaluation.perturbation import measure_perturbation
 from touchstone.images import Pixels, difference_factor
 from touchstone.models.manifest import Manifest
@@ -30,6 +31,7 @@ def build_attack_result(
         "perturbation": measure_perturbation(original, adversarial),
         "difference_factor": difference_factor(original, adversarial),
         "diagnostics": sought.diagnostics,
+        "stream": ATTACK_STREAM,
         **({"stopped_by": sought.stopped} if sought.stopped else {}),
         **({"found_by": sought.found_by} if sought.attack.parts() else {}),
         **({} if sought.attack.defence == "none" else {"defence": sought.attack.defence}),

@@ -8,6 +8,7 @@ import math
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from touchstone.engine.noise_streams import SAMPLE_STREAM
 from touchstone.ledger.records import Submission
 from touchstone.methods import Certificate, find
 from touchstone.models.manifest import Manifest
@@ -55,7 +56,7 @@ def build_certificate_result(
 def pool_key(submission: Submission, store: ModelStore = ZOO) -> str | None:
     """The key of the count that equal certificates share whatever their seeds; None where nothing is shared.
 
-    A rerun draws its own samples, since it is there to compare.
+    Samples of another stream are another count. A rerun draws its own samples, since it is there to compare.
     """
     if submission.kind != "certificate" or submission.rerun_of is not None:
         return None
@@ -65,6 +66,7 @@ def pool_key(submission: Submission, store: ModelStore = ZOO) -> str | None:
         return None
     manifest = find_pinned(store.of(submission.tenant), submission.model.id, submission.model.digest)
     inputs = [submission.tenant, submission.source, manifest.digest, preprocessing_digest(manifest)]
+    inputs.append(SAMPLE_STREAM)
     inputs += [] if manifest.output is None else [manifest.output]
     named = json.dumps([submission.method, *inputs, parameters], sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()

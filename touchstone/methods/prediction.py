@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from touchstone import engine
+from touchstone.engine.noise_streams import SAMPLE_STREAM
 from touchstone.fields import Count, Ratio
 from touchstone.methods import Cost
 from touchstone.models.manifest import Manifest
@@ -84,4 +85,5 @@ def build_smoothed_result(
         "sigma": parameters.sigma,
         "alpha": parameters.alpha,
         "counts_top5": [{"label": int(one), "count": int(votes[one])} for one in order if votes[one]],
+        "stream": SAMPLE_STREAM,
     }

@@ -18,6 +18,7 @@ from touchstone.engine.certification.stopping_rules import (
     required_probability,
 )
 from touchstone.engine.noise import SampleNoise
+from touchstone.engine.noise_streams import FORMER_SAMPLE_STREAM
 from touchstone.engine.queries import Logits, NoisyLogits, PlanOf
 from touchstone.errors import BatchDependent, DeadlineExceeded, JobCanceled, QueryBudgetSpent
 
@@ -43,8 +44,7 @@ class Counts:
     pooled: int = 0  # of the n, counted by earlier jobs
     batch_difference: float = 0.0
     stopped: str = ""
-
-    stream = SampleNoise.name
+    stream: str = SampleNoise.name  # that the samples are drawn from
 
     @property
     def hits(self) -> int:
@@ -67,6 +67,7 @@ class Counts:
             "classes": len(self.votes),
             "votes": votes,
             "batch_difference": self.batch_difference,
+            "stream": self.stream,
         }
 
     @classmethod
@@ -76,7 +77,8 @@ class Counts:
         for label, count in record["votes"].items():
             votes[int(label)] = count
         n, difference = record["n"], record["batch_difference"]
-        return cls(record["label"], record["clean"], votes, record["seed"], n, n, difference)
+        stream = record.get("stream", FORMER_SAMPLE_STREAM)
+        return cls(record["label"], record["clean"], votes, record["seed"], n, n, difference, stream=stream)
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,10 @@ def count_votes(
     """Count votes until `stop` gives a reason to end, or until the deadline, a cancellation or the end of the
     model's query budget, which all keep the counts so far.
 
-    With a prior, the count continues where that ended. Raises BatchDependent if answers depend on the batch.
+    With a prior, the count continues where that ended, unless its samples are of another stream: those are
+    not pooled. Raises BatchDependent if answers depend on the batch.
     """
-    counts = subject.prior
+    counts = subject.prior if subject.prior is not None and subject.prior.stream == noise.name else None
     if counts is not None:
         noise = replace(noise, seed=counts.seed)  # the samples continue the earlier ones
     try:
@@ -164,7 +167,8 @@ def _run_pilot(image: Tensor, noise: SampleNoise, pilot: int) -> PlanOf[Counts]:
     difference = yield from _check_batch_invariance(image, noise)
     none = np.zeros(clean.shape[1], dtype=np.int64)
     votes = yield from _add_votes(none, image, noise, range(PILOT_START, PILOT_START + pilot))
-    return Counts(int(votes.argmax()), int(clean.argmax()), none, noise.seed, batch_difference=difference)
+    label, clean_label = int(votes.argmax()), int(clean.argmax())
+    return Counts(label, clean_label, none, noise.seed, batch_difference=difference, stream=noise.name)
 
 
 def sample_under_noise(

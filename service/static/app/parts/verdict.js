@@ -19,7 +19,7 @@ export function verdict(job, method, model) {
     exact && success === false && "The floating-point image was adversarial; rounded to 8 bits, it no longer is.",
     exact === false && success && "The floating-point image was not adversarial; rounded to 8 bits, it is.",
     ...diagnosticNotes(job.result),
-    rerun && ["Rerun of ", h("a", {href: hrefTo("jobs", rerun.of)}, `job ${shortId(rerun.of)}`), ": ", AGREES[rerun.agrees], "."],
+    rerun && ["Rerun of ", h("a", {href: hrefTo("jobs", rerun.of)}, `job ${shortId(rerun.of)}`), ": ", rerun.reason ?? AGREES[rerun.agrees], "."],
   ];
   return h("section.card.verdict", {data: {tone: summary.tone}, "aria-label": "Result"},
     h("p.sentence", {}, h("strong", {}, capital(summary.word)), ": ", sentence),
