@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from service.app import create_app
@@ -17,7 +18,7 @@ from touchstone.logs import get_logger
 from touchstone.settings import settings
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Serve until stopped; returns 1 where anybody could call it, or where its data would be lost."""
     parser = argparse.ArgumentParser("python -m service", description="Serve the API.")
     parser.add_argument(
@@ -25,7 +26,7 @@ def main() -> int:
         type=Path,
         help="share the port with other processes, and also listen on this Unix socket alone",
     )
-    private_socket: Path | None = parser.parse_args().private_socket
+    private_socket: Path | None = parser.parse_args(arguments).private_socket
     chosen = settings()
     logs.configure(chosen.log_level)
     _raise_file_limit()
@@ -49,4 +50,4 @@ def _raise_file_limit() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
