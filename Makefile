@@ -11,7 +11,7 @@ FAST := api_tests/engine api_tests/evaluation api_tests/methods/test_fields.py a
 AXE := build/npm/node_modules/axe-core/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-fast test-matrix exporters fuzz fuzz-images chaos lint format bench clean
+.PHONY: help demo up test test-fast test-matrix exporters fuzz fuzz-images chaos lint format bench bench-gpu clean
 
 help: ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ format: .venv/.tested ## Put the code into the project's format
 
 bench: .venv/.tested ## Measure Touchstone beside its peers (about 20 minutes)
 	$(BIN)/python -m benchmarks
+
+bench-gpu: .venv/.tested ## Measure and check a GPU in at most eight minutes; writes build/gpu.json
+	$(BIN)/python -m benchmarks.gpu
 
 chaos: .venv/.tested ## Kill, cut off and fill up the service under load, and look for lost jobs (some minutes)
 	$(ONE_THREAD) $(BIN)/python -m chaos

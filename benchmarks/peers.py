@@ -19,7 +19,7 @@ def make_foolbox(net: nn.Module, eps: float, steps: int) -> Attack:
     from foolbox import PyTorchModel
     from foolbox.attacks import LinfPGD
 
-    model = PyTorchModel(net, bounds=(0, 1), device="cpu")
+    model = PyTorchModel(net, bounds=(0, 1), device=next(net.parameters()).device)
     attack = LinfPGD(steps=steps, abs_stepsize=2.5 * eps / steps)
     return lambda x, y: attack(model, x, y, epsilons=eps)[1]
 

@@ -1,0 +1,1 @@
+"""Benchmarks that cannot be run where they are written."""
