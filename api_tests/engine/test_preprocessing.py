@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracles.preprocessing import Preprocessing
@@ -201,3 +202,20 @@ def test_ssim_of_one_window_matches_its_definition():
     va, vb, c = (w * a * a).sum() - ma**2, (w * b * b).sum() - mb**2, (w * a * b).sum() - ma * mb
     expected = (2 * ma * mb + 1e-4) * (2 * c + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
     assert perturbation.ssim(a[..., None], b[..., None]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 1), (75, 40, 3), (200, 27, 1), (13, 1100, 3)])
+def test_ssim_of_images_of_any_size_matches_filters_of_scipy(shape):
+    rng = np.random.default_rng(0)
+    a = rng.random(shape)
+    b = np.clip(a + rng.normal(0, 0.1, shape), 0, 1)
+    size = min(11, *(side - 1 + side % 2 for side in shape[:2]))
+
+    def blur(image):
+        cut = slice(size // 2, -(size // 2))
+        return gaussian_filter(image, 1.5, axes=(0, 1), radius=size // 2)[cut, cut]
+
+    ma, mb = blur(a), blur(b)
+    va, vb, c = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
+    expected = (2 * ma * mb + 1e-4) * (2 * c + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+    assert perturbation.ssim(a, b) == pytest.approx(expected.mean(), rel=1e-12)
