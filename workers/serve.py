@@ -55,6 +55,7 @@ def serve(settings: Settings, engine: StoppableEngine, run: RunJob, store: Model
     code = _consume(app, settings, runner.slots.total)
     reaper.stop()
     keeper.close()
+    runner.trials.spare.stop()
     engine.stop()
     ledger.close()
     return code

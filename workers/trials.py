@@ -16,6 +16,7 @@ from touchstone.registration.trial import Trial
 from touchstone.settings import Settings
 from workers.claimed_job import Cancelable
 from workers.fair_lock import FairLock
+from workers.spare_child import SpareChild
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class TrialOutcome:
 @dataclass(frozen=True)
 class Trials:
     """Tries models one after the other, because each may take much of the machine's memory; waiting tenants
-    take turns.
+    take turns. After each, a process waits for the next.
     """
 
     lock: FairLock = field(default_factory=FairLock)
+    spare: SpareChild = field(default_factory=SpareChild)
 
     def __call__(
         self,
@@ -70,6 +72,8 @@ class Trials:
                 report_step,
                 ticket,
                 read_examples=partial(read, examples.digest) if examples else bytes,
+                start=self.spare.take,
             )
+        self.spare.prepare()
         report(Progress(done=total, total=total), {})
         return TrialOutcome(findings.complete_manifest(manifest), findings.probe, time.perf_counter() - began)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +17,8 @@ import touchstone
 from api_tests.support.linear_models import linear_model
 from api_tests.support.wait import wait_until
 from touchstone.engine import Engine
-from touchstone.engine.oracles.probe import MIN_ROWS, load_oracle, probe_oracle
+from touchstone.engine.oracles import probe as probe_module
+from touchstone.engine.oracles.probe import MIN_ROWS, choose_rows, load_oracle, probe_oracle
 from touchstone.ledger.ledger import Ledger
 from touchstone.models.measurements import Probe
 from touchstone.models.zoo import find_manifest
@@ -82,6 +85,75 @@ def _fail_above_sixteen_rows(z: Tensor) -> Tensor:
 def test_pass_size_is_limited_to_what_memory_holds() -> None:
     oracle, probe = probe_with(_fail_above_sixteen_rows)
     assert oracle.rows == probe.rows <= 16
+
+
+class FakePass:
+    """Seconds of passes, of which each costs `fixed` and for each row `each`, on a processor that becomes up
+    to `slowest` times as slow, and fast again, every few hundredths of a second.
+    """
+
+    def __init__(self, fixed: float, each: float, *, slowest: float = 1.0, seed: int = 0) -> None:
+        self.fixed, self.each, self.slowest = fixed, each, slowest
+        self.asked: list[int] = []
+        self._draw = random.Random(seed)
+        self._left, self._slowness = 0.0, 1.0
+
+    def __call__(self, rows: int) -> float:
+        self.asked.append(rows)
+        work, seconds = self.fixed + rows * self.each, 0.0
+        while work > 0:
+            if self._left <= 0:
+                self._left = self._draw.expovariate(50)
+                self._slowness = self._draw.uniform(1, self.slowest)
+            spent = min(self._left, work * self._slowness)
+            self._left, work, seconds = self._left - spent, work - spent / self._slowness, seconds + spent
+        return seconds
+
+
+MEASURED = {"fashion-mnist-cnn": (1.7e-3, 0.53e-3, 32), "imagenet-efficientnet-lite0": (5e-3, 30e-3, 8)}
+"""Processor seconds of a pass and of each row, about as measured, and the rows to choose."""
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_same_rows_are_chosen_whatever_disturbs_the_measurement(name: str) -> None:
+    fixed, each, rows = MEASURED[name]
+    assert choose_rows(FakePass(fixed, each), 64, longest=0.02) == rows
+    busy = [FakePass(fixed, each, slowest=2.5, seed=seed) for seed in range(200)]
+    assert {choose_rows(one, 64, longest=0.02) for one in busy} == {rows}
+
+
+def test_rows_grow_with_the_fixed_cost_of_a_pass_and_not_beyond_the_largest() -> None:
+    right = {0.0: 8, 1.1e-3: 8, 2.2e-3: 16, 4.5e-3: 32, 9.1e-3: 64, 20e-3: 64}
+    assert {fixed: choose_rows(FakePass(fixed, 1e-3), 64, longest=0.02) for fixed in right} == right
+    assert choose_rows(FakePass(9e-3, 1e-3), 16, longest=0.02) == 16
+
+
+def test_passes_that_take_long_are_not_tried() -> None:
+    slow = FakePass(0, 0.05)
+    assert choose_rows(slow, 64, longest=0.02) == MIN_ROWS
+    assert set(slow.asked) == {1}
+
+
+def test_choice_is_measured_by_processor_time_of_one_thread_and_rates_by_the_wall_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    oracle, clocks = touchstone.wrap(linear_model()).oracle, []
+
+    def time_gradient(_oracle: Any, _shape: Any, rows: int, clock: Any = time.perf_counter) -> float:
+        clocks.append((clock, torch.get_num_threads()))
+        return rows * 1e-3
+
+    monkeypatch.setattr(probe_module, "time_gradient", time_gradient)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        rates = probe_module.measure_gradient_rates(oracle, SHAPE)
+    finally:
+        torch.set_num_threads(before)
+    assert set(rates) == {1, MIN_ROWS}
+    assert list(rates.values()) == [pytest.approx(1000)] * 2
+    assert set(clocks) == {(time.thread_time, 1), (time.perf_counter, 2)}
+    assert clocks == sorted(clocks, key=lambda one: one[0] is time.perf_counter), "first the choice"
 
 
 def test_batch_dependent_model_shares_no_pass() -> None:

@@ -15,7 +15,7 @@ from api_tests.support.own_models import SIDE, build_manifest, linear_onnx, line
 from touchstone.errors import InvalidModel, UnsupportedOperator
 from touchstone.models.onnx.outline import read_outline
 from touchstone.models.onnx.reader import read
-from touchstone.registration import trial
+from touchstone.registration import trial_child
 from touchstone.registration.precheck import check_file, check_operators
 from touchstone.registration.trial import Trial
 
@@ -72,7 +72,7 @@ def test_open_sizes_other_formats_and_damaged_files_are_left_to_the_trial() -> N
 def test_unsupported_operator_is_refused_without_starting_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     data = strange_onnx()
     one = Trial(build_manifest(data), seconds=9, memory=2**30)
-    monkeypatch.setattr(trial, "MODULE", "there_is_no_such_module")
+    monkeypatch.setattr(trial_child, "MODULE", "there_is_no_such_module")
     with pytest.raises(UnsupportedOperator, match=r"Strange \(domain 'com.example', opset 17, node 's'\)"):
         one.run(lambda: data, lambda _: None, threading.Semaphore())
 

@@ -24,7 +24,7 @@ from api_tests.support.registry_worker import RegistryWorker, probe_linear_model
 from touchstone.errors import (
     UnknownModel,
 )
-from touchstone.registration import trial
+from touchstone.registration import trial_child
 from touchstone.registration.examination import complete_manifest
 from workers.trials import TrialOutcome
 
@@ -73,9 +73,9 @@ def test_registered_safetensors_model_is_certified_and_attacked_at_its_distance(
 ) -> None:
     write_timm_stub(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    environment = trial._environment()
+    environment = trial_child._environment()
     environment["PYTHONPATH"] += f":{tmp_path}"
-    monkeypatch.setattr(trial, "_environment", lambda: environment)
+    monkeypatch.setattr(trial_child, "_environment", lambda: environment)
     worker.result(worker.register(linear_safetensors(), architecture="timm/linear"))
     manifest, distance = worker.registry.manifest("lin"), exact_distance("l2")
     how = {"sigma": distance, "n0": 100, "n": 4_000, "alpha": 0.001}
@@ -98,9 +98,9 @@ def test_invalid_model_fails_its_job_and_is_not_registered(worker: RegistryWorke
 
 def make_trials_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hanging_child.py").write_text("import time\ntime.sleep(60)")
-    environment = {**trial._environment(), "PYTHONPATH": str(tmp_path)}
-    monkeypatch.setattr(trial, "_environment", lambda: environment)
-    monkeypatch.setattr(trial, "MODULE", "hanging_child")
+    environment = {**trial_child._environment(), "PYTHONPATH": str(tmp_path)}
+    monkeypatch.setattr(trial_child, "_environment", lambda: environment)
+    monkeypatch.setattr(trial_child, "MODULE", "hanging_child")
 
 
 def test_running_registrations_end_soon_after_a_cancel(

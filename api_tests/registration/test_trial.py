@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -30,15 +31,17 @@ from api_tests.support.own_models import (
     slow_onnx,
     write_timm_stub,
 )
-from api_tests.support.wait import wait_until
+from api_tests.support.wait import is_alive, wait_until
 from touchstone.engine.oracles.oracle import TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing
 from touchstone.errors import DeadlineExceeded, InvalidModel, JobCanceled, ModelTooCostly, ModelUnusable
-from touchstone.registration import trial, trial_process
+from touchstone.models.loader import BuiltNetwork
+from touchstone.registration import examination, trial, trial_child
 from touchstone.registration.examination import probe_model
-from touchstone.registration.gradients import GRADIENT_TOLERANCE, gradient_error
+from touchstone.registration.gradients import GRADIENT_TOLERANCE, gradient_error, measure_gradient
 from touchstone.registration.messages import TrialResult, list_steps
 from touchstone.registration.trial import Trial
+from touchstone.registration.trial_child import TrialChild
 
 GIB = 2**30
 
@@ -199,14 +202,49 @@ def test_gradient_error_is_large_when_gradient_contradicts_outputs() -> None:
     device = torch.device("cpu")
     for net, agrees in ((linear_net(), True), (NetWithWrongGradient(linear_net()), False)):
         oracle = TorchOracle(net.eval(), Preprocessing(None, None, None), device)
-        assert (gradient_error(oracle, x) <= GRADIENT_TOLERANCE) is agrees
+        assert (gradient_error(oracle, measure_gradient(oracle, x)) <= GRADIENT_TOLERANCE) is agrees
 
 
 def test_relu_kinks_do_not_count_as_gradient_error() -> None:
     torch.manual_seed(0)
     layers = (nn.Flatten(), nn.Linear(192, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3))
     oracle = TorchOracle(nn.Sequential(*layers).eval(), Preprocessing(None, None, None), torch.device("cpu"))
-    assert gradient_error(oracle, torch.rand(1, 3, 8, 8)) <= GRADIENT_TOLERANCE
+    gradient = measure_gradient(oracle, torch.rand(1, 3, 8, 8))
+    assert gradient_error(oracle, gradient) <= GRADIENT_TOLERANCE
+
+
+class NetWithNoise(nn.Module):
+    """Answers not quite the same each time."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + 1e-4 * torch.rand(1)  # type: ignore[no-any-return]
+
+
+class NetOfManyValues(NetWithNoise):
+    """Has 192 x 8,192 values for each row on the way, besides its answers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        many = x.flatten(1).repeat(1, 8192)
+        return self.net(x) + (many * many).mean(1, keepdim=True)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("wrap", "deterministic"), [(NetWithNoise, False), (NetOfManyValues, True)])
+def test_trial_measures_determinism_and_memory(
+    monkeypatch: pytest.MonkeyPatch, wrap: type[NetWithNoise], deterministic: bool
+) -> None:
+    monkeypatch.setattr(examination, "build_network", lambda *_: BuiltNetwork(wrap(linear_net())))
+    probe = probe_in_process(linear_onnx()).probe
+    assert probe.deterministic is deterministic
+    assert probe.row_bytes is not None
+    least = 4 * 192 * 8192
+    if wrap is NetOfManyValues:
+        assert least < probe.row_bytes < 10 * least
+    else:
+        assert probe.row_bytes < least / 2
 
 
 STEP_STARTED = 'print(\'{"started": {"step": 1}}\', flush=True)'
@@ -218,9 +256,9 @@ def fake_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
     def make(code: str, *, seconds: float = 30) -> Trial:
         (tmp_path / "fake_child.py").write_text("import os, sys, time\n" + textwrap.dedent(code))
-        environment = {**trial._environment(), "PYTHONPATH": str(tmp_path)}
-        monkeypatch.setattr(trial, "_environment", lambda: environment)
-        monkeypatch.setattr(trial, "MODULE", "fake_child")
+        environment = {**trial_child._environment(), "PYTHONPATH": str(tmp_path)}
+        monkeypatch.setattr(trial_child, "_environment", lambda: environment)
+        monkeypatch.setattr(trial_child, "MODULE", "fake_child")
         return Trial(build_manifest(linear_onnx()), seconds=seconds, memory=GIB)
 
     return make
@@ -300,43 +338,6 @@ def test_child_and_its_descendants_end_on_cancel_or_deadline(
         wait_until(lambda pid=pid: not is_alive(int(pid)))  # type: ignore[misc]
 
 
-CONFINED_PROGRAM = """
-import re, resource, signal
-from touchstone.registration import trial_process
-from touchstone.registration.messages import TrialRequest
-
-limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
-resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
-resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
-trial_process._confine(TrialRequest.model_construct(seconds=50.0, memory=2**30))
-for line in open("/proc/self/limits"):
-    name, soft, hard = re.match(r"(.{26}) *([^ ]+) +([^ ]+)", line).groups()
-    if soft == hard:
-        print(name.strip(), soft, sep="=")
-print("Alarm", signal.alarm(0), sep="=")
-"""
-
-
-def test_trial_process_has_hard_resource_limits() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", CONFINED_PROGRAM], capture_output=True, text=True, check=True
-    )
-    limits = dict(line.split("=") for line in done.stdout.splitlines())
-    assert int(limits["Max address space"]) > GIB
-    assert limits["Max open files"] == "32", "a lower limit that was set before stays"
-    assert limits["Max file size"] == str(trial_process.MAX_WRITTEN_BYTES)
-    assert limits["Max core file size"] == "0"
-    assert 50 < int(limits["Max cpu time"]) <= 60 * (os.cpu_count() or 1)
-    assert 50 < int(limits["Alarm"]) < 60, "it ends even if its parent dies"
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_trial_waiting_for_the_lock_can_be_canceled(fake_trial: Callable[[str], Trial]) -> None:
     one, lock, reads = fake_trial("sys.exit(1)"), threading.Semaphore(0), list[bytes]()
     threading.Timer(0.2, one.cancel).start()
@@ -375,13 +376,14 @@ def test_lock_is_released_after_a_failed_trial(fake_trial: Callable[[str], Trial
     assert lock.acquire(blocking=False)
 
 
-def test_child_is_ended_when_its_timer_cannot_start(
-    fake_trial: Callable[[str], Trial], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, started = fake_trial("time.sleep(60)"), list[subprocess.Popen[bytes]]()
-    start = one._start
-    monkeypatch.setattr(one, "_start", lambda *files: started.append(start(*files)) or started[0])
+def test_child_is_ended_when_its_timer_cannot_start(fake_trial: Callable[[str], Trial]) -> None:
+    one, started = fake_trial("time.sleep(60)"), list[TrialChild]()
+
+    def start() -> TrialChild:
+        started.append(TrialChild())
+        return started[0]
+
     no_thread = patch.object(threading.Timer, "start", side_effect=RuntimeError("can't start new thread"))
     with no_thread, pytest.raises(RuntimeError):
-        run_fake_trial(one)
-    assert started[0].returncode is not None
+        one.run(linear_onnx, lambda _: None, threading.Semaphore(), start=start)
+    assert started[0].returncode == -signal.SIGKILL

@@ -67,6 +67,7 @@ class RegistryWorker:
 
     def close(self) -> None:
         self.keeper.close()
+        self.runner.trials.spare.stop()
         self.engine.stop()
         self.ledger.close()
 

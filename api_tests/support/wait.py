@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -19,3 +20,11 @@ def wait_until(condition: Callable[[], Result], seconds: float = TIMEOUT_SECONDS
         assert time.monotonic() < end, f"not true after {seconds:g} s"
         time.sleep(0.01)
     return result
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this number that has not ended."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from touchstone.engine.oracles.oracle import TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing
-from touchstone.engine.oracles.probe import MIN_ROWS, probe_oracle
+from touchstone.engine.oracles.probe import (
+    MIN_ROWS,
+    BatchInvariance,
+    Shape,
+    measure_batch_invariance,
+    probe_oracle,
+)
+from touchstone.engine.queries import Answer, NoisyLogits, Query
 from touchstone.errors import InvalidModel, ModelUnusable
 from touchstone.memory import is_out_of_memory
 from touchstone.models.loader import BuiltNetwork, build_network
@@ -21,12 +31,9 @@ from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import ModelProbe
 from touchstone.models.output_end import add_output_end
 from touchstone.registration.example_accuracy import LabelledPixels, measure_examples
-from touchstone.registration.gradients import GRADIENT_TOLERANCE, gradient_error, has_finite_gradient
+from touchstone.registration.gradients import GRADIENT_TOLERANCE, gradient_error, measure_gradient
 from touchstone.registration.messages import OutputEnd, TrialResult
 from touchstone.registration.output_measurement import measure_activation
-
-LATENCY_SECONDS = 0.5
-"""For batches of different sizes: a worker measures them anew when it loads the model."""
 
 _PEAK_MEMORY = re.compile(r"VmHWM:\s+(\d+) kB")
 
@@ -47,25 +54,25 @@ def probe_model(
     built = _build_network(manifest, data)
     seconds = time.perf_counter() - began
     on_step("answer")
-    oracle, found = _add_end(manifest, built)
+    answers = _query_images(manifest, built)
+    oracle, found = _add_end(manifest, built, answers)
     on_step("gradient check")
-    error = gradient_error(oracle, _noise_images(manifest, 1))
-    images = {name: x[:1] for name, x in _probe_images(manifest).items()}
-    undefined = [name for name, x in images.items() if not has_finite_gradient(oracle, x)]
-    row_bytes = _measure_row_bytes(manifest, oracle)
+    gradients = {name: measure_gradient(oracle, x[:1]) for name, x in _probe_images(manifest).items()}
+    error = gradient_error(oracle, gradients["noise"])
     on_step("latency")
     shape = (manifest.input.channels, manifest.input.height, manifest.input.width)
-    _, probe = probe_oracle(oracle, shape, load_seconds=seconds, max_seconds=LATENCY_SECONDS)
+    invariance, row_bytes = _compare_batches(oracle, shape)
+    _, probe = probe_oracle(oracle, shape, load_seconds=seconds, invariance=invariance)
     model_probe = ModelProbe(
         **probe.model_dump(),
-        deterministic=_is_deterministic(manifest, oracle),
+        deterministic=answers.deterministic,
         forward_ms=1000 / probe.forward_rate,
         gradient_ms=1000 / probe.gradient_rate,
         row_bytes=row_bytes,
         gradient_error=error if math.isfinite(error) else None,
         gradient_tolerance=GRADIENT_TOLERANCE,
         gradient_agrees=error <= GRADIENT_TOLERANCE,
-        gradient_not_finite_at=tuple(undefined),
+        gradient_not_finite_at=tuple(name for name, one in gradients.items() if not one.is_finite),
     )
     if examples is not None:
         on_step("examples")
@@ -79,7 +86,7 @@ def probe_model(
 def complete_manifest(manifest: Manifest, data: bytes) -> Manifest:
     """The manifest completed from its file, checked in this process; raises as `probe_model` does."""
     built = _build_network(manifest, data)
-    oracle, found = _add_end(manifest, built)
+    oracle, found = _add_end(manifest, built, _query_images(manifest, built))
     found_manifest = found.complete_manifest(manifest, _count_parameters(oracle.module))
     return found_manifest.model_copy(update={"gradients": built.gradients})
 
@@ -98,33 +105,39 @@ def _build_network(manifest: Manifest, data: bytes) -> BuiltNetwork:
         raise InvalidModel(unfit.detail) from None
 
 
-def _add_end(manifest: Manifest, built: BuiltNetwork) -> tuple[TorchOracle, OutputEnd]:
+def _add_end(manifest: Manifest, built: BuiltNetwork, answers: ImageAnswers) -> tuple[TorchOracle, OutputEnd]:
     """The network with what turns its answers into logits, as they show it."""
-    oracle = _build_oracle(manifest, built.module.eval().requires_grad_(False))
     spec = manifest.input
-    answers = _query_images(manifest, oracle, 1 if built.single else len(manifest.classes))
-    measured = measure_activation(oracle.module, answers, (spec.channels, spec.height, spec.width))
+    measured = measure_activation(built.module, answers.values, (spec.channels, spec.height, spec.width))
     found = OutputEnd(activation=(*measured, *built.activation), single=built.single)
-    net = add_output_end(oracle.module, found.activation, single=found.single)
+    net = add_output_end(built.module, found.activation, single=found.single)
     return _build_oracle(manifest, net.eval()), found
 
 
-def _query_images(manifest: Manifest, oracle: TorchOracle, outputs: int) -> Tensor:
-    """Answers (B, K) to black, white, gray and noise. Raises InvalidModel unless they are finite."""
-    answers = []
-    for name, x in _probe_images(manifest).items():
-        logits = _forward(manifest, oracle, x, outputs)
-        if not bool(torch.isfinite(logits).all()):
+class ImageAnswers(NamedTuple):
+    """Answers (B, K) to black, white, gray and noise; whether those to noise were the same bits twice."""
+
+    values: Tensor
+    deterministic: bool
+
+
+def _query_images(manifest: Manifest, built: BuiltNetwork) -> ImageAnswers:
+    """Answers of a network as it was built. Raises InvalidModel unless they are finite."""
+    oracle = _build_oracle(manifest, built.module.eval().requires_grad_(False))
+    outputs = 1 if built.single else len(manifest.classes)
+    images, answers = _probe_images(manifest), {}
+    for name, x in images.items():
+        answers[name] = _forward(manifest, oracle, x, outputs)
+        if not bool(torch.isfinite(answers[name]).all()):
             raise InvalidModel(
                 f"the network answers NaN or infinity to {name}; check its weights and its normalization"
             )
-        answers.append(logits)
-    return torch.cat(answers)
+    again = _forward(manifest, oracle, images["noise"], outputs)
+    return ImageAnswers(torch.cat(list(answers.values())), torch.equal(answers["noise"], again))
 
 
-def _forward(manifest: Manifest, oracle: TorchOracle, x: Tensor, outputs: int | None = None) -> Tensor:
-    """Answers (B, K) to images; K is the number of classes unless `outputs` says otherwise."""
-    outputs = outputs or len(manifest.classes)
+def _forward(manifest: Manifest, oracle: TorchOracle, x: Tensor, outputs: int) -> Tensor:
+    """Answers (B, K) to images, where K is `outputs`."""
     with torch.no_grad():
         try:
             logits = oracle.module(oracle.preprocessing.apply(x))
@@ -143,27 +156,44 @@ def _forward(manifest: Manifest, oracle: TorchOracle, x: Tensor, outputs: int | 
     return logits  # type: ignore[no-any-return]
 
 
-def _is_deterministic(manifest: Manifest, oracle: TorchOracle) -> bool:
-    x = _noise_images(manifest, MIN_ROWS)
-    return torch.equal(_forward(manifest, oracle, x), _forward(manifest, oracle, x))
+@dataclass(frozen=True, eq=False)
+class MeteredOracle(TorchOracle):
+    """Records the peak memory of the process in each pass, in bytes; None where that cannot be read."""
+
+    peaks: list[int | None] = field(default_factory=list)
+
+    def answer(self, queries: Sequence[Query | NoisyLogits]) -> list[Answer]:
+        """See `TorchOracle.answer`."""
+        reset = _reset_peak()
+        answers = super().answer(queries)
+        self.peaks.append(_read_peak() if reset else None)
+        return answers
 
 
-def _measure_row_bytes(manifest: Manifest, oracle: TorchOracle) -> int | None:
-    """By how much the peak memory of the process grows with each row of a pass with gradients."""
-    peaks = [_measure_peak(oracle, _noise_images(manifest, rows)) for rows in (1, 1 + MIN_ROWS)]
-    if peaks[0] is None or peaks[1] is None:
-        return None
-    return max(0, peaks[1] - peaks[0]) // MIN_ROWS
+def _compare_batches(oracle: TorchOracle, shape: Shape) -> tuple[BatchInvariance, int | None]:
+    """Whether answers depend on the batch, and the memory that each further row of a pass takes."""
+    metered = MeteredOracle(oracle.module, oracle.preprocessing, oracle.device)
+    invariance = measure_batch_invariance(metered, shape)
+    batch, single = metered.peaks  # of MIN_ROWS rows, and of one
+    row_bytes = None if batch is None or single is None else max(0, batch - single) // (MIN_ROWS - 1)
+    return invariance, row_bytes
 
 
-def _measure_peak(oracle: TorchOracle, x: Tensor) -> int | None:
+def _reset_peak() -> bool:
+    """Have the peak memory of the process counted anew, without what the allocator only keeps; whether the
+    system can.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return None
-    with torch.enable_grad():
-        leaf = x.clone().requires_grad_()
-        torch.autograd.grad(oracle.module(oracle.preprocessing.apply(leaf)).sum(), leaf)
+        return False
+    return True
+
+
+def _read_peak() -> int | None:
     found = _PEAK_MEMORY.search(Path("/proc/self/status").read_text())
     return int(found[1]) * 1024 if found else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,21 +21,35 @@ GRADIENT_TOLERANCE = 0.05
 TINY = 1e-30
 
 
-def gradient_error(oracle: TorchOracle, x: Tensor) -> float:
-    """How far the gradient at x (1, C, H, W) is from central differences of the answers.
+@dataclass(frozen=True)
+class MeasuredGradient:
+    """The gradient at x, both (1, C, H, W), of the answers weighted at random by `weights` (1, K)."""
+
+    x: Tensor
+    values: Tensor
+    weights: Tensor
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it has neither NaN nor infinity."""
+        return bool(torch.isfinite(self.values).all())
+
+
+def gradient_error(oracle: TorchOracle, gradient: MeasuredGradient) -> float:
+    """How far a gradient is from central differences of the answers.
 
     The median over random directions, as a share of the gradient's length, so that a few kinks of the network
     between the points do not count; with the first step size whose error is tolerated, else with that of the
     smallest error; infinite where no difference is finite.
     """
-    gradient, weights = _differentiate(oracle, x)
+    values = gradient.values.double()
     draw = torch.Generator().manual_seed(1)
-    signs = torch.randint(0, 2, (DIRECTIONS, *x.shape[1:]), generator=draw) * 2.0 - 1
-    predicted = (gradient.double() * signs).flatten(1).sum(1)
-    length = float(gradient.double().norm())
+    signs = torch.randint(0, 2, (DIRECTIONS, *values.shape[1:]), generator=draw) * 2.0 - 1
+    predicted = (values * signs).flatten(1).sum(1)
+    length = float(values.norm())
     errors = []
     for size in STEP_SIZES:
-        found = _central_differences(oracle, x, signs, weights, size)
+        found = _central_differences(oracle, gradient, signs, size)
         scale = max(length, float(found.abs().max()), TINY)
         errors.append(float((found - predicted).abs().median()) / scale)
         if errors[-1] <= GRADIENT_TOLERANCE:
@@ -42,20 +57,14 @@ def gradient_error(oracle: TorchOracle, x: Tensor) -> float:
     return min(filter(math.isfinite, errors), default=math.inf)
 
 
-def has_finite_gradient(oracle: TorchOracle, x: Tensor) -> bool:
-    """Whether the gradient at x (1, C, H, W) has neither NaN nor infinity."""
-    gradient, _ = _differentiate(oracle, x)
-    return bool(torch.isfinite(gradient).all())
-
-
-def _differentiate(oracle: TorchOracle, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient at x of the answers, weighted at random, and these weights (1, K)."""
+def measure_gradient(oracle: TorchOracle, x: Tensor) -> MeasuredGradient:
+    """The gradient at x (1, C, H, W)."""
     leaf = x.clone().requires_grad_()
     with torch.enable_grad():
         logits = _answer(oracle, leaf)
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-        [gradient] = torch.autograd.grad((logits * weights).sum(), leaf)
-    return gradient, weights
+        [values] = torch.autograd.grad((logits * weights).sum(), leaf)
+    return MeasuredGradient(x, values, weights)
 
 
 def _answer(oracle: TorchOracle, x: Tensor) -> Tensor:
@@ -66,12 +75,12 @@ def _answer(oracle: TorchOracle, x: Tensor) -> Tensor:
 
 
 def _central_differences(
-    oracle: TorchOracle, x: Tensor, signs: Tensor, weights: Tensor, size: float
+    oracle: TorchOracle, gradient: MeasuredGradient, signs: Tensor, size: float
 ) -> Tensor:
     """Change of the weighted answers along each direction, per unit length, (D,)."""
     ends = []
     with torch.no_grad():
         for side in (size, -size):
-            logits = torch.cat([_answer(oracle, x + side * sign[None]) for sign in signs])
-            ends.append((logits.double() * weights).sum(1))
+            logits = torch.cat([_answer(oracle, gradient.x + side * sign[None]) for sign in signs])
+            ends.append((logits.double() * gradient.weights).sum(1))
     return (ends[0] - ends[1]) / (2 * size)

@@ -28,6 +28,8 @@ def measure_activation(net: nn.Module, answers: Tensor, shape: tuple[int, ...]) 
         return _measure_inner_softmax(torch.cat([answers, _query_extremes(net, shape)]))
     if several and looks_like_softmax(answers / PERCENT):
         return (_inverted("softmax"), _inverted("affine", (PERCENT, 0.0)))
+    if not _fit_unit_interval(answers):
+        return ()  # logits: nothing can show otherwise, and large noise need not be asked
     bounded = _fills_unit_interval(torch.cat([answers, _query_extremes(net, shape)]))
     return (_inverted("sigmoid"),) if bounded else ()
 
@@ -48,10 +50,15 @@ def _query_extremes(net: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return answers[torch.isfinite(answers).all(1)]
 
 
+def _fit_unit_interval(values: Tensor, slack: float = 0.0) -> bool:
+    """Whether all are in [0,1]."""
+    return bool(((values >= -slack) & (values <= 1 + slack)).all())
+
+
 def _fills_unit_interval(values: Tensor, slack: float = 0.0) -> bool:
     """Whether all are in [0,1], and some near an end of it."""
-    inside = (values >= -slack) & (values <= 1 + slack)
-    return bool(inside.all() and ((values < NEAR) | (values > 1 - NEAR)).any())
+    near_end = (values < NEAR) | (values > 1 - NEAR)
+    return _fit_unit_interval(values, slack) and bool(near_end.any())
 
 
 def _inverted(

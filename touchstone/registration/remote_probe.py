@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import torch
 from torch import Tensor
 
-from touchstone.engine.certification.sampling import BATCH_TOLERANCE
+from touchstone.engine.oracles.oracle import BATCH_TOLERANCE
 from touchstone.engine.queries import Logits, PlanOf
 from touchstone.errors import ModelUnusable
 from touchstone.models.manifest import Manifest

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Literal, Protocol
+from contextlib import contextmanager
+from typing import Literal, Protocol
 
 from pydantic import ValidationError
 
@@ -29,13 +26,11 @@ from touchstone.memory import mentions_out_of_memory
 from touchstone.models.manifest import Manifest
 from touchstone.registration.messages import STEPS, Message, TrialError, TrialRequest, TrialResult
 from touchstone.registration.precheck import check_operators
-from touchstone.sandbox import confinement
+from touchstone.registration.trial_child import TrialChild
 
-MODULE = "touchstone.registration.trial_process"
 MAX_LINE_BYTES = 2**16
 MAX_LINES = 100
 POLL_SECONDS = 0.1
-STDERR_TAIL_BYTES = 2000
 
 StopReason = Literal["canceled", "expired", "late"]
 
@@ -66,7 +61,7 @@ class Trial:
     ) -> None:
         self._request = TrialRequest(manifest=manifest, seconds=seconds, memory=memory, examples=examples)
         self._stop_reason: StopReason | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: TrialChild | None = None
         self._step: int | None = None
         self._lock = threading.Lock()
 
@@ -85,8 +80,10 @@ class Trial:
         lock: Lock,
         *,
         read_examples: Callable[[], bytes] = bytes,
+        start: Callable[[], TrialChild] = TrialChild,
     ) -> TrialResult:
-        """Try the file, once the lock is acquired; `on_step` is called at each step of `STEPS`.
+        """Try the file, once the lock is acquired; `on_step` is called at each step of `STEPS`, and `start`
+        for the process.
 
         The files are not read before that, because many large ones may wait.
 
@@ -95,7 +92,7 @@ class Trial:
         Raises InvalidModel, UnsupportedOperator, ModelTooCostly, and ModelUnusable where the model is not at
         fault.
         """
-        with self._wait_for_lock(lock), _temporary_file() as source, _temporary_file() as errors:
+        with self._wait_for_lock(lock), tempfile.TemporaryFile() as source:
             source.write(self._request.model_dump_json().encode() + b"\n")
             data = read()
             check_operators(self._request.manifest, data)
@@ -103,10 +100,10 @@ class Trial:
             source.write(data)
             del data
             source.seek(0)
-            with self._limit_time(self._start(source, errors)) as process:
-                last = self._read_messages(process, on_step)
-            errors.seek(max(0, errors.tell() - STDERR_TAIL_BYTES))
-            return self._conclude(last, process.returncode, errors.read().decode("utf-8", errors="replace"))
+            with self._limit_time(start()) as child:
+                child.send(source)
+                last = self._read_messages(child, on_step)
+            return self._conclude(last, child.returncode, child.errors)
 
     @contextmanager
     def _wait_for_lock(self, lock: Lock) -> Iterator[None]:
@@ -131,51 +128,34 @@ class Trial:
     def _format_step(self) -> str:
         return "" if self._step is None else f", at the step {STEPS[self._step]!r}"
 
-    def _start(self, source: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:
-        # -P: nothing is imported from its working directory.
-        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-P", "-m", MODULE],
-            stdin=source,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=_environment(),
-            cwd="/",
-            start_new_session=True,
-        )
-
     @contextmanager
-    def _limit_time(self, process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-        """Limit the time of a process; neither it nor its descendants outlive the context."""
+    def _limit_time(self, child: TrialChild) -> Iterator[TrialChild]:
+        """Limit the time of a child; neither it nor its descendants outlive the context."""
         timer = threading.Timer(self._request.seconds, self._request_stop, ["late"])
         timer.daemon = True
         try:
             timer.start()
             with self._lock:
-                self._process = process
+                self._child = child
             if self._stop_reason:
                 self._request_stop(self._stop_reason)
-            yield process
+            yield child
         finally:
             timer.cancel()
             with self._lock:
-                _kill(process)
-                self._process = None
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
+                self._child = None
+            child.close()
 
     def _request_stop(self, reason: StopReason) -> None:
         with self._lock:
             self._stop_reason = self._stop_reason or reason
-            if self._process is not None:
-                _kill(self._process)
+            if self._child is not None:
+                self._child.kill()
 
-    def _read_messages(
-        self, process: subprocess.Popen[bytes], on_step: Callable[[int], object]
-    ) -> Message | None:
+    def _read_messages(self, child: TrialChild, on_step: Callable[[int], object]) -> Message | None:
         """Read all messages; returns the last one that is not a step."""
         last: Message | None = None
-        for line in _read_lines(process):
+        for line in _read_lines(child):
             try:
                 message = Message.model_validate_json(line)
             except ValidationError:
@@ -211,21 +191,9 @@ class Trial:
         return InvalidModel(f"the process that tried the model ended with {how}{self._format_step()}")
 
 
-def _environment() -> dict[str, str]:
-    """The environment of the child; half of the processors are left to the jobs."""
-    return confinement.environment() | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that was not waited for yet, with all its descendants."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _read_lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
-    assert process.stdout is not None  # noqa: S101 - stdout=PIPE
+def _read_lines(child: TrialChild) -> Iterator[bytes]:
     for _ in range(MAX_LINES):
-        line = process.stdout.readline(MAX_LINE_BYTES)
+        line = child.output.readline(MAX_LINE_BYTES)
         if not line:
             return
         yield line
@@ -235,9 +203,3 @@ def _read_lines(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
 def _to_failure(error: TrialError) -> Failure:
     kind = _FAILURES.get(error.code, InvalidModel)
     return kind(error.detail, field=error.field)
-
-
-@contextmanager
-def _temporary_file() -> Iterator[IO[bytes]]:
-    with tempfile.TemporaryFile() as file:
-        yield file

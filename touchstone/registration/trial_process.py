@@ -1,14 +1,17 @@
 """`python -m touchstone.registration.trial_process`: try one model in a process that it may crash.
 
-Standard input holds a line of JSON, the examples if there are any, and the file; a line of JSON is written
-for each step and for the result. Everything is imported before the limits are set, and they are set before
-any byte of the files is read.
+Standard input is a socket through which an open file comes: a line of JSON, the examples if there are any,
+and the model's file. A line of JSON is written for each step and for the result. Everything is imported
+before the limits are set, and they are set before any byte of the files is read. A process that waits for its
+model has imported everything already, and ends with the process that started it.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import sys
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -32,15 +35,26 @@ _MAX_LINE_BYTES = 2**26
 
 
 def main() -> None:
-    """Try the model on standard input."""
-    source = sys.stdin.buffer
+    """Try the model that comes through standard input."""
+    _warm_up()
+    with socket.socket(fileno=sys.stdin.fileno()) as connection:
+        if not select.select([connection], [], [], 0)[0]:
+            _import_ahead()
+        source = _receive_file(connection)
+    if source is None:
+        return
     request = TrialRequest.model_validate_json(source.readline(_MAX_LINE_BYTES))
     if request.manifest.architecture == ONNX:
         _leave_out_compiler()
-    _warm_up()
     _confine(request)
     _send(Message(started=StepStarted(step=0)))
     _send(_run_trial(request, source))
+
+
+def _receive_file(connection: socket.socket) -> BinaryIO | None:
+    """The file to read; None if the other side has ended."""
+    _, files, _, _ = socket.recv_fds(connection, 1, 1)
+    return os.fdopen(files[0], "rb") if files else None
 
 
 def _run_trial(request: TrialRequest, source: BinaryIO) -> Message:
@@ -82,6 +96,11 @@ def _warm_up() -> None:
     x = torch.zeros(2, 3, 32, 32, requires_grad=True)
     y = functional.conv2d(x, torch.zeros(8, 3, 3, 3)).flatten(1)
     torch.autograd.grad(nn.Linear(y.shape[1], 8)(y).sum(), x)
+
+
+def _import_ahead() -> None:
+    """Import what PyTorch's shape inference imports at its first use, while there is nothing else to do."""
+    import sympy  # noqa: F401, PLC0415
 
 
 def _leave_out_compiler() -> None:

@@ -19,6 +19,7 @@ from touchstone.engine.certification.stopping_rules import (
 )
 from touchstone.engine.noise import SampleNoise
 from touchstone.engine.noise_streams import FORMER_SAMPLE_STREAM
+from touchstone.engine.oracles.oracle import BATCH_TOLERANCE
 from touchstone.engine.queries import Logits, NoisyLogits, PlanOf
 from touchstone.errors import BatchDependent, DeadlineExceeded, JobCanceled, QueryBudgetSpent
 
@@ -29,7 +30,6 @@ CHUNK = 256
 """Samples of a query, a multiple of every fixed pass. Progress is reported between two queries."""
 
 OVERLAP = 8
-BATCH_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from touchstone.errors import Failure, GradientRefused, InvalidModel, NonFiniteO
 
 Knowledge = Literal["white-box", "black-box"]
 SMALL_INPUT = 64 * 64
+BATCH_TOLERANCE = 1e-3
+"""How much of the largest logit a row's logits may differ by alone and in a batch."""
 
 Q = TypeVar("Q", bound=Query | NoisyLogits)
 

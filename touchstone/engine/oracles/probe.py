@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 
-from touchstone.engine.certification.sampling import BATCH_TOLERANCE
 from touchstone.engine.device import max_rows, tune_allocator
 from touchstone.engine.goals import CrossEntropy, Goal, Margin
 from touchstone.engine.noise import SampleNoise
-from touchstone.engine.oracles.oracle import TorchOracle
+from touchstone.engine.oracles.oracle import BATCH_TOLERANCE, TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing
 from touchstone.engine.queries import Gradient, NoisyLogits
 from touchstone.memory import is_out_of_memory
@@ -28,11 +31,16 @@ from touchstone.models.store import ZOO, ModelStore
 MIN_ROWS = 8
 """At least so many rows a pass: measurements on a busy machine must not lead to passes of one row."""
 
-MAX_SECONDS = 1.5
-"""How long larger and larger batches are tried."""
+OVERHEAD = 1 / 7
+"""The share of what its rows cost that a pass may cost besides: with it, more rows a pass gain little."""
 
-STOP_SHARE = 0.85
-"""Larger batches are not tried once the rate falls below this share of the best."""
+MAX_PASS_SECONDS = 0.2
+"""Larger batches than take so long are not tried: other jobs wait for the end of a pass."""
+
+SLICE_SECONDS = 0.02
+"""Passes on a CPU that are compared with those of a single row take at most about so long."""
+
+ROUNDS, MAX_SECONDS = 12, 0.5
 
 GRADIENT_TOLERANCE = 0.05
 """Tolerated difference, as a share of the gradient's largest value: rounding may switch a ReLU off."""
@@ -58,15 +66,19 @@ def load_oracle(
 
 
 def probe_oracle(
-    oracle: TorchOracle, shape: Shape, *, load_seconds: float = 0.0, max_seconds: float = MAX_SECONDS
+    oracle: TorchOracle,
+    shape: Shape,
+    *,
+    load_seconds: float = 0.0,
+    invariance: BatchInvariance | None = None,
 ) -> tuple[TorchOracle, Probe]:
     """The oracle with the best pass size for images (C, H, W), and what was measured.
 
-    `max_seconds` are those of `measure_gradient_rates`.
+    `invariance` is what `measure_batch_invariance` found, if it was called already.
     """
-    rates = measure_gradient_rates(oracle, shape, max_seconds=max_seconds)
-    best = max(rates, key=rates.__getitem__)
-    invariance = measure_batch_invariance(oracle, shape)
+    invariance = invariance or measure_batch_invariance(oracle, shape)
+    rates = measure_gradient_rates(oracle, shape)
+    rows = max(rates)
     probe = Probe(
         measured_at=datetime.now(UTC),
         device=str(oracle.device),
@@ -74,8 +86,8 @@ def probe_oracle(
         load_seconds=load_seconds,
         bytes=size_in_bytes(oracle),
         frozen=_is_frozen(oracle.module),
-        rows=max(MIN_ROWS, best),
-        gradient_rate=rates[best],
+        rows=max(MIN_ROWS, rows),
+        gradient_rate=rates[rows],
         single_rate=rates[1],
         forward_rate=_measure_forward_rate(oracle, shape),
         batch_invariant=invariance.holds,
@@ -92,26 +104,83 @@ def size_in_bytes(oracle: TorchOracle) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def measure_gradient_rates(
-    oracle: TorchOracle, shape: Shape, *, max_seconds: float = MAX_SECONDS
-) -> Mapping[int, float]:
-    """Gradients a second of images (C, H, W), by the rows of a pass.
-
-    Doubles the batch until the rate falls, memory runs out or `max_seconds` have passed. Warms up the model.
+def measure_gradient_rates(oracle: TorchOracle, shape: Shape) -> Mapping[int, float]:
+    """Gradients a second of images (C, H, W): one at a time, and with the rows of a pass that `choose_rows`
+    chooses, if memory holds them. Warms up the model.
     """
-    _measure_gradient_rate(oracle, shape, 1)
-    until = time.perf_counter() + max_seconds
-    rates = {1: _measure_gradient_rate(oracle, shape, 1)}
+    on_cpu = oracle.device.type == "cpu"
+    with _one_thread() if on_cpu else nullcontext():
+        clock = time.thread_time if on_cpu else time.perf_counter
+        rows = choose_rows(
+            partial(time_gradient, oracle, shape, clock=clock),
+            max_rows(oracle.device),
+            longest=SLICE_SECONDS if on_cpu else MAX_PASS_SECONDS,
+        )
+    rates = {1: 1 / _repeat(partial(time_gradient, oracle, shape, 1))}
+    while rows not in rates and rows >= MIN_ROWS:
+        with _tolerate_out_of_memory():
+            rates[rows] = rows / _repeat(partial(time_gradient, oracle, shape, rows))
+            break
+        rows //= 2
+    return rates
+
+
+def choose_rows(time_pass: Callable[[int], float], largest: int, *, longest: float) -> int:
+    """The rows of a pass with gradients, at least MIN_ROWS, if `time_pass` gives the seconds of one.
+
+    A pass costs c0, and c1 for each row: the choice is the smallest power of two for which c0 is at most
+    OVERHEAD of what the rows cost. Their ratio follows from how much longer a pass of several rows, as many
+    as take `longest`, is than one of a single row: it takes an error of a third to change the choice, where
+    the rates of neighboring sizes differ by a few percent. Both are measured in turns for equally long, since
+    a busy processor computes more slowly, and then the median of the turns counts.
+    """
+    time_pass(1)  # warms up
+    single = min(time_pass(1) for _ in range(2))
+    several, seconds = 1, single
+    more, limit = MIN_ROWS, MAX_PASS_SECONDS
+    with _tolerate_out_of_memory():
+        while more <= largest and seconds * more / several <= limit:
+            seconds = min(time_pass(more) for _ in range(2))
+            several, more, limit = more, 2 * more, longest
+    if several == 1:
+        return MIN_ROWS
+    longer = _compare_passes(time_pass, several, turns=round(seconds / single))
+    fixed = (several - longer) / (longer - 1) if longer > 1 else math.inf  # c0 / c1
+    rows = MIN_ROWS
+    while rows < largest and fixed > OVERHEAD * rows:
+        rows *= 2
+    return rows
+
+
+def _compare_passes(time_pass: Callable[[int], float], several: int, *, turns: int) -> float:
+    """How many times as long as a pass of one row one of several takes: about `turns`, which are compared."""
+    ratios, left = list[float](), MAX_SECONDS
+    while len(ratios) < ROUNDS and left > 0:
+        before = [time_pass(1) for _ in range(turns // 2)]
+        seconds = time_pass(several)
+        single = [*before, *(time_pass(1) for _ in range(max(1, turns - turns // 2)))]
+        ratios.append(seconds / statistics.mean(single))
+        left -= seconds + sum(single)
+    return statistics.median(ratios)
+
+
+@contextmanager
+def _tolerate_out_of_memory() -> Iterator[None]:
+    """End the block where memory runs out."""
     try:
-        while max(rates) < max_rows(oracle.device) and time.perf_counter() < until:
-            rows = 2 * max(rates)
-            rates[rows] = _measure_gradient_rate(oracle, shape, rows)
-            if rates[rows] < STOP_SHARE * max(rates.values()):
-                break
+        yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    return rates
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have PyTorch compute on the calling thread alone, whose processor time is then that of the computation,
+    however busy the machine and the other threads of this process are. They keep their numbers of threads.
+    """
+    with ThreadpoolController().limit(limits=1, user_api="openmp"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -164,20 +233,30 @@ def _is_frozen(module: nn.Module) -> bool:
     return not takes_gradients and not any(part.training for part in module.modules())
 
 
-def _measure_gradient_rate(oracle: TorchOracle, shape: Shape, rows: int) -> float:
-    x = torch.full((rows, *shape), 0.5, device=oracle.device)
-    none = torch.zeros(rows, dtype=torch.bool, device=oracle.device)
-    query = Gradient(x, CrossEntropy(Goal(none.long(), none)))
-    return rows / min(_time_answer(oracle, query) for _ in range(2))
-
-
 def _measure_forward_rate(oracle: TorchOracle, shape: Shape) -> float:
     image = torch.full((1, *shape), 0.5, device=oracle.device)
     query = NoisyLogits(image, SampleNoise("gaussian", 0.25, 0), range(oracle.fixed_rows))
-    return len(query) / min(_time_answer(oracle, query) for _ in range(2))
+    return len(query) / _repeat(partial(_time_answer, oracle, query))
 
 
-def _time_answer(oracle: TorchOracle, query: Gradient | NoisyLogits) -> float:
-    began = time.perf_counter()
+def _repeat(time_once: Callable[[], float]) -> float:
+    """The least of two measurements, or one alone if it takes long: what warms up is a small part of it."""
+    seconds = time_once()
+    return seconds if seconds > MAX_PASS_SECONDS else min(seconds, time_once())
+
+
+def time_gradient(
+    oracle: TorchOracle, shape: Shape, rows: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one pass with gradients of so many rows of shape (C, H, W)."""
+    x = torch.full((rows, *shape), 0.5, device=oracle.device)
+    none = torch.zeros(rows, dtype=torch.bool, device=oracle.device)
+    return _time_answer(oracle, Gradient(x, CrossEntropy(Goal(none.long(), none))), clock)
+
+
+def _time_answer(
+    oracle: TorchOracle, query: Gradient | NoisyLogits, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    began = clock()
     float(oracle.answer([query])[0].logits.sum())  # waits for the device
-    return time.perf_counter() - began
+    return clock() - began
