@@ -20,7 +20,8 @@ from touchstone.engine import (
     restrict,
 )
 from touchstone.engine.noise import Noise
-from touchstone.engine.plans import Diagnosis, diagnose, rewrite_queries
+from touchstone.engine.diagnosis import Diagnosis
+from touchstone.engine.plans import diagnose, rewrite_queries
 from touchstone.engine.queries import Found
 from touchstone.engine.search.rounding import round_to_success
 from touchstone.engine.threat import Case, Threat

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field
 
 from touchstone import engine
-from touchstone.engine.rows import Rows
+from touchstone.engine.rows import HostNumbers, RowIndex, Rows
 from touchstone.fields import Count, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, RestartedAttack
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from touchstone.engine import Best, Case, Goal, Loss, Plan, PlanOf, Threat
@@ -142,8 +146,8 @@ class HalvingStep(Rows):
 
     rho: float
     checks: frozenset[int]
-    at: int  # points before this one
-    since: int  # steps since the last check
+    at: HostNumbers  # points before this one
+    since: Tensor  # (B,) steps since the last check
     size: Tensor  # (B,)
     before: Tensor  # (B, C, H, W) the point before this one
     peak: HighestPoint
@@ -157,32 +161,57 @@ class HalvingStep(Rows):
         """A rule for `steps` steps from `x`."""
         low = x.new_full((len(x),), -torch.inf)
         none = low.new_zeros(low.shape)
-        peak = HighestPoint(x, x, low)
-        return cls(rho, checkpoints(steps), 0, 0, 2 * threat.eps, x, peak, low, none, none > 0, low)
+        peak, first = HighestPoint(x, x, low), HostNumbers.full(len(x), 0)
+        return cls(rho, checkpoints(steps), first, none, 2 * threat.eps, x, peak, low, none, none > 0, low)
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:
         """The next point: from `x`, or from the best point where the step is halved."""
-        rule = self._record_point(HighestPoint(x, grad, loss))
-        if rule.at in rule.checks:
-            rule = rule._update_step_size()
-            x, grad = select(rule.halved, (rule.peak.x, rule.peak.grad), (x, grad))
+        first = self.at.values == 0
+        rule = self._record_point(HighestPoint(x, grad, loss), first)
+        due = [at in rule.checks for at in rule.at.values.tolist()]
+        if any(due):
+            rule = rule._update_step_size(due)
+            halved = rule.halved if all(due) else rule.halved & _to_mask(due, x)
+            x, grad = select(halved, (rule.peak.x, rule.peak.grad), (x, grad))
         step = threat.step(x, grad, rule.size)
-        if rule.at:
-            step = threat.project(x + MOMENTUM * (step - x) + (1 - MOMENTUM) * (x - self.before))
-        return step, replace(rule, at=rule.at + 1, since=rule.since + 1, before=x)
+        if not first.all():
+            moved = threat.project(x + MOMENTUM * (step - x) + (1 - MOMENTUM) * (x - self.before))
+            step = torch.where(engine.column(_to_mask(first, x), x), step, moved) if first.any() else moved
+        return step, replace(rule, at=rule.at.add(1), since=rule.since + 1, before=x)
 
-    def _record_point(self, point: HighestPoint) -> Self:
-        if not self.at:
+    def _record_point(self, point: HighestPoint, first: NDArray[np.bool_]) -> Self:
+        if first.all():
             return replace(self, peak=point, last=point.loss, best=point.loss)
         rises = self.rises + (point.loss > self.last)
-        return replace(self, peak=self.peak.or_else(point), last=point.loss, rises=rises)
+        if not first.any():
+            return replace(self, peak=self.peak.or_else(point), last=point.loss, rises=rises)
+        index = RowIndex.where(first)
+        peak = self.peak.or_else(point).replace_rows(index, point[index])
+        rows = index.on(point.loss.device)
+        best = self.best.index_copy(0, rows, point.loss[rows])
+        return replace(self, peak=peak, last=point.loss, best=best, rises=rises.index_fill(0, rows, 0))
 
-    def _update_step_size(self) -> Self:
-        """Conditions 1 and 2 of section 3.1, for each row."""
+    def _update_step_size(self, due: Sequence[bool]) -> Self:
+        """Conditions 1 and 2 of section 3.1, for each row whose check is due."""
         idle = ~self.halved & (self.peak.loss <= self.best)
         halved = (self.rises < self.rho * self.since) | idle
         size = (self.size / 2).where(halved, self.size)
-        return replace(self, since=0, size=size, rises=self.rises * 0, halved=halved, best=self.peak.loss)
+        checked = replace(
+            self, since=self.since * 0, size=size, rises=self.rises * 0, halved=halved, best=self.peak.loss
+        )
+        if all(due):
+            return checked
+        mask = _to_mask(due, size)
+        mine = {name: getattr(self, name) for name in ("since", "size", "rises", "halved", "best")}
+        return replace(
+            self, **{name: torch.where(mask, getattr(checked, name), value) for name, value in mine.items()}
+        )
+
+
+def _to_mask(flags: Sequence[bool] | NDArray[np.bool_], like: Tensor) -> Tensor:
+    """Flags of rows that are known on the host, (B,) bool, on the device of `like`."""
+    rows = RowIndex.where(flags)
+    return torch.zeros(len(like), dtype=torch.bool, device=like.device).index_fill(0, rows.on(like.device), value=True)
 
 
 def checkpoints(steps: int) -> frozenset[int]:
@@ -221,7 +250,7 @@ class SparseStep(Rows):
     """Steps along the steepest coordinates, as many as the best point needs (L1)."""
 
     every: int  # steps between checks
-    at: int  # points before this one
+    at: HostNumbers  # points before this one
     size: Tensor  # (B,)
     peak: HighestPoint
     share: Tensor  # (B,) of the coordinates, that a step moves
@@ -232,25 +261,38 @@ class SparseStep(Rows):
         """A rule for `steps` steps from `x`."""
         changed = _count_changes(threat, x)
         peak = HighestPoint(x, x, changed.new_full(changed.shape, -torch.inf))
-        return cls(max(1, steps * 4 // 100), 0, threat.eps, peak, changed / x[0].numel() / 1.5, changed)
+        every, first = max(1, steps * 4 // 100), HostNumbers.full(len(x), 0)
+        return cls(every, first, threat.eps, peak, changed / x[0].numel() / 1.5, changed)
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:
         """The next point: from `x`, or from the best point where that has become sparser."""
-        rule = replace(self, peak=self.peak.or_else(HighestPoint(x, grad, loss)), at=self.at + 1)
-        if self.at and self.at % self.every == 0:
-            rule, sparser = rule._update_sparsity(threat)
+        rule = replace(self, peak=self.peak.or_else(HighestPoint(x, grad, loss)), at=self.at.add(1))
+        due = (self.at.values > 0) & (self.at.values % self.every == 0)
+        if due.any():
+            rule, sparser = rule._update_sparsity(threat, due)
             x, grad = select(sparser, (rule.peak.x, rule.peak.grad), (x, grad))
         step = engine.column(rule.size, x) * _sparse_direction(grad, rule.share)
         return threat.project(x + step), rule
 
-    def _update_sparsity(self, threat: Threat) -> tuple[Self, Tensor]:
-        """The full step where the best point changes fewer coordinates than before, else a shorter one."""
+    def _update_sparsity(self, threat: Threat, due: NDArray[np.bool_]) -> tuple[Self, Tensor]:
+        """Where a check is due: the full step where the best point changes fewer coordinates than before, else
+        a shorter one; and which rows have become sparser.
+        """
         changed = _count_changes(threat, self.peak.x)
         sparser = changed < 0.95 * self.changed
         shorter = (self.size / 1.5).maximum(threat.eps / 10)
         size = threat.eps.where(sparser, shorter)
         share = changed / self.peak.x[0].numel() / 1.5
-        return replace(self, size=size, share=share, changed=changed), sparser
+        if due.all():
+            return replace(self, size=size, share=share, changed=changed), sparser
+        mask = _to_mask(due, size)
+        kept = replace(
+            self,
+            size=size.where(mask, self.size),
+            share=share.where(mask, self.share),
+            changed=changed.where(mask, self.changed),
+        )
+        return kept, sparser & mask
 
 
 def _count_changes(threat: Threat, x: Tensor) -> Tensor:

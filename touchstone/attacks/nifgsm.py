@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from touchstone import engine
 from touchstone.attacks.mifgsm import MIFGSM, Momentum
-from touchstone.engine.rows import Rows
+from touchstone.engine.rows import HostNumbers, RowIndex, Rows
 from touchstone.methods import Info
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class NIFGSM(MIFGSM):
 
     def step_rule(self, x: Tensor, momentum: Momentum) -> StepRule:
         """The momentum's, a look ahead of it."""
-        return NesterovStep(x, momentum, self.steps)
+        return NesterovStep(x, momentum, HostNumbers.full(len(x), self.steps))
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,20 @@ class NesterovStep(Rows):
 
     at: Tensor  # (B, C, H, W)
     momentum: Momentum
-    left: int
+    left: HostNumbers
 
     def advance(self, threat: Threat, x: Tensor, grad: Tensor, loss: Tensor) -> tuple[Tensor, Self]:  # noqa: ARG002
         """One step from the point, with the gradient at `x` ahead of it."""
         momentum = self.momentum.add_gradient(grad)
         at = threat.step(self.at, momentum.sum, momentum.size)
-        rule = replace(self, at=at, momentum=momentum, left=self.left - 1)
-        return (rule._look_ahead(threat) if rule.left else at), rule
+        rule = replace(self, at=at, momentum=momentum, left=self.left.add(-1))
+        last = RowIndex.where(rule.left.values == 0)
+        if not len(last):
+            return rule._look_ahead(threat), rule
+        if len(last) == len(at):
+            return at, rule
+        rows = last.on(at.device)
+        return rule._look_ahead(threat).index_copy(0, rows, at[rows]), rule
 
     def _look_ahead(self, threat: Threat) -> Tensor:
         length = engine.column(self.momentum.size * self.momentum.decay, self.at)

@@ -14,9 +14,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from touchstone.engine.device import to_device
-from touchstone.engine.plans import AnyQuery, rewrite_queries
+from touchstone.engine.plans import expand_loops, rewrite_queries
 from touchstone.engine.quantization import from_pixels, to_pixels
-from touchstone.engine.queries import Answer, NoisyLogits, PlanOf
+from touchstone.engine.queries import Answer, AnyQuery, PlanOf, Query
 
 T = TypeVar("T")
 
@@ -27,11 +27,13 @@ def straight_through(plan: PlanOf[T], defence: str) -> PlanOf[T]:
     Gradients pass through it as if it were the identity: BPDA, Athalye, Carlini & Wagner 2018,
     1802.00420, section 4.1. `defence` is one of `fields.Defence`.
     """
-    return plan if defence == "none" else rewrite_queries(plan, partial(_rewrite_with_defence, defence))
+    if defence == "none":
+        return plan
+    return rewrite_queries(expand_loops(plan), partial(_rewrite_with_defence, defence))
 
 
 def _rewrite_with_defence(defence: str, query: AnyQuery) -> PlanOf[Answer]:
-    if isinstance(query, NoisyLogits):
+    if not isinstance(query, Query):
         raise TypeError("a defence applies to images, not to their noisy copies")
     return (yield replace(query, x=apply_defence(query.x, defence)))
 

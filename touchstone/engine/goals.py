@@ -5,7 +5,7 @@ Where a logit is NaN or infinite there is no prediction: such a row meets no goa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from touchstone.engine.rows import Rows
+from touchstone.engine.rows import RowIndex, Rows, select_rows
 
 
 def are_finite(logits: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Loss(Protocol):
         """How many rows."""
         ...
 
-    def __getitem__(self, index: Tensor | slice) -> Self:
+    def __getitem__(self, index: Tensor | slice | RowIndex) -> Self:
         """The loss of the selected rows."""
         ...
 
@@ -89,7 +89,7 @@ class Loss(Protocol):
         ...
 
     @property
-    def kind(self) -> object:
+    def kind(self) -> Hashable:
         """Losses of one kind can be joined."""
         ...
 
@@ -99,10 +99,6 @@ class CrossEntropy(Rows):
     """The cross-entropy of the label, or its negative where the label is a target."""
 
     goal: Goal
-
-    @property
-    def kind(self) -> object:  # noqa: D102
-        return CrossEntropy
 
     def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
         loss = functional.cross_entropy(logits, self.goal.label, reduction="none")
@@ -114,10 +110,6 @@ class Margin(Rows):
     """The best other logit minus the label's: positive where the label is not predicted; never saturated."""
 
     goal: Goal
-
-    @property
-    def kind(self) -> object:  # noqa: D102
-        return Margin
 
     def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
         label = self.goal.label[:, None]
@@ -142,8 +134,8 @@ class CustomLoss(Rows):
         object.__setattr__(self, "rows", rows)
 
     @property
-    def kind(self) -> object:  # noqa: D102
-        return self.function
+    def kind(self) -> Hashable:  # noqa: D102
+        return (self.function, *(row.dtype for row in self.rows))
 
     def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
         return self.function(logits, *self.rows)
@@ -151,10 +143,17 @@ class CustomLoss(Rows):
     def __len__(self) -> int:
         return len(self.rows[0])
 
-    def __getitem__(self, index: Tensor | slice) -> CustomLoss:
-        return CustomLoss(self.function, *(row[index] for row in self.rows))
+    def __getitem__(self, index: Tensor | slice | RowIndex) -> CustomLoss:
+        return CustomLoss(self.function, *(select_rows(row, index) for row in self.rows))
 
     @classmethod
     def cat(cls, parts: Sequence[CustomLoss]) -> CustomLoss:  # noqa: D102
         columns = zip(*(part.rows for part in parts), strict=True)
         return cls(parts[0].function, *(torch.cat(column) for column in columns))
+
+    def replace_rows(self, index: RowIndex, part: CustomLoss) -> CustomLoss:
+        """This loss with that of `part` in the rows of `index`."""
+        pairs = zip(self.rows, part.rows, strict=True)
+        return CustomLoss(
+            self.function, *(ours.index_copy(0, index.on(ours.device), theirs) for ours, theirs in pairs)
+        )

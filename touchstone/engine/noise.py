@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +19,7 @@ from touchstone.engine import counter_random
 from touchstone.engine.counter_random import VALUES, Convert, Numbers, Stream, Words, computes_itself
 from touchstone.engine.device import to_device
 from touchstone.engine.noise_streams import SAMPLE_STREAM
-from touchstone.engine.rows import Rows
+from touchstone.engine.rows import RowIndex, Rows
 
 MIN_THREADED_VALUES = 2**14
 """Values in a sample above which samples are drawn on several threads."""
@@ -55,16 +55,31 @@ class Noise(Rows):
     def __len__(self) -> int:
         return len(self.streams) if self.chosen is None else len(self.chosen)
 
-    def __getitem__(self, index: Tensor | slice) -> Noise:
+    def __getitem__(self, index: Tensor | slice | RowIndex) -> Noise:
+        if isinstance(index, RowIndex):
+            streams = self._selected()
+            return Noise(tuple(streams[row] for row in index.positions))
         if isinstance(index, slice) and self.chosen is None:
             return Noise(self.streams[index])
         rows = torch.arange(len(self.streams)) if self.chosen is None else self.chosen
         return Noise(self.streams, (rows.to(index.device) if isinstance(index, Tensor) else rows)[index])
 
+    @property
+    def kind(self) -> Hashable:
+        """All can be joined."""
+        return Noise
+
     @classmethod
     def cat(cls, parts: Sequence[Noise]) -> Noise:
         """All streams in order."""
         return cls(tuple(stream for part in parts for stream in part._selected()))
+
+    def replace_rows(self, index: RowIndex, part: Noise) -> Noise:
+        """These streams with those of `part` at the positions of `index`."""
+        streams = list(self._selected())
+        for position, stream in zip(index.positions, part._selected(), strict=True):
+            streams[position] = stream
+        return Noise(tuple(streams))
 
     def uniform(self, like: Tensor) -> Tensor:
         """Numbers in [0,1), in the shape of `like`, whose rows are this record's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from touchstone.engine.goals import are_finite, lower_non_finite
-from touchstone.engine.queries import Answer, NoisyLogits, PlanOf, Query
+from touchstone.engine.diagnosis import Diagnosis
+from touchstone.engine.goals import are_finite
+from touchstone.engine.loops import run_steps
+from touchstone.engine.queries import Answer, AnyQuery, NoisyLogits, PlanOf, Repeat
 from touchstone.errors import GradientRefused
 from touchstone.fields import Access
 
 T = TypeVar("T")
-AnyQuery = Query | NoisyLogits
 Rewrite = Callable[[AnyQuery], PlanOf[Answer]]
 
 
@@ -43,11 +44,21 @@ def rewrite_queries(plan: PlanOf[T], rewrite: Rewrite) -> PlanOf[T]:
         return result
 
 
+def expand_loops(plan: PlanOf[T]) -> PlanOf[T]:
+    """A plan that runs its loops itself, with all their queries its own."""
+    return rewrite_queries(plan, _expand_loop)
+
+
+def _expand_loop(query: AnyQuery) -> PlanOf[Answer]:
+    return (yield from run_steps(query)) if isinstance(query, Repeat) else (yield query)
+
+
 def restrict(plan: PlanOf[T], access: Access, max_queries: int | None = None) -> PlanOf[T]:
     """A plan limited to what it declared: no gradients, or no scores either, and at most `max_queries` rows.
 
     Raises GradientRefused, and RuntimeError where a method breaks its own budget.
     """
+    plan = expand_loops(plan) if access == "decisions" else plan
     return rewrite_queries(plan, partial(_enforce_access, _QueryBudget(max_queries), access))
 
 
@@ -66,11 +77,20 @@ class _QueryBudget:
 def _enforce_access(budget: _QueryBudget, access: Access, query: AnyQuery) -> PlanOf[Answer]:
     if query.surrogate is not None:
         return (yield query)
-    if query.backward_passes:
-        raise GradientRefused("a black-box method must not query gradients")
+    if isinstance(query, Repeat):
+        answer = yield query
+        _check_gradients(int(query.tally.backward.values.sum()))
+        budget.spend(int(query.tally.forward.values.sum()))
+        return answer
+    _check_gradients(query.backward_passes)
     budget.spend(len(query))
     answer = yield query
     return Answer(_decision(answer.logits)) if access == "decisions" else answer
+
+
+def _check_gradients(passes: int) -> None:
+    if passes:
+        raise GradientRefused("a black-box method must not query gradients")
 
 
 def _decision(logits: Tensor) -> Tensor:
@@ -85,7 +105,7 @@ def average_gradients(plan: PlanOf[T], times: int) -> PlanOf[T]:
 
     For models whose answers vary at random; logits and losses are means, too.
     """
-    return plan if times == 1 else rewrite_queries(plan, partial(_average_answers, times))
+    return plan if times == 1 else rewrite_queries(expand_loops(plan), partial(_average_answers, times))
 
 
 def _average_answers(times: int, query: AnyQuery) -> PlanOf[Answer]:
@@ -100,35 +120,6 @@ def _average_answers(times: int, query: AnyQuery) -> PlanOf[Answer]:
     return Answer(torch.stack([answer.logits for answer in answers]).mean(0), *mean)
 
 
-@dataclass
-class Diagnosis:
-    """Signs that an attack was misled, as by gradient masking (Athalye et al. 2018, section 3.1);
-    docs/attacks.md lists them all.
-    """
-
-    gradients: int = 0
-    empty: int = 0
-    signs: set[str] = field(default_factory=set)
-
-    def note_logits(self, logits: Tensor) -> None:
-        """Note points (B, K) at which the model gave no prediction."""
-        if not bool(logits.isfinite().all()):
-            self.signs.add("non_finite_logits")
-
-    def note_gradients(self, grad: Tensor) -> None:
-        """Note gradients, (B, C, H, W) or (B, k, C, H, W), that are zero or not finite."""
-        total = grad.flatten(1).sum(1)  # a row is examined only where its sum leaves a doubt
-        self.gradients += len(grad)
-        self.empty += int((~grad[total == 0].flatten(1).any(1)).sum())
-        if not bool(grad[~total.isfinite()].isfinite().all()):
-            self.signs.add("non_finite_gradient")
-
-    def codes(self) -> list[str]:
-        """The signs that were found, as stable codes."""
-        zero = {"zero_gradient"} if self.gradients and self.empty == self.gradients else set()
-        return sorted(self.signs | zero)
-
-
 def diagnose(plan: PlanOf[T], diagnosis: Diagnosis) -> PlanOf[T]:
     """A plan that goes on wherever the model's answer is not finite; what that says is noted in `diagnosis`.
 
@@ -141,15 +132,14 @@ def diagnose(plan: PlanOf[T], diagnosis: Diagnosis) -> PlanOf[T]:
 def _examine_answer(diagnosis: Diagnosis, query: AnyQuery) -> PlanOf[Answer]:
     if isinstance(query, NoisyLogits):
         return (yield query)
+    if isinstance(query, Repeat):
+        try:
+            return (yield query)
+        finally:
+            diagnosis.note_tally(query.tally)
     answer = yield replace(query, allow_non_finite=True)
     if query.surrogate is None:
         diagnosis.note_logits(answer.logits)
         if answer.grad is not None:
             diagnosis.note_gradients(answer.grad)
-    loss = None if answer.loss is None else lower_non_finite(answer.loss, answer.logits)
-    return Answer(answer.logits, loss, None if answer.grad is None else _drop_non_finite(answer.grad))
-
-
-def _drop_non_finite(grad: Tensor) -> Tensor:
-    """The gradients with 0 in place of NaN and infinity."""
-    return grad if bool(grad.sum().isfinite()) else grad.nan_to_num(0, 0, 0)
+    return answer.without_non_finite()

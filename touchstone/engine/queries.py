@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from torch import Tensor
 
-from touchstone.engine.goals import Loss
+from touchstone.engine.diagnosis import Tally, drop_non_finite
+from touchstone.engine.goals import Loss, lower_non_finite
 from touchstone.engine.noise import SampleNoise
-from touchstone.engine.rows import Rows
+from touchstone.engine.rows import RowIndex, Rows
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Query(Rows):
     """A query about images `x` (B, C, H, W) in [0,1], at any size.
 
     It goes to the model under attack or, where one is given, to the oracle `surrogate`. Logits that are NaN
-    or infinite fail the plan, unless it can do with them: `allow_non_finite`.
+    or infinite fail the plan, unless it can do with them: `allow_non_finite`. Where a step of a loop asks about
+    other rows than all of its own, `of_rows` says which.
     """
 
     x: Tensor
     surrogate: Any = field(default=None, kw_only=True)
     allow_non_finite: bool = field(default=False, kw_only=True)
+    of_rows: RowIndex | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -132,6 +135,18 @@ class Answer(Rows):
             raise TypeError("the answer has no gradient: only a Gradient or Jacobian query gets one")
         return self.grad
 
+    @property
+    def known_loss(self) -> Tensor:
+        """The losses, of an answer that must have them."""
+        if self.loss is None:
+            raise TypeError("the answer has no loss: only a Gradient query gets one")
+        return self.loss
+
+    def without_non_finite(self) -> Answer:
+        """The answer with gradients of 0 and losses of -∞ where they are not finite."""
+        loss = None if self.loss is None else lower_non_finite(self.loss, self.logits)
+        return Answer(self.logits, loss, None if self.grad is None else drop_non_finite(self.grad))
+
 
 @dataclass(frozen=True)
 class Found(Rows):
@@ -147,8 +162,65 @@ class Found(Rows):
     part: Tensor | None = None  # (B,) int64
 
 
+class Loop(Rows):
+    """Rows that repeat a step until each is done; what a row comes to depends on itself alone.
+
+    So rows of many jobs can stand in one record, join it and leave it at any step. The queries of a step are
+    about all rows in order, or name theirs in `of_rows`.
+    """
+
+    @property
+    def running(self) -> list[bool]:
+        """Which rows are not done, as known on the host."""
+        raise NotImplementedError
+
+    def step(self) -> PlanOf[Self]:
+        """One step of every row."""
+        raise NotImplementedError
+
+    def successes(self) -> tuple[Tensor, Tensor]:
+        """The best points so far (B, C, H, W), and a rank of each that meets the goal, -∞ for others (B,)."""
+        raise NotImplementedError
+
+
+L = TypeVar("L", bound=Loop)
+
+
+@dataclass(eq=False)
+class Repeat(Generic[L]):
+    """The wish to have a loop run to its end; no model is asked this, but what the steps of the loop ask.
+
+    Whoever runs it puts into `loop` and `tally` what has become of the rows, also where it is interrupted.
+    """
+
+    loop: L
+    tally: Tally = field(init=False)
+    open_rows: int = field(init=False)
+
+    backward_passes = 0
+    surrogate = None
+    allow_non_finite = True
+
+    def __post_init__(self) -> None:
+        running = self.loop.running
+        self.open_rows = sum(running)
+        self.kind: Hashable = self.loop.kind
+        device = next(value.device for value in self.loop.tensors())
+        self.tally = Tally.zero(len(running), device)
+
+    def __len__(self) -> int:
+        return self.open_rows
+
+    def settle(self, places: RowIndex, loop: L, tally: Tally, *, done: bool = True) -> None:
+        """Put in what has become of the rows at these places; they are done, or were interrupted."""
+        self.loop = self.loop.replace_rows(places, loop)
+        self.tally = self.tally.replace_rows(places, tally)
+        self.open_rows -= len(places) if done else 0
+
+
 T = TypeVar("T")
-PlanOf = Generator[Query | NoisyLogits, Answer, T]
+AnyQuery = Query | NoisyLogits | Repeat[Any]
+PlanOf = Generator[AnyQuery, Answer, T]
 """A generator that yields queries, is sent their answers, and returns a T."""
 
 Plan = PlanOf[Found]

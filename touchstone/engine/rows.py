@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import Field, replace
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import Field, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
 
 from touchstone.lazy import torch
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
+
+
+class RowIndex:
+    """Positions of rows that are known on the host, so that no device has to be waited for; uploaded once."""
+
+    def __init__(self, positions: Iterable[int]) -> None:
+        self.positions = list(positions)
+        self._uploaded: dict[Any, Tensor] = {}
+
+    @classmethod
+    def where(cls, flags: Iterable[bool]) -> RowIndex:
+        """The rows whose flag is set."""
+        return cls(position for position, flag in enumerate(flags) if flag)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def on(self, device: Any) -> Tensor:
+        """The positions (n,), int64, on a device."""
+        if device not in self._uploaded:
+            host = torch.tensor(self.positions, dtype=torch.long)
+            self._uploaded[device] = (
+                host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+            )
+        return self._uploaded[device]
+
+
+def select_rows(values: Tensor, index: Tensor | slice | RowIndex) -> Tensor:
+    """The rows of a tensor that a boolean mask, an index vector, an index of the host or a slice selects."""
+    return values[index.on(values.device) if isinstance(index, RowIndex) else index]
 
 
 class Rows:
@@ -25,13 +58,27 @@ class Rows:
         values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
         return {name: value for name, value in values if isinstance(value, torch.Tensor | Rows)}
 
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors of the record and of the records in it."""
+        for value in self._selectable().values():
+            yield from value.tensors() if isinstance(value, Rows) else [value]
+
     def __len__(self) -> int:
         values = (getattr(self, name) for name in self.__dataclass_fields__)
         return len(next(value for value in values if isinstance(value, torch.Tensor | Rows)))
 
-    def __getitem__(self, index: Tensor | slice) -> Self:
+    def __getitem__(self, index: Tensor | slice | RowIndex) -> Self:
         """The rows that a boolean mask, an index vector or a slice selects."""
-        return replace(self, **{name: value[index] for name, value in self._selectable().items()})
+        chosen = {
+            name: value[index] if isinstance(value, Rows) else select_rows(value, index)
+            for name, value in self._selectable().items()
+        }
+        return replace(self, **chosen)
+
+    @property
+    def kind(self) -> Hashable:
+        """What two records must have in common to be joined: everything that is not per row."""
+        return (type(self), *map(_kind_of, (getattr(self, name) for name in self.__dataclass_fields__)))
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -45,6 +92,88 @@ class Rows:
             for name, value in parts[0]._selectable().items()
         }
         return replace(parts[0], **joined)
+
+    def replace_rows(self, index: RowIndex, part: Self) -> Self:
+        """This record with the rows of `part` at the positions of `index`."""
+        if len(index) == len(self):
+            return part if index.positions == list(range(len(self))) else part[_invert(index)]
+        theirs = part._selectable()
+        changed = {
+            name: value.replace_rows(index, theirs[name])
+            if isinstance(value, Rows)
+            else value.index_copy(0, index.on(value.device), theirs[name])
+            for name, value in self._selectable().items()
+        }
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class HostNumbers(Rows):
+    """Whole numbers, one per row, that are known on the host: counters that decide what a step does."""
+
+    values: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: Iterable[int]) -> HostNumbers:
+        """These numbers."""
+        return cls(np.fromiter(values, np.int64))
+
+    @classmethod
+    def full(cls, rows: int, value: int) -> HostNumbers:
+        """The same number for every row."""
+        return cls(np.full(rows, value))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Tensor | slice | RowIndex) -> HostNumbers:
+        if isinstance(index, RowIndex):
+            return HostNumbers(self.values[index.positions])
+        return HostNumbers(self.values[index if isinstance(index, slice) else index.cpu().numpy()])
+
+    @property
+    def kind(self) -> Hashable:
+        """All can be joined."""
+        return HostNumbers
+
+    @classmethod
+    def cat(cls, parts: Sequence[HostNumbers]) -> HostNumbers:
+        """All numbers in order."""
+        return cls(np.concatenate([part.values for part in parts]))
+
+    def replace_rows(self, index: RowIndex, part: HostNumbers) -> HostNumbers:
+        """These numbers with those of `part` at the positions of `index`."""
+        values = self.values.copy()
+        values[index.positions] = part.values
+        return HostNumbers(values)
+
+    def add(self, number: int, index: RowIndex | None = None) -> HostNumbers:
+        """These numbers, more by `number` for each time that a row is in the index, or once for all rows."""
+        if index is None:
+            return HostNumbers(self.values + number)
+        values = self.values.copy()
+        np.add.at(values, index.positions, number)
+        return HostNumbers(values)
+
+
+def to_host(*flags: Tensor) -> list[list[bool]]:
+    """Flags (B,) of rows as lists, by one transfer: the only place where a step waits for its device."""
+    lists: list[list[bool]] = torch.stack(flags).tolist()
+    return lists
+
+
+def _invert(index: RowIndex) -> RowIndex:
+    places = {position: place for place, position in enumerate(index.positions)}
+    return RowIndex(places[position] for position in range(len(index)))
+
+
+def _kind_of(value: Any) -> Hashable:
+    if isinstance(value, Rows):
+        return value.kind
+    if isinstance(value, torch.Tensor):
+        return (value.shape[1:], value.dtype)
+    owner = getattr(value, "__self__", None)  # methods are equal only where their objects are the same one
+    return value if owner is None else (value.__func__, owner)
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:

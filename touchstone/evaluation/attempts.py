@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from touchstone.engine.plans import Diagnosis, average_gradients, diagnose, restrict
+from touchstone.engine.diagnosis import Diagnosis
+from touchstone.engine.plans import average_gradients, diagnose, restrict
 from touchstone.engine.queries import Found, Plan, PlanOf
 from touchstone.engine.rows import Rows, column
 from touchstone.engine.search.gradient_ascent import SUCCESS, Best, run_restarts

@@ -21,7 +21,7 @@ from touchstone.engine.goals import Goal
 from touchstone.engine.oracles.oracle import Knowledge, TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing, per_channel
 from touchstone.engine.oracles.probe import load_oracle
-from touchstone.engine.plans import Diagnosis
+from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.quantization import from_pixels
 from touchstone.engine.queries import PlanOf
 from touchstone.engine.scheduler.batcher import Batcher

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from touchstone.engine.plans import AnyQuery, rewrite_queries
-from touchstone.engine.queries import Answer, FileLogits, NoisyLogits, PlanOf
+from touchstone.engine.plans import rewrite_queries
+from touchstone.engine.queries import Answer, AnyQuery, FileLogits, Loop, NoisyLogits, PlanOf, Repeat
 from touchstone.engine.search.gradient_ascent import SUCCESS, SUCCESS_AS_FILE, score_successes
 from touchstone.engine.threat import Case
 from touchstone.evaluation.judgment import are_allowed
@@ -35,9 +35,20 @@ class SuccessRecord:
             return
         least = SUCCESS_AS_FILE if files else SUCCESS
         rank = -case.threat.distance(x) if self.by_distance else score_successes(case, logits, least)
-        highest, place = rank[rows].max(0)
+        self._note_ranked(x[rows], rank[rows])
+
+    def note_loop(self, loop: Loop) -> None:
+        """Note what the rows of a loop, all of the image, have met so far."""
+        x, rank = loop.successes()
+        case = self.case[torch.zeros(len(x), dtype=torch.long, device=x.device)]
+        rows = ((rank > -torch.inf) & are_allowed(case.threat, x, files=False)).nonzero().flatten()
+        if len(rows):
+            self._note_ranked(x[rows], rank[rows])
+
+    def _note_ranked(self, x: Tensor, rank: Tensor) -> None:
+        highest, place = rank.max(0)
         if float(highest) > self.rank:
-            self.best, self.rank = x[rows[place]][None].clone(), float(highest)
+            self.best, self.rank = x[place][None].clone(), float(highest)
 
 
 def record_successes(plan: PlanOf[T], record: SuccessRecord) -> PlanOf[T]:
@@ -46,6 +57,11 @@ def record_successes(plan: PlanOf[T], record: SuccessRecord) -> PlanOf[T]:
 
 
 def _note(record: SuccessRecord, query: AnyQuery) -> PlanOf[Answer]:
+    if isinstance(query, Repeat):
+        try:
+            return (yield query)
+        finally:
+            record.note_loop(query.loop)
     answer = yield query
     if not isinstance(query, NoisyLogits) and query.surrogate is None:
         record.note(query.x, answer.logits, files=isinstance(query, FileLogits))

@@ -19,7 +19,7 @@ from touchstone.engine.goals import Goal, are_finite
 from touchstone.engine.noise import Noise, SampleNoise
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracles.oracle import Oracle
-from touchstone.engine.plans import Diagnosis
+from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.quantization import from_pixels, to_pixels
 from touchstone.engine.queries import Answer, FileLogits, Logits, PlanOf
 from touchstone.engine.threat import Case, Threat, softmax

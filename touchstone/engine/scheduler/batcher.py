@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from touchstone.engine.oracles.oracle import Oracle, StillWanted, check_finite
-from touchstone.engine.queries import Answer, NoisyLogits, Query
-from touchstone.engine.scheduler.pass_queue import PassQueue
+from touchstone.engine.plans import expand_loops
+from touchstone.engine.queries import Answer, AnyQuery, NoisyLogits, Query, Repeat
+from touchstone.engine.scheduler.loop_rows import LoopRows
+from touchstone.engine.scheduler.pass_queue import PassQueue, Share
 from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.errors import DeadlineExceeded, Failure, JobCanceled, OutOfMemory
 from touchstone.memory import is_out_of_memory
@@ -39,6 +42,7 @@ class Batcher:
     def __init__(self) -> None:
         self._running: dict[Task, None] = {}  # in the order of arrival; `on_done` is called once for each
         self._queue = PassQueue()
+        self._loops = LoopRows(lambda queries, seconds: self.on_pass(queries, seconds))
         self.on_pass: Callable[[QueryCount, float], None] = lambda _queries, _seconds: None
         self.on_wait: Callable[[], None] = lambda: None  # called while a slow oracle answers
 
@@ -52,6 +56,8 @@ class Batcher:
     def add(self, task: Task) -> None:
         """Start a task: its plan runs up to its first query."""
         self._running[task] = None
+        if isinstance(task.oracle, SlowOracle):  # a step of a loop would not let others come and go meanwhile
+            task.plan = expand_loops(task.plan)
         self._advance(task, None)
 
     def step(self) -> None:
@@ -64,23 +70,60 @@ class Batcher:
         """End all tasks with this error."""
         for task in self.tasks():
             self._end(task, error)
+        self._loops.clear()
 
-    def _answer(self, chosen: list[tuple[Task, Query | NoisyLogits]]) -> None:
-        oracle = chosen[0][0].current_oracle
+    def _answer(self, chosen: Share) -> None:
+        """Run a pass of these rows or, where they are loops, a step."""
+        run = self._step_loops if isinstance(chosen[0][0].query, Repeat) else self._run_pass
         began = time.perf_counter()
         try:
-            answers = self._query_oracle(oracle, chosen)
+            deliver = run(chosen)
         except Exception as error:  # noqa: BLE001 - what the model raises is its tasks' failure, not the engine's
             self._recover(chosen, error)
             return
+        self._queue.charge_pass(chosen, time.perf_counter() - began)
+        deliver()
+
+    def _run_pass(self, chosen: Share) -> Callable[[], None]:
+        sliced = [(task, task.slice_query(rows)) for task, rows in chosen]
+        began = time.perf_counter()
+        answers = self._query_oracle(chosen[0][0].current_oracle, sliced)
         rows = sum(len(answer) for answer in answers if isinstance(answer, Answer))
-        backward = rows * chosen[0][1].backward_passes
+        backward = rows * sliced[0][1].backward_passes
         self.on_pass(QueryCount(rows, backward), time.perf_counter() - began)
-        for (task, query), answer in zip(chosen, answers, strict=True):
+        return partial(self._deliver_all, sliced, answers)
+
+    def _deliver_all(
+        self, sliced: Sequence[tuple[Task, Query | NoisyLogits]], answers: Sequence[Answer | Failure]
+    ) -> None:
+        for (task, query), answer in zip(sliced, answers, strict=True):
             if isinstance(answer, Failure):
                 self._end(task, answer)
             else:
                 self._deliver(task, query, answer)
+
+    def _step_loops(self, chosen: Share) -> Callable[[], None]:
+        with torch.no_grad():
+            return partial(self._deliver_step, chosen[0][0].group, self._loops.step(chosen))
+
+    def _deliver_step(self, group: Hashable, commit: Callable[[], list[Task]]) -> None:
+        ended = commit()
+        for task, question, answer, counts in list(self._loops.reports(group, ended)):
+            self._report(task, question, answer, counts)
+        self._loops.release(group)
+        for task in ended:
+            if not task.ended and isinstance(task.query, Repeat):
+                self._queue.remove(task)
+                self._loops.leave(task, task.query)
+                self._advance(task, Answer(torch.empty(0, 0)))
+
+    def _report(self, task: Task, query: AnyQuery, answer: Answer, counts: QueryCount) -> None:
+        """Tell the owner of a task of an answer; where that fails, the task does."""
+        try:
+            if task.on_answer:
+                task.on_answer(query, answer, counts)
+        except Exception as error:  # noqa: BLE001 - a task's failure is reported to its owner
+            self._end(task, error)
 
     def _query_oracle(
         self, oracle: Oracle, chosen: Sequence[tuple[Task, Query | NoisyLogits]]
@@ -97,9 +140,9 @@ class Batcher:
         self._drop_overdue()
         return [not task.ended for task, _ in chosen]
 
-    def _recover(self, chosen: list[tuple[Task, Query | NoisyLogits]], error: Exception) -> None:
+    def _recover(self, chosen: Share, error: Exception) -> None:
         """Out of memory: run smaller passes for a while. Any other error: find the task that causes it."""
-        rows = sum(len(query) for _, query in chosen)
+        rows = sum(count for _, count in chosen)
         if is_out_of_memory(error) and rows > 1:
             self._queue.limit_rows(chosen[0][0].current_oracle, rows // 2)
             if torch.cuda.is_available():
@@ -141,9 +184,12 @@ class Batcher:
 
     def _advance(self, task: Task, answer: Answer | None) -> None:
         task.parts, task.answered_rows, task.number = [], 0, task.number + 1
+        began = time.perf_counter()
         try:
             with torch.no_grad():
                 task.query = next(task.plan) if answer is None else task.plan.send(answer)
+                if isinstance(task.query, Repeat):
+                    self._loops.join(task, task.query)
         except StopIteration as end:
             task.query = None
             self._settle(task, end.value, None)
@@ -151,6 +197,7 @@ class Batcher:
             self._settle(task, None, error)
         else:
             self._queue.add(task)
+            self._queue.charge_plan(task, time.perf_counter() - began)
 
     def _drop_overdue(self) -> None:
         now = time.monotonic()
@@ -170,6 +217,8 @@ class Batcher:
         task.ended = True
         self._queue.remove(task)
         try:
+            if isinstance(task.query, Repeat):
+                self._loops.leave(task, task.query)
             task.plan.throw(error)
         except StopIteration as end:
             self._settle(task, end.value, None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from touchstone.engine.oracles.oracle import Oracle
-from touchstone.engine.queries import Answer, Gradient, NoisyLogits, PlanOf, Query
+from touchstone.engine.queries import Answer, AnyQuery, Gradient, NoisyLogits, PlanOf, Query, Repeat
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Task:
     deterministic: bool = False
     deadline: float = float("inf")  # on time.monotonic's clock
     expires: bool = field(default=True, kw_only=True)  # false for the few queries that end a job in any case
-    on_answer: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None
+    on_answer: Callable[[AnyQuery, Answer, QueryCount], None] | None = None
     owner: str = ""  # owners share passes equally, however many tasks each has
     on_done: Callable[[Any, BaseException | None], None] = lambda _result, _error: None
     queries: QueryCount = field(default_factory=QueryCount)
@@ -36,7 +36,7 @@ class Task:
     number: int = 0  # of the open query
     canceled: bool = False
     ended: bool = False
-    query: Query | NoisyLogits | None = None
+    query: AnyQuery | None = None
     parts: list[Answer] = field(default_factory=list)
     answered_rows: int = 0
 
@@ -48,10 +48,12 @@ class Task:
 
     @property
     def group(self) -> Hashable:
-        """Tasks of one group can share a pass: one model, gradients or not. A deterministic task is alone,
-        and so is each task of a model whose answers depend on the batch.
+        """Tasks of one group can share a pass: one model, gradients or not, or loops of one kind. A
+        deterministic task is alone, and so is each task of a model whose answers depend on the batch.
         """
-        kind = (isinstance(self.query, Gradient), 0 if self.query is None else self.query.backward_passes)
+        kind: Hashable = (isinstance(self.query, Gradient), 0 if self.query is None else self.query.backward_passes)
+        if isinstance(self.query, Repeat):
+            kind = self.query.kind
         alone = self.deterministic or not self.current_oracle.shared
         return (id(self.current_oracle), kind, id(self) if alone else None)
 
@@ -66,8 +68,8 @@ class Task:
 
     def slice_query(self, rows: int) -> Query | NoisyLogits:
         """The next `rows` rows of the open query."""
-        if self.query is None:
-            raise TypeError("a task without a query has no rows to answer")
+        if self.query is None or isinstance(self.query, Repeat):
+            raise TypeError("a task without a query to the model has no rows to answer")
         if self.answered_rows == 0 and rows == len(self.query):
             return self.query
         return self.query[self.answered_rows : self.answered_rows + rows]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from touchstone.engine.goals import CrossEntropy, Loss, Margin
-from touchstone.engine.queries import Answer, FileLogits, Found, Gradient, Logits, PlanOf
-from touchstone.engine.rows import Rows, column
+from touchstone.engine.loops import repeat, run_steps
+from touchstone.engine.queries import Answer, FileLogits, Found, Gradient, Logits, Loop, PlanOf, Repeat
+from touchstone.engine.rows import HostNumbers, RowIndex, Rows, column, to_host
 from touchstone.engine.threat import Case, Threat
 
 
@@ -71,11 +73,12 @@ class Best(Rows):
         earlier stays.
         """
         if len(rows) == len(self):
-            return self._or_else(found)
-        merged = self[rows]._or_else(found)
+            return self.or_else(found)
+        merged = self[rows].or_else(found)
         return Best(self.x.index_copy(0, rows, merged.x), self.score.index_copy(0, rows, merged.score))
 
-    def _or_else(self, other: Best) -> Best:
+    def or_else(self, other: Best) -> Best:
+        """The better of two records, row by row; of equals this one."""
         better = other.score > self.score
         return Best(
             torch.where(column(better, self.x), other.x, self.x), torch.where(better, other.score, self.score)
@@ -105,22 +108,81 @@ def climb(
     to climb instead of the cross-entropy.
     """
     loss = CrossEntropy(case.goal) if loss is None else loss
-    image_of_row = torch.arange(len(case), device=case.device) if image_of_row is None else image_of_row
-    best, target = Best.initial(case.threat.x0), target_score(case)
-    rows = torch.arange(len(case), device=case.device)
-    for _ in range(steps):
-        answer = yield Gradient(x, loss)
-        scored = yield from score(case, x, answer, best.score[rows])
-        best = best.put(rows, scored)
-        if early_stop and bool((done := scored.score >= target).any()):
-            keep = ~torch.isin(image_of_row, image_of_row[done])
-            if not bool(keep.any()):
-                return best
-            case, x, rule, rows, answer = case[keep], x[keep], rule[keep], rows[keep], answer[keep]
-            loss, image_of_row = loss[keep], image_of_row[keep]
-        x, rule = yield from take_step(case, x, rule, answer)
-    logits = (yield Logits(x)).logits
-    return best.put(rows, (yield from score(case, x, Answer(logits, loss(logits)), best.score[rows])))
+    rows, best = len(case), Best.initial(case.threat.x0)
+    images = None if image_of_row is None else HostNumbers.of(image_of_row.tolist())
+    start = Climb(case, x, rule, loss, best, HostNumbers.full(rows, steps), HostNumbers.full(rows, 0), images, early_stop)
+    if images is None:
+        ended = yield from repeat(start)
+    else:  # rows of one image end together, so they cannot be told from those of other jobs
+        question = Repeat(start)
+        yield from run_steps(question)
+        ended = question.loop
+    index = RowIndex.where(ended.stopped.values == 0)
+    if not len(index):
+        return ended.best
+    last = ended[index]
+    logits = (yield Logits(last.x)).logits
+    scored = yield from score(last.case, last.x, Answer(logits, last.loss(logits)), last.best.score)
+    return ended.best.put(index.on(case.device), scored)
+
+
+@dataclass(frozen=True)
+class Climb(Loop):
+    """Rows that follow a rule uphill, each for so many steps as it has left."""
+
+    case: Case
+    x: Tensor
+    rule: StepRule
+    loss: Loss
+    best: Best
+    left: HostNumbers  # steps
+    stopped: HostNumbers  # 1 where a row is done before its last step
+    images: HostNumbers | None  # rows with the same number end together
+    early_stop: bool
+
+    @property
+    def running(self) -> list[bool]:
+        """Rows with steps left."""
+        running: list[bool] = (self.left.values > 0).tolist()
+        return running
+
+    def successes(self) -> tuple[Tensor, Tensor]:
+        """The best points, with their scores where they meet the goal."""
+        score = self.best.score
+        return self.best.x, score.masked_fill(score < SUCCESS, -torch.inf)
+
+    def step(self) -> PlanOf[Climb]:
+        """Query the gradient, keep the point where it is better, and move on."""
+        answer = yield Gradient(self.x, self.loss)
+        met, moves = to_host(self.case.goal.is_met(answer.logits), answer.gradient.flatten(1).any(1))
+        scored = Best(self.x, answer.known_loss.clamp_max(MAX_LOSS))
+        done = [False] * len(met)
+        if any(met):
+            scored = yield from score(self.case, self.x, answer, self.best.score)
+            done = self._find_done(scored)
+        best = self.best.or_else(scored)
+        left = HostNumbers(np.where(done, 0, self.left.values - 1))
+        ended = replace(self, best=best, left=left, stopped=HostNumbers(np.asarray(done, np.int64)))
+        if all(done):
+            return ended
+        flat = RowIndex.where(not (moved or stop) for moved, stop in zip(moves, done, strict=True))
+        grad = answer.gradient
+        if len(flat):
+            instead = yield Gradient(self.x[flat.on(grad.device)], Margin(self.case.goal[flat]), of_rows=flat)
+            grad = grad.index_copy(0, flat.on(grad.device), instead.gradient)
+        x, rule = self.rule.advance(self.case.threat, self.x, grad, answer.known_loss)
+        return replace(ended, x=x, rule=rule)
+
+    def _find_done(self, scored: Best) -> list[bool]:
+        """Which rows have reached what they were after, with those of the same image."""
+        if not self.early_stop:
+            return [False] * len(self.left)
+        [done] = to_host(scored.score >= target_score(self.case))
+        if self.images is None or not any(done):
+            return done
+        images = self.images.values
+        together: list[bool] = np.isin(images, images[np.asarray(done)]).tolist()
+        return together
 
 
 R = TypeVar("R", bound=StepRule)
@@ -129,9 +191,7 @@ R = TypeVar("R", bound=StepRule)
 def take_step(case: Case, x: Tensor, rule: R, answer: Answer) -> PlanOf[tuple[Tensor, R]]:
     """One step by `rule` from the points that the answer is about."""
     grad = yield from replace_saturated_gradient(case, x, answer)
-    if answer.loss is None:
-        raise TypeError("the answer has no loss: only a Gradient query gets one")
-    return rule.advance(case.threat, x, grad, answer.loss)
+    return rule.advance(case.threat, x, grad, answer.known_loss)
 
 
 def target_score(case: Case) -> float:
@@ -163,11 +223,14 @@ def score(case: Case, x: Tensor, answer: Answer, best_score: Tensor) -> PlanOf[B
         return Best(x, loss)
     found = torch.where(met, score_successes(case, answer.logits, SUCCESS), loss)
     hoped = score_successes(case, answer.logits, SUCCESS_AS_FILE)
-    rows = (met & (hoped > best_score)).nonzero().flatten()
-    if not case.quantize or not len(rows):
+    if not case.quantize:
         return Best(x, found)
-    open_ = case[rows]
-    logits = (yield FileLogits(open_.snap(x[rows]))).logits
+    [looks] = to_host(met & (hoped > best_score))
+    index = RowIndex.where(looks)
+    if not len(index):
+        return Best(x, found)
+    rows, open_ = index.on(x.device), case[index]
+    logits = (yield FileLogits(open_.snap(x[rows]), of_rows=index)).logits
     as_file = score_successes(open_, logits, SUCCESS_AS_FILE)
     return Best(x, found.index_copy(0, rows, torch.where(open_.goal.is_met(logits), as_file, found[rows])))
 

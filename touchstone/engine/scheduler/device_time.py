@@ -1,0 +1,37 @@
+"""Who is next on a device, by the seconds that each has had of it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+MAX_ACCOUNTS = 256
+"""Accounts that are kept before those are dropped that make no difference any more."""
+
+
+class DeviceTime:
+    """Seconds of a device that each account has used: start-time fair queueing (Goyal, Vin & Cheng 1996).
+
+    Whoever has used the least is next. An account that asked for nothing for a while does not save up what
+    it left to others: when it comes back, it counts as served as much as the one served last.
+    """
+
+    def __init__(self) -> None:
+        self._used: dict[Hashable, float] = {}
+        self._now = 0.0  # what the account served last had used before
+
+    def next(self, accounts: Iterable[K]) -> K:
+        """The account that has used the least, of equals the first."""
+        starts = {account: max(self._used.get(account, 0.0), self._now) for account in accounts}
+        chosen = min(starts, key=starts.__getitem__)
+        self._used |= starts
+        self._now = starts[chosen]
+        return chosen
+
+    def charge(self, account: Hashable, seconds: float) -> None:
+        """Add what an account has used."""
+        self._used[account] = max(self._used.get(account, 0.0), self._now) + seconds
+        if len(self._used) > MAX_ACCOUNTS:
+            self._used = {key: used for key, used in self._used.items() if used > self._now}
