@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import cos, pi
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from touchstone import engine
+from touchstone.engine.rows import HostNumbers, RowIndex, per_row, to_host
 from touchstone.fields import Count, Distance, EotSamples, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-    from touchstone.engine import Answer, Case, Plan, PlanOf
+    from touchstone.engine import Answer, Case, Loss, Nearest, Plan, PlanOf
 
 FIRST_STEP, LAST_STEP = 1.0, 0.01
 MARGIN_AFTER = 0.75
@@ -64,30 +68,79 @@ class DDN(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Steps from sphere to sphere, from the image itself."""
-        x, radius = case.threat.x0, torch.full_like(case.threat.eps, self.init_norm)
-        best = engine.Nearest.initial(x)
-        bracketed = best.met
-        for step in range(self.steps):
-            loss = engine.CrossEntropy if step < MARGIN_AFTER * self.steps else engine.Margin
-            answer = yield engine.Gradient(x, loss(case.goal))
-            best = best.or_else(engine.Nearest.from_logits(case, x, answer.logits))
-            met = case.goal.is_met(answer.logits)
-            bracketed = bracketed | (best.met & ~met)
-            if step:  # the first sphere has the radius that was asked for
-                radius = self._next_radius(radius, met, known=best.met, bracketed=bracketed)
-            radius = radius.minimum(case.threat.max_distance)
-            direction = yield from _step_direction(case, x, answer)
-            x = project_to_sphere(case, x + _step_length(step / self.steps) * direction, radius)
-        answer = yield engine.Logits(x)
-        return best.or_else(engine.Nearest.from_logits(case, x, answer.logits)).to_found(case)
+        x0 = case.threat.x0
+        radius, best = torch.full_like(case.threat.eps, self.init_norm), engine.Nearest.initial(x0)
+        left = HostNumbers.full(len(case), self.steps)
+        ended = yield from engine.repeat(ShrinkingSphere(case, x0, best, radius, best.met, left, self))
+        answer = yield engine.Logits(ended.x)
+        return ended.best.or_else(engine.Nearest.from_logits(case, ended.x, answer.logits)).to_found(case)
 
-    def _next_radius(self, radius: Tensor, met: Tensor, *, known: Tensor, bracketed: Tensor) -> Tensor:
-        """Smaller after a success, larger after a failure: by γ once one sphere was enough and a smaller one
-        was not.
+
+@dataclass(frozen=True)
+class ShrinkingSphere(engine.Loop):
+    """Rows that step along their gradients onto spheres, smaller after a success and larger after a failure."""
+
+    case: Case
+    x: Tensor
+    best: Nearest
+    radius: Tensor  # (B,)
+    bracketed: Tensor  # (B,) bool: one sphere was enough and a smaller one was not
+    left: HostNumbers  # steps
+    attack: DDN
+
+    @property
+    def running(self) -> list[bool]:
+        """Rows with steps left."""
+        running: list[bool] = (self.left.values > 0).tolist()
+        return running
+
+    def successes(self) -> tuple[Tensor, Tensor]:
+        """The nearest points."""
+        return self.best.x, -self.best.distance
+
+    def step(self) -> PlanOf[ShrinkingSphere]:
+        """Query the gradient, set the radius, and step onto the sphere."""
+        case, x, steps = self.case, self.x, self.attack.steps
+        taken = [steps - left for left in self.left.values.tolist()]
+        answer = yield engine.Gradient(x, self._loss(taken))
+        best = self.best.or_else(engine.Nearest.from_logits(case, x, answer.logits))
+        met = case.goal.is_met(answer.logits)
+        bracketed = self.bracketed | (best.met & ~met)
+        radius = self._next_radius(met, known=best.met, bracketed=bracketed, taken=taken)
+        direction = yield from _step_direction(case, x, answer)
+        length = engine.column(per_row([_step_length(one / steps) for one in taken], radius), x)
+        x = project_to_sphere(case, x + length * direction, radius)
+        return replace(self, x=x, best=best, radius=radius, bracketed=bracketed, left=self.left.add(-1))
+
+    def _loss(self, taken: Sequence[int]) -> Loss:
+        """The cross-entropy; for rows in the last part of their steps the margin."""
+        late = RowIndex.where(one >= MARGIN_AFTER * self.attack.steps for one in taken)
+        if not len(late):
+            return engine.CrossEntropy(self.case.goal)
+        if len(late) == len(taken):
+            return engine.Margin(self.case.goal)
+        none = torch.zeros_like(self.case.goal.targeted)
+        by_margin = none.index_fill(0, late.on(none.device), value=True)
+        return engine.CustomLoss(_late_loss, self.case.goal.label, self.case.goal.targeted, by_margin)
+
+    def _next_radius(self, met: Tensor, *, known: Tensor, bracketed: Tensor, taken: Sequence[int]) -> Tensor:
+        """Smaller after a success, larger after a failure: by γ once bracketed. The first sphere has the radius
+        that was asked for.
         """
-        larger = torch.where(known, radius * (1 + self.gamma), 2 * radius)
-        smaller = torch.where(bracketed, radius * (1 - self.gamma), radius / 2)
-        return torch.where(met, smaller, larger)
+        gamma, radius = self.attack.gamma, self.radius
+        larger = torch.where(known, radius * (1 + gamma), 2 * radius)
+        smaller = torch.where(bracketed, radius * (1 - gamma), radius / 2)
+        following = torch.where(met, smaller, larger)
+        first = RowIndex.where(one == 0 for one in taken)
+        if len(first):
+            rows = first.on(radius.device)
+            following = following.index_copy(0, rows, radius[rows])
+        return following.minimum(self.case.threat.max_distance)
+
+
+def _late_loss(logits: Tensor, label: Tensor, targeted: Tensor, by_margin: Tensor) -> Tensor:
+    goal = engine.Goal(label, targeted)
+    return engine.Margin(goal)(logits).where(by_margin, engine.CrossEntropy(goal)(logits))
 
 
 def _step_length(share: float) -> float:
@@ -98,10 +151,11 @@ def _step_length(share: float) -> float:
 def _step_direction(case: Case, x: Tensor, answer: Answer) -> PlanOf[Tensor]:
     """The normalized gradient; a random direction where there is none."""
     grad = yield from engine.replace_saturated_gradient(case, x, answer)
-    flat = ~grad.flatten(1).any(1)
-    if bool(flat.any()):
-        rows = flat.nonzero().flatten()
-        grad = grad.index_copy(0, rows, case.noise[rows].normal(x[rows]))
+    [alive] = to_host(grad.flatten(1).any(1))
+    flat = RowIndex.where(not moves for moves in alive)
+    if len(flat):
+        rows = flat.on(x.device)
+        grad = grad.index_copy(0, rows, case.noise[flat].normal(x[rows]))
     return case.threat.norm.steepest(grad, x)
 
 

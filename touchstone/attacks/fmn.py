@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import cos, pi
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,17 @@ from pydantic import Field
 
 from touchstone import engine
 from touchstone.attacks.ddn import project_to_sphere
+from touchstone.engine.rows import HostNumbers, per_row
 from touchstone.fields import Count, EotSamples, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, Info, MinimalNorm
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-    from touchstone.engine import Answer, Case, Nearest, Plan
+    from touchstone.engine import Answer, Case, Nearest, Plan, PlanOf
 
 DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 LAST_STEP = 0.01
@@ -79,21 +83,55 @@ class FMN(MinimalNorm):
 
     def run(self, case: Case) -> Plan:
         """Steps from ball to ball, from the image itself."""
-        threat = case.threat
-        x, best = threat.x0, engine.Nearest.initial(threat.x0)
-        radius = torch.full_like(threat.eps, self.norm == "l0")
-        speedup = max(1, REFERENCE_STEPS / self.steps)
-        for step in range(self.steps):
-            answer = yield engine.Gradient(x, engine.Margin(case.goal))
-            best = best.or_else(engine.Nearest.from_logits(case, x, answer.logits))
-            gamma = _anneal(self.gamma, self.gamma_final, step / self.steps)
-            radius = _next_radius(case, x, answer, best=best, radius=radius, gamma=gamma, speedup=speedup)
-            length = _anneal(self.alpha, LAST_STEP * self.alpha, step / self.steps) * _step_length(
-                case, radius
-            )
-            x = _project(case, _take_step(case, x, answer.gradient, length=length), radius)
-        answer = yield engine.Logits(x)
-        return best.or_else(engine.Nearest.from_logits(case, x, answer.logits)).to_found(case)
+        x0 = case.threat.x0
+        radius = torch.full_like(case.threat.eps, self.norm == "l0")
+        left = HostNumbers.full(len(case), self.steps)
+        start = AdaptiveBall(case, x0, engine.Nearest.initial(x0), radius, left, self)
+        ended = yield from engine.repeat(start)
+        answer = yield engine.Logits(ended.x)
+        return ended.best.or_else(engine.Nearest.from_logits(case, ended.x, answer.logits)).to_found(case)
+
+
+@dataclass(frozen=True)
+class AdaptiveBall(engine.Loop):
+    """Rows that step along their gradients into balls whose radii adapt to the boundary's distance."""
+
+    case: Case
+    x: Tensor
+    best: Nearest
+    radius: Tensor  # (B,)
+    left: HostNumbers  # steps
+    attack: FMN
+
+    @property
+    def running(self) -> list[bool]:
+        """Rows with steps left."""
+        running: list[bool] = (self.left.values > 0).tolist()
+        return running
+
+    def successes(self) -> tuple[Tensor, Tensor]:
+        """The nearest points."""
+        return self.best.x, -self.best.distance
+
+    def step(self) -> PlanOf[AdaptiveBall]:
+        """Query the gradient, set the radius, and step into the ball."""
+        attack, case, x = self.attack, self.case, self.x
+        answer = yield engine.Gradient(x, engine.Margin(case.goal))
+        best = self.best.or_else(engine.Nearest.from_logits(case, x, answer.logits))
+        shares = [(attack.steps - left) / attack.steps for left in self.left.values.tolist()]
+        radius = _next_radius(
+            case,
+            x,
+            answer,
+            best=best,
+            radius=self.radius,
+            gammas=[_anneal(attack.gamma, attack.gamma_final, share) for share in shares],
+            speedup=max(1, REFERENCE_STEPS / attack.steps),
+        )
+        lengths = [_anneal(attack.alpha, LAST_STEP * attack.alpha, share) for share in shares]
+        length = per_row(lengths, radius) * _step_length(case, radius)
+        x = _project(case, _take_step(case, x, answer.gradient, length=length), radius)
+        return replace(self, x=x, best=best, radius=radius, left=self.left.add(-1))
 
 
 def _anneal(first: float, last: float, share: float) -> float:
@@ -102,7 +140,14 @@ def _anneal(first: float, last: float, share: float) -> float:
 
 
 def _next_radius(
-    case: Case, x: Tensor, answer: Answer, *, best: Nearest, radius: Tensor, gamma: float, speedup: float
+    case: Case,
+    x: Tensor,
+    answer: Answer,
+    *,
+    best: Nearest,
+    radius: Tensor,
+    gammas: Sequence[float],
+    speedup: float,
 ) -> Tensor:
     """The next radius of every ball, (B,); `best` includes the answer. Where the boundary is further inside,
     up to `speedup` steps are made in one.
@@ -112,9 +157,10 @@ def _next_radius(
         case.threat.distance(x),
         _boundary_distance(case, x, answer),
     )
-    inside, outside = (size - way).maximum(radius * (1 - gamma) ** speedup), size + way
-    smaller = inside.minimum(radius * (1 - gamma))
-    larger = radius * (1 + gamma)
+    fastest = per_row([(1 - gamma) ** speedup for gamma in gammas], radius)
+    inside, outside = (size - way).maximum(radius * fastest), size + way
+    smaller = inside.minimum(radius * per_row([1 - gamma for gamma in gammas], radius))
+    larger = radius * per_row([1 + gamma for gamma in gammas], radius)
     larger = torch.where(best.met, larger, larger.maximum(outside))
     if case.threat.norm.name == "l0":
         least = torch.where(best.met, radius + 1, 2 * radius)

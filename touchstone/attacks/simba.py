@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from touchstone import engine
+from touchstone.engine.rows import HostNumbers, to_host
 from touchstone.fields import Distance, Queries, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Attack, Cost, Info
@@ -16,7 +18,7 @@ from touchstone.methods import Attack, Cost, Info
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Case, Plan
+    from touchstone.engine import Case, Plan, PlanOf
 
 
 class SimBA(Attack):
@@ -57,32 +59,12 @@ class SimBA(Attack):
     def run(self, case: Case) -> Plan:
         """Query the image, then a step at a time; an image is done once its goal is met."""
         x0 = case.threat.x0
-        waves = tuple(self._basis_vectors(side, x0) for side in x0.shape[2:])
         score = yield from engine.query_progress(case, x0)
-        zeros = torch.zeros_like(case.goal.label)
-        active = _SimBARows(
-            case, x0, score, torch.arange(len(case)).to(zeros), self._direction_order(case), zeros
-        )
-        best = engine.Best.initial(x0)
-        for _ in range(self.queries - 1):
-            tried = active.propose(waves, self.step_size)
-            active = active.accept_better(tried, (yield from engine.query_progress(active.case, tried)))
-            if bool((active.score > 0).any()):
-                best = best.put(active.row, engine.Best(active.x, active.score))
-                active = active[active.score <= 0]
-                if not len(active.row):
-                    return engine.Found(case.as_file(best.x), best.score > 0)
-        best = best.put(active.row, engine.Best(active.x, active.score))
-        return engine.Found(case.as_file(best.x), best.score > 0)
-
-    def _basis_vectors(self, side: int, like: Tensor) -> Tensor:
-        """An orthonormal basis along one side, a direction in each row: the identity, or the DCT-II."""
-        at = torch.arange(side, device=like.device, dtype=like.dtype)
-        if self.basis == "pixel":
-            return at.new_ones(side).diag()
-        waves = (math.pi / side * (at + 0.5) * at[:, None]).cos() * math.sqrt(2 / side)
-        waves[0] /= math.sqrt(2)
-        return waves
+        order, first = self._direction_order(case), torch.zeros_like(case.goal.label)
+        left = HostNumbers.full(len(case), self.queries - 1)
+        start = CoordinateSearch(case, x0, score, order, first, left, self)
+        ended = yield from engine.repeat(start.without_done())
+        return engine.Found(case.as_file(ended.x), ended.score > 0)
 
     def _direction_order(self, case: Case) -> Tensor:
         """In which order each row tries the directions, (B, C·H·W)."""
@@ -95,44 +77,68 @@ class SimBA(Attack):
         return order
 
 
+@lru_cache(maxsize=4)
+def _basis_vectors(basis: str, side: int, device: Any, dtype: Any) -> Tensor:
+    """An orthonormal basis along one side, a direction in each row: the identity, or the DCT-II."""
+    at = torch.arange(side, device=device, dtype=dtype)
+    if basis == "pixel":
+        return at.new_ones(side).diag()
+    waves = (math.pi / side * (at + 0.5) * at[:, None]).cos() * math.sqrt(2 / side)
+    waves[0] /= math.sqrt(2)
+    return waves
+
+
 @dataclass(frozen=True)
-class _SimBARows:
-    """The rows that are not done, and which half-step each tries next: 2k is a step along its k-th direction,
-    2k + 1 one against it.
+class CoordinateSearch(engine.Loop):
+    """Rows that try one half-step at a time: the 2k-th goes along the k-th direction of a row's order, the one
+    after against it.
     """
 
     case: Case
     x: Tensor
-    score: Tensor
-    row: Tensor  # (B,) its index in the whole batch
+    score: Tensor  # (B,) the progress of `x` towards the goal
     order: Tensor  # (B, C·H·W)
-    half: Tensor  # (B,)
+    half: Tensor  # (B,) the half-step that comes next
+    left: HostNumbers
+    attack: SimBA
 
-    def __getitem__(self, index: Tensor) -> _SimBARows:
-        return _SimBARows(
-            self.case[index],
-            self.x[index],
-            self.score[index],
-            self.row[index],
-            self.order[index],
-            self.half[index],
-        )
+    @property
+    def running(self) -> list[bool]:
+        """Rows with queries left."""
+        running: list[bool] = (self.left.values > 0).tolist()
+        return running
 
-    def propose(self, waves: tuple[Tensor, ...], size: float) -> Tensor:
-        down, right = waves
-        turn = self.half // 2 % self.order.shape[1]
-        direction = self.order.gather(1, turn[:, None])[:, 0]
-        channel, place = direction // (len(down) * len(right)), direction % (len(down) * len(right))
-        length = size * (1.0 - 2 * (self.half % 2)).to(self.x.dtype)
-        wave = down[place // len(right)][:, :, None] * right[place % len(right)][:, None, :]
-        each = torch.arange(len(self.x), device=self.x.device)
-        return self.x.index_put((each, channel), wave * length[:, None, None], accumulate=True).clamp_(0, 1)
+    def successes(self) -> tuple[Tensor, Tensor]:
+        """The points as files, ranked by their distance."""
+        far = -self.case.threat.distance(self.x)
+        return self.case.as_file(self.x), far.masked_fill(self.score <= 0, -torch.inf)
 
-    def accept_better(self, tried: Tensor, score: Tensor) -> _SimBARows:
+    def step(self) -> PlanOf[CoordinateSearch]:
+        """Try one half-step for each row."""
+        tried = self._propose()
+        score = yield from engine.query_progress(self.case, tried)
         better = score > self.score
-        return replace(
+        moved = replace(
             self,
             x=torch.where(engine.column(better, tried), tried, self.x),
             score=torch.where(better, score, self.score),
             half=torch.where(better, self.half // 2 * 2 + 2, self.half + 1),
+            left=self.left.add(-1),
         )
+        return moved.without_done()
+
+    def without_done(self) -> CoordinateSearch:
+        """The same with no queries left for rows that met their goal."""
+        [met] = to_host(self.score > 0)
+        return replace(self, left=self.left.where_not(met))
+
+    def _propose(self) -> Tensor:
+        basis, like = self.attack.basis, self.x
+        down, right = (_basis_vectors(basis, side, like.device, like.dtype) for side in like.shape[2:])
+        turn = self.half // 2 % self.order.shape[1]
+        direction = self.order.gather(1, turn[:, None])[:, 0]
+        channel, place = direction // (len(down) * len(right)), direction % (len(down) * len(right))
+        length = self.attack.step_size * (1.0 - 2 * (self.half % 2)).to(self.x.dtype)
+        wave = down[place // len(right)][:, :, None] * right[place % len(right)][:, None, :]
+        each = torch.arange(len(self.x), device=self.x.device)
+        return self.x.index_put((each, channel), wave * length[:, None, None], accumulate=True).clamp_(0, 1)

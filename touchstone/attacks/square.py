@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
+from touchstone.engine.rows import RowIndex
 from touchstone.fields import Count, Ratio
 from touchstone.lazy import torch
 from touchstone.methods import Cost, FixedBudget, Info
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
     from touchstone.engine import Case, Plan, Threat
@@ -66,9 +69,9 @@ class Square(FixedBudget):
         """A random search over squares."""
         case = engine.round_eps_down(case)
         start, propose = (
-            (_stripes, self._recolor_square)
+            (_stripes, self._recolor_squares)
             if case.threat.norm.name == "linf"
-            else (_tiles, self._reshape_square)
+            else (_tiles, self._reshape_squares)
         )
         return (
             yield from engine.random_search(
@@ -81,37 +84,65 @@ class Square(FixedBudget):
             )
         )
 
+    def _recolor_squares(self, threat: Threat, x: Tensor, steps: Sequence[int], numbers: Tensor) -> Tensor:
+        """Squares in new colors, as large as is due at the steps of the rows."""
+        return _propose_by_side(_recolor_square, threat, x, [self._side(x, step) for step in steps], numbers)
+
+    def _reshape_squares(self, threat: Threat, x: Tensor, steps: Sequence[int], numbers: Tensor) -> Tensor:
+        """Squares in new shapes, as large as is due at the steps of the rows."""
+        return _propose_by_side(_reshape_square, threat, x, [self._side(x, step) for step in steps], numbers)
+
     def _side(self, x: Tensor, step: int) -> float:
         """The side of a square with the share of the image that is due at a step."""
         passed = step * 10_000 // self.queries
         halvings = sum(passed > after for after in HALVED_AFTER)
         return math.sqrt(self.p_init / 2**halvings * x[0, 0].numel())
 
-    def _recolor_square(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
-        """A square whose channels each go to one end of the L∞ ball, never to where they all are already."""
-        side = min(max(round(self._side(x, step)), 1), *x.shape[2:])
-        window = _window(x, side, numbers[:, 0], numbers[:, 1])
-        here, original = x.flatten(2).gather(2, window), threat.x0.flatten(2).gather(2, window)
-        signs = _random_signs(numbers[:, 2], x.shape[1])
-        same = (_ball_end(original, signs, threat.eps) == here).flatten(1).all(1)
-        signs = torch.where(same[:, None], signs * _changed_signs(numbers[:, 3], x.shape[1]), signs)
-        return _put_values(x, window, _ball_end(original, signs, threat.eps))
 
-    def _reshape_square(self, threat: Threat, x: Tensor, step: int, numbers: Tensor) -> Tensor:
-        """A square with one more pyramid, within what a second square and clipping leave of the radius."""
-        side = min(max(round(self._side(x, step)), 3) // 2 * 2 + 1, *x.shape[2:])
-        window = _window(x, side, numbers[:, 0], numbers[:, 1])
-        donor = _window(x, side, numbers[:, 2], numbers[:, 3])
-        d, p = x - threat.x0, _power(threat)
-        here = d.flatten(2).gather(2, window)
-        emptied = _put_values(_put_values(d, window, 0 * here), donor, 0 * here)
-        unused = (threat.eps**p - _mass(d, 1, p)).clamp_min(0) / x.shape[1]
-        freed = _mass(d, 2, p) - _mass(emptied, 2, p)  # (B, C)
-        pyramids = _pyramids(side, numbers[:, 4], p).flatten(1)[:, None]  # (B, 1, side²)
-        new = pyramids * _random_signs(numbers[:, 5], x.shape[1])[..., None] + _normalize(here, 2, p)
-        new = _normalize(new, 2, p) * (unused[:, None] + freed)[..., None] ** (1 / p)
-        spilled = torch.where((numbers[:, 6] < OVERSHOOT_SHARE) & (p == 1), OVERSHOOT, 1.0)
-        return _fit_to_ball(threat, _put_values(emptied, window, new * spilled[:, None, None]))
+def _propose_by_side(
+    propose: Callable[[Threat, Tensor, float, Tensor], Tensor],
+    threat: Threat,
+    x: Tensor,
+    sides: Sequence[float],
+    numbers: Tensor,
+) -> Tensor:
+    """Proposals for rows whose squares have different sides, of one side at a time."""
+    if len(set(sides)) == 1:
+        return propose(threat, x, sides[0], numbers)
+    proposed = x
+    for side in sorted(set(sides)):
+        index = RowIndex.where(one == side for one in sides)
+        rows = index.on(x.device)
+        proposed = proposed.index_copy(0, rows, propose(threat[index], x[rows], side, numbers[rows]))
+    return proposed
+
+
+def _recolor_square(threat: Threat, x: Tensor, due: float, numbers: Tensor) -> Tensor:
+    """A square whose channels each go to one end of the L∞ ball, never to where they all are already."""
+    side = min(max(round(due), 1), *x.shape[2:])
+    window = _window(x, side, numbers[:, 0], numbers[:, 1])
+    here, original = x.flatten(2).gather(2, window), threat.x0.flatten(2).gather(2, window)
+    signs = _random_signs(numbers[:, 2], x.shape[1])
+    same = (_ball_end(original, signs, threat.eps) == here).flatten(1).all(1)
+    signs = torch.where(same[:, None], signs * _changed_signs(numbers[:, 3], x.shape[1]), signs)
+    return _put_values(x, window, _ball_end(original, signs, threat.eps))
+
+
+def _reshape_square(threat: Threat, x: Tensor, due: float, numbers: Tensor) -> Tensor:
+    """A square with one more pyramid, within what a second square and clipping leave of the radius."""
+    side = min(max(round(due), 3) // 2 * 2 + 1, *x.shape[2:])
+    window = _window(x, side, numbers[:, 0], numbers[:, 1])
+    donor = _window(x, side, numbers[:, 2], numbers[:, 3])
+    d, p = x - threat.x0, _power(threat)
+    here = d.flatten(2).gather(2, window)
+    emptied = _put_values(_put_values(d, window, 0 * here), donor, 0 * here)
+    unused = (threat.eps**p - _mass(d, 1, p)).clamp_min(0) / x.shape[1]
+    freed = _mass(d, 2, p) - _mass(emptied, 2, p)  # (B, C)
+    pyramids = _pyramids(side, numbers[:, 4], p).flatten(1)[:, None]  # (B, 1, side²)
+    new = pyramids * _random_signs(numbers[:, 5], x.shape[1])[..., None] + _normalize(here, 2, p)
+    new = _normalize(new, 2, p) * (unused[:, None] + freed)[..., None] ** (1 / p)
+    spilled = torch.where((numbers[:, 6] < OVERSHOOT_SHARE) & (p == 1), OVERSHOOT, 1.0)
+    return _fit_to_ball(threat, _put_values(emptied, window, new * spilled[:, None, None]))
 
 
 def _window(x: Tensor, side: int, down: Tensor, right: Tensor) -> Tensor:

@@ -26,6 +26,9 @@ from .goals import (
     Margin as Margin,
     class_leads as class_leads,
 )
+from .loops import (
+    repeat as repeat,
+)
 from .noise import (
     Noise as Noise,
     SampleNoise as SampleNoise,
@@ -61,6 +64,7 @@ from .queries import (
     Gradient as Gradient,
     Jacobian as Jacobian,
     Logits as Logits,
+    Loop as Loop,
     NoisyLogits as NoisyLogits,
     Plan as Plan,
     PlanOf as PlanOf,

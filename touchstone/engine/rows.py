@@ -34,9 +34,7 @@ class RowIndex:
         """The positions (n,), int64, on a device."""
         if device not in self._uploaded:
             host = torch.tensor(self.positions, dtype=torch.long)
-            self._uploaded[device] = (
-                host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
-            )
+            self._uploaded[device] = _upload(host, device)
         return self._uploaded[device]
 
 
@@ -155,6 +153,10 @@ class HostNumbers(Rows):
         np.add.at(values, index.positions, number)
         return HostNumbers(values)
 
+    def where_not(self, flags: Sequence[bool]) -> HostNumbers:
+        """These numbers, 0 where a flag is set."""
+        return HostNumbers(np.where(flags, 0, self.values))
+
 
 def to_host(*flags: Tensor) -> list[list[bool]]:
     """Flags (B,) of rows as lists, by one transfer: the only place where a step waits for its device."""
@@ -174,6 +176,16 @@ def _kind_of(value: Any) -> Hashable:
         return (value.shape[1:], value.dtype)
     owner = getattr(value, "__self__", None)  # methods are equal only where their objects are the same one
     return value if owner is None else (value.__func__, owner)
+
+
+def per_row(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers that are known on the host, one per row, as a vector (B,) of the device and type of `like`."""
+    return _upload(torch.tensor(values, dtype=like.dtype), like.device)
+
+
+def _upload(host: Tensor, device: Any) -> Tensor:
+    """A tensor of the host on a device, without waiting for it."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ class Climb(Loop):
             scored = yield from score(self.case, self.x, answer, self.best.score)
             done = self._find_done(scored)
         best = self.best.or_else(scored)
-        left = HostNumbers(np.where(done, 0, self.left.values - 1))
+        left = self.left.add(-1).where_not(done)
         ended = replace(self, best=best, left=left, stopped=HostNumbers(np.asarray(done, np.int64)))
         if all(done):
             return ended
@@ -242,12 +242,13 @@ def replace_saturated_gradient(
     instead. The answer is from the model under attack or, where one is given, from the oracle `surrogate`.
     """
     grad = answer.gradient
-    alive = grad.flatten(1).any(1)
-    if bool(alive.all()):
+    [alive] = to_host(grad.flatten(1).any(1))
+    flat = RowIndex.where(not moves for moves in alive)
+    if not len(flat):
         return grad
-    flat = ~alive
-    instead = (yield Gradient(x[flat], Margin(case.goal[flat]), surrogate=surrogate)).gradient
-    return grad.index_copy(0, flat.nonzero().flatten(), instead)
+    rows, loss = flat.on(grad.device), Margin(case.goal[flat])
+    instead = yield Gradient(x[rows], loss, surrogate=surrogate, of_rows=flat)
+    return grad.index_copy(0, rows, instead.gradient)
 
 
 def run_restarts(

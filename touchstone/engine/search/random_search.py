@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from touchstone.engine.goals import CrossEntropy, Goal, Margin
 from touchstone.engine.quantization import LEVELS, SLACK
-from touchstone.engine.queries import Found, PlanOf
-from touchstone.engine.rows import Rows, column
+from touchstone.engine.loops import repeat
+from touchstone.engine.queries import Found, Loop, PlanOf
+from touchstone.engine.rows import HostNumbers, RowIndex, column, to_host
 from touchstone.engine.search.gradient_ascent import (
     SUCCESS_AS_FILE,
     SUCCESS_WITH_CONFIDENCE,
-    Best,
     score_successes,
 )
 from touchstone.engine.threat import Case, Threat
 
-Proposal = Callable[[Threat, Tensor, int, Tensor], Tensor]
-"""From the threat, the points (B, C, H, W), the step's number and random numbers (B, draws) in [0,1), to new
-points inside the threat.
+Proposal = Callable[[Threat, Tensor, Sequence[int], Tensor], Tensor]
+"""From the threat, the points (B, C, H, W), each one's number of steps so far and random numbers (B, draws) in
+[0,1), to new points inside the threat.
 """
 BLOCK = 64
 """Random numbers are drawn for so many steps at a time: a call for each row and step would take longer than
@@ -60,6 +60,8 @@ def query_progress(case: Case, x: Tensor) -> PlanOf[Tensor]:
     """
     logits = (yield case.query(x)).logits
     progress = goal_progress(case.goal, logits)
+    if case.min_confidence is None:
+        return progress
     enough = case.is_confident(logits) & (progress > 0)
     return torch.where(enough, score_successes(case, logits, SUCCESS_AS_FILE), progress)
 
@@ -81,28 +83,62 @@ def round_eps_down(case: Case) -> Case:
 
 
 @dataclass(frozen=True)
-class ActiveRows(Rows):
-    """The rows that are not done: the point of each, and its progress towards the goal."""
+class RandomSearch(Loop):
+    """Rows that try a proposal a step and keep what is better."""
 
     case: Case
     x: Tensor
-    score: Tensor
-    row: Tensor  # (B,) its index in the whole batch
-    numbers: Tensor  # (B, BLOCK, draws)
+    score: Tensor  # (B,) the progress of `x` towards the goal
+    numbers: Tensor  # (B, BLOCK, draws) random
+    propose: Proposal
+    steps: HostNumbers  # made so far
+    left: HostNumbers
+    early_stop: bool
 
-    def record(self, best: Best) -> Best:
-        """The record with these points."""
-        return best.put(self.row, Best(self.x, self.score))
+    @property
+    def running(self) -> list[bool]:
+        """Rows with steps left."""
+        running: list[bool] = (self.left.values > 0).tolist()
+        return running
 
-    def accept_better(self, x: Tensor, score: Tensor) -> ActiveRows:
-        """Each row at the new point, if that is better."""
+    def successes(self) -> tuple[Tensor, Tensor]:
+        """The points as files."""
+        rank = torch.full_like(self.score, SUCCESS_AS_FILE).masked_fill(self.score <= 0, -torch.inf)
+        return self.case.as_file(self.x), rank
+
+    def step(self) -> PlanOf[RandomSearch]:
+        """Try one proposal for each row."""
+        numbers = self._draw_numbers()
+        steps = self.steps.values.tolist()
+        now = RowIndex(step % BLOCK for step in steps).on(numbers.device)
+        each = numbers[torch.arange(len(numbers), device=numbers.device), now]
+        tried = self.propose(self.case.threat, self.x, steps, each)
+        score = yield from query_progress(self.case, tried)
         better = score > self.score
-        x = torch.where(column(better, x), x, self.x)
-        return replace(self, x=x, score=torch.where(better, score, self.score))
+        moved = replace(
+            self,
+            x=torch.where(column(better, tried), tried, self.x),
+            score=torch.where(better, score, self.score),
+            numbers=numbers,
+            steps=self.steps.add(1),
+            left=self.left.add(-1),
+        )
+        return moved.without_done()
 
-    def draw_numbers(self) -> ActiveRows:
-        """The same with fresh random numbers for a block of steps."""
-        return replace(self, numbers=self.case.noise.uniform(self.numbers))
+    def without_done(self) -> RandomSearch:
+        """The same with no steps left for rows that are done."""
+        if not self.early_stop:
+            return self
+        [done] = to_host(self.score >= done_progress(self.case))
+        return replace(self, left=self.left.where_not(done))
+
+    def _draw_numbers(self) -> Tensor:
+        """Random numbers of which those of the rows at the start of a block are fresh."""
+        due = RowIndex.where(self.steps.values % BLOCK == 0)
+        if not len(due):
+            return self.numbers
+        rows = due.on(self.numbers.device)
+        return self.numbers.index_copy(0, rows, self.case.noise[due].uniform(self.numbers[rows]))
 
 
 def random_search(
@@ -114,19 +150,8 @@ def random_search(
     it is improved further.
     """
     score = yield from query_progress(case, x)
-    numbers = x.new_empty((len(case), BLOCK, draws))
-    active = ActiveRows(case, x, score, torch.arange(len(case), device=case.device), numbers)
-    best, target = Best.initial(x), done_progress(case)
-    for step in range(queries - 1):
-        if early_stop and bool((active.score >= target).any()):
-            best = active.record(best)
-            active = active[active.score < target]
-            if not len(active):
-                break
-        if step % BLOCK == 0:
-            active = active.draw_numbers()
-        numbers = active.numbers[:, step % BLOCK]
-        tried = propose(active.case.threat, active.x, step, numbers)
-        active = active.accept_better(tried, (yield from query_progress(active.case, tried)))
-    best = active.record(best) if len(active) else best
-    return Found(case.as_file(best.x), best.score > 0)
+    numbers, first = x.new_empty((len(case), BLOCK, draws)), HostNumbers.full(len(case), 0)
+    left = HostNumbers.full(len(case), queries - 1)
+    start = RandomSearch(case, x, score, numbers, propose, first, left, early_stop)
+    ended = yield from repeat(start.without_done())
+    return Found(case.as_file(ended.x), ended.score > 0)
