@@ -19,8 +19,8 @@ from touchstone.engine import (
     average_gradients,
     restrict,
 )
-from touchstone.engine.noise import Noise
 from touchstone.engine.diagnosis import Diagnosis
+from touchstone.engine.noise import Noise
 from touchstone.engine.plans import diagnose, rewrite_queries
 from touchstone.engine.queries import Found
 from touchstone.engine.search.rounding import round_to_success

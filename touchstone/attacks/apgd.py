@@ -202,16 +202,20 @@ class HalvingStep(Rows):
         if all(due):
             return checked
         mask = _to_mask(due, size)
-        mine = {name: getattr(self, name) for name in ("since", "size", "rises", "halved", "best")}
         return replace(
-            self, **{name: torch.where(mask, getattr(checked, name), value) for name, value in mine.items()}
+            self,
+            since=checked.since.where(mask, self.since),
+            size=checked.size.where(mask, self.size),
+            rises=checked.rises.where(mask, self.rises),
+            halved=checked.halved.where(mask, self.halved),
+            best=checked.best.where(mask, self.best),
         )
 
 
 def _to_mask(flags: Sequence[bool] | NDArray[np.bool_], like: Tensor) -> Tensor:
     """Flags of rows that are known on the host, (B,) bool, on the device of `like`."""
-    rows = RowIndex.where(flags)
-    return torch.zeros(len(like), dtype=torch.bool, device=like.device).index_fill(0, rows.on(like.device), value=True)
+    none = torch.zeros(len(like), dtype=torch.bool, device=like.device)
+    return none.index_fill(0, RowIndex.where(flags).on(like.device), value=True)
 
 
 def checkpoints(steps: int) -> frozenset[int]:
@@ -275,8 +279,8 @@ class SparseStep(Rows):
         return threat.project(x + step), rule
 
     def _update_sparsity(self, threat: Threat, due: NDArray[np.bool_]) -> tuple[Self, Tensor]:
-        """Where a check is due: the full step where the best point changes fewer coordinates than before, else
-        a shorter one; and which rows have become sparser.
+        """Where a check is due: the full step where the best point changes fewer coordinates than before,
+        else a shorter one; and which rows have become sparser.
         """
         changed = _count_changes(threat, self.peak.x)
         sparser = changed < 0.95 * self.changed

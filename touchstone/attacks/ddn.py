@@ -78,7 +78,7 @@ class DDN(MinimalNorm):
 
 @dataclass(frozen=True)
 class ShrinkingSphere(engine.Loop):
-    """Rows that step along their gradients onto spheres, smaller after a success and larger after a failure."""
+    """Rows that step along gradients onto spheres that shrink after a success and grow after a failure."""
 
     case: Case
     x: Tensor
@@ -124,8 +124,8 @@ class ShrinkingSphere(engine.Loop):
         return engine.CustomLoss(_late_loss, self.case.goal.label, self.case.goal.targeted, by_margin)
 
     def _next_radius(self, met: Tensor, *, known: Tensor, bracketed: Tensor, taken: Sequence[int]) -> Tensor:
-        """Smaller after a success, larger after a failure: by γ once bracketed. The first sphere has the radius
-        that was asked for.
+        """Smaller after a success, larger after a failure: by γ once bracketed. The first sphere has the
+        radius that was asked for.
         """
         gamma, radius = self.attack.gamma, self.radius
         larger = torch.where(known, radius * (1 + gamma), 2 * radius)

@@ -90,8 +90,8 @@ def _basis_vectors(basis: str, side: int, device: Any, dtype: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class CoordinateSearch(engine.Loop):
-    """Rows that try one half-step at a time: the 2k-th goes along the k-th direction of a row's order, the one
-    after against it.
+    """Rows that try one half-step at a time: the 2k-th goes along the k-th direction of a row's order, the
+    one after against it.
     """
 
     case: Case

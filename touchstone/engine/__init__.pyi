@@ -59,18 +59,19 @@ from .quantization import (
 )
 from .queries import (
     Answer as Answer,
+    AnyQuery as AnyQuery,
     FileLogits as FileLogits,
     Found as Found,
     Gradient as Gradient,
     Jacobian as Jacobian,
     Logits as Logits,
-    Loop as Loop,
     NoisyLogits as NoisyLogits,
     Plan as Plan,
     PlanOf as PlanOf,
     Query as Query,
 )
 from .rows import (
+    Loop as Loop,
     Rows as Rows,
     column as column,
 )

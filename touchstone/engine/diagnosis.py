@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from touchstone.engine.rows import HostNumbers, RowIndex, Rows
+from touchstone.engine.rows import HostNumbers, RowIndex, Rows, reads_at_once
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,6 @@ class Diagnosis:
 
 def drop_non_finite(grad: Tensor) -> Tensor:
     """The gradients with 0 in place of NaN and infinity."""
-    if grad.device.type == "cpu" and bool(grad.sum().isfinite()):
+    if reads_at_once(grad) and bool(grad.sum().isfinite()):
         return grad
     return grad.nan_to_num(0, 0, 0)

@@ -9,14 +9,14 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from touchstone.engine.diagnosis import Tally
-from touchstone.engine.queries import Answer, Loop, PlanOf, Query, Repeat
-from touchstone.engine.rows import RowIndex
+from touchstone.engine.queries import Answer, PlanOf, Query, Repeat
+from touchstone.engine.rows import Loop, RowIndex
 
 L = TypeVar("L", bound=Loop)
 
 
 def repeat(loop: L) -> PlanOf[L]:
-    """The loop at its end; its rows share their steps with those of other plans that run loops of its kind."""
+    """The loop at its end; its rows share their steps with those of other plans with loops of its kind."""
     question = Repeat(loop)
     if question.open_rows:
         yield question
@@ -110,11 +110,9 @@ class OpenRows(Generic[L]):
             counted[seat.owner] = (before[0] + forward, before[1] + backward)
         return counted
 
-    def keys(
-        self, rows: Sequence[int], query: Query, number: int
-    ) -> Iterator[tuple[Any, tuple[int, ...]]]:
-        """The owner of each row of a step's query, and what tells the row apart from all others of that owner:
-        its place, its step, the query of the step, and which of several copies it is.
+    def keys(self, rows: Sequence[int], query: Query, number: int) -> Iterator[tuple[Any, tuple[int, ...]]]:
+        """The owner of each row of a step's query, and what tells the row apart from all others of that
+        owner: its place, its step, the query of the step, and which of several copies it is.
         """
         seen: dict[int, int] = {}
         for position in range(len(rows)) if query.of_rows is None else query.of_rows.positions:

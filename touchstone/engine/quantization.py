@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from touchstone.engine.norms import Norm
-from touchstone.engine.rows import column
+from touchstone.engine.rows import column, reads_at_once
 
 LEVELS = 255
 SLACK = 1e-9
@@ -67,7 +67,7 @@ def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -
         return is_within(norm.size(round_steps(scale) / LEVELS), eps)
 
     low, high = torch.zeros_like(eps, dtype=torch.float64), torch.ones_like(eps, dtype=torch.float64)
-    if not bool(fits(high).all()):
+    if not (reads_at_once(eps) and bool(fits(high).all())):
         for _ in range(halvings):
             middle = (low + high) / 2
             good = fits(middle)

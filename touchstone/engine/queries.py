@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from touchstone.engine.diagnosis import Tally, drop_non_finite
 from touchstone.engine.goals import Loss, lower_non_finite
 from touchstone.engine.noise import SampleNoise
-from touchstone.engine.rows import RowIndex, Rows
+from touchstone.engine.rows import Loop, RowIndex, Rows
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Query(Rows):
     """A query about images `x` (B, C, H, W) in [0,1], at any size.
 
     It goes to the model under attack or, where one is given, to the oracle `surrogate`. Logits that are NaN
-    or infinite fail the plan, unless it can do with them: `allow_non_finite`. Where a step of a loop asks about
-    other rows than all of its own, `of_rows` says which.
+    or infinite fail the plan, unless it can do with them: `allow_non_finite`. Where a step of a loop asks
+    about other rows than all of its own, `of_rows` says which.
     """
 
     x: Tensor
@@ -160,27 +160,6 @@ class Found(Rows):
     met: Tensor
     score: Tensor | None = None  # (B,)
     part: Tensor | None = None  # (B,) int64
-
-
-class Loop(Rows):
-    """Rows that repeat a step until each is done; what a row comes to depends on itself alone.
-
-    So rows of many jobs can stand in one record, join it and leave it at any step. The queries of a step are
-    about all rows in order, or name theirs in `of_rows`.
-    """
-
-    @property
-    def running(self) -> list[bool]:
-        """Which rows are not done, as known on the host."""
-        raise NotImplementedError
-
-    def step(self) -> PlanOf[Self]:
-        """One step of every row."""
-        raise NotImplementedError
-
-    def successes(self) -> tuple[Tensor, Tensor]:
-        """The best points so far (B, C, H, W), and a rank of each that meets the goal, -∞ for others (B,)."""
-        raise NotImplementedError
 
 
 L = TypeVar("L", bound=Loop)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from touchstone.engine.queries import PlanOf
+
 
 class RowIndex:
     """Positions of rows that are known on the host, so that no device has to be waited for; uploaded once."""
@@ -105,6 +107,27 @@ class Rows:
         return replace(self, **changed)
 
 
+class Loop(Rows):
+    """Rows that repeat a step until each is done; what a row comes to depends on itself alone.
+
+    So rows of many jobs can stand in one record, join it and leave it at any step. The queries of a step are
+    about all rows in order, or name theirs in `of_rows`.
+    """
+
+    @property
+    def running(self) -> list[bool]:
+        """Which rows are not done, as known on the host."""
+        raise NotImplementedError
+
+    def step(self) -> PlanOf[Self]:
+        """One step of every row."""
+        raise NotImplementedError
+
+    def successes(self) -> tuple[Tensor, Tensor]:
+        """The best points so far (B, C, H, W), and a rank of each that meets the goal, -∞ for others (B,)."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class HostNumbers(Rows):
     """Whole numbers, one per row, that are known on the host: counters that decide what a step does."""
@@ -162,6 +185,11 @@ def to_host(*flags: Tensor) -> list[list[bool]]:
     """Flags (B,) of rows as lists, by one transfer: the only place where a step waits for its device."""
     lists: list[list[bool]] = torch.stack(flags).tolist()
     return lists
+
+
+def reads_at_once(values: Tensor) -> bool:
+    """Whether to look at a value is cheap: on the host it is, any other device would be waited for."""
+    return values.device.type == "cpu"
 
 
 def _invert(index: RowIndex) -> RowIndex:

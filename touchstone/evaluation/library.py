@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from touchstone.engine.certification.sampling import CertificateCase
 from touchstone.engine.defences import straight_through
 from touchstone.engine.device import choose_device, tune_allocator
+from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.goals import Goal
 from touchstone.engine.oracles.oracle import Knowledge, TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing, per_channel
 from touchstone.engine.oracles.probe import load_oracle
-from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.quantization import from_pixels
 from touchstone.engine.queries import PlanOf
 from touchstone.engine.scheduler.batcher import Batcher

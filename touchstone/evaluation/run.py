@@ -27,7 +27,7 @@ from touchstone.models.store import find_model, find_pinned
 from touchstone.registration.remote_probe import probe_remote
 
 if TYPE_CHECKING:
-    from touchstone.engine import Answer, Engine, NoisyLogits, Oracle, PlanOf, Query, QueryCount, TaskHandle
+    from touchstone.engine import Answer, AnyQuery, Engine, Oracle, PlanOf, QueryCount, TaskHandle
     from touchstone.evaluation import ImageAttack, Judgment
 
 REPORT_SECONDS = 0.2
@@ -260,7 +260,7 @@ class _ProgressReporter:
         self._report = report
         self._next = 0.0
 
-    def __call__(self, _query: Query | NoisyLogits, answer: Answer, queries: QueryCount) -> None:
+    def __call__(self, _query: AnyQuery, answer: Answer, queries: QueryCount) -> None:
         now = time.monotonic()
         backward = queries.backward + queries.surrogate
         self.done = min(self._parameters.completed_rounds(queries.forward, backward), self.total)

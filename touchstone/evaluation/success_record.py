@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from touchstone.engine.plans import rewrite_queries
-from touchstone.engine.queries import Answer, AnyQuery, FileLogits, Loop, NoisyLogits, PlanOf, Repeat
+from touchstone.engine.queries import Answer, AnyQuery, FileLogits, NoisyLogits, PlanOf, Repeat
+from touchstone.engine.rows import Loop
 from touchstone.engine.search.gradient_ascent import SUCCESS, SUCCESS_AS_FILE, score_successes
 from touchstone.engine.threat import Case
 from touchstone.evaluation.judgment import are_allowed

@@ -15,11 +15,11 @@ from torch import Tensor
 from touchstone.engine.certification.sampling import CertificateCase, Counts, sample_under_noise
 from touchstone.engine.defences import straight_through
 from touchstone.engine.device import to_device
+from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.goals import Goal, are_finite
 from touchstone.engine.noise import Noise, SampleNoise
 from touchstone.engine.norms import NORMS
 from touchstone.engine.oracles.oracle import Oracle
-from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.quantization import from_pixels, to_pixels
 from touchstone.engine.queries import Answer, FileLogits, Logits, PlanOf
 from touchstone.engine.threat import Case, Threat, softmax

@@ -42,7 +42,7 @@ class Batcher:
     def __init__(self) -> None:
         self._running: dict[Task, None] = {}  # in the order of arrival; `on_done` is called once for each
         self._queue = PassQueue()
-        self._loops = LoopRows(lambda queries, seconds: self.on_pass(queries, seconds))
+        self._loops = LoopRows(self._observe)
         self.on_pass: Callable[[QueryCount, float], None] = lambda _queries, _seconds: None
         self.on_wait: Callable[[], None] = lambda: None  # called while a slow oracle answers
 
@@ -83,6 +83,9 @@ class Batcher:
             return
         self._queue.charge_pass(chosen, time.perf_counter() - began)
         deliver()
+
+    def _observe(self, queries: QueryCount, seconds: float) -> None:
+        self.on_pass(queries, seconds)
 
     def _run_pass(self, chosen: Share) -> Callable[[], None]:
         sliced = [(task, task.slice_query(rows)) for task, rows in chosen]
@@ -173,7 +176,7 @@ class Batcher:
         whole, whole_query = Answer.cat(task.parts), task.query
         self._queue.remove(task)
         try:
-            if whole_query is not None:
+            if isinstance(whole_query, Query | NoisyLogits):
                 check_finite(whole_query, whole)
                 if task.on_answer:
                     task.on_answer(whole_query, whole, task.queries)

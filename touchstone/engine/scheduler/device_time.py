@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
@@ -11,7 +11,7 @@ MAX_ACCOUNTS = 256
 """Accounts that are kept before those are dropped that make no difference any more."""
 
 
-class DeviceTime:
+class DeviceTime(Generic[K]):
     """Seconds of a device that each account has used: start-time fair queueing (Goyal, Vin & Cheng 1996).
 
     Whoever has used the least is next. An account that asked for nothing for a while does not save up what
@@ -19,18 +19,18 @@ class DeviceTime:
     """
 
     def __init__(self) -> None:
-        self._used: dict[Hashable, float] = {}
+        self._used: dict[K, float] = {}
         self._now = 0.0  # what the account served last had used before
 
     def next(self, accounts: Iterable[K]) -> K:
         """The account that has used the least, of equals the first."""
         starts = {account: max(self._used.get(account, 0.0), self._now) for account in accounts}
         chosen = min(starts, key=starts.__getitem__)
-        self._used |= starts
+        self._used.update(starts)
         self._now = starts[chosen]
         return chosen
 
-    def charge(self, account: Hashable, seconds: float) -> None:
+    def charge(self, account: K, seconds: float) -> None:
         """Add what an account has used."""
         self._used[account] = max(self._used.get(account, 0.0), self._now) + seconds
         if len(self._used) > MAX_ACCOUNTS:

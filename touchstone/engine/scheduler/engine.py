@@ -12,7 +12,7 @@ from touchstone.engine.device import choose_device, tune_allocator
 from touchstone.engine.oracles.oracle import Oracle
 from touchstone.engine.oracles.probe import load_oracle
 from touchstone.engine.oracles.remote import RemoteAccess, RemoteOracle
-from touchstone.engine.queries import Answer, NoisyLogits, PlanOf, Query
+from touchstone.engine.queries import Answer, AnyQuery, PlanOf
 from touchstone.engine.scheduler.device_thread import DeviceThread, TaskHandle
 from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.errors import ModelUnusable, WorkerStopping
@@ -84,7 +84,7 @@ class Engine:
         *,
         deadline: float | None = None,
         deterministic: bool = False,
-        on_answer: Callable[[Query | NoisyLogits, Answer, QueryCount], None] | None = None,
+        on_answer: Callable[[AnyQuery, Answer, QueryCount], None] | None = None,
         owner: str = "",
         expires: bool = True,
         noise_key: tuple[int, ...] = (),

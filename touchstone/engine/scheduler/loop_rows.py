@@ -24,7 +24,7 @@ Report = tuple[Task, Repeat[Any], Answer, QueryCount]
 
 
 class LoopRows:
-    """Runs the loops that tasks have asked for: rows of one kind share their steps, whichever task's they are."""
+    """Runs the loops that tasks have asked for: rows of one kind share their steps, whosever they are."""
 
     def __init__(self, observe: Callable[[QueryCount, float], None]) -> None:
         self._observe = observe
@@ -60,6 +60,8 @@ class LoopRows:
         try:
             query, number = next(step), 0
             while True:
+                if not isinstance(query, Query):
+                    raise TypeError("a step of a loop asks about images")
                 keys = rows.keys(positions, query, number)
                 with keyed_rows((*task.noise_key, task.number, *key) for task, key in keys):
                     answer = self._answer(oracle, query, capacity)
@@ -100,7 +102,9 @@ class LoopRows:
             [answer] = oracle.answer([part])
             if isinstance(answer, Failure):
                 raise answer
-            self._observe(QueryCount(len(part), len(part) * part.backward_passes), time.perf_counter() - began)
+            self._observe(
+                QueryCount(len(part), len(part) * part.backward_passes), time.perf_counter() - began
+            )
             answers.append(answer)
         return Answer.cat(answers)
 

@@ -41,8 +41,8 @@ class PassQueue:
         self._limits: WeakKeyDictionary[Oracle, tuple[int, float]] = WeakKeyDictionary()
         """Rows of a pass after running out of memory, and until when."""
         self._row_seconds: WeakKeyDictionary[Oracle, float] = WeakKeyDictionary()
-        self._owners = DeviceTime()
-        self._models: dict[str, DeviceTime] = {}  # by owner
+        self._owners = DeviceTime[str]()
+        self._models: dict[str, DeviceTime[int]] = {}  # by owner
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -90,7 +90,7 @@ class PassQueue:
 
     def _charge(self, owner: str, oracle: Oracle, seconds: float) -> None:
         self._owners.charge(owner, seconds)
-        self._models.setdefault(owner, DeviceTime()).charge(id(oracle), seconds)
+        self._models.setdefault(owner, DeviceTime[int]()).charge(id(oracle), seconds)
         if len(self._models) > MAX_ACCOUNTS:
             self._models = {owner: self._models[owner] for owner in self._waiting_owners()}
 
@@ -99,7 +99,7 @@ class PassQueue:
             return next(iter(self._groups))
         owner = self._owners.next(self._waiting_owners())
         wanted = {key: group for key, group in self._groups.items() if any(t.owner == owner for t in group)}
-        models = self._models.setdefault(owner, DeviceTime())
+        models = self._models.setdefault(owner, DeviceTime[int]())
         oracle = models.next(id(group[0].current_oracle) for group in wanted.values())
         return next(key for key, group in wanted.items() if id(group[0].current_oracle) == oracle)
 

@@ -51,9 +51,10 @@ class Task:
         """Tasks of one group can share a pass: one model, gradients or not, or loops of one kind. A
         deterministic task is alone, and so is each task of a model whose answers depend on the batch.
         """
-        kind: Hashable = (isinstance(self.query, Gradient), 0 if self.query is None else self.query.backward_passes)
-        if isinstance(self.query, Repeat):
-            kind = self.query.kind
+        query = self.query
+        kind: Hashable = (isinstance(query, Gradient), 0 if query is None else query.backward_passes)
+        if isinstance(query, Repeat):
+            kind = query.kind
         alone = self.deterministic or not self.current_oracle.shared
         return (id(self.current_oracle), kind, id(self) if alone else None)
 

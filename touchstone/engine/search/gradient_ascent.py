@@ -12,8 +12,8 @@ from torch import Tensor
 
 from touchstone.engine.goals import CrossEntropy, Loss, Margin
 from touchstone.engine.loops import repeat, run_steps
-from touchstone.engine.queries import Answer, FileLogits, Found, Gradient, Logits, Loop, PlanOf, Repeat
-from touchstone.engine.rows import HostNumbers, RowIndex, Rows, column, to_host
+from touchstone.engine.queries import Answer, FileLogits, Found, Gradient, Logits, PlanOf, Repeat
+from touchstone.engine.rows import HostNumbers, Loop, RowIndex, Rows, column, to_host
 from touchstone.engine.threat import Case, Threat
 
 
@@ -110,7 +110,8 @@ def climb(
     loss = CrossEntropy(case.goal) if loss is None else loss
     rows, best = len(case), Best.initial(case.threat.x0)
     images = None if image_of_row is None else HostNumbers.of(image_of_row.tolist())
-    start = Climb(case, x, rule, loss, best, HostNumbers.full(rows, steps), HostNumbers.full(rows, 0), images, early_stop)
+    left, none = HostNumbers.full(rows, steps), HostNumbers.full(rows, 0)
+    start = Climb(case, x, rule, loss, best, left, none, none, images, early_stop)
     if images is None:
         ended = yield from repeat(start)
     else:  # rows of one image end together, so they cannot be told from those of other jobs
@@ -136,6 +137,7 @@ class Climb(Loop):
     loss: Loss
     best: Best
     left: HostNumbers  # steps
+    met: HostNumbers  # 1 where a row has met its goal at some point
     stopped: HostNumbers  # 1 where a row is done before its last step
     images: HostNumbers | None  # rows with the same number end together
     early_stop: bool
@@ -154,15 +156,21 @@ class Climb(Loop):
     def step(self) -> PlanOf[Climb]:
         """Query the gradient, keep the point where it is better, and move on."""
         answer = yield Gradient(self.x, self.loss)
-        met, moves = to_host(self.case.goal.is_met(answer.logits), answer.gradient.flatten(1).any(1))
+        met, moves, looks = self._judge(answer)
         scored = Best(self.x, answer.known_loss.clamp_max(MAX_LOSS))
         done = [False] * len(met)
         if any(met):
-            scored = yield from score(self.case, self.x, answer, self.best.score)
+            scored = yield from score_met(self.case, self.x, answer, RowIndex.where(looks))
             done = self._find_done(scored)
         best = self.best.or_else(scored)
         left = self.left.add(-1).where_not(done)
-        ended = replace(self, best=best, left=left, stopped=HostNumbers(np.asarray(done, np.int64)))
+        ended = replace(
+            self,
+            best=best,
+            left=left,
+            met=HostNumbers(self.met.values | np.asarray(met)),
+            stopped=HostNumbers(np.asarray(done, np.int64)),
+        )
         if all(done):
             return ended
         flat = RowIndex.where(not (moved or stop) for moved, stop in zip(moves, done, strict=True))
@@ -172,6 +180,19 @@ class Climb(Loop):
             grad = grad.index_copy(0, flat.on(grad.device), instead.gradient)
         x, rule = self.rule.advance(self.case.threat, self.x, grad, answer.known_loss)
         return replace(ended, x=x, rule=rule)
+
+    def _judge(self, answer: Answer) -> tuple[list[bool], list[bool], list[bool]]:
+        """Which rows meet the goal, which have a gradient, and which are worth a look as files: of rows that
+        never met it before all that do.
+        """
+        met = self.case.goal.is_met(answer.logits)
+        flags = [met, answer.gradient.flatten(1).any(1)]
+        if not self.case.quantize:
+            return (*to_host(*flags), [])
+        if self.met.values.any():
+            flags.append(met & (score_successes(self.case, answer.logits, SUCCESS_AS_FILE) > self.best.score))
+        lists = to_host(*flags)
+        return lists[0], lists[1], lists[-1] if len(flags) > 2 else lists[0]
 
     def _find_done(self, scored: Best) -> list[bool]:
         """Which rows have reached what they were after, with those of the same image."""
@@ -217,20 +238,20 @@ def score(case: Case, x: Tensor, answer: Answer, best_score: Tensor) -> PlanOf[B
     `best_score` (B,) is the best score of each row before.
     """
     met = case.goal.is_met(answer.logits)
-    loss = CrossEntropy(case.goal)(answer.logits) if answer.loss is None else answer.loss
-    loss = loss.clamp_max(MAX_LOSS)
-    if not bool(met.any()):
-        return Best(x, loss)
-    found = torch.where(met, score_successes(case, answer.logits, SUCCESS), loss)
     hoped = score_successes(case, answer.logits, SUCCESS_AS_FILE)
-    if not case.quantize:
+    [looks] = to_host(met & (hoped > best_score) & case.quantize)
+    return (yield from score_met(case, x, answer, RowIndex.where(looks)))
+
+
+def score_met(case: Case, x: Tensor, answer: Answer, looks: RowIndex) -> PlanOf[Best]:
+    """Score the points by their answer, and those of the rows in `looks`, which meet the goal, as files."""
+    met = case.goal.is_met(answer.logits)
+    loss = CrossEntropy(case.goal)(answer.logits) if answer.loss is None else answer.loss
+    found = torch.where(met, score_successes(case, answer.logits, SUCCESS), loss.clamp_max(MAX_LOSS))
+    if not len(looks):
         return Best(x, found)
-    [looks] = to_host(met & (hoped > best_score))
-    index = RowIndex.where(looks)
-    if not len(index):
-        return Best(x, found)
-    rows, open_ = index.on(x.device), case[index]
-    logits = (yield FileLogits(open_.snap(x[rows]), of_rows=index)).logits
+    rows, open_ = looks.on(x.device), case[looks]
+    logits = (yield FileLogits(open_.snap(x[rows]), of_rows=looks)).logits
     as_file = score_successes(open_, logits, SUCCESS_AS_FILE)
     return Best(x, found.index_copy(0, rows, torch.where(open_.goal.is_met(logits), as_file, found[rows])))
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from touchstone.engine.goals import CrossEntropy, Goal, Margin
-from touchstone.engine.quantization import LEVELS, SLACK
 from touchstone.engine.loops import repeat
-from touchstone.engine.queries import Found, Loop, PlanOf
-from touchstone.engine.rows import HostNumbers, RowIndex, column, to_host
+from touchstone.engine.quantization import LEVELS, SLACK
+from touchstone.engine.queries import Found, PlanOf
+from touchstone.engine.rows import HostNumbers, Loop, RowIndex, column, reads_at_once, to_host
 from touchstone.engine.search.gradient_ascent import (
     SUCCESS_AS_FILE,
     SUCCESS_WITH_CONFIDENCE,
@@ -21,8 +21,8 @@ from touchstone.engine.search.gradient_ascent import (
 from touchstone.engine.threat import Case, Threat
 
 Proposal = Callable[[Threat, Tensor, Sequence[int], Tensor], Tensor]
-"""From the threat, the points (B, C, H, W), each one's number of steps so far and random numbers (B, draws) in
-[0,1), to new points inside the threat.
+"""From the threat, the points (B, C, H, W), each one's number of steps so far and random numbers (B, draws)
+in [0,1), to new points inside the threat.
 """
 BLOCK = 64
 """Random numbers are drawn for so many steps at a time: a call for each row and step would take longer than
@@ -49,7 +49,7 @@ def goal_progress(goal: Goal, logits: Tensor) -> Tensor:
 
 
 def _objective(goal: Goal, logits: Tensor, margin: Tensor) -> Tensor:
-    if not bool(goal.targeted.any()):
+    if reads_at_once(margin) and not bool(goal.targeted.any()):
         return margin
     return torch.where(goal.targeted, CrossEntropy(goal)(logits), margin)
 
