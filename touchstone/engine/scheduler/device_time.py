@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 MAX_ACCOUNTS = 256
-"""Accounts that are kept before those are dropped that make no difference any more."""
+"""Accounts that are kept; beyond that the one is forgotten that was not charged for the longest."""
 
 
 class DeviceTime(Generic[K]):
@@ -26,12 +26,11 @@ class DeviceTime(Generic[K]):
         """The account that has used the least, of equals the first."""
         starts = {account: max(self._used.get(account, 0.0), self._now) for account in accounts}
         chosen = min(starts, key=starts.__getitem__)
-        self._used.update(starts)
         self._now = starts[chosen]
         return chosen
 
     def charge(self, account: K, seconds: float) -> None:
         """Add what an account has used."""
-        self._used[account] = max(self._used.get(account, 0.0), self._now) + seconds
+        self._used[account] = max(self._used.pop(account, 0.0), self._now) + seconds
         if len(self._used) > MAX_ACCOUNTS:
-            self._used = {key: used for key, used in self._used.items() if used > self._now}
+            del self._used[next(iter(self._used))]

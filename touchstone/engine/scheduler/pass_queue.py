@@ -126,9 +126,10 @@ class PassQueue:
         rows = oracle.fixed_rows if fixed else oracle.rows
         limit, until = self._limits.get(oracle, (rows, 0.0))
         rows = min(rows, limit) if time.monotonic() < until else rows
-        if fixed or len(self._groups) == 1 or oracle not in self._row_seconds:
+        if fixed or len(self._groups) == 1:
             return rows
-        return min(rows, max(MIN_SLICE_ROWS, int(SLICE_SECONDS / max(self._row_seconds[oracle], TINY))))
+        seconds = self._row_seconds.get(oracle, SLICE_SECONDS)  # unknown: the first pass is a short one
+        return min(rows, max(MIN_SLICE_ROWS, int(SLICE_SECONDS / max(seconds, TINY))))
 
 
 def _count_remaining(tasks: Sequence[Task]) -> int:

@@ -187,12 +187,11 @@ class Climb(Loop):
         """
         met = self.case.goal.is_met(answer.logits)
         flags = [met, answer.gradient.flatten(1).any(1)]
-        if not self.case.quantize:
-            return (*to_host(*flags), [])
-        if self.met.values.any():
+        if self.case.quantize and self.met.values.any():
             flags.append(met & (score_successes(self.case, answer.logits, SUCCESS_AS_FILE) > self.best.score))
         lists = to_host(*flags)
-        return lists[0], lists[1], lists[-1] if len(flags) > 2 else lists[0]
+        looks = lists[-1] if len(flags) > 2 else lists[0]
+        return lists[0], lists[1], looks if self.case.quantize else []
 
     def _find_done(self, scored: Best) -> list[bool]:
         """Which rows have reached what they were after, with those of the same image."""

@@ -1,0 +1,346 @@
+"""Loops of many jobs run as one record of rows, and each row comes to what it would have come to alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import touchstone
+from api_tests.support.linear_models import gray_images, linear_model
+from touchstone.engine import Batcher, Goal, Logits, PlanOf, QueryCount, Task, TorchOracle
+from touchstone.engine.diagnosis import Diagnosis
+from touchstone.engine.plans import expand_loops
+from touchstone.errors import DeadlineExceeded, JobCanceled
+from touchstone.evaluation.attempts import AttackResult, attack_rows
+from touchstone.evaluation.success_record import SuccessRecord, record_successes
+from touchstone.evaluation.verdict import build_case
+from touchstone.methods import Attack, find
+
+ROWS = 5
+LOOPS: list[tuple[str, dict[str, Any]]] = [
+    ("fgsm", {"eps": 0.02}),
+    ("bim", {"eps": 0.02, "norm": "l2"}),
+    ("mifgsm", {"eps": 0.01}),
+    ("nifgsm", {"eps": 0.01, "early_stop": False}),
+    ("pgd", {"eps": 0.01, "steps": 9}),
+    ("pgd", {"eps": 0.02, "steps": 9, "early_stop": False}),
+    ("pgd", {"eps": 2.0, "steps": 9, "norm": "l1"}),
+    ("pgd", {"eps": 0.05, "steps": 9, "min_confidence": 0.6}),
+    ("apgd", {"eps": 0.01, "steps": 12, "early_stop": False}),
+    ("apgd", {"eps": 2.0, "steps": 12, "norm": "l1", "early_stop": False}),
+    ("apgd", {"eps": 0.01, "steps": 12, "loss": "dlr"}),
+    ("square", {"eps": 0.02, "queries": 40}),
+    ("square", {"eps": 0.5, "queries": 40, "norm": "l2", "early_stop": False}),
+    ("simba", {"queries": 40}),
+    ("fmn", {"steps": 12}),
+    ("ddn", {"steps": 12}),
+]
+IDS = [f"{name}-{'-'.join(map(str, fields.values()))}" for name, fields in LOOPS]
+
+
+class RowByRow(nn.Module):
+    """A linear model whose answer to a row is the same to the bit in every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = linear_model(classes=10)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1)[:, None] * self.layer.weight).sum(2) + self.layer.bias
+
+
+@pytest.fixture(scope="module")
+def oracle() -> TorchOracle:
+    return touchstone.wrap(RowByRow()).oracle
+
+
+def parse(name: str, fields: dict[str, Any]) -> Attack:
+    method = find(name, "attack").parse(fields)
+    assert isinstance(method, Attack)
+    return method
+
+
+def attack_plan(attack: Attack, x: Tensor, first: int) -> PlanOf[AttackResult]:
+    """An attack on images whose noise has the numbers from `first` on."""
+    clean = (yield Logits(x)).logits
+    goal = Goal.of(clean.argmax(1), targeted=False)
+    case = build_case(attack, x, goal, [(0, first + row) for row in range(len(x))])
+    return (yield from attack_rows(attack, case, clean, Diagnosis()))
+
+
+def run(tasks: Sequence[Task], *, steps_between: int = 0) -> list[Any]:
+    """What each task returned, or what ended it; each is added so many steps after the one before."""
+    batcher, ended = Batcher(), {}
+    waiting = list(tasks)
+    for task in tasks:
+        task.on_done = lambda result, error, task=task: ended.setdefault(
+            task, result if error is None else error
+        )
+    while waiting or len(batcher):
+        if waiting:
+            batcher.add(waiting.pop(0))
+        for _ in range(steps_between if waiting else 1):
+            batcher.step()
+    return [ended[task] for task in tasks]
+
+
+def one_by_one(attack: Attack, x: Tensor, oracle: TorchOracle) -> list[Task]:
+    """A task for each image."""
+    return [Task(attack_plan(attack, x[row : row + 1], row), oracle) for row in range(len(x))]
+
+
+@pytest.mark.parametrize(("name", "fields"), LOOPS, ids=IDS)
+@pytest.mark.parametrize("steps_between", [0, 2])
+def test_rows_that_join_at_any_step_end_as_if_alone(
+    oracle: TorchOracle, name: str, fields: dict[str, Any], steps_between: int
+) -> None:
+    attack, x = parse(name, fields), gray_images(ROWS)
+    together = one_by_one(attack, x, oracle)
+    found = run(together, steps_between=steps_between)
+    alone = one_by_one(attack, x, oracle)
+    for task in alone:
+        task.plan = expand_loops(task.plan)
+    expected = [run([task])[0] for task in alone]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.x, theirs.x)
+        assert torch.equal(ours.met, theirs.met)
+    assert [task.queries for task in together] == [task.queries for task in alone]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_jobs_with_steps_and_radii_of_their_own_share_passes(oracle: TorchOracle, rows: int) -> None:
+    x = gray_images(6 * rows)
+    parts = [x[start : start + rows] for start in range(0, len(x), rows)]
+    attacks = [parse("pgd", {"eps": 0.002 * n, "steps": 4 + n, "early_stop": False}) for n in range(1, 7)]
+    counted = CountedOracle(oracle)
+    tasks = [Task(attack_plan(a, part, 0), counted) for a, part in zip(attacks, parts, strict=True)]
+    found = run(tasks)
+    assert counted.gradient_passes == 10, "as many as the longest has steps"
+    for attack, part, ours in zip(attacks, parts, found, strict=True):
+        [alone] = run([Task(attack_plan(attack, part, 0), oracle)])
+        assert torch.equal(ours.x, alone.x)
+
+
+class CountedOracle:
+    """An oracle that counts its passes, fails where an image is `poison`, and can hold so many rows."""
+
+    def __init__(self, oracle: TorchOracle, *, rows: int = 64, capacity: int = 10**6) -> None:
+        self._oracle, self.rows, self._capacity = oracle, rows, capacity
+        self.poison: float | None = None
+        self.gradient_passes = 0
+        self.passes: list[int] = []
+        self.before: Callable[[], object] = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._oracle, name)
+
+    def answer(self, queries: Sequence[Any]) -> Any:
+        self.before()
+        rows = sum(map(len, queries))
+        if rows > self._capacity:
+            raise torch.OutOfMemoryError("out of memory")
+        if any(bool((query.x[..., 0, 0] == self.poison).any()) for query in queries if self.poison):
+            raise RuntimeError("this image breaks the model")
+        self.gradient_passes += bool(queries[0].backward_passes)
+        self.passes.append(rows)
+        return self._oracle.answer(queries)
+
+
+def test_record_larger_than_a_pass_gives_each_owner_its_share(oracle: TorchOracle) -> None:
+    counted = CountedOracle(oracle, rows=8)
+    attack, x = parse("pgd", {"eps": 0.002, "steps": 30, "early_stop": False}), gray_images(24)
+    many = [Task(attack_plan(attack, x[n : n + 1], n), counted, owner="many") for n in range(23)]
+    few = Task(attack_plan(attack, x[23:], 23), counted, owner="few")
+    order: list[str] = []
+    batcher = Batcher()
+    for task in (*many, few):
+        task.on_done = lambda _result, _error, task=task: order.append(task.owner)
+        batcher.add(task)
+    while len(batcher):
+        batcher.step()
+    assert order[0] == "few", "its one row is in every pass"
+    assert max(counted.passes) <= 8
+    [alone] = run([Task(attack_plan(attack, x[5:6], 5), oracle)])
+    [again] = run([Task(attack_plan(attack, x[5:6], 5), counted)])
+    assert torch.equal(alone.x, again.x)
+
+
+def test_image_that_breaks_the_model_ends_its_own_job_alone(oracle: TorchOracle) -> None:
+    x = gray_images(4)
+    counted = CountedOracle(oracle)
+    counted.poison = float(x[2, 0, 0, 0])
+    found = run(one_by_one(parse("fmn", {"steps": 5}), x, counted))  # its first query is of the image itself
+    assert [isinstance(one, RuntimeError) for one in found] == [
+        bool((one[:, 0, 0] == counted.poison).any()) for one in x
+    ]
+
+
+def test_out_of_memory_makes_passes_smaller_and_ends_no_job(oracle: TorchOracle) -> None:
+    attack, x = parse("pgd", {"eps": 0.01, "steps": 5, "early_stop": False}), gray_images(ROWS)
+    counted = CountedOracle(oracle, capacity=5)
+    found = run(one_by_one(attack, x, counted))
+    expected = run(one_by_one(attack, x, oracle))
+    assert max(counted.passes) <= 5
+    assert all(torch.equal(ours.x, theirs.x) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_canceled_rows_leave_between_two_steps_and_others_go_on(oracle: TorchOracle) -> None:
+    attack, x = parse("pgd", {"eps": 0.01, "steps": 8, "early_stop": False}), gray_images(6)
+    counted = CountedOracle(oracle)
+    tasks = one_by_one(attack, x, counted)
+
+    def cancel_third() -> None:
+        tasks[2].canceled = counted.gradient_passes == 4 or tasks[2].canceled
+
+    counted.before = cancel_third
+    found = run(tasks)
+    expected = run(one_by_one(attack, x, oracle))
+    assert isinstance(found[2], JobCanceled)
+    assert tasks[2].queries.backward == 4, "what it asked until then is counted"
+    for row in (0, 1, 3, 4, 5):
+        assert torch.equal(found[row].x, expected[row].x)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("pgd", {"eps": 0.1, "steps": 50, "early_stop": False}),
+        ("square", {"eps": 0.3, "queries": 200, "early_stop": False}),
+        ("fmn", {"steps": 50}),
+        ("ddn", {"steps": 50}),
+    ],
+)
+def test_deadline_within_a_loop_returns_its_best_success(
+    oracle: TorchOracle, name: str, fields: dict[str, Any]
+) -> None:
+    attack, x = parse(name, fields), gray_images(1)
+    clean = oracle.module(oracle.preprocessing.apply(x))
+    case = build_case(attack, x, Goal.of(clean.argmax(1), targeted=False), [(0, 0)])
+    record = SuccessRecord(case, by_distance=attack.info.budget == "minimal")
+    counted = CountedOracle(oracle)
+    plan = record_successes(attack_rows(attack, case, clean, Diagnosis()), record)
+    task = Task(plan, counted)
+
+    def pass_deadline() -> None:
+        if len(counted.passes) == 40:
+            task.deadline = time.monotonic() - 1
+
+    counted.before = pass_deadline
+    [error] = run([task])
+    assert isinstance(error, DeadlineExceeded)
+    assert record.best is not None
+    best = record.best if record.by_distance else case.as_file(record.best)
+    logits = oracle.module(oracle.preprocessing.apply(best))
+    assert bool(case.goal.is_met(logits))
+
+
+def test_progress_is_told_with_the_queries_so_far(
+    oracle: TorchOracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("touchstone.engine.scheduler.loop_rows.REPORT_SECONDS", 0.0)
+    attack, x = parse("pgd", {"eps": 0.01, "steps": 6, "early_stop": False}), gray_images(3)
+    tasks, told = one_by_one(attack, x, oracle), []
+    tasks[1].on_answer = lambda _query, answer, queries: told.append((len(answer.logits), queries.backward))
+    run(tasks)
+    assert [backward for _, backward in told][1:7] == [1, 2, 3, 4, 5, 6]
+    assert {rows for rows, _ in told} == {1}
+    assert tasks[1].queries == QueryCount(*(tasks[1].queries.forward, 6, 0))
+
+
+def test_owner_that_cannot_hear_of_progress_ends_alone(oracle: TorchOracle) -> None:
+    tasks = one_by_one(parse("pgd", {"eps": 0.01, "steps": 6}), gray_images(3), oracle)
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    tasks[1].on_answer = fail
+    found = run(tasks)
+    assert [isinstance(one, MemoryError) for one in found] == [False, True, False]
+
+
+WAITS = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero"}
+
+
+class WaitCounter(TorchDispatchMode):
+    """Counts what would wait for a GPU: values that the host reads, and shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func.overloadpacket)
+        masked = name in ("aten.index", "aten.index_put", "aten.index_put_") and any(
+            one is not None and one.dtype == torch.bool for one in args[1]
+        )
+        self.waits += name in WAITS or masked
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def count_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[WaitCounter]:
+    """As on a GPU: nothing may be read at once, and each transfer to the host counts."""
+    counter, to_list = WaitCounter(), Tensor.tolist
+
+    def counted_list(values: Tensor) -> Any:
+        counter.waits += 1
+        return to_list(values)
+
+    for module in ("rows", "diagnosis", "quantization", "search.random_search"):
+        monkeypatch.setattr(f"touchstone.engine.{module}.reads_at_once", lambda _: False, raising=False)
+    monkeypatch.setattr(Tensor, "tolist", counted_list)
+    with counter:
+        yield counter
+
+
+@pytest.mark.parametrize("jobs", [1, 64])
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize("name", ["pgd", "mifgsm", "apgd"])
+def test_step_waits_for_the_device_once_whatever_the_number_of_jobs(
+    monkeypatch: pytest.MonkeyPatch, jobs: int, early_stop: bool, name: str
+) -> None:
+    """64 rows: of a model that resists or, without early stopping, of one that does not."""
+    module = RowByRow()
+    module.layer.bias.data[0] += 100 * early_stop
+    oracle = touchstone.wrap(module).oracle
+    attack, x = parse(name, {"eps": 0.05, "steps": 12, "early_stop": early_stop}), gray_images(64)
+    rows = 64 // jobs
+    batcher = Batcher()
+    for first in range(0, 64, rows):
+        batcher.add(Task(attack_plan(attack, x[first : first + rows], first), oracle))
+    while not any(getattr(task.query, "open_rows", 0) for task in batcher.tasks()):
+        batcher.step()
+    batcher.step()
+    batcher.step()
+    with count_waits(monkeypatch) as counter:
+        for _ in range(6):
+            batcher.step()
+    assert len(batcher) == jobs, "still at it"
+    assert counter.waits <= 6
+
+
+def test_rows_of_a_loop_are_judged_alike_where_nothing_may_be_read_at_once(
+    oracle: TorchOracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branches for a GPU give what those for a CPU give."""
+    attacks = [parse(*LOOPS[5]), parse(*LOOPS[11])]
+    expected = [run(one_by_one(attack, gray_images(4), oracle)) for attack in attacks]
+    with count_waits(monkeypatch):
+        found = [run(one_by_one(attack, gray_images(4), oracle)) for attack in attacks]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(one.x, other.x) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_model_of_the_same_weights_elsewhere_shares_no_step(oracle: TorchOracle) -> None:
+    one, other = CountedOracle(oracle), CountedOracle(replace(oracle))
+    attack = parse("pgd", {"eps": 0.01, "steps": 5, "early_stop": False})
+    run([Task(attack_plan(attack, gray_images(1), 0), each) for each in (one, other)])
+    assert one.gradient_passes == other.gradient_passes == 5
