@@ -20,9 +20,12 @@ from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.plans import expand_loops
 from touchstone.errors import DeadlineExceeded, JobCanceled
 from touchstone.evaluation.attempts import AttackResult, attack_rows
+from touchstone.evaluation.row_verdicts import attack_files
 from touchstone.evaluation.success_record import SuccessRecord, record_successes
-from touchstone.evaluation.verdict import build_case
+from touchstone.evaluation.verdict import attack_image, build_case, judge_image, round_image, row_as_image
 from touchstone.methods import Attack, find
+from touchstone.models.manifest import Manifest
+from touchstone.models.zoo import find_manifest
 
 ROWS = 5
 LOOPS: list[tuple[str, dict[str, Any]]] = [
@@ -344,3 +347,58 @@ def test_model_of_the_same_weights_elsewhere_shares_no_step(oracle: TorchOracle)
     attack = parse("pgd", {"eps": 0.01, "steps": 5, "early_stop": False})
     run([Task(attack_plan(attack, gray_images(1), 0), each) for each in (one, other)])
     assert one.gradient_passes == other.gradient_passes == 5
+
+
+def test_jobs_of_the_service_on_one_model_are_of_one_kind(oracle: TorchOracle) -> None:
+    """Each job makes its own case, and reads the manifest anew."""
+    manifest_json = find_manifest("fashion-mnist-cnn").model_dump_json()
+    for fields in ({"eps": 0.01}, {"eps": 0.01, "min_confidence": 0.9}):
+        counted = CountedOracle(oracle)
+        attack, pixels = parse("pgd", {**fields, "early_stop": False, "steps": 5}), gray_images(4)
+        tasks = [
+            Task(
+                attack_image(
+                    attack,
+                    row_as_image(pixels[row : row + 1]),
+                    counted,
+                    label=None,
+                    target=None,
+                    seed=row,
+                    manifest=Manifest.model_validate_json(manifest_json),
+                ),
+                counted,
+            )
+            for row in range(4)
+        ]
+        run(tasks)
+        assert counted.gradient_passes == 5, fields
+
+
+def test_many_images_in_one_job_get_what_each_would_alone(oracle: TorchOracle) -> None:
+    attack, x = parse("pgd", {"eps": 0.01, "steps": 6}), gray_images(7)
+    files = [row_as_image(x[row : row + 1]) for row in range(7)]
+    seeds = [(row, 0) for row in range(7)]
+    together = Task(attack_files(attack, files, oracle, seeds=seeds, labels=[None] * 7), oracle)
+    beside = [
+        Task(attack_image(attack, one, oracle, label=None, target=None, seed=row), oracle)
+        for row, one in enumerate(files)
+    ]
+    found, *alone = run([together, *beside])
+    for row, one in enumerate(alone):
+        [judged] = run([Task(judge_image(one, *run([Task(round_image(one), oracle)])), oracle)])
+        assert torch.equal(found.judged.images[row], judged.images[0])
+        assert bool(found.judged.success[row]) == bool(judged.success)
+
+
+def test_labels_and_targets_of_many_images_are_their_own(oracle: TorchOracle) -> None:
+    attack, x = parse("pgd", {"eps": 0.1, "steps": 20}), gray_images(4)
+    files = [row_as_image(x[row : row + 1]) for row in range(4)]
+    seeds = [(0, row) for row in range(4)]
+    predicted = oracle.module(oracle.preprocessing.apply(x)).argmax(1).tolist()
+    labels = [predicted[0], (predicted[1] + 1) % 10, None, None]
+    [found] = run([Task(attack_files(attack, files, oracle, seeds=seeds, labels=labels), oracle)])
+    assert found.already_met.tolist() == [False, True, False, False]
+    targets = [(one + 3) % 10 for one in predicted]
+    plan = attack_files(attack, files, oracle, seeds=seeds, labels=[None] * 4, targets=targets)
+    [reached] = run([Task(plan, oracle)])
+    assert reached.judged.logits.argmax(1).tolist() == targets

@@ -21,6 +21,11 @@ from .library import (
     samples as samples,
     wrap as wrap,
 )
+from .row_verdicts import (
+    RowVerdicts as RowVerdicts,
+    attack_files as attack_files,
+    evaluate_rows as evaluate_rows,
+)
 from .verdict import (
     ImageAttack as ImageAttack,
     attack_image as attack_image,

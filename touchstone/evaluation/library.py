@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from touchstone.engine.certification.sampling import CertificateCase
 from touchstone.engine.defences import straight_through
 from touchstone.engine.device import choose_device, tune_allocator
-from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.goals import Goal
 from touchstone.engine.oracles.oracle import Knowledge, TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing, per_channel
@@ -27,8 +26,6 @@ from touchstone.engine.queries import PlanOf
 from touchstone.engine.scheduler.batcher import Batcher
 from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.errors import InvalidParameter, UnknownLabel, UnknownModel
-from touchstone.evaluation.attempts import attack_rows, round_rows
-from touchstone.evaluation.judgment import Judgment, judge_images
 from touchstone.evaluation.library_inputs import (
     Images,
     Labels,
@@ -37,7 +34,8 @@ from touchstone.evaluation.library_inputs import (
     parse_seed,
     to_stacks,
 )
-from touchstone.evaluation.verdict import build_case, logits_of, part_names
+from touchstone.evaluation.row_verdicts import RowVerdicts, evaluate_rows
+from touchstone.evaluation.verdict import build_case, logits_of
 from touchstone.methods import Attack, Certificate, find
 from touchstone.methods.compatibility import check_target
 from touchstone.models.manifest import Manifest
@@ -201,7 +199,7 @@ def attack(
     return _join_stacks(ended, queries)
 
 
-def _join_stacks(stacks: Sequence[_Stack], queries: QueryCount) -> AttackedImages:
+def _join_stacks(stacks: Sequence[RowVerdicts], queries: QueryCount) -> AttackedImages:
     found = [stack.judged.images.cpu() for stack in stacks]
     return AttackedImages(
         torch.cat(found) if len({x.shape[1:] for x in found}) == 1 else [x[0] for x in found],
@@ -286,15 +284,6 @@ def run_plans(
     return [ended[position] for position in range(len(tasks))], queries
 
 
-@dataclass(frozen=True)
-class _Stack:
-    """What was found for the images of one stack."""
-
-    judged: Judgment
-    parts: list[str | None]
-    diagnostics: list[str]
-
-
 def _attack_stack(
     method: Attack,
     x0: Tensor,
@@ -305,17 +294,13 @@ def _attack_stack(
     quantize: bool,
     surrogates: tuple[TorchOracle, ...],
     manifest: Manifest | None,
-) -> PlanOf[_Stack]:
+) -> PlanOf[RowVerdicts]:
     clean = yield from logits_of(x0, as_files=quantize)
     goal = aims.goal(clean)
     case = build_case(
         method, x0, goal, keys, radii=radii, quantize=quantize, surrogates=surrogates, manifest=manifest
     )
-    diagnosis = Diagnosis()
-    sought = yield from attack_rows(method, case, clean, diagnosis)
-    images = yield from round_rows(method, case, sought)
-    judged = yield from judge_images(case, images, clean, sought.met)
-    return _Stack(judged, part_names(method, sought.part), diagnosis.codes())
+    return (yield from evaluate_rows(method, case, clean))
 
 
 @dataclass(frozen=True)

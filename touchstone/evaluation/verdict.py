@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -152,20 +151,28 @@ def build_case(
     """The case of originals (B, C, H, W) with noise of these keys; `radii` where each has its own."""
     own = [attack.radius(x0.shape[1])] * len(x0)
     threat = Threat(x0, x0.new_tensor(radii or own), NORMS[_norm_of(attack)])
+    least = getattr(attack, "min_confidence", None)
     return Case(
         threat,
         goal,
         Noise.from_seeds(keys, attack.info.name),
         quantize,
         surrogates,
-        getattr(attack, "min_confidence", None),
-        softmax if manifest is None else partial(_shown_confidences, manifest),
+        least,
+        softmax if manifest is None or least is None else ShownConfidences(manifest.digest, manifest),
     )
 
 
-def _shown_confidences(manifest: Manifest, logits: Tensor) -> Tensor:
-    values = logits.float().nan_to_num().cpu().numpy()
-    return torch.from_numpy(manifest.confidences(values)).to(logits.device)
+@dataclass(frozen=True)
+class ShownConfidences:
+    """The confidences (B, K) that a model shows with its logits; equal for all jobs on one model."""
+
+    digest: str
+    manifest: Manifest = field(compare=False, repr=False)
+
+    def __call__(self, logits: Tensor) -> Tensor:  # noqa: D102
+        values = logits.float().nan_to_num().cpu().numpy()
+        return torch.from_numpy(self.manifest.confidences(values)).to(logits.device)
 
 
 def round_image(sought: ImageAttack) -> PlanOf[Pixels]:
@@ -238,7 +245,10 @@ def step_metrics(answer: Answer, manifest: Manifest) -> dict[str, float]:
     """What a live plot shows of a step: mean loss and mean confidence of the rows with a prediction."""
     answer = answer[are_finite(answer.logits)]
     loss = {} if answer.loss is None else {"loss": float(answer.loss.mean())}
-    metrics = {**loss, "confidence": float(_shown_confidences(manifest, answer.logits).amax(1).mean())}
+    metrics = {
+        **loss,
+        "confidence": float(ShownConfidences(manifest.digest, manifest)(answer.logits).amax(1).mean()),
+    }
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
