@@ -79,8 +79,7 @@ class Batcher:
         try:
             deliver = run(chosen)
         except Exception as error:  # noqa: BLE001 - what the model raises is its tasks' failure, not the engine's
-            self._recover(chosen, error)
-            return
+            deliver = partial(self._recover, chosen, error)
         self._queue.charge_pass(chosen, time.perf_counter() - began)
         deliver()
 
