@@ -8,7 +8,7 @@ import torch
 import touchstone
 from api_tests.support.linear_models import exact_distances, gray_images, linear_model
 from touchstone.attacks.nes import NES
-from touchstone.attacks.simba import SimBA
+from touchstone.attacks.simba import SimBA, _basis_vectors
 from touchstone.engine import NORMS, Case, Goal, Noise, Threat, goal_progress
 from touchstone.evaluation import run_plans
 
@@ -97,7 +97,7 @@ def test_failed_attack_returns_an_image_closer_to_the_boundary(method):
 @pytest.mark.parametrize("basis", ["pixel", "dct"])
 def test_simba_directions_are_an_orthonormal_basis(basis):
     for side in (1, 2, 7):
-        waves = SimBA(basis=basis)._basis_vectors(side, torch.zeros(1, dtype=torch.float64))
+        waves = _basis_vectors(basis, side, torch.device("cpu"), torch.float64)
         assert torch.allclose(waves @ waves.T, torch.eye(side, dtype=torch.float64))
 
 

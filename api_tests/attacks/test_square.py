@@ -94,7 +94,9 @@ def test_linf_proposal_recolors_exactly_one_square():
     attack = Square(queries=1_000)
     x = case.threat.project(case.threat.x0 + 1)  # every value at its upper end
     for step in (0, 60, 900):
-        tried = attack._recolor_square(case.threat, x, step, case.noise.uniform(torch.empty(64, DRAWS)))
+        tried = attack._recolor_squares(
+            case.threat, x, [step] * 64, case.noise.uniform(torch.empty(64, DRAWS))
+        )
         changed = (tried != x).any(1)
         side = {0: 9, 60: 2, 900: 1}[step]
         assert torch.equal(changed.flatten(1).sum(1), torch.full((64,), side * side))
@@ -152,7 +154,7 @@ def test_perturbation_stays_on_the_sphere_where_the_box_does_not_bind(norm):
     for step in range(20):
         numbers = case.noise.uniform(torch.empty(4, DRAWS))
         assert case.threat.distance(x).tolist() == pytest.approx([0.3] * 4, rel=1e-4)
-        x = Square(queries=40)._reshape_square(case.threat, x, step, numbers)
+        x = Square(queries=40)._reshape_squares(case.threat, x, [step] * len(x), numbers)
 
 
 def test_l1_budget_cut_off_by_the_box_is_spent_elsewhere():
@@ -161,7 +163,7 @@ def test_l1_budget_cut_off_by_the_box_is_spent_elsewhere():
     x = _tiles(replace(case, threat=black))
     assert x.flatten(1).sum(1).tolist() == pytest.approx([2.0] * 64, rel=1e-4)
     numbers = case.noise.uniform(torch.empty(64, DRAWS))
-    tried = Square(queries=40)._reshape_square(black, x, 20, numbers)
+    tried = Square(queries=40)._reshape_squares(black, x, [20] * len(x), numbers)
     assert tried.min() >= 0
     assert torch.all(tried.flatten(1).sum(1) <= 2.0 + 1e-5)
 
@@ -169,7 +171,7 @@ def test_l1_budget_cut_off_by_the_box_is_spent_elsewhere():
 def test_some_l1_proposals_change_much_more_of_the_image():
     case = build_case(64, norm="l1", eps=2.0, shape=(1, 20, 20))
     x, numbers = _tiles(case), case.noise.uniform(torch.empty(64, DRAWS))
-    tried = Square(queries=40)._reshape_square(case.threat, x, 30, numbers)
+    tried = Square(queries=40)._reshape_squares(case.threat, x, [30] * len(x), numbers)
     changed = (tried != x).flatten(1).double().mean(1)
     some = numbers[:, 6] < OVERSHOOT_SHARE
     assert 5 < int(some.sum()) < 30

@@ -41,7 +41,7 @@ def test_attacks_are_compared_with_both_peers(found: dict[str, Any]) -> None:
     compared = found["peers"]["fashion-mnist-cnn 2"]
     assert set(compared["image_steps_per_second"]) == {"torchattacks", "foolbox", "touchstone"}
     assert found["plans"]["2 images"]["ratio_to_batch"] > 0
-    assert found["plans"]["2 images, synchronisations a step"]["plans"]["dispatched"] >= 0
+    assert found["plans"]["2 images, synchronisations a step"]["fused"]["dispatched"] >= 0
 
 
 def test_service_says_where_the_time_goes(found: dict[str, Any]) -> None:

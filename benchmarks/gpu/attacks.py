@@ -17,6 +17,7 @@ from benchmarks.gpu.sizes import EPS, Setup
 from benchmarks.networks import CNN, NormalizedNetwork
 from benchmarks.peers import make_foolbox, make_torchattacks
 from touchstone import evaluation
+from touchstone.engine.plans import expand_loops
 from touchstone.evaluation import Model
 from touchstone.methods import Attack, find
 
@@ -67,7 +68,9 @@ def attack_batch(model: Model, x: Tensor, y: Tensor | None, eps: float, steps: i
 
 
 def measure_plans(setup: Setup, note: Note) -> None:
-    """One-image plans that share passes, beside one batch of as many images; files, as jobs are."""
+    """One-image jobs whose rows stand in one record, and side by side with passes alone in common, beside one
+    batch of as many images; files, as jobs are.
+    """
     model, eps, steps = setup.model(CNN), EPS[CNN], setup.sizes.steps
     for count in setup.sizes.plans:
         x = setup.images(CNN, count)
@@ -75,24 +78,29 @@ def measure_plans(setup: Setup, note: Note) -> None:
         def batch(x: Tensor = x, steps: int = steps) -> None:
             touchstone.attack(model, x, None, "pgd", eps=eps, steps=steps, early_stop=False)
 
-        def plans(x: Tensor = x, steps: int = steps) -> None:
+        def fused(x: Tensor = x, steps: int = steps) -> None:
             run_plans(model, x, eps, steps)
 
-        seconds = setup.clock.interleave({"batch": batch, "plans": plans}, setup.sizes.rounds)
+        def side_by_side(x: Tensor = x, steps: int = steps) -> None:
+            run_plans(model, x, eps, steps, fused=False)
+
+        runs = {"batch": batch, "fused": fused, "side_by_side": side_by_side}
+        seconds = setup.clock.interleave(runs, setup.sizes.rounds)
         note(
             f"{count} images",
             {
                 "ms_a_step": {who: round(1000 * time / steps, 3) for who, time in seconds.items()},
-                "ratio_to_batch": round(seconds["batch"] / seconds["plans"], 2),
+                "ratio_to_batch": round(seconds["batch"] / seconds["fused"], 2),
             },
         )
         if count == min(setup.sizes.plans):
-            runs = {"batch": batch, "plans": plans}
             waits = {who: count_synchronisations(setup, run) for who, run in runs.items()}
             note(f"{count} images, synchronisations a step", waits)
 
 
-def run_plans(model: Model, x: Tensor, eps: float, steps: int, *, seed: int = 0) -> list[Any]:
+def run_plans(
+    model: Model, x: Tensor, eps: float, steps: int, *, seed: int = 0, fused: bool = True
+) -> list[Any]:
     """PGD on each image as a plan of its own, all in shared passes, up to what was found."""
     method = parse_pgd(eps, steps)
     pixels = (x * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -100,7 +108,7 @@ def run_plans(model: Model, x: Tensor, eps: float, steps: int, *, seed: int = 0)
         evaluation.attack_image(method, one, model.oracle, label=None, target=None, seed=seed + row)
         for row, one in enumerate(pixels)
     ]
-    return evaluation.run_plans(plans, model.oracle)[0]
+    return evaluation.run_plans(plans if fused else list(map(expand_loops, plans)), model.oracle)[0]
 
 
 def parse_pgd(eps: float, steps: int) -> Attack:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import Field, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -13,8 +13,6 @@ from touchstone.lazy import torch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
-
-    from touchstone.engine.queries import PlanOf
 
 
 class RowIndex:
@@ -119,8 +117,8 @@ class Loop(Rows):
         """Which rows are not done, as known on the host."""
         raise NotImplementedError
 
-    def step(self) -> PlanOf[Self]:
-        """One step of every row."""
+    def step(self) -> Generator[Any, Any, Self]:
+        """One step of every row: a plan, which yields queries and is sent their answers."""
         raise NotImplementedError
 
     def successes(self) -> tuple[Tensor, Tensor]:
