@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.naive import temporary_peer
+from benchmarks.peer_services.naive import temporary_peer
 from benchmarks.record import save
 from benchmarks.service import PGD, find_processes, run_clients, temporary_service
 from touchstone.ledger.address import socket_url

@@ -39,7 +39,7 @@ def temporary_service(images: int, *, apis: int = 1, **options: Any) -> Iterator
             pixels = (x * 255).round().byte().permute(1, 2, 0).numpy()
             (pictures / f"{i:03}.png").write_bytes(encode(pixels))
         home = Path(folder) / "home"
-        os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # for the worker of `benchmarks.solo`
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # for the worker of the solo pool
         with run_service(
             Settings(home=home, port=0, api_processes=apis), lambda _line: None, **options
         ) as url:
@@ -67,7 +67,7 @@ def measure_throughput() -> dict[str, Any]:
     rates = {}
     for name, options, jobs in (
         ("service", {}, 256),
-        ("solo pool", {"worker_module": "benchmarks.solo"}, 64),
+        ("solo pool", {"worker_module": "benchmarks.peer_services.solo"}, 64),
     ):
         with temporary_service(64, **options) as (host, _, pictures):
             run_clients(host, pictures, "pgd", PGD, clients=16, jobs=16, wait=True)

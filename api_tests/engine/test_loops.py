@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import touchstone
-from api_tests.support.linear_models import gray_images, linear_model
-from touchstone.engine import Batcher, Goal, Logits, PlanOf, QueryCount, Task, TorchOracle
+from api_tests.support.attack_tasks import CountedOracle, RowByRow, attack_plan, one_by_one, parse, run
+from api_tests.support.linear_models import gray_images
+from touchstone.engine import Batcher, Goal, QueryCount, Task, TorchOracle
 from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.plans import expand_loops
 from touchstone.errors import DeadlineExceeded, JobCanceled
-from touchstone.evaluation.attempts import AttackResult, attack_rows
+from touchstone.evaluation.attempts import attack_rows
 from touchstone.evaluation.row_verdicts import attack_files
 from touchstone.evaluation.success_record import SuccessRecord, record_successes
 from touchstone.evaluation.verdict import attack_image, build_case, judge_image, round_image, row_as_image
-from touchstone.methods import Attack, find
 from touchstone.models.manifest import Manifest
 from touchstone.models.zoo import find_manifest
 
@@ -49,55 +45,9 @@ LOOPS: list[tuple[str, dict[str, Any]]] = [
 IDS = [f"{name}-{'-'.join(map(str, fields.values()))}" for name, fields in LOOPS]
 
 
-class RowByRow(nn.Module):
-    """A linear model whose answer to a row is the same to the bit in every batch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = linear_model(classes=10)[1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x.flatten(1)[:, None] * self.layer.weight).sum(2) + self.layer.bias
-
-
 @pytest.fixture(scope="module")
 def oracle() -> TorchOracle:
     return touchstone.wrap(RowByRow()).oracle
-
-
-def parse(name: str, fields: dict[str, Any]) -> Attack:
-    method = find(name, "attack").parse(fields)
-    assert isinstance(method, Attack)
-    return method
-
-
-def attack_plan(attack: Attack, x: Tensor, first: int) -> PlanOf[AttackResult]:
-    """An attack on images whose noise has the numbers from `first` on."""
-    clean = (yield Logits(x)).logits
-    goal = Goal.of(clean.argmax(1), targeted=False)
-    case = build_case(attack, x, goal, [(0, first + row) for row in range(len(x))])
-    return (yield from attack_rows(attack, case, clean, Diagnosis()))
-
-
-def run(tasks: Sequence[Task], *, steps_between: int = 0) -> list[Any]:
-    """What each task returned, or what ended it; each is added so many steps after the one before."""
-    batcher, ended = Batcher(), {}
-    waiting = list(tasks)
-    for task in tasks:
-        task.on_done = lambda result, error, task=task: ended.setdefault(
-            task, result if error is None else error
-        )
-    while waiting or len(batcher):
-        if waiting:
-            batcher.add(waiting.pop(0))
-        for _ in range(steps_between if waiting else 1):
-            batcher.step()
-    return [ended[task] for task in tasks]
-
-
-def one_by_one(attack: Attack, x: Tensor, oracle: TorchOracle) -> list[Task]:
-    """A task for each image."""
-    return [Task(attack_plan(attack, x[row : row + 1], row), oracle) for row in range(len(x))]
 
 
 @pytest.mark.parametrize(("name", "fields"), LOOPS, ids=IDS)
@@ -130,31 +80,6 @@ def test_jobs_with_steps_and_radii_of_their_own_share_passes(oracle: TorchOracle
     for attack, part, ours in zip(attacks, parts, found, strict=True):
         [alone] = run([Task(attack_plan(attack, part, 0), oracle)])
         assert torch.equal(ours.x, alone.x)
-
-
-class CountedOracle:
-    """An oracle that counts its passes, fails where an image is `poison`, and can hold so many rows."""
-
-    def __init__(self, oracle: TorchOracle, *, rows: int = 64, capacity: int = 10**6) -> None:
-        self._oracle, self.rows, self._capacity = oracle, rows, capacity
-        self.poison: float | None = None
-        self.gradient_passes = 0
-        self.passes: list[int] = []
-        self.before: Callable[[], object] = lambda: None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._oracle, name)
-
-    def answer(self, queries: Sequence[Any]) -> Any:
-        self.before()
-        rows = sum(map(len, queries))
-        if rows > self._capacity:
-            raise torch.OutOfMemoryError("out of memory")
-        if any(bool((query.x[..., 0, 0] == self.poison).any()) for query in queries if self.poison):
-            raise RuntimeError("this image breaks the model")
-        self.gradient_passes += bool(queries[0].backward_passes)
-        self.passes.append(rows)
-        return self._oracle.answer(queries)
 
 
 def test_record_larger_than_a_pass_gives_each_owner_its_share(oracle: TorchOracle) -> None:
@@ -267,79 +192,6 @@ def test_owner_that_cannot_hear_of_progress_ends_alone(oracle: TorchOracle) -> N
     tasks[1].on_answer = fail
     found = run(tasks)
     assert [isinstance(one, MemoryError) for one in found] == [False, True, False]
-
-
-WAITS = {"aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero"}
-
-
-class WaitCounter(TorchDispatchMode):
-    """Counts what would wait for a GPU: values that the host reads, and shapes that depend on values."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func.overloadpacket)
-        masked = name in ("aten.index", "aten.index_put", "aten.index_put_") and any(
-            one is not None and one.dtype == torch.bool for one in args[1]
-        )
-        self.waits += name in WAITS or masked
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def count_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[WaitCounter]:
-    """As on a GPU: nothing may be read at once, and each transfer to the host counts."""
-    counter, to_list = WaitCounter(), Tensor.tolist
-
-    def counted_list(values: Tensor) -> Any:
-        counter.waits += 1
-        return to_list(values)
-
-    for module in ("rows", "diagnosis", "quantization", "search.random_search"):
-        monkeypatch.setattr(f"touchstone.engine.{module}.reads_at_once", lambda _: False, raising=False)
-    monkeypatch.setattr(Tensor, "tolist", counted_list)
-    with counter:
-        yield counter
-
-
-@pytest.mark.parametrize("jobs", [1, 64])
-@pytest.mark.parametrize("early_stop", [False, True])
-@pytest.mark.parametrize("name", ["pgd", "mifgsm", "apgd"])
-def test_step_waits_for_the_device_once_whatever_the_number_of_jobs(
-    monkeypatch: pytest.MonkeyPatch, jobs: int, early_stop: bool, name: str
-) -> None:
-    """64 rows: of a model that resists or, without early stopping, of one that does not."""
-    module = RowByRow()
-    module.layer.bias.data[0] += 100 * early_stop
-    oracle = touchstone.wrap(module).oracle
-    attack, x = parse(name, {"eps": 0.05, "steps": 12, "early_stop": early_stop}), gray_images(64)
-    rows = 64 // jobs
-    batcher = Batcher()
-    for first in range(0, 64, rows):
-        batcher.add(Task(attack_plan(attack, x[first : first + rows], first), oracle))
-    while not any(getattr(task.query, "open_rows", 0) for task in batcher.tasks()):
-        batcher.step()
-    batcher.step()
-    batcher.step()
-    with count_waits(monkeypatch) as counter:
-        for _ in range(6):
-            batcher.step()
-    assert len(batcher) == jobs, "still at it"
-    assert counter.waits <= 6
-
-
-def test_rows_of_a_loop_are_judged_alike_where_nothing_may_be_read_at_once(
-    oracle: TorchOracle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The branches for a GPU give what those for a CPU give."""
-    attacks = [parse(*LOOPS[5]), parse(*LOOPS[11])]
-    expected = [run(one_by_one(attack, gray_images(4), oracle)) for attack in attacks]
-    with count_waits(monkeypatch):
-        found = [run(one_by_one(attack, gray_images(4), oracle)) for attack in attacks]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert all(torch.equal(one.x, other.x) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_model_of_the_same_weights_elsewhere_shares_no_step(oracle: TorchOracle) -> None:

@@ -88,12 +88,6 @@ class ShrinkingSphere(engine.Loop):
     left: HostNumbers  # steps
     attack: DDN
 
-    @property
-    def running(self) -> list[bool]:
-        """Rows with steps left."""
-        running: list[bool] = (self.left.values > 0).tolist()
-        return running
-
     def successes(self) -> tuple[Tensor, Tensor]:
         """The nearest points."""
         return self.best.x, -self.best.distance

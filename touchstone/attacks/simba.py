@@ -102,12 +102,6 @@ class CoordinateSearch(engine.Loop):
     left: HostNumbers
     attack: SimBA
 
-    @property
-    def running(self) -> list[bool]:
-        """Rows with queries left."""
-        running: list[bool] = (self.left.values > 0).tolist()
-        return running
-
     def successes(self) -> tuple[Tensor, Tensor]:
         """The points as files, ranked by their distance."""
         far = -self.case.threat.distance(self.x)

@@ -109,13 +109,21 @@ class Loop(Rows):
     """Rows that repeat a step until each is done; what a row comes to depends on itself alone.
 
     So rows of many jobs can stand in one record, join it and leave it at any step. The queries of a step are
-    about all rows in order, or name theirs in `of_rows`.
+    about all rows in order, or name theirs in `of_rows`. `left` counts the steps that each row has left; a
+    step takes one from each, and all from a row that is done.
     """
+
+    if TYPE_CHECKING:
+
+        @property
+        def left(self) -> HostNumbers:
+            """A field of every loop."""
 
     @property
     def running(self) -> list[bool]:
-        """Which rows are not done, as known on the host."""
-        raise NotImplementedError
+        """Which rows are not done."""
+        running: list[bool] = (self.left.values > 0).tolist()
+        return running
 
     def step(self) -> Generator[Any, Any, Self]:
         """One step of every row: a plan, which yields queries and is sent their answers."""

@@ -142,12 +142,6 @@ class Climb(Loop):
     images: HostNumbers | None  # rows with the same number end together
     early_stop: bool
 
-    @property
-    def running(self) -> list[bool]:
-        """Rows with steps left."""
-        running: list[bool] = (self.left.values > 0).tolist()
-        return running
-
     def successes(self) -> tuple[Tensor, Tensor]:
         """The best points, with their scores where they meet the goal."""
         score = self.best.score

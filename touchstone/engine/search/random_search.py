@@ -95,12 +95,6 @@ class RandomSearch(Loop):
     left: HostNumbers
     early_stop: bool
 
-    @property
-    def running(self) -> list[bool]:
-        """Rows with steps left."""
-        running: list[bool] = (self.left.values > 0).tolist()
-        return running
-
     def successes(self) -> tuple[Tensor, Tensor]:
         """The points as files."""
         rank = torch.full_like(self.score, SUCCESS_AS_FILE).masked_fill(self.score <= 0, -torch.inf)

@@ -2,7 +2,8 @@
 Celery, and a result backend in Valkey. The upload is decoded in the process itself, and travels as base64 in
 the message.
 
-`python -m benchmarks.naive PORT SOCKET` serves it on a Valkey of its own, which keeps nothing on the disk.
+`python -m benchmarks.peer_services.naive PORT SOCKET` serves it on a Valkey of its own, which keeps nothing on
+the disk.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def temporary_peer(folder: Path, port: int) -> Iterator[tuple[str, int, int]]:
     path = folder / "naive.sock"
     plain = ("--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", "")
     with subprocess.Popen([str(get_binary_path()), *plain], stdout=subprocess.DEVNULL) as valkey:
-        command = [sys.executable, "-m", "benchmarks.naive", str(port), str(path)]
+        command = [sys.executable, "-m", "benchmarks.peer_services.naive", str(port), str(path)]
         with subprocess.Popen(command) as api:
             try:
                 _wait_for(port)

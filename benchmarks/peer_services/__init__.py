@@ -1,0 +1,1 @@
+"""Services of others, or as others write them, which ours is measured beside."""
