@@ -2,8 +2,8 @@
 Celery, and a result backend in Valkey. The upload is decoded in the process itself, and travels as base64 in
 the message.
 
-`python -m benchmarks.peer_services.naive PORT SOCKET` serves it on a Valkey of its own, which keeps nothing on
-the disk.
+`python -m benchmarks.peer_services.naive PORT SOCKET` serves it on a Valkey of its own, which keeps nothing
+on the disk.
 """
 
 from __future__ import annotations
