@@ -29,8 +29,7 @@ def run_steps(question: Repeat[L]) -> PlanOf[Answer]:
     rows.join(question, question)
     try:
         while len(rows):
-            everybody = range(len(rows))
-            rows.commit(everybody, *(yield from rows.step(everybody)))
+            rows.commit((yield from rows.step(rows.choose())))
     except BaseException:
         rows.leave(question)
         raise
@@ -41,56 +40,113 @@ def run_steps(question: Repeat[L]) -> PlanOf[Answer]:
 class _Seat:
     """Whose a row is, and where it stands among the rows that it came with."""
 
-    owner: Hashable
+    owner: Any
     question: Repeat[Any]
     place: int
 
 
+@dataclass(frozen=True)
+class Block(Generic[L]):
+    """Rows that stand in one record."""
+
+    loop: L
+    tally: Tally
+    seats: Sequence[_Seat]
+    turns: Sequence[int]  # steps that each row has taken
+
+    def __len__(self) -> int:
+        return len(self.seats)
+
+    def select(self, rows: Sequence[int]) -> Block[L]:
+        """The block of these rows."""
+        if len(rows) == len(self):
+            return self
+        index = RowIndex(rows)
+        seats, turns = [self.seats[row] for row in rows], [self.turns[row] for row in rows]
+        return Block(self.loop[index], self.tally[index], seats, turns)
+
+    @classmethod
+    def join(cls, blocks: Sequence[Block[L]]) -> Block[L]:
+        """The block of all rows of the blocks in order."""
+        if len(blocks) == 1:
+            return blocks[0]
+        return Block(
+            type(blocks[0].loop).cat([block.loop for block in blocks]),
+            Tally.cat([block.tally for block in blocks]),
+            [seat for block in blocks for seat in block.seats],
+            [turn for block in blocks for turn in block.turns],
+        )
+
+    def keys(self, query: Query, number: int) -> Iterator[tuple[Any, tuple[int, ...]]]:
+        """The owner of each row of a step's query, and what tells the row apart from all others of that
+        owner: its place, its step, the query of the step, and which of several copies it is.
+        """
+        seen: dict[int, int] = {}
+        for row in range(len(self)) if query.of_rows is None else query.of_rows.positions:
+            seen[row] = seen.get(row, -1) + 1
+            yield self.seats[row].owner, (self.seats[row].place, self.turns[row], number, seen[row])
+
+    def settle(self, question: Repeat[Any], rows: Sequence[int], *, done: bool) -> None:
+        """Hand these rows of a loop back; they are done, or were interrupted."""
+        part = self.select(rows)
+        places = RowIndex(seat.place for seat in part.seats)
+        question.settle(places, part.loop, part.tally, done=done)
+
+
+@dataclass(frozen=True)
+class Choice(Generic[L]):
+    """The rows that the next step takes, and those that it leaves as they are."""
+
+    taken: Block[L]
+    others: Sequence[Block[L]]
+
+
 class OpenRows(Generic[L]):
-    """The rows of loops of one kind that are not done, joined to one record."""
+    """The rows of loops of one kind that are not done, in blocks.
+
+    The rows of a step form a block, and stay one. So where not all rows fit in a pass, and the same rows
+    take turns, none are moved; else only those of the pass are.
+    """
 
     def __init__(self) -> None:
-        self._loop: L | None = None
-        self._tally: Tally | None = None
-        self._seats: list[_Seat] = []
-        self._turns: list[int] = []  # steps that each row has taken
+        self._blocks: list[Block[L]] = []
         self.last_answer = Answer(torch.empty(0, 0))  # about the rows of the last step
         self._last_owners: list[Any] = []  # whose these rows were
 
     def __len__(self) -> int:
-        return len(self._seats)
+        return sum(map(len, self._blocks))
 
     def join(self, owner: Hashable, question: Repeat[L]) -> None:
         """Take in the rows of a loop that are not done."""
         index = RowIndex.where(question.loop.running)
-        loop, tally = question.loop[index], question.tally[index]
-        if self._loop is None or self._tally is None or not self._seats:
-            self._loop, self._tally = loop, tally
-        else:
-            self._loop = type(loop).cat([self._loop, loop])
-            self._tally = Tally.cat([self._tally, tally])
-        self._seats += [_Seat(owner, question, place) for place in index.positions]
-        self._turns += [0] * len(index)
+        seats = [_Seat(owner, question, place) for place in index.positions]
+        self._blocks.append(Block(question.loop[index], question.tally[index], seats, [0] * len(index)))
 
     def leave(self, question: Repeat[L]) -> None:
         """Hand back the rows of a loop as they are."""
-        mine = [row for row, seat in enumerate(self._seats) if seat.question is question]
-        if mine:
-            self._settle(question, mine, done=False)
-            self._keep([row for row, seat in enumerate(self._seats) if seat.question is not question])
+        for position, block in enumerate(self._blocks):
+            mine = [row for row, seat in enumerate(block.seats) if seat.question is question]
+            if mine:
+                block.settle(question, mine, done=False)
+                self._blocks[position] = block.select(_others(block, mine))
+        self._blocks = [block for block in self._blocks if len(block)]
 
-    def choose(self, shares: Sequence[tuple[Hashable, int]]) -> Sequence[int]:
-        """For each owner so many of its rows, those first that have taken the fewest steps."""
-        if sum(count for _, count in shares) == len(self._seats):
-            return range(len(self._seats))
-        rows: dict[Hashable, list[int]] = {}
-        for row, seat in enumerate(self._seats):
-            rows.setdefault(seat.owner, []).append(row)
-        chosen: list[int] = []
+    def choose(self, shares: Sequence[tuple[Hashable, int]] | None = None) -> Choice[L]:
+        """For each owner so many of its rows, those first that have taken the fewest steps; or all rows."""
+        if shares is None or sum(count for _, count in shares) == len(self):
+            return Choice(Block.join(self._blocks), [])
+        rows: dict[Hashable, list[tuple[int, int, int]]] = {}
+        for position, block in enumerate(self._blocks):
+            for row, (seat, turn) in enumerate(zip(block.seats, block.turns, strict=True)):
+                rows.setdefault(seat.owner, []).append((turn, position, row))
+        chosen: list[list[int]] = [[] for _ in self._blocks]
         for owner, count in shares:
-            own = rows[owner]
-            chosen += own if count >= len(own) else sorted(own, key=self._turns.__getitem__)[:count]
-        return sorted(chosen)
+            for _, position, row in sorted(rows[owner])[:count]:
+                chosen[position].append(row)
+        parts = [(block, sorted(own)) for block, own in zip(self._blocks, chosen, strict=True)]
+        rests = [block.select(_others(block, own)) for block, own in parts]
+        taken = [block.select(own) for block, own in parts if own]
+        return Choice(Block.join(taken), [rest for rest in rests if len(rest)])
 
     def last_answers(self) -> Iterator[tuple[Any, Answer]]:
         """What each owner was answered in the last step."""
@@ -102,87 +158,50 @@ class OpenRows(Generic[L]):
 
     def counts(self) -> dict[Any, tuple[int, int]]:
         """Forward and backward passes that each owner's open rows have taken."""
-        _, tally = self._record()
         counted: dict[Any, tuple[int, int]] = {}
-        passes = zip(tally.forward.values.tolist(), tally.backward.values.tolist(), strict=True)
-        for seat, (forward, backward) in zip(self._seats, passes, strict=True):
-            before = counted.get(seat.owner, (0, 0))
-            counted[seat.owner] = (before[0] + forward, before[1] + backward)
+        for block in self._blocks:
+            forward, backward = (
+                counts.values.tolist() for counts in (block.tally.forward, block.tally.backward)
+            )
+            for row, seat in enumerate(block.seats):
+                before = counted.get(seat.owner, (0, 0))
+                counted[seat.owner] = (before[0] + forward[row], before[1] + backward[row])
         return counted
 
-    def keys(self, rows: Sequence[int], query: Query, number: int) -> Iterator[tuple[Any, tuple[int, ...]]]:
-        """The owner of each row of a step's query, and what tells the row apart from all others of that
-        owner: its place, its step, the query of the step, and which of several copies it is.
-        """
-        seen: dict[int, int] = {}
-        for position in range(len(rows)) if query.of_rows is None else query.of_rows.positions:
-            row, copy = rows[position], seen.get(position, 0)
-            seen[position] = copy + 1
-            yield self._seats[row].owner, (self._seats[row].place, self._turns[row], number, copy)
-
-    def step(self, rows: Sequence[int]) -> PlanOf[tuple[L, Tally]]:
-        """One step of these rows; returns what `commit` takes. Until then nothing has changed."""
-        loop, tally = self._record()
-        index = RowIndex(rows)
-        part, counts = (loop, tally) if self._are_all(rows) else (loop[index], tally[index])
-        plan = part.step()
+    def step(self, choice: Choice[L]) -> PlanOf[Choice[L]]:
+        """One step of the rows taken; returns what `commit` takes. Until then nothing has changed."""
+        taken = choice.taken
+        plan, tally = taken.loop.step(), taken.tally
         try:
             query = next(plan)
             while True:
                 if not isinstance(query, Query):
                     raise TypeError("a step of a loop asks about images")
                 answer = yield replace(query, allow_non_finite=True)
-                counts = counts.note(answer.logits, answer.grad, query.of_rows)
+                tally = tally.note(answer.logits, answer.grad, query.of_rows)
                 if query.of_rows is None:
                     self.last_answer = Answer(answer.logits, answer.loss)
-                    self._last_owners = [self._seats[row].owner for row in rows]
+                    self._last_owners = [seat.owner for seat in taken.seats]
                 query = plan.send(answer.without_non_finite())
         except StopIteration as end:
-            return end.value, counts
+            turns = [turn + 1 for turn in taken.turns]
+            return Choice(Block(end.value, tally, taken.seats, turns), choice.others)
 
-    def commit(self, rows: Sequence[int], part: L, counts: Tally) -> list[Any]:
-        """Put in what a step has made of these rows; returns the owners of loops that have ended with it."""
-        loop, tally = self._record()
-        index = RowIndex(rows)
-        self._loop = part if self._are_all(rows) else loop.replace_rows(index, part)
-        self._tally = counts if self._are_all(rows) else tally.replace_rows(index, counts)
-        for row in rows:
-            self._turns[row] += 1
-        return self._release([row for row, runs in zip(rows, part.running, strict=True) if not runs])
+    def commit(self, stepped: Choice[L]) -> list[Any]:
+        """Put in what a step has made of the rows; returns the owners of loops that have ended with it."""
+        block = stepped.taken
+        done: dict[Repeat[Any], list[int]] = {}
+        for row, (seat, runs) in enumerate(zip(block.seats, block.loop.running, strict=True)):
+            if not runs:
+                done.setdefault(seat.question, []).append(row)
+        for question, rows in done.items():
+            block.settle(question, rows, done=True)
+        going = block.select(_others(block, [row for rows in done.values() for row in rows]))
+        self._blocks = [*stepped.others, *([going] if len(going) else [])]
+        return [block.seats[rows[0]].owner for question, rows in done.items() if not question.open_rows]
 
-    def _are_all(self, rows: Sequence[int]) -> bool:
-        return len(rows) == len(self._seats)
 
-    def _release(self, done: Sequence[int]) -> list[Any]:
-        """Hand back the rows that are done; returns the owners who have no others."""
-        by_question: dict[Repeat[Any], list[int]] = {}
-        for row in done:
-            by_question.setdefault(self._seats[row].question, []).append(row)
-        ended = []
-        for question, rows in by_question.items():
-            self._settle(question, rows, done=True)
-            if not question.open_rows:
-                ended.append(self._seats[rows[0]].owner)
-        if by_question:
-            gone = {row for rows in by_question.values() for row in rows}
-            self._keep([row for row in range(len(self._seats)) if row not in gone])
-        return ended
-
-    def _settle(self, question: Repeat[Any], rows: list[int], *, done: bool) -> None:
-        loop, tally = self._record()
-        index = RowIndex(rows)
-        question.settle(
-            RowIndex(self._seats[row].place for row in rows), loop[index], tally[index], done=done
-        )
-
-    def _keep(self, rows: list[int]) -> None:
-        loop, tally = self._record()
-        index = RowIndex(rows)
-        self._loop, self._tally = loop[index], tally[index]
-        self._seats = [self._seats[row] for row in rows]
-        self._turns = [self._turns[row] for row in rows]
-
-    def _record(self) -> tuple[L, Tally]:
-        if self._loop is None or self._tally is None:
-            raise TypeError("there are no rows")
-        return self._loop, self._tally
+def _others(block: Block[Any], rows: Sequence[int]) -> list[int]:
+    """The rows of a block but these."""
+    gone = set(rows)
+    return [row for row in range(len(block)) if row not in gone]

@@ -55,23 +55,19 @@ class LoopRows:
         """
         oracle, group = chosen[0][0].current_oracle, chosen[0][0].group
         rows, capacity = self._rows[group], sum(count for _, count in chosen)
-        positions = rows.choose(chosen)
-        step = rows.step(positions)
+        choice = rows.choose(chosen)
+        step = rows.step(choice)
         try:
             query, number = next(step), 0
             while True:
                 if not isinstance(query, Query):
                     raise TypeError("a step of a loop asks about images")
-                keys = rows.keys(positions, query, number)
+                keys = choice.taken.keys(query, number)
                 with keyed_rows((*task.noise_key, task.number, *key) for task, key in keys):
                     answer = self._answer(oracle, query, capacity)
                 query, number = step.send(answer), number + 1
         except StopIteration as end:
-            return partial(self._commit, group, positions, *end.value)
-
-    def _commit(self, group: Hashable, positions: Sequence[int], part: Any, counts: Any) -> list[Task]:
-        ended: list[Task] = self._rows[group].commit(positions, part, counts)
-        return ended
+            return partial(rows.commit, end.value)
 
     def reports(self, group: Hashable, ended: Sequence[Task]) -> Iterator[Report]:
         """What tasks must hear of the last step: all of them now and then, and each at its end."""
