@@ -31,16 +31,10 @@ from touchstone.models.store import ZOO, ModelStore
 MIN_ROWS = 8
 """At least so many rows a pass: measurements on a busy machine must not lead to passes of one row."""
 
-OVERHEAD = 1 / 7
-"""The share of what its rows cost that a pass may cost besides: with it, more rows a pass gain little."""
-
 MAX_PASS_SECONDS = 0.2
-"""Larger batches than take so long are not tried: other jobs wait for the end of a pass."""
+"""A pass takes about so long at most, as far as MIN_ROWS allow: other jobs wait for its end."""
 
-SLICE_SECONDS = 0.02
-"""Passes on a CPU that are compared with those of a single row take at most about so long."""
-
-ROUNDS, MAX_SECONDS = 12, 0.5
+TRIES = 3
 
 GRADIENT_TOLERANCE = 0.05
 """Tolerated difference, as a share of the gradient's largest value: rounding may switch a ReLU off."""
@@ -111,11 +105,7 @@ def measure_gradient_rates(oracle: TorchOracle, shape: Shape) -> Mapping[int, fl
     on_cpu = oracle.device.type == "cpu"
     with _one_thread() if on_cpu else nullcontext():
         clock = time.thread_time if on_cpu else time.perf_counter
-        rows = choose_rows(
-            partial(time_gradient, oracle, shape, clock=clock),
-            max_rows(oracle.device),
-            longest=SLICE_SECONDS if on_cpu else MAX_PASS_SECONDS,
-        )
+        rows = choose_rows(partial(time_gradient, oracle, shape, clock=clock), max_rows(oracle.device))
     rates = {1: 1 / _repeat(partial(time_gradient, oracle, shape, 1))}
     while rows not in rates and rows >= MIN_ROWS:
         with _tolerate_out_of_memory():
@@ -125,43 +115,20 @@ def measure_gradient_rates(oracle: TorchOracle, shape: Shape) -> Mapping[int, fl
     return rates
 
 
-def choose_rows(time_pass: Callable[[int], float], largest: int, *, longest: float) -> int:
-    """The rows of a pass with gradients, at least MIN_ROWS, if `time_pass` gives the seconds of one.
+def choose_rows(time_pass: Callable[[int], float], largest: int) -> int:
+    """The rows of a pass with gradients, if `time_pass` gives the seconds of one: the largest power of two,
+    from MIN_ROWS to `largest`, of which a pass takes at most MAX_PASS_SECONDS.
 
-    A pass costs c0, and c1 for each row: the choice is the smallest power of two for which c0 is at most
-    OVERHEAD of what the rows cost. Their ratio follows from how much longer a pass of several rows, as many
-    as take `longest`, is than one of a single row: it takes an error of a third to change the choice, where
-    the rates of neighboring sizes differ by a few percent. Both are measured in turns for equally long, since
-    a busy processor computes more slowly, and then the median of the turns counts.
+    More rows a pass cost no more for each, so the choice need not be where the rate is best, which differs by
+    less than measurements do; and it takes an error of the time itself to change it.
     """
     time_pass(1)  # warms up
-    single = min(time_pass(1) for _ in range(2))
-    several, seconds = 1, single
-    more, limit = MIN_ROWS, MAX_PASS_SECONDS
+    rows, seconds = 1, time_pass(1)
     with _tolerate_out_of_memory():
-        while more <= largest and seconds * more / several <= limit:
-            seconds = min(time_pass(more) for _ in range(2))
-            several, more, limit = more, 2 * more, longest
-    if several == 1:
-        return MIN_ROWS
-    longer = _compare_passes(time_pass, several, turns=round(seconds / single))
-    fixed = (several - longer) / (longer - 1) if longer > 1 else math.inf  # c0 / c1
-    rows = MIN_ROWS
-    while rows < largest and fixed > OVERHEAD * rows:
-        rows *= 2
-    return rows
-
-
-def _compare_passes(time_pass: Callable[[int], float], several: int, *, turns: int) -> float:
-    """How many times as long as a pass of one row one of several takes: about `turns`, which are compared."""
-    ratios, left = list[float](), MAX_SECONDS
-    while len(ratios) < ROUNDS and left > 0:
-        before = [time_pass(1) for _ in range(turns // 2)]
-        seconds = time_pass(several)
-        single = [*before, *(time_pass(1) for _ in range(max(1, turns - turns // 2)))]
-        ratios.append(seconds / statistics.mean(single))
-        left -= seconds + sum(single)
-    return statistics.median(ratios)
+        while rows < largest and (2 if rows > 1 else MIN_ROWS) * seconds <= MAX_PASS_SECONDS:
+            rows *= 2 if rows > 1 else MIN_ROWS
+            seconds = statistics.median(time_pass(rows) for _ in range(TRIES))
+    return max(MIN_ROWS, rows)
 
 
 @contextmanager
