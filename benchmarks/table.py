@@ -21,7 +21,7 @@ def comparison_table() -> str:
     machine = read_record("pgd-lite0-one-process")["machine"]
     rows = [
         f"Measured on {machine['date']} on {machine['threads']} cores of an {machine['processor']}, "
-        "without a GPU; each row in one run.",
+        f"without a GPU; each row in one run.{_describe_older(machine['date'])}",
         "",
         "| benchmark | Touchstone | best peer | ratio |",
         "| --- | --- | --- | --- |",
@@ -36,6 +36,17 @@ def comparison_table() -> str:
         *_certificate_rows(),
     ]
     return "\n".join(rows)
+
+
+def _describe_older(date: str) -> str:
+    """What was measured on another day than the rest."""
+    older = {
+        "smoothing samples on EfficientNet-Lite0": "certificates-rate-lite0",
+        "samples to decide a radius": "certificates-deciding",
+    }
+    dates = {what: read_record(name)["machine"]["date"] for what, name in older.items()}
+    told = [f"{what} on {day}" for what, day in dates.items() if day != date]
+    return f" Not measured again: {', '.join(told)}." if told else ""
 
 
 def _pgd_row(name: str, what: str) -> str:
