@@ -34,7 +34,8 @@ LOOPS: list[tuple[str, dict[str, Any]]] = [
     ("pgd", {"eps": 2.0, "steps": 9, "norm": "l1"}),
     ("pgd", {"eps": 0.05, "steps": 9, "min_confidence": 0.6}),
     ("apgd", {"eps": 0.01, "steps": 12, "early_stop": False}),
-    ("apgd", {"eps": 2.0, "steps": 12, "norm": "l1", "early_stop": False}),
+    ("apgd", {"eps": 0.1, "steps": 30, "early_stop": False}),
+    ("apgd", {"eps": 4.0, "steps": 75, "norm": "l1", "early_stop": False}),
     ("apgd", {"eps": 0.01, "steps": 12, "loss": "dlr"}),
     ("square", {"eps": 0.02, "queries": 40}),
     ("square", {"eps": 0.5, "queries": 40, "norm": "l2", "early_stop": False}),
@@ -51,11 +52,13 @@ def oracle() -> TorchOracle:
 
 
 @pytest.mark.parametrize(("name", "fields"), LOOPS, ids=IDS)
-@pytest.mark.parametrize("steps_between", [0, 2])
+@pytest.mark.parametrize("steps_between", [0, 1])
+@pytest.mark.parametrize("waves", [False, True])
 def test_rows_that_join_at_any_step_end_as_if_alone(
-    oracle: TorchOracle, name: str, fields: dict[str, Any], steps_between: int
+    name: str, fields: dict[str, Any], steps_between: int, waves: bool
 ) -> None:
     attack, x = parse(name, fields), gray_images(ROWS)
+    oracle = touchstone.wrap(RowByRow(waves=waves)).oracle
     together = one_by_one(attack, x, oracle)
     found = run(together, steps_between=steps_between)
     alone = one_by_one(attack, x, oracle)
@@ -72,7 +75,7 @@ def test_rows_that_join_at_any_step_end_as_if_alone(
 def test_jobs_with_steps_and_radii_of_their_own_share_passes(oracle: TorchOracle, rows: int) -> None:
     x = gray_images(6 * rows)
     parts = [x[start : start + rows] for start in range(0, len(x), rows)]
-    attacks = [parse("pgd", {"eps": 0.002 * n, "steps": 4 + n, "early_stop": False}) for n in range(1, 7)]
+    attacks = [parse("pgd", {"eps": 0.004 * n, "steps": 4 + n, "early_stop": False}) for n in range(1, 7)]
     counted = CountedOracle(oracle)
     tasks = [Task(attack_plan(a, part, 0), counted) for a, part in zip(attacks, parts, strict=True)]
     found = run(tasks)
@@ -84,21 +87,35 @@ def test_jobs_with_steps_and_radii_of_their_own_share_passes(oracle: TorchOracle
 
 def test_record_larger_than_a_pass_gives_each_owner_its_share(oracle: TorchOracle) -> None:
     counted = CountedOracle(oracle, rows=8)
-    attack, x = parse("pgd", {"eps": 0.002, "steps": 30, "early_stop": False}), gray_images(24)
-    many = [Task(attack_plan(attack, x[n : n + 1], n), counted, owner="many") for n in range(23)]
-    few = Task(attack_plan(attack, x[23:], 23), counted, owner="few")
-    order: list[str] = []
+    attack, x = parse("pgd", {"eps": 0.02, "steps": 10, "early_stop": False}), gray_images(24)
+    tasks, ended = one_by_one(attack, x, counted), dict[Task, Any]()
     batcher = Batcher()
-    for task in (*many, few):
-        task.on_done = lambda _result, _error, task=task: order.append(task.owner)
+    for row, task in enumerate(tasks):
+        task.owner = "few" if row == 23 else "many"
+        task.on_done = lambda result, error, task=task: ended.setdefault(task, error or result)
         batcher.add(task)
     while len(batcher):
         batcher.step()
-    assert order[0] == "few", "its one row is in every pass"
-    assert max(counted.passes) <= 8
-    [alone] = run([Task(attack_plan(attack, x[5:6], 5), oracle)])
-    [again] = run([Task(attack_plan(attack, x[5:6], 5), counted)])
-    assert torch.equal(alone.x, again.x)
+    assert next(iter(ended)) is tasks[23], "its one row is in every pass"
+    assert max(counted.passes) == 8
+    for task, alone in zip(tasks, run(one_by_one(attack, x, oracle)), strict=True):
+        assert torch.equal(ended[task].x, alone.x)
+
+
+def test_rows_of_a_job_larger_than_a_pass_advance_together(oracle: TorchOracle) -> None:
+    counted, seen = CountedOracle(oracle, rows=8), list[int]()
+    attack, x = parse("fmn", {"steps": 6}), gray_images(20)
+    task, batcher, ended = Task(attack_plan(attack, x, 0), counted), Batcher(), list[Any]()
+    task.on_done = lambda result, error: ended.append(error or result)
+    batcher.add(task)
+    while len(batcher):
+        seen.append(getattr(task.query, "open_rows", 0))
+        batcher.step()
+    whole = [rows for rows in seen if rows]
+    assert whole.count(20) >= 13, "15 passes make 6 steps of 20 rows, and no row ends before the last three"
+    [alone] = run([Task(attack_plan(attack, x, 0), oracle)])
+    assert counted.gradient_passes == 15
+    assert torch.equal(ended[0].x, alone.x)
 
 
 def test_image_that_breaks_the_model_ends_its_own_job_alone(oracle: TorchOracle) -> None:

@@ -17,13 +17,17 @@ from touchstone.methods import Attack, find
 
 
 class RowByRow(nn.Module):
-    """A linear model whose answer to a row is the same to the bit in every batch."""
+    """A model whose answer to a row is the same to the bit in every batch: linear or, with `waves`, of a
+    triangle wave of each value, so that losses rise and fall.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, waves: bool = False) -> None:
         super().__init__()
         self.layer = linear_model(classes=10)[1]
+        self._waves = waves
 
     def forward(self, x: Tensor) -> Tensor:
+        x = (17 * x % 1 - 0.5).abs() if self._waves else x
         return (x.flatten(1)[:, None] * self.layer.weight).sum(2) + self.layer.bias
 
 

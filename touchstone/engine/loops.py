@@ -132,18 +132,18 @@ class OpenRows(Generic[L]):
         self._blocks = [block for block in self._blocks if len(block)]
 
     def choose(self, shares: Sequence[tuple[Hashable, int]] | None = None) -> Choice[L]:
-        """For each owner so many of its rows, those first that have taken the fewest steps; or all rows."""
+        """For each owner so many of its rows, those first that have waited longest; or all rows."""
         if shares is None or sum(count for _, count in shares) == len(self):
             return Choice(Block.join(self._blocks), [])
-        rows: dict[Hashable, list[tuple[int, int, int]]] = {}
-        for position, block in enumerate(self._blocks):
-            for row, (seat, turn) in enumerate(zip(block.seats, block.turns, strict=True)):
-                rows.setdefault(seat.owner, []).append((turn, position, row))
-        chosen: list[list[int]] = [[] for _ in self._blocks]
-        for owner, count in shares:
-            for _, position, row in sorted(rows[owner])[:count]:
-                chosen[position].append(row)
-        parts = [(block, sorted(own)) for block, own in zip(self._blocks, chosen, strict=True)]
+        left, chosen = dict(shares), list[list[int]]()
+        for block in self._blocks:  # the rows of the last step are in the last block
+            own = list[int]()
+            for row, seat in enumerate(block.seats):
+                if left.get(seat.owner, 0):
+                    left[seat.owner] -= 1
+                    own.append(row)
+            chosen.append(own)
+        parts = list(zip(self._blocks, chosen, strict=True))
         rests = [block.select(_others(block, own)) for block, own in parts]
         taken = [block.select(own) for block, own in parts if own]
         return Choice(Block.join(taken), [rest for rest in rests if len(rest)])
