@@ -45,8 +45,8 @@ def _describe_older(date: str) -> str:
         "samples to decide a radius": "certificates-deciding",
     }
     dates = {what: read_record(name)["machine"]["date"] for what, name in older.items()}
-    told = [f"{what} on {day}" for what, day in dates.items() if day != date]
-    return f" Not measured again: {', '.join(told)}." if told else ""
+    told = [f"{what} ({day})" for what, day in dates.items() if day != date]
+    return f" Measured earlier: {', '.join(told)}." if told else ""
 
 
 def _pgd_row(name: str, what: str) -> str:
