@@ -11,7 +11,7 @@ import torch
 
 from touchstone.engine import Answer, Batcher, CrossEntropy, Goal, Gradient, Task
 from touchstone.engine.scheduler.device_time import MAX_ACCOUNTS, DeviceTime
-from touchstone.engine.scheduler.pass_queue import SLICE_SECONDS
+from touchstone.engine.scheduler.pass_queue import OWNER_ROWS, SLICE_SECONDS
 
 
 class Clock:
@@ -87,6 +87,14 @@ def test_owner_with_many_jobs_and_models_gets_no_more_time_than_one_with_one(clo
     many = [Task(ask(20), model, owner="many") for model in models for _ in range(20)]
     ends = run(clock, [*many, Task(ask(30), TimedOracle(clock, 0.02), owner="one")])
     assert ends[-1] <= 2 * alone + 2 * SLICE_SECONDS
+
+
+def test_one_row_at_a_time_does_not_wait_for_passes_full_of_another_owners_rows(clock: Clock) -> None:
+    model = TimedOracle(clock, 0.001)
+    many = [Task(ask(200), model, owner="many") for _ in range(200)]
+    ends = run(clock, [*many, Task(ask(40), model, owner="one")])
+    assert ends[-1] <= 40 * 2 * OWNER_ROWS * 0.001 + 2 * 64 * 0.001
+    assert model.passes[60:200] == [pytest.approx(64 * 0.001)] * 140, "full ones once it is alone"
 
 
 def test_pass_of_a_slow_model_is_short_while_others_wait(clock: Clock) -> None:

@@ -22,6 +22,11 @@ SLICE_SECONDS = 0.2
 MIN_SLICE_ROWS = 4
 """While others wait for the device, a pass takes about so long at most, as far as so few rows allow."""
 
+OWNER_ROWS = 8
+"""Where owners share a pass, it has room for so many rows of each, or for as many as the one with the fewest
+has: who asks about one image at a time does not wait for passes full of another's.
+"""
+
 Share = list[tuple[Task, int]]
 """How many rows of each task a pass answers."""
 
@@ -108,12 +113,15 @@ class PassQueue:
 
     def _share(self, group: Sequence[Task]) -> Share:
         """As many rows as one pass takes, spread evenly over owners, and each owner's over its tasks."""
-        capacity = self._capacity(group)
-        if sum(task.remaining_rows for task in group) <= capacity:
-            return [(task, task.remaining_rows) for task in group]
         owners: dict[str, list[Task]] = {}
         for task in group:
             owners.setdefault(task.owner, []).append(task)
+        capacity = self._capacity(group)
+        if len(owners) > 1:
+            fewest = min(map(_count_remaining, owners.values()))
+            capacity = min(capacity, len(owners) * max(fewest, OWNER_ROWS))
+        if _count_remaining(group) <= capacity:
+            return [(task, task.remaining_rows) for task in group]
         return [
             (task, part)
             for tasks, rows in _spread(list(owners.values()), capacity)
