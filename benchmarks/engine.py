@@ -1,5 +1,5 @@
-"""The engine in one process: jobs whose rows are fused, the same side by side, and one batch; small jobs
-beside large ones.
+"""The engine in one process: jobs whose rows are fused, the same side by side, one batch, and one job of many
+image files; small jobs beside large ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from touchstone.engine import Batcher, Engine, Goal, Logits, PlanOf, Task, Torch
 from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.plans import expand_loops
 from touchstone.evaluation.attempts import AttackResult, attack_rows
-from touchstone.evaluation.verdict import build_case
+from touchstone.evaluation.row_verdicts import attack_files
+from touchstone.evaluation.verdict import build_case, row_as_image
 from touchstone.methods import Attack, find
 from touchstone.models.zoo import find_manifest
 
@@ -66,16 +67,23 @@ def time_plans(plans: Sequence[PlanOf[Any]], oracle: TorchOracle) -> float:
 
 
 def measure_fusion(name: str, oracle: TorchOracle, x: Tensor) -> dict[str, Any]:
-    """64 jobs of one image: fused, side by side, and as one batch; CPU seconds, the runs taking turns."""
+    """64 jobs of one image: fused, side by side, and as one batch; one job of 64 image files, which also
+    rounds and judges what it finds. CPU seconds, the runs taking turns.
+    """
     attack = find(name, "attack").parse(ATTACKS[name])
     if not isinstance(attack, Attack):
         raise TypeError(name)
+    files, seeds = (
+        [row_as_image(x[row : row + 1]) for row in range(len(x))],
+        [(0, row) for row in range(len(x))],
+    )
     ways: dict[str, Callable[[], list[PlanOf[Any]]]] = {
         "batch": lambda: [attack_plan(attack, x, 0)],
         "fused": lambda: [attack_plan(attack, x[row : row + 1], row) for row in range(len(x))],
         "side_by_side": lambda: [
             expand_loops(attack_plan(attack, x[row : row + 1], row)) for row in range(len(x))
         ],
+        "one_job": lambda: [attack_files(attack, files, oracle, seeds=seeds, labels=[None] * len(x))],
     }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
@@ -86,6 +94,7 @@ def measure_fusion(name: str, oracle: TorchOracle, x: Tensor) -> dict[str, Any]:
         "cpu_ms_a_job": {way: round(1000 * value / len(x), 2) for way, value in median.items()},
         "fused_to_batch": round(median["fused"] / median["batch"], 2),
         "side_by_side_to_batch": round(median["side_by_side"] / median["batch"], 2),
+        "batch_to_one_job": round(median["batch"] / median["one_job"], 2),
     }
 
 
