@@ -80,9 +80,7 @@ def gather(site: Site) -> Evidence:
     entries = read(site.home / "client.jsonl", ClientEvent)
     received = read(site.home / "received.jsonl", ReceivedMessage)
     deliveries = _read_all(TenantLedger.of(site.ledger, LOCAL).deliveries.find)
-    return Evidence(
-        entries, jobs, events, _BlobCheck(blobs), site.settings.max_attempts, deliveries, received
-    )
+    return Evidence(entries, jobs, events, _BlobCheck(blobs), deliveries, received)
 
 
 def tracebacks(home: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from chaos.journal import ClientEvent, ReceivedMessage
 from chaos.processes import CLAIM
+from chaos.traps import is_poison
 from touchstone.errors import Failure, WorkerLost
 from touchstone.ledger.records import TERMINAL, Job
 from touchstone.ledger.replies import Event
@@ -19,7 +20,7 @@ Kind = Literal[
     "duplicated",
     "unfinished",
     "ended twice",
-    "attempts",
+    "innocent failed",
     "backwards",
     "artifact",
     "stale",
@@ -42,7 +43,6 @@ class Evidence:
     jobs: Mapping[str, Job]
     events: Mapping[str, Sequence[Event]]
     is_intact: Callable[[str], bool]
-    max_attempts: int = 3
     deliveries: Sequence[DeliveryRecord] = ()
     messages: Sequence[ReceivedMessage] = ()
 
@@ -120,12 +120,10 @@ def _check_job(job: Job, evidence: Evidence) -> Iterator[Breach]:
         yield Breach("unfinished", job.id, f"it is still {job.status}")
     elif [event.type for event in events].count("completed") != 1 or events[-1].type != "completed":
         yield Breach("ended twice", job.id, "its last event is not its only `completed`")
-    if job.attempts > evidence.max_attempts:
-        yield Breach("attempts", job.id, f"it had {job.attempts} attempts")
     yield from _find_backward_progress(job, events)
     yield from _find_stale_writes(job, events)
     yield from _find_broken_artifacts(job, evidence)
-    yield from _find_unexplained_failure(job, evidence)
+    yield from _find_unexplained_failure(job)
     yield from _find_message_mistakes(job, evidence)
 
 
@@ -162,12 +160,12 @@ def _find_broken_artifacts(job: Job, evidence: Evidence) -> Iterator[Breach]:
             yield Breach("artifact", job.id, f"{name} is missing or does not match its digest")
 
 
-def _find_unexplained_failure(job: Job, evidence: Evidence) -> Iterator[Breach]:
+def _find_unexplained_failure(job: Job) -> Iterator[Breach]:
     code = job.error.code if job.error else None
     if job.status == "failed" and code in (None, Failure.code):
         yield Breach("broken", job.id, f"it failed without a reason that a user can act on: {code}")
-    if code == WorkerLost.code and job.attempts < evidence.max_attempts:
-        yield Breach("attempts", job.id, f"it failed after only {job.attempts} attempts")
+    if code == WorkerLost.code and not is_poison(job.submission.seed):
+        yield Breach("innocent failed", job.id, f"it failed after {job.strikes} losses alone")
 
 
 def _find_unknown_messages(evidence: Evidence) -> Iterator[Breach]:

@@ -14,12 +14,12 @@ from benchmarks.record import read_record
 
 DOCUMENT = Path(__file__).parents[1] / "docs/reliability.md"
 CAMPAIGN, PROMISES = "chaos", "chaos-promises"
-_COUNTS = ("strikes", "attempted", "accepted", "succeeded", "failed", "canceled", "lost")
+_COUNTS = ("strikes", "attempted", "accepted", "succeeded", "failed", "canceled", "innocent_failed", "lost")
 _TIMES = ("p50", "p99", "max")
 _CAMPAIGN_HEAD = (
     "fault",
     "injected",
-    *_COUNTS[1:],
+    *(name.replace("_", " ") for name in _COUNTS[1:]),
     "lost, 95 % bound",
     "duplicated",
     "webhooks due",

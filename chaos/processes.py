@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -81,12 +81,18 @@ def _set_clock_ahead(seconds: float) -> None:
 
 
 def _prepare_worker(settings: Settings) -> None:
+    _prepare_quarantine(settings)
+    traps.set_all(traps.WORKER_TRAPS, settings.home)
+
+
+def _prepare_quarantine(settings: Settings) -> None:
+    """Only a poison ends it: what else ends it ends its worker."""
     # A worker that lives for a second has no time to measure the best batch size of its device.
     probe.measure_gradient_rates = lambda *_, **__: {1: 100.0, 32: 1000.0}
     queries.watch(settings.home)
     _mark_claims()
     _record_claims(Journal(settings.home / "claims.jsonl"))
-    traps.set_all(traps.WORKER_TRAPS, settings.home)
+    traps.set_poison()
 
 
 def _mark_claims() -> None:
@@ -134,6 +140,7 @@ def _prepare_api(settings: Settings) -> None:
     traps.set_all(traps.API_TRAPS, settings.home)
 
 
-WORKER = ServiceProgram("worker", workers.__main__.main, _prepare_worker)
+WORKER = ServiceProgram("worker", partial(workers.__main__.main, module="chaos.quarantine"), _prepare_worker)
+QUARANTINE = ServiceProgram("quarantine", lambda: workers.__main__.main(sys.argv[1:]), _prepare_quarantine)
 API = ServiceProgram("api", service.__main__.main, _prepare_api)
 PROGRAMS = {program.name: program for program in (WORKER, API)}

@@ -22,6 +22,7 @@ COUNTS = (
     "succeeded",
     "failed",
     "canceled",
+    "innocent_failed",
     "lost",
     "duplicated",
     "to_tell",
@@ -54,6 +55,7 @@ class Row:
     succeeded: int
     failed: int
     canceled: int
+    innocent_failed: int
     lost: int
     duplicated: int
     to_tell: int
@@ -104,6 +106,7 @@ def _row(fault: Fault, evidence: Evidence, history: History, breaches: Sequence[
         ends["succeeded"],
         ends["failed"],
         ends["canceled"],
+        of["innocent failed"],
         of["lost"] + of["unfinished"],
         of["duplicated"],
         len(to_tell),

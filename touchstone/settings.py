@@ -134,7 +134,11 @@ class Settings(BaseSettings):
         5.0, gt=0, description="Lease in seconds: a worker that does not renew it loses its jobs."
     )
     hang: float = Field(60.0, gt=0, description="Seconds after which one step of the engine counts as hung.")
-    max_attempts: int = Field(3, ge=1, description="Attempts before a job fails as worker_lost.")
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        description="How often a job may end a process that runs it alone before it fails as worker_lost.",
+    )
     idempotency_days: float = Field(1.0, gt=0, description="Retention of an Idempotency-Key in days.")
     disk_reserve: int = Field(
         1024 * MIB,
@@ -179,6 +183,18 @@ class Settings(BaseSettings):
     def served_models(self) -> tuple[str, ...]:
         """The ids in `models`."""
         return tuple(filter(None, map(str.strip, (self.models or "").split(","))))
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """The environment of this process, secrets included, with exactly these settings: for a child process."""
+    prefix = str(Settings.model_config["env_prefix"])
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(SECRET_PREFIX) or not name.upper().startswith(prefix)
+    }
+    chosen = settings.model_dump(mode="json", exclude_none=True, exclude={"api_key"})
+    return inherited | {f"{prefix}{name.upper()}": str(value) for name, value in chosen.items()}
 
 
 def on_loopback(host: str) -> bool:

@@ -1,7 +1,8 @@
-"""`python -m workers`: run jobs on one device until stopped."""
+"""`python -m workers`: run jobs on one device until stopped; with `--quarantine NAME`, suspects alone."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from touchstone.logs import get_logger
 from touchstone.net.outbound import OutboundClient
 from touchstone.settings import Settings, read_secret
 from touchstone.storage.model_store import open_registered_store
+from workers.quarantine import serve_quarantine
 from workers.serve import serve
 
 _log = get_logger("worker")
@@ -32,19 +34,23 @@ def warm_up(engine: Engine, models: Sequence[str]) -> None:
             _log.warning("not loaded", model=model, reason=failure.detail)
 
 
-def main() -> int:
-    """Read the settings, start the engine, and serve."""
-    settings = Settings()
+def main(arguments: Sequence[str] = (), *, module: str = "workers") -> int:
+    """Read the settings, start the engine, and serve; `module` is run again for suspects."""
+    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
+    parser.add_argument("--quarantine", metavar="NAME", help="run jobs whose worker was lost, for a worker")
+    name, settings = parser.parse_args(arguments).quarantine, Settings()
     logs.configure(settings.log_level)
     store = open_registered_store(settings)
     ledger = Ledger(ledger_url(settings), settings)
     remote_access = RemoteAccess(OutboundClient(settings.outgoing_allow), ledger.query_budget, read_secret)
     engine = Engine(settings.device, settings.memory_budget, store, remote_access)
+    if name:
+        return serve_quarantine(name, settings, engine, partial(run_job, engine=engine), store)
     threading.Thread(
         target=warm_up, args=(engine, settings.served_models), name="warm-up", daemon=True
     ).start()
-    return serve(settings, engine, partial(run_job, engine=engine), store)
+    return serve(settings, engine, partial(run_job, engine=engine), store, module=module)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -34,6 +34,12 @@ class ClaimedJob:
         self._report: ProgressReport | None = None
         self._lock = threading.Lock()
 
+    @property
+    def tasks(self) -> tuple[Cancelable, ...]:
+        """Its tasks on the engine, ended ones included."""
+        with self._lock:
+            return tuple(self._tasks)
+
     def add_task(self, task: Cancelable) -> None:
         """Add a task of the job; one that starts after a stop request is canceled at once."""
         with self._lock:

@@ -10,9 +10,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
 
 from touchstone.errors import LedgerUnavailable
 from touchstone.ledger.ledger import Ledger
@@ -20,6 +19,7 @@ from touchstone.logs import get_logger
 from touchstone.models.measurements import Probe
 from touchstone.settings import Settings
 from workers.claimed_job import ClaimedJob
+from workers.engine import WatchedEngine
 
 TICK_SECONDS = 0.2
 RENEW_SECONDS = 0.4
@@ -28,24 +28,6 @@ NOTE_SECONDS = 86_400.0
 GRACE_SECONDS = 3.5
 
 _log = get_logger("keeper")
-
-
-class WatchedEngine(Protocol):
-    """What the keeper needs to know of an engine."""
-
-    @property
-    def steps(self) -> int:
-        """The number of passes it has finished."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether it has work."""
-
-    def metrics(self) -> dict[str, Any]:
-        """Its metrics."""
-
-    def probes(self) -> Mapping[str, Probe]:
-        """The probe of the last load of each model, by the model's digest."""
 
 
 class LeaseKeeper:
@@ -168,6 +150,7 @@ class LeaseKeeper:
         stuck = {each for each in self._list_claimed() if each.is_stuck(self._max_hang)}
         for each in stuck - self._abandoned:
             _log.critical("a job does not end and is let go", job=each.job.id, reason=each.stop_reason)
+            self._guard(lambda job=each.job: self._ledger.losses.let_go(job.id, job.claims))  # type: ignore[misc]
         self._abandoned = stuck
         return [each for each in self._list_claimed() if each not in stuck]
 
@@ -208,14 +191,26 @@ class LeaseKeeper:
             self._ledger.release(each.job.id, each.job.claims)
 
     def _abandon(self, now: float) -> None:
-        """Leave the jobs of a hung engine to other workers: their leases are no longer renewed and expire."""
-        if not self._closed.is_set():
-            _log.critical(
-                "the engine hangs", seconds=round(self._monitor.idle_seconds(now), 1), jobs=len(self._claimed)
-            )
-            self._closed.set()
-            self._guard(lambda: self._ledger.workers.remove(self.worker))
-            self._give_up(1)
+        """Leave the jobs of a hung engine to other workers; those in the step that hangs are suspects."""
+        if self._closed.is_set():
+            return
+        suspects = self._list_stepping()
+        _log.critical(
+            "the engine hangs",
+            seconds=round(self._monitor.idle_seconds(now), 1),
+            jobs=len(self._claimed),
+            suspects=suspects,
+        )
+        self._closed.set()
+        self._guard(lambda: self._ledger.losses.lose(self.worker, suspects))
+        self._guard(lambda: self._ledger.workers.remove(self.worker))
+        self._give_up(1)
+
+    def _list_stepping(self) -> list[str]:
+        """The jobs that the engine is at work on."""
+        return [
+            each.job.id for each in self._list_claimed() if any(map(self._engine.is_stepping, each.tasks))
+        ]
 
 
 class ProgressMonitor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +24,7 @@ from touchstone.errors import (
 )
 from touchstone.evaluation.run import JobOutcome
 from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.losses import ALONE
 from touchstone.ledger.records import Artifact, Job, JobFailure
 from touchstone.logs import bind_fields, get_logger
 from touchstone.memory import is_out_of_memory
@@ -36,6 +37,9 @@ from workers.lease_keeper import LeaseKeeper
 from workers.retries import RETRY_SECONDS, Retries
 from workers.slots import JobSlots
 from workers.trials import Trials
+
+Claim = Callable[[dict[str, Any]], Job | None]
+"""Claims a job, given worker, token and busy tenants."""
 
 CLAIM_SECONDS = 10.0
 STORE_SECONDS = 30.0
@@ -79,8 +83,15 @@ class Runner:
 
     def __call__(self, job: str) -> None:
         """Run the next job of the queue of the dispatched one, if any is waiting."""
+        self._run_next(lambda claim: self.ledger.claim(job, **claim))
+
+    def run_suspect(self, level: int) -> None:
+        """Run the next suspect of a level, if any is waiting."""
+        self._run_next(lambda claim: self.ledger.claim("", level=level, **claim))
+
+    def _run_next(self, claim: Claim) -> None:
         with ExitStack() as stack:
-            claimed = self._claim_slot(job, stack)
+            claimed = self._claim_slot(claim, stack)
             if claimed is None:
                 return
             end = self._attempt(claimed)
@@ -89,9 +100,9 @@ class Runner:
             except LedgerUnavailable as error:
                 _log.warning("a job's end was not written", reason=error.detail)
 
-    def _claim_slot(self, job: str, stack: ExitStack) -> ClaimedJob | None:
+    def _claim_slot(self, claim: Claim, stack: ExitStack) -> ClaimedJob | None:
         with self.slots.claim_lock:
-            claimed = self._claim(job)
+            claimed = self._claim(claim)
             if claimed is None:
                 return None
             claimed_job = ClaimedJob(claimed)
@@ -101,16 +112,16 @@ class Runner:
             stack.enter_context(self.keeper.hold(claimed_job))
             return claimed_job
 
-    def _claim(self, job: str) -> Job | None:
+    def _claim(self, claim: Claim) -> Job | None:
         token = secrets.token_hex(8)
 
-        def claim() -> Job | None:
+        def claim_once() -> Job | None:
             busy = self.slots.busy_tenants()
-            return self.ledger.claim(job, self.keeper.worker, token=token, busy_tenants=busy)
+            return claim({"worker": self.keeper.worker, "token": token, "busy_tenants": busy})
 
         while not self.keeper.stopping:
             try:
-                return self._retries(claim, seconds=CLAIM_SECONDS)
+                return self._retries(claim_once, seconds=CLAIM_SECONDS)
             except NoFreeSlot:
                 self.slots.wait()
             except LedgerUnavailable:
@@ -135,8 +146,9 @@ class Runner:
                 return self._fail(claimed, error)
             _log.exception("a job broke")
             # Files and devices fail for reasons outside of the job.
-            retried = isinstance(error, OSError) and not claimed.stop_reason and self._leave_to_retry(claimed)
-            return None if retried else _INTERNAL_ERROR
+            if isinstance(error, OSError) and not claimed.stop_reason and self._leave_to_retry(claimed):
+                return None
+            return _INTERNAL_ERROR
 
     def _succeed(self, claimed: ClaimedJob, outcome: JobOutcome) -> dict[str, Any]:
         submission = claimed.job.submission
@@ -187,18 +199,36 @@ class Runner:
             failure = failure if late else DeadlineExceeded("the job ran longer than its deadline allowed")
         elif claimed.stop_reason == "canceled" or isinstance(failure, JobCanceled):
             return {"status": "canceled"}
-        elif isinstance(failure, _TRANSIENT) and self._leave_to_retry(claimed):
+        elif self._try_again(claimed, failure):
             return None
         _log.info("a job failed", code=failure.code)
         return {"status": "failed", "error": _problem(failure)}
+
+    def _try_again(self, claimed: ClaimedJob, failure: Failure) -> bool:
+        """Whether it is tried again: what failed may be the present state of this worker, not the job."""
+        if isinstance(failure, OutOfMemory):
+            return self._try_alone(claimed)
+        return isinstance(failure, StorageFull) and self._leave_to_retry(claimed)
 
     def _leave_to_retry(self, claimed: ClaimedJob) -> bool:
         """Leave a job to another attempt, if it has one left: its lease is no longer renewed, and after its
         expiry any worker may try the job again.
         """
-        if claimed.job.attempts >= self.settings.max_attempts:
+        job = claimed.job
+        if job.retries + 1 >= self.settings.max_attempts:
             return False
         _log.warning("a job is left to another attempt")
+        self._retries(lambda: self.ledger.losses.leave(job.id, job.claims), seconds=RETRY_SECONDS)
+        claimed.request_stop("lost")
+        return True
+
+    def _try_alone(self, claimed: ClaimedJob) -> bool:
+        """Have a job tried where it has a process to itself, unless that was so often enough."""
+        job = claimed.job
+        if job.losses == ALONE and job.strikes + 1 >= self.settings.max_attempts:
+            return False
+        _log.warning("a job is left to a process of its own")
+        self._retries(lambda: self.ledger.losses.let_go(job.id, job.claims), seconds=RETRY_SECONDS)
         claimed.request_stop("lost")
         return True
 
@@ -246,9 +276,6 @@ def _problem(failure: Failure) -> JobFailure:
     extra = failure.extra if failure.field is None else {"field": failure.field, **failure.extra}
     return JobFailure(code=failure.code, detail=failure.detail, extra=extra)
 
-
-_TRANSIENT = (OutOfMemory, StorageFull)
-"""Failures that may be caused by the present state of this worker, not by the job."""
 
 _INTERNAL_ERROR: dict[str, Any] = {
     "status": "failed",

@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import socket
-from typing import Any, Protocol
+from typing import Any
 
 from celery import Celery, signals
 
@@ -17,11 +17,14 @@ from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.reaper import Reaper
 from touchstone.logs import get_logger
 from touchstone.models.store import ZOO, ModelStore
+from touchstone.periodic import PeriodicThread
 from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from workers.celery_app import celery_app
+from workers.engine import StoppableEngine
 from workers.execution import RunJob
-from workers.lease_keeper import LeaseKeeper, WatchedEngine
+from workers.lease_keeper import LeaseKeeper
+from workers.quarantine_process import QuarantineProcess
 from workers.runner import Runner
 from workers.tasks import register
 from workers.watchdog import Watchdog
@@ -32,15 +35,15 @@ WAKE_SECONDS = 0.05
 _log = get_logger("worker")
 
 
-class StoppableEngine(WatchedEngine, Protocol):
-    """An engine whose thread can be stopped."""
-
-    def stop(self) -> None:
-        """Stop; running tasks raise WorkerStopping."""
-
-
-def serve(settings: Settings, engine: StoppableEngine, run: RunJob, store: ModelStore = ZOO) -> int:
-    """Run jobs until SIGTERM or SIGINT; returns the exit code."""
+def serve(
+    settings: Settings,
+    engine: StoppableEngine,
+    run: RunJob,
+    store: ModelStore = ZOO,
+    *,
+    module: str = "workers",
+) -> int:
+    """Run jobs until SIGTERM or SIGINT; returns the exit code. `module` is run again for suspects."""
     url = ledger_url(settings)
     ledger = Ledger(url, settings)
     app = celery_app(url)
@@ -50,10 +53,12 @@ def serve(settings: Settings, engine: StoppableEngine, run: RunJob, store: Model
     )
     reaper = Reaper(ledger, ledger.dispatch)
     runner = Runner(ledger, open_blobs(settings), keeper, run, settings, store)
+    quarantine = QuarantineProcess(keeper.worker, ledger, settings, module)
     register(app, runner.__call__)
-    _connect_signals(keeper, reaper)
+    _connect_signals(keeper, reaper, quarantine)
     code = _consume(app, settings, runner.slots.total)
     reaper.stop()
+    quarantine.stop()
     keeper.close()
     runner.trials.spare.stop()
     engine.stop()
@@ -66,7 +71,7 @@ def _make_worker_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _connect_signals(keeper: LeaseKeeper, reaper: Reaper) -> None:
+def _connect_signals(keeper: LeaseKeeper, *threads: PeriodicThread) -> None:
     """Start and stop with Celery: when it begins to consume, and when it shuts down."""
 
     def ready(sender: Any, **_: Any) -> None:
@@ -74,7 +79,8 @@ def _connect_signals(keeper: LeaseKeeper, reaper: Reaper) -> None:
         # Ctrl-C stops the worker in order, like SIGTERM.
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
         keeper.start()
-        reaper.start()
+        for thread in threads:
+            thread.start()
         _log.info("ready", worker=keeper.worker)
 
     def shutting_down(**_: Any) -> None:

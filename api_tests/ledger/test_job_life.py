@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 from touchstone.errors import JobConflict
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.losses import ALONE
 from touchstone.ledger.records import TERMINAL, ImageRef, ModelRef, Progress, Status, Submission
 from touchstone.settings import Settings
 
@@ -49,7 +50,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         self.server = connect(str(settings.redis_url))
         self.job = self.ledger.accept(SUBMISSION)[0].id
         self.status: Status = "queued"
-        self.attempts = self.claims = self.done = 0
+        self.attempts = self.claims = self.done = self.losses = self.strikes = 0
         self.canceling = False
         self.version = 0
 
@@ -62,7 +63,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(["w1", "w2"]))
     def claim(self, worker: str) -> None:
-        claimed = self.ledger.claim(self.job, worker)
+        claimed = self.ledger.claim(self.job, worker, level=self.losses)
         assert (claimed is not None) == (self.status == "queued")
         if claimed is not None:
             self.status, self.done = "running", 0
@@ -109,8 +110,16 @@ class JobLifecycleMachine(RuleBasedStateMachine):
             self.server.zadd("ts:leases", {self.job: 1})
         lost = self.ledger.reap().lost
         assert bool(lost) == (silent and self.status == "running")
-        if lost:
-            spent = self.attempts >= self.settings.max_attempts
+        if lost:  # a suspect's process ended with its worker
+            self.losses = ALONE
+            self.status = "canceled" if self.canceling else "queued"
+
+    @rule(worker=st.sampled_from(["w1", "w2"]))
+    def lose(self, worker: str) -> None:
+        if self.ledger.losses.lose(worker):
+            self.strikes += self.losses == ALONE
+            self.losses = ALONE
+            spent = self.strikes == self.settings.max_attempts
             self.status = "canceled" if self.canceling else "failed" if spent else "queued"
 
     @invariant()
@@ -118,7 +127,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         job = self.ledger.read(self.job)
         assert (job.status, job.attempts, job.claims) == (self.status, self.attempts, self.claims)
         assert job.progress.done == self.done
-        assert job.attempts <= self.settings.max_attempts
+        assert (job.losses, job.strikes) == (self.losses, self.strikes)
         assert job.version >= self.version
         assert (job.finished_at is not None) == (job.status in TERMINAL)
         assert job.result is None, "no claim that held the job finished it with a result"
@@ -143,5 +152,5 @@ def test_job_lifecycle_matches_a_small_model_after_any_operations(settings: Sett
         return JobLifecycleMachine(settings)
 
     run_state_machine_as_test(
-        life, settings=profile(max_examples=40, stateful_step_count=25, deadline=None, database=None)
+        life, settings=profile(max_examples=30, stateful_step_count=25, deadline=None, database=None)
     )

@@ -17,8 +17,8 @@ from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
 
 
-def claim(ledger: Ledger, job: Job, worker: str = "w1") -> Job:
-    claimed = ledger.claim(job.id, worker)
+def claim(ledger: Ledger, job: Job, worker: str = "w1", level: int = 0) -> Job:
+    claimed = ledger.claim(job.id, worker, level=level)
     assert claimed is not None
     assert claimed.id == job.id
     return claimed
@@ -188,7 +188,7 @@ def test_stale_claim_writes_nothing(ledger: Ledger, job: Job, server: redis.Redi
     claim(ledger, job, "w1")
     expire_leases(server)
     assert ledger.reap().lost == (job.id,)
-    assert claim(ledger, job, "w2").attempts == 2
+    assert claim(ledger, job, "w2", level=3).attempts == 2
     before = ledger.read(job.id)
     assert ledger.renew("w1", {job.id: 1}) == {job.id: "lost"}
     assert not ledger.report(job.id, 1, Progress(done=9, total=9))
@@ -281,18 +281,20 @@ def test_queued_job_can_be_deleted(ledger: Ledger, job: Job, server: redis.Redis
     assert set(server.keys()) == {"ts:seq", "ts:loose"}  # its image is left to the garbage collector
 
 
-def test_job_fails_as_worker_lost_after_its_last_attempt(
-    ledger: Ledger, settings: Settings, job: Job, server: redis.Redis
+def test_job_fails_as_worker_lost_after_its_last_loss_alone(
+    ledger: Ledger, settings: Settings, job: Job
 ) -> None:
-    for attempt in range(1, settings.max_attempts + 1):
-        assert claim(ledger, job).attempts == attempt
-        expire_leases(server)
-        assert ledger.reap().lost == (job.id,)
+    claim(ledger, job)
+    assert ledger.losses.lose("w1") == (job.id,)
+    for strike in range(settings.max_attempts):
+        assert claim(ledger, job, level=3).strikes == strike
+        assert ledger.losses.lose("w1") == (job.id,)
     failed = ledger.read(job.id)
-    assert failed.status == "failed"
+    assert (failed.status, failed.attempts) == ("failed", 1 + settings.max_attempts)
     assert failed.error is not None
     assert failed.error.code == "worker_lost"
-    assert ledger.reap().lost == ()
+    assert "3 processes in which it ran alone" in failed.error.detail
+    assert ledger.losses.lose("w1") == ()
 
 
 def test_events_record_the_life_of_a_job_and_can_be_resumed(ledger: Ledger, job: Job) -> None:

@@ -20,7 +20,10 @@ from touchstone.storage.blobs import FolderBlobs, digest_of
 from touchstone.storage.garbage_collector import GarbageCollector
 
 JOBS = 1000
-PERMANENT_KEYS = {"ts:name", "ts:secret", "ts:seq", *(f"ts:webhook-secrets:tenant{n}" for n in range(3))}
+PERMANENT_KEYS = {
+    *("ts:name", "ts:secret", "ts:seq", "ts:reaped"),
+    *(f"ts:webhook-secrets:tenant{n}" for n in range(3)),
+}
 """Keys that stay when all jobs, models and webhooks are gone."""
 
 DOCS = Path(__file__).parents[2] / "docs/operations.md"

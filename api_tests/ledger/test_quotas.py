@@ -133,7 +133,7 @@ def test_exhausted_rate_limit_allows_requests_again_after_its_wait(
 ) -> None:
     quotas.set("them", Quota(requests=600))
     second, micro = server.time()
-    server.set("ts:rate:requests:them", (second + 61) * 10**6 + micro)
+    server.set("ts:rate:requests:them", (second + 60) * 10**6 + micro)
     empty = take(quotas, "requests")
     assert not empty.granted
     assert 0 < empty.reset_seconds <= 1.1

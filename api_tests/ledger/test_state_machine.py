@@ -1,29 +1,36 @@
 """After any operations in any order, the ledger is in the state of a model without a server.
 
 The model promises that an accepted job exists until it is deleted, ends once and never changes after that,
-is attempted three times at most, and is written only by the claim that holds it.
+fails as lost only after three losses alone, and is written only by the claim that holds it.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import random
+from collections.abc import Callable
 
 import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from api_tests.support.job_state_model import MAX_ATTEMPTS, FairQueueModel, JobModel
+from api_tests.support.job_state_model import ALONE, MAX_STRIKES, FairQueueModel, JobModel
 from touchstone.errors import IdempotencyMismatch, JobConflict, NoFreeSlot, QueueFull, UnknownJob
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
+from touchstone.ledger.losses import COHORTS
 from touchstone.ledger.quotas import QuotaUsage
 from touchstone.ledger.records import Job, JobKind, Progress, Status, Submission
 from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.settings import Settings
 
 WORKERS = st.sampled_from(["ann", "bob"])
+SUSPECTS = "sue"
+"""A process that runs suspects."""
+ANY_WORKER = st.sampled_from(["ann", "bob", SUSPECTS])
+LEVELS = range(ALONE + 1)
 TENANTS = st.sampled_from(["north", "south"])
 CLAIM_OFFSETS = st.sampled_from([0, 0, 0, 0, -1, 1])
 """Added to the number of a claim; anything but 0 makes the claim stale or unknown."""
@@ -32,6 +39,7 @@ JOB_CHOICES = st.tuples(st.integers(0, 99), st.sampled_from([False, False, False
 """Which job: its position among those that a step is meant for, or now and then among all jobs ever accepted.
 """
 MAX_QUEUED = 4
+FEW = range(4)
 NEEDS = QuotaUsage(input_bytes=1000, output_bytes=1)
 
 
@@ -43,7 +51,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger, self.server, self.submission = ledger, server, submission
         self.jobs: dict[str, JobModel] = {}
         self.keys: dict[tuple[str, str | None], tuple[str, str]] = {}
-        self.queue_model = FairQueueModel()
+        self.queue_models = [FairQueueModel(level) for level in LEVELS]
         self.tokens = map(str, itertools.count())
         self.seen: dict[str, Job] = {}
         self.stored: dict[str, dict[str, str]] = {}
@@ -77,8 +85,8 @@ class LedgerMachine(RuleBasedStateMachine):
             self.claim((0, False), worker, [], False)
         for worker in set(workers) if crashed else ():
             self.crash(worker, noticed=True)
-        for worker in workers if crashed else ():
-            self.claim((0, False), worker, [], False)
+        for level in (1, ALONE) if crashed else ():
+            self.claim_suspect(level, [])
 
     @rule(
         kind=st.sampled_from(["attack", "certificate"]),
@@ -115,24 +123,52 @@ class LedgerMachine(RuleBasedStateMachine):
         dispatched, life = self.pick(which, "running" if again else "queued")
         token = life.token if again and life and life.token else next(self.tokens)
         known = next((life for life in self.with_status("running") if life.token == token), None)
-        taken = known or self.queue_model.next_job(self.jobs.values(), busy_tenants)
+        taken = known or self.queue_models[0].next_job(self.jobs.values(), busy_tenants)
         try:
             claimed = self.ledger.claim(dispatched, worker, token=token, busy_tenants=busy_tenants)
         except NoFreeSlot:
             assert not taken
-            assert self.with_status("queued")
+            assert self.waiting(0)
             return
         if taken and not known:
-            taken.claim(worker, token)
-            self.queue_model.record_turn(taken.tenant)
-            self.touched.add(taken.id)
-            self.reset_turns()
+            self.take_turn(taken, worker, token)
         assert (taken and taken.id) == (claimed and claimed.id)
 
+    @rule(level=st.sampled_from(LEVELS[1:]), busy_tenants=st.lists(TENANTS, max_size=2))
+    def claim_suspect(self, level: int, busy_tenants: list[str]) -> None:
+        token, beside = next(self.tokens), self.run_by(SUSPECTS)
+        admitted = len(beside) < COHORTS[level] and all(life.losses == level for life in beside)
+        taken = self.queue_models[level].next_job(self.jobs.values(), busy_tenants) if admitted else None
+        try:
+            claimed = self.ledger.claim("", SUSPECTS, token=token, busy_tenants=busy_tenants, level=level)
+        except NoFreeSlot:
+            assert not taken
+            assert not admitted or self.waiting(level)
+            return
+        if taken:
+            self.take_turn(taken, SUSPECTS, token)
+        assert (taken and taken.id) == (claimed and claimed.id)
+
+    def take_turn(self, taken: JobModel, worker: str, token: str) -> None:
+        """The worker claims the job, as its tenant's turn."""
+        taken.claim(worker, token)
+        self.queue_models[taken.losses].record_turn(taken.tenant)
+        self.touched.add(taken.id)
+        self.reset_turns()
+
+    def waiting(self, level: int) -> list[JobModel]:
+        """What waits in the queue of a level."""
+        return [life for life in self.with_status("queued") if life.losses == level]
+
+    def run_by(self, worker: str) -> list[JobModel]:
+        """What a worker runs."""
+        return [life for life in self.with_status("running") if life.worker == worker]
+
     def reset_turns(self) -> None:
-        """Where no job waits, the order of turns begins anew."""
-        if not self.with_status("queued"):
-            self.queue_model = FairQueueModel()
+        """Where no job waits in a queue, the order of its turns begins anew."""
+        for level in LEVELS:
+            if not self.waiting(level):
+                self.queue_models[level] = FairQueueModel(level)
 
     @rule(which=JOB_CHOICES, off=CLAIM_OFFSETS, steps=st.lists(st.integers(0, 3), max_size=3))
     def report(self, which: JobChoice, off: int, steps: list[int]) -> None:
@@ -144,7 +180,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for done, written in zip(steps, accepted, strict=True):
             self.compare(job, written, life and life.report(claim, done, 3))
 
-    @rule(chosen=st.lists(JOB_CHOICES, max_size=3), worker=WORKERS, off=CLAIM_OFFSETS)
+    @rule(chosen=st.lists(JOB_CHOICES, max_size=3), worker=ANY_WORKER, off=CLAIM_OFFSETS)
     def renew(self, chosen: list[JobChoice], worker: str, off: int) -> None:
         lives = dict(self.pick(which, "running") for which in chosen)
         claims = {job: life.claims + off if life else 1 for job, life in lives.items()}
@@ -200,25 +236,65 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.retention.expire() == 1
             del self.jobs[job]
 
-    @rule()
-    def reap(self) -> None:
+    @rule(jumped=st.sampled_from([False, False, True]))
+    def reap(self, jumped: bool) -> None:
+        """Look for lost leases; `jumped`: as if the server had stood still before."""
         for position, life in enumerate(self.with_status("queued")):  # as if dispatched long ago
             self.server.zadd("ts:bells", {life.id: position + 1})
+        before = int(self.server.time()[0]) * 1000 - 10_000 * jumped  # type: ignore[index]
+        self.server.set("ts:reaped", before)
         reaped = self.ledger.reap()
-        lost = {life.id for life in self.jobs.values() if life.reap()}
-        self.touched |= lost
-        assert set(reaped.lost) == lost
-        assert set(reaped.to_dispatch) == {life.id for life in self.with_status("queued")}
+        assert set(reaped.lost) == self.reap_models(jumped)
+        self.touched |= set(reaped.lost)
+        assert set(reaped.to_dispatch) == {life.id for life in self.waiting(0)}
 
-    @rule(worker=WORKERS, noticed=st.booleans())
+    def reap_models(self, jumped: bool) -> set[str]:
+        """Take what silent workers ran, and what others let go; returns it."""
+        groups = [group for worker in (*["ann", "bob"], SUSPECTS) if (group := self.run_by(worker))]
+        silent = [group for group in groups if all(life.silent for life in group)]
+        lost = [life for group in groups for life in group if life.silent]
+        companies = {life.id: len(group) for group in silent for life in group}
+        for life in lost:
+            life.run_out(companies.get(life.id, 1), innocent=jumped or len(silent) > 1)
+        return {life.id for life in lost}
+
+    @rule(worker=ANY_WORKER, noticed=st.booleans())
     def crash(self, worker: str, noticed: bool) -> None:
         """As if the worker had died and its leases had run out."""
-        for life in self.with_status("running"):
-            if life.worker == worker:
-                life.silent = True
-                self.server.zadd("ts:leases", {life.id: 1})
+        for life in self.run_by(worker):
+            life.silent = True
+            self.server.zadd("ts:leases", {life.id: 1})
         if noticed:
-            self.reap()
+            self.reap(False)
+
+    @rule(worker=ANY_WORKER, positions=st.sets(st.integers(0, 3), max_size=2))
+    def lose(self, worker: str, positions: set[int]) -> None:
+        """Whoever watches a worker says that it was lost, and at which of its jobs, if that is known."""
+        jobs = self.run_by(worker)
+        suspects = [life for position, life in enumerate(jobs) if position in positions]
+        lost = self.ledger.losses.lose(worker, [life.id for life in suspects])
+        assert set(lost) == {life.id for life in jobs}
+        self.touched |= set(lost)
+        for life in jobs:
+            if life in (suspects or jobs):
+                life.lose(len(suspects or jobs))
+            else:
+                life.attempts -= 1
+                life.queue_again()
+
+    @rule(which=JOB_CHOICES, off=CLAIM_OFFSETS, leaves=st.booleans())
+    def give_up(self, which: JobChoice, off: int, leaves: bool) -> None:
+        """Its worker lives on without it."""
+        job, life = self.pick(which, "running")
+        claim = life.claims + off if life else 1
+        held = life is not None and life.holds(claim)
+        if leaves:
+            self.compare(job, self.ledger.losses.leave(job, claim), life and life.leave(claim))
+        elif life is None or life.let_go != claim:
+            self.compare(job, self.ledger.losses.let_go(job, claim), held)
+            if life is not None and held:
+                life.let_go = claim
+                life.lose(1)
 
     @rule(which=JOB_CHOICES)
     def pass_deadline(self, which: JobChoice) -> None:
@@ -239,7 +315,8 @@ class LedgerMachine(RuleBasedStateMachine):
             # Decoding takes most of the time, and equal hashes are equal jobs.
             found = before if before and stored[job] == self.stored[job] else self.ledger.read(job)
             assert life.matches(found)
-            assert found.attempts <= MAX_ATTEMPTS
+            assert found.strikes <= MAX_STRIKES
+            assert before is None or found.losses >= before.losses
             if before is not None and (job not in self.touched or before.finished_at):
                 assert found == before
             self.seen[job] = found
@@ -253,6 +330,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.count_by_status() == {status: len(jobs) for status, jobs in of.items()}
         assert set(self.server.zrange("ts:leases", 0, -1)) == of["running"]
         assert set(self.server.zrange("ts:bells", 0, -1)) == of["queued"]
+        waiting = {level: len(self.waiting(level)) for level in LEVELS[1:] if self.waiting(level)}
+        assert self.ledger.losses.count_waiting() == waiting
         held = self.server.hget("ts:references", self.submission.source)
         assert int(held or 0) == len({life.tenant for life in self.jobs.values()})
 
@@ -301,12 +380,12 @@ def check_events(ledger: Ledger, job: str, life: JobModel) -> None:
             done = event.data["done"]
 
 
-def run_machine(url: str, home_settings: Settings, submission: Submission, profile: settings) -> None:
+def run_machine(url: str, home_settings: Settings, submission: Submission) -> None:
     """Run as many machines as the profile says, each for as many steps."""
     ledger = Ledger(url, home_settings.model_copy(update={"queue_limit": MAX_QUEUED}))
     server = connect(url)
     try:
-        run_state_machine_as_test(lambda: LedgerMachine(ledger, server, submission), settings=profile)
+        run_state_machine_as_test(lambda: LedgerMachine(ledger, server, submission), settings=PROFILE)
     finally:
         server.close()
         ledger.close()
@@ -315,12 +394,39 @@ def run_machine(url: str, home_settings: Settings, submission: Submission, profi
 def test_ledger_matches_the_job_state_model_after_any_operations(
     valkey: str, submission: Submission, settings: Settings
 ) -> None:
-    run_machine(valkey, settings, submission, PROFILE)
+    run_machine(valkey, settings, submission)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lost_jobs_match_the_model(ledger: Ledger, submission: Submission, valkey: str, seed: int) -> None:
+    """Only what loses jobs: where other steps also end them, few are lost three times."""
+    server, draw = connect(valkey), random.Random(seed)
+    machine = LedgerMachine(ledger, server, submission)
+
+    def which() -> JobChoice:
+        return draw.randrange(100), False
+
+    steps: dict[Callable[[], object], int] = {
+        lambda: machine.claim(which(), draw.choice(["ann", "bob"]), [], False): 4,
+        lambda: machine.claim_suspect(draw.choice(LEVELS[1:]), []): 16,
+        lambda: machine.crash(draw.choice(["ann", "bob"]), draw.random() < 0.5): 2,
+        lambda: machine.crash(SUSPECTS, True): 1,
+        lambda: machine.lose(draw.choice(["ann", SUSPECTS]), set(draw.sample(FEW, draw.randrange(3)))): 4,
+        lambda: machine.give_up(which(), 0, draw.random() < 0.3): 1,
+        lambda: machine.reap(draw.random() < 0.5): 2,
+    }
+    for number in range(12):
+        machine.accept("attack", draw.choice(["north", "south"]), None, str(number))
+    for _ in range(150):
+        draw.choices(list(steps), list(steps.values()))[0]()
+        machine.every_job_matches_the_model()
+    machine.every_index_matches_the_model()
+    server.close()
 
 
 FUZZING = "TOUCHSTONE_FUZZ" in os.environ
 PROFILE = settings(
-    max_examples=1_000 if FUZZING else 40,
+    max_examples=1_000 if FUZZING else 30,
     phases=[Phase.generate],  # shrinking takes minutes
     stateful_step_count=60,
     derandomize=not FUZZING,

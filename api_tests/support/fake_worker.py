@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from touchstone.errors import JobCanceled, ModelUnusable, NonFiniteOutput, Worke
 from touchstone.evaluation.run import JobOutcome
 from touchstone.ledger.records import Progress, Submission, Timings
 from touchstone.settings import Settings
+from workers.quarantine import serve_quarantine
 from workers.serve import serve
 
 STEP_SECONDS = 0.02
@@ -39,6 +41,9 @@ class FakeEngine:
     def busy(self) -> bool:
         return self.running > 0
 
+    def is_stepping(self, task: object) -> bool:
+        return isinstance(task, FakeTask) and task.hanging
+
     def metrics(self) -> dict[str, Any]:
         return {"device": "pretended"}
 
@@ -52,7 +57,7 @@ class FakeEngine:
 class FakeTask:
     def __init__(self) -> None:
         self.canceled = threading.Event()
-        self.expired = False
+        self.expired = self.hanging = False
 
     def cancel(self) -> None:
         self.canceled.set()
@@ -86,6 +91,7 @@ def run(
                 raise JobCanceled("the job was canceled")
             engine.steps += 1
             report(Progress(done=step + 1, total=parameters["steps"]), {"step": float(step)})
+        task.hanging = parameters.get("then") == "hang"
         end_job(parameters.get("then"), engine)
     finally:
         engine.running -= 1
@@ -109,7 +115,9 @@ def end_job(ending: str | None, engine: FakeEngine) -> None:
         raise WorkerStopping("the engine was stopped")
     if ending == "break":
         raise RuntimeError("the password is swordfish")
-    if ending == "hang":
+    if ending == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if ending in ("hang", "wait"):
         engine.release_hang.wait()
 
 
@@ -122,7 +130,9 @@ def write_diary(parameters: dict[str, Any], line: str) -> None:
 def main(settings: Settings | None = None) -> int:
     logs.configure("info")
     engine = FakeEngine()
-    return serve(settings or Settings(), engine, partial(run, engine=engine))
+    if sys.argv[1:2] == ["--quarantine"]:
+        return serve_quarantine(sys.argv[2], Settings(), engine, partial(run, engine=engine))
+    return serve(settings or Settings(), engine, partial(run, engine=engine), module=__spec__.name)
 
 
 def _do_nothing(_: Settings) -> None:

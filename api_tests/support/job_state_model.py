@@ -8,7 +8,9 @@ from typing import Any
 
 from touchstone.ledger.records import TERMINAL, Job, JobKind, Status
 
-MAX_ATTEMPTS = 3
+MAX_STRIKES = 3
+MAX_SPARED = 30
+ALONE = 3
 
 
 @dataclass
@@ -21,6 +23,11 @@ class JobModel:
     status: Status = "queued"
     attempts: int = 0
     claims: int = 0
+    losses: int = 0
+    strikes: int = 0
+    spared: int = 0
+    retries: int = 0
+    left: int | None = None
     cancel_requested: bool = False
     done: int = 0
     total: int = 0
@@ -32,6 +39,7 @@ class JobModel:
     silent: bool = False
     finished_claim: int | None = None
     released_claim: int | None = None
+    let_go: int | None = None
 
     def matches(self, job: Job) -> bool:
         """Whether a job in the ledger is in this state."""
@@ -39,13 +47,19 @@ class JobModel:
             self.status,
             self.attempts,
             self.claims,
+            self.losses,
+            self.strikes,
+            self.retries,
             self.cancel_requested,
             self.done,
             self.total,
             self.result,
         )
         progress = job.progress
-        theirs = (job.status, job.attempts, job.claims, job.cancel_requested, progress.done, progress.total)
+        theirs = (
+            *(job.status, job.attempts, job.claims, job.losses, job.strikes, job.retries),
+            *(job.cancel_requested, progress.done, progress.total),
+        )
         error = job.error.code if job.error else None
         return mine == (*theirs, job.result) and error == self.error and self.ended == bool(job.finished_at)
 
@@ -108,30 +122,52 @@ class JobModel:
             self.status = "canceled"
         return True
 
-    def reap(self) -> bool:
-        """The reaper takes it from a worker that no longer renews its lease."""
-        if self.status != "running" or not self.silent:
-            return False
-        if self.cancel_requested:
-            self.status = "canceled"
-        elif self.attempts >= MAX_ATTEMPTS:
+    def leave(self, claim: int) -> bool:
+        """Its worker announces that it will let the lease run out."""
+        if self.holds(claim) and self.left != claim:
+            self.left, self.retries = claim, self.retries + 1
+        return self.holds(claim)
+
+    def queue_again(self) -> None:
+        """It waits again, unless it was canceled."""
+        self.status = "canceled" if self.cancel_requested else "queued"
+
+    def run_out(self, company: int, *, innocent: bool) -> None:
+        """Its lease has run out, and those of so many jobs of its worker."""
+        if self.left == self.claims:
+            self.queue_again()
+            return
+        if innocent or self.losses:
+            self.spared += 1
+            if self.spared <= MAX_SPARED:
+                self.queue_again()
+                return
+        self.lose(company)
+
+    def lose(self, company: int) -> None:
+        """It was lost, and with it so many jobs of its worker, itself included."""
+        suspect = self.losses > 0
+        self.losses = ALONE if company == 1 else min(ALONE, self.losses + 1)
+        if suspect and company == 1:
+            self.strikes += 1
+        if self.strikes >= MAX_STRIKES and not self.cancel_requested:
             self.status, self.error = "failed", "worker_lost"
         else:
-            self.status = "queued"
-        return True
+            self.queue_again()
 
 
 @dataclass
 class FairQueueModel:
-    """Which tenant is next: the one with the fewest running jobs, then the one whose last turn is the longest
-    ago.
+    """Which tenant is next in the queue of a level: the one with the fewest running jobs, then the one whose
+    last turn is the longest ago.
     """
 
+    level: int = 0
     last_turns: dict[str, int] = field(default_factory=dict)
 
     def next_job(self, jobs: Iterable[JobModel], busy_tenants: Collection[str]) -> JobModel | None:
         """The oldest job of the next tenant, without the busy ones; jobs come in the order of acceptance."""
-        all_jobs = list(jobs)
+        all_jobs = [job for job in jobs if job.losses == self.level]
         running = [job.tenant for job in all_jobs if job.status == "running"]
         waiting = [job for job in all_jobs if job.status == "queued" and job.tenant not in busy_tenants]
 

@@ -70,12 +70,19 @@ def test_failure_of_the_run_becomes_the_error_of_the_job(worker: InProcessWorker
 
 
 @pytest.mark.parametrize("then", ["starve", "starve as it loads"])
-def test_job_is_retried_and_fails_after_three_attempts_without_memory(
+def test_job_without_memory_is_tried_alone_and_fails_after_three_attempts_there(
     worker: InProcessWorker, then: str
 ) -> None:
-    last = worker.run_three_attempts(worker.accept(then=then))
+    job = worker.run(then=then)
+    assert (job.status, job.losses, job.strikes) == ("queued", 3, 0)
+    for strikes in (1, 2):
+        worker.runner.run_suspect(3)
+        again = worker.ledger.read(job.id)
+        assert (again.status, again.strikes) == ("queued", strikes)
+    worker.runner.run_suspect(3)
+    last = worker.ledger.read(job.id)
     assert last.error is not None
-    assert (last.status, last.attempts, last.error.code) == ("failed", 3, "out_of_memory")
+    assert (last.status, last.attempts, last.error.code) == ("failed", 4, "out_of_memory")
 
 
 def test_job_is_retried_and_fails_after_three_attempts_on_os_errors(worker: InProcessWorker) -> None:
@@ -146,7 +153,7 @@ def test_progress_is_written_a_few_times_a_second(worker: InProcessWorker) -> No
 def test_run_ends_and_writes_nothing_after_its_claim_is_lost(worker: InProcessWorker) -> None:
     job = worker.start(steps=10_000)
     worker.expire_lease(job)
-    taken = worker.ledger.claim(job, "w2")
+    taken = worker.ledger.claim(job, "w2", level=3)
     wait_until(lambda: worker.engine.running == 0)
     assert worker.ledger.read(job) == taken
 
@@ -157,8 +164,8 @@ def test_job_claimed_again_by_the_same_worker_stops_only_the_earlier_claim(
 ) -> None:
     job = worker.accept()
     claims = []
-    for _ in range(2):
-        claimed = worker.ledger.claim(job, "w1")
+    for level in (0, 3):
+        claimed = worker.ledger.claim(job, "w1", level=level)
         assert claimed
         claims.append(ClaimedJob(claimed))
         if len(claims) == 1:
@@ -228,10 +235,11 @@ def test_hung_engine_loses_its_jobs_and_ends_the_process(settings: Settings, sub
     short = settings.model_copy(update={"lease": 2.0, "hang": 0.5})
     worker = InProcessWorker(short, submission, str(settings.redis_url))
     worker.keeper.start()
-    job = worker.start(then="hang")
+    other, job = worker.start(then="wait"), worker.start(then="hang")
     wait_until(lambda: worker.exits == [1])
-    wait_until(lambda: worker.ledger.reap().lost == (job,))
-    assert worker.ledger.read(job).status == "queued"
+    assert [worker.ledger.read(each).status for each in (job, other)] == ["queued", "queued"]
+    assert [worker.ledger.read(each).losses for each in (job, other)] == [3, 0], "it alone was in the step"
+    assert worker.ledger.read(other).attempts == 0
     worker.close()
     assert worker.ledger.read(job).status == "queued", "a job that ends too late writes nothing"
 
@@ -336,8 +344,7 @@ def test_job_that_ignores_its_cancel_loses_its_lease(
     try:
         job = worker.start(steps=0, then="hang")
         worker.ledger.cancel(job)
-        wait_until(lambda: worker.ledger.reap().lost == (job,))
-        assert worker.ledger.read(job).status == "canceled"
+        wait_until(lambda: worker.ledger.read(job).status == "canceled")
         assert worker.exits == [], "other jobs of the worker go on"
     finally:
         worker.close()

@@ -24,7 +24,6 @@ from touchstone.errors import (
     QueueFull,
     TenantQueueFull,
     UnknownJob,
-    WorkerLost,
 )
 from touchstone.ledger import codec
 from touchstone.ledger.api_keys import ApiKeys
@@ -32,6 +31,7 @@ from touchstone.ledger.broker import QUEUE, build_message
 from touchstone.ledger.connection import connect, map_redis_errors
 from touchstone.ledger.count_pools import CountPools
 from touchstone.ledger.events import Watch, read_events
+from touchstone.ledger.losses import COHORTS, Losses
 from touchstone.ledger.probes import Probes
 from touchstone.ledger.query_budget import QueryBudget
 from touchstone.ledger.quotas import NO_USAGE, Quota, Quotas, QuotaUsage, storage_full
@@ -72,6 +72,7 @@ class Ledger:
         self.outbox = Outbox(self.client, self.scripts, days=settings.webhook_days)
         self.quotas = Quotas(self.client, self.scripts, settings)
         self.query_budget = QueryBudget(self.client, self.scripts)
+        self.losses = Losses(self.scripts, self.client, settings)
         self.retention = Retention(self.client, self.scripts, settings)
         self.workers = Workers(self.scripts, settings)
         self.probes = Probes(self.client)
@@ -201,17 +202,25 @@ class Ledger:
         return {job: Progress(done=int(done), total=int(total)) for job, (done, total) in answers if done}
 
     def claim(
-        self, job: str, worker: str, *, token: str | None = None, busy_tenants: Collection[str] = ()
+        self,
+        job: str,
+        worker: str,
+        *,
+        token: str | None = None,
+        busy_tenants: Collection[str] = (),
+        level: int = 0,
     ) -> Job | None:
         """Claim the next job of the queue that this job waits in; None where none waits there.
 
         A worker gets only jobs of models that it serves, and none of `busy_tenants`; raises `NoFreeSlot`
-        where only these wait. With a `token` of the caller's own, a call repeated after a lost answer gets
-        the same claim.
+        where only these wait. A process of suspects gets those of a `level` (`Job.losses`). With a `token` of
+        the caller's own, a call repeated after a lost answer gets the same claim.
         """
         lease, busy = _milliseconds(self._settings.lease), json.dumps(list(busy_tenants))
         token = token or secrets.token_hex(8)
-        pairs = self.scripts.run("jobs/claim", job, worker, token, lease, busy, *self._settings.served_models)
+        group = level, COHORTS.get(level, 0)
+        served = self._settings.served_models
+        pairs = self.scripts.run("jobs/claim", job, worker, token, lease, busy, *group, *served)
         if pairs == "crowded":
             raise NoFreeSlot
         return codec.decode_job(pairs) if pairs else None
@@ -221,7 +230,8 @@ class Ledger:
         if not jobs:
             return {}
         pairs = [part for pair in jobs.items() for part in pair]
-        verdicts = self.scripts.run("jobs/renew", worker, _milliseconds(self._settings.lease), *pairs)
+        lease = _milliseconds(self._settings.lease)
+        verdicts = self.scripts.run("jobs/renew", worker, lease, self.losses.max_gap, *pairs)
         return dict(zip(jobs, verdicts, strict=True))
 
     def report(
@@ -289,18 +299,15 @@ class Ledger:
 
     def reap(self) -> ReapResult:
         """Take jobs from workers that fell silent; returns them, and the jobs to dispatch again."""
-        problem = JobFailure(
-            code=WorkerLost.code,
-            detail=f"all {self._settings.max_attempts} workers that tried the job died or hung",
-        )
         to_dispatch, lost = self.scripts.run(
             "jobs/reap",
-            self._settings.max_attempts,
-            problem.model_dump_json(),
+            *self.losses.limits(),
             _milliseconds(REDISPATCH_SECONDS),
             MAX_REDISPATCHES,
             QUEUE,
             worker_expiry_ms(self._settings),
+            _milliseconds(self._settings.lease),
+            self.losses.max_gap,
         )
         return ReapResult(tuple(to_dispatch), tuple(lost))
 

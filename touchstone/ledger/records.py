@@ -144,6 +144,11 @@ class Job(Record):
     claims: int = Field(
         0, description="Claims so far, released ones included: a fencing token against stale workers."
     )
+    losses: int = Field(
+        0, description="0 to 3: how often its worker was lost; a suspect runs with few others, at 3 alone."
+    )
+    strikes: int = Field(0, description="How often a process was lost in which it ran alone as a suspect.")
+    retries: int = Field(0, description="How often it was left to another attempt for reasons outside of it.")
     cancel_requested: bool = False
     progress: Progress = Progress()
     result: dict[str, Any] | None = None

@@ -10,7 +10,7 @@ import redis
 
 from touchstone.ledger.connection import map_redis_errors
 
-_LIBRARIES = ("lib/fair_queue", "lib/webhooks", "lib/prelude")
+_LIBRARIES = ("lib/fair_queue", "lib/webhooks", "lib/prelude", "lib/losses")
 """What precedes every script, in this order."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import time
@@ -16,7 +15,7 @@ from touchstone.errors import LedgerUnavailable, StartError
 from touchstone.ledger.address import ledger_url
 from touchstone.ledger.api_keys import check_address
 from touchstone.ledger.ledger import Ledger
-from touchstone.settings import SECRET_PREFIX, Settings
+from touchstone.settings import Settings, to_environment
 from touchstone.supervisor.apis import Api, ApiPlan, plan_apis
 from touchstone.supervisor.processes import (
     ChildProcess,
@@ -145,11 +144,11 @@ def _stop_at_exit(stack: ExitStack, process: C) -> C:
 
 
 def _start_child(name: str, module: str, settings: Settings, report: ReportLine) -> ChildProcess:
-    return ChildProcess(name, [module], _environment(settings) | _ALLOCATOR, _log(name, settings), report)
+    return ChildProcess(name, [module], to_environment(settings) | _ALLOCATOR, _log(name, settings), report)
 
 
 def _start_api(stack: ExitStack, plan: ApiPlan, report: ReportLine) -> Api:
-    environment = _environment(plan.settings) | _ALLOCATOR | dict(plan.variables)
+    environment = to_environment(plan.settings) | _ALLOCATOR | dict(plan.variables)
     command = ["service", *plan.arguments]
     child = ChildProcess(plan.name, command, environment, _log(plan.name, plan.settings), report)
     return Api(_stop_at_exit(stack, child), plan)
@@ -157,18 +156,6 @@ def _start_api(stack: ExitStack, plan: ApiPlan, report: ReportLine) -> Api:
 
 def _log(name: str, settings: Settings) -> Path:
     return settings.home / "logs" / f"{name.lower().replace(' ', '-')}.log"
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """The environment of this process, secrets included, with exactly these settings."""
-    prefix = str(Settings.model_config["env_prefix"])
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(SECRET_PREFIX) or not name.upper().startswith(prefix)
-    }
-    chosen = settings.model_dump(mode="json", exclude_none=True, exclude={"api_key"})
-    return inherited | {f"{prefix}{name.upper()}": str(value) for name, value in chosen.items()}
 
 
 def _find_free_port(settings: Settings, *, wait: bool, is_wanted: IsWanted) -> int:

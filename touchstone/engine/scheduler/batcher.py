@@ -45,6 +45,8 @@ class Batcher:
         self._loops = LoopRows(self._observe)
         self.on_pass: Callable[[QueryCount, float], None] = lambda _queries, _seconds: None
         self.on_wait: Callable[[], None] = lambda: None  # called while a slow oracle answers
+        self.stepping: tuple[Task, ...] = ()
+        """The tasks that it is at work on, or was last."""
 
     def __len__(self) -> int:
         return len(self._running)
@@ -75,6 +77,7 @@ class Batcher:
     def _answer(self, chosen: Share) -> None:
         """Run a pass of these rows or, where they are loops, a step."""
         run = self._step_loops if isinstance(chosen[0][0].query, Repeat) else self._run_pass
+        self.stepping = tuple(task for task, _ in chosen)
         began = time.perf_counter()
         try:
             deliver = run(chosen)
@@ -186,6 +189,7 @@ class Batcher:
 
     def _advance(self, task: Task, answer: Answer | None) -> None:
         task.parts, task.answered_rows, task.number = [], 0, task.number + 1
+        self.stepping = (task,)
         began = time.perf_counter()
         try:
             with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -29,6 +29,10 @@ class TaskHandle:
     def queries(self) -> QueryCount:
         """Queries answered so far."""
         return self._task.queries
+
+    def is_one_of(self, tasks: Collection[Task]) -> bool:
+        """Whether this is the handle of one of these tasks."""
+        return self._task in tasks
 
     def cancel(self) -> None:
         """Ask for the task to end before the next step; `result` then raises JobCanceled."""
@@ -75,6 +79,11 @@ class DeviceThread:
     def busy(self) -> bool:
         """Whether any task is running or waits to."""
         return bool(self._arrived or len(self._batcher))
+
+    @property
+    def stepping(self) -> tuple[Task, ...]:
+        """The tasks that it is at work on, or was last."""
+        return self._batcher.stepping
 
     @property
     def alive(self) -> bool:

@@ -62,6 +62,10 @@ class Engine:
         """Whether the device has any task, running or waiting."""
         return self._device_thread.busy
 
+    def is_stepping(self, task: object) -> bool:
+        """Whether the device is at work on this task, or was last: where it hangs, that is the reason."""
+        return isinstance(task, TaskHandle) and task.is_one_of(self._device_thread.stepping)
+
     def metrics(self) -> dict[str, Any]:
         """Metrics of its passes and the models that it keeps loaded, as JSON."""
         with self._lock:

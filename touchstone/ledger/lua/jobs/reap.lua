@@ -1,20 +1,61 @@
--- most attempts, error as JSON, dispatch again after ms, most dispatches a call, name of the broker's queue, ms after which
--- a silent worker is removed.
-local max_attempts, problem, pause = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+-- most strikes, error as JSON, dispatch again after ms, most dispatches a call, name of the broker's queue, ms after which
+-- a silent worker is removed, lease ms, ms without a call after which leases tell nothing.
+local max_strikes, problem, pause = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local max_dispatches, broker_queue = tonumber(ARGV[4]), ARGV[5]
+local lease, max_gap = tonumber(ARGV[7]), tonumber(ARGV[8])
 local at = now()
 redis.call('ZREMRANGEBYSCORE', SERVED, '-inf', at - tonumber(ARGV[6]))
 
-local lost = redis.call('ZRANGEBYSCORE', LEASES, '-inf', at, 'LIMIT', 0, 100)
-for _, id in ipairs(lost) do
-  local job = get(id, 'attempts', 'cancel')
-  if job[2] == '1' then
-    set_status(id, 'canceled', at)
-  elseif tonumber(job[1]) >= max_attempts then
-    set(id, 'error', problem)
-    set_status(id, 'failed', at)
-  else
-    set_status(id, 'queued', at)
+-- Leases run out by the server's clock. Where nobody has called for long, or the clock was set back, it was the server that
+-- stood still, or its clock that jumped: deadlines move along. A lease that seems to last longer than any is cut.
+local before = tonumber(redis.call('GET', REAPED) or at)
+redis.call('SET', REAPED, at)
+local jumped = at < before or at - before > max_gap
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, string.format('(%d', at + lease), '+inf')) do
+  redis.call('ZADD', LEASES, at + lease, id)
+end
+if jumped then
+  for _, id in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
+    redis.call('HINCRBY', job_key(id), 'due', at - before)
+  end
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', REDISPATCH, at, '+inf')) do redis.call('ZADD', REDISPATCH, at, id) end
+end
+
+-- A worker renews all its leases at once, so it lives if any lasts long yet, and is lost as a whole when the last one has run
+-- out. Two that fall silent at nearly the same time have no job in common: whatever ended them was none of their jobs' doing.
+local JUST_RENEWED, SAME_TIME = lease / 5, 2 * lease / 5
+local MAX_LEASES = 1000
+local groups, silent = {}, 0
+local function group_of(worker, id)
+  if groups[worker] then return groups[worker] end
+  local jobs, newest = jobs_of(worker, id), 0
+  for _, job in ipairs(jobs) do newest = math.max(newest, tonumber(redis.call('ZSCORE', LEASES, job) or 0)) end
+  groups[worker] = {jobs = jobs, newest = newest}
+  if newest <= at + SAME_TIME then silent = silent + 1 end
+  return groups[worker]
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', at + SAME_TIME, 'LIMIT', 0, MAX_LEASES)) do
+  group_of(get(id, 'worker')[1], id)
+end
+
+-- Suspects are spared, too: their process ends with the worker that started it, which says so itself where only the process
+-- was lost (`lose`).
+local function take(id, company)
+  local job = get(id, 'left', 'claims', 'losses')
+  if job[1] == job[2] then return queue_again(id, at) end
+  local innocent = jumped or silent > 1 or tonumber(job[3] or 0) > 0
+  if not (innocent and spare(id, at)) then lose(id, at, company, max_strikes, problem) end
+end
+
+local lost = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', at, 'LIMIT', 0, MAX_LEASES)) do
+  local group = group_of(get(id, 'worker')[1], id)
+  if group.newest > at + JUST_RENEWED then
+    take(id, 1)
+    lost[#lost + 1] = id
+  elseif group.newest <= at then
+    take(id, #group.jobs)
+    lost[#lost + 1] = id
   end
 end
 
@@ -45,8 +86,10 @@ if lack or stray > 0 then
   for position, id in ipairs(redis.call('ZRANGEBYSCORE', REDISPATCH, '-inf', at, 'LIMIT', 0, MAX_SCANNED)) do
     if #to_dispatch == max_dispatches then break end
     redis.call('ZADD', REDISPATCH, at + pause + position / MAX_SCANNED, id)
-    local queue = queue_of(get(id, 'model')[1])
-    if position_of(id) ~= queue or missing[queue] > 0 then
+    local queue = queue_of_job(id)
+    if string.find(queue, '!', 1, true) then
+      move_to(id, queue)  -- processes of suspects receive no messages
+    elseif position_of(id) ~= queue or missing[queue] > 0 then
       move_to(id, queue)
       missing[queue] = missing[queue] - 1
       to_dispatch[#to_dispatch + 1] = id

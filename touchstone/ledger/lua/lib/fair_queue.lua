@@ -1,9 +1,10 @@
--- Fair queueing. Waiting jobs are in queues, one for each model that has workers of its own and '' for all others; within
--- a queue each tenant has a queue of its own. A free slot goes to the tenant that runs the fewest jobs of the queue, among
+-- Fair queueing. Waiting jobs are in queues, one for each model that has workers of its own and '' for all others, and for
+-- each of these one for the suspects of each level (see `losses`); within a queue each tenant has a queue of its own. A free slot goes to the tenant that runs the fewest jobs of the queue, among
 -- equals to the one whose last turn is the longest ago, and of its jobs to the oldest.
 
 local SERVED = 'ts:served'  -- models that have workers of their own, by the last heartbeat of one
 local CLAIMS = 'ts:claims'  -- running jobs by the token of their claim
+local SUSPECTS = 'ts:suspects'  -- how many jobs wait in each queue of suspects
 local MAX_TURNS = 1e12          -- more than will ever occur, so that one running job outweighs all turns
 
 -- A tenant's waiting jobs by their position. Ids of models have no spaces.
@@ -14,6 +15,11 @@ end
 -- Tenants that have waiting jobs, by who is next.
 local function tenants_key(queue)
   return 'ts:tenants:' .. queue
+end
+
+-- The jobs that a worker runs.
+local function runs_key(worker)
+  return 'ts:runs:' .. worker
 end
 
 -- How many jobs of the queue each tenant runs.
@@ -59,21 +65,36 @@ local function count_waiting(queue)
   return all
 end
 
-local function queue_of(model)
-  return redis.call('ZSCORE', SERVED, model) and model or ''
+-- Ids of models have no exclamation marks.
+local function suspects_queue(queue, level)
+  return queue .. '!' .. level
+end
+
+-- The queue that a job of this model belongs into: that of its workers, or that of suspects where it was lost before.
+local function queue_of(model, losses)
+  local queue = redis.call('ZSCORE', SERVED, model) and model or ''
+  return tonumber(losses or 0) > 0 and suspects_queue(queue, losses) or queue
+end
+
+local function queue_of_job(id)
+  return queue_of(unpack(redis.call('HMGET', 'ts:job:' .. id, 'model', 'losses')))
+end
+
+local function count_suspects(queue, change)
+  if string.find(queue, '!', 1, true) then count(SUSPECTS, queue, change) end
 end
 
 local function enqueue(id, queue)
   redis.call('HSET', 'ts:job:' .. id, 'lane', queue)
   local _, tenant, seq = position_of(id)
-  redis.call('ZADD', tenant_queue_key(queue, tenant), seq, id)
+  count_suspects(queue, redis.call('ZADD', tenant_queue_key(queue, tenant), seq, id))
   rank(queue, tenant)
 end
 
 local function dequeue(id)
   local queue, tenant = position_of(id)
   if not queue then return end  -- accepted before there were queues of models
-  redis.call('ZREM', tenant_queue_key(queue, tenant), id)
+  count_suspects(queue, -redis.call('ZREM', tenant_queue_key(queue, tenant), id))
   rank(queue, tenant)
 end
 
@@ -107,7 +128,9 @@ end
 
 local function begin_turn(id)
   local queue, tenant = position_of(id)
-  redis.call('HSET', CLAIMS, redis.call('HGET', 'ts:job:' .. id, 'token'), id)
+  local token, worker = unpack(redis.call('HMGET', 'ts:job:' .. id, 'token', 'worker'))
+  redis.call('HSET', CLAIMS, token, id)
+  redis.call('SADD', runs_key(worker), id)
   count(running_key(queue), tenant, 1)
   if redis.call('EXISTS', tenants_key(queue)) == 1 then
     redis.call('HSET', turns_key(queue), tenant, redis.call('HINCRBY', turns_key(queue), '', 1))
@@ -118,7 +141,9 @@ end
 local function end_turn(id)
   local queue, tenant = position_of(id)
   if not queue then return end
-  redis.call('HDEL', CLAIMS, redis.call('HGET', 'ts:job:' .. id, 'token'))
+  local token, worker = unpack(redis.call('HMGET', 'ts:job:' .. id, 'token', 'worker'))
+  redis.call('HDEL', CLAIMS, token)
+  redis.call('SREM', runs_key(worker), id)
   count(running_key(queue), tenant, -1)
   rank(queue, tenant)
 end

@@ -3,6 +3,7 @@
 
 local LEASES = 'ts:leases'  -- running jobs by the time at which their lease runs out
 local REDISPATCH = 'ts:bells'  -- queued jobs by the time from which they may be dispatched again
+local REAPED = 'ts:reaped'  -- the time of the last look for leases that ran out
 local ENDED = 'ts:ended'  -- jobs that have ended, by the time of their end
 local TERMINAL = {succeeded = true, failed = true, canceled = true}
 
@@ -142,7 +143,7 @@ end
 
 -- The only place where the status of a job changes.
 local function set_status(id, status, at)
-  local job = get(id, 'status', 'seq', 'tenant', 'model')
+  local job = get(id, 'status', 'seq', 'tenant')
   if job[1] == 'queued' then dequeue(id) end
   if job[1] == 'running' then end_turn(id) end
   for _, index in ipairs({status_indexes(job[1], job[3])}) do redis.call('ZREM', index, id) end
@@ -158,7 +159,7 @@ local function set_status(id, status, at)
     release_files(id)
   elseif status == 'queued' then
     redis.call('ZADD', REDISPATCH, at, id)
-    enqueue(id, queue_of(job[4]))
+    enqueue(id, queue_of_job(id))
   elseif status == 'running' then
     begin_turn(id)
   end

@@ -7,6 +7,7 @@ local time = redis.call('TIME')
 local at = time[1] * 1000000 + time[2]
 local each = MINUTE / limit
 local empty_for = math.max(0, tonumber(redis.call('GET', key) or 0) - at)
+if empty_for > MINUTE + 1 then empty_for = 0 end  -- the clock was set back
 if empty_for + each > MINUTE + 1 then return {0, 0, math.ceil(empty_for + each - MINUTE)} end
 
 empty_for = empty_for + each
