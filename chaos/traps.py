@@ -19,6 +19,7 @@ from typing import Any
 import workers.__main__
 from touchstone.engine.oracles.oracle import TorchOracle
 from touchstone.engine.scheduler.batcher import Batcher
+from touchstone.evaluation.run import run_job
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Submission
 from touchstone.storage.blobs import FolderBlobs
@@ -87,7 +88,7 @@ def is_poison(seed: int) -> bool:
 
 def set_poison() -> None:
     """Have poisons end this process as soon as they run."""
-    run = workers.__main__.run_job
+    run = run_job
 
     @wraps(run)
     def run_or_die(submission: Submission, *args: Any, **options: Any) -> Any:

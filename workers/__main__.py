@@ -18,6 +18,7 @@ from touchstone.logs import get_logger
 from touchstone.net.outbound import OutboundClient
 from touchstone.settings import Settings, read_secret
 from touchstone.storage.model_store import open_registered_store
+from workers.lease_renewal import LeaseRenewal
 from workers.quarantine import serve_quarantine
 from workers.serve import serve
 
@@ -40,16 +41,18 @@ def main(arguments: Sequence[str] = (), *, module: str = "workers") -> int:
     parser.add_argument("--quarantine", metavar="NAME", help="run jobs whose worker was lost, for a worker")
     name, settings = parser.parse_args(arguments).quarantine, Settings()
     logs.configure(settings.log_level)
+    renewal = LeaseRenewal(settings)
     store = open_registered_store(settings)
     ledger = Ledger(ledger_url(settings), settings)
     remote_access = RemoteAccess(OutboundClient(settings.outgoing_allow), ledger.query_budget, read_secret)
     engine = Engine(settings.device, settings.memory_budget, store, remote_access)
+    run = partial(run_job, engine=engine)
     if name:
-        return serve_quarantine(name, settings, engine, partial(run_job, engine=engine), store)
+        return serve_quarantine(name, settings, engine, run, store, renewal=renewal)
     threading.Thread(
         target=warm_up, args=(engine, settings.served_models), name="warm-up", daemon=True
     ).start()
-    return serve(settings, engine, partial(run_job, engine=engine), store, module=module)
+    return serve(settings, engine, run, store, renewal=renewal, module=module)
 
 
 if __name__ == "__main__":

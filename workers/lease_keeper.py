@@ -20,6 +20,8 @@ from touchstone.models.measurements import Probe
 from touchstone.settings import Settings
 from workers.claimed_job import ClaimedJob
 from workers.engine import WatchedEngine
+from workers.lease_renewal import LeaseRenewal
+from workers.watchdog import Watchdog
 
 TICK_SECONDS = 0.2
 RENEW_SECONDS = 0.4
@@ -131,6 +133,10 @@ class LeaseKeeper:
             self._next[task] = now + pause
         return due
 
+    def claims(self) -> dict[str, int]:
+        """The claims under which this worker runs its jobs."""
+        return {each.job.id: each.job.claims for each in self._list_claimed() if each not in self._abandoned}
+
     def renew(self) -> None:
         """Renew all leases once, and stop the jobs that the ledger says to stop."""
         claimed: dict[str, ClaimedJob] = {}
@@ -232,3 +238,17 @@ class ProgressMonitor:
     def is_hung(self, now: float) -> bool:
         """Whether the engine made no progress for longer than one step may take."""
         return self.idle_seconds(now) > self._max_hang
+
+
+def build_keeper(
+    name: str, ledger: Ledger, engine: WatchedEngine, settings: Settings, renewal: LeaseRenewal
+) -> LeaseKeeper:
+    """A keeper that ends this process where the engine hangs; if its own threads do, the watchdog does."""
+    watchdog = Watchdog(settings.hang)
+
+    def on_tick() -> None:
+        watchdog.feed()
+        renewal.update(keeper.worker, keeper.claims())
+
+    keeper = LeaseKeeper(name, ledger, engine, settings, give_up=os._exit, on_tick=on_tick)
+    return keeper

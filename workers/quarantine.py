@@ -5,7 +5,6 @@ So a job that ends its worker ends others of its kind at most, while the worker 
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +20,9 @@ from touchstone.settings import Settings
 from touchstone.storage.blobs import open_blobs
 from workers.engine import StoppableEngine
 from workers.execution import RunJob
-from workers.lease_keeper import LeaseKeeper
+from workers.lease_keeper import LeaseKeeper, build_keeper
+from workers.lease_renewal import LeaseRenewal
 from workers.runner import Runner
-from workers.watchdog import Watchdog
 
 IDLE_SECONDS = 60.0
 CHECK_SECONDS = 0.2
@@ -32,14 +31,20 @@ _log = get_logger("quarantine")
 
 
 def serve_quarantine(
-    name: str, settings: Settings, engine: StoppableEngine, run: RunJob, store: ModelStore = ZOO
+    name: str,
+    settings: Settings,
+    engine: StoppableEngine,
+    run: RunJob,
+    store: ModelStore = ZOO,
+    *,
+    renewal: LeaseRenewal,
 ) -> int:
     """Run suspects as the worker `name` until there have been none for a minute, or SIGTERM; returns the exit
     code.
     """
     settings = settings.model_copy(update={"concurrency": max(COHORTS.values())})
-    ledger, watchdog = Ledger(ledger_url(settings), settings), Watchdog(settings.hang)
-    keeper = LeaseKeeper(name, ledger, engine, settings, give_up=os._exit, on_tick=watchdog.feed)
+    ledger = Ledger(ledger_url(settings), settings)
+    keeper = build_keeper(name, ledger, engine, settings, renewal)
     runner = Runner(ledger, open_blobs(settings), keeper, run, settings, store)
 
     def stop(_signal: int, _frame: object) -> None:
@@ -51,6 +56,7 @@ def serve_quarantine(
     _log.info("ready", worker=name)
     _run_cohorts(ledger, keeper, runner)
     keeper.close()
+    renewal.close()
     runner.trials.spare.stop()
     engine.stop()
     ledger.close()

@@ -23,11 +23,11 @@ from touchstone.storage.blobs import open_blobs
 from workers.celery_app import celery_app
 from workers.engine import StoppableEngine
 from workers.execution import RunJob
-from workers.lease_keeper import LeaseKeeper
+from workers.lease_keeper import LeaseKeeper, build_keeper
+from workers.lease_renewal import LeaseRenewal
 from workers.quarantine_process import QuarantineProcess
 from workers.runner import Runner
 from workers.tasks import register
-from workers.watchdog import Watchdog
 
 # A consumer that sleeps because the pool is full wakes only for a timer.
 WAKE_SECONDS = 0.05
@@ -41,16 +41,14 @@ def serve(
     run: RunJob,
     store: ModelStore = ZOO,
     *,
+    renewal: LeaseRenewal,
     module: str = "workers",
 ) -> int:
     """Run jobs until SIGTERM or SIGINT; returns the exit code. `module` is run again for suspects."""
     url = ledger_url(settings)
     ledger = Ledger(url, settings)
     app = celery_app(url)
-    watchdog = Watchdog(settings.hang)
-    keeper = LeaseKeeper(
-        _make_worker_name(), ledger, engine, settings, give_up=os._exit, on_tick=watchdog.feed
-    )
+    keeper = build_keeper(_make_worker_name(), ledger, engine, settings, renewal)
     reaper = Reaper(ledger, ledger.dispatch)
     runner = Runner(ledger, open_blobs(settings), keeper, run, settings, store)
     quarantine = QuarantineProcess(keeper.worker, ledger, settings, module)
@@ -60,6 +58,7 @@ def serve(
     reaper.stop()
     quarantine.stop()
     keeper.close()
+    renewal.close()
     runner.trials.spare.stop()
     engine.stop()
     ledger.close()

@@ -215,7 +215,7 @@ def test_report_counts_outcomes_and_times_recoveries(evidence: Evidence) -> None
     assert one.recoveries == (1.5,)
     assert (total.fault, total.recoveries) == ("all", one.recoveries)
     assert rows(evidence, history, [], [replace(again, recovery="next claim")])[0].recoveries == (0.25,)
-    line = "| fire | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 95.00 % | 0 | 1 | 1 | 1 | 1.500 | 1.500 | 1.500 |"
+    line = "| fire | 1 | 1 | 1 | 1 | 0 | 0 | 0 | 0 | 95.00 % | 0 | 1 | 1 | 1 | 1.500 | 1.500 | 1.500 |"
     assert line in document.campaign_table([one.record()])
 
 

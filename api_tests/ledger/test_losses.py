@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 import redis
 
+from api_tests.ledger.test_state_machine import LEVELS, SUSPECTS, JobChoice, LedgerMachine
+from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.losses import COHORTS
 from touchstone.ledger.records import Job, Submission
@@ -14,6 +18,7 @@ from touchstone.settings import Settings
 
 SLOTS = 96
 LEASE_MS = 5_000
+FEW = range(4)
 
 
 @dataclass
@@ -148,3 +153,30 @@ def test_rate_limit_forgets_what_was_spent_before_the_clock_was_set_back(
     server.incrby("ts:rate:reads:north", hour)
     granted, _, _ = ledger.scripts.run("tenants/rate", "reads", "north", 60)
     assert granted == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lost_jobs_match_the_model(ledger: Ledger, submission: Submission, valkey: str, seed: int) -> None:
+    """Only what loses jobs: where other steps also end them, few are lost three times."""
+    server, draw = connect(valkey), random.Random(seed)
+    machine = LedgerMachine(ledger, server, submission)
+
+    def which() -> JobChoice:
+        return draw.randrange(100), False
+
+    steps: dict[Callable[[], object], int] = {
+        lambda: machine.claim(which(), draw.choice(["ann", "bob"]), [], False): 4,
+        lambda: machine.claim_suspect(draw.choice(LEVELS[1:]), []): 16,
+        lambda: machine.crash(draw.choice(["ann", "bob"]), draw.random() < 0.5): 2,
+        lambda: machine.crash(SUSPECTS, True): 1,
+        lambda: machine.lose(draw.choice(["ann", SUSPECTS]), set(draw.sample(FEW, draw.randrange(3)))): 4,
+        lambda: machine.give_up(which(), 0, draw.random() < 0.3): 1,
+        lambda: machine.reap(draw.random() < 0.5): 2,
+    }
+    for number in range(12):
+        machine.accept("attack", draw.choice(["north", "south"]), None, str(number))
+    for _ in range(150):
+        draw.choices(list(steps), list(steps.values()))[0]()
+        machine.every_job_matches_the_model()
+    machine.every_index_matches_the_model()
+    server.close()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
-from collections.abc import Callable
 
 import pytest
 import redis
@@ -39,7 +37,6 @@ JOB_CHOICES = st.tuples(st.integers(0, 99), st.sampled_from([False, False, False
 """Which job: its position among those that a step is meant for, or now and then among all jobs ever accepted.
 """
 MAX_QUEUED = 4
-FEW = range(4)
 NEEDS = QuotaUsage(input_bytes=1000, output_bytes=1)
 
 
@@ -380,48 +377,13 @@ def check_events(ledger: Ledger, job: str, life: JobModel) -> None:
             done = event.data["done"]
 
 
-def run_machine(url: str, home_settings: Settings, submission: Submission) -> None:
-    """Run as many machines as the profile says, each for as many steps."""
-    ledger = Ledger(url, home_settings.model_copy(update={"queue_limit": MAX_QUEUED}))
-    server = connect(url)
-    try:
-        run_state_machine_as_test(lambda: LedgerMachine(ledger, server, submission), settings=PROFILE)
-    finally:
-        server.close()
-        ledger.close()
-
-
 def test_ledger_matches_the_job_state_model_after_any_operations(
     valkey: str, submission: Submission, settings: Settings
 ) -> None:
-    run_machine(valkey, settings, submission)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_lost_jobs_match_the_model(ledger: Ledger, submission: Submission, valkey: str, seed: int) -> None:
-    """Only what loses jobs: where other steps also end them, few are lost three times."""
-    server, draw = connect(valkey), random.Random(seed)
-    machine = LedgerMachine(ledger, server, submission)
-
-    def which() -> JobChoice:
-        return draw.randrange(100), False
-
-    steps: dict[Callable[[], object], int] = {
-        lambda: machine.claim(which(), draw.choice(["ann", "bob"]), [], False): 4,
-        lambda: machine.claim_suspect(draw.choice(LEVELS[1:]), []): 16,
-        lambda: machine.crash(draw.choice(["ann", "bob"]), draw.random() < 0.5): 2,
-        lambda: machine.crash(SUSPECTS, True): 1,
-        lambda: machine.lose(draw.choice(["ann", SUSPECTS]), set(draw.sample(FEW, draw.randrange(3)))): 4,
-        lambda: machine.give_up(which(), 0, draw.random() < 0.3): 1,
-        lambda: machine.reap(draw.random() < 0.5): 2,
-    }
-    for number in range(12):
-        machine.accept("attack", draw.choice(["north", "south"]), None, str(number))
-    for _ in range(150):
-        draw.choices(list(steps), list(steps.values()))[0]()
-        machine.every_job_matches_the_model()
-    machine.every_index_matches_the_model()
+    ledger, server = Ledger(valkey, settings.model_copy(update={"queue_limit": MAX_QUEUED})), connect(valkey)
+    run_state_machine_as_test(lambda: LedgerMachine(ledger, server, submission), settings=PROFILE)
     server.close()
+    ledger.close()
 
 
 FUZZING = "TOUCHSTONE_FUZZ" in os.environ

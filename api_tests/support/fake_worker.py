@@ -5,6 +5,7 @@ Run as a program, it serves. `start` forks one from a process that has everythin
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from touchstone.errors import JobCanceled, ModelUnusable, NonFiniteOutput, Worke
 from touchstone.evaluation.run import JobOutcome
 from touchstone.ledger.records import Progress, Submission, Timings
 from touchstone.settings import Settings
+from workers.lease_renewal import LeaseRenewal
 from workers.quarantine import serve_quarantine
 from workers.serve import serve
 
@@ -115,6 +117,8 @@ def end_job(ending: str | None, engine: FakeEngine) -> None:
         raise WorkerStopping("the engine was stopped")
     if ending == "break":
         raise RuntimeError("the password is swordfish")
+    if ending == "seize":
+        ctypes.PyDLL(None).sleep(4)  # holds the interpreter lock
     if ending == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if ending in ("hang", "wait"):
@@ -129,10 +133,12 @@ def write_diary(parameters: dict[str, Any], line: str) -> None:
 
 def main(settings: Settings | None = None) -> int:
     logs.configure("info")
-    engine = FakeEngine()
+    settings = settings or Settings()
+    renewal, engine = LeaseRenewal(settings), FakeEngine()
+    run_fake = partial(run, engine=engine)
     if sys.argv[1:2] == ["--quarantine"]:
-        return serve_quarantine(sys.argv[2], Settings(), engine, partial(run, engine=engine))
-    return serve(settings or Settings(), engine, partial(run, engine=engine), module=__spec__.name)
+        return serve_quarantine(sys.argv[2], settings, engine, run_fake, renewal=renewal)
+    return serve(settings, engine, run_fake, renewal=renewal, module=__spec__.name)
 
 
 def _do_nothing(_: Settings) -> None:

@@ -20,10 +20,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, submission: Submission) ->
     cluster.close()
 
 
-def suspects_pid(cluster: WorkerCluster) -> int | None:
-    """The process of suspects, if there is one."""
-    pids = [each.info["pid"] for each in cluster.ledger.workers.alive() if "-quarantine-" in each.id]
-    return pids[-1] if pids else None
+def wait_for_claim(cluster: WorkerCluster, job: str, claim: int) -> int:
+    """Wait until the job runs under this claim; returns the id of the process."""
+    wait_until(lambda: (cluster.read(job).status, cluster.read(job).claims) == ("running", claim))
+    worker = cluster.ledger.client.hget(f"ts:job:{job}", "worker")
+    assert "-quarantine-" in str(worker)
+    return wait_until(
+        lambda: next((each.info["pid"] for each in cluster.ledger.workers.alive() if each.id == worker), 0)
+    )
 
 
 def test_innocents_of_a_worker_that_a_job_kills_end_and_the_killer_fails(cluster: WorkerCluster) -> None:
@@ -46,16 +50,15 @@ def test_suspects_are_not_charged_when_their_worker_dies_with_them(cluster: Work
     cluster.start_worker(lease=1.0)
     job = cluster.accept(steps=MANY_STEPS)
     wait_until(lambda: cluster.read(job).status == "running")
-    for worker in range(2):
+    pid = 0
+    for number, worker in enumerate((0, 1)):
         cluster.workers[worker].kill()
         cluster.start_worker(lease=1.0)
-        wait_until(lambda: suspects_pid(cluster) and cluster.read(job).status == "running")
+        pid = wait_for_claim(cluster, job, number + 2)
         assert (cluster.read(job).losses, cluster.read(job).strikes) == (3, 0)
-    pid = suspects_pid(cluster)
-    assert pid
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: cluster.read(job).strikes == 1)
-    wait_until(lambda: cluster.read(job).status == "running")
+    wait_for_claim(cluster, job, 4)
+    assert cluster.read(job).strikes == 1
     cluster.ledger.cancel(job)
     wait_until(lambda: cluster.read(job).status == "canceled")
     assert "the process of suspects ended" in cluster.log()

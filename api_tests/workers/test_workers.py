@@ -161,6 +161,13 @@ def test_job_of_a_killed_worker_ends_on_another(cluster: WorkerCluster) -> None:
     assert cluster.count_diary_entries() == {"begin": 2, "end": 1}
 
 
+def test_leases_are_renewed_while_a_job_holds_the_interpreter(cluster: WorkerCluster) -> None:
+    cluster.start_worker(lease=2.0)
+    jobs = [cluster.accept(steps=5, then="seize"), cluster.accept(steps=5)]
+    wait_until(lambda: all(cluster.read(job).status in TERMINAL for job in jobs))
+    assert [(cluster.read(job).status, cluster.read(job).attempts) for job in jobs] == [("succeeded", 1)] * 2
+
+
 def test_running_and_queued_jobs_survive_a_kill_of_the_broker(cluster: WorkerCluster) -> None:
     cluster.start_worker()
     jobs = [cluster.accept(steps=40) for _ in range(12)]
