@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import FastAPI
 
 from service import problems
@@ -41,7 +41,9 @@ from service.state.dispatch import Dispatcher, open_dispatch
 from service.state.failed_keys import FailedKeys
 from service.state.job_waiters import JobWaiters
 from service.state.metrics import RequestMetrics, ServiceCollector
+from service.state.open_requests import OpenRequests
 from service.state.pending_uploads import PendingUploads
+from service.state.tenant_threads import TenantThreads
 from service.submissions import bodies
 from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
@@ -111,11 +113,12 @@ def _backend(settings: Settings, dispatch: Dispatch | None) -> Backend:
         ),
         sweeper=GarbageCollector(ledger, blobs),
         request_metrics=request_metrics,
-        check_limiter=CapacityLimiter(check_concurrency(settings.api_processes)),
-        submit_limiter=CapacityLimiter(MAX_SUBMISSIONS),
-        dns_limiter=CapacityLimiter(MAX_DNS_LOOKUPS),
+        check_threads=TenantThreads(check_concurrency(settings.api_processes)),
+        submit_threads=TenantThreads(MAX_SUBMISSIONS, reserve=MAX_SUBMISSIONS // 4),
+        dns_threads=TenantThreads(MAX_DNS_LOOKUPS, reserve=MAX_DNS_LOOKUPS // 4),
         pending_uploads=PendingUploads(),
         failed_keys=FailedKeys(settings.refused_keys),
+        open_requests=OpenRequests(settings),
         decoders=DecoderPool(check_concurrency(settings.api_processes)),
     )
 

@@ -60,6 +60,8 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.TenantQueueFull: 429,
         errors.BudgetSpent: 429,
         errors.RateLimited: 429,
+        errors.TooManyStreams: 429,
+        errors.TooManyWaits: 429,
         errors.UnknownWebhook: 404,
         errors.UnknownDelivery: 404,
         errors.WebhookConflict: 409,
@@ -251,7 +253,7 @@ _ABOUT = {
     415: "The body's media type is not one of those shown.",
     416: "The range lies outside the file.",
     422: "A parameter or the image cannot be used.",
-    429: "As many jobs wait as may, a budget is spent, or requests come too fast.",
+    429: "As many jobs or requests wait as may, a budget is spent, or requests come too fast.",
     503: "The ledger or a worker cannot be reached, or too much is being sent at once.",
     507: "There is no room to store it.",
 }

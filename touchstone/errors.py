@@ -269,6 +269,18 @@ class RateLimited(Failure):
     code = "rate_limited"
 
 
+class TooManyStreams(Failure):
+    """As many event streams of one tenant are open as it may have."""
+
+    code = "too_many_streams"
+
+
+class TooManyWaits(Failure):
+    """As many requests of one tenant wait for jobs as may."""
+
+    code = "too_many_waits"
+
+
 class LedgerUnavailable(Failure):
     """The ledger did not answer in time."""
 

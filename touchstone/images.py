@@ -5,6 +5,7 @@ returned.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -21,14 +22,20 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MPO = "MPO"
 """What Pillow calls a JPEG with further pictures after the first."""
 
-MAX_SCANS = 500
-"""Each scan of a progressive JPEG takes time for all pixels, however few bytes it has. A dozen are usual.
-Markers within metadata count as well."""
+MAX_SCANS = 64
+"""Each scan of a progressive JPEG takes time for all pixels, however few bytes it has. Encoders write six to
+twenty: ten by default in libjpeg, a few more where they search for the smallest file."""
 
 Pixels = NDArray[np.uint8]
 """(H, W, C) with C = 1 (gray) or 3 (RGB)."""
 
-_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+"""A marker in a JPEG: within the data of a scan, a byte 255 that is no marker is followed by a zero."""
+
+_BARE_MARKERS = frozenset((0x01, *range(0xD0, 0xD9)))
+"""Markers without a segment: TEM, restarts and the start of the image."""
+
+_SCAN, _END = 0xDA, 0xD9
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,25 @@ def _check_header(image: Image.Image, data: bytes) -> None:
         raise InvalidImage(
             "image: it has more than 8 bits a channel; convert it to 8 bits first", field="image"
         )
-    if image.format in ("JPEG", MPO) and data.count(_SCAN) > MAX_SCANS:
+    if image.format in ("JPEG", MPO) and (scans := count_scans(data)) > MAX_SCANS:
         raise InvalidImage(
-            f"image: a JPEG of more than {MAX_SCANS} scans; save it again, not progressive", field="image"
+            f"image: a JPEG of {scans:,} scans; at most {MAX_SCANS} are allowed: save it again, not "
+            "progressive",
+            field="image",
         )
+
+
+def count_scans(jpeg: bytes) -> int:
+    """The scans of the first picture of a JPEG, by its markers; those of a thumbnail in it do not count."""
+    scans = position = 0
+    while found := _MARKER.search(jpeg, position):
+        position, marker = found.end(), found[1][0]
+        if marker == _END:
+            break
+        if marker not in _BARE_MARKERS:
+            position += int.from_bytes(jpeg[position : position + 2])
+        scans += marker == _SCAN
+    return scans
 
 
 def _count_frames(image: Image.Image) -> int:

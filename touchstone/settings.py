@@ -15,6 +15,8 @@ from touchstone.errors import ModelUnusable
 from touchstone.net.addresses import Permits
 
 MIB = 2**20
+LOCAL_TENANT = "local"
+ALL_TENANTS = "*"
 SECRET_PREFIX = "TOUCHSTONE_SECRET_"  # noqa: S105 - the start of a variable's name
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
@@ -46,16 +48,20 @@ class Settings(BaseSettings):
         1,
         ge=1,
         le=64,
-        description="API processes of `touchstone up`, on one address; limits of connections, bodies and "
-        "refused keys are those of all together.",
+        description="API processes of `touchstone up`, on one address; limits of connections, streams, "
+        "waits, bodies and refused keys are those of all together.",
     )
     connections: int = Field(
-        1000, ge=1, description="Concurrent client connections of the API; one more is answered 503."
+        1000,
+        ge=1,
+        description="Concurrent client connections of the API; one more is answered 503, but for health "
+        "checks. Streams and waits may have three quarters.",
     )
     connections_each: int = Field(
         500,
         ge=1,
-        description="Concurrent connections from one address; behind a proxy, all have the proxy's address.",
+        description="Concurrent connections from one address, of IPv6 from one /64; behind a proxy, all have "
+        "the proxy's address.",
     )
     proxies: str | None = Field(
         None,
@@ -103,6 +109,15 @@ class Settings(BaseSettings):
     )
     tenant_submissions: int = Field(
         3_000, ge=1, description="Rate limit of each tenant: requests a minute that start or end something."
+    )
+    tenant_streams: int = Field(
+        100, ge=1, description="Event streams of each tenant that may be open; one more is answered 429."
+    )
+    tenant_waits: int = Field(
+        250,
+        ge=1,
+        description="Requests of each tenant that may wait for jobs, by `Prefer: wait` or for inference; one "
+        "more is answered 429.",
     )
     tenant_storage: int = Field(
         32 * 1024 * MIB,
@@ -211,6 +226,20 @@ def on_loopback(host: str) -> bool:
 def settings() -> Settings:
     """The settings of this process, read once."""
     return Settings()
+
+
+def check_secret_tenant(name: str, tenant: str) -> None:
+    """Raise ModelUnusable unless the operator lets this tenant use a secret; by default only `local` may.
+
+    Whether there is such a secret is not told to others.
+    """
+    variable = f"{SECRET_PREFIX}{name}_TENANTS"
+    tenants = {one.strip() for one in os.environ.get(variable, LOCAL_TENANT).split(",")}
+    if name.endswith("_TENANTS") or not tenants & {tenant, ALL_TENANTS}:
+        raise ModelUnusable(
+            f"the secret {name} is not for the tenant {tenant}: the operator may name the tenant in "
+            f"{variable} of the workers"
+        )
 
 
 def read_secret(name: str, host: str) -> str:

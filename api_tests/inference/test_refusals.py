@@ -32,6 +32,7 @@ from api_tests.support.fake_service import (
 from service.inference import inputs as inference_inputs
 from service.submissions.bodies import RawBody
 from touchstone.errors import CostTooHigh
+from touchstone.ledger.records import LOCAL
 from touchstone.sandbox.decoder_pool import DecoderPool
 
 
@@ -204,7 +205,9 @@ def test_images_beyond_the_cost_limit_are_refused(api: Api) -> None:
     settings = api.settings.model_copy(update={"cost_limit": 1})
     received = RawBody("", json.dumps({"inputs": [ONE]}).encode())
     with pytest.raises(CostTooHigh):
-        inference_inputs.parse_request(received, None, sample_manifest().input, settings, DecoderPool(0))
+        inference_inputs.parse_request(
+            received, None, sample_manifest().input, settings, DecoderPool(0).of(LOCAL)
+        )
 
 
 def test_too_large_inference_body_answers_413(api: Api) -> None:

@@ -26,7 +26,7 @@ from touchstone.errors import (
 )
 from touchstone.ledger.ledger import Ledger
 from touchstone.net.outbound import OutboundClient, resolve
-from touchstone.settings import Settings, read_secret
+from touchstone.settings import Settings, check_secret_tenant, read_secret
 from touchstone.supervisor import up
 
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
@@ -154,6 +154,35 @@ def test_secret_is_sent_only_to_its_allowed_hosts_and_never_shown(
         query_logits(remote_access.oracle_for(card), gray_images(1))
     shown = [json.dumps(card.card()), repr(card), caplog.text, str(refused.value), str(refused.value.extra)]
     assert not any("swordfish" in text for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("tenants", "permitted"),
+    [
+        (None, {"local"}),
+        ("", set()),
+        ("team-a", {"team-a"}),
+        ("local, team-b", {"local", "team-b"}),
+        ("*", {"local", "team-a", "team-b"}),
+    ],
+)
+def test_secret_is_for_its_tenants_only_and_by_default_for_local(
+    monkeypatch: pytest.MonkeyPatch, tenants: str | None, permitted: set[str]
+) -> None:
+    if tenants is not None:
+        monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_TENANTS", tenants)
+    for tenant in ("local", "team-a", "team-b"):
+        if tenant in permitted:
+            check_secret_tenant("ACME", tenant)
+            continue
+        with pytest.raises(ModelUnusable, match=f"ACME is not for the tenant {tenant}.*ACME_TENANTS"):
+            check_secret_tenant("ACME", tenant)
+
+
+def test_list_of_tenants_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_TENANTS", "team-a")
+    with pytest.raises(ModelUnusable, match="not for the tenant local"):
+        check_secret_tenant("ACME_TENANTS", "local")
 
 
 def test_touchstone_up_passes_on_secrets_but_not_other_touchstone_variables(

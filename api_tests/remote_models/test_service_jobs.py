@@ -93,8 +93,8 @@ class InProcessWorker:
         self.runner(job)
         return self.ledger.read(job)
 
-    def run_on_image(self, kind: str, method: str, **parameters: Any) -> Job:
-        card = self.registry.manifest("far-away")
+    def run_on_image(self, kind: str, method: str, tenant: str = LOCAL, **parameters: Any) -> Job:
+        card = self.registry.of(tenant).manifest("far-away")
         file, image = canonicalize(png(8, 8))
         model = ModelRef(id=card.id, digest=card.digest)
         submission = Submission(
@@ -103,6 +103,7 @@ class InProcessWorker:
             model=model,
             image=image,
             parameters=parameters,
+            tenant=tenant,
         )
         return self.run(submission, file)
 
@@ -152,6 +153,27 @@ def test_unreachable_remote_model_is_not_registered(worker: InProcessWorker, mod
     assert (done.status, done.error and done.error.code) == ("failed", "remote_answer")
     with pytest.raises(UnknownModel):
         worker.registry.manifest("far-away")
+
+
+def test_secret_is_not_sent_for_a_tenant_that_may_not_use_it(
+    worker: InProcessWorker, model: FakeRemoteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", "swordfish")
+    monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_HOSTS", "127.0.0.1")
+    submission, data = prepare_remote(make_registration(model, secret="ACME"), OUTGOING, "team-a")
+    submission = submission.model_copy(update={"tenant": "team-a"})
+    refused = worker.run(submission, data)
+    assert (refused.status, refused.error and refused.error.code) == ("failed", "model_unusable")
+    assert refused.error is not None
+    assert "the secret ACME is not for the tenant team-a" in refused.error.detail
+    assert model.requests == 0
+    monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_TENANTS", "team-a")
+    assert worker.run(submission, data).status == "succeeded"
+    before = model.requests
+    monkeypatch.setenv("TOUCHSTONE_SECRET_ACME_TENANTS", "local")
+    done = worker.run_on_image("prediction", "predict", tenant="team-a", top=2)
+    assert (done.status, done.error and done.error.code) == ("failed", "model_unusable")
+    assert model.requests == before
 
 
 def test_worker_refuses_gradient_attack_on_remote_model(

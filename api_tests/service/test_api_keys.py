@@ -303,3 +303,23 @@ def test_command_line_sends_the_api_key_of_the_settings(
     assert "an API key is needed" in refused.err
     monkeypatch.setenv("TOUCHSTONE_API_KEY", guarded.ledger.keys.create(key_request(scope="read")).text)
     assert "fashion-mnist-cnn" in command_line.run_command(monkeypatch, *words).out
+
+
+def test_answers_to_a_key_are_kept_out_of_shared_caches(guarded: Api) -> None:
+    key = bearer(guarded.ledger.keys.create(key_request()).text)
+    job = guarded.run_job(headers=key)["links"]
+    expected = {
+        job["self"]: "private, no-cache",
+        job["artifacts"]["adversarial.png"]: "private, max-age=31536000, immutable",
+        "/v1/jobs": "no-store",
+        "/v1/operations": "no-store",
+        "/v1/models": "private, no-cache",
+        "/v1/jobs/none": "no-store",
+    }
+    answers = {path: guarded.client.get(path, headers=key).headers for path in expected}
+    assert {path: headers["cache-control"] for path, headers in answers.items()} == expected
+    assert all("Authorization" in headers["vary"] for headers in answers.values())
+    assert "Accept" in answers[job["self"]]["vary"]
+    with guarded.client.stream("GET", "/v1/events", headers=key) as stream:
+        assert stream.headers["cache-control"] == "private, no-cache"
+    assert "authorization" not in guarded.client.get("/healthz").headers.get("vary", "").lower()

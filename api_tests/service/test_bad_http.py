@@ -57,6 +57,14 @@ INVALID = {
     "a space before the colon": b"GET /healthz HTTP/1.1\r\nHost : x\r\n\r\n",
     "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
     "two hosts": GET + b"Host: y\r\n\r\n",
+    "lines that end in LF alone": b"GET /healthz HTTP/1.1\nHost: localhost\n\n",
+    "one line that ends in LF alone": b"GET /healthz HTTP/1.1\r\nHost: localhost\nX: y\r\n\r\n",
+    "an empty line of LF alone": GET + b"X: y\r\n\n",
+    "an LF before the request": b"\n" + GET + b"\r\n",
+    "a header that goes on in the next line": GET + b"X: y\r\n z\r\n\r\n",
+    "a length in the next line": HEAD + b"Content-Length:\r\n\t5\r\n\r\nabcde",
+    "a first header that is folded": b"GET /healthz HTTP/1.1\r\n Host: localhost\r\n\r\n",
+    "a CR alone": GET + b"X: y\rZ: z\r\n\r\n",
     "HTTP/0.9": b"GET /\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50) + b"\r\n\r\n",
 }
@@ -65,6 +73,12 @@ INVALID = {
 @pytest.mark.parametrize("sent", INVALID.values(), ids=INVALID)
 def test_malformed_http_is_400(api: Api, sent: bytes) -> None:
     assert_refused(exchange(api, sent), 400, "invalid_http")
+
+
+def test_trailer_with_lf_alone_ends_the_connection(api: Api) -> None:
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(WHOLE) + WHOLE + b"\r\n"
+    answer = exchange(api, chunked + b"0\r\nX: y\n\r\n" + GET + b"\r\n")
+    assert b"alive" not in answer
 
 
 LARGE = {

@@ -160,13 +160,64 @@ def test_connection_over_the_limit_is_503(valkey: str, tmp_path: Path, setting: 
     with serve_with_limits(valkey, tmp_path, **{setting: 3}) as api, ExitStack() as stack:
         opened = [stack.enter_context(line) for line in open_connections(api, 3)]
         wait_until(lambda: count_connections(api) == 3)
-        answer = httpx2.get(f"{api.origin}/healthz")
+        answer = httpx2.get(f"{api.origin}/v1/jobs")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["code"] == "too_many_connections"
         opened[0].close()
         wait_until(lambda: count_connections(api) == 2)
+        assert httpx2.get(f"{api.origin}/v1/jobs").status_code == 200
+
+
+@pytest.mark.parametrize("setting", ["connections", "connections_each"])
+def test_health_checks_are_answered_while_all_connections_are_taken(
+    valkey: str, tmp_path: Path, setting: str
+) -> None:
+    with serve_with_limits(valkey, tmp_path, **{setting: 20}) as api, ExitStack() as stack:
+        for line in open_connections(api, 20):
+            stack.enter_context(line)
+        wait_until(lambda: count_connections(api) == 20)
+        assert httpx2.get(f"{api.origin}/healthz").json() == {"status": "alive"}
+        assert httpx2.get(f"{api.origin}/readyz").json()["code"] == "not_ready"
+        assert httpx2.get(f"{api.origin}/v2/health/live").json() == {"live": True}
+        assert httpx2.get(f"{api.origin}/healthz2").json()["code"] == "too_many_connections"
+        assert httpx2.post(f"{api.origin}/healthz").json()["code"] == "too_many_connections"
+        [line] = open_connections(api, 1)
+        stack.enter_context(line)
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /v1/jobs HTTP/1.1\r\n\r\n")
+        answer = read_until(line, b"alive")
+        while piece := receive_first_bytes(line):
+            answer += piece
+        assert answer.count(b"HTTP/1.1 ") == 1, "nothing follows a health check there"
+
+
+def test_connections_kept_for_health_checks_are_few_and_short(
+    valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LINGER_SECONDS", TIMEOUT_SECONDS)
+    with serve_with_limits(valkey, tmp_path, connections=20) as api, ExitStack() as stack:
+        for line in open_connections(api, 20 + connections.HEALTH_CONNECTIONS_EACH):
+            stack.enter_context(line)
+        wait_until(lambda: count_connections(api) == 20 + connections.HEALTH_CONNECTIONS_EACH)
+        assert httpx2.get(f"{api.origin}/healthz").status_code == 503
+        monkeypatch.setattr(connections, "HEALTH_CONNECTIONS_EACH", 10)
         assert httpx2.get(f"{api.origin}/healthz").status_code == 200
+        monkeypatch.setattr(connections, "HEALTH_CONNECTIONS", 4)
+        assert httpx2.get(f"{api.origin}/healthz").status_code == 503
+
+
+def test_connections_of_one_network_count_together(
+    valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = {"127.0.0.1": "A", "127.0.0.2": "A", "127.0.0.3": "B"}
+    monkeypatch.setattr(connections, "find_client_network", networks.__getitem__)
+    with serve_with_limits(valkey, tmp_path, connections_each=3) as api, ExitStack() as stack:
+        for line in open_connections(api, 3):
+            stack.enter_context(line)
+        wait_until(lambda: count_connections(api) == 3)
+        for source, status in (("127.0.0.2", 503), ("127.0.0.3", 200)):
+            with httpx2.Client(transport=httpx2.HTTPTransport(local_address=source)) as client:
+                assert client.get(f"{api.origin}/v1/jobs").status_code == status
 
 
 def test_connections_far_over_the_limit_are_closed_without_answer(
@@ -175,6 +226,10 @@ def test_connections_far_over_the_limit_are_closed_without_answer(
     monkeypatch.setattr(connections, "LINGER_SECONDS", TIMEOUT_SECONDS)
     with serve_with_limits(valkey, tmp_path, connections=2) as api, ExitStack() as stack:
         opened = [stack.enter_context(line) for line in open_connections(api, 8)]
+        wait_until(lambda: count_connections(api) == 4)
+        for line in opened:
+            with suppress(ConnectionError):
+                line.sendall(b"GET / HTTP/1.1\r\n")
         answers = [receive_first_bytes(line) for line in opened[2:]]
     assert [answer[:12] for answer in answers] == [b"HTTP/1.1 503"] * 2 + [b""] * 4
 
@@ -193,22 +248,28 @@ def test_refused_connection_is_closed_after_a_short_linger(
     monkeypatch.setattr(connections, "LINGER_SECONDS", 0.3)
     with serve_with_limits(valkey, tmp_path, connections=2) as api, ExitStack() as stack:
         opened = [stack.enter_context(line) for line in open_connections(api, 3)]
+        opened[2].sendall(b"GET / HTTP/1.1\r\n")
         assert receive_first_bytes(opened[2])[:12] == b"HTTP/1.1 503"
         wait_until(lambda: count_connections(api) == 2)
+        silent = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), TIMEOUT_SECONDS))
+        assert receive_first_bytes(silent) == b""
 
 
-def test_running_requests_of_closed_connections_count_toward_the_limit(valkey: str, tmp_path: Path) -> None:
+def test_running_requests_of_closed_connections_count_toward_the_limit(
+    valkey: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serve_with_limits(valkey, tmp_path, connections=2) as api, api.worker.pause():
         job = api.submit(wait=None).json()["links"]["self"]
         asked = f"GET {job} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n\r\n".encode()
         api.client.close()
         tasks = api.server.server_state.tasks
+        monkeypatch.setattr(api.server._backend.open_requests, "_most", 3)
         for count in range(1, 4):
             with socket.create_connection(("127.0.0.1", api.port)) as line:
                 line.sendall(asked)
                 wait_until(lambda count=count: len(tasks) == count)  # type: ignore[misc]
         wait_until(lambda: count_connections(api) == 0)
-        assert httpx2.get(f"{api.origin}/healthz").status_code == 503
+        assert httpx2.get(f"{api.origin}/v1/jobs").status_code == 503
 
 
 def test_slow_reader_is_buffered_only_up_to_the_limit(api: Api) -> None:

@@ -18,7 +18,11 @@ def test_loopback_host_names_are_answered(api: Api, host: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/healthz", "/v1/jobs", "/openapi.json", "/nothing"])
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "[", ""]
+    "host",
+    [
+        *("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "[", ""),
+        *("[::1%25evil.example]", "[::1%evil]", "local%68ost", "%6cocalhost", "a%00.localhost"),
+    ],
 )
 def test_foreign_host_name_is_refused(api: Api, host: str, path: str) -> None:
     assert_problem(api.client.get(path, headers={"Host": host}), 403, "host_refused")

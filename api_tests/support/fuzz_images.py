@@ -18,6 +18,7 @@ from PIL import Image
 
 from api_tests.support.fake_service import encode_image, gradient_image
 from touchstone.errors import ImageTooLarge, InvalidImage
+from touchstone.ledger.records import LOCAL
 from touchstone.sandbox.decoder_pool import DecoderPool
 
 CRASH_FOLDER = Path(__file__).parents[2] / "build/fuzz"
@@ -106,7 +107,7 @@ def decode(decoders: DecoderPool, data: bytes) -> str:
     """The outcome of decoding a file, in a word; raises if it is not an allowed one."""
     deaths, began = decoders.deaths, time.monotonic()
     try:
-        decoders.canonical(data)
+        decoders.of(LOCAL).canonical(data)
         outcome = "decoded"
     except (InvalidImage, ImageTooLarge) as failure:
         outcome = failure.code

@@ -8,6 +8,7 @@ from api_tests.support.wait import wait_until
 from api_tests.support.webhook_receiver import Receiver
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Job, JobFailure, Submission
+from touchstone.ledger.scripts import script_source
 from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.deliveries import DeliveryRecord
@@ -29,6 +30,18 @@ def finish_job(ledger: Ledger, submission: Submission, status: Any = "succeeded"
     error = JobFailure(code="out_of_memory", detail="No.") if status == "failed" else None
     assert ledger.finish(job.id, claimed.claims, status=status, result={"x": 1}, error=error)
     return ledger.read(job.id)
+
+
+def write_pings(ledger: Ledger, tenant: str, urls: str, count: int) -> None:
+    """Write due pings of a tenant to so many URLs, with their numbers for %d, in one step."""
+    library = script_source("webhooks/withdraw").rpartition("local tenant, id")[0]
+    write = """
+        local tenant, urls, count = ARGV[1], ARGV[2], tonumber(ARGV[3])
+        for i = 1, count do
+          deliver('msg_' .. tenant .. i, tenant, '', string.format(urls, i), PING, '', now() - count + i)
+        end
+    """
+    ledger.client.eval(library + write, 0, tenant, urls, count)
 
 
 def wait_for_deliveries(ledger: Ledger, job: str | None = None, count: int = 1) -> list[DeliveryRecord]:

@@ -13,7 +13,7 @@ import redis
 
 from api_tests.support.dns import PUBLIC_ADDRESS, fake_resolver
 from api_tests.support.wait import TIMEOUT_SECONDS
-from api_tests.support.webhook_jobs import SECRET, finish_job, wait_for_deliveries
+from api_tests.support.webhook_jobs import SECRET, finish_job, wait_for_deliveries, write_pings
 from api_tests.support.webhook_receiver import Receiver, reply_after, reply_with, run_receiver
 from touchstone.errors import WebhookConflict
 from touchstone.ledger.ledger import Ledger
@@ -30,10 +30,12 @@ pytestmark = pytest.mark.usefixtures("fast_retries")
 
 def make_due(server: redis.Redis) -> None:
     """As if the lease of everything that is under way had run out, and every pause were over."""
-    for there in server.zrange("ts:deliveries:receivers", 0, -1):
-        for name in server.zrange(f"ts:deliveries:due:{there}", 0, -1):
-            server.zadd(f"ts:deliveries:due:{there}", {name: 1})
-        server.zadd("ts:deliveries:receivers", {there: 1})
+    for tenant in server.zrange("ts:deliveries:tenants", 0, -1):
+        for there in server.zrange(f"ts:deliveries:receivers:{tenant}", 0, -1):
+            for name in server.zrange(f"ts:deliveries:due:{there}", 0, -1):
+                server.zadd(f"ts:deliveries:due:{there}", {name: 1})
+            server.zadd(f"ts:deliveries:receivers:{tenant}", {there: 1})
+        server.zadd("ts:deliveries:tenants", {tenant: 1})
 
 
 def claim(ledger: Ledger) -> ClaimedDelivery:
@@ -199,8 +201,9 @@ def test_hanging_receiver_does_not_delay_other_receivers(
         slow.next_actions = [reply_after(go_on)] * 40
         for _ in range(40):
             finish_job(ledger, submission.model_copy(update={"webhook": slow.url}))
-        finish_job(ledger, submission.model_copy(update={"webhook": receiver.url}))
-        start_dispatcher()
+        elsewhere = receiver.url.replace("127.0.0.1", "elsewhere.example")
+        finish_job(ledger, submission.model_copy(update={"webhook": elsewhere}))
+        start_dispatcher(OutboundClient("127.0.0.0/8", resolver=fake_resolver("127.0.0.1")))
         receiver.wait()
         assert len(slow.messages) <= outbox.MAX_PER_RECEIVER
         go_on.set()
@@ -217,10 +220,72 @@ def test_tenant_with_many_receivers_leaves_capacity_for_other_tenants(
     theirs = finish_job(ledger, submission.model_copy(update={"webhook": "https://a.example/"}))
     taken = ledger.outbox.claim({})
     assert [one.delivery.tenant for one in taken].count("greedy") == outbox.MAX_PER_TENANT
-    assert taken[-1].delivery.job == theirs.id
+    assert taken[1].delivery.job == theirs.id, "tenants take turns"
     under_way = Counter(one.receiver for one in taken)
     finish_job(ledger, submission.model_copy(update={"webhook": "https://a.example/"}))
     assert [one.delivery.tenant for one in ledger.outbox.claim(under_way)] == [LOCAL]
+
+
+def test_tenant_with_thousands_of_hanging_receivers_does_not_hide_another_tenants(ledger: Ledger) -> None:
+    write_pings(ledger, "greedy", "https://%d.example/", 1300)
+    hanging = Counter(one.receiver for one in ledger.outbox.claim({}))
+    assert hanging.total() == outbox.MAX_PER_TENANT
+    write_pings(ledger, "modest", "https://%d.example/", 1)
+    assert [one.delivery.tenant for one in ledger.outbox.claim(hanging)] == ["modest"]
+
+
+def test_tenants_that_fill_the_dispatcher_leave_a_reserve_for_others(ledger: Ledger) -> None:
+    for tenant in ("greedy", "grabby", "grasping"):
+        write_pings(ledger, tenant, "https://%d.example/", 40)
+    hanging = Counter(one.receiver for one in ledger.outbox.claim({}))
+    assert hanging.total() == outbox.MAX_IN_FLIGHT
+    for tenant in ("modest", "humble"):
+        write_pings(ledger, tenant, "https://%d.example/", 2)
+    assert sorted(one.delivery.tenant for one in ledger.outbox.claim(hanging)) == ["humble", "modest"]
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        "https://hanging.example:%d/",
+        "https://h%d.EXAMPLE./",
+        "http://[2001:db8::1]:%d/",
+        "https://h.example?%d",
+    ],
+)
+def test_ports_letter_case_and_paths_make_no_new_receivers(ledger: Ledger, urls: str) -> None:
+    write_pings(ledger, "greedy", urls.replace("h%d.EXAMPLE.", "h.exAMPLe.:%d"), 20)
+    write_pings(ledger, "modest", urls.replace("h%d.EXAMPLE.", "h.example:%d"), 2)
+    taken = ledger.outbox.claim({})
+    assert Counter(one.delivery.tenant for one in taken) == {
+        "greedy": outbox.MAX_PER_RECEIVER,
+        "modest": 2,
+    }
+    assert len({one.receiver for one in taken}) == 2
+
+
+def test_deliveries_that_an_earlier_version_queued_are_sent(ledger: Ledger) -> None:
+    write_pings(ledger, LOCAL, "https://h.example:%d/", 700)
+    waiting = f"ts:deliveries:due:{LOCAL} h.example"
+    ledger.client.delete(waiting, f"ts:deliveries:receivers:{LOCAL}", "ts:deliveries:tenants")
+    for number in range(1, 701):
+        receiver = f"{LOCAL} https://h.example:{number}"
+        ledger.client.hset(f"ts:delivery:msg_{LOCAL}{number}", "receiver", receiver)
+        ledger.client.zadd(f"ts:deliveries:due:{receiver}", {f"msg_{LOCAL}{number}": number})
+        ledger.client.zadd("ts:deliveries:receivers", {receiver: number})
+    assert len(ledger.outbox.claim({})) == outbox.MAX_PER_RECEIVER
+    ledger.outbox.claim({})
+    assert ledger.client.zcard(waiting) == 700
+    assert list(ledger.client.scan_iter("ts:deliveries:due:*")) == [waiting]
+    assert not ledger.client.exists("ts:deliveries:receivers")
+
+
+def test_delivery_that_an_earlier_version_still_writes_is_sent(ledger: Ledger) -> None:
+    write_pings(ledger, LOCAL, "https://h.example:%d/", 1)
+    ledger.client.delete("ts:deliveries:tenants", f"ts:deliveries:receivers:{LOCAL}")
+    ledger.client.zadd("ts:deliveries:receivers", {f"{LOCAL} h.example": 1})
+    assert len(ledger.outbox.claim({})) == 1
+    assert not ledger.client.exists("ts:deliveries:receivers")
 
 
 def test_delivery_to_a_hanging_receiver_times_out_and_is_retried(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +16,24 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service import problems
 from service.http.read_deadline import ReadDeadline
+from service.http.strict_heads import StrictReceiveBuffer
 from touchstone.logs import get_logger
+from touchstone.net.addresses import find_client_network
 
 HEAD_BYTES = 64 * 2**10
 HEAD_SECONDS = 10.0
 CHECK_SECONDS = 1.0
 LINGER_SECONDS = 1.0
 """A connection that is closed at once may discard the response before its client has read it."""
+
+HEALTH_CONNECTIONS = 32
+"""Connections over the limit that may ask whether the service is healthy, and nothing else."""
+
+HEALTH_CONNECTIONS_EACH = 4
+"""As many of these from one address."""
+
+_HEALTH_CHECK = re.compile(rb"(GET|HEAD) /(healthz|readyz|v2/health/(live|ready)) ")
+"""The start of a health check; its request line comes in one piece."""
 
 _UNSENT_BYTES = 128 * 2**10
 _log = get_logger("connections")
@@ -36,34 +49,40 @@ class ConnectionLimit:
 
 class HttpProtocol(H11Protocol):
     """Closes a connection whose request's head is not complete within `HEAD_SECONDS`, or whose client reads
-    too slowly; refuses connections over the limit.
+    too slowly; refuses connections over the limit, but for a few that check the service's health.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
     _read_timer: asyncio.TimerHandle | None = None
     _refused = False
+    _for_health = False
 
     def __init__(self, *args: Any, limit: ConnectionLimit, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.conn._receive_buffer = StrictReceiveBuffer()
         self._limit = limit
         self._deadline = ReadDeadline()
         self._unread, self._checked_at = 0, 0.0
+        self._network: str | None = None  # a Unix socket has no addresses
 
     def connection_made(self, transport: Any) -> None:
         """Start the deadline of the first request."""
         super().connection_made(transport)
+        self._network = find_client_network(self.client[0]) if self.client else None
         _configure_socket(transport.get_extra_info("socket"))
         # Writing pauses as soon as anything is left unsent: each pause means that the client reads slowly.
         transport.set_write_buffer_limits(high=0)
         if len(self.connections) > 2 * self._limit.total:
             transport.abort()
         elif self._is_over_limit():
-            self._refuse()
+            self._reserve_for_health()
         else:
             self._expect_head(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         """Stop the deadline once a request has begun."""
+        if self._for_health and self.cycle is None and not _HEALTH_CHECK.match(data):
+            self._refuse()
         if self._refused:
             return
         before = self.cycle
@@ -74,6 +93,8 @@ class HttpProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Start the deadline of the next request, unless it has arrived already."""
         before = self.cycle
+        if self._for_health:
+            self.transport.close()
         super().on_response_complete()
         if self.cycle is before:
             self._expect_head(HEAD_SECONDS)
@@ -129,12 +150,22 @@ class HttpProtocol(H11Protocol):
         """Whether this connection exceeds the limits; requests that outlive their connection count too."""
         if max(len(self.connections), len(self.tasks)) > self._limit.total:
             return True
-        if self.client is None:  # a Unix socket has no addresses
+        if self._network is None:
             return False
-        hosts = [
-            other.client[0] for other in self.connections if isinstance(other, HttpProtocol) and other.client
-        ]
-        return hosts.count(self.client[0]) > self._limit.per_address
+        return sum(other._network == self._network for other in self._others()) > self._limit.per_address
+
+    def _others(self) -> Iterator[HttpProtocol]:
+        """All open connections, with this one."""
+        return (other for other in self.connections if isinstance(other, HttpProtocol))
+
+    def _reserve_for_health(self) -> None:
+        """Let a connection over the limit send a health check, if it comes soon and few others wait."""
+        reserved = [other._network for other in self._others() if other._for_health]
+        if len(reserved) < HEALTH_CONNECTIONS and reserved.count(self._network) < HEALTH_CONNECTIONS_EACH:
+            self._for_health = True
+            self._expect_head(LINGER_SECONDS)
+        else:
+            self._refuse()
 
     def _refuse(self) -> None:
         self._refused = True

@@ -59,8 +59,8 @@ class Origins:
 
 
 def _parse_hostname(authority: str) -> str:
-    """The host of `host:port`; empty where that is malformed."""
+    """The host of `host:port`; empty where that is malformed, or has a % as in zones of IPv6 addresses."""
     try:
-        return urlsplit(f"//{authority}").hostname or ""
+        return "" if "%" in authority else urlsplit(f"//{authority}").hostname or ""
     except ValueError:
         return ""

@@ -108,8 +108,19 @@ class _Response:
             for name, value in _SECURITY_HEADERS.items():
                 headers.setdefault(name, value)
             headers.update(rate_limits.headers(self._scope))
+            if "authorization" in Headers(scope=self._scope):
+                _keep_private(headers)
             headers["X-Request-Id"] = self.id
         await self._send(message)
+
+
+def _keep_private(headers: MutableHeaders) -> None:
+    """Keep the response to a key out of shared caches, and from others who use the same cache."""
+    stated = headers.get("cache-control", "no-store").replace("public", "private")
+    if "private" not in stated and "no-store" not in stated:
+        stated = f"private, {stated}"
+    headers["Cache-Control"] = stated
+    headers.add_vary_header("Authorization")
 
 
 def _request_id(scope: Scope) -> str:

@@ -21,7 +21,7 @@ from touchstone.images import MAX_PIXELS, MAX_SIDE, MIN_SIDE, Pixels
 from touchstone.methods import invalid_parameter
 from touchstone.methods.inference import Stack
 from touchstone.models.manifest import InputSpec
-from touchstone.sandbox.decoder_pool import DecoderPool
+from touchstone.sandbox.decoder_pool import Decoders
 from touchstone.settings import Settings
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -44,7 +44,7 @@ class ParsedRequest:
 
 
 def parse_request(
-    received: RawBody, header_length: str | None, spec: InputSpec, settings: Settings, decoders: DecoderPool
+    received: RawBody, header_length: str | None, spec: InputSpec, settings: Settings, decoders: Decoders
 ) -> ParsedRequest:
     """Parse a body and check it against the model's input. Raises InvalidParameter, InvalidImage,
     ImageTooLarge, CostTooHigh, and 400 where the body cannot be read.
@@ -162,7 +162,7 @@ def _numbers(values: list[Any], types: set[type]) -> NDArray[np.float64]:
         raise _invalid(_DATA, "a number is too large") from None
 
 
-def _decode_files(tensor: InputTensor, data: bytes | None, limit: int, decoders: DecoderPool) -> list[Stack]:
+def _decode_files(tensor: InputTensor, data: bytes | None, limit: int, decoders: Decoders) -> list[Stack]:
     """The decoded images of files; all together they may have the pixels of one upload."""
     if any(side != 1 for side in tensor.shape[1:]):
         raise _invalid(_SHAPE, f"BYTES are [N], one file an image, not {tensor.shape}")
@@ -177,7 +177,7 @@ def _decode_files(tensor: InputTensor, data: bytes | None, limit: int, decoders:
     return [np.stack(list(run)) for _, run in groupby(images, key=lambda image: image.shape)]
 
 
-def _decode_image(index: int, given: Any, limit: int, decoders: DecoderPool) -> Pixels:
+def _decode_image(index: int, given: Any, limit: int, decoders: Decoders) -> Pixels:
     try:
         return decoders.pixels(bodies.image_bytes(given, limit))
     except Failure as failure:

@@ -223,7 +223,8 @@ async def infer(
 def _prepare(
     received: RawBody, *, header_length: str | None, manifest: Manifest, backend: TenantBackend
 ) -> tuple[InferenceRequest, PreparedJob]:
-    parsed = inputs.parse_request(received, header_length, manifest.input, backend.settings, backend.decoders)
+    decoders = backend.decoders.of(backend.ledger.tenant)
+    parsed = inputs.parse_request(received, header_length, manifest.input, backend.settings, decoders)
     outputs.check(parsed.request, len(manifest.classes))
     return parsed.request.without_data(), _build_job(parsed, manifest)
 

@@ -101,7 +101,7 @@ def _build_endpoint(method: type[Method]) -> Endpoint:
             method,
             settings=backend.settings,
             store=backend.models,
-            decoders=backend.decoders,
+            decoders=backend.decoders.of(backend.ledger.tenant),
         )
         return await acceptance.submit(request, backend, preferences, check)
 
@@ -175,6 +175,9 @@ async def predict(request: Request, backend: Tenant, preferences: Preferences) -
     an abstention where the difference between the first two may be due to chance.
     """
     check = partial(
-        prepare_prediction, settings=backend.settings, store=backend.models, decoders=backend.decoders
+        prepare_prediction,
+        settings=backend.settings,
+        store=backend.models,
+        decoders=backend.decoders.of(backend.ledger.tenant),
     )
     return await acceptance.submit(request, backend, preferences, check)

@@ -35,6 +35,15 @@ LastEventId = Annotated[
 ]
 
 
+async def count_stream(backend: Tenant) -> AsyncIterator[None]:
+    """Count the stream until its response has ended; one too many is refused before the response begins."""
+    with backend.open_requests.stream(backend.ledger.tenant):
+        yield
+
+
+counted = Depends(count_stream)
+
+
 @dataclass(frozen=True)
 class StreamStart:
     """Where a stream begins: the events after the client's last one, and whether the job has ended."""
@@ -59,6 +68,7 @@ def start_stream(
     "/v1/jobs/{job}/events",
     operation_id="stream_events",
     summary="The events of a job, live",
+    dependencies=[counted],
     response_class=EventSourceResponse,
     responses={
         200: {
@@ -69,7 +79,7 @@ def start_stream(
             }
         },
         204: {"description": "The job has ended, and the client has all its events."},
-        **problems.responses(404, 422),
+        **problems.responses(404, 422, 429),
     },
 )
 async def stream_events(
@@ -140,6 +150,7 @@ def _may_continue(request: Request) -> bool:
     "/v1/events",
     operation_id="stream_all_events",
     summary="The events of all jobs, live",
+    dependencies=[counted],
     response_class=EventSourceResponse,
     responses={
         200: {
@@ -150,7 +161,7 @@ def _may_continue(request: Request) -> bool:
                 }
             }
         },
-        **problems.responses(),
+        **problems.responses(429),
     },
 )
 async def stream_all_events(

@@ -86,7 +86,7 @@ def list_jobs(
     responses={
         200: examples.content(examples.JOB),
         304: {"description": "The client has the current version of the job."},
-        **problems.responses(404),
+        **problems.responses(404, 429),
     },
     openapi_extra={"parameters": [operations.PREFER]},
 )
@@ -107,7 +107,8 @@ async def get_job(
         found = await to_thread.run_sync(backend.ledger.read, job)
         if seconds:
             may_wait = permission_check(request)
-            found = await backend.waiters.wait_until(listener, found, seconds=seconds, may_wait=may_wait)
+            with backend.open_requests.wait(backend.ledger.tenant):
+                found = await backend.waiters.wait_until(listener, found, seconds=seconds, may_wait=may_wait)
             if may_wait:
                 await to_thread.run_sync(check_still_permitted, request)
     if headers.matches(if_none_match, schemas.etag(found)):

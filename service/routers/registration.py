@@ -84,23 +84,18 @@ async def register_model(request: Request, backend: Tenant, preferences: Prefere
     A version is identified by its bytes: another file with the same id becomes the model's current version,
     the one before stays and is named `id@digest`. The same file and manifest again are no new version.
     """
+    tenant = backend.ledger.tenant
     if bodies.check_type(request, bodies.MULTIPART, bodies.JSON) == bodies.JSON:
         request_fields = await acceptance.receive_checked(request, backend, _remote_request)
-        # A limiter of its own: a host name that resolves slowly delays no other request.
-        prepared = await to_thread.run_sync(
-            _prepare_remote, backend, *request_fields, limiter=backend.dns_limiter
-        )
+        # Threads of their own: a host name that resolves slowly delays no other request.
+        prepared = await backend.dns_threads.run(tenant, _prepare_remote, backend, *request_fields)
         return await acceptance.accept_and_respond(request, backend, preferences, prepared)
     async with AsyncExitStack() as stack:
         form = await model_uploads.receive(request, backend, stack)
-        fields = await to_thread.run_sync(_parse_fields, form, limiter=backend.check_limiter)
+        fields = await backend.check_threads.run(tenant, _parse_fields, form)
         model = await model_uploads.make_one_file(backend, form, stack)
-        examples = await to_thread.run_sync(
-            _read_examples, backend, form, fields, model, limiter=backend.check_limiter
-        )
-        checked = await to_thread.run_sync(
-            _check, backend, fields, model, examples, limiter=backend.check_limiter
-        )
+        examples = await backend.check_threads.run(tenant, _read_examples, backend, form, fields, model)
+        checked = await backend.check_threads.run(tenant, _check, backend, fields, model, examples)
         # A client that sends an idempotency key gets the key's job, one that sends examples their accuracy.
         if checked.known and examples is None and preferences.idempotency_key is None:
             return await to_thread.run_sync(_show_registered, backend, checked.known)

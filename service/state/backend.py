@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Generic, TypeAlias, TypeVar, cast
 
-from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from service.state.dispatch import Dispatcher
 from service.state.failed_keys import FailedKeys
 from service.state.job_waiters import JobWaiters
+from service.state.open_requests import OpenRequests
 from service.state.pending_uploads import PendingUploads
+from service.state.tenant_threads import TenantThreads
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.reaper import Reaper
 from touchstone.ledger.tenant_ledger import TenantLedger
@@ -48,11 +49,12 @@ class _BackendOf(Generic[L]):
     deliverer: WebhookDispatcher
     sweeper: GarbageCollector
     request_metrics: RequestMetrics
-    check_limiter: CapacityLimiter
-    submit_limiter: CapacityLimiter
-    dns_limiter: CapacityLimiter
+    check_threads: TenantThreads
+    submit_threads: TenantThreads
+    dns_threads: TenantThreads
     pending_uploads: PendingUploads
     failed_keys: FailedKeys
+    open_requests: OpenRequests
     decoders: DecoderPool
 
 

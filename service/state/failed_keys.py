@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from ipaddress import ip_address, ip_network
+
+from touchstone.net.addresses import find_client_network
 
 MINUTE = 60.0
 MAX_ADDRESSES = 10_000
 """The most addresses that are kept; the ones refused longest ago are dropped first."""
-
-_IPV6_PREFIX = 64
-"""A client with one IPv6 address usually has all of its prefix."""
 
 
 class FailedKeys:
@@ -28,7 +26,7 @@ class FailedKeys:
 
     def record(self, address: str) -> float:
         """Count a refused key; returns the seconds to wait where there were too many, otherwise 0."""
-        now, whose = self._clock(), _network(address)
+        now, whose = self._clock(), find_client_network(address)
         full_at = max(now, self._full_at.get(whose, now)) + self._interval
         if full_at - now > MINUTE:
             return full_at - now - MINUTE
@@ -37,13 +35,3 @@ class FailedKeys:
         if len(self._full_at) > MAX_ADDRESSES:
             self._full_at.popitem(last=False)
         return 0.0
-
-
-def _network(address: str) -> str:
-    try:
-        known = ip_address(address)
-    except ValueError:
-        return address
-    if known.version == 4:
-        return str(known)
-    return str(known.ipv4_mapped or ip_network((int(known), _IPV6_PREFIX), strict=False))

@@ -40,6 +40,8 @@ async def submit(
     """Receive a submission, check it in a thread, accept it, and respond with its job."""
     seconds = preferences.wait_seconds
     with ExitStack() as stack:
+        if seconds:
+            stack.enter_context(backend.open_requests.wait(backend.ledger.tenant))
         accepted = await _receive_and_accept(
             request, backend, prepare, preferences.idempotency_key, stack if seconds else None
         )
@@ -59,8 +61,8 @@ async def _receive_and_accept(
     """
     received = await bodies.receive(request)
     if len(received.content) <= SMALL_BODY:
-        return await to_thread.run_sync(
-            _check_and_accept, backend, prepare, received, key, stack, limiter=backend.submit_limiter
+        return await backend.submit_threads.run(
+            backend.ledger.tenant, _check_and_accept, backend, prepare, received, key, stack
         )
     prepared = await _check(request, backend, prepare, received)
     del received
@@ -77,7 +79,7 @@ async def receive_checked(
 async def _check(
     request: Request, backend: TenantBackend, check: Callable[[RawBody], T], received: RawBody
 ) -> T:
-    result = await to_thread.run_sync(check, received, limiter=backend.check_limiter)
+    result = await backend.check_threads.run(backend.ledger.tenant, check, received)
     body_limits.release(request)
     return result
 
@@ -111,6 +113,8 @@ async def accept_and_wait(
     where the caller's key is revoked meanwhile.
     """
     with ExitStack() as stack:
+        if seconds:
+            stack.enter_context(backend.open_requests.wait(backend.ledger.tenant))
         accepted = await to_thread.run_sync(_accept, backend, prepared, key, stack if seconds else None)
         return await _wait(request, backend, accepted, seconds)
 

@@ -45,13 +45,14 @@ async def make_one_file(backend: TenantBackend, form: UploadedForm, stack: Async
 
     Raises as `touchstone.registration.model_files.open_model` does.
     """
-    size = await to_thread.run_sync(_joined_bytes, form, limiter=backend.check_limiter)
-    with backend.pending_uploads.reserve(backend.ledger.tenant, size):
+    tenant = backend.ledger.tenant
+    size = await backend.check_threads.run(tenant, _joined_bytes, form)
+    with backend.pending_uploads.reserve(tenant, size):
         if size:
             await to_thread.run_sync(_check_space, backend)
         limits = {"joined": backend.settings.model_limit}
         spools = await stack.enter_async_context(file_uploads.open_spools(backend.blobs, limits))
-        return await to_thread.run_sync(_join, backend, form, spools["joined"], limiter=backend.check_limiter)
+        return await backend.check_threads.run(tenant, _join, backend, form, spools["joined"])
 
 
 def _check_space(backend: TenantBackend) -> None:
@@ -86,5 +87,6 @@ def read_examples(backend: TenantBackend, form: UploadedForm, classes: Sequence[
 
     Raises as `touchstone.registration.examples.prepare_examples` does.
     """
+    decoders = backend.decoders.of(backend.ledger.tenant)
     with form.files[examples.FIELD].path.open("rb") as archive:
-        return examples.prepare_examples(archive, classes, backend.decoders.canonical)
+        return examples.prepare_examples(archive, classes, decoders.canonical)

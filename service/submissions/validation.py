@@ -22,7 +22,7 @@ from touchstone.methods.compatibility import check_compatible, check_target, res
 from touchstone.methods.prediction import Predict
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ModelStore, find_model
-from touchstone.sandbox.decoder_pool import DecoderPool
+from touchstone.sandbox.decoder_pool import Decoders
 from touchstone.settings import Settings
 from touchstone.storage.blobs import Blobs
 
@@ -134,7 +134,7 @@ class PreparedJob:
 
 
 def prepare_method(
-    method: type[Method], received: RawBody, *, settings: Settings, store: ModelStore, decoders: DecoderPool
+    method: type[Method], received: RawBody, *, settings: Settings, store: ModelStore, decoders: Decoders
 ) -> PreparedJob:
     """Check the submission of an attack or a certificate."""
     body = bodies.parse(received, settings.upload_limit)
@@ -167,7 +167,7 @@ def request_fields(method: type[Method]) -> type[CommonFields]:
 
 
 def prepare_prediction(
-    received: RawBody, *, settings: Settings, store: ModelStore, decoders: DecoderPool
+    received: RawBody, *, settings: Settings, store: ModelStore, decoders: Decoders
 ) -> PreparedJob:
     """Check the submission of a prediction."""
     body = bodies.parse(received, settings.upload_limit)

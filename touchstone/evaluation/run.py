@@ -68,6 +68,7 @@ def run_job(
     if submission.kind == "registration":
         return _probe_remote(submission, engine, deadline, started)
     manifest = find_pinned(engine.store.of(submission.tenant), submission.model.id, submission.model.digest)
+    engine.check_access(manifest, submission.tenant)
     source: Any = unpack(png) if submission.kind == "inference" else decode(png).pixels
     with ExitStack() as models:
         oracle = models.enter_context(engine.models.acquire(manifest))
@@ -97,6 +98,7 @@ def _probe_remote(
     """Query a remote model for the first time; it is in no store yet."""
     began = time.perf_counter()
     manifest = Manifest.model_validate(submission.parameters)
+    engine.check_access(manifest, submission.tenant)
     run_plan = _PlanRunner(submission, engine, engine.remote_oracle(manifest), deadline, started)
     found: RemoteProbe = run_plan(probe_remote(manifest))
     result = {"model": manifest.card(), "probe": found.model_dump(mode="json")}

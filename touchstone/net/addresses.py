@@ -11,6 +11,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+_CLIENT_PREFIX = 64
+"""A client with one IPv6 address usually has all of its prefix."""
+
 _HOST_AND_PORT = re.compile(r"\[?([^\[\]]+?)\]?:([0-9]{1,5})")
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?")
 
@@ -116,3 +119,11 @@ def parse_address(host: str) -> Address | None:
         return ip_address(host)
     except ValueError:
         return None
+
+
+def find_client_network(address: str) -> str:
+    """Whom to count a client's address as: an IPv4 address, an IPv6 /64; anything else as it is."""
+    known = parse_address(address.partition("%")[0])
+    if isinstance(known, IPv6Address):
+        return str(known.ipv4_mapped or ip_network((int(known), _CLIENT_PREFIX), strict=False))
+    return address

@@ -70,7 +70,8 @@ class Target:
             raise _refusal("the URL must begin with https://")
         if parts.username is not None or parts.password is not None or parts.fragment:
             raise _refusal("a URL must hold neither a user, nor a password, nor a fragment")
-        if (parse_address(host) is None and not _HOST.fullmatch(host)) or port == 0:
+        is_address = parse_address(host) is not None and "%" not in host  # a zone is of one machine alone
+        if not (is_address or _HOST.fullmatch(host)) or port == 0:
             raise _refusal("the URL names no host that could be asked")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], path)

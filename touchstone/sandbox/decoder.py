@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,8 +20,11 @@ from touchstone.errors import Failure
 from touchstone.images import Pixels, decode, encode
 from touchstone.sandbox.confinement import confine
 
-CPU_SECONDS = 10
-"""CPU time that one upload may take."""
+CPU_SECONDS = 2
+"""CPU time that the decoding of one upload may take."""
+
+ENCODING_SECONDS = 8
+"""CPU time for encoding it again, which depends on its pixels alone; the largest take about a second."""
 
 MEMORY = 768 * 2**20
 """While an image of the largest size is converted, up to six copies of it are in memory."""
@@ -43,21 +47,31 @@ def main() -> None:
             request = connection.recv_bytes()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         head, content = _decode(request[:1], request[1:])
-        signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send_bytes(json.dumps(head).encode())
         connection.send_bytes(content)
 
 
 def _decode(form: bytes, upload: bytes) -> tuple[dict[str, Any], bytes]:
     try:
-        decoded = decode(upload)
+        with _limit_cpu(CPU_SECONDS):
+            decoded = decode(upload)
     except Failure as failure:
         return {"fault": {"code": failure.code, "detail": failure.detail}}, b""
     height, width, channels = decoded.pixels.shape
     image = {"height": height, "width": width, "channels": channels, "conversions": decoded.conversions}
-    return {"image": image}, _FORMS[form](decoded.pixels)
+    with _limit_cpu(ENCODING_SECONDS):
+        return {"image": image}, _FORMS[form](decoded.pixels)
+
+
+@contextmanager
+def _limit_cpu(seconds: float) -> Iterator[None]:
+    """End the process by SIGPROF where the block takes more CPU time."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from typing import Literal
 
@@ -18,15 +17,19 @@ from touchstone.images import MAX_PIXELS, MAX_SIDE, MIN_SIDE, Pixels
 from touchstone.ledger.records import ImageRef
 from touchstone.logs import get_logger
 from touchstone.sandbox.confinement import environment
-from touchstone.sandbox.decoder import CPU_SECONDS, PNG, RAW, READY
+from touchstone.sandbox.decoder import CPU_SECONDS, ENCODING_SECONDS, PNG, RAW, READY
+from touchstone.sandbox.turns import Turns
 from touchstone.storage.blobs import digest_of
 
 MODULE = "touchstone.sandbox.decoder"
 START_SECONDS = 60.0
-TIMEOUT_SECONDS = 6.0 * CPU_SECONDS
+TIMEOUT_SECONDS = 3.0 * (CPU_SECONDS + ENCODING_SECONDS)
 """Wall-clock time for one upload; the process itself limits its CPU time."""
 
 MAX_TRIES = 2
+RESERVE = 1
+"""Further decoders, for tenants whose uploads are in none."""
+
 _MAX_HEAD = 2**16
 _MAX_CONTENT = 4 * MAX_PIXELS
 
@@ -71,66 +74,81 @@ class _DecoderDiedError(Exception):
 
 
 class DecoderPool:
-    """At most `count` processes, started when they are needed; any thread may call, and waits for a free one.
+    """At most `count` processes, started when they are needed, and one more where several tenants need them;
+    any thread may call, and waits for its tenant's turn.
 
     `deaths` counts the processes that ended by a file or for any other reason.
     """
 
     def __init__(self, count: int) -> None:
         self.deaths = 0
-        self._count = count
-        self._free: queue.LifoQueue[_Decoder | None] = queue.LifoQueue()
-        for _ in range(count):
-            self._free.put(None)
+        self._turns = Turns(count, reserve=RESERVE)
+        self._idle: list[_Decoder] = []
 
-    def canonical(self, upload: bytes) -> tuple[bytes, ImageRef]:
-        """As `evaluation.local.canonicalize`."""
-        image, png = self._decode(PNG, upload)
-        return png, ImageRef(digest=digest_of(png), **image.model_dump())
-
-    def pixels(self, upload: bytes) -> Pixels:
-        """As `images.decode` gives them."""
-        image, content = self._decode(RAW, upload)
-        return np.frombuffer(content, np.uint8).reshape(image.height, image.width, image.channels)
+    def of(self, tenant: str) -> Decoders:
+        """The decoders for uploads of a tenant, who is charged with the time."""
+        return Decoders(self, tenant)
 
     def stop(self) -> None:
-        """End the processes that are free; the others end when this process does."""
-        free: list[_Decoder | None] = []
-        with suppress(queue.Empty):
-            while len(free) < self._count:
-                free.append(self._free.get(timeout=1))
-        for decoder in free:
-            if decoder:
-                decoder.kill()
-            self._free.put(None)
+        """End the processes that are idle; the others end when this process does."""
+        while self._idle:
+            self._idle.pop().kill()
 
-    def _decode(self, form: bytes, upload: bytes) -> tuple[_ImageHead, bytes]:
+    def decode(self, tenant: str, form: bytes, upload: bytes) -> tuple[_ImageHead, bytes]:
+        """Decode an upload and encode it again in one of the forms of `decoder`. Raises InvalidImage,
+        ImageTooLarge and NotReady.
+        """
         for _ in range(MAX_TRIES):  # what ended the decoder may have nothing to do with the file
             try:
-                return self._decode_once(form, upload)
+                with self._turns.hold(tenant):
+                    return self._decode_once(form, upload)
             except _DecoderDiedError as death:
                 self.deaths += 1
-                _log.warning("a decoder died", code=death.code)
+                _log.warning("a decoder died", code=death.code, tenant=tenant)
                 if -death.code == signal.SIGPROF:
                     raise InvalidImage(
-                        f"image: decoding it takes more than {CPU_SECONDS} s", field="image"
+                        f"image: decoding it takes more than {CPU_SECONDS} s of processor time; save it "
+                        "again in a plainer form, such as PNG",
+                        field="image",
                     ) from None
         raise InvalidImage("image: no PNG, JPEG or WebP file that can be decoded", field="image")
 
     def _decode_once(self, form: bytes, upload: bytes) -> tuple[_ImageHead, bytes]:
-        decoder = self._free.get()
+        decoder = self._take_decoder()
         try:
-            decoder = decoder or _Decoder()
-            return decoder.decode(form, upload)
+            answer = decoder.decode(form, upload)
         except Failure:
+            self._idle.append(decoder)
             raise
         except BaseException:  # the next caller would read the unread answer
-            if decoder:
-                decoder.kill()
-            decoder = None
+            decoder.kill()
             raise
-        finally:
-            self._free.put(decoder)
+        self._idle.append(decoder)
+        return answer
+
+    def _take_decoder(self) -> _Decoder:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return _Decoder()
+
+
+@dataclass(frozen=True)
+class Decoders:
+    """The decoders as one tenant uses them."""
+
+    pool: DecoderPool
+    tenant: str
+
+    def canonical(self, upload: bytes) -> tuple[bytes, ImageRef]:
+        """As `evaluation.local.canonicalize`."""
+        image, png = self.pool.decode(self.tenant, PNG, upload)
+        return png, ImageRef(digest=digest_of(png), **image.model_dump())
+
+    def pixels(self, upload: bytes) -> Pixels:
+        """As `images.decode` gives them."""
+        image, content = self.pool.decode(self.tenant, RAW, upload)
+        return np.frombuffer(content, np.uint8).reshape(image.height, image.width, image.channels)
 
 
 class _Decoder:

@@ -22,7 +22,14 @@ ANSWER_SECONDS = 5.0
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's variable for the folder in which several processes add up what they count."""
 
-_SHARED = ("connections", "connections_each", "bodies_memory", "refused_keys")
+_SHARED = (
+    "connections",
+    "connections_each",
+    "tenant_streams",
+    "tenant_waits",
+    "bodies_memory",
+    "refused_keys",
+)
 """Settings that limit all processes together: each gets an equal share."""
 
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - where to connect, not to listen

@@ -31,6 +31,7 @@ from touchstone.errors import (
 from touchstone.models.manifest import Manifest
 from touchstone.models.remote_manifest import Remote
 from touchstone.net.outbound import Channel, OutboundClient, Reply
+from touchstone.settings import check_secret_tenant
 
 POLL_SECONDS = 0.05
 """How often to check whether answers are still wanted."""
@@ -61,6 +62,13 @@ class RemoteAccess:
     outgoing: OutboundClient
     spend: SpendFunction
     secret: Callable[[str, str], str]
+    check_tenant: Callable[[str, str], None] = check_secret_tenant
+    """Raises ModelUnusable where a secret, by its name, is not for a tenant."""
+
+    def check(self, manifest: Manifest, tenant: str) -> None:
+        """Raise ModelUnusable where the model needs a secret that this tenant may not use."""
+        if manifest.remote is not None and manifest.remote.secret is not None:
+            self.check_tenant(manifest.remote.secret, tenant)
 
     def oracle_for(self, manifest: Manifest) -> RemoteOracle:
         """An oracle for a remote model's manifest. Raises ModelUnusable, AddressRefused."""

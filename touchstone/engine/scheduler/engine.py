@@ -111,6 +111,13 @@ class Engine:
         for thread in threads:
             thread.stop()
 
+    def check_access(self, manifest: Manifest, tenant: str) -> None:
+        """Raise ModelUnusable where a tenant may not use the secret of a remote model; to be called before
+        its oracle is.
+        """
+        if self._remote_access is not None:
+            self._remote_access.check(manifest, tenant)
+
     def remote_oracle(self, manifest: Manifest) -> RemoteOracle:
         """An oracle for the remote model of a manifest. Raises ModelUnusable, AddressRefused."""
         if self._remote_access is None:

@@ -13,7 +13,7 @@ from touchstone.errors import AddressRefused, RemoteUnavailable
 from touchstone.ledger.records import Job
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.deliveries import AttemptError, AttemptOutcome
-from touchstone.ledger.webhooks.outbox import MAX_IN_FLIGHT, ClaimedDelivery, Outbox
+from touchstone.ledger.webhooks.outbox import MAX_IN_FLIGHT, RESERVE, ClaimedDelivery, Outbox
 from touchstone.logs import get_logger
 from touchstone.net.outbound import OutboundClient
 
@@ -67,9 +67,9 @@ class WebhookDispatcher:
 
     def _send_due(self) -> None:
         in_flight = Counter(list(self._in_flight.values()))
-        free = MAX_IN_FLIGHT - in_flight.total()
-        for claimed in self._outbox.claim(in_flight, limit=free) if free > 0 else ():
-            self._start_delivery(claimed)
+        if in_flight.total() < MAX_IN_FLIGHT + RESERVE:
+            for claimed in self._outbox.claim(in_flight):
+                self._start_delivery(claimed)
 
     def _start_delivery(self, claimed: ClaimedDelivery) -> None:
         self._in_flight[_claim_key(claimed)] = claimed.receiver

@@ -18,6 +18,9 @@ from touchstone.ledger.webhooks.deliveries import AttemptOutcome, DeliveryRecord
 
 LEASE_SECONDS = 60.0
 MAX_IN_FLIGHT = 32
+RESERVE = 16
+"""As many more, one each for tenants that have none in flight."""
+
 MAX_PER_TENANT = 16
 MAX_PER_RECEIVER = 4
 
@@ -45,14 +48,15 @@ class Outbox:
         self._scripts = scripts
         self._retention_ms = round(days * 86_400_000)
 
-    def claim(self, in_flight: Mapping[str, int], *, limit: int = MAX_IN_FLIGHT) -> list[ClaimedDelivery]:
-        """Claim what is due, within the limits per receiver; `in_flight` counts what this process sends."""
+    def claim(self, in_flight: Mapping[str, int]) -> list[ClaimedDelivery]:
+        """Claim what is due, tenants in turns; `in_flight` counts what this process sends by receiver."""
         pairs = [part for pair in in_flight.items() for part in pair]
         at, *taken = self._scripts.run(
             "webhooks/send",
             round(LEASE_SECONDS * 1000),
             self._retention_ms,
-            limit,
+            MAX_IN_FLIGHT,
+            RESERVE,
             MAX_PER_TENANT,
             MAX_PER_RECEIVER,
             signatures.new_secret(),

@@ -1,8 +1,31 @@
--- Webhooks. A delivery is one message for one receiver. Each tenant has a queue of deliveries for each host, so that none
--- waits for another's slow receiver.
-local DELIVERIES = 'ts:deliveries'           -- all deliveries by the time of their creation
-local RECEIVERS = 'ts:deliveries:receivers'  -- pairs of tenant and host by the time at which their first delivery is due
+-- Webhooks. A delivery is one message for one receiver: a tenant and a host. Each receiver has a queue of deliveries, and each
+-- tenant one of receivers, so that none waits for another's slow receiver, nor for another tenant's many.
+local DELIVERIES = 'ts:deliveries'       -- all deliveries by the time of their creation
+local TENANTS = 'ts:deliveries:tenants'  -- tenants by the time at which their first delivery is due
+local EARLIER_RECEIVERS = 'ts:deliveries:receivers'  -- receivers of all tenants, as earlier versions kept them
 local PING = 'webhook.ping'
+
+-- A receiver's tenant; names of tenants have no spaces.
+local function tenant_of(receiver)
+  return string.match(receiver, '^%S+')
+end
+
+-- The receiver of a URL: ports and letter case make no new ones.
+local function receiver_of(tenant, url)
+  local authority = string.match(url, '^%a+://([^/?#]*)')
+  local host = string.match(authority, '^%[[^%]]*%]') or string.match(authority, '^[^:]*')
+  return tenant .. ' ' .. string.gsub(string.lower(host), '%.+$', '')
+end
+
+-- A receiver's deliveries by the time at which they are due.
+local function due_key(receiver)
+  return 'ts:deliveries:due:' .. receiver
+end
+
+-- A tenant's receivers by the time at which their first delivery is due.
+local function receivers_key(tenant)
+  return 'ts:deliveries:receivers:' .. tenant
+end
 
 local function webhooks_key(tenant)
   return 'ts:webhooks:' .. tenant  -- by id, a tenant's endpoints as JSON
@@ -30,10 +53,22 @@ local function lists_of(id)
   return lists
 end
 
--- Sets when a delivery is due, nil for never. A receiver is due with its first delivery.
+-- Sets when a name in an index is due: with the first of what waits there, or never where nothing does.
+local function rank_by_first(index, name, waiting)
+  local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
+  if first[1] then redis.call('ZADD', index, first[2], name) else redis.call('ZREM', index, name) end
+end
+
+local function rank_receiver(receiver)
+  local tenant = tenant_of(receiver)
+  rank_by_first(receivers_key(tenant), receiver, due_key(receiver))
+  rank_by_first(TENANTS, tenant, receivers_key(tenant))
+end
+
+-- Sets when a delivery is due, nil for never. A receiver is due with its first delivery, a tenant with its first receiver.
 local function schedule(id, at)
   local receiver = get_delivery(id, 'receiver')[1]
-  local waiting = 'ts:deliveries:due:' .. receiver
+  local waiting = due_key(receiver)
   if at then
     redis.call('ZADD', waiting, at, id)
     redis.call('HSET', delivery_key(id), 'due', at)
@@ -41,8 +76,7 @@ local function schedule(id, at)
     redis.call('ZREM', waiting, id)
     redis.call('HDEL', delivery_key(id), 'due')
   end
-  local first = redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')
-  if first[1] then redis.call('ZADD', RECEIVERS, first[2], receiver) else redis.call('ZREM', RECEIVERS, receiver) end
+  rank_receiver(receiver)
 end
 
 -- Writes a delivery, unless it exists. Endpoint and job may be ''.
@@ -51,7 +85,7 @@ local function deliver(id, tenant, endpoint, url, kind, job, at)
   local seq = redis.call('INCR', 'ts:seq')
   redis.call('HSET', delivery_key(id), 'id', id, 'seq', seq, 'tenant', tenant, 'endpoint', endpoint, 'url', url,
     'type', kind, 'job', job, 'status', 'pending', 'created_at', at, 'claims', 0, 'tries', 0, 'attempts', '[]',
-    'receiver', tenant .. ' ' .. string.match(url, '^%a+://[^/?]*'))
+    'receiver', receiver_of(tenant, url))
   redis.call('ZADD', DELIVERIES, at, id)
   for _, list in pairs(lists_of(id)) do redis.call('ZADD', list, seq, id) end
   schedule(id, at)
