@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,12 +47,13 @@ class DecodedImage:
     conversions: tuple[str, ...]
 
 
-def decode(data: bytes) -> DecodedImage:
+def decode(data: bytes, *, on_loaded: Callable[[], object] = lambda: None) -> DecodedImage:
     """Decode a PNG, JPEG or WebP, recognized by its content, into gray or RGB pixels.
 
     EXIF orientation is applied; transparency is laid over white; palettes and 1-bit images become RGB or
     gray; CMYK becomes RGB; of a JPEG with further pictures inside (MPO, as cameras write it) the first is
     taken. Each conversion is listed. 16-bit images, animations and anything outside the limits are refused.
+    `on_loaded` is called once the file is decoded, before conversions.
     """
     if not data:
         raise InvalidImage("image: the file is empty", field="image")
@@ -61,6 +63,7 @@ def decode(data: bytes) -> DecodedImage:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_header(image, data)
                 image.load()
+                on_loaded()
                 return _convert(image)
     except (InvalidImage, ImageTooLarge):
         raise

@@ -19,7 +19,7 @@ from touchstone.sandbox import decoder, decoder_pool
 from touchstone.errors import InvalidImage
 from touchstone.images import DecodedImage
 
-def decode(upload):
+def decode(upload, **options):
     if upload == b"crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     while upload == b"spin":
@@ -29,6 +29,9 @@ def decode(upload):
     if upload == b"timer":
         left = lambda: str(signal.getitimer(signal.ITIMER_PROF)[0])
         decoder.json.dumps = lambda _: dumps({"fault": {"code": "", "detail": left()}})
+    if upload == b"convert":
+        options["on_loaded"]()
+        raise InvalidImage(str(signal.getitimer(signal.ITIMER_PROF)[0]))
     if upload == b"pause":
         send = Connection.send_bytes
         Connection.send_bytes = lambda line, data: send(line, data) if data else time.sleep(600)
@@ -44,7 +47,7 @@ def decode(upload):
     if upload in (b"short", b"flood"):
         return DecodedImage(np.zeros((8, 8, 1), "u1"), ())
     bytearray(2 * decoder.MEMORY if upload == b"eat" else 1)
-    return decode_really(upload)
+    return decode_really(upload, **options)
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 decode_really, decoder.decode, decoder.CPU_SECONDS = decoder.decode, decode, 0.2

@@ -281,3 +281,8 @@ def test_mutated_files_give_an_image_or_a_documented_error(decoders: DecoderPool
     (process,) = set(decoder_pids()) - set(before)
     (peak,) = re.findall(rb"VmHWM:\s+(\d+) kB", _read_proc(process, "status"))
     assert int(peak) * 1024 < decoder.MEMORY
+
+
+def test_conversion_is_not_charged_to_the_limit_of_decoding(hostile: DecoderPool) -> None:
+    with pytest.raises(InvalidImage, match=r"^20\.0|^19\.9"):
+        hostile.of(LOCAL).canonical(b"convert")

@@ -21,6 +21,6 @@ class StrictReceiveBuffer(ReceiveBuffer):
             return None
         if before - len(self) != sum(len(line) + 2 for line in (*lines, b"")):
             raise RemoteProtocolError("a line of the head does not end in CR LF")
-        if any(line[:1] in (b" ", b"\t") for line in lines):
+        if any(line.startswith((b" ", b"\t")) for line in lines):
             raise RemoteProtocolError("a header goes on in the next line")
         return lines
