@@ -166,13 +166,15 @@ class FairQueueModel:
     last_turns: dict[str, int] = field(default_factory=dict)
 
     def next_job(self, jobs: Iterable[JobModel], busy_tenants: Collection[str]) -> JobModel | None:
-        """The oldest job of the next tenant, without the busy ones; jobs come in the order of acceptance."""
+        """The oldest job with the fewest strikes of the next tenant that is not busy; jobs come in the
+        order of acceptance.
+        """
         all_jobs = [job for job in jobs if job.losses == self.level]
         running = [job.tenant for job in all_jobs if job.status == "running"]
         waiting = [job for job in all_jobs if job.status == "queued" and job.tenant not in busy_tenants]
 
-        def rank(job: JobModel) -> tuple[int, int, str]:
-            return running.count(job.tenant), self.last_turns.get(job.tenant, 0), job.tenant
+        def rank(job: JobModel) -> tuple[int, int, str, int]:
+            return running.count(job.tenant), self.last_turns.get(job.tenant, 0), job.tenant, job.strikes
 
         return min(waiting, key=rank, default=None)
 

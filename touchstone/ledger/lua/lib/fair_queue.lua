@@ -84,10 +84,12 @@ local function count_suspects(queue, change)
   if string.find(queue, '!', 1, true) then count(SUSPECTS, queue, change) end
 end
 
+-- A job that ended its process goes behind those that did not yet, so that these need not wait for all of its attempts.
 local function enqueue(id, queue)
   redis.call('HSET', 'ts:job:' .. id, 'lane', queue)
   local _, tenant, seq = position_of(id)
-  count_suspects(queue, redis.call('ZADD', tenant_queue_key(queue, tenant), seq, id))
+  local strikes = tonumber(redis.call('HGET', 'ts:job:' .. id, 'strikes') or 0)
+  count_suspects(queue, redis.call('ZADD', tenant_queue_key(queue, tenant), seq + strikes * MAX_TURNS, id))
   rank(queue, tenant)
 end
 
