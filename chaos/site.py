@@ -28,6 +28,7 @@ from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.ledger.webhooks import signatures
 from touchstone.ledger.webhooks.endpoints import JOB_EVENTS
 from touchstone.settings import Settings
+from touchstone.storage.blobs import open_blobs
 from touchstone.supervisor import valkey
 
 CHECK_SECONDS = 0.01
@@ -61,7 +62,7 @@ class Site:
             "disk_reserve": 0,  # the disk is to be filled to the last byte
         }
         self._settings = Settings.model_validate({**defaults, **settings})
-        self.ledger = Ledger(self.valkey.url, self._settings)
+        self.ledger = Ledger(self.valkey.url, self._settings, open_blobs(self._settings))
         self._register_receiver()
         self.clock = 0.0
         """By how many seconds the clocks of newly started workers are ahead."""

@@ -96,8 +96,9 @@ def create_app(settings: Settings, *, dispatch: Dispatch | None = None) -> FastA
 
 
 def _backend(settings: Settings, dispatch: Dispatch | None) -> Backend:
-    ledger = Ledger(ledger_url(settings), settings)
-    blobs, dispatcher = open_blobs(settings), Dispatcher(dispatch or open_dispatch(ledger))
+    blobs = open_blobs(settings)
+    ledger = Ledger(ledger_url(settings), settings, blobs)
+    dispatcher = Dispatcher(dispatch or open_dispatch(ledger))
     request_metrics = RequestMetrics()
     request_metrics.registry.register(ServiceCollector(ledger, blobs.free_bytes))
     return Backend(

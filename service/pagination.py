@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlencode
@@ -13,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from touchstone.errors import InvalidCursor
+from touchstone.ledger.search import PAGE_BYTES
 
 Item = TypeVar("Item")
 
@@ -44,17 +46,30 @@ class Page(BaseModel, Generic[Item]):
     cursor: str | None = Field(description="Where the next page begins; null on the last page.")
 
 
-def paginate(items: Mapping[str, Any], limit: int, cursor: str | None) -> Page[Any]:
-    """A page of a list in memory, after the item whose name is the cursor."""
+def paginate(
+    items: Mapping[str, Item],
+    limit: int,
+    cursor: str | None,
+    size: Callable[[Item], int] = lambda _: 0,
+) -> Page[Any]:
+    """A page of a list, after the item whose name is the cursor. It ends early once its items have
+    `PAGE_BYTES`; those that are gone when they are read are left out.
+    """
     names = list(items)
     if cursor is not None and cursor not in items:
         raise InvalidCursor(
             "cursor: it was not issued for this list; start again without a cursor", field="cursor"
         )
     start = names.index(cursor) + 1 if cursor is not None else 0
-    page = names[start : start + limit]
-    more = start + limit < len(names)
-    return Page(items=[items[name] for name in page], cursor=page[-1] if more else None)
+    page: list[Item] = []
+    room, last = PAGE_BYTES, ""
+    for last in names[start : start + limit]:
+        with suppress(KeyError):
+            page.append(items[last])
+            room -= size(page[-1])
+        if room <= 0:
+            break
+    return Page(items=page, cursor=last if last and last != names[-1] else None)
 
 
 def link_next(request: Request, response: Response, cursor: str | None) -> None:

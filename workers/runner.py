@@ -133,6 +133,7 @@ class Runner:
         lost.
         """
         try:
+            claimed.job = self.ledger.large_values.complete(claimed.job)
             outcome = self._execution(claimed)
             if outcome.canceled and claimed.stop_reason in ("stopping", "lost"):
                 return None
@@ -154,13 +155,15 @@ class Runner:
         submission = claimed.job.submission
         begun = time.perf_counter()
         artifacts = self._store_artifacts(outcome.artifacts)
+        compared = self._compare_rerun(submission.rerun_of, outcome.result, artifacts)
+        result = self._retries(
+            lambda: self.ledger.large_values.keep_result({**outcome.result, **compared}),
+            seconds=STORE_SECONDS,
+        )
         timings = {"queued": _queue_seconds(claimed.job), "write": time.perf_counter() - begun}
         return {
             "status": "canceled" if outcome.canceled else "succeeded",
-            "result": {
-                **outcome.result,
-                **self._compare_rerun(submission.rerun_of, outcome.result, artifacts),
-            },
+            "result": result,
             "artifacts": artifacts,
             "timings": outcome.timings.model_copy(update=timings),
         }
@@ -239,11 +242,7 @@ class Runner:
                 self._retries(lambda: self.ledger.release(job.id, job.claims), seconds=RETRY_SECONDS)
             return
         last = claimed.take_report()
-        try:
-            ended = self._retries(lambda: self.ledger.finish(job.id, job.claims, **end, last_report=last))
-        except (TypeError, ValueError):  # a result that JSON cannot express
-            _log.exception("a job broke")
-            ended = self._retries(lambda: self.ledger.finish(job.id, job.claims, **_INTERNAL_ERROR))
+        ended = self._retries(lambda: self.ledger.finish(job.id, job.claims, **end, last_report=last))
         if ended:
             _log.info("a job ended", status=end["status"])
         else:

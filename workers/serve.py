@@ -46,11 +46,12 @@ def serve(
 ) -> int:
     """Run jobs until SIGTERM or SIGINT; returns the exit code. `module` is run again for suspects."""
     url = ledger_url(settings)
-    ledger = Ledger(url, settings)
+    blobs = open_blobs(settings)
+    ledger = Ledger(url, settings, blobs)
     app = celery_app(url)
     keeper = build_keeper(_make_worker_name(), ledger, engine, settings, renewal)
     reaper = Reaper(ledger, ledger.dispatch)
-    runner = Runner(ledger, open_blobs(settings), keeper, run, settings, store)
+    runner = Runner(ledger, blobs, keeper, run, settings, store)
     quarantine = QuarantineProcess(keeper.worker, ledger, settings, module)
     register(app, runner.__call__)
     _connect_signals(keeper, reaper, quarantine)

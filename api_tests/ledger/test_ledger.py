@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from touchstone import errors
+from touchstone.ledger import retention
 from touchstone.ledger.connection import connect
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Submission, Timings
@@ -360,3 +361,28 @@ def test_report_and_finish_are_one_change_each(ledger: Ledger, submission: Submi
     assert recorded[:2] == [("progress", {"done": 2, "total": 2}), ("metric", {"loss": 0.5})]
     assert recorded[2][0] == "status"
     assert ledger.read(job.id).progress == last[2]
+
+
+def test_events_of_an_ended_job_are_cut_to_its_changes_of_status(
+    ledger: Ledger, submission: Submission, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, waiting = (ledger.accept(submission)[0] for _ in range(2))
+    claim(ledger, job)
+    for done in range(50):
+        ledger.report(job.id, 1, Progress(done=done, total=50), {"loss": 1.0 / (done + 1)})
+    ledger.finish(job.id, 1, status="succeeded")
+    events = ledger.events(job.id)
+    assert (ledger.retention.cut_events(), ledger.events(job.id)) == (0, events), "it has just ended"
+    monkeypatch.setattr(retention, "EVENTS_SECONDS", -1.0)
+    assert [ledger.retention.cut_events() for _ in range(2)] == [1, 0]
+    kept = [event for event in events if event.type in ("status", "completed")]
+    assert ledger.events(job.id) == kept
+    assert [ledger.events(job.id, after=event.id) for event in kept] == [kept[1:], kept[2:], kept[3:], []]
+    assert ledger.events(job.id, after=events[10].id) == kept[2:], "of an event that was cut"
+    assert ledger.events(job.id, limit=2) == kept[:2]
+    assert event_types(ledger, waiting) == ["status"]
+    assert ledger.read(job.id).status == "succeeded"
+    assert not server.exists(f"ts:events:{job.id}")
+    ledger.delete(job.id)
+    with pytest.raises(errors.UnknownJob):
+        ledger.events(job.id)

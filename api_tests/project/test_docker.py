@@ -138,6 +138,8 @@ def test_compose_valkey_syncs_to_disk_before_it_answers(services: dict[str, Any]
         "--appendfsync": "always",
         "--save": "",
         "--maxmemory-policy": "noeviction",
+        "--hash-max-listpack-value": "4096",
+        "--stream-node-max-bytes": "512",
     }
     assert "ledger:/data" in services["valkey"]["volumes"]
 

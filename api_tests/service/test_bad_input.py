@@ -113,6 +113,12 @@ def test_unknown_model_is_404(api: Api, model: str) -> None:
     assert sample_manifest().id in body["detail"]
 
 
+def test_top_beyond_what_can_be_named_is_422(api: Api) -> None:
+    response = api.submit("/v1/predictions", wait=None, top="1001")
+    refused = assert_problem(response, 422, "invalid_parameter", "top")
+    assert "at most 1,000" in refused["detail"]
+
+
 @pytest.mark.parametrize("top", ["0", "-1", "1.5", str(len(sample_manifest().classes) + 1), "x", "9" * 30])
 def test_top_beyond_the_number_of_classes_is_422(api: Api, top: str) -> None:
     assert_problem(api.submit("/v1/predictions", wait=None, top=top), 422, "invalid_parameter", "top")

@@ -290,3 +290,20 @@ def test_subscriber_after_close_ends_at_once() -> None:
         assert not room.note(JobChange("a", "queued", 1))
 
     asyncio.run(late())
+
+
+def test_subscriber_far_behind_with_long_events_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcaster, "MAX_PENDING_LETTERS", 100)
+
+    async def lag() -> list[bool]:
+        subscriber = Subscriber(LOCAL)
+        states = []
+        for job, letters in (("a", 60), ("a", 90), ("b", 10), (None, 0), ("c", 90), ("d", 1)):
+            if job is None:
+                await subscriber.next()
+            else:
+                subscriber.note(job, ServerEvent("job", "x" * letters))
+            states.append(subscriber.closed)
+        return states
+
+    assert asyncio.run(lag()) == [False, False, False, False, False, True]

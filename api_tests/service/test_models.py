@@ -18,6 +18,7 @@ from api_tests.support.fake_service import (
 )
 from api_tests.support.model_registration import ONNX, manifest, send_registration
 from api_tests.support.own_models import REGISTRATION_FIELDS, linear_onnx, linear_safetensors
+from service import pagination
 from service.openapi import examples
 from touchstone.storage.blobs import digest_of
 
@@ -250,3 +251,34 @@ def test_model_used_by_waiting_jobs_is_not_deleted(api: Api) -> None:
         api.client.post(f"/v1/jobs/{job['id']}/cancel")
     assert api.client.delete("/v1/models/net-busy").status_code == 204
     assert api.client.get(job["links"]["self"]).json()["model"]["id"] == "net-busy"
+
+
+def test_page_of_models_ends_early_by_its_bytes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{'long ' * 20}{number}" for number in range(400)]
+    for number in range(3):
+        register_model(api, f"wordy-{number}", linear_onnx(classes=400, seed=number), classes=names)
+    whole = api.client.get("/v1/models").json()
+    monkeypatch.setattr(pagination, "PAGE_BYTES", 60_000)
+    found: list[Any] = []
+    pages, cursor = 0, None
+    while pages == 0 or cursor:
+        page = api.client.get("/v1/models", params={"cursor": cursor} if cursor else None).json()
+        cursor, pages = page["cursor"], pages + 1
+        found += page["items"]
+        assert len(json.dumps(page)) < 2 * 60_000
+    assert (found, whole["cursor"]) == (whole["items"], None)
+    assert pages > 1
+
+
+def test_registration_with_many_names_is_listed_read_and_deleted_like_any_other(api: Api) -> None:
+    names = [f"{'long ' * 20}{number}" for number in range(400)]
+    job = send_registration(api, "wordy", linear_onnx(classes=400), classes=names).json()
+    assert (job["status"], job["parameters"]["classes"]) == ("succeeded", names)
+    assert job["result"]["model"]["classes"] == names
+    assert api.client.get(job["links"]["self"]).json() == job
+    assert job in api.client.get("/v1/jobs?kind=registration").json()["items"]
+    assert api.client.get("/v1/models/wordy").json()["classes"] == names
+    before = api.client.get("/v1/operations").json()["storage"]["held"]
+    assert api.client.delete("/v1/models/wordy").status_code == 204
+    assert api.client.delete(job["links"]["self"]).status_code == 204
+    assert before - api.client.get("/v1/operations").json()["storage"]["held"] > 3 * 400 * 100

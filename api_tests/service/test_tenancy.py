@@ -140,7 +140,7 @@ def test_models_are_separate_for_each_tenant(
     with pytest.raises(UnknownModel):
         other.versions.delete("lin", mine.digest)
     other.versions.delete("lin")
-    assert registry.of("acme").versions("lin") == (mine,)
+    assert registry.of("acme").digests("lin") == (mine.digest,)
 
 
 def test_tenants_may_register_one_file_with_different_manifests(

@@ -73,6 +73,8 @@ class FakeJob:
 
     def finish(self, **outcome: Any) -> None:
         """End the job."""
+        if outcome.get("result"):
+            outcome["result"] = self.ledger.large_values.keep_result(outcome["result"])
         self.ledger.finish(self.job.id, self.job.claims, **outcome)
 
     def store(self, data: bytes, media_type: str = "image/png") -> Artifact:
@@ -154,7 +156,8 @@ class FakeWorker:
     """A thread that claims jobs like a worker, and handles each with its present behavior."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        self._ledger, self._blobs = Ledger(url, settings), open_blobs(settings)
+        self._blobs = open_blobs(settings)
+        self._ledger = Ledger(url, settings, self._blobs)
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.dispatched: list[str] = []
         self._behavior: Callable[[FakeJob], None] = succeed
@@ -198,7 +201,8 @@ class FakeWorker:
             self._resumed.wait()
             claimed = self._ledger.claim(job, "pretender")
             if claimed is not None:
-                self._behavior(FakeJob(claimed, self._ledger, self._blobs))
+                whole = self._ledger.large_values.complete(claimed)
+                self._behavior(FakeJob(whole, self._ledger, self._blobs))
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ class InProcessWorker:
 
     def __init__(self, settings: Settings, submission: Submission, url: str) -> None:
         self.settings = settings
-        self.ledger = Ledger(url, settings)
         self.blobs: Blobs = open_blobs(settings)
+        self.ledger = Ledger(url, settings, self.blobs)
         self.engine = fake_worker.FakeEngine()
         self.exits: list[int] = []
         self.keeper = LeaseKeeper("w1", self.ledger, self.engine, settings, give_up=self.exits.append)

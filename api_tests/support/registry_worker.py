@@ -55,9 +55,9 @@ class RegistryWorker:
     """A worker in this process: ledger, blobs, registry, engine and runner of its own."""
 
     def __init__(self, settings: Settings) -> None:
-        self.ledger = Ledger(str(settings.redis_url), settings)
-        self.versions = TenantLedger.of(self.ledger, LOCAL).versions
         self.blobs = open_blobs(settings)
+        self.ledger = Ledger(str(settings.redis_url), settings, self.blobs)
+        self.versions = TenantLedger.of(self.ledger, LOCAL).versions
         self.registry = RegisteredStore(self.ledger, self.blobs)
         self.engine = Engine("cpu", store=self.registry)
         self.keeper = LeaseKeeper("w1", self.ledger, self.engine, settings, give_up=lambda _: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,26 @@ def test_job_succeeds_with_its_result_files_and_timings(worker: InProcessWorker)
     assert (file.media_type, file.size) == ("image/png", 15)
     assert job.timings is not None
     assert (job.timings.compute, 0 <= job.timings.queued < 5, 0 < job.timings.write < 5) == (1.0, True, True)
+
+
+def test_job_with_large_parameters_runs_with_all_of_them(worker: InProcessWorker) -> None:
+    job = worker.run(steps=3, padding="x" * 20_000)
+    assert (job.status, job.result, job.progress.total) == ("succeeded", {"read": 3}, 3)
+    assert len(job.submission.parameters["padding"]) == 20_000
+
+
+def test_large_result_is_stored_as_a_blob_and_read_as_it_was(worker: InProcessWorker) -> None:
+    names = ["a class"] * 5000
+    run = worker.runner.run
+    larger = replace(
+        worker.runner,
+        run=lambda *given, **options: replace(run(*given, **options), result={"names": names}),
+    )
+    job = worker.accept()
+    larger(job)
+    assert worker.ledger.read(job).result == {"names": names}
+    stored = worker.ledger.client.hgetall(f"ts:job:{job}")
+    assert sum(map(len, stored.values())) < 5000
 
 
 def test_rerun_result_tells_whether_the_bytes_agree(worker: InProcessWorker) -> None:

@@ -147,8 +147,7 @@ def _for_models(verb: str, tail: str, name: str, **options: Any) -> Callable[[E]
 )
 def get_metadata(backend: Tenant, manifest: KnownModel) -> ModelMetadata:
     """Its tensors. The input accepts other datatypes, too, which its `parameters` list."""
-    versions = backend.models.versions(manifest.id)
-    return protocol.metadata(manifest, [one.digest for one in versions])
+    return protocol.metadata(manifest, list(backend.models.digests(manifest.id)))
 
 
 @_for_models(

@@ -131,6 +131,10 @@ def _list_manifests(store: ModelStore) -> Mapping[str, Manifest]:
         return ZOO.manifests()
 
 
+def _count_letters(manifest: Manifest) -> int:
+    return len(manifest.model_dump_json())
+
+
 def build_response(
     backend: TenantBackend,
     manifest: Manifest,
@@ -173,7 +177,7 @@ def list_models(
     (null before the first), `resident` names the workers that keep it loaded, `versions` lists what
     `id@digest` may name, the current one first.
     """
-    page = paginate(_list_manifests(backend.models), limit, cursor)
+    page = paginate(_list_manifests(backend.models), limit, cursor, _count_letters)
     seen = _read_view(backend, page.items)
     cards = [seen.card(manifest) for manifest in page.items]
     response = _etag_response({"items": cards, "cursor": page.cursor}, if_none_match, {})

@@ -20,6 +20,9 @@ PROGRESS_SECONDS = 1.0
 MAX_PENDING = 10_000
 """Jobs that a subscriber may be behind with; one further behind is closed, and reads the list again."""
 
+MAX_PENDING_LETTERS = 32 * 2**20
+"""The same for the length of their events."""
+
 
 @dataclass(frozen=True)
 class ServerEvent:
@@ -35,18 +38,21 @@ class Subscriber:
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
         self._jobs: dict[str, ServerEvent] = {}
+        self._letters = 0
         self._progress: dict[str, Progress] = {}
         self._event = asyncio.Event()
         self.closed = False
 
     def note(self, job: str, event: ServerEvent) -> None:
         """Note the change of a job; it replaces the job's progress."""
-        if len(self._jobs) >= MAX_PENDING:
+        replaced = self._jobs.get(job)
+        letters = self._letters + len(event.data) - (len(replaced.data) if replaced else 0)
+        if len(self._jobs) >= MAX_PENDING or letters > MAX_PENDING_LETTERS:
             self.close()
         if self.closed:
             return
         self._progress.pop(job, None)
-        self._jobs[job] = event
+        self._jobs[job], self._letters = event, letters
         self._event.set()
 
     def note_progress(self, progress: Mapping[str, Progress]) -> None:
@@ -66,7 +72,9 @@ class Subscriber:
         """Wait for the next event; None at the end."""
         while not self.closed:
             if self._jobs:
-                return self._jobs.pop(next(iter(self._jobs)))
+                event = self._jobs.pop(next(iter(self._jobs)))
+                self._letters -= len(event.data)
+                return event
             if self._progress:
                 return self._take_progress()
             self._event.clear()
@@ -116,7 +124,9 @@ class Broadcaster:
 
     def note(self, change: JobChange) -> bool:
         """Note a change; true where the job has to be read and published."""
-        if not self._subscribers or change.kind == "metric":
+        # The set changes on the event loop meanwhile.
+        wanted = any(reader.tenant == change.tenant for reader in tuple(self._subscribers))
+        if not wanted or change.kind == "metric":
             return False
         if change.kind == "progress":
             self._pending_progress[change.id] = change.tenant

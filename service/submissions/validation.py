@@ -19,7 +19,7 @@ from touchstone.ledger.quotas import QuotaUsage
 from touchstone.ledger.records import ImageRef, JobKind, ModelRef, Submission, max_output_bytes
 from touchstone.methods import Method, find as find_method, invalid_parameter, total_cost
 from touchstone.methods.compatibility import check_compatible, check_target, resolve_parameters
-from touchstone.methods.prediction import Predict
+from touchstone.methods.prediction import MAX_TOP, Predict
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ModelStore, find_model
 from touchstone.sandbox.decoder_pool import Decoders
@@ -277,6 +277,11 @@ def _parse_prediction(parameters: Mapping[str, Any], manifest: Manifest | None) 
         chosen = Predict.model_validate(parameters)
     except ValidationError as error:
         raise invalid_parameter(error) from None
+    if chosen.top > MAX_TOP:
+        raise InvalidParameter(
+            f"top: {chosen.top:,} classes; at most {MAX_TOP:,} can be named, and inference gives all logits",
+            field="top",
+        )
     if manifest is None:
         return chosen
     classes = len(manifest.classes)

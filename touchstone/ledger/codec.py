@@ -6,13 +6,27 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
 
-from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Submission, Timings
+from touchstone.ledger.large_values import decode_reference, encode_reference, encode_value
+from touchstone.ledger.records import (
+    Artifact,
+    Job,
+    JobFailure,
+    LargeValue,
+    Progress,
+    Submission,
+    Timings,
+)
 from touchstone.models.measurements import Probe
 
+_MAX_ERROR, _MAX_CUT_ERROR = 4000, 1000
+_LARGE_FIELDS: Mapping[str, str] = MappingProxyType(
+    {"parameters": "parameters_blob", "result": "result_blob"}
+)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -32,7 +46,7 @@ def decode_pairs(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def decode_job(pairs: Sequence[str]) -> Job:
-    """Read a job from the names and values of its hash."""
+    """Read a job from the names and values of its hash, without its large values."""
     stored = decode_pairs(pairs)
     return Job(
         id=stored["id"],
@@ -50,6 +64,9 @@ def decode_job(pairs: Sequence[str]) -> Job:
         cancel_requested=stored["cancel"] == "1",
         progress=Progress(done=int(stored["done"]), total=int(stored["total"])),
         **_decode_outcome(stored),
+        large={
+            name: decode_reference(stored[field]) for name, field in _LARGE_FIELDS.items() if field in stored
+        },
     )
 
 
@@ -95,18 +112,32 @@ def decode_probe(stored: str | None) -> Probe | None:
         return None
 
 
+def _encode_result(result: Mapping[str, Any] | LargeValue | None) -> dict[str, str]:
+    if isinstance(result, LargeValue):
+        return {"result_blob": encode_reference(result)}
+    return {} if result is None else {"result": encode_value(result)}
+
+
+def _encode_error(error: JobFailure) -> str:
+    """An error as JSON; where that is long, its sentence is cut and the rest is left out."""
+    text = error.model_dump_json()
+    if len(text) <= _MAX_ERROR:
+        return text
+    return JobFailure(code=error.code, detail=error.detail[:_MAX_CUT_ERROR]).model_dump_json()
+
+
 def encode_outcome(
-    result: Mapping[str, Any] | None,
+    result: Mapping[str, Any] | LargeValue | None,
     error: JobFailure | None,
     timings: Timings | None,
     artifacts: Mapping[str, Artifact],
 ) -> list[str]:
     """The fields that a finished job gains, as names and JSON in turn."""
     files = {name: artifact.model_dump(mode="json") for name, artifact in artifacts.items()}
-    parts = {
-        "result": None if result is None else json.dumps(result, allow_nan=False),
-        "error": None if error is None else error.model_dump_json(),
+    parts: dict[str, str | None] = {
+        **_encode_result(result),
+        "error": None if error is None else _encode_error(error),
         "timings": None if timings is None else timings.model_dump_json(),
-        "artifacts": json.dumps(files) if files else None,
+        "artifacts": encode_value(files) if files else None,
     }
     return [text for name, value in parts.items() if value is not None for text in (name, value)]

@@ -21,12 +21,35 @@ _POLL_SECONDS = 0.5
 
 
 def read_events(client: redis.Redis, job: str, after: str | None, limit: int) -> list[Event]:
-    """A job's events after the event `after`, oldest first."""
+    """A job's events after the event `after`, oldest first; long after its end only changes of status."""
     if after is not None and not _EVENT_ID.fullmatch(after):
         raise InvalidCursor(f"Last-Event-ID: {after[:40]!r} is not the id of an event", field="Last-Event-ID")
     with map_redis_errors():
         entries: Any = client.xrange(f"ts:events:{job}", min=f"({after}" if after else "-", count=limit)
+        kept: Any = None if entries else client.hget(f"ts:job:{job}", "events")
+    if kept:
+        return _read_kept(kept, after)[:limit]
     return [Event(name, entry["type"], json.loads(entry["data"])) for name, entry in entries]
+
+
+def _read_kept(text: str, after: str | None) -> list[Event]:
+    """What is kept of the events of an ended job."""
+    begin, events = _position(after) if after else (-1, 0), list[Event]()
+    change: dict[str, Any] = {}
+    for name, *values in json.loads(text):
+        if values:
+            change = dict(zip(("status", "attempts", "cancel_requested", "version"), values, strict=True))
+            events.append(Event(name, "status", change))
+        else:
+            end = {"status": change["status"], "version": change["version"]}
+            events.append(Event(name, "completed", end))
+    return [event for event in events if _position(event.id) > begin]
+
+
+def _position(event: str) -> tuple[int, int]:
+    """Milliseconds and number of an event's id."""
+    milliseconds, _, number = event.partition("-")
+    return int(milliseconds), int(number or 0)
 
 
 def _parse_change(text: str) -> JobChange:

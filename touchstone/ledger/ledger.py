@@ -31,11 +31,27 @@ from touchstone.ledger.broker import QUEUE, build_message
 from touchstone.ledger.connection import connect, map_redis_errors
 from touchstone.ledger.count_pools import CountPools
 from touchstone.ledger.events import Watch, read_events
+from touchstone.ledger.large_values import (
+    BlobStore,
+    LargeValues,
+    encode_reference,
+    encode_value,
+    measure,
+)
 from touchstone.ledger.losses import COHORTS, Losses
 from touchstone.ledger.probes import Probes
 from touchstone.ledger.query_budget import QueryBudget
 from touchstone.ledger.quotas import NO_USAGE, Quota, Quotas, QuotaUsage, storage_full
-from touchstone.ledger.records import Artifact, Job, JobFailure, Progress, Status, Submission, Timings
+from touchstone.ledger.records import (
+    Artifact,
+    Job,
+    JobFailure,
+    LargeValue,
+    Progress,
+    Status,
+    Submission,
+    Timings,
+)
 from touchstone.ledger.replies import (
     Cancellation,
     Event,
@@ -63,13 +79,14 @@ class Ledger:
     Shared by the API and all workers; may be used from many threads.
     """
 
-    def __init__(self, url: str, settings: Settings) -> None:
+    def __init__(self, url: str, settings: Settings, blobs: BlobStore | None = None) -> None:
         self._settings = settings
         self.client = connect(url)
         self.scripts = Scripts(self.client)
-        self.finder = Finder(self.client, self.scripts)
+        self.large_values = LargeValues(blobs)
+        self.finder = Finder(self.client, self.scripts, self.large_values)
         self.keys = ApiKeys(self.client, self.scripts)
-        self.outbox = Outbox(self.client, self.scripts, days=settings.webhook_days)
+        self.outbox = Outbox(self.client, self.scripts, self.large_values, days=settings.webhook_days)
         self.quotas = Quotas(self.client, self.scripts, settings)
         self.query_budget = QueryBudget(self.client, self.scripts)
         self.losses = Losses(self.scripts, self.client, settings)
@@ -92,9 +109,10 @@ class Ledger:
         the quota, `StorageFull` where its bytes would.
         """
         name = secrets.token_hex(16)
+        self.large_values.put(encode_value(submission.parameters))
         verdict, *rest = self._accept(name, submission, idempotency, usage)
         if verdict != "new":
-            return codec.decode_job(rest[0]), verdict == "created"
+            return self.large_values.complete(codec.decode_job(rest[0])), verdict == "created"
         version, at, *left = rest
         self.quotas.headroom.note(submission.tenant, left)
         return codec.build_new_job(name, version, submission, at), True
@@ -118,11 +136,13 @@ class Ledger:
     ) -> list[Any]:
         """The verdict of the script and what came with it."""
         key, digest = idempotency or ("", "")
+        large = measure(encode_value(submission.parameters))
+        stored = submission.model_copy(update={"parameters": {}}) if large else submission
         quota = self.quotas.of(submission.tenant)
         answer: list[Any] = self.scripts.run(
             "jobs/accept",
             name,
-            submission.model_dump_json(),
+            stored.model_dump_json(),
             submission.kind,
             submission.method,
             submission.model.id,
@@ -140,6 +160,7 @@ class Ledger:
             usage.input_bytes,
             usage.output_bytes,
             "" if quota.storage is None else quota.storage,
+            encode_reference(large),
         )
         if answer[0] in ("new", "created", "known", "fits"):
             return answer
@@ -179,7 +200,9 @@ class Ledger:
             stored: Any = self.client.hgetall(f"ts:job:{job}")
         if not stored:
             raise UnknownJob.for_id(job)
-        return codec.decode_job([text for pair in stored.items() for text in pair])
+        return self.large_values.complete(
+            codec.decode_job([text for pair in stored.items() for text in pair])
+        )
 
     def tenants(self, jobs: Sequence[str]) -> dict[str, str]:
         """The tenants of these jobs, read in one round trip; without jobs that do not exist."""
@@ -214,7 +237,8 @@ class Ledger:
 
         A worker gets only jobs of models that it serves, and none of `busy_tenants`; raises `NoFreeSlot`
         where only these wait. A process of suspects gets those of a `level` (`Job.losses`). With a `token` of
-        the caller's own, a call repeated after a lost answer gets the same claim.
+        the caller's own, a call repeated after a lost answer gets the same claim. The job is without its
+        large values: see `LargeValues.complete`.
         """
         lease, busy = _milliseconds(self._settings.lease), json.dumps(list(busy_tenants))
         token = token or secrets.token_hex(8)
@@ -257,13 +281,14 @@ class Ledger:
         attempt: int,
         *,
         status: Status,
-        result: Mapping[str, Any] | None = None,
+        result: Mapping[str, Any] | LargeValue | None = None,
         error: JobFailure | None = None,
         timings: Timings | None = None,
         artifacts: Mapping[str, Artifact] | None = None,
         last_report: ProgressReport | None = None,
     ) -> bool:
-        """End a job, after its last report if there is one; false where the claim is no longer valid.
+        """End a job, after its last report if there is one; false where the claim is no longer valid. A large
+        result is stored before: see `LargeValues.keep_result`.
 
         A job whose cancellation was granted meanwhile ends as canceled, whatever the `status`.
         """

@@ -9,24 +9,28 @@ from typing import Any
 import redis
 from pydantic import TypeAdapter
 
-from touchstone.errors import ModelInUse, UnknownModel
+from touchstone.errors import ModelInUse, UnknownArtifact, UnknownModel
 from touchstone.ledger.codec import decode_time
 from touchstone.ledger.connection import map_redis_errors
+from touchstone.ledger.large_values import LargeValues, decode_reference, encode_reference
 from touchstone.ledger.replies import ModelVersion, VersionRef
 from touchstone.ledger.scripts import Scripts
+from touchstone.logs import get_logger
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import RegistrationProbe
 from touchstone.models.store import manifest_conflict
 
+_log = get_logger("ledger")
 _PROBE_ADAPTER: TypeAdapter[RegistrationProbe] = TypeAdapter(RegistrationProbe)
 
 
 class ModelVersions:
-    """The versions of a tenant's models; each change is one script, as for jobs."""
+    """The versions of a tenant's models; each change is one script, and a large manifest is a blob."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts, tenant: str) -> None:
+    def __init__(self, client: redis.Redis, scripts: Scripts, large_values: LargeValues, tenant: str) -> None:
         self._client = client
         self._scripts = scripts
+        self._large_values = large_values
         self._tenant = tenant
         self._registry_key = f"ts:registry:{tenant}"
 
@@ -42,13 +46,20 @@ class ModelVersions:
 
         A known version stays as it is; `ModelConflict` where it is known with another manifest. False, and
         nothing is stored, where the claim of the job that tried it is no longer valid or that job was
-        canceled.
+        canceled. Raises `StorageFull` where there is no space for a large manifest.
         """
-        record = manifest.model_dump_json(), probe.model_dump_json()
+        text = manifest.model_dump_json()
+        large = self._large_values.put(text)
+        card = "" if large else text, encode_reference(large)
         known = self._scripts.run(
-            "models/register", self._tenant, manifest.id, manifest.digest, *record, size, *(claim or ("", ""))
+            "models/register",
+            *(self._tenant, manifest.id, manifest.digest),
+            *card,
+            probe.model_dump_json(),
+            size,
+            *(claim or ("", "")),
         )
-        if known and Manifest.model_validate_json(known) != manifest:
+        if known and tuple(known) != card and self._decode_manifest(*known)[0] != manifest:
             raise manifest_conflict(manifest.id)
         return bool(known)
 
@@ -65,14 +76,17 @@ class ModelVersions:
         return _decode_refs(model, stored) if stored else ()
 
     def read(self, refs: Sequence[VersionRef]) -> list[ModelVersion]:
-        """These versions, read in one round trip; without those that were deleted meanwhile."""
+        """These versions, read in one round trip; without those that were deleted, or lost their manifest."""
         if not refs:
             return []
         with map_redis_errors(), self._client.pipeline(transaction=False) as pipe:
             for ref in refs:
-                pipe.hmget(f"ts:version:{self._tenant}:{ref.id}:{ref.digest}", "card", "examined")
+                pipe.hmget(
+                    f"ts:version:{self._tenant}:{ref.id}:{ref.digest}", "card", "card_blob", "examined"
+                )
             answers = zip(refs, pipe.execute(), strict=True)
-        return [_decode_version(ref, manifest, probe) for ref, (manifest, probe) in answers if manifest]
+        found = (self._decode_version(ref, *stored) for ref, stored in answers if stored[-1])
+        return [version for version in found if version]
 
     def delete(self, model: str, digest: str | None = None) -> None:
         """Delete a model or one version of it; the previous version becomes the current one.
@@ -88,10 +102,21 @@ class ModelVersions:
                 job=rest[0],
             )
 
+    def _decode_version(
+        self, ref: VersionRef, card: str | None, card_blob: str | None, probe: str
+    ) -> ModelVersion | None:
+        try:
+            manifest, size = self._decode_manifest(card, card_blob)
+        except UnknownArtifact as missing:
+            _log.warning("a model's manifest is missing", model=ref.id, reason=missing.detail)
+            return None
+        return ModelVersion(ref, manifest, _PROBE_ADAPTER.validate_json(probe), size + len(probe))
+
+    def _decode_manifest(self, card: str | None, card_blob: str | None) -> tuple[Manifest, int]:
+        """A manifest and its bytes as JSON; `UnknownArtifact` where it is large and its blob is missing."""
+        text = card or self._large_values.get(decode_reference(card_blob or ""))
+        return Manifest.model_validate_json(text), len(text)
+
 
 def _decode_refs(model: str, stored: str) -> tuple[VersionRef, ...]:
     return tuple(VersionRef(model, one["digest"], decode_time(one["at"])) for one in json.loads(stored))
-
-
-def _decode_version(ref: VersionRef, manifest: str, probe: str) -> ModelVersion:
-    return ModelVersion(ref, Manifest.model_validate_json(manifest), _PROBE_ADAPTER.validate_json(probe))

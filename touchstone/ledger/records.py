@@ -18,6 +18,12 @@ Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 TERMINAL: frozenset[Status] = frozenset({"succeeded", "failed", "canceled"})
 
 
+MAX_VALUE_BYTES = 8 * 2**10
+"""The most bytes of one value of a record in the ledger, parameters or result, as JSON: a larger one is a
+blob. Those of most jobs have one to three kilobytes.
+"""
+
+
 class Record(BaseModel):
     """Immutable, and strict about its fields."""
 
@@ -51,6 +57,13 @@ class ExamplesRef(Record):
 
 def _source_of(kind: JobKind) -> str:
     return "file" if kind in FILE_KINDS else "image"
+
+
+class LargeValue(Record):
+    """A value of a record that is too large for the ledger: the digest of its blob, and its bytes."""
+
+    digest: str
+    size: int
 
 
 class Submission(Record):
@@ -90,12 +103,31 @@ _CONTAINER_BYTES = 2**12
 """More than the headers of all files of a job, and than a PNG adds to bytes that cannot be compressed."""
 
 
+_NAMED_CLASS_BYTES = 2**10
+"""More than a class in a prediction: a name of 200 characters, and its numbers."""
+
+
 def max_output_bytes(submission: Submission) -> int:
-    """The most bytes that the files of a job have: two images and the floats of one."""
+    """The most bytes that the files of a job have: two images and the floats of one; of other jobs, a result
+    that may be too large for the ledger.
+    """
+    if submission.kind in ("prediction", "registration"):
+        return _large_output_bytes(submission)
     if submission.kind != "attack" or submission.image is None:
         return 0
     values = submission.image.width * submission.image.height * submission.image.channels
     return _CONTAINER_BYTES + values * (2 + 4) + values // 4
+
+
+def _large_output_bytes(submission: Submission) -> int:
+    """The most bytes of a prediction's result, or of what a registration leaves: the manifest, in its result
+    and in a version.
+    """
+    if submission.kind == "prediction":
+        size = int(submission.parameters.get("top", 0)) * _NAMED_CLASS_BYTES
+    else:
+        size = 2 * len(submission.model_dump_json(include={"parameters"}).encode())
+    return size if size > MAX_VALUE_BYTES else 0
 
 
 class Progress(Record):
@@ -155,3 +187,6 @@ class Job(Record):
     error: JobFailure | None = None
     timings: Timings | None = None
     artifacts: dict[str, Artifact] = {}
+    large: dict[Literal["parameters", "result"], LargeValue] = Field(
+        {}, description="Values that are not here but in blobs; none once the job is complete."
+    )

@@ -97,6 +97,8 @@ class ModelVersion:
     ref: VersionRef
     manifest: Manifest
     probe: RegistrationProbe
+    size: int
+    """Bytes of both as JSON."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
 
 EXPIRY_BATCH = 100
+
+EVENTS_SECONDS = 600.0
+"""How long the progress and the metrics of a job are kept after its end."""
+
 _DAY_MS = 86_400_000
 
 
@@ -28,6 +32,12 @@ class Retention:
     def expire(self) -> int:
         """Delete a batch of expired jobs; returns how many: fewer than `EXPIRY_BATCH` means all."""
         return int(self._scripts.run("jobs/expire", self._retention_ms, EXPIRY_BATCH))
+
+    def cut_events(self) -> int:
+        """Delete all events but changes of status of a batch of jobs that ended long enough ago; returns how
+        many: fewer than `EXPIRY_BATCH` means all.
+        """
+        return int(self._scripts.run("jobs/cut", round(EVENTS_SECONDS * 1000), EXPIRY_BATCH))
 
     def now(self) -> int:
         """The ledger's time in milliseconds."""

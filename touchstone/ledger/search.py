@@ -11,9 +11,13 @@ import redis
 
 from touchstone.ledger import codec, cursor as cursors
 from touchstone.ledger.connection import map_redis_errors
+from touchstone.ledger.large_values import LargeValues
 from touchstone.ledger.records import JobKind, Status
 from touchstone.ledger.replies import JobPage
 from touchstone.ledger.scripts import Scripts
+
+PAGE_BYTES = 2 * 2**20
+"""Of the entries of a page: one more is not begun after these. Two hundred jobs have a third of it."""
 
 _JOB = "ts:job:"
 _SCAN_LIMIT = 1000
@@ -61,9 +65,10 @@ class IndexScan:
 class Finder:
     """Lists, newest first, a page at a time."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts) -> None:
+    def __init__(self, client: redis.Redis, scripts: Scripts, large_values: LargeValues) -> None:
         self._client = client
         self._scripts = scripts
+        self._large_values = large_values
         self._secret: bytes | None = None
 
     def find(self, filters: Filters, limit: int, cursor: str | None) -> JobPage:
@@ -72,29 +77,37 @@ class Finder:
         last = self._position_at(filters.since) if filters.since else "-inf"
         scan = IndexScan(_JOB, tuple(filters.indexes()), tuple(filters.cursor_scope()), first, last)
         found, cursor = self.scan(scan, limit, cursor)
-        return JobPage(tuple(codec.decode_job(pairs) for pairs in found), cursor)
+        jobs = (self._large_values.complete(codec.decode_job(pairs)) for pairs in found)
+        return JobPage(tuple(jobs), cursor)
 
     def scan(self, scan: IndexScan, limit: int, cursor: str | None) -> tuple[list[list[str]], str | None]:
-        """A page of a scan as names and values in turn, and the cursor of the next page if there is one."""
+        """A page of a scan as names and values in turn, and the cursor of the next page if there is one.
+
+        A page ends early once its entries, with their large values, have `PAGE_BYTES`.
+        """
         position = (
             f"({cursors.decode_cursor(cursor, scan.cursor_scope, self._signing_secret())}"
             if cursor
             else scan.first
         )
         found: list[list[str]] = []
+        room = PAGE_BYTES
         for _ in range(_MAX_SCANS):
-            position, some = self._scan_batch(scan, position, limit - len(found))
+            position, some, size = self._scan_batch(scan, position, limit - len(found), room)
             found += some
-            if not position or len(found) == limit:
+            room -= size
+            if not position or len(found) == limit or room <= 0:
                 break
-        more = bool(position) and any(self._scan_batch(scan, position, 1))
+        more = bool(position) and any(self._scan_batch(scan, position, 1, 1)[:2])
         return found, self._encode_cursor(position, scan) if more else None
 
-    def _scan_batch(self, scan: IndexScan, position: str, limit: int) -> tuple[str, list[list[str]]]:
-        position, found = self._scripts.run(
-            "jobs/find", scan.prefix, position, scan.last, limit, _SCAN_LIMIT, *scan.indexes
+    def _scan_batch(
+        self, scan: IndexScan, position: str, limit: int, room: int
+    ) -> tuple[str, list[list[str]], int]:
+        position, found, size = self._scripts.run(
+            "jobs/find", scan.prefix, position, scan.last, limit, _SCAN_LIMIT, room, *scan.indexes
         )
-        return position, found
+        return position, found, size
 
     def _position_at(self, moment: datetime) -> str:
         """The position from which on jobs were accepted then or later."""

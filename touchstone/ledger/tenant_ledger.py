@@ -45,7 +45,7 @@ class TenantLedger:
         client, scripts, finder = ledger.client, ledger.scripts, ledger.finder
         return cls(
             tenant,
-            ModelVersions(client, scripts, tenant),
+            ModelVersions(client, scripts, ledger.large_values, tenant),
             Endpoints(client, scripts, tenant),
             Deliveries(client, scripts, finder, tenant),
             ledger.workers,

@@ -8,7 +8,7 @@ from touchstone.errors import GradientRefused, InvalidParameter
 from touchstone.methods import Attack, Method
 from touchstone.methods.prediction import Predict
 from touchstone.models.manifest import Manifest
-from touchstone.models.store import ModelStore, find_model
+from touchstone.models.store import ModelStore, find_model, list_manifests
 
 M = TypeVar("M", bound=Method)
 MAX_SURROGATES = 4
@@ -78,7 +78,7 @@ def resolve_parameters(method: M, manifest: Manifest, store: ModelStore) -> M:
 def _find_surrogates(manifest: Manifest, store: ModelStore) -> tuple[str, ...]:
     others = [
         other.id
-        for other in store.manifests().values()
+        for other in list_manifests(store)
         if other.id != manifest.id and _is_usable_surrogate(other, manifest)
     ]
     if not others:

@@ -16,6 +16,11 @@ from touchstone.models.manifest import Manifest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MAX_TOP = 1_000
+"""Classes that a prediction may name from now on: a result is read, listed and delivered as a whole. Earlier
+jobs may have asked for more, so that this is checked at the submission.
+"""
+
 DEFENCE_FIELDS = ("sigma", "n", "alpha")
 
 
@@ -30,7 +35,10 @@ class Predict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     top: Count = Field(
-        5, description="How many classes to name, the likeliest first; at most as many as there are."
+        5,
+        json_schema_extra={"maximum": MAX_TOP},
+        description="How many classes to name, the likeliest first; at most as many as there are. Inference "
+        "gives the logits of all.",
     )
     defence: Literal["smoothing"] | None = Field(
         None, description="`smoothing` answers with the vote of noisy copies, too, or abstains."

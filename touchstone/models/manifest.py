@@ -14,6 +14,7 @@ from touchstone.errors import UnknownLabel
 from touchstone.models.output_activation import MAX_STEPS, ActivationStep, compute_confidences
 from touchstone.models.remote_manifest import Remote
 
+_MAX_CANDIDATES = 100
 _INDEX = re.compile(r"-?[0-9]+")
 
 ID = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -197,9 +198,10 @@ def class_index(value: int | str, classes: Sequence[str], model: str, field: str
         return found[0]
     if found:
         raise UnknownLabel(
-            f"{field}: {len(found)} classes of {model} are named {text!r}; give the index: "
-            + ", ".join(map(str, found)),
+            f"{field}: {len(found)} classes of {model} are named {text[:60]!r}; give the index: "
+            + ", ".join(map(str, found[:_MAX_CANDIDATES]))
+            + (" …" if len(found) > _MAX_CANDIDATES else ""),
             field=field,
-            candidates=[{"label": i, "name": classes[i]} for i in found],
+            candidates=[{"label": i, "name": classes[i]} for i in found[:_MAX_CANDIDATES]],
         )
     raise UnknownLabel(f"{field}: {model} has no class named {text[:60]!r}", field=field)

@@ -6,7 +6,8 @@ Never imports torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,10 +26,12 @@ class ModelStore(Protocol):
     """Models with their weights. A missing one raises `UnknownModel`."""
 
     def manifests(self) -> Mapping[str, Manifest]:
-        """The current version of every model, by id."""
+        """The current version of every model, by id. One may be read only when it is asked for, and raises
+        KeyError where it was deleted meanwhile.
+        """
 
-    def versions(self, model: str) -> tuple[Manifest, ...]:
-        """Every version of a model, the current one first."""
+    def digests(self, model: str) -> tuple[str, ...]:
+        """The digest of every version of a model, the current one first."""
 
     def manifest(self, model: str, digest: str | None = None) -> Manifest:
         """The current version, or the one of this digest."""
@@ -53,9 +56,9 @@ class ZooStore:
         """See `ModelStore.manifests`."""
         return zoo.manifests()
 
-    def versions(self, model: str) -> tuple[Manifest, ...]:
-        """See `ModelStore.versions`."""
-        return (zoo.find_manifest(model),)
+    def digests(self, model: str) -> tuple[str, ...]:
+        """See `ModelStore.digests`."""
+        return (zoo.find_manifest(model).digest,)
 
     def manifest(self, model: str, digest: str | None = None) -> Manifest:
         """See `ModelStore.manifest`."""
@@ -91,18 +94,17 @@ class SingleFileStore:
         """See `ModelStore.manifests`."""
         return {self.entry.id: self.entry}
 
-    def versions(self, model: str) -> tuple[Manifest, ...]:
-        """See `ModelStore.versions`."""
+    def digests(self, model: str) -> tuple[str, ...]:
+        """See `ModelStore.digests`."""
         if model != self.entry.id:
             raise unknown_model(model, self.manifests())
-        return (self.entry,)
+        return (self.entry.digest,)
 
     def manifest(self, model: str, digest: str | None = None) -> Manifest:
         """See `ModelStore.manifest`."""
-        [manifest] = self.versions(model)
-        if digest not in (None, manifest.digest):
+        if digest not in (None, *self.digests(model)):
             raise unknown_version(model, str(digest))
-        return manifest
+        return self.entry
 
     def weights(self, manifest: Manifest) -> bytes:  # noqa: ARG002 - there is but one
         """See `ModelStore.weights`."""
@@ -117,22 +119,30 @@ class SingleFileStore:
         return self
 
 
+def list_manifests(store: ModelStore) -> Iterator[Manifest]:
+    """The current version of every model, read one after the other."""
+    manifests = store.manifests()
+    for model in manifests:
+        with suppress(KeyError):
+            yield manifests[model]
+
+
 def find_model(store: ModelStore, name: str) -> Manifest:
     """The version that a client names: `ID`, `ID@sha256:…`, or `ID@` and a unique prefix of the digest."""
     model, at, version = name.partition("@")
     if not at:
         return store.manifest(model)
-    versions, digits = store.versions(model), _VERSION.fullmatch(version)
+    digests, digits = store.digests(model), _VERSION.fullmatch(version)
     if digits is None:
         raise unknown_version(
             model, version, why=f"give {_MIN_DIGITS} to 64 hexadecimal digits of its digest"
         )
-    found = [manifest for manifest in versions if manifest.digest.startswith(f"sha256:{digits[1]}")]
+    found = [digest for digest in digests if digest.startswith(f"sha256:{digits[1]}")]
     if not found:
         raise unknown_version(model, version)
     if len(found) > 1:
         raise unknown_version(model, version, why=f"{len(found)} versions begin so; give more digits")
-    return found[0]
+    return store.manifest(model, found[0])
 
 
 def find_pinned(store: ModelStore, model: str, digest: str) -> Manifest:

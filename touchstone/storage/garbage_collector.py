@@ -46,8 +46,10 @@ class GarbageCollector(PeriodicThread):
             self.collect_orphans()
 
     def expire(self) -> None:
-        """Delete all expired jobs."""
+        """Delete all expired jobs, and of those that ended some time ago most events."""
         while self._retention.expire() == EXPIRY_BATCH:
+            pass
+        while self._retention.cut_events() == EXPIRY_BATCH:
             pass
 
     def _set_aside(self, digests: Iterable[str]) -> None:

@@ -25,6 +25,10 @@ from touchstone.settings import Settings
 
 _CHECK_SECONDS = 0.02
 
+# A job has a hash of some thirty values of up to a few kilobytes, and a stream of few events: as one block of
+# memory each they take far less than with the defaults.
+_COMPACT = ("--hash-max-listpack-value", "4096", "--stream-node-max-bytes", "512")
+
 
 @contextmanager
 def exclusive_home(home: Path) -> Iterator[None]:
@@ -147,6 +151,7 @@ def _launch(home: Path) -> subprocess.Popen[bytes] | None:
         *("--dir", os.fspath(_folder(home)), "--logfile", os.fspath(_log(home))),
         *("--appendonly", "yes", "--appendfsync", "always", "--save", ""),
         *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+        *_COMPACT,
     ]
     try:
         # A separate session: Ctrl-C in the terminal must not reach it while other processes need it.

@@ -11,6 +11,7 @@ import redis
 
 from touchstone.ledger import codec
 from touchstone.ledger.connection import map_redis_errors
+from touchstone.ledger.large_values import LargeValues
 from touchstone.ledger.records import Job
 from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.webhooks import signatures
@@ -43,9 +44,12 @@ class ClaimedDelivery:
 class Outbox:
     """The deliveries of all tenants, for the processes that send them; each change is one script."""
 
-    def __init__(self, client: redis.Redis, scripts: Scripts, *, days: float) -> None:
+    def __init__(
+        self, client: redis.Redis, scripts: Scripts, large_values: LargeValues, *, days: float
+    ) -> None:
         self._client = client
         self._scripts = scripts
+        self._large_values = large_values
         self._retention_ms = round(days * 86_400_000)
 
     def claim(self, in_flight: Mapping[str, int]) -> list[ClaimedDelivery]:
@@ -62,7 +66,7 @@ class Outbox:
             signatures.new_secret(),
             *pairs,
         )
-        return [_decode_claimed(int(at), *parts) for parts in taken]
+        return [self._decode_claimed(int(at), *parts) for parts in taken]
 
     def record(
         self,
@@ -91,6 +95,21 @@ class Outbox:
         )
         return bool(answer)
 
+    def _decode_claimed(
+        self, at: int, pairs: Sequence[str], job: Sequence[str], signing_secrets: str
+    ) -> ClaimedDelivery:
+        stored = codec.decode_pairs(pairs)
+        valid = [one["secret"] for one in json.loads(signing_secrets) if one.get("good_until", at) >= at]
+        return ClaimedDelivery(
+            delivery=DeliveryRecord.from_pairs(pairs),
+            claim=int(stored["claims"]),
+            tries=int(stored["tries"]),
+            receiver=stored["receiver"],
+            job=self._large_values.complete(codec.decode_job(job)) if job else None,
+            signing_secrets=tuple(valid),
+            at=at,
+        )
+
     def count_by_status(self) -> dict[DeliveryStatus, int]:
         """How many deliveries there are in each status."""
         statuses: tuple[DeliveryStatus, ...] = get_args(DeliveryStatus)
@@ -98,19 +117,3 @@ class Outbox:
             for status in statuses:
                 pipe.zcard(f"ts:deliveries:status:{status}")
             return dict(zip(statuses, pipe.execute(), strict=True))
-
-
-def _decode_claimed(
-    at: int, pairs: Sequence[str], job: Sequence[str], signing_secrets: str
-) -> ClaimedDelivery:
-    stored = codec.decode_pairs(pairs)
-    valid = [one["secret"] for one in json.loads(signing_secrets) if one.get("good_until", at) >= at]
-    return ClaimedDelivery(
-        delivery=DeliveryRecord.from_pairs(pairs),
-        claim=int(stored["claims"]),
-        tries=int(stored["tries"]),
-        receiver=stored["receiver"],
-        job=codec.decode_job(job) if job else None,
-        signing_secrets=tuple(valid),
-        at=at,
-    )

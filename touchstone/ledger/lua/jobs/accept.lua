@@ -1,13 +1,15 @@
 -- id, submission, kind, method, model, deadline ms, queue limit, dispatch grace ms, idempotency key or '', digest, its
 -- lifetime ms, tenant, webhook or '', passes that the job may ask for, jobs of the tenant that may wait or '', its passes a
--- day or '', bytes of what the job works on, the most bytes that it may store, bytes that the tenant may hold or ''. Without
--- an id nothing is written: it is answered whether the job would be accepted. A new job comes as its version and time, with
--- what is left of the queue, of the tenant's passes and of its bytes, -1 where there is no limit.
+-- day or '', bytes of what the job works on, the most bytes that it may store, bytes that the tenant may hold or '',
+-- digest and bytes of the blob of its parameters or '' where the submission has them. Without an id nothing is written: it is
+-- answered whether the job would be accepted. A new job comes as its version and time, with what is left of the queue, of
+-- the tenant's passes and of its bytes, -1 where there is no limit.
 local id, submission, kind, method, model = unpack(ARGV, 1, 5)
 local deadline, limit, grace = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local key, digest, life, tenant, webhook = unpack(ARGV, 9, 13)
 local passes, max_waiting, max_passes = ARGV[14], tonumber(ARGV[15]), tonumber(ARGV[16])
 local input_bytes, output_bytes, max_storage = tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19])
+local parameters = ARGV[20] or ''
 
 if redis.call('EXISTS', job_key(id)) == 1 then
   return {'created', fields(id)}
@@ -40,8 +42,13 @@ local image = request.image ~= cjson.null and request.image.digest
 local source = image or request.file
 local stored = tonumber(redis.call('HGET', STORED, tenant) or 0)
 local examples = type(request.examples) == 'table' and request.examples or nil
-local added_bytes = holders_of(tenant, source) > 0 and 0 or input_bytes
-if examples and holders_of(tenant, examples.digest) == 0 then added_bytes = added_bytes + examples.size end
+local added_bytes = 0
+local function add_bytes(digest, size)
+  if holders_of(tenant, digest) == 0 then added_bytes = added_bytes + size end
+end
+add_bytes(source, input_bytes)
+if examples then add_bytes(examples.digest, examples.size) end
+if parameters ~= '' then add_bytes(parse_reference(parameters)) end
 local bytes_left = max_storage and max_storage - stored - added_bytes - output_bytes
 if bytes_left and bytes_left < 0 then
   return {'stored', stored}
@@ -69,5 +76,7 @@ if examples then
   set(id, 'examples', examples.digest)
   add_holder(tenant, examples.digest, examples.size)
 end
+if parameters ~= '' then set(id, 'parameters_blob', parameters) end
+hold_value(tenant, parameters)
 reserve(id, tenant, output_bytes)
 return {'new', record_status(id), at, places - 1, passes_left or -1, bytes_left or -1}

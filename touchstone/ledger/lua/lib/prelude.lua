@@ -5,6 +5,7 @@ local LEASES = 'ts:leases'  -- running jobs by the time at which their lease run
 local REDISPATCH = 'ts:bells'  -- queued jobs by the time from which they may be dispatched again
 local REAPED = 'ts:reaped'  -- the time of the last look for leases that ran out
 local ENDED = 'ts:ended'  -- jobs that have ended, by the time of their end
+local UNCUT = 'ts:uncut'  -- of these, the jobs that have all their events, likewise
 local TERMINAL = {succeeded = true, failed = true, canceled = true}
 
 local function now()
@@ -28,8 +29,12 @@ local function fields(id)
   return redis.call('HGETALL', job_key(id))
 end
 
+local function events_key(id)
+  return 'ts:events:' .. id
+end
+
 local function add_event(id, kind, json)
-  redis.call('XADD', 'ts:events:' .. id, 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', json)
+  redis.call('XADD', events_key(id), 'MAXLEN', '~', 1000, '*', 'type', kind, 'data', json)
 end
 
 -- The indexes of jobs by status: of all tenants, and of one.
@@ -118,6 +123,22 @@ local function for_each_artifact(id, action)
   end
 end
 
+-- Values of a job that are too large for the ledger are blobs; these fields have the digest and the bytes of each.
+local LARGE_VALUES = {parameters_blob = true, result_blob = true}
+
+local function parse_reference(reference)
+  local digest, size = string.match(reference, '^(%S+) (%d+)$')
+  return digest, tonumber(size)
+end
+
+local function hold_value(tenant, reference)
+  if reference and reference ~= '' then add_holder(tenant, parse_reference(reference)) end
+end
+
+local function release_value(tenant, reference)
+  if reference and reference ~= '' then remove_holder(tenant, (parse_reference(reference))) end
+end
+
 -- The most that a job may store is counted from its acceptance on, so that its results fit when it ends.
 local function reserve(id, tenant, output_bytes)
   if output_bytes == 0 then return end
@@ -155,6 +176,7 @@ local function set_status(id, status, at)
     set(id, 'finished_at', at)
     deliver_job_end(id, status, at)
     redis.call('ZADD', ENDED, at, id)
+    redis.call('ZADD', UNCUT, at, id)
     release_reserve(id)
     release_files(id)
   elseif status == 'queued' then
@@ -170,8 +192,9 @@ end
 -- that is out of memory permits only these, and then whatever follows in the same script.
 local function delete_job(id)
   local job = get(id, 'status', 'kind', 'method', 'model', 'tenant')
-  local image, key = unpack(get(id, 'image', 'key'))
+  local image, key, parameters, result = unpack(get(id, 'image', 'key', 'parameters_blob', 'result_blob'))
   redis.call('ZREM', ENDED, id)
+  redis.call('ZREM', UNCUT, id)
   redis.call('ZREM', REDISPATCH, id)
   if job[1] == 'queued' then
     dequeue(id)
@@ -180,12 +203,14 @@ local function delete_job(id)
   for _, index in ipairs(indexes(unpack(job))) do redis.call('ZREM', index, id) end
   delete_deliveries_of(id)
   remove_holder(job[5], image)
+  release_value(job[5], parameters)
+  release_value(job[5], result)
   release_reserve(id)
   release_files(id)
   for_each_artifact(id, remove_holder)
   if key and redis.call('HGET', 'ts:key:' .. key, 'job') == id then redis.call('DEL', 'ts:key:' .. key) end
   publish_change(id, 'deleted', 0, 'status')
-  redis.call('DEL', job_key(id), 'ts:events:' .. id)
+  redis.call('DEL', job_key(id), events_key(id))
 end
 
 -- Whether this claim of the job is the one that holds it.

@@ -17,7 +17,9 @@ for _, status in ipairs({'running', 'queued'}) do
 end
 
 for _, version in ipairs(gone) do
-  redis.call('DEL', version_key(tenant, id, version.digest))
+  local key = version_key(tenant, id, version.digest)
+  release_value(tenant, redis.call('HGET', key, 'card_blob'))
+  redis.call('DEL', key)
   remove_holder(tenant, version.digest)
   if redis.call('HEXISTS', REFERENCES, version.digest) == 0 then
     redis.call('DEL', 'ts:probe:' .. version.digest, 'ts:spent:' .. version.digest)
