@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "touchstone.fields",
         "touchstone.images",
         "touchstone.archives",
+        "touchstone.json_limits",
         "touchstone.settings",
         "touchstone.periodic",
         "touchstone.net",

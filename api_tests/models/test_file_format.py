@@ -11,6 +11,7 @@ import pickle
 import pickletools
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from safetensors.torch import save
 
 from touchstone.errors import InvalidModel, ModelTooLarge
 from touchstone.models.file_format import detect_format
-from touchstone.models.safetensors_header import MAX_HEADER_BYTES
+from touchstone.models.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS
 
 LIMIT = 2**25
 
@@ -198,7 +199,9 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "header beyond the file": (safetensors_file(tensor_header(), length=10_000), "claims"),
     "header of 2^63": (safetensors_file(tensor_header(), length=2**55), "claims"),
     "not JSON": (safetensors_file(b"{nonsense}"), "not JSON"),
-    "deep JSON": (safetensors_file(b'{"a":' + b"[" * 90_000), "not JSON"),
+    "deep JSON": (safetensors_file(b'{"a":' + b"[" * 9_000), "nested too deeply"),
+    "many lists": (safetensors_file(b'{"a":[' + b"[]," * 300_000 + b"0]}"), "lists and objects"),
+    "many values": (safetensors_file(b'{"__metadata__":{' + b'"":"",' * 250_000 + b'"":""}}'), "values"),
     "not UTF-8": (safetensors_file(b'{"\xff": 1}'), "not JSON"),
     "a list": (safetensors_file({"a": []}), "malformed"),
     "unknown key": (safetensors_file(tensor_header(code="x")), "malformed"),
@@ -216,7 +219,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "bytes left over": (safetensors_file(tensor_header(), b"\x00" * 9), "overlap, leave gaps"),
     "overlap": (safetensors_file({**tensor_header(), "b": tensor_header()["a"]}), "overlap, leave gaps"),
     "nothing": (safetensors_file({}, b""), "0 tensors"),
-    "very many": (safetensors_file(dict.fromkeys(map(str, range(100_001)), EMPTY), b""), "100,001 tensors"),
+    "very many": (safetensors_file(dict.fromkeys(map(str, range(10_001)), EMPTY), b""), "10,001 tensors"),
     "a large header": (safetensors_file(b"{" + b" " * MAX_HEADER_BYTES + b"}"), "claims"),
     "metadata alone": (safetensors_file({"__metadata__": {"a": "b"}}, b""), "0 tensors"),
 }
@@ -227,6 +230,17 @@ def test_damaged_safetensors_header_is_refused(kind: str) -> None:
     data, why = DAMAGED[kind]
     with pytest.raises(InvalidModel, match=why):
         detect_format(data, limit=LIMIT)
+
+
+def test_header_of_many_wrong_entries_is_refused_at_the_first() -> None:
+    data = safetensors_file({str(number): {} for number in range(MAX_TENSORS)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidModel, match=r"malformed at 0\.dtype"):
+            detect_format(data, limit=LIMIT)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_truncated_and_mangled_files_do_not_break_the_reader() -> None:

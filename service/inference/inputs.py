@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from service.submissions import bodies
 from service.submissions.bodies import RawBody
 from touchstone.errors import CostTooHigh, Failure, ImageTooLarge, InvalidParameter
 from touchstone.images import MAX_PIXELS, MAX_SIDE, MIN_SIDE, Pixels
+from touchstone.json_limits import JsonLimits
 from touchstone.methods import invalid_parameter
 from touchstone.methods.inference import Stack
 from touchstone.models.manifest import InputSpec
@@ -25,6 +26,9 @@ from touchstone.sandbox.decoder_pool import Decoders
 from touchstone.settings import Settings
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+
+_TENSOR_LIMITS = JsonLimits(containers=2**18, values=2**22)
+"""Of a tensor in JSON; larger ones are sent flat, or as bytes."""
 
 _DATA, _SHAPE = "inputs.0.data", "inputs.0.shape"
 _LENGTH = struct.Struct("<I")
@@ -51,7 +55,7 @@ def parse_request(
     """
     head, tail = _split(received.content, header_length)
     try:
-        request = InferenceRequest.model_validate(bodies.json_fields(head))
+        request = InferenceRequest.model_validate(bodies.json_fields(head, _TENSOR_LIMITS))
     except ValidationError as error:
         raise invalid_parameter(error) from None
     tensor = request.inputs[0]
@@ -166,9 +170,11 @@ def _decode_files(tensor: InputTensor, data: bytes | None, limit: int, decoders:
     """The decoded images of files; all together they may have the pixels of one upload."""
     if any(side != 1 for side in tensor.shape[1:]):
         raise _invalid(_SHAPE, f"BYTES are [N], one file an image, not {tensor.shape}")
-    given = _flatten(tensor) if data is None else list(_split_elements(data))
-    if len(given) != tensor.shape[0]:
-        raise _invalid(_SHAPE, f"{tensor.shape}, but there are {len(given)} files")
+    count = tensor.shape[0]
+    given = _flatten(tensor) if data is None else list(islice(_split_elements(data), count + 1))
+    if len(given) != count:
+        more = "more" if len(given) > count else len(given)
+        raise _invalid(_SHAPE, f"{tensor.shape}, but there are {more} files")
     images: list[Pixels] = []
     for place, one in enumerate(given):
         images.append(_decode_image(place, one, limit, decoders))

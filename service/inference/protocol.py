@@ -68,7 +68,9 @@ class InputTensor(RequestModel):
     """
 
     name: Literal["image"]
-    shape: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(min_length=1, max_length=_MAX_DIMENSIONS)
+    shape: list[Annotated[int, Field(ge=0, le=2**31)]] = Field(
+        fail_fast=True, min_length=1, max_length=_MAX_DIMENSIONS
+    )
     datatype: Datatype
     parameters: InputParameters = InputParameters()
     data: Data = Field(None, description="Numbers, nested or flat; for BYTES data URLs or base64.")
@@ -86,9 +88,12 @@ class InferenceRequest(RequestModel):
 
     id: str | None = Field(None, max_length=256, description="Returned in the response.")
     parameters: RequestParameters = RequestParameters()
-    inputs: list[InputTensor] = Field(min_length=1, max_length=1)
+    inputs: list[InputTensor] = Field(fail_fast=True, min_length=1, max_length=1)
     outputs: list[WantedOutput] | None = Field(
-        None, max_length=len(OUTPUTS), description="All outputs where it is left out or empty."
+        None,
+        fail_fast=True,
+        max_length=len(OUTPUTS),
+        description="All outputs where it is left out or empty.",
     )
 
     @model_validator(mode="after")

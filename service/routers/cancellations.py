@@ -30,7 +30,7 @@ class Jobs(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     jobs: list[Annotated[str, Field(max_length=64)]] = Field(
-        min_length=1, max_length=MAX_JOBS, description="The ids of the jobs to cancel."
+        fail_fast=True, min_length=1, max_length=MAX_JOBS, description="The ids of the jobs to cancel."
     )
 
 

@@ -33,6 +33,7 @@ from touchstone.errors import (
     RemoteUnavailable,
 )
 from touchstone.fields import refuse_unknown
+from touchstone.json_limits import JsonLimits
 from touchstone.ledger.records import Submission
 from touchstone.models.manifest import Manifest
 from touchstone.net.outbound import OutboundClient
@@ -42,6 +43,9 @@ from touchstone.registration.precheck import check_file
 from touchstone.registration.request import Registration
 
 router = APIRouter(tags=["models"], dependencies=[submitter])
+
+_MANIFEST_LIMITS = JsonLimits(containers=10_000, values=500_000)
+"""Of a manifest or a configuration: a hundred thousand classes may be in it three times."""
 
 _CONFIGS = ("config", "preprocessor_config")
 _PARTS = ("file", "data", "examples", "manifest", "labels", *_CONFIGS, "webhook")
@@ -184,7 +188,7 @@ def _parse_registration(fields: Mapping[str, Value]) -> Registration:
 
 def _parse_object(value: Value, field: str) -> dict[str, Any]:
     try:
-        return bodies.json_fields(_encode_text(value))
+        return bodies.json_fields(_encode_text(value), _MANIFEST_LIMITS)
     except HTTPException as error:
         raise InvalidParameter(f"{field}: {error.detail}", field=field) from None
 
@@ -207,7 +211,7 @@ def _show_registered(backend: TenantBackend, manifest: Manifest) -> Response:
 
 def _remote_request(received: RawBody) -> tuple[Registration, Any]:
     """The registration of a remote model, and the webhook."""
-    fields = bodies.json_fields(received.content)
+    fields = bodies.json_fields(received.content, _MANIFEST_LIMITS)
     webhook = fields.pop("webhook", None)
     registration = Registration.parse(fields)
     if registration.remote is None:

@@ -16,13 +16,19 @@ from starlette.exceptions import HTTPException
 
 from service.submissions import multipart
 from touchstone.errors import ImageTooLarge, InvalidImage, InvalidParameter
+from touchstone.json_limits import JsonLimitError, JsonLimits
 
 MULTIPART = "multipart/form-data"
 JSON = "application/json"
 
+PLAIN = JsonLimits(containers=1_000, values=10_000)
+"""Of JSON with fields and at most one image."""
+
 _ENVELOPE = 128 * 2**10
 _DATA_URL = re.compile(r"data:[\w.+/;=-]{0,100}?;base64,", re.ASCII)
+_WHITESPACE = b" \t\r\n\f\v"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB]..\\u[dD][c-fC-F]")
 
 
 @dataclass(frozen=True)
@@ -110,22 +116,31 @@ def unique_fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def json_fields(text: bytes) -> dict[str, Any]:
-    """The members of a JSON object, unchecked; 400 where the text is not one."""
+def json_fields(text: bytes, limits: JsonLimits = PLAIN) -> dict[str, Any]:
+    """The members of a JSON object, unchecked; 400 where the text is not one, or holds more than `limits`."""
     if not text.strip():
         raise_invalid("the body is empty; expected a JSON object")
     try:
+        limits.check(text)
+        _check_surrogates(text)
         value = json.loads(text.decode(), object_pairs_hook=unique_fields, parse_constant=_refuse_constant)
-        if _SURROGATE.search(text):
-            # Half a surrogate pair can be written in JSON, but not in anything after it.
-            json.dumps(value, ensure_ascii=False).encode()
-    except RecursionError:
-        raise_invalid("the JSON is nested too deeply")
+    except JsonLimitError as error:
+        raise_invalid(f"the JSON holds too much: {error}")
     except ValueError as error:
         raise_invalid(f"not JSON: {str(error)[:200]}")
     if not isinstance(value, Mapping):
         raise_invalid("expected a JSON object whose members are the fields")
     return dict(value)
+
+
+def _check_surrogates(text: bytes) -> None:
+    """Raise ValueError for half a surrogate pair: JSON can express it, but nothing after it can."""
+    if b"\\u" not in text:
+        return
+    escapes = text.replace(b"\\\\", b"__")
+    halves = sum(1 for _ in _SURROGATE.finditer(escapes))
+    if halves != 2 * sum(1 for _ in _SURROGATE_PAIR.finditer(escapes)):
+        raise ValueError("surrogates are not allowed but in pairs")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -153,7 +168,8 @@ def image_bytes(value: Any, limit: int) -> bytes:
 def _decode_text(text: str) -> bytes:
     start = _DATA_URL.match(text)
     try:
-        return base64.b64decode("".join(text[start.end() if start else 0 :].split()), validate=True)
+        encoded = text[start.end() if start else 0 :].encode("ascii")
+        return base64.b64decode(encoded.translate(None, _WHITESPACE), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage(
             "image: neither a file, nor a data URL (data:image/png;base64,…), nor base64", field="image"

@@ -13,11 +13,13 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
 from touchstone.errors import InvalidModel
+from touchstone.json_limits import JsonLimitError, JsonLimits
 
-MAX_HEADER_BYTES = 16_000_000
-"""The format allows six times as much, which the allowed number of tensors does not need."""
+MAX_HEADER_BYTES = 2_000_000
+"""The format allows fifty times as much, which the allowed number of tensors does not need."""
 
-MAX_TENSORS = 100_000
+MAX_TENSORS = 10_000
+_LIMITS = JsonLimits(containers=4 * MAX_TENSORS, values=20 * MAX_TENSORS)
 LENGTH_BYTES = 8
 
 _SIZES: Mapping[str, int] = MappingProxyType(
@@ -32,11 +34,11 @@ class _TensorEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dtype: str
-    shape: Annotated[list[_Extent], Field(max_length=16)]
+    shape: Annotated[list[_Extent], Field(max_length=16, fail_fast=True)]
     data_offsets: tuple[_Extent, _Extent]
 
 
-_HEADER = TypeAdapter(dict[str, _TensorEntry])
+_ENTRY = TypeAdapter(_TensorEntry)
 
 
 def has_header_brace(data: bytes | mmap) -> bool:
@@ -59,13 +61,19 @@ def check_header(data: bytes | mmap) -> None:
         )
     header = _read_header(data[LENGTH_BYTES : LENGTH_BYTES + length])
     header.pop("__metadata__", None)
+    if not 0 < len(header) <= MAX_TENSORS:
+        raise _invalid_file(f"it holds {len(header):,} tensors; 1 to {MAX_TENSORS:,} are possible")
+    _check_tensors({name: _read_entry(name, entry) for name, entry in header.items()}, available - length)
+
+
+def _read_entry(name: str, entry: Any) -> _TensorEntry:
+    """One entry, so that a file is refused at its first wrong one."""
     try:
-        tensors = _HEADER.validate_python(header)
+        return _ENTRY.validate_python(entry)
     except ValidationError as error:
         fault = error.errors()[0]
-        where = ".".join(str(part)[:60] for part in fault["loc"])
+        where = ".".join(str(part)[:60] for part in (name, *fault["loc"]))
         raise _invalid_file(f"its header is malformed at {where}: {fault['msg']}") from None
-    _check_tensors(tensors, available - length)
 
 
 def _read_length(data: bytes | mmap) -> int:
@@ -74,15 +82,16 @@ def _read_length(data: bytes | mmap) -> int:
 
 def _read_header(text: bytes) -> dict[str, Any]:
     try:
+        _LIMITS.check(text)
         header: dict[str, Any] = json.loads(text)  # since it begins with a brace
-    except (ValueError, RecursionError):
+    except JsonLimitError as error:
+        raise _invalid_file(f"its header holds too much: {error}") from None
+    except ValueError:
         raise _invalid_file("its header is not JSON") from None
     return header
 
 
 def _check_tensors(tensors: Mapping[str, _TensorEntry], size: int) -> None:
-    if not 0 < len(tensors) <= MAX_TENSORS:
-        raise _invalid_file(f"it holds {len(tensors):,} tensors; 1 to {MAX_TENSORS:,} are possible")
     for name, tensor in tensors.items():
         if tensor.dtype not in _SIZES:
             raise _invalid_file(

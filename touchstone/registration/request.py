@@ -20,7 +20,7 @@ from touchstone.methods import invalid_parameter
 from touchstone.models.file_format import Format, detect_format
 from touchstone.models.manifest import ID, ONNX, InputSpec, Manifest, Side, Weights
 from touchstone.models.remote_manifest import Remote
-from touchstone.registration.class_names import MAX_CLASSES, MAX_LETTERS, ClassName, check_lines
+from touchstone.registration.class_names import MAX_BYTES, MAX_CLASSES, ClassName, check_bytes, check_lines
 from touchstone.registration.completion import TRANSFORMERS, choose_architecture, complete_fields
 from touchstone.registration.published.facts import PACKAGED, Merged
 from touchstone.registration.published.known import gather
@@ -32,8 +32,22 @@ _LOCAL_FIELDS = (
 _NO_DIGEST = "sha256:" + "0" * 64
 
 
+MAX_MEMBERS = 100
+"""Of an object in a registration, published configurations aside: more are refused before any is checked."""
+
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, le=1e6)]
+
+
+def _check_members(data: Any, field: str = "") -> None:
+    """Raise InvalidParameter for an object with far more members than it can have: each would be an error."""
+    if not isinstance(data, Mapping):
+        return
+    if len(data) > MAX_MEMBERS:
+        where = field or "manifest"
+        raise InvalidParameter(f"{where}: {len(data):,} members, of which most are unknown", field=where)
+    for name in ("input", "remote", "oip"):
+        _check_members(data.get(name), name)
 
 
 class StatedInput(InputSpec):
@@ -51,6 +65,7 @@ class Registration(BaseModel):
     id: str = Field(pattern=ID, description="Id of the model.", examples=["my-net"])
     classes: tuple[ClassName, ...] | None = Field(
         None,
+        fail_fast=True,
         min_length=2,
         max_length=MAX_CLASSES,
         description="Class names in the order of the network's outputs. A name may occur twice.",
@@ -58,7 +73,7 @@ class Registration(BaseModel):
     )
     labels: str | None = Field(
         None,
-        max_length=2 * MAX_LETTERS,
+        max_length=2 * MAX_BYTES,
         description="Class names as text, one a line; instead of `classes`.",
         examples=["cat\ndog\n"],
     )
@@ -70,11 +85,13 @@ class Registration(BaseModel):
     )
     mean: tuple[Number, ...] | None = Field(
         None,
+        fail_fast=True,
         description="Subtracted from pixels in [0,1], one number for each channel; requires `std`.",
         examples=[[0.485, 0.456, 0.406]],
     )
     std: tuple[Positive, ...] | None = Field(
         None,
+        fail_fast=True,
         description="The divisor after that, one number for each channel.",
         examples=[[0.229, 0.224, 0.225]],
     )
@@ -125,6 +142,7 @@ class Registration(BaseModel):
         try:
             if isinstance(data, str | bytes):
                 return cls.model_validate_json(data)
+            _check_members(data)
             return cls.model_validate(data)
         except ValidationError as error:
             raise invalid_parameter(error) from None
@@ -134,8 +152,7 @@ class Registration(BaseModel):
         named = (self.classes is not None) + (self.labels is not None)
         if named == 2 or (named == 0 and not self._is_published):
             raise ValueError("classes: name the classes, either here or in labels, one a line")
-        if sum(map(len, self.names)) > MAX_LETTERS:
-            raise ValueError(f"classes: the names have more than {MAX_LETTERS:,} characters together")
+        check_bytes(self.names)
         if self.labels is not None:
             check_lines(self.names)
         return self
