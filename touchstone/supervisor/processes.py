@@ -12,6 +12,7 @@ from typing import IO, Protocol
 
 from touchstone.periodic import PeriodicThread
 from touchstone.supervisor import valkey
+from touchstone.supervisor.work_meter import WorkMeter
 
 LOG_BYTES = 10 * 2**20
 CHECK_SECONDS = 0.1
@@ -19,6 +20,13 @@ RESTART_SECONDS = 20.0
 MIN_PAUSE, MAX_PAUSE, STABLE_SECONDS = 0.5, 15.0, 30.0
 HEALTH_CHECK_SECONDS = 5.0
 MAX_TIMEOUTS = 4
+BUSY_SHARE = 0.1
+"""Of one processor: a process that has used less since the last check does not work. An idle API uses some
+hundredths; one that is busy on a machine with five times too much to do, a fifth.
+"""
+
+BUSY_PATIENCE = 8
+"""A timeout of a process that works counts for one of so many: it is ended after some five minutes."""
 
 ReportLine = Callable[[str], object]
 """Shows one line to the operator."""
@@ -148,19 +156,25 @@ class ValkeyProcess:
 
 
 class HealthCheck(PeriodicThread):
-    """Checks a child periodically, and kills it if it is alive but does not answer."""
+    """Checks a child periodically, and kills it if it is alive but does not answer.
+
+    One that works meanwhile is busy rather than hung, and gets `BUSY_PATIENCE` times as long. One that works
+    for longer than that without an answer is in an endless loop.
+    """
 
     def __init__(self, child: ChildProcess, is_silent: Callable[[], bool], report: ReportLine) -> None:
         super().__init__("checkup", self._check, HEALTH_CHECK_SECONDS)
         self._child = child
         self._is_silent = is_silent
         self._report = report
-        self._timeouts = 0
+        self._meter = WorkMeter(child)
+        self._timeouts = 0.0
 
     def _check(self) -> None:
-        self._timeouts = self._timeouts + 1 if self._is_silent() else 0
-        if self._timeouts == MAX_TIMEOUTS:
-            self._timeouts = 0
+        silent, works = self._is_silent(), self._meter.take_share() >= BUSY_SHARE
+        self._timeouts = self._timeouts + (1 / BUSY_PATIENCE if works else 1) if silent else 0.0
+        if self._timeouts >= MAX_TIMEOUTS:
+            self._timeouts = 0.0
             self._report(f"The {self._child.name} is there and does not answer; ending it")
             self._child.kill()
 
