@@ -43,9 +43,10 @@ def serve_quarantine(
     code.
     """
     settings = settings.model_copy(update={"concurrency": max(COHORTS.values())})
-    ledger = Ledger(ledger_url(settings), settings)
+    blobs = open_blobs(settings)
+    ledger = Ledger(ledger_url(settings), settings, blobs)
     keeper = build_keeper(name, ledger, engine, settings, renewal)
-    runner = Runner(ledger, open_blobs(settings), keeper, run, settings, store)
+    runner = Runner(ledger, blobs, keeper, run, settings, store)
 
     def stop(_signal: int, _frame: object) -> None:
         keeper.stopping = True
