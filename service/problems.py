@@ -49,6 +49,7 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.OutOfMemory: 503,
         errors.JobCanceled: 409,
         errors.DeadlineExceeded: 422,
+        errors.TimeExceeded: 422,
         errors.WorkerLost: 503,
         errors.WorkerStopping: 503,
         errors.UnknownJob: 404,

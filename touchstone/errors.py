@@ -174,6 +174,12 @@ class DeadlineExceeded(Failure):
     code = "deadline_exceeded"
 
 
+class TimeExceeded(Failure):
+    """The job's own work between two passes of the model took longer than a step may."""
+
+    code = "time_exceeded"
+
+
 class WorkerLost(Failure):
     """Every worker that tried the job died or hung."""
 

@@ -125,6 +125,23 @@ class Settings(BaseSettings):
         description="Quota of bytes for each tenant's jobs and models, with results that jobs may yet store.",
     )
     cost_limit: int = Field(200_000, ge=1, description="Maximum forward and backward passes of one job.")
+    job_memory: int = Field(
+        4096 * MIB,
+        ge=1,
+        description="Maximum bytes of memory that one job may need for its images, as its method declares.",
+    )
+    worker_memory: int | None = Field(
+        None,
+        ge=1,
+        description="Memory limit of a worker in bytes, beyond which a job fails as out_of_memory; unset "
+        "means no limit.",
+    )
+    step_seconds: float = Field(
+        10.0,
+        gt=0,
+        description="Maximum processor seconds of a job between two passes of its model, more on a machine "
+        "that is slower than the reference; a job that takes longer fails as time_exceeded.",
+    )
     upload_limit: int = Field(10 * MIB, ge=1, description="Maximum bytes of an uploaded image.")
     inference_rows: int = Field(1024, ge=1, description="Maximum images of one inference request.")
     model_limit: int = Field(512 * MIB, ge=1, description="Maximum bytes of a registered model's file.")

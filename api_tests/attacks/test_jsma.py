@@ -114,3 +114,50 @@ def test_jsma_queries_a_constant_model_once_and_keeps_the_image():
 def test_jsma_refuses_a_theta_of_zero():
     with pytest.raises(InvalidParameter, match="changes nothing"):
         touchstone.attack(touchstone.wrap(linear_model()), gray_images(1), None, "jsma", theta=0)
+
+
+def opposed(count):
+    """Gains and falls of which no value surpasses another in both."""
+    gain = torch.linspace(1, 0, count)[None]
+    return gain, 1 - gain
+
+
+@pytest.mark.parametrize("count", [jsma.MAX_CANDIDATES + 1, 3 * 512 * 512])
+def test_pair_search_over_values_that_are_exactly_opposed_is_bounded(monkeypatch, count):
+    tables, scores = [], jsma._saliency
+    monkeypatch.setattr(
+        jsma, "_saliency", lambda *asked: tables.append(scores(*asked).numel()) or scores(*asked)
+    )
+    gain, fall = opposed(count)
+    pairs, helps = best_pairs(gain, fall)
+    assert helps.all()
+    assert pairs[0, 0] != pairs[0, 1]
+    assert pair_saliency(pairs[0], gain[0], fall[0]) == pytest.approx(1, rel=1e-3)  # the best there is
+    assert sum(tables) <= 2 * jsma.MAX_CANDIDATES**2
+
+
+def test_narrowed_search_of_uneven_values_comes_near_the_best_pair(monkeypatch):
+    draw = torch.Generator().manual_seed(5)
+    gain = torch.rand(1, 3000, generator=draw).sort(1, descending=True).values ** 3
+    fall = (torch.rand(1, 3000, generator=draw).sort(1).values) ** 2
+    exact, _ = best_pairs(gain, fall)
+    best = pair_saliency(exact[0], gain[0], fall[0])
+    monkeypatch.setattr(jsma, "MAX_CANDIDATES", 500)
+    monkeypatch.setattr(jsma, "COARSE", 100)
+    near, _ = best_pairs(gain, fall)
+    assert near[0, 0] != near[0, 1]
+    assert pair_saliency(near[0], gain[0], fall[0]) >= 0.98 * best
+
+
+@pytest.mark.parametrize("likeness", [-1.0, -0.5, 0.0, 0.9])
+def test_values_are_left_out_before_sorting_without_a_change_of_the_pair(monkeypatch, likeness):
+    draw = torch.Generator().manual_seed(7)
+    for _ in range(20):
+        gain, other = torch.randn(2, 1, 300, generator=draw).round(decimals=1)
+        fall = likeness * gain + (1 - abs(likeness)) * other
+        gain[:, ::7] = -torch.inf
+        sorted_all = best_pairs(gain, fall)
+        with monkeypatch.context() as patch:
+            patch.setattr(jsma, "MANY_VALUES", 100)
+            left_out = best_pairs(gain, fall)
+        assert all(map(torch.equal, left_out, sorted_all))

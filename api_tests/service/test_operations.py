@@ -120,6 +120,20 @@ def test_cost_counts_attacks_by_row_and_certificates_by_full_batches(api: Api) -
     assert api.client.get("/v1/attacks/pgd/cost", params={"model": unmeasured}).json()["seconds"] is None
 
 
+def test_cost_of_an_image_of_this_size_shows_its_memory(api: Api) -> None:
+    sized = {"width": 400, "height": 200}
+    alone = api.client.get("/v1/attacks/pgd/cost", params=sized).json()
+    assert alone["memory"] == 4 * alone["rows"] * 400 * 200 * 3
+    assert (alone["memory_limit"], alone["upload_factor"]) == (Settings().job_memory, None)
+    known = api.client.get("/v1/attacks/pgd/cost", params={**sized, "model": sample_manifest().id}).json()
+    assert known["upload_factor"] == pytest.approx(400 * 200 / 28**2)
+    unsized = api.client.get("/v1/attacks/pgd/cost", params={"width": 400}).json()
+    assert (unsized["rows"], unsized["memory"]) == (None, None)
+    assert_problem(
+        api.client.get("/v1/attacks/pgd/cost", params={"width": 4}), 422, "invalid_parameter", "width"
+    )
+
+
 def test_cost_is_returned_even_above_the_limit(api: Api) -> None:
     found = api.client.get("/v1/attacks/pgd/cost?steps=10000&restarts=1000").json()
     assert found["total"] > found["limit"]

@@ -16,12 +16,23 @@ from service.routers.models import probe_of
 from service.state.backend import TenantBackend
 from service.submissions import bodies
 from service.submissions.validation import CostFields, CostRequest, parse_method_cost, parse_prediction_cost
-from touchstone.methods import Kind, Method, catalogue, find, total_cost
+from touchstone.methods import Kind, Method, catalogue, find, total_cost, total_footprint
+from touchstone.methods.memory_price import ImageSize, memory_of
 from touchstone.methods.prediction import Predict
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ModelStore
 
-_EXAMPLE = {"forward": 122, "backward": 80, "total": 202, "limit": 200_000, "seconds": 0.08}
+_EXAMPLE = {
+    "forward": 122,
+    "backward": 80,
+    "total": 202,
+    "limit": 200_000,
+    "seconds": 0.08,
+    "rows": 28,
+    "memory": 88_080_384,
+    "memory_limit": 4_294_967_296,
+    "upload_factor": 334.4,
+}
 
 Check = Callable[[dict[str, str], ModelStore], CostRequest]
 
@@ -35,7 +46,20 @@ class Cost(BaseModel):
     limit: int = Field(description="The most that `total` may be at a submission.")
     seconds: float | None = Field(
         description="Time of these queries on an idle worker, as measured at the model's last load; "
-        "null without `model`, and for one that was never loaded."
+        "null without `model`, and for one that was never loaded. Work at the size of the upload is not part "
+        "of it: see `upload_factor`."
+    )
+    rows: int | None = Field(
+        description="Tensors in the size of the image that the job may hold at once; null without `width` "
+        "and `height`."
+    )
+    memory: int | None = Field(
+        description="Bytes that the job may need for them; null without `width` and `height`."
+    )
+    memory_limit: int = Field(description="The most that `memory` may be at a submission.")
+    upload_factor: float | None = Field(
+        description="How many times as many pixels as the network's input the image has: each query works on "
+        "both. Null without `model`, `width` and `height`."
     )
 
 
@@ -82,19 +106,27 @@ def _add_route(router: APIRouter, path: str, check: Check, own: type[Method | Pr
 def _build_endpoint(check: Check) -> Callable[[Request, TenantBackend], Cost]:
     def get_cost(request: Request, backend: Tenant) -> Cost:
         return _estimate(
-            backend, *check(bodies.unique_fields(request.query_params.multi_items()), backend.models)
+            backend, check(bodies.unique_fields(request.query_params.multi_items()), backend.models)
         )
 
     return get_cost
 
 
-def _estimate(backend: TenantBackend, chosen: Method | Predict, manifest: Manifest | None) -> Cost:
-    cost = total_cost(chosen)
-    probe = probe_of(backend.ledger, manifest) if manifest else None
+def _estimate(backend: TenantBackend, asked: CostRequest) -> Cost:
+    cost, image = total_cost(asked.method), asked.image
+    probe = probe_of(backend.ledger, asked.manifest) if asked.manifest else None
     return Cost(
         forward=cost.forward,
         backward=cost.backward,
         total=cost.total,
         limit=backend.settings.cost_limit,
         seconds=probe.seconds(cost.forward, cost.backward) if probe else None,
+        rows=total_footprint(asked.method).rows(image.values) if image else None,
+        memory=memory_of(asked.method, image) if image else None,
+        memory_limit=backend.settings.job_memory,
+        upload_factor=_upload_factor(image, asked.manifest) if image and asked.manifest else None,
     )
+
+
+def _upload_factor(image: ImageSize, manifest: Manifest) -> float:
+    return max(1.0, image.width * image.height / (manifest.input.width * manifest.input.height))

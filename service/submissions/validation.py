@@ -15,10 +15,12 @@ from service.submissions.bodies import RawBody
 from service.submissions.webhook_urls import WEBHOOK, Url, check_webhook_url
 from touchstone.errors import CostTooHigh, InvalidParameter, JobConflict, UnknownModel
 from touchstone.fields import Seed, parse_fraction, refuse_unknown
+from touchstone.images import MAX_SIDE, MIN_SIDE
 from touchstone.ledger.quotas import QuotaUsage
 from touchstone.ledger.records import ImageRef, JobKind, ModelRef, Submission, max_output_bytes
 from touchstone.methods import Method, find as find_method, invalid_parameter, total_cost
 from touchstone.methods.compatibility import check_compatible, check_target, resolve_parameters
+from touchstone.methods.memory_price import ImageSize, check_memory
 from touchstone.methods.prediction import MAX_TOP, Predict
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ModelStore, find_model
@@ -38,6 +40,9 @@ def _index_or_name(value: Any) -> Any:
 
 Seconds = Annotated[float, Field(gt=0, le=MAX_DEADLINE, allow_inf_nan=False), BeforeValidator(parse_fraction)]
 """A time to run."""
+
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+"""A side of an upload in pixels."""
 
 Class = Annotated[
     str,
@@ -97,6 +102,10 @@ class CostFields(BaseModel):
         description="A model's id: the seconds are estimated for it.",
         examples=["fashion-mnist-cnn"],
     )
+    width: Side | None = Field(
+        None, description="Width of the image in pixels; with `height`, the memory is computed for it."
+    )
+    height: Side | None = Field(None, description="Height of the image in pixels.")
 
 
 A = TypeVar("A", bound=BaseModel)
@@ -148,8 +157,10 @@ def prepare_method(
         _resolve_classes(method, manifest, asked) if isinstance(asked, AttackFields) else (None, None)
     )
     passes = check_cost(chosen, settings.cost_limit)
+    canonical = decoders.canonical(body.image)
+    check_memory(chosen, size_of(canonical[1], manifest), settings.job_memory)
     return _build_job(
-        decoders.canonical(body.image),
+        canonical,
         asked,
         manifest,
         passes=passes,
@@ -177,8 +188,10 @@ def prepare_prediction(
     check_compatible(chosen, manifest)
     check_webhook_url(asked.webhook, settings)
     passes = check_cost(chosen, settings.cost_limit)
+    canonical = decoders.canonical(body.image)
+    check_memory(chosen, size_of(canonical[1], manifest), settings.job_memory)
     return _build_job(
-        decoders.canonical(body.image),
+        canonical,
         asked,
         manifest,
         passes=passes,
@@ -188,8 +201,32 @@ def prepare_prediction(
     )
 
 
-CostRequest = tuple[Method | Predict, Manifest | None]
-"""The method with its parameters, and the model where one was named."""
+def size_of(image: ImageRef, manifest: Manifest) -> ImageSize:
+    """What the memory of a job on this image follows from."""
+    return ImageSize(image.width, image.height, image.channels, input_values(manifest))
+
+
+def input_values(manifest: Manifest) -> int:
+    """How many values the network's own input has."""
+    return manifest.input.channels * manifest.input.height * manifest.input.width
+
+
+@dataclass(frozen=True)
+class CostRequest:
+    """What a cost query is about."""
+
+    method: Method | Predict
+    manifest: Manifest | None = None
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def image(self) -> ImageSize | None:
+        """The size of the image, where it was given."""
+        if self.width is None or self.height is None:
+            return None
+        values = 0 if self.manifest is None else input_values(self.manifest)
+        return ImageSize(self.width, self.height, input_values=values)
 
 
 def parse_method_cost(method: type[Method], fields: Mapping[str, Any], store: ModelStore) -> CostRequest:
@@ -199,7 +236,7 @@ def parse_method_cost(method: type[Method], fields: Mapping[str, Any], store: Mo
     manifest = find_model(store, asked.model) if asked.model else None
     if manifest is not None:
         check_compatible(chosen, manifest)
-    return chosen, manifest
+    return CostRequest(chosen, manifest, asked.width, asked.height)
 
 
 def parse_prediction_cost(fields: Mapping[str, Any], store: ModelStore) -> CostRequest:
@@ -209,7 +246,7 @@ def parse_prediction_cost(fields: Mapping[str, Any], store: ModelStore) -> CostR
     chosen = _parse_prediction(parameters, manifest)
     if manifest is not None:
         check_compatible(chosen, manifest)
-    return chosen, manifest
+    return CostRequest(chosen, manifest, asked.width, asked.height)
 
 
 def _split(

@@ -15,7 +15,7 @@ from touchstone.methods import Cost, Info, MinimalNorm
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from touchstone.engine import Answer, Case, Goal, Nearest, Plan, PlanOf
+    from touchstone.engine import Answer, Case, Goal, Hyperplanes, Nearest, Plan, PlanOf
 
 DUAL = {"linf": 1.0, "l2": 2.0}
 TINY, HUGE = 1e-30, 1e30
@@ -57,7 +57,9 @@ class DeepFool(MinimalNorm):
     eot: EotSamples = 1
 
     def cost(self) -> Cost:
-        """A query before and after; a gradient for each rival in the first step, then for the nearest."""
+        """A query before and after; a gradient for each rival in the first step, then for the nearest. For
+        large images each gradient takes a forward pass of its own.
+        """
         return deepfool_cost(self.steps, self.candidates)
 
     def run(self, case: Case) -> Plan:
@@ -85,34 +87,32 @@ class DeepFoolRows(engine.Rows):
         nowhere, unknown = torch.zeros_like(x), rivals.to(x.dtype)
         return cls(case, x, nowhere, rivals, unknown, torch.arange(len(x), device=x.device))
 
-    def query(self, x: Tensor, max_rivals: int) -> engine.Gradient | engine.Jacobian:
+    def query(self, x: Tensor, max_rivals: int) -> PlanOf[Answer | Hyperplanes]:
         """How the leads of the nearest rivals change, of so many at most; of a target, its own lead."""
         goal = self.case.goal
         if bool(goal.targeted.any()):
-            return engine.Gradient(x, engine.Margin(goal))
-        return engine.Jacobian(x, self.rivals[:, :max_rivals], goal.label)
+            return (yield engine.Gradient(x, engine.Margin(goal)))
+        dual = DUAL.get(self.case.threat.norm.name, 2.0)
+        return (yield from engine.query_hyperplanes(x, self.rivals[:, :max_rivals], goal.label, dual))
 
-    def rank_rivals(self, answer: Answer) -> tuple[DeepFoolRows, Tensor, Tensor]:
+    def rank_rivals(self, answer: Answer | Hyperplanes) -> tuple[DeepFoolRows, Tensor, Tensor]:
         """The same with the rivals by their distance at the point that the answer is about; and of those
         asked about the nearest: how much it is behind (B,), and how its lead changes (B, C, H, W).
         """
-        if answer.loss is not None:
-            return self, answer.loss, answer.gradient
+        if isinstance(answer, engine.Answer):
+            return self, answer.known_loss, answer.gradient
         gaps = engine.class_leads(answer.logits, self.rivals, self.case.goal.label)
-        normals, dual = answer.gradient, DUAL.get(self.case.threat.norm.name, 2.0)
-        new_slopes = torch.linalg.vector_norm(normals.flatten(2), dual, 2)
-        slopes = torch.cat([new_slopes, self.slopes[:, new_slopes.shape[1] :]], 1)
-        far = gaps.abs() / slopes.clamp_min(TINY)
-        nearest, order = far[:, : new_slopes.shape[1]].argmin(1), far.argsort(1)
-        row = torch.arange(len(far), device=far.device)
+        slopes = torch.cat([answer.slopes, self.slopes[:, answer.slopes.shape[1] :]], 1)
+        order = (gaps.abs() / slopes.clamp_min(TINY)).argsort(1)
         walk = replace(self, rivals=self.rivals.gather(1, order), slopes=slopes.gather(1, order))
-        return walk, gaps[row, nearest], normals[row, nearest]
+        return walk, answer.nearest_gap, answer.normal
 
 
 def deepfool_cost(steps: int, candidates: int) -> Cost:
     """The most that `run_deepfool` asks."""
     rivals = candidates - 1
-    return Cost(forward=steps + 2, backward=rivals + (steps - 1) * min(RIVALS_PER_STEP, rivals))
+    gradients = rivals + (steps - 1) * min(RIVALS_PER_STEP, rivals)
+    return Cost(forward=gradients + 2, backward=gradients)
 
 
 def run_deepfool(case: Case, x: Tensor, *, steps: int, candidates: int, overshoot: float) -> PlanOf[Nearest]:
@@ -122,7 +122,7 @@ def run_deepfool(case: Case, x: Tensor, *, steps: int, candidates: int, overshoo
         case, x, _find_rivals(case.goal, (yield engine.Logits(x)).logits, candidates - 1)
     )
     for step in range(steps):
-        answer = yield active.query(x, RIVALS_PER_STEP if step else candidates)
+        answer = yield from active.query(x, RIVALS_PER_STEP if step else candidates)
         found = engine.Nearest.from_logits(active.case, x, answer.logits)
         best = best.put(active.row, found)
         if bool(found.met.any()):

@@ -73,9 +73,11 @@ class FAB(MinimalNorm):
     eot: EotSamples = 1
 
     def cost(self) -> Cost:
-        """A step takes a gradient (or one for each of nine rivals) and a query; then the final search."""
+        """A step takes a gradient (or one for each of nine rivals, which for large images take a forward pass
+        each) and a query; then the final search.
+        """
         attempts = self.restarts * self.steps
-        ahead = attempts * (RIVALS if self.rivals is None else max(1, self.rivals))
+        ahead = attempts * (self.rivals or RIVALS)
         return Cost(forward=2 * ahead + 1 + FINAL_STEPS, backward=attempts * (self.rivals or RIVALS))
 
     def resolve_defaults(self, classes: int) -> dict[str, Any]:
@@ -187,13 +189,8 @@ def _rival_boundary(case: Case, x: Tensor, rivals: Tensor) -> PlanOf[tuple[Tenso
 
 def _nearest_boundary(case: Case, x: Tensor, rivals: Tensor) -> PlanOf[tuple[Tensor, Tensor]]:
     """Of the boundaries between the label and its rivals (B, k), the nearest in the linearized model."""
-    answer = yield engine.Jacobian(x, rivals, case.goal.label)
-    gaps = engine.class_leads(answer.logits, rivals, case.goal.label)
-    normals = answer.gradient
-    slopes = torch.linalg.vector_norm(normals.flatten(2), DUAL[case.threat.norm.name], 2)
-    chosen = (gaps.abs() / slopes.clamp_min(TINY)).argmin(1)
-    row = torch.arange(len(x), device=x.device)
-    return gaps[row, chosen], normals[row, chosen]
+    planes = yield from engine.query_hyperplanes(x, rivals, case.goal.label, DUAL[case.threat.norm.name])
+    return planes.nearest_gap, planes.normal
 
 
 def _lead(logits: Tensor, label: Tensor, rival: Tensor) -> Tensor:

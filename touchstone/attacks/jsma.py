@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 
     from touchstone.engine import Case, Goal, Plan
 
+TINY = 1e-30
 MAX_PAIRS = 2**22
 """Pairs that are compared together: 16 MiB for each of the few tables of a block."""
+MAX_CANDIDATES = 2**13
+"""Values among which the best pair is looked for exactly."""
+COARSE = 2**11
+"""Of more values, so many are compared first, evenly spread, then all around the best two of them."""
+MANY_VALUES = 2**18
+"""Values of an image above which those that a few surpass are left out before any are sorted."""
 
 
 class JSMA(MinimalNorm):
@@ -30,7 +37,9 @@ class JSMA(MinimalNorm):
 
     The best pair is exact, without a table of all pairs (84 GiB for an image of 224×224): a value that two
     others surpass in both respects cannot be in it. What remains after sorting, dozens as a rule, is compared
-    in blocks of at most 4 million pairs, so that tables stay below 128 MiB even if nothing could be left out.
+    in blocks of at most 4 million pairs. If more than 8,192 values remain, which takes gains and losses that
+    are exactly opposed, the search is no longer exact: 2,048 of them, evenly spread, are compared, then all
+    near the best two.
     """
 
     info = Info(
@@ -109,6 +118,13 @@ def best_pairs(gain: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
     `gain` and `fall` (B, n); a value that must not be chosen has a gain of -inf.
     """
     chosen = _pareto_front(gain, fall)
+    while chosen.shape[1] > MAX_CANDIDATES:
+        chosen = _narrow(gain, fall, chosen)
+    return _best_pairs_of(gain, fall, chosen)
+
+
+def _best_pairs_of(gain: Tensor, fall: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The best pair of each row among the values at the indices `chosen` (B, k)."""
     gain, fall = gain.gather(1, chosen), fall.gather(1, chosen)
     count = chosen.shape[1]
     score, place = gain.new_zeros(len(gain)), chosen.new_zeros(len(gain))
@@ -129,8 +145,56 @@ def _saliency(gain: Tensor, fall: Tensor, start: int, end: int) -> Tensor:
     return gains.mul_(falls).triu_(start + 1)
 
 
+def _narrow(gain: Tensor, fall: Tensor, chosen: Tensor) -> Tensor:
+    """Of many values (B, k), by falling gain, those near the best pair of an even selection."""
+    count = chosen.shape[1]
+    even = torch.linspace(0, count - 1, COARSE, device=chosen.device).long()
+    coarse = chosen[:, even]
+    pair, _ = _best_pairs_of(gain, fall, coarse)
+    place = even[(coarse[:, None] == pair[..., None]).int().argmax(2)]  # (B, 2)
+    reach = -(-count // COARSE)
+    near = torch.arange(-reach, reach + 1, device=chosen.device)
+    # Windows that overlap would hold a value twice, which is no pair.
+    first, second = place.sort(1).values.unbind(1)
+    second = second.maximum(first + 2 * reach + 1).clamp_max(count - 1 - reach)
+    first = first.clamp_min(reach).minimum(second - 2 * reach - 1)
+    windows = torch.cat([first[:, None] + near, second[:, None] + near], 1)
+    return chosen.gather(1, windows)
+
+
+def _leave_out_surpassed(gain: Tensor, fall: Tensor) -> Tensor:
+    """Indices (n,) of the values of one row (1, N) that are left when those are gone that the two with the
+    largest least advantage surpass in both respects; at least two. No sort of all values is needed.
+    """
+    gains, falls = gain[0], fall[0]
+    free = ~gains.isneginf()
+    if int(free.sum()) < 3:
+        return torch.arange(len(gains), device=gain.device)
+    least = _share(gains, free).minimum(_share(falls, free)).masked_fill(~free, -torch.inf)
+    two = least.topk(2).indices
+    surpassed = (gains < gains[two].amin()) & (falls < falls[two].amin())
+    return (~surpassed & free).nonzero().flatten()
+
+
+def _share(values: Tensor, free: Tensor) -> Tensor:
+    """The values of which some are free, from 0 for the least of these to 1 for the largest."""
+    low = values.masked_fill(~free, torch.inf).amin()
+    high = values.masked_fill(~free, -torch.inf).amax()
+    return (values - low) / (high - low).clamp_min(TINY)
+
+
 def _pareto_front(gain: Tensor, fall: Tensor) -> Tensor:
-    """Indices (B, k) of the values that at most one other surpasses in both, filled up with others."""
+    """Indices (B, k) of the values that at most one other surpasses in both, by falling gain, filled up with
+    others.
+    """
+    if len(gain) == 1 and gain.shape[1] > MANY_VALUES:
+        left = _leave_out_surpassed(gain, fall)
+        if len(left) > 1:
+            return left[_sorted_front(gain[:, left], fall[:, left])]
+    return _sorted_front(gain, fall)
+
+
+def _sorted_front(gain: Tensor, fall: Tensor) -> Tensor:
     gains, order = gain.sort(dim=1, descending=True, stable=True)
     falls = fall.gather(1, order).masked_fill(gains.isneginf(), -torch.inf)
     first = torch.nn.functional.pad(falls.cummax(1).values[:, :-1], (1, 0), value=-torch.inf)

@@ -80,11 +80,14 @@ class NES(StepSize, FixedBudget):
 
     def _estimate_gradient(self, case: Case, x: Tensor, pairs: int) -> PlanOf[Tensor]:
         """The gradient of the progress at `x` from `pairs` opposite pairs of neighbors."""
-        u = case.noise.normal(x[:, None].expand(-1, pairs, *x.shape[1:]))
-        there = torch.stack([u, -u], 1).mul_(self.sigma).add_(x[:, None, None])  # (B, 2, pairs, …)
-        answer = yield engine.Logits(there.clamp_(0, 1).flatten(0, 2))
-        every = torch.arange(len(x), device=x.device).repeat_interleave(2 * pairs)
-        score = engine.objective(case.goal[every], answer.logits).view(len(x), 2, pairs)
-        weight = (score[:, 0] - score[:, 1]) / (2 * self.sigma * pairs)
-        weight = weight.nan_to_num(0, 0, 0)  # of neighbors without finite logits nothing is known
-        return (u.flatten(2) * weight[..., None]).sum(1).view_as(x)
+        draw, total = case.noise.normal_parts(x, pairs), engine.RowSum(pairs)
+        for piece in engine.cut(pairs, 2 * x.numel()):
+            u = draw(piece)  # (B, n, …)
+            there = torch.stack([u, -u], 1).mul_(self.sigma).add_(x[:, None, None])  # (B, 2, n, …)
+            answer = yield engine.Logits(there.clamp_(0, 1).flatten(0, 2))
+            every = torch.arange(len(x), device=x.device).repeat_interleave(2 * u.shape[1])
+            score = engine.objective(case.goal[every], answer.logits).view(len(x), 2, -1)
+            weight = (score[:, 0] - score[:, 1]) / (2 * self.sigma * pairs)
+            weight = weight.nan_to_num(0, 0, 0)  # of neighbors without finite logits nothing is known
+            total.add(u.flatten(2) * weight[..., None])
+        return total.total().view_as(x)

@@ -180,6 +180,11 @@ def _paint(x: Tensor, genes: Tensor) -> Tensor:
 def _query_scores(case: Case, genes: Tensor) -> PlanOf[Tensor]:
     """The progress of members (B, n, pixels, 2 + C) of each row, (B, n)."""
     every = torch.arange(len(case), device=genes.device).repeat_interleave(genes.shape[1])
-    repeated = case[every]
-    score = yield from engine.query_progress(repeated, _paint(repeated.threat.x0, genes.flatten(0, 1)))
+    flat = genes.flatten(0, 1)
+
+    def ask(piece: slice) -> PlanOf[Tensor]:
+        repeated = case[every[piece]]
+        return (yield from engine.query_progress(repeated, _paint(repeated.threat.x0, flat[piece])))
+
+    score = yield from engine.ask_in_pieces(len(flat), case.threat.x0[0].numel(), ask)
     return score.view(genes.shape[:2])

@@ -111,22 +111,31 @@ class ZOO(MinimalNorm):
         """The points with their scores, and the slope of the missing margin in each of the chosen values,
         (B, k).
         """
-        x = state.x
-        rows, count = chosen.shape
-        shift = torch.zeros(rows, count, state.mean.shape[1], device=x.device)
-        shift.scatter_(2, chosen[..., None], self.difference)
-        shift = state.grid.enlarge(shift.view(rows, count, *state.grid.shape(x)))
-        base = x[:, None]
-        tried = torch.cat([base, base + shift, base - shift], 1).clamp_(0, 1)
-        logits = (yield engine.Logits(tried.flatten(0, 1))).logits
-        every = torch.arange(rows, device=x.device).repeat_interleave(2 * count + 1)
-        margin = engine.Margin(case.goal[every])(logits).clamp_max(0).view(rows, -1)
-        slope = (margin[:, 1 : count + 1] - margin[:, count + 1 :]) / (2 * self.difference)
-        slope = slope.nan_to_num(0, 0, 0)  # of points without finite logits nothing is known
-        here = logits.view(rows, 2 * count + 1, -1)[:, 0]
+        x, slopes = state.x, list["Tensor"]()
+        here, margin_here = x.new_empty(0), x.new_empty(0)
+        for piece in list(engine.cut(chosen.shape[1], 2 * x.numel())) or [slice(0)]:
+            first = not slopes  # the points themselves are queried with the first of their neighbors
+            neighbors = self._shift(state, chosen[:, piece])
+            tried = torch.cat([x[:, None], neighbors], 1) if first else neighbors
+            logits = (yield engine.Logits(tried.flatten(0, 1))).logits.view(*tried.shape[:2], -1)
+            every = torch.arange(len(x), device=x.device).repeat_interleave(tried.shape[1])
+            margin = engine.Margin(case.goal[every])(logits.flatten(0, 1)).clamp_max(0).view(len(x), -1)
+            if first:
+                here, margin_here, margin = logits[:, 0], margin[:, 0], margin[:, 1:]
+            above, below = margin.chunk(2, 1) if margin.shape[1] else (margin, margin)
+            slopes.append((above - below) / (2 * self.difference))
+        slope = torch.cat(slopes, 1).nan_to_num(0, 0, 0)  # of points without finite logits nothing is known
         nearness = 1 / case.threat.distance(x).clamp_min(TINY)
-        score = torch.where(case.goal.is_met(here), nearness, margin[:, 0])
+        score = torch.where(case.goal.is_met(here), nearness, margin_here)
         return engine.Best(x, score), slope
+
+    def _shift(self, state: _CoordinateAdam, chosen: Tensor) -> Tensor:
+        """The points moved up, and moved down, by the difference in each of the chosen values (B, k):
+        (B, 2k, C, H, W).
+        """
+        base = state.x[:, None]
+        shift = state.grid.enlarge_single(chosen, self.difference, state.x)
+        return torch.cat([base + shift, base - shift], 1).clamp_(0, 1)
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,18 @@ class _Grid:
     def enlarge(self, y: Tensor) -> Tensor:
         """Enlarged: (…, h, w) to (…, H, W)."""
         return self.down @ y @ self.right.T
+
+    def enlarge_single(self, chosen: Tensor, value: float, x: Tensor) -> Tensor:
+        """For each of the chosen values (B, k) the enlarged image in which it alone is not zero:
+        (B, k, C, H, W) for images like `x`.
+        """
+        height, width = self.shape(x)[1:]
+        channel, place = chosen // (height * width), chosen % (height * width)
+        down, right = self.down.T[place // width] * value, self.right.T[place % width]
+        enlarged = x.new_zeros(*chosen.shape, *x.shape[1:])
+        row, column = (torch.arange(size, device=x.device) for size in chosen.shape)
+        enlarged[row[:, None], column, channel] = down[..., :, None] * right[..., None, :]
+        return enlarged
 
     def gather(self, d: Tensor) -> Tensor:
         """Slopes in pixels as slopes in this space: (…, H, W) to (…, h, w)."""

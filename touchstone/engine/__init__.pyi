@@ -49,6 +49,12 @@ from .oracles.remote import (
     RemoteAccess as RemoteAccess,
     RemoteOracle as RemoteOracle,
 )
+from .pieces import (
+    RowSum as RowSum,
+    ask_in_pieces as ask_in_pieces,
+    cut as cut,
+    rows_of_piece as rows_of_piece,
+)
 from .plans import (
     average_gradients as average_gradients,
     restrict as restrict,
@@ -111,6 +117,10 @@ from .search.gradient_ascent import (
     score_successes as score_successes,
     take_step as take_step,
     target_score as target_score,
+)
+from .search.hyperplanes import (
+    Hyperplanes as Hyperplanes,
+    query_hyperplanes as query_hyperplanes,
 )
 from .search.nearest import (
     Nearest as Nearest,

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from touchstone.engine.pieces import PIECE_BYTES
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
 
 
@@ -39,6 +41,11 @@ def to_device(device: torch.device, tensor: Tensor) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def pass_bytes(device: torch.device) -> int:
+    """Bytes of the images of a pass at most, as far as one row allows: a GPU needs many to be busy."""
+    return PIECE_BYTES if device.type == "cpu" else 2**30
 
 
 def max_rows(device: torch.device) -> int:

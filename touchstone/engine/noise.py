@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from touchstone.engine import counter_random
-from touchstone.engine.counter_random import VALUES, Convert, Numbers, Stream, Words, computes_itself
+from touchstone.engine.counter_random import VALUES, Convert, Key, Numbers, Stream, Words, computes_itself
 from touchstone.engine.device import to_device
 from touchstone.engine.noise_streams import SAMPLE_STREAM
 from touchstone.engine.rows import RowIndex, Rows
@@ -29,6 +29,9 @@ PIECE_VALUES = 2**17
 
 DEVICE_PIECE_VALUES = 2**24
 """Values to make at a time on a GPU, which bounds the memory for it to some gigabytes."""
+
+MAX_DRAWN_AT_ONCE = 2**24
+"""Values of a draw above which it is made in pieces: making them takes several times their memory."""
 
 _SAMPLES = zlib.crc32(b"samples of a certificate")
 
@@ -81,6 +84,24 @@ class Noise(Rows):
             streams[position] = stream
         return Noise(tuple(streams))
 
+    def normal_parts(self, like: Tensor, count: int) -> Callable[[slice], Tensor]:
+        """What `normal` draws in the shape (B, count, ...) for `like` (B, ...), a part of it at a time: a
+        function from a slice of the second dimension. The streams move on now, as if all were drawn.
+        """
+        if count * like.numel() <= MAX_DRAWN_AT_ONCE:
+            whole = self.normal(like[:, None].expand(-1, count, *like.shape[1:]))
+            return lambda part: whole[:, part]
+        size = like[0].numel()
+        blocks = _blocks_of(count * size)
+        sources = [_Source(stream.key, stream.take(blocks), blocks) for stream in self._selected()]
+
+        def draw(part: slice) -> Tensor:
+            shape = (len(sources), (part.stop - part.start) * size)
+            drawn = _fill_normal_part(sources, part.start * size, shape, like.device)
+            return drawn.reshape(len(sources), -1, *like.shape[1:]).to(like.dtype)
+
+        return draw
+
     def uniform(self, like: Tensor) -> Tensor:
         """Numbers in [0,1), in the shape of `like`, whose rows are this record's."""
         return self._draw(like, counter_random.to_uniform)
@@ -104,13 +125,106 @@ class Noise(Rows):
         if not size:
             return torch.empty_like(like)
         blocks = _blocks_of(size)
-        if computes_itself(like.device, len(streams) * size):
+        if len(streams) * size > MAX_DRAWN_AT_ONCE:
+            sources = [_Source(stream.key, stream.take(blocks), blocks) for stream in streams]
+            drawn: Numbers = _fill(sources, (len(streams), size), like.device, convert)
+        elif computes_itself(like.device, len(streams) * size):
             starts, keys = [stream.take(blocks) for stream in streams], [stream.key for stream in streams]
             drawn = convert(counter_random.compute_on_device(keys, starts, blocks, like.device))
         else:
             words = np.stack([stream.take_words(blocks) for stream in streams])
             drawn = convert(_move(words, like.device))
         return torch.as_tensor(drawn)[:, :size].reshape(like.shape).to(like.dtype)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Blocks of a stream that are computed wherever they are needed."""
+
+    key: Key
+    start: int
+    blocks: int
+
+    @property
+    def half(self) -> int:
+        """Half of its words: where `to_normal` takes angles from, the ones before being lengths."""
+        return self.blocks * VALUES // 2
+
+    def words(self, start: int, stop: int, device: torch.device) -> Words:
+        """These of its words, (1, n)."""
+        first, last = start // VALUES, _blocks_of(stop)
+        at, count = self.start + first, last - first
+        kept = slice(start - first * VALUES, stop - first * VALUES)
+        if computes_itself(device, count * VALUES):
+            return counter_random.compute_on_device([self.key], [at], count, device)[:, kept]
+        return _move(counter_random.compute_on_host(self.key, at, count)[None, kept], device)
+
+    def pair(self, start: int, stop: int, device: torch.device) -> Words:
+        """The words of its first half from `start` to `stop`, and as far in the second half."""
+        both = [self.words(at + start, at + stop, device) for at in (0, self.half)]
+        if isinstance(both[0], Tensor):
+            return torch.cat([torch.as_tensor(words) for words in both], 1)
+        return np.concatenate(both, 1)
+
+
+def _fill(
+    sources: Sequence[_Source], shape: tuple[int, int], device: torch.device, convert: Convert
+) -> Tensor:
+    """All numbers (B, n) of the sources, made in pieces; the same as all at once."""
+    out = torch.empty(shape, device=device)
+
+    def fill(source: _Source, row: Tensor, start: int, stop: int) -> None:
+        drawn = torch.as_tensor(convert(source.pair(start, stop, device)))[0]
+        for at, part in zip((start, source.half + start), drawn.chunk(2), strict=True):
+            kept = row[at : at + len(part)]
+            kept.copy_(part[: len(kept)])
+
+    _run_pieces(
+        [
+            partial(fill, source, row, *piece)
+            for source, row in zip(sources, out, strict=True)
+            for piece in _cut(0, source.half, device)
+        ],
+        device,
+    )
+    return out
+
+
+def _fill_normal_part(
+    sources: Sequence[_Source], first: int, shape: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Of the normal numbers of the sources those from `first` on, (B, n)."""
+    out = torch.empty(shape, device=device)
+
+    def fill(source: _Source, row: Tensor, start: int, stop: int) -> None:
+        second = start >= source.half
+        shift = source.half if second else 0
+        both = counter_random.to_normal(source.pair(start - shift, stop - shift, device))
+        row[start - first : stop - first] = torch.as_tensor(both)[0].chunk(2)[second]
+
+    _run_pieces(
+        [
+            partial(fill, source, row, *piece)
+            for source, row in zip(sources, out, strict=True)
+            for piece in _cut(first, first + shape[1], device, source.half)
+        ],
+        device,
+    )
+    return out
+
+
+def _cut(start: int, stop: int, device: torch.device, at: int = 0) -> Iterator[tuple[int, int]]:
+    """Pieces of a range, none on both sides of `at`."""
+    step = PIECE_VALUES if device.type == "cpu" else DEVICE_PIECE_VALUES
+    while start < stop:
+        end = min(start + step, stop, at if start < at else stop)
+        yield start, end
+        start = end
+
+
+def _run_pieces(pieces: Sequence[Callable[[], None]], device: torch.device) -> None:
+    """Run them all, on several threads where the host computes."""
+    list((_thread_pool().map if device.type == "cpu" else map)(lambda fill: fill(), pieces))
 
 
 @dataclass(frozen=True)

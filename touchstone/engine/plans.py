@@ -14,7 +14,8 @@ from torch.nn import functional
 from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.goals import are_finite
 from touchstone.engine.loops import run_steps
-from touchstone.engine.queries import Answer, AnyQuery, NoisyLogits, PlanOf, Repeat
+from touchstone.engine.pieces import RowSum, rows_of_piece
+from touchstone.engine.queries import Answer, AnyQuery, NoisyLogits, PlanOf, Query, Repeat
 from touchstone.errors import GradientRefused
 from touchstone.fields import Access
 
@@ -109,8 +110,10 @@ def average_gradients(plan: PlanOf[T], times: int) -> PlanOf[T]:
 
 
 def _average_answers(times: int, query: AnyQuery) -> PlanOf[Answer]:
-    if not query.backward_passes:
+    if not isinstance(query, Query) or not query.backward_passes:
         return (yield query)
+    if times > rows_of_piece(2 * query.x.numel() * query.backward_passes):
+        return (yield from _average_one_by_one(times, query))
     answers: list[Answer] = []
     for _ in range(times):
         answers.append((yield query))
@@ -118,6 +121,17 @@ def _average_answers(times: int, query: AnyQuery) -> PlanOf[Answer]:
     grads = [answer.grad for answer in answers if answer.grad is not None]
     mean = [torch.stack(values).mean(0) if values else None for values in (losses, grads)]
     return Answer(torch.stack([answer.logits for answer in answers]).mean(0), *mean)
+
+
+def _average_one_by_one(times: int, query: AnyQuery) -> PlanOf[Answer]:
+    """The same to the bit without holding all answers."""
+    sums: dict[str, RowSum] = {}
+    for _ in range(times):
+        answer = yield query
+        for name in ("logits", "loss", "grad"):
+            if (value := getattr(answer, name)) is not None:
+                sums.setdefault(name, RowSum(times)).add(value[:, None])
+    return Answer(**{name: total.total().div_(times) for name, total in sums.items()})
 
 
 def diagnose(plan: PlanOf[T], diagnosis: Diagnosis) -> PlanOf[T]:

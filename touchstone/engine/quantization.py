@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from touchstone.engine.norms import Norm
+from touchstone.engine.pieces import cut
 from touchstone.engine.rows import column, reads_at_once
 
 LEVELS = 255
@@ -15,6 +16,10 @@ SLACK = 1e-9
 """Relative slack in comparing a distance to eps in float64, so that 2 steps of 1/255 count as inside
 "2/255".
 """
+
+
+COPIES = 16
+"""Tensors in the size of a row that rounding it takes: rows are rounded in pieces."""
 
 
 def is_within(distance: Tensor, eps: Tensor) -> Tensor:
@@ -55,16 +60,23 @@ def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -
     bisection, per row) at which the rounded one fits. Where x0 is on the lattice the result is, too.
     Distances are taken in float64.
     """
-    d = (x - x0).double() * LEVELS
-    inside = x0.double() * LEVELS
+    pieces = cut(len(x), COPIES * x[:1].numel())
+    parts = [_snap_rows(x[rows], x0[rows], eps[rows], norm, halvings) for rows in pieces]
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else x
+
+
+def _snap_rows(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, halvings: int) -> Tensor:
+    d = (x - x0).double().mul_(LEVELS)
+    inside = x0.double().mul_(LEVELS)
 
     def round_steps(scale: Tensor) -> Tensor:
-        steps = (d * column(scale, d)).round()
+        steps = (d * column(scale, d)).round_()
         moved = inside + steps
-        return torch.where((moved < -SLACK) | (moved > LEVELS + SLACK), steps - steps.sign(), steps)
+        outside = (moved < -SLACK) | (moved > LEVELS + SLACK)
+        return steps.sub_(torch.sign(steps, out=moved).mul_(outside))
 
     def fits(scale: Tensor) -> Tensor:
-        return is_within(norm.size(round_steps(scale) / LEVELS), eps)
+        return is_within(norm.size(round_steps(scale).div_(LEVELS)), eps)
 
     low, high = torch.zeros_like(eps, dtype=torch.float64), torch.ones_like(eps, dtype=torch.float64)
     if not (reads_at_once(eps) and bool(fits(high).all())):
@@ -75,7 +87,7 @@ def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -
         low = torch.where(fits(torch.ones_like(low)), 1.0, low)
     else:
         low = high
-    levels = inside + round_steps(low)
+    levels = round_steps(low).add_(inside)
     whole = levels.round()
     exact = (levels - whole).abs() < 1e-4
     return torch.where(exact, (whole.float() / LEVELS), (levels / LEVELS).float()).clamp_(0, 1).to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -35,6 +36,11 @@ class Query(Rows):
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
         return tuple(self.x.shape[1:])
+
+    @property
+    def row_values(self) -> int:
+        """Values of a row's image and, where there are several, of its gradients."""
+        return math.prod(self.image_shape) * max(1, self.backward_passes)
 
     @property
     def backward_passes(self) -> int:
@@ -175,6 +181,7 @@ class Repeat(Generic[L]):
     loop: L
     tally: Tally = field(init=False)
     open_rows: int = field(init=False)
+    row_values: int = field(init=False)  # of the largest tensor
 
     backward_passes = 0
     surrogate = None
@@ -184,6 +191,7 @@ class Repeat(Generic[L]):
         running = self.loop.running
         self.open_rows = sum(running)
         self.kind: Hashable = self.loop.kind
+        self.row_values = max(value[:1].numel() for value in self.loop.tensors())
         device = next(value.device for value in self.loop.tensors())
         self.tally = Tally.zero(len(running), device)
 

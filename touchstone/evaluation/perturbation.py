@@ -48,26 +48,32 @@ def measure_perturbation(original: Pixels, adversarial: Pixels) -> dict[str, flo
     neighboring values of the perturbation, `ssim` the structural similarity of the images (Wang et al.
     2004).
     """
-    levels = adversarial.astype(np.int64) - original.astype(np.int64)
+    levels = adversarial.astype(np.int16) - original
     change = np.abs(levels)
+    square = sum(
+        int((band.astype(np.int64) ** 2).sum()) for band in np.array_split(change, -(-len(change) // BAND))
+    )
     return {
         "linf": int(change.max()) / 255,
-        "l2": float(np.sqrt((change**2).sum())) / 255,
-        "l1": int(change.sum()) / 255,
+        "l2": float(np.sqrt(square)) / 255,
+        "l1": int(change.sum(dtype=np.int64)) / 255,
         "l0": int(np.count_nonzero(change)),
         "tv": total_variation(levels / 255),
-        "ssim": ssim(original / 255, adversarial / 255),
+        "ssim": ssim(original, adversarial, levels=255),
     }
 
 
 def total_variation(d: Plane) -> float:
     """Mean absolute difference between vertical and horizontal neighbors of (H, W, C)."""
-    steps = [np.abs(np.diff(d, axis=axis)) for axis in (0, 1)]
-    return float(sum(step.sum() for step in steps) / sum(step.size for step in steps))
+    total, count = 0.0, 0
+    for axis in (0, 1):
+        steps = np.diff(d, axis=axis)
+        total, count = total + np.abs(steps, out=steps).sum(), count + steps.size
+    return float(total / count)
 
 
-def ssim(a: Plane, b: Plane) -> float:
-    """Mean structural similarity of images (H, W, C) in [0,1], averaged over channels.
+def ssim(a: Plane | Pixels, b: Plane | Pixels, levels: int = 1) -> float:
+    """Mean structural similarity of images (H, W, C) in [0, levels], averaged over channels.
 
     Gaussian windows of 11 pixels and σ = 1.5, population covariance, borders without a whole window left out;
     smaller images take the largest odd window that fits.
@@ -81,7 +87,8 @@ def ssim(a: Plane, b: Plane) -> float:
     for channel in range(channels):
         for top in range(0, height, BAND):
             rows = slice(top, min(top + BAND, height) + size - 1)
-            total += float(_similarity(a[rows, :, channel], b[rows, :, channel], kernel).sum())
+            bands = (a[rows, :, channel] / levels, b[rows, :, channel] / levels)
+            total += float(_similarity(*bands, kernel).sum())
     return float(total / (height * width * channels))
 
 

@@ -20,6 +20,7 @@ from touchstone.ledger.records import Progress, Submission, Timings
 from touchstone.methods import Attack, Certificate, Method, find, total_rounds
 from touchstone.methods.compatibility import check_compatible
 from touchstone.methods.inference import OUTPUTS, Infer, Stack, to_npy, unpack
+from touchstone.methods.memory_price import ImageSize, memory_of
 from touchstone.methods.prediction import Predict, build_smoothed_result
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import RemoteProbe
@@ -116,6 +117,7 @@ class _PlanRunner:
     started: Started
     prior: dict[str, Any] | None = None
     surrogates: Sequence[Oracle] = ()
+    memory: int = 0  # bytes that the job may need for its images
     forward: int = 0
     backward: int = 0
     surrogate: int = 0
@@ -148,6 +150,7 @@ class _PlanRunner:
             deterministic=self.submission.execution == "deterministic",
             owner=self.submission.tenant,
             noise_key=(self.submission.seed, self.plans),
+            memory=self.memory,
             **limits,
         )
         self.plans += 1
@@ -164,6 +167,7 @@ def _predict(
 ) -> JobOutcome:
     parameters = Predict.model_validate(submission.parameters)
     check_compatible(parameters, manifest)
+    run_plan.memory = _price(parameters, pixels, manifest)
     logits = run_plan(evaluation.predict_image(pixels, run_plan.oracle))
     result = {"original": describe_prediction(logits, manifest, parameters.top)}
     if parameters.defence:
@@ -187,6 +191,7 @@ def _certify(
     if not isinstance(method, Certificate):
         raise TypeError(f"{submission.method} is not a certificate")
     check_compatible(method, manifest)
+    run_plan.memory = _price(method, pixels, manifest)
     before = None if run_plan.prior is None else Counts.from_record(run_plan.prior)
     reporter = _CertificateReporter(method, manifest, report)
     plan = evaluation.certify_image(
@@ -206,6 +211,7 @@ def _attack(
     if not isinstance(method, Attack):
         raise TypeError(f"{submission.method} is not an attack")
     check_compatible(method, manifest)
+    run_plan.memory = _price(method, pixels, manifest)
     plan = evaluation.attack_image(
         method,
         pixels,
@@ -228,6 +234,12 @@ def _attack(
         "adversarial.npy": (to_npy([sought.exact]), "application/octet-stream"),
     }
     return JobOutcome({**result, "queries": _query_counts(run_plan)}, artifacts, Timings())
+
+
+def _price(method: Method | Predict, pixels: Pixels, manifest: Manifest) -> int:
+    height, width, channels = pixels.shape
+    spec = manifest.input
+    return memory_of(method, ImageSize(width, height, channels, spec.channels * spec.height * spec.width))
 
 
 def _infer(

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from touchstone.engine.pieces import cut
 from touchstone.engine.plans import rewrite_queries
 from touchstone.engine.queries import Answer, AnyQuery, FileLogits, NoisyLogits, PlanOf, Repeat
 from touchstone.engine.rows import Loop
@@ -17,6 +18,9 @@ from touchstone.engine.threat import Case
 from touchstone.evaluation.judgment import are_allowed
 
 T = TypeVar("T")
+
+COPIES = 16
+"""Tensors in the size of a point that measuring its distance takes: points are measured in pieces."""
 
 
 @dataclass
@@ -30,8 +34,15 @@ class SuccessRecord:
 
     def note(self, x: Tensor, logits: Tensor, *, files: bool) -> None:
         """Note points (n, C, H, W) of the image, with what the model said of them (n, K)."""
+        goal = self.case.goal[torch.zeros(len(x), dtype=torch.long, device=x.device)]
+        met = goal.is_met(logits).nonzero().flatten()
+        for piece in cut(len(met), COPIES * x[:1].numel()):
+            self._note_met(x[met[piece]], logits[met[piece]], files=files)
+
+    def _note_met(self, x: Tensor, logits: Tensor, *, files: bool) -> None:
+        """Note points that meet the goal, wherever they are."""
         case = self.case[torch.zeros(len(x), dtype=torch.long, device=x.device)]
-        rows = (case.goal.is_met(logits) & are_allowed(case.threat, x, files=files)).nonzero().flatten()
+        rows = are_allowed(case.threat, x, files=files).nonzero().flatten()
         if not len(rows):
             return
         least = SUCCESS_AS_FILE if files else SUCCESS

@@ -1,7 +1,7 @@
 """How methods declare themselves, and the catalogue of all methods."""
 
 from touchstone.fields import Access, invalid_parameter
-from touchstone.methods.budget import SupportsCost, total_cost, total_rounds
+from touchstone.methods.budget import SupportsCost, total_cost, total_footprint, total_rounds
 from touchstone.methods.cost import Cost
 from touchstone.methods.declaration import SHARED, Attack, Certificate, Info, Kind, Method
 from touchstone.methods.families import (
@@ -13,6 +13,7 @@ from touchstone.methods.families import (
     RestartedAttack,
     StepSize,
 )
+from touchstone.methods.footprint import Footprint
 from touchstone.methods.registry import build_card, catalogue, find
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Cost",
     "E",
     "FixedBudget",
+    "Footprint",
     "GradientAttack",
     "Info",
     "Kind",
@@ -37,5 +39,6 @@ __all__ = [
     "find",
     "invalid_parameter",
     "total_cost",
+    "total_footprint",
     "total_rounds",
 ]

@@ -29,6 +29,7 @@ from touchstone.fields import (
     refuse_unknown,
 )
 from touchstone.methods.cost import Cost
+from touchstone.methods.footprint import ATTACK, CERTIFICATE, Footprint
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -94,6 +95,13 @@ class Method(BaseModel):
         """Bound the queries that one image may take; see `total_cost` for what repetitions add to it."""
         raise NotImplementedError
 
+    def footprint(self) -> Footprint:
+        """Bound the memory that a job on one image holds; see `total_footprint` for what EOT adds to it.
+
+        A property test measures it over the whole catalogue.
+        """
+        raise NotImplementedError
+
     def rounds(self) -> int:
         """How many rounds of queries a full run takes; progress is counted in rounds."""
         return self.cost().backward or self.cost().forward
@@ -143,6 +151,10 @@ class Attack(Method):
         """The attacks that this one runs one after the other, by their names in the result."""
         return {}
 
+    def footprint(self) -> Footprint:
+        """Of an attack that holds a few points of the image at a time, and rounds them to 8 bits."""
+        return ATTACK
+
     def radius(self, channels: int) -> float:  # noqa: ARG002
         """The bound of a perturbation in the attack's norm; infinite where there is none."""
         return math.inf
@@ -159,6 +171,10 @@ class Certificate(Method):
     """A method that proves a radius within which the prediction cannot change."""
 
     kind: ClassVar[Kind] = "certificate"
+
+    def footprint(self) -> Footprint:
+        """Of noisy copies at the size of the network's input, a pass of them at a time."""
+        return CERTIFICATE
 
     def pooling_parameters(self) -> dict[str, Any] | None:
         """The parameters under which counts may be added up over jobs; None where the method forbids it."""

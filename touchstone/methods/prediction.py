@@ -11,6 +11,7 @@ from touchstone import engine
 from touchstone.engine.noise_streams import SAMPLE_STREAM
 from touchstone.fields import Count, Ratio
 from touchstone.methods import Cost
+from touchstone.methods.footprint import CERTIFICATE, Footprint
 from touchstone.models.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class Predict(BaseModel):
     def cost(self) -> Cost:
         """The clean query, and with the defence its samples and two queries for batch invariance."""
         return Cost(forward=self.n + 40 if self.defence else 1, backward=0)
+
+    def footprint(self) -> Footprint:
+        """The upload while it is resized; with the defence also that of a certificate."""
+        return CERTIFICATE
 
     def rounds(self) -> int:
         """The rounds in which progress is counted."""

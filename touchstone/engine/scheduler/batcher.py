@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from touchstone.engine.plans import expand_loops
 from touchstone.engine.queries import Answer, AnyQuery, NoisyLogits, Query, Repeat
 from touchstone.engine.scheduler.loop_rows import LoopRows
 from touchstone.engine.scheduler.pass_queue import PassQueue, Share
+from touchstone.engine.scheduler.step_limit import time_exceeded
 from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.errors import DeadlineExceeded, Failure, JobCanceled, OutOfMemory
 from touchstone.memory import is_out_of_memory
@@ -47,6 +49,7 @@ class Batcher:
         self.on_wait: Callable[[], None] = lambda: None  # called while a slow oracle answers
         self.stepping: tuple[Task, ...] = ()
         """The tasks that it is at work on, or was last."""
+        self.step_limit = math.inf  # seconds of processor time that a plan may take between two passes
 
     def __len__(self) -> int:
         return len(self._running)
@@ -109,10 +112,10 @@ class Batcher:
 
     def _step_loops(self, chosen: Share) -> Callable[[], None]:
         with torch.no_grad():
-            return partial(self._deliver_step, chosen[0][0].group, self._loops.step(chosen))
+            return partial(self._deliver_step, chosen, self._loops.step(chosen), self._loops.worked)
 
-    def _deliver_step(self, group: Hashable, commit: Callable[[], list[Task]]) -> None:
-        ended = commit()
+    def _deliver_step(self, chosen: Share, commit: Callable[[], list[Task]], worked: float) -> None:
+        group, ended = chosen[0][0].group, commit()
         for task, question, answer, counts in list(self._loops.reports(group, ended)):
             self._report(task, question, answer, counts)
         self._loops.release(group)
@@ -121,6 +124,16 @@ class Batcher:
                 self._queue.remove(task)
                 self._loops.leave(task, task.query)
                 self._advance(task, Answer(torch.empty(0, 0)))
+        if worked > self.step_limit and not ended:
+            self._stop_slow_loop(chosen, worked)
+
+    def _stop_slow_loop(self, chosen: Share, seconds: float) -> None:
+        """End the task of a step that took too long; where several shared it, find it by smaller steps."""
+        if len(chosen) == 1:
+            self._end(chosen[0][0], time_exceeded(chosen[0][0].number, seconds, self.step_limit))
+        else:
+            rows = sum(count for _, count in chosen)
+            self._queue.limit_rows(chosen[0][0].current_oracle, max(1, rows // 2))
 
     def _report(self, task: Task, query: AnyQuery, answer: Answer, counts: QueryCount) -> None:
         """Tell the owner of a task of an answer; where that fails, the task does."""
@@ -190,7 +203,7 @@ class Batcher:
     def _advance(self, task: Task, answer: Answer | None) -> None:
         task.parts, task.answered_rows, task.number = [], 0, task.number + 1
         self.stepping = (task,)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.thread_time()
         try:
             with torch.no_grad():
                 task.query = next(task.plan) if answer is None else task.plan.send(answer)
@@ -200,10 +213,13 @@ class Batcher:
             task.query = None
             self._settle(task, end.value, None)
         except Exception as error:  # noqa: BLE001 - a plan's failure is reported to its owner
-            self._settle(task, None, error)
+            self._settle(task, None, _explain(task, error))
         else:
             self._queue.add(task)
             self._queue.charge_plan(task, time.perf_counter() - began)
+            seconds = time.thread_time() - worked
+            if seconds > self.step_limit:
+                self._end(task, time_exceeded(task.number, seconds, self.step_limit))
 
     def _drop_overdue(self) -> None:
         now = time.monotonic()
@@ -237,3 +253,12 @@ class Batcher:
     def _settle(self, task: Task, result: Any, error: BaseException | None) -> None:
         del self._running[task]
         task.on_done(result, error)
+
+
+def _explain(task: Task, error: Exception) -> Exception:
+    """What ended a plan; where memory ran out, which step needed it."""
+    if isinstance(error, Failure) or not is_out_of_memory(error):
+        return error
+    failure = OutOfMemory(f"the memory does not hold what step {task.number} of the job computes")
+    failure.__cause__ = error
+    return failure

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -15,6 +17,9 @@ from touchstone.engine.scheduler.batcher import Batcher
 from touchstone.engine.scheduler.metrics import EngineMetrics
 from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.errors import WorkerStopping
+
+SMALL_SHARE = 64
+"""A task that may need less than such a part of the memory for all is a small one."""
 
 
 class TaskHandle:
@@ -58,11 +63,19 @@ class DeviceThread:
     """A thread that runs a `Batcher`; `steps` counts its finished passes.
 
     With `idle_seconds`, the thread ends when there was nothing to do for so many seconds, after a call of
-    `on_idle`; the next task starts another.
+    `on_idle`; the next task starts another. `step_limit` bounds the work of a plan between two passes, in
+    seconds of processor time. Tasks wait until what the running ones may need leaves room for them within
+    `memory` bytes, which one alone may exceed.
     """
 
     def __init__(
-        self, name: str, *, idle_seconds: float | None = None, on_idle: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        *,
+        idle_seconds: float | None = None,
+        on_idle: Callable[[], None] = lambda: None,
+        step_limit: float = math.inf,
+        memory: float = math.inf,
     ) -> None:
         self.steps = 0
         self._name, self._idle_seconds, self._on_idle = name, idle_seconds, on_idle
@@ -70,7 +83,10 @@ class DeviceThread:
         self._batcher = Batcher()
         self._batcher.on_pass = self._metrics.observe
         self._batcher.on_wait = self._while_waiting
+        self._batcher.step_limit = step_limit
         self._arrived: deque[Task] = deque()
+        self._waiting: list[Task] = []  # for memory, in the order of arrival
+        self._memory = memory
         self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -78,7 +94,7 @@ class DeviceThread:
     @property
     def busy(self) -> bool:
         """Whether any task is running or waits to."""
-        return bool(self._arrived or len(self._batcher))
+        return bool(self._arrived or self._waiting or len(self._batcher))
 
     @property
     def stepping(self) -> tuple[Task, ...]:
@@ -150,12 +166,30 @@ class DeviceThread:
         return True
 
     def _hand_back(self) -> None:
-        for task in (*self._batcher.tasks(), *self._arrived):
+        for task in (*self._batcher.tasks(), *self._waiting, *self._arrived):
             task.on_done(None, WorkerStopping("the worker is shutting down"))
 
     def _take_arrived(self) -> None:
         while self._arrived:
-            self._batcher.add(self._arrived.popleft())
+            self._waiting.append(self._arrived.popleft())
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        for task in waiting:
+            if self._admits(task):
+                self._batcher.add(task)
+            else:
+                self._waiting.append(task)
+
+    def _admits(self, task: Task) -> bool:
+        """Whether a task may start: it is about to end, or there is room for it. Small ones pass large ones
+        that wait, large ones do not pass each other.
+        """
+        used = sum(other.memory for other in self._batcher.tasks())
+        if not used or not task.expires or task.canceled or time.monotonic() > task.deadline:
+            return True
+        behind = self._waiting and task.memory > self._memory / SMALL_SHARE
+        return used + task.memory <= self._memory and not behind
 
     def _while_waiting(self) -> None:
         """While a slow oracle answers, tasks may arrive, and all must end when the worker does."""

@@ -14,12 +14,15 @@ from touchstone.engine.oracles.probe import load_oracle
 from touchstone.engine.oracles.remote import RemoteAccess, RemoteOracle
 from touchstone.engine.queries import Answer, AnyQuery, PlanOf
 from touchstone.engine.scheduler.device_thread import DeviceThread, TaskHandle
+from touchstone.engine.scheduler.step_limit import measure_slowness
 from touchstone.engine.scheduler.task import QueryCount, Task
 from touchstone.errors import ModelUnusable, WorkerStopping
+from touchstone.memory import physical_memory
 from touchstone.models.cache import ModelCache
 from touchstone.models.manifest import Manifest
 from touchstone.models.measurements import Probe
 from touchstone.models.store import ZOO, ModelStore
+from touchstone.settings import settings
 
 IDLE_SECONDS = 30.0
 """After so long without a query the thread of a remote model ends, and its connections are closed."""
@@ -31,6 +34,9 @@ class Engine:
 
     `steps` counts the finished passes of the device: while `busy`, it grows unless the device or a model
     hangs. A remote model may be slow without a fault of the engine, so its thread does not count.
+    A plan may take `step_seconds` of processor time between two passes (unset: those of the settings), more
+    on a slow machine; a task that takes longer ends as TimeExceeded. What running tasks may need together for
+    their images is bounded by `job_memory` bytes (unset: half of the worker's); others wait.
     """
 
     def __init__(
@@ -39,13 +45,19 @@ class Engine:
         memory_budget: int = 2**31,
         store: ModelStore = ZOO,
         remote_access: RemoteAccess | None = None,
+        *,
+        step_seconds: float | None = None,
+        job_memory: float | None = None,
     ) -> None:
         self.device = choose_device(device)
         self.store = store
         self.models: ModelCache[Manifest, Oracle] = ModelCache(memory_budget, self._load)
         self._remote_access = remote_access
         self._probes: dict[str, Probe] = {}
-        self._device_thread = DeviceThread("engine")
+        seconds = settings().step_seconds if step_seconds is None else step_seconds
+        self.step_limit = seconds * measure_slowness()
+        memory = _memory_for_jobs() if job_memory is None else job_memory
+        self._device_thread = DeviceThread("engine", step_limit=self.step_limit, memory=memory)
         self._remote_threads: WeakKeyDictionary[RemoteOracle, DeviceThread] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self._stopping = False
@@ -92,14 +104,18 @@ class Engine:
         owner: str = "",
         expires: bool = True,
         noise_key: tuple[int, ...] = (),
+        memory: int = 0,
     ) -> TaskHandle:
         """Run a plan among the others; `deadline` in seconds from now. `on_answer` is called after each
         answer, on the oracle's thread. One that does not `expire` ignores that its job is overdue.
-        `noise_key` seeds a model that answers at random.
+        `noise_key` seeds a model that answers at random. A plan that may need `memory` bytes for its images
+        waits while others have them.
         """
         until = float("inf") if deadline is None else time.monotonic() + deadline
         task = Task(
-            *(plan, oracle, deterministic, until, on_answer, owner), expires=expires, noise_key=noise_key
+            *(plan, oracle, deterministic, until, on_answer, memory, owner),
+            expires=expires,
+            noise_key=noise_key,
         )
         return self._thread_of(oracle).submit(task)
 
@@ -131,7 +147,7 @@ class Engine:
             if self._stopping:
                 raise WorkerStopping("the worker is shutting down")
             if oracle not in self._remote_threads:
-                self._remote_threads[oracle] = _create_remote_thread(oracle)
+                self._remote_threads[oracle] = _create_remote_thread(oracle, self.step_limit)
             return self._remote_threads[oracle]
 
     def _load(self, manifest: Manifest) -> tuple[Oracle, int]:
@@ -148,7 +164,12 @@ class Engine:
         ]
 
 
-def _create_remote_thread(oracle: RemoteOracle) -> DeviceThread:
+def _memory_for_jobs() -> float:
+    """Bytes for the images of all jobs: half of what the worker has, so that models and results have room."""
+    return (settings().worker_memory or physical_memory()) / 2
+
+
+def _create_remote_thread(oracle: RemoteOracle, step_limit: float) -> DeviceThread:
     """A thread that does not keep the oracle alive."""
     close_idle = WeakMethod(oracle.close_idle)
 
@@ -156,4 +177,6 @@ def _create_remote_thread(oracle: RemoteOracle) -> DeviceThread:
         if (close := close_idle()) is not None:
             close()
 
-    return DeviceThread(f"remote {oracle.manifest.id}", idle_seconds=IDLE_SECONDS, on_idle=on_idle)
+    return DeviceThread(
+        f"remote {oracle.manifest.id}", idle_seconds=IDLE_SECONDS, on_idle=on_idle, step_limit=step_limit
+    )

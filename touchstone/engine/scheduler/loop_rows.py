@@ -30,6 +30,9 @@ class LoopRows:
         self._observe = observe
         self._rows: dict[Hashable, OpenRows[Any]] = {}
         self._next_report: dict[Hashable, float] = {}
+        self._passes = 0.0  # processor time of the passes of a step
+        self.worked = 0.0
+        """Seconds of processor time that the last step took besides its passes."""
 
     def join(self, task: Task, question: Repeat[Any]) -> None:
         """Take in the rows of a task's loop."""
@@ -55,6 +58,7 @@ class LoopRows:
         """
         oracle, group = chosen[0][0].current_oracle, chosen[0][0].group
         rows, capacity = self._rows[group], sum(count for _, count in chosen)
+        began, self._passes = time.thread_time(), 0.0
         choice = rows.choose(chosen)
         step = rows.step(choice)
         try:
@@ -67,6 +71,7 @@ class LoopRows:
                     answer = self._answer(oracle, query, capacity)
                 query, number = step.send(answer), number + 1
         except StopIteration as end:
+            self.worked = time.thread_time() - began - self._passes
             return partial(rows.commit, end.value)
 
     def reports(self, group: Hashable, ended: Sequence[Task]) -> Iterator[Report]:
@@ -94,8 +99,9 @@ class LoopRows:
         answers = []
         for start in range(0, len(query), capacity):
             part = query if len(query) <= capacity else query[start : start + capacity]
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.thread_time()
             [answer] = oracle.answer([part])
+            self._passes += time.thread_time() - worked
             if isinstance(answer, Failure):
                 raise answer
             self._observe(

@@ -132,6 +132,7 @@ class PassQueue:
         oracle = group[0].current_oracle
         fixed = group[0].deterministic or any(isinstance(task.query, NoisyLogits) for task in group)
         rows = oracle.fixed_rows if fixed else oracle.rows
+        rows = min(rows, group[0].most_rows or rows)
         limit, until = self._limits.get(oracle, (rows, 0.0))
         rows = min(rows, limit) if time.monotonic() < until else rows
         if fixed or len(self._groups) == 1:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from touchstone.engine.device import pass_bytes
 from touchstone.engine.oracles.oracle import Oracle
+from touchstone.engine.pieces import rows_of_piece
 from touchstone.engine.queries import Answer, AnyQuery, Gradient, NoisyLogits, PlanOf, Query, Repeat
 
 
@@ -29,6 +31,7 @@ class Task:
     deadline: float = float("inf")  # on time.monotonic's clock
     expires: bool = field(default=True, kw_only=True)  # false for the few queries that end a job in any case
     on_answer: Callable[[AnyQuery, Answer, QueryCount], None] | None = None
+    memory: int = 0  # bytes that it may need for its images
     owner: str = ""  # owners share passes equally, however many tasks each has
     on_done: Callable[[Any, BaseException | None], None] = lambda _result, _error: None
     queries: QueryCount = field(default_factory=QueryCount)
@@ -47,16 +50,28 @@ class Task:
         return self.oracle if surrogate is None else surrogate
 
     @property
+    def most_rows(self) -> int | None:
+        """How many rows of the open query a pass may take, whose images are bounded in bytes; None where
+        that is no fewer than the oracle takes of images of any size.
+        """
+        oracle, query = self.current_oracle, self.query
+        if query is None or isinstance(query, NoisyLogits):  # noise is drawn at the network's own size
+            return None
+        rows = rows_of_piece(query.row_values, pass_bytes(oracle.device))
+        return None if rows >= oracle.rows else rows
+
+    @property
     def group(self) -> Hashable:
-        """Tasks of one group can share a pass: one model, gradients or not, or loops of one kind. A
-        deterministic task is alone, and so is each task of a model whose answers depend on the batch.
+        """Tasks of one group can share a pass: one model, gradients or not, or loops of one kind, and large
+        images of as many rows a pass. A deterministic task is alone, and so is each task of a model whose
+        answers depend on the batch.
         """
         query = self.query
         kind: Hashable = (isinstance(query, Gradient), 0 if query is None else query.backward_passes)
         if isinstance(query, Repeat):
             kind = query.kind
         alone = self.deterministic or not self.current_oracle.shared
-        return (id(self.current_oracle), kind, id(self) if alone else None)
+        return (id(self.current_oracle), kind, id(self) if alone else None, self.most_rows)
 
     @property
     def remaining_rows(self) -> int:

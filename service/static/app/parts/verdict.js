@@ -54,6 +54,7 @@ function predictionSentence({result: {original, smoothed}}) {
 const ADVICE = {
   worker_lost: "This job ended every process in which it ran alone, or let it hang. Use a smaller image or fewer steps; the workers' logs say more.",
   deadline_exceeded: "Raise the deadline, or use fewer steps or samples.",
+  time_exceeded: "Use a smaller image.",
   out_of_memory: "Use a smaller image or model.",
   non_finite_output: "Check the model's normalization and weights.",
 };
