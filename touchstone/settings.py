@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     )
     cost_limit: int = Field(200_000, ge=1, description="Maximum forward and backward passes of one job.")
     job_memory: int = Field(
-        4096 * MIB,
+        6144 * MIB,
         ge=1,
         description="Maximum bytes of memory that one job may need for its images, as its method declares.",
     )

@@ -25,12 +25,13 @@ from touchstone.engine.scheduler.step_limit import measure_slowness
 from touchstone.evaluation.library import run_plans
 from touchstone.evaluation.perturbation import measure_perturbation
 from touchstone.images import decode, encode
-from touchstone.methods import Attack, catalogue, find, total_footprint
+from touchstone.methods import Attack, catalogue, find
+from touchstone.methods.memory_price import ImageSize, memory_of
 from touchstone.models.manifest import InputSpec
 from touchstone.settings import Settings
 
 EVERYTHING = "TOUCHSTONE_FUZZ" in os.environ
-INPUT = 28
+INPUT, CLASSES = 28, 12
 SMALL_OVERHEAD = 2**20
 """Bytes that a job takes whatever its image: its network, and Python's objects."""
 STEP_SECONDS = Settings.model_fields["step_seconds"].default
@@ -61,6 +62,7 @@ EXTREME: dict[str, list[dict[str, Any]]] = {
     "zoo": [{"batch": 10_000, "queries": 3000}],
     "apgdt": [{"rivals": 1000, "steps": 2}, {"norm": "l1", "steps": 2}, {"norm": "l2", "steps": 2}],
     "fab": [
+        {"rivals": 9, "steps": 2, "norm": "l1"},
         {"rivals": 1000, "steps": 2},
         {"rivals": 0, "steps": 2, "norm": "l1"},
         {"norm": "l2", "steps": 2, "restarts": 2},
@@ -76,7 +78,7 @@ EXTREME: dict[str, list[dict[str, Any]]] = {
     "fmn": [{"norm": "l0", "steps": 3}, {"norm": "l1", "steps": 3}, {"norm": "linf", "steps": 3}],
     "transfer": [{"blur": 10, "norm": "l2", "steps": 2}],
     "fgsm": [{"norm": "l1"}, {"norm": "l2"}, {"min_confidence": 0.99, "early_stop": False}],
-    "mifgsm": [{"norm": "l1", "steps": 2}],
+    "mifgsm": [{"norm": "l2", "steps": 2}],
     "bim": [{"min_confidence": 0.999, "early_stop": False, "steps": 3}],
 }
 
@@ -100,7 +102,7 @@ GRID = [
 ]
 
 
-def make_oracle(classes: int = 12) -> TorchOracle:
+def make_oracle(classes: int = CLASSES) -> TorchOracle:
     """A network that costs nothing, at a small size."""
     spec = InputSpec(channels=3, height=INPUT, width=INPUT, interpolation="bilinear")
     module = linear_model(classes=classes, shape=(3, INPUT, INPUT)).eval().requires_grad_(requires_grad=False)
@@ -151,7 +153,7 @@ def check_price(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object], pric
 def check_attack(monkeypatch: pytest.MonkeyPatch, name: str, side: int, asked: dict[str, Any]) -> None:
     attack = find(name, "attack").parse(asked)
     assert isinstance(attack, Attack)
-    price = total_footprint(attack).bytes(side * side * 3, 3 * INPUT**2)
+    price = memory_of(attack, ImageSize(side, side, 3, 3 * INPUT**2, CLASSES))
     check_price(monkeypatch, lambda: run_attack(attack, side), price)
 
 
@@ -176,7 +178,7 @@ def test_defence_stays_below_the_price_of_the_attack(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", catalogue("certificate"))
 def test_certificate_stays_below_its_price(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     method = find(name, "certificate").parse({"n": 300, "n0": 64})
-    price = total_footprint(method).bytes(224 * 224 * 3, 3 * INPUT**2)
+    price = memory_of(method, ImageSize(224, 224, 3, 3 * INPUT**2, CLASSES))
     oracle, pixels = make_oracle(), make_image(224)
 
     def certify() -> None:

@@ -1,55 +1,44 @@
-"""The peak of the memory that tensors and arrays take, as their allocators count it."""
+"""The peak of the memory that tensors take on the host, as PyTorch's allocator counts it."""
 
 from __future__ import annotations
 
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch.profiler import ProfilerActivity, profile
+import torch
+from torch import autograd
+from torch.profiler import ProfilerActivity
 
 
 @dataclass
 class Peak:
-    """Bytes above what there was before, once the block has ended."""
+    """Bytes of tensors above what there was before, once the block has ended."""
 
-    tensors: int = 0
-    arrays: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Both together, though they may have been at different times."""
-        return self.tensors + self.arrays
+    bytes: int = 0
 
 
 @contextmanager
 def track_peak() -> Iterator[Peak]:
-    """Track the peak of a block in which one thread allocates."""
+    """Track the peak of a block."""
     peak = Peak()
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
+    config = autograd.ProfilerConfig(  # of the profiler itself, whose reports in Python would take seconds
+        *(autograd.ProfilerState.KINETO, False, True, False, False, False),
+        torch._C._profiler._ExperimentalConfig(),
+    )
+    autograd._prepare_profiler(config, {ProfilerActivity.CPU})
+    autograd._enable_profiler(config, {ProfilerActivity.CPU})
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-            yield peak
-        peak.arrays = tracemalloc.get_traced_memory()[1] - before
+        yield peak
     finally:
-        tracemalloc.stop()
-    peak.tensors = _highest(profiler)
+        result = autograd._disable_profiler()
+    peak.bytes = _highest(result.events())
 
 
-def _highest(profiler: profile) -> int:
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+def _highest(events: object) -> int:
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")  # type: ignore[attr-defined]
     held = highest = 0
-    for _, size in sorted(changes, key=lambda change: change[0]):
+    for _, size in changes:
         held += size
         highest = max(highest, held)
     return highest
-
-
-def peak_of(run: Callable[[], object]) -> int:
-    """The peak of a call in bytes."""
-    with track_peak() as peak:
-        run()
-    return peak.bytes

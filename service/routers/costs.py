@@ -16,8 +16,8 @@ from service.routers.models import probe_of
 from service.state.backend import TenantBackend
 from service.submissions import bodies
 from service.submissions.validation import CostFields, CostRequest, parse_method_cost, parse_prediction_cost
-from touchstone.methods import Kind, Method, catalogue, find, total_cost, total_footprint
-from touchstone.methods.memory_price import ImageSize, memory_of
+from touchstone.methods import Kind, Method, catalogue, find, total_cost
+from touchstone.methods.memory_price import ImageSize, footprint_of, memory_of
 from touchstone.methods.prediction import Predict
 from touchstone.models.manifest import Manifest
 from touchstone.models.store import ModelStore
@@ -121,7 +121,7 @@ def _estimate(backend: TenantBackend, asked: CostRequest) -> Cost:
         total=cost.total,
         limit=backend.settings.cost_limit,
         seconds=probe.seconds(cost.forward, cost.backward) if probe else None,
-        rows=total_footprint(asked.method).rows(image.values) if image else None,
+        rows=footprint_of(asked.method, image).rows(image.values) if image else None,
         memory=memory_of(asked.method, image) if image else None,
         memory_limit=backend.settings.job_memory,
         upload_factor=_upload_factor(image, asked.manifest) if image and asked.manifest else None,

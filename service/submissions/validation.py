@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -203,7 +203,7 @@ def prepare_prediction(
 
 def size_of(image: ImageRef, manifest: Manifest) -> ImageSize:
     """What the memory of a job on this image follows from."""
-    return ImageSize(image.width, image.height, image.channels, input_values(manifest))
+    return ImageSize(image.width, image.height, image.channels, input_values(manifest), len(manifest.classes))
 
 
 def input_values(manifest: Manifest) -> int:
@@ -225,8 +225,10 @@ class CostRequest:
         """The size of the image, where it was given."""
         if self.width is None or self.height is None:
             return None
-        values = 0 if self.manifest is None else input_values(self.manifest)
-        return ImageSize(self.width, self.height, input_values=values)
+        if self.manifest is None:
+            return ImageSize(self.width, self.height)
+        size = ImageSize(self.width, self.height, input_values=input_values(self.manifest))
+        return replace(size, classes=len(self.manifest.classes))
 
 
 def parse_method_cost(method: type[Method], fields: Mapping[str, Any], store: ModelStore) -> CostRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -10,12 +11,15 @@ from touchstone import engine
 from touchstone.attacks.apgd import ascend, dlr_denominator
 from touchstone.fields import Count, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Cost, Info, RestartedAttack
+from touchstone.methods import Cost, Footprint, Info, RestartedAttack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from touchstone.engine import Best, Case, Plan
+
+IMAGES_PER_RIVAL = {"linf": 20, "l2": 24, "l1": 56}
+"""Tensors that a climb holds in its norm, with those of a step."""
 
 
 class APGDT(RestartedAttack):
@@ -51,6 +55,10 @@ class APGDT(RestartedAttack):
     def rounds(self) -> int:
         """One per class and step."""
         return self.rivals * self.steps
+
+    def footprint(self) -> Footprint:
+        """As many climbs at once as there are classes to head for; none is cut."""
+        return replace(super().footprint(), images=16 + self.rivals * IMAGES_PER_RIVAL[self.norm])
 
     def run(self, case: Case) -> Plan:
         """As many rows for each image as there are classes to head for, all climbing together."""

@@ -14,6 +14,7 @@ from touchstone.lazy import torch
 from touchstone.methods import (
     Attack,
     Cost,
+    Footprint,
     GradientAttack,
     Info,
     find,
@@ -72,6 +73,11 @@ class AutoAttack(GradientAttack):
         costs = [total_cost(part) for part in self.parts().values()]
         forward = sum(cost.forward for cost in costs) + len(costs)
         return Cost(forward, sum(cost.backward for cost in costs))
+
+    def footprint(self) -> Footprint:
+        """That of the largest part, and what the parts before it found."""
+        largest = max((part.footprint() for part in self.parts().values()), key=lambda own: own.images)
+        return replace(largest, images=largest.images + 4)
 
     def rounds(self) -> int:
         """One per step, class and query of all parts."""

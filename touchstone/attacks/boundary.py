@@ -11,7 +11,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.fields import Queries, Ratio, Starts
 from touchstone.lazy import torch
-from touchstone.methods import Cost, Info, MinimalNorm
+from touchstone.methods import Cost, Footprint, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +73,10 @@ class Boundary(MinimalNorm):
     def cost(self) -> Cost:
         """The query budget."""
         return Cost(forward=self.queries, backward=0)
+
+    def footprint(self) -> Footprint:
+        """Both points that a step proposes."""
+        return replace(super().footprint(), images=32)
 
     def run(self, case: Case) -> Plan:
         """Find a start, then walk; an image leaves once its budget is used up."""

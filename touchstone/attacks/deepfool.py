@@ -10,7 +10,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.fields import Count, EotSamples, Integer, Norm, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Cost, Info, MinimalNorm
+from touchstone.methods import Cost, Footprint, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +61,10 @@ class DeepFool(MinimalNorm):
         large images each gradient takes a forward pass of its own.
         """
         return deepfool_cost(self.steps, self.candidates)
+
+    def footprint(self) -> Footprint:
+        """A piece of the gradients of the rivals' leads."""
+        return replace(super().footprint(), images=22, many=self.candidates - 1, each=2)
 
     def run(self, case: Case) -> Plan:
         """Steps from the image itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.fields import Count, EotSamples, Natural, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Cost, Info, MinimalNorm
+from touchstone.methods import Cost, Footprint, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,8 @@ DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 RESTART_DISTANCE = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 """How far a restart may begin from an image that has no radius."""
 TINY, HUGE = 1e-30, 1e30
+IMAGES_PER_RIVAL = {"linf": 16, "l2": 16, "l1": 24}
+"""Tensors that an attempt holds in its norm, with those of a step."""
 
 
 class FAB(MinimalNorm):
@@ -87,6 +90,13 @@ class FAB(MinimalNorm):
     def _count_rivals(self, others: int) -> int:
         """How many of the other classes it heads for."""
         return (0 if others <= RIVALS else RIVALS) if self.rivals is None else self.rivals
+
+    def footprint(self) -> Footprint:
+        """As many attempts at once as there are classes to head for; else a piece of the gradients."""
+        rivals, own = (RIVALS if self.rivals is None else self.rivals), super().footprint()
+        if rivals:
+            return replace(own, images=16 + rivals * IMAGES_PER_RIVAL[self.norm])
+        return replace(own, images=own.images + 4, many=RIVALS, each=2)
 
     def run(self, case: Case) -> Plan:
         """Attempts for all boundaries at once, then the final search. Where the case has a radius, an image

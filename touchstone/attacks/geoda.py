@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
+from touchstone.engine.pieces import NEIGHBOR_BYTES
 from touchstone.fields import Count, Queries, Ratio, Starts
 from touchstone.lazy import torch
-from touchstone.methods import Cost, Info, MinimalNorm
+from touchstone.methods import Cost, Footprint, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +70,12 @@ class GeoDA(MinimalNorm):
     def cost(self) -> Cost:
         """The query budget."""
         return Cost(forward=self.queries, backward=0)
+
+    def footprint(self) -> Footprint:
+        """That of an estimate of the normal, and projections on the low frequencies."""
+        return replace(
+            super().footprint(), images=24, many=self.queries, each=18, piece=NEIGHBOR_BYTES, lines=14
+        )
 
     def run(self, case: Case) -> Plan:
         """Find a start, then a normal and a crossing in each round."""

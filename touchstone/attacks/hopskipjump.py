@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from touchstone import engine
+from touchstone.engine.pieces import NEIGHBOR_BYTES
 from touchstone.fields import Count, Queries, Ratio, Starts
 from touchstone.lazy import torch
-from touchstone.methods import Cost, Info, MinimalNorm
+from touchstone.methods import Cost, Footprint, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,10 @@ class HopSkipJump(MinimalNorm):
     def cost(self) -> Cost:
         """The query budget."""
         return Cost(forward=self.queries, backward=0)
+
+    def footprint(self) -> Footprint:
+        """The neighbors of an estimate, whose values are bounded, and its sums in float64."""
+        return replace(super().footprint(), images=22, many=self.queries, each=18, piece=NEIGHBOR_BYTES)
 
     def run(self, case: Case) -> Plan:
         """Find a start, and approach in rounds; an image is done once its budget is too small for a round."""

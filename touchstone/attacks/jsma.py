@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import floor
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from pydantic import Field, field_validator
 from touchstone import engine
 from touchstone.fields import Count, EotSamples, Norm, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Cost, Info, MinimalNorm
+from touchstone.methods import Cost, Footprint, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +70,10 @@ class JSMA(MinimalNorm):
     def cost(self) -> Cost:
         """Per pair two gradients; a query at the end."""
         return Cost(forward=2 * self.steps + 2, backward=2 * self.steps)
+
+    def footprint(self) -> Footprint:
+        """What remains of a sort of all values."""
+        return replace(super().footprint(), images=24)
 
     def run(self, case: Case) -> Plan:
         """Pair after pair. Rows leave when they met their goal, or no pair is left that helps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -9,7 +10,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.fields import Count, Distance, Queries, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Cost, E, FixedBudget, Info, StepSize
+from touchstone.methods import Cost, E, FixedBudget, Footprint, Info, StepSize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,10 @@ class NES(StepSize, FixedBudget):
     def default_step_size(self, eps: E) -> E:
         """A fifth of the radius."""
         return eps / 5
+
+    def footprint(self) -> Footprint:
+        """The neighbors of a piece with their directions."""
+        return replace(super().footprint(), images=26, many=self.samples, each=4)
 
     def run(self, case: Case) -> Plan:
         """Estimate, step, query; an image is done once its goal is met."""

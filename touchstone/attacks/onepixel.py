@@ -10,7 +10,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.fields import Count, Integer, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Attack, Cost, Info
+from touchstone.methods import Attack, Cost, Footprint, Info
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MEMBERS_AT_ONCE = 50
 """Members of the population that compete at a time."""
 WORST_SCORE = -1e30
+GENE_COPIES, MAX_GENES = 6, 5
+"""Copies of the genes of a generation that are held at once, and the most genes of a pixel."""
 
 
 class OnePixel(Attack):
@@ -72,6 +74,12 @@ class OnePixel(Attack):
     def rounds(self) -> int:
         """One for each part of the population that is queried at a time."""
         return -(-self.queries // min(MEMBERS_AT_ONCE, self.population)) + self.queries // self.population + 1
+
+    def footprint(self) -> Footprint:
+        """The members that compete as images, and the genes of all."""
+        members = min(MEMBERS_AT_ONCE, self.population)
+        genes = GENE_COPIES * self.population * self.pixels * MAX_GENES
+        return replace(super().footprint(), images=22, many=members, each=10, values=genes)
 
     def run(self, case: Case) -> Plan:
         """The first generation, and children while queries are left."""

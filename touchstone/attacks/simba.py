@@ -13,7 +13,7 @@ from touchstone import engine
 from touchstone.engine.rows import HostNumbers, to_host
 from touchstone.fields import Distance, Queries, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Attack, Cost, Info
+from touchstone.methods import Attack, Cost, Footprint, Info
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +55,10 @@ class SimBA(Attack):
     def cost(self) -> Cost:
         """The query budget."""
         return Cost(forward=self.queries, backward=0)
+
+    def footprint(self) -> Footprint:
+        """The order of the directions, and their basis."""
+        return replace(super().footprint(), lines=8)
 
     def run(self, case: Case) -> Plan:
         """Query the image, then a step at a time; an image is done once its goal is met."""

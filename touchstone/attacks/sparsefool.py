@@ -12,7 +12,7 @@ from touchstone.attacks.deepfool import deepfool_cost, run_deepfool
 from touchstone.attacks.fab import project_to_hyperplane
 from touchstone.fields import Count, EotSamples, Integer, Norm, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Cost, Info, MinimalNorm
+from touchstone.methods import Cost, Footprint, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +53,10 @@ class SparseFool(MinimalNorm):
         """Per plane all of DeepFool, a gradient and a query."""
         inner = deepfool_cost(self.inner_steps, self.candidates)
         return Cost(forward=self.steps * (inner.forward + 2), backward=self.steps * (inner.backward + 1))
+
+    def footprint(self) -> Footprint:
+        """That of DeepFool."""
+        return replace(super().footprint(), images=26, many=self.candidates - 1, each=2)
 
     def run(self, case: Case) -> Plan:
         """Plane after plane, from where the last one led; fooled rows leave."""

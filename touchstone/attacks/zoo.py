@@ -12,7 +12,7 @@ from pydantic import Field
 from touchstone import engine
 from touchstone.fields import Count, Queries, Ratio
 from touchstone.lazy import torch
-from touchstone.methods import Cost, Info, MinimalNorm
+from touchstone.methods import Cost, Footprint, Info, MinimalNorm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,6 +84,10 @@ class ZOO(MinimalNorm):
     def rounds(self) -> int:
         """One per step, and a few queries at the end."""
         return -(-self.queries // (2 * self.batch + 1)) + 3
+
+    def footprint(self) -> Footprint:
+        """The neighbors of a piece, and Adam's state."""
+        return replace(super().footprint(), images=26, many=2 * self.batch, each=4)
 
     def run(self, case: Case) -> Plan:
         """Query points and neighbors together, then move, until the budget is spent."""

@@ -19,6 +19,12 @@ PIECE_BYTES = 2**26
 224x224 these are more than a hundred, so that only large images, or very many, are cut.
 """
 
+NEIGHBOR_BYTES = 2**21
+"""Bytes of the neighbors, at a time, from which the normal at a point is estimated in float64."""
+
+PART_VALUES = 2**20
+"""Values of an image that work in float64 keeps at a time."""
+
 
 def rows_of_piece(values: int, limit: int | None = None) -> int:
     """How many images of so many values make a piece of `limit` bytes: at least one."""
@@ -45,9 +51,9 @@ def ask_in_pieces(count: int, values: int, ask: Callable[[slice], PlanOf[Tensor]
 class RowSum:
     """The sum over the second dimension of `count` rows that arrive in parts (B, n, ...).
 
-    Rows are added in the order in which `torch.sum` adds vectors on a CPU: sixteen at a time, then sixteen such
-    sums, and so on. So the sum is the same however it was cut, and that of the whole to the bit; but for the
-    last few columns where they fill no vector, which torch adds in an order of its own.
+    Rows are added in the order in which `torch.sum` adds vectors on a CPU: sixteen at a time, then sixteen
+    such sums, and so on. So the sum is the same however it was cut, and that of the whole to the bit; but for
+    the last few columns where they fill no vector, which torch adds in an order of its own.
     """
 
     _STEP, _LEVELS = 16, 4

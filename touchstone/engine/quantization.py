@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from touchstone.engine.norms import Norm
-from touchstone.engine.pieces import cut
+from touchstone.engine.pieces import PART_VALUES, cut
 from touchstone.engine.rows import column, reads_at_once
 
 LEVELS = 255
@@ -49,7 +49,7 @@ def smallest_step(like: Tensor, norm: Norm) -> float:
 def on_lattice(x: Tensor) -> bool:
     """Whether every value is a multiple of 1/255, up to float32's own rounding."""
     levels = x * LEVELS
-    return bool(((levels - levels.round()).abs() < 1e-3).all())
+    return bool((levels.sub_(levels.round()).abs_() < 1e-3).all())
 
 
 def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -> Tensor:
@@ -66,17 +66,10 @@ def snap(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, *, halvings: int = 8) -
 
 
 def _snap_rows(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, halvings: int) -> Tensor:
-    d = (x - x0).double().mul_(LEVELS)
-    inside = x0.double().mul_(LEVELS)
-
-    def round_steps(scale: Tensor) -> Tensor:
-        steps = (d * column(scale, d)).round_()
-        moved = inside + steps
-        outside = (moved < -SLACK) | (moved > LEVELS + SLACK)
-        return steps.sub_(torch.sign(steps, out=moved).mul_(outside))
+    steps = _Steps(x, x0)
 
     def fits(scale: Tensor) -> Tensor:
-        return is_within(norm.size(round_steps(scale).div_(LEVELS)), eps)
+        return is_within(norm.size(steps.round(scale).div_(LEVELS)), eps)
 
     low, high = torch.zeros_like(eps, dtype=torch.float64), torch.ones_like(eps, dtype=torch.float64)
     if not (reads_at_once(eps) and bool(fits(high).all())):
@@ -87,7 +80,52 @@ def _snap_rows(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm, halvings: int) ->
         low = torch.where(fits(torch.ones_like(low)), 1.0, low)
     else:
         low = high
-    levels = round_steps(low).add_(inside)
-    whole = levels.round()
-    exact = (levels - whole).abs() < 1e-4
-    return torch.where(exact, (whole.float() / LEVELS), (levels / LEVELS).float()).clamp_(0, 1).to(x.dtype)
+    return steps.apply(low).to(x.dtype)
+
+
+class _Steps:
+    """Perturbations in levels, float64, of points (B, C, H, W) from their originals.
+
+    Those of large images are computed anew in each use, a part of the values at a time: kept, they would take
+    four times the image's memory.
+    """
+
+    def __init__(self, x: Tensor, x0: Tensor) -> None:
+        self._shape, self._x, self._x0 = x.shape, x.flatten(1), x0.flatten(1)
+        width = max(1, PART_VALUES // max(1, len(x)))
+        self._parts = [slice(at, at + width) for at in range(0, self._x.shape[1], width)]
+        self._kept = self._compute(self._parts[0]) if len(self._parts) == 1 else None
+
+    def round(self, scale: Tensor) -> Tensor:
+        """The perturbations, times `scale` (B,), in whole levels within the box."""
+        if self._kept is not None:
+            return self._round_part(self._parts[0], scale)[0].view(self._shape)
+        rounded = self._x.new_empty(self._x.shape, dtype=torch.float64)
+        for part in self._parts:
+            rounded[:, part] = self._round_part(part, scale)[0]
+        return rounded.view(self._shape)
+
+    def apply(self, scale: Tensor) -> Tensor:
+        """The points at these perturbations, float32 in [0,1]."""
+        points = [self._apply_part(part, scale) for part in self._parts]
+        return (points[0] if len(points) == 1 else torch.cat(points, 1)).view(self._shape)
+
+    def _compute(self, part: slice) -> tuple[Tensor, Tensor]:
+        """The perturbations and the originals, in levels."""
+        x, x0 = self._x[:, part], self._x0[:, part]
+        return (x - x0).double().mul_(LEVELS), x0.double().mul_(LEVELS)
+
+    def _round_part(self, part: slice, scale: Tensor) -> tuple[Tensor, Tensor]:
+        d, inside = self._compute(part) if self._kept is None else self._kept
+        steps = (d * column(scale, d)).round_()
+        moved = inside + steps
+        outside = (moved < -SLACK) | (moved > LEVELS + SLACK)
+        return steps.sub_(torch.sign(steps, out=moved).mul_(outside)), inside
+
+    def _apply_part(self, part: slice, scale: Tensor) -> Tensor:
+        steps, inside = self._round_part(part, scale)
+        levels = steps.add_(inside)
+        whole = levels.round()
+        exact = (levels - whole).abs_() < 1e-4
+        rounded = whole.float().div_(LEVELS)
+        return torch.where(exact, rounded, levels.div_(LEVELS).float()).clamp_(0, 1)

@@ -55,8 +55,8 @@ def judge_images(case: Case, images: Tensor, clean: Tensor, claimed: Tensor) -> 
 
 def measure_distance(threat: Threat, images: Tensor, *, files: bool) -> Tensor:
     """The distance (B,) of each image from its original, in float64; that of files in whole levels."""
-    moved = images.double() - threat.x0.double()
-    return threat.norm.size((moved * LEVELS).round() / LEVELS if files else moved)
+    moved = images.to(torch.float64, copy=True).sub_(threat.x0.double())
+    return threat.norm.size(moved.mul_(LEVELS).round_().div_(LEVELS) if files else moved)
 
 
 def are_allowed(threat: Threat, images: Tensor, *, files: bool) -> Tensor:

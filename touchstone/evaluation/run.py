@@ -239,7 +239,8 @@ def _attack(
 def _price(method: Method | Predict, pixels: Pixels, manifest: Manifest) -> int:
     height, width, channels = pixels.shape
     spec = manifest.input
-    return memory_of(method, ImageSize(width, height, channels, spec.channels * spec.height * spec.width))
+    values = spec.channels * spec.height * spec.width
+    return memory_of(method, ImageSize(width, height, channels, values, len(manifest.classes)))
 
 
 def _infer(

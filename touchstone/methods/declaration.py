@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import (
@@ -29,7 +29,7 @@ from touchstone.fields import (
     refuse_unknown,
 )
 from touchstone.methods.cost import Cost
-from touchstone.methods.footprint import ATTACK, CERTIFICATE, Footprint
+from touchstone.methods.footprint import ATTACK, CERTIFICATE, L1_IMAGES, Footprint
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -153,7 +153,7 @@ class Attack(Method):
 
     def footprint(self) -> Footprint:
         """Of an attack that holds a few points of the image at a time, and rounds them to 8 bits."""
-        return ATTACK
+        return replace(ATTACK, images=L1_IMAGES) if getattr(self, "norm", "") == "l1" else ATTACK
 
     def radius(self, channels: int) -> float:  # noqa: ARG002
         """The bound of a perturbation in the attack's norm; infinite where there is none."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from touchstone.errors import CostTooHigh
 from touchstone.methods.budget import total_footprint
 from touchstone.methods.declaration import Method
+from touchstone.methods.footprint import Footprint
 from touchstone.methods.prediction import Predict
 
 MIB = 2**20
@@ -26,6 +27,7 @@ class ImageSize:
     height: int
     channels: int = CHANNELS
     input_values: int = 0
+    classes: int | None = None
 
     @property
     def values(self) -> int:
@@ -33,9 +35,17 @@ class ImageSize:
         return self.width * self.height * self.channels
 
 
+def footprint_of(method: Method | Predict, image: ImageSize) -> Footprint:
+    """What a job holds at most, if it considers no more classes than there are."""
+    most = {} if image.classes is None else {"rivals": image.classes - 1, "candidates": image.classes}
+    fewer = {name: most[name] for name in most if (getattr(method, name, None) or 0) > most[name]}
+    return total_footprint(method.model_copy(update=fewer))
+
+
 def memory_of(method: Method | Predict, image: ImageSize) -> int:
     """Bytes that a job may need for its images at most, those of the network aside."""
-    return total_footprint(method).bytes(image.values, image.input_values)
+    side = max(image.width, image.height)
+    return footprint_of(method, image).bytes(image.values, image.input_values, side)
 
 
 def check_memory(method: Method | Predict, image: ImageSize, limit: int) -> None:
@@ -43,7 +53,7 @@ def check_memory(method: Method | Predict, image: ImageSize, limit: int) -> None
     needed = memory_of(method, image)
     if needed <= limit:
         return
-    rows = total_footprint(method).rows(image.values)
+    rows = footprint_of(method, image).rows(image.values)
     fits = dict(_find_fitting(method, image, limit))
     raise CostTooHigh(
         f"the job may need {_in_mib(needed)} of memory, for {rows} tensors of the image's {image.width}x"
@@ -85,7 +95,7 @@ def _find_fitting(method: Method | Predict, image: ImageSize, limit: int) -> Ite
 
 def _scale(image: ImageSize, width: int) -> ImageSize:
     height = max(1, image.height * width // image.width)
-    return ImageSize(width, height, image.channels, image.input_values)
+    return replace(image, width=width, height=height)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from touchstone.engine.noise import Noise
+from touchstone.engine.pieces import NEIGHBOR_BYTES, rows_of_piece
 from touchstone.engine.queries import PlanOf
 from touchstone.engine.rows import column
 from touchstone.engine.search.nearest import Nearest
@@ -23,8 +24,6 @@ the same class for all images of one coarseness.
 """
 FILE_STEPS, FLOAT_STEPS = 10, 20
 """Halvings after which files, or numbers of 32 bits, no longer differ."""
-VALUES_PER_QUERY = 2**19
-"""Values of all neighbors of one image in a query: an estimate from many neighbors takes several."""
 MIN_PROBE = {"l2": 0.5 / 255, "linf": 2 / 255}
 """The least root mean square change of a neighbor that is a file. In L∞, where all values stand at one
 distance, less would be rounded away for all of them.
@@ -126,7 +125,7 @@ def estimate_normal(
     # In float64, so that the order in which rows are added up does not change any row's result.
     towards, every = torch.zeros_like(x).double(), torch.zeros_like(x).double()
     balance = torch.zeros_like(radius).double()
-    share = max(1, VALUES_PER_QUERY // x[0].numel())
+    share = rows_of_piece(x[0].numel(), NEIGHBOR_BYTES)
     for start in range(0, int(count.max()), share):
         asked = torch.arange(start, min(start + share, int(count.max())), device=x.device) < count[:, None]
         row, place = asked.nonzero().unbind(1)
