@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from touchstone.engine.pieces import PIECE_BYTES
+from touchstone.engine.pieces import PART_VALUES, PIECE_BYTES
 from touchstone.errors import CostTooHigh
 from touchstone.methods import Footprint, catalogue, find, total_footprint
 from touchstone.methods.memory_price import ImageSize, check_memory, memory_of
@@ -26,6 +26,7 @@ def test_bytes_are_tensors_of_the_image_and_of_a_piece() -> None:
     one = Footprint(images=3, many=50, each=2, inputs=5, values=7)
     assert one.rows(1000) == 3 + 2 * 50
     assert one.bytes(1000, 10) == 4 * (103 * 1000 + 50 + 7)
+    assert Footprint(0, parts=2, lines=3).bytes(10**9, side=5) == 4 * (2 * PART_VALUES + 3 * 25)
     large = PIECE_BYTES  # values of which one is a piece
     assert one.rows(large) == 3 + 2
 

@@ -141,13 +141,13 @@ def test_cost_above_the_limit_is_422(api: Api) -> None:
 
 
 def test_memory_above_the_limit_is_422_and_says_what_would_fit(api: Api) -> None:
-    large = png(1024, 1024)
-    asked = {"image": large, "rivals": 900}
+    large = png(1200, 1000)
+    asked = {"image": large, "rivals": 900, "norm": "l1", "steps": 2}
     body = assert_problem(api.submit("/v1/attacks/apgdt", wait=None, **asked), 422, "cost_too_high")
     memory, fits = body["memory"], body["fits"]
     assert memory["bytes"] > memory["limit"] == api.settings.job_memory
     assert f"rivals={fits['rivals']} or an image of {fits['width']}x{fits['height']} pixels" in body["detail"]
-    smaller = api.submit("/v1/attacks/apgdt", wait=None, image=large, rivals=fits["rivals"])
+    smaller = api.submit("/v1/attacks/apgdt", wait=None, **{**asked, "rivals": fits["rivals"]})
     assert smaller.status_code == 202, smaller.text
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from api_tests.support.fake_service import MODEL_PROBE, Api, assert_problem, sample_manifest
-from touchstone.methods import Method, catalogue, total_cost
+from touchstone.methods import Method, catalogue, find, total_cost, total_footprint
 from touchstone.models import zoo
 from touchstone.models.measurements import Probe
 from touchstone.settings import Settings
@@ -123,7 +123,8 @@ def test_cost_counts_attacks_by_row_and_certificates_by_full_batches(api: Api) -
 def test_cost_of_an_image_of_this_size_shows_its_memory(api: Api) -> None:
     sized = {"width": 400, "height": 200}
     alone = api.client.get("/v1/attacks/pgd/cost", params=sized).json()
-    assert alone["memory"] == 4 * alone["rows"] * 400 * 200 * 3
+    own = total_footprint(find("pgd")())
+    assert (alone["rows"], alone["memory"]) == (own.rows(240_000), own.bytes(240_000, side=400))
     assert (alone["memory_limit"], alone["upload_factor"]) == (Settings().job_memory, None)
     known = api.client.get("/v1/attacks/pgd/cost", params={**sized, "model": sample_manifest().id}).json()
     assert known["upload_factor"] == pytest.approx(400 * 200 / 28**2)

@@ -28,9 +28,9 @@ _EXAMPLE = {
     "total": 202,
     "limit": 200_000,
     "seconds": 0.08,
-    "rows": 28,
+    "rows": 20,
     "memory": 88_080_384,
-    "memory_limit": 4_294_967_296,
+    "memory_limit": 6_442_450_944,
     "upload_factor": 334.4,
 }
 

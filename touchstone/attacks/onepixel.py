@@ -79,7 +79,7 @@ class OnePixel(Attack):
         """The members that compete as images, and the genes of all."""
         members = min(MEMBERS_AT_ONCE, self.population)
         genes = GENE_COPIES * self.population * self.pixels * MAX_GENES
-        return replace(super().footprint(), images=22, many=members, each=10, values=genes)
+        return replace(super().footprint(), images=24, many=members, each=6, parts=16, values=genes)
 
     def run(self, case: Case) -> Plan:
         """The first generation, and children while queries are left."""

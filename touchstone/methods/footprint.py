@@ -21,7 +21,7 @@ class Footprint:
     piece: int = PIECE_BYTES
     """Bytes of the images of a piece."""
     parts: int = 0
-    """Tensors that are as large as the image, but not larger than `PART_VALUES`."""
+    """Tensors that are as large as all images asked about together, but not larger than `PART_VALUES`."""
     lines: int = 0
     """Square matrices as wide as the image's longer side: interpolation along a line."""
     inputs: int = 0
@@ -37,7 +37,8 @@ class Footprint:
         """Bytes for an image of so many values, none longer than `side` pixels, and a network whose input has
         `input_values`.
         """
-        images = self.rows(values) * values + self.parts * min(values, PART_VALUES)
+        part = min(max(1, self.many) * values, PART_VALUES)
+        images = self.rows(values) * values + self.parts * part
         return FLOAT_BYTES * (images + self.lines * side**2 + self.inputs * input_values + self.values)
 
 
