@@ -16,8 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from api_tests.methods.peak_memory import track_peak
 from api_tests.support.linear_models import linear_model
-from api_tests.support.peak_memory import track_peak
 from touchstone import evaluation
 from touchstone.engine import Batcher, TorchOracle
 from touchstone.engine.oracles.preprocessing import Preprocessing

@@ -51,11 +51,11 @@ from .oracles.remote import (
 )
 from .pieces import (
     RowSum as RowSum,
-    ask_in_pieces as ask_in_pieces,
     cut as cut,
     rows_of_piece as rows_of_piece,
 )
 from .plans import (
+    ask_in_pieces as ask_in_pieces,
     average_gradients as average_gradients,
     restrict as restrict,
     rewrite_queries as rewrite_queries,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
-
-from touchstone.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from touchstone.engine.queries import PlanOf
 
 FLOAT_BYTES = 4
 
@@ -35,17 +31,6 @@ def cut(count: int, values: int) -> Iterator[slice]:
     """Pieces of `count` images of so many values each."""
     rows = rows_of_piece(values)
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
-
-
-def ask_in_pieces(count: int, values: int, ask: Callable[[slice], PlanOf[Tensor]]) -> PlanOf[Tensor]:
-    """What `ask` returns for each piece of `count` images of so many values, joined.
-
-    Answers are those of one piece wherever the network's do not depend on the batch.
-    """
-    parts = []
-    for piece in cut(count, values):
-        parts.append((yield from ask(piece)))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class RowSum:

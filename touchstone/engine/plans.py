@@ -1,4 +1,4 @@
-"""Plans that wrap other plans: rewrite or restrict their queries, average or diagnose the answers."""
+"""Plans that wrap others or run them in pieces: queries rewritten or restricted, answers averaged or diagnosed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 from touchstone.engine.diagnosis import Diagnosis
 from touchstone.engine.goals import are_finite
 from touchstone.engine.loops import run_steps
-from touchstone.engine.pieces import RowSum, rows_of_piece
+from touchstone.engine.pieces import RowSum, cut, rows_of_piece
 from touchstone.engine.queries import Answer, AnyQuery, NoisyLogits, PlanOf, Query, Repeat
 from touchstone.errors import GradientRefused
 from touchstone.fields import Access
@@ -157,3 +157,14 @@ def _examine_answer(diagnosis: Diagnosis, query: AnyQuery) -> PlanOf[Answer]:
         if answer.grad is not None:
             diagnosis.note_gradients(answer.grad)
     return answer.without_non_finite()
+
+
+def ask_in_pieces(count: int, values: int, ask: Callable[[slice], PlanOf[Tensor]]) -> PlanOf[Tensor]:
+    """What `ask` returns for each piece of `count` images of so many values, joined.
+
+    Answers are those of one piece wherever the network's do not depend on the batch.
+    """
+    parts = []
+    for piece in cut(count, values):
+        parts.append((yield from ask(piece)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
