@@ -1,4 +1,4 @@
-"""Plans that wrap others or run them in pieces: queries rewritten or restricted, answers averaged or diagnosed."""
+"""Plans that wrap others, rewrite or restrict their queries, average or examine answers, or ask in pieces."""
 
 from __future__ import annotations
 
