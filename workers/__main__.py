@@ -15,6 +15,7 @@ from touchstone.evaluation.run import run_job
 from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
+from touchstone.memory import limit_memory
 from touchstone.net.outbound import OutboundClient
 from touchstone.settings import Settings, read_secret
 from touchstone.storage.model_store import open_registered_store
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] = (), *, module: str = "workers") -> int:
     ledger = Ledger(ledger_url(settings), settings)
     remote_access = RemoteAccess(OutboundClient(settings.outgoing_allow), ledger.query_budget, read_secret)
     engine = Engine(settings.device, settings.memory_budget, store, remote_access)
+    if settings.worker_memory is not None:
+        means = limit_memory(settings.worker_memory, device=engine.device.type)
+        _log.info("memory limited", bytes=settings.worker_memory, means=means)
     run = partial(run_job, engine=engine)
     if name:
         return serve_quarantine(name, settings, engine, run, store, renewal=renewal)
