@@ -82,12 +82,10 @@ def fail(ledger: Ledger, submission: Submission) -> str:
 
 def lose_workers(ledger: Ledger, submission: Submission) -> str:
     job = ledger.accept(submission)[0]
-    server = ledger.client
-    for _ in range(3):
-        assert ledger.claim(job.id, "w1")
-        server.zadd("ts:leases", {job.id: 1})
-        ledger.reap()
-    ledger.reap()
+    for level in (0, 3, 3, 3):  # a worker, then processes of suspects
+        assert ledger.claim(job.id, "w1", level=level)
+        ledger.losses.lose("w1")
+    ledger.losses.lose("w1")
     return job.id
 
 
