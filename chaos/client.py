@@ -10,7 +10,9 @@ import json
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from touchstone.ledger.records import TERMINAL
 MODEL = "fashion-mnist-cnn"
 ANSWER_SECONDS = 6.0
 PAUSE_SECONDS = 0.2
+LATE_SECONDS = 3.0
+"""A client that waited for longer would submit nothing while suspects wait for quieter times."""
 RESUBMIT_SHARE, CANCEL_SHARE, WEBHOOK_SHARE = 0.2, 0.1, 0.5
 """Shares of the requests that are sent again after their acceptance, of the jobs that are canceled, and of
 those with a webhook.
@@ -38,6 +42,7 @@ class Load:
         self._port, self._journal, self._webhook = port, journal, webhook
         self._numbers = itertools.count(1)
         self._stopping = threading.Event()
+        self._late: deque[tuple[str, str, str]] = deque()
         self.fault = "none"
         """The present fault: it is recorded with each request that begins."""
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
@@ -57,7 +62,11 @@ class Load:
             key, fault, body = f"key-{number}", self.fault, self._build_body(number)
             self._journal.write(ClientEvent("attempted", key, fault))
             if job := self._submit_until_accepted(key, fault, body):
-                self._follow(key, fault, body, job)
+                self._disturb(key, fault, body, job)
+                self._follow(key, fault, job)
+        with suppress(IndexError):
+            while True:
+                self._follow(*self._late.popleft())
 
     def _build_body(self, number: int) -> bytes:
         more = {"webhook": self._webhook} if random.random() < WEBHOOK_SHARE else {}
@@ -77,13 +86,21 @@ class Load:
             time.sleep(PAUSE_SECONDS)
         return None
 
-    def _follow(self, key: str, fault: str, body: bytes, job: str) -> None:
+    def _disturb(self, key: str, fault: str, body: bytes, job: str) -> None:
+        """Submit it again, or cancel it, or neither."""
         if random.random() < RESUBMIT_SHARE:
             status, answer = self._submit(key, body)
             self._journal.write(ClientEvent("answered", key, fault, status, str(answer.get("id", ""))))
         if random.random() < CANCEL_SHARE:
             send_request(self._port, "POST", f"/v1/jobs/{job}/cancel")
+
+    def _follow(self, key: str, fault: str, job: str) -> None:
+        """Wait for its end; for one that takes long, only when no more requests are to begin."""
+        late_at = time.monotonic() + LATE_SECONDS
         while self._is_running():
+            if time.monotonic() > late_at and not self._stopping.is_set():
+                self._late.append((key, fault, job))
+                return
             status, answer = send_request(self._port, "GET", f"/v1/jobs/{job}", headers={"Prefer": "wait=2"})
             if answer.get("status") in TERMINAL and status == "200":
                 self._journal.write(ClientEvent("ended", key, fault, answer["status"], job))

@@ -26,8 +26,7 @@ from touchstone.errors import (
 )
 from touchstone.ledger.ledger import Ledger
 from touchstone.net.outbound import OutboundClient, resolve
-from touchstone.settings import Settings, check_secret_tenant, read_secret
-from touchstone.supervisor import up
+from touchstone.settings import Settings, check_secret_tenant, read_secret, to_environment
 
 PNG = {"request": {"image": "data:image/png;base64,$image_png_base64"}, "answer": "scores", "batch": 1}
 
@@ -190,7 +189,7 @@ def test_touchstone_up_passes_on_secrets_but_not_other_touchstone_variables(
 ) -> None:
     monkeypatch.setenv("TOUCHSTONE_SECRET_ACME", "swordfish")
     monkeypatch.setenv("TOUCHSTONE_LEASE", "17")
-    environment = up._environment(settings)
+    environment = to_environment(settings)
     assert environment["TOUCHSTONE_SECRET_ACME"] == "swordfish"
     assert environment["TOUCHSTONE_LEASE"] == "5.0"
 

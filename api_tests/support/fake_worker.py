@@ -118,7 +118,7 @@ def end_job(ending: str | None, engine: FakeEngine) -> None:
     if ending == "break":
         raise RuntimeError("the password is swordfish")
     if ending == "seize":
-        ctypes.PyDLL(None).sleep(4)  # holds the interpreter lock
+        ctypes.PyDLL(None).sleep(7)  # holds the interpreter lock
     if ending == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if ending in ("hang", "wait"):

@@ -162,7 +162,7 @@ def test_job_of_a_killed_worker_ends_on_another(cluster: WorkerCluster) -> None:
 
 
 def test_leases_are_renewed_while_a_job_holds_the_interpreter(cluster: WorkerCluster) -> None:
-    cluster.start_worker(lease=2.0)
+    cluster.start_worker(lease=5.0)
     jobs = [cluster.accept(steps=5, then="seize"), cluster.accept(steps=5)]
     wait_until(lambda: all(cluster.read(job).status in TERMINAL for job in jobs))
     assert [(cluster.read(job).status, cluster.read(job).attempts) for job in jobs] == [("succeeded", 1)] * 2
