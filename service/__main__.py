@@ -16,6 +16,7 @@ from touchstone.ledger.api_keys import check_address
 from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
 from touchstone.settings import settings
+from touchstone.storage.schema import check_schemas
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     app = create_app(chosen)
     ledger: Ledger = app.state.backend.ledger
     try:
-        ledger.retention.check_compatible()
+        check_schemas(ledger, app.state.backend.blobs)
         check_address(chosen, ledger.keys)
     except (StartError, LedgerUnavailable) as error:
         get_logger("service").error("not started", reason=str(error))

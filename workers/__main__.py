@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 
 from touchstone import logs
 from touchstone.engine import Engine, RemoteAccess
-from touchstone.errors import Failure
+from touchstone.errors import Failure, LedgerUnavailable, StartError
 from touchstone.evaluation.run import run_job
 from touchstone.ledger.address import ledger_url
 from touchstone.ledger.ledger import Ledger
@@ -18,10 +19,14 @@ from touchstone.logs import get_logger
 from touchstone.memory import limit_memory
 from touchstone.net.outbound import OutboundClient
 from touchstone.settings import Settings, read_secret
+from touchstone.storage.blobs import open_blobs
 from touchstone.storage.model_store import open_registered_store
+from touchstone.storage.schema import check_schemas
 from workers.lease_renewal import LeaseRenewal
 from workers.quarantine import serve_quarantine
 from workers.serve import serve
+
+RETRY_SECONDS = 1.0
 
 _log = get_logger("worker")
 
@@ -36,12 +41,33 @@ def warm_up(engine: Engine, models: Sequence[str]) -> None:
             _log.warning("not loaded", model=model, reason=failure.detail)
 
 
+def check_data(settings: Settings) -> None:
+    """Wait until the ledger can be reached; raises StartError where a newer version wrote the data."""
+    ledger = Ledger(ledger_url(settings), settings)
+    try:
+        while True:
+            try:
+                return check_schemas(ledger, open_blobs(settings))
+            except LedgerUnavailable as failure:
+                _log.warning("waiting for the ledger", reason=failure.detail)
+                time.sleep(RETRY_SECONDS)
+    finally:
+        ledger.close()
+
+
 def main(arguments: Sequence[str] = (), *, module: str = "workers") -> int:
-    """Read the settings, start the engine, and serve; `module` is run again for suspects."""
+    """Read the settings, check the data, start the engine, and serve; `module` is run again for suspects.
+    Returns 1 where the data cannot be read.
+    """
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--quarantine", metavar="NAME", help="run jobs whose worker was lost, for a worker")
     name, settings = parser.parse_args(arguments).quarantine, Settings()
     logs.configure(settings.log_level)
+    try:
+        check_data(settings)
+    except StartError as error:
+        _log.error("not started", reason=str(error))
+        return 1
     renewal = LeaseRenewal(settings)
     store = open_registered_store(settings)
     ledger = Ledger(ledger_url(settings), settings)

@@ -11,7 +11,7 @@ import redis
 from obstore.store import MemoryStore
 
 from api_tests.support.fake_service import MODEL_PROBE
-from touchstone.errors import StartError, UnknownArtifact, UnknownJob
+from touchstone.errors import UnknownArtifact, UnknownJob
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.records import LOCAL, Artifact, Job, Submission
 from touchstone.ledger.tenant_ledger import TenantLedger
@@ -289,14 +289,3 @@ def test_foreign_file_among_blobs_set_aside_is_ignored(blobs: Blobs, tmp_path: P
         blobs.set_aside(digest_of(IMAGE), 1)
         (tmp_path / "blobs" / "aside" / "README").touch()
         assert list(blobs.list_set_aside()) == [SetAside(digest_of(IMAGE), 1)]
-
-
-def test_ledger_of_an_older_version_is_refused(
-    ledger: Ledger, submission: Submission, server: redis.Redis
-) -> None:
-    ledger.retention.check_compatible()
-    ledger.accept(submission)
-    ledger.retention.check_compatible()
-    server.hset("ts:registry", "mine", "[]")  # the key of models without tenants
-    with pytest.raises(StartError, match="another TOUCHSTONE_HOME"):
-        ledger.retention.check_compatible()

@@ -28,6 +28,7 @@ def open_ledger(home: Path | None) -> Iterator[Ledger]:
     with running_valkey(settings) as url:
         ledger = Ledger(url, settings)
         try:
+            ledger.schema.check()
             yield ledger
         finally:
             ledger.close()

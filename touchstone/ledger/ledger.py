@@ -60,6 +60,7 @@ from touchstone.ledger.replies import (
     ReapResult,
 )
 from touchstone.ledger.retention import Retention
+from touchstone.ledger.schema import Schema
 from touchstone.ledger.scripts import Scripts
 from touchstone.ledger.search import Finder
 from touchstone.ledger.webhooks.outbox import Outbox
@@ -90,6 +91,7 @@ class Ledger:
         self.quotas = Quotas(self.client, self.scripts, settings)
         self.query_budget = QueryBudget(self.client, self.scripts)
         self.losses = Losses(self.scripts, self.client, settings)
+        self.schema = Schema(self.client, self.scripts)
         self.retention = Retention(self.client, self.scripts, settings)
         self.workers = Workers(self.scripts, settings)
         self.probes = Probes(self.client)

@@ -8,7 +8,6 @@ from typing import Any
 
 import redis
 
-from touchstone.errors import StartError
 from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
@@ -63,16 +62,6 @@ class Retention:
         """Whether this caller is to do what only one of all processes does in so many seconds."""
         with map_redis_errors():
             return bool(self._client.set("ts:turn", 1, nx=True, px=round(seconds * 1000)))
-
-    def check_compatible(self) -> None:
-        """Raise `StartError` where jobs or models were written here before blobs were counted: theirs would
-        be taken for unreferenced.
-        """
-        if self._scripts.run("jobs/unreadable"):
-            raise StartError(
-                "the ledger holds jobs or models of a version before 0.1.0, whose files this version would "
-                "delete; finish them with that version, or start with another TOUCHSTONE_HOME"
-            )
 
     def ledger_id(self) -> str:
         """The id of this ledger, which no other has; the first process chose it."""

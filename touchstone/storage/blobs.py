@@ -83,6 +83,9 @@ class Blobs(Protocol):
     def claim_for(self, ledger_id: str) -> str:
         """The id of the ledger that owns these blobs; `ledger_id`, where none did before."""
 
+    def schema_version(self, current: int) -> int:
+        """The version of the layout of these blobs; `current`, where none was written before."""
+
     def free_bytes(self) -> int | None:
         """How many more bytes can be stored; None where there is no limit."""
 

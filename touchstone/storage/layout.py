@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from touchstone.errors import UnknownArtifact
 
 ASIDE_FOLDER = "aside"
 OWNER_FILE = "owner"
+SCHEMA_FILE = "schema"
 MAX_CONCURRENT_WRITES = 16
 """Blobs that one process stores at once."""
 
@@ -49,6 +51,11 @@ def parse_set_aside(name: str) -> Iterator[SetAside]:
     """The blob and time in the name of a file among those set aside."""
     if match := _ASIDE_NAME.fullmatch(name):
         yield SetAside(f"sha256:{match[2]}", int(match[1]))
+
+
+def parse_version(text: str) -> int:
+    """The version in the file `SCHEMA_FILE`; one that is no number is newer than any."""
+    return int(text) if text.isascii() and text.isdigit() else sys.maxsize
 
 
 def unknown_blob(digest: str) -> UnknownArtifact:

@@ -19,10 +19,12 @@ from touchstone.storage.layout import (
     ASIDE_FOLDER,
     MAX_CONCURRENT_WRITES,
     OWNER_FILE,
+    SCHEMA_FILE,
     SetAside,
     blob_path,
     candidate_paths,
     parse_set_aside,
+    parse_version,
     unknown_blob,
     verify,
 )
@@ -171,11 +173,19 @@ class FolderBlobs:
 
     def claim_for(self, ledger_id: str) -> str:
         """See `Blobs.claim_for`."""
-        path = self._root / OWNER_FILE
+        return self._read_note(OWNER_FILE, ledger_id)
+
+    def schema_version(self, current: int) -> int:
+        """See `Blobs.schema_version`."""
+        return parse_version(self._read_note(SCHEMA_FILE, str(current)))
+
+    def _read_note(self, name: str, text: str) -> str:
+        """The text of a file beside the blobs; `text`, where there was no such file."""
+        path = self._root / name
         if not path.exists():
             with map_disk_errors():
                 self._make_folders()
-                _write(path, ledger_id.encode())
+                _write(path, text.encode())
         return path.read_text()
 
     def free_bytes(self) -> int:

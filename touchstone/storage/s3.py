@@ -18,10 +18,12 @@ from touchstone.storage.layout import (
     ASIDE_FOLDER,
     MAX_CONCURRENT_WRITES,
     OWNER_FILE,
+    SCHEMA_FILE,
     SetAside,
     blob_path,
     candidate_paths,
     parse_set_aside,
+    parse_version,
     unknown_blob,
     verify,
 )
@@ -139,9 +141,18 @@ class ObjectStoreBlobs:
 
     def claim_for(self, ledger_id: str) -> str:
         """See `Blobs.claim_for`."""
+        return self._read_note(OWNER_FILE, ledger_id)
+
+    def schema_version(self, current: int) -> int:
+        """See `Blobs.schema_version`."""
+        with _map_store_errors():
+            return parse_version(self._read_note(SCHEMA_FILE, str(current)))
+
+    def _read_note(self, path: str, text: str) -> str:
+        """The text of an object beside the blobs; `text`, where there was no such object."""
         with suppress(AlreadyExistsError):
-            obstore.put(self._store, OWNER_FILE, ledger_id.encode(), mode="create")
-        return bytes(obstore.get(self._store, OWNER_FILE).bytes()).decode()
+            obstore.put(self._store, path, text.encode(), mode="create")
+        return bytes(obstore.get(self._store, path).bytes()).decode()
 
     def free_bytes(self) -> None:
         """See `Blobs.free_bytes`."""

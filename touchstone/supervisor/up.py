@@ -16,6 +16,8 @@ from touchstone.ledger.address import ledger_url
 from touchstone.ledger.api_keys import check_address
 from touchstone.ledger.ledger import Ledger
 from touchstone.settings import Settings, to_environment
+from touchstone.storage.blobs import open_blobs
+from touchstone.storage.schema import check_schemas
 from touchstone.supervisor.apis import Api, ApiPlan, plan_apis
 from touchstone.supervisor.processes import (
     ChildProcess,
@@ -107,7 +109,7 @@ def run_service(
         stack.enter_context(exclusive_home(settings.home))
         report("Starting …")
         valkey = None if settings.redis_url else _stop_at_exit(stack, ValkeyProcess(settings.home, report))
-        _check_keys(settings)
+        _check_ledger(settings)
         port = _find_free_port(settings, wait=valkey is not None and valkey.adopted, is_wanted=is_wanted)
         settings = settings.model_copy(update={"port": port})
         # The API starts last and stops first, so that no job is accepted while the others stop.
@@ -124,10 +126,13 @@ def run_service(
         yield f"http://{_authority(settings)}"
 
 
-def _check_keys(settings: Settings) -> None:
-    """Raise `StartError` if the address needs keys that do not exist, before other processes start."""
+def _check_ledger(settings: Settings) -> None:
+    """Raise `StartError`, before other processes start, if a newer version wrote the data, or if the address
+    needs keys that do not exist.
+    """
     ledger = Ledger(ledger_url(settings), settings)
     try:
+        check_schemas(ledger, open_blobs(settings))
         check_address(settings, ledger.keys)
     except LedgerUnavailable as failure:
         raise StartError(failure.detail) from failure
