@@ -53,6 +53,7 @@ STATUSES: Mapping[type[Failure], int] = MappingProxyType(
         errors.WorkerLost: 503,
         errors.WorkerStopping: 503,
         errors.UnknownJob: 404,
+        errors.UnreadableJob: 503,
         errors.UnknownArtifact: 404,
         errors.JobConflict: 409,
         errors.IdempotencyMismatch: 422,

@@ -203,6 +203,20 @@ class UnknownJob(Failure):
         return cls(f"there is no job {job[:64]!r}")
 
 
+class UnreadableJob(UnknownJob):
+    """The job was written by another version of the service, which alone can read it."""
+
+    code = "unreadable_job"
+
+    @classmethod
+    def for_id(cls, job: str) -> UnreadableJob:
+        """The error for this id."""
+        return cls(
+            f"the job {job[:64]!r} was written by another version of Touchstone, and this one cannot read "
+            "it: ask again once the service has been upgraded; it can be deleted"
+        )
+
+
 class UnknownArtifact(Failure):
     """The job has no artifact of this name (yet)."""
 

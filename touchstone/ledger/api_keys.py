@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args
 
 import redis
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field
 
 from touchstone.errors import (
     InvalidParameter,
@@ -55,6 +55,8 @@ def _check_year(moment: datetime) -> datetime:
 
 class KeyRequest(Record):
     """The description of a new key."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(
         min_length=1,
@@ -139,7 +141,7 @@ class ApiKeys:
         with map_redis_errors():
             names: Any = self._client.zrange("ts:access", 0, -1)
         found = [self._read(name)[1] for name in names]
-        return [_decode_key(stored) for stored in found if stored]
+        return codec.decode_each("key", _decode_key, ((one["id"], one) for one in found if one))
 
     def revoke(self, name: str) -> None:
         """Revoke a key; `UnknownKey` where there is none of this id."""

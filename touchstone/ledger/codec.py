@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from touchstone.errors import UnreadableJob
 from touchstone.ledger.large_values import decode_reference, encode_reference, encode_value
 from touchstone.ledger.records import (
     Artifact,
@@ -21,12 +22,24 @@ from touchstone.ledger.records import (
     Submission,
     Timings,
 )
+from touchstone.logs import get_logger
 from touchstone.models.measurements import Probe
 
 _MAX_ERROR, _MAX_CUT_ERROR = 4000, 1000
 _LARGE_FIELDS: Mapping[str, str] = MappingProxyType(
     {"parameters": "parameters_blob", "result": "result_blob"}
 )
+
+DECODE_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
+"""What decoding raises where another version wrote a record differently, or something damaged it."""
+
+_MAX_UNREADABLE = 10_000
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_log = get_logger("ledger")
+_unreadable: set[tuple[str, str]] = set()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -43,6 +56,37 @@ def encode_time(time: datetime) -> int:
 def decode_pairs(pairs: Sequence[str]) -> dict[str, str]:
     """Names and values in turn, as a dictionary."""
     return dict(zip(pairs[::2], pairs[1::2], strict=True))
+
+
+def name_pairs(found: Iterable[Sequence[str]]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Each record as names and values in turn, with its id before it."""
+    return ((decode_pairs(pairs).get("id", ""), pairs) for pairs in found)
+
+
+def decode_each(kind: str, decode: Callable[[T], R], found: Iterable[tuple[str, T]]) -> list[R]:
+    """The records of a list, given with their ids. One that cannot be read is left out and logged once, so
+    that it spoils no list.
+    """
+    decoded: list[R] = []
+    for name, stored in found:
+        try:
+            decoded.append(decode(stored))
+        except DECODE_ERRORS as error:
+            log_unreadable(kind, name, error)
+    return decoded
+
+
+def log_unreadable(kind: str, name: str, error: Exception) -> None:
+    """Log once in this process that a record cannot be read, without its values."""
+    if (kind, name) in _unreadable or len(_unreadable) >= _MAX_UNREADABLE:
+        return
+    _unreadable.add((kind, name))
+    places = (
+        [".".join(map(str, one["loc"])) for one in error.errors(include_input=False)]
+        if isinstance(error, ValidationError)
+        else [type(error).__name__]
+    )
+    _log.warning("a record cannot be read", kind=kind, id=name, reason=", ".join(places[:10]))
 
 
 def decode_job(pairs: Sequence[str]) -> Job:
@@ -68,6 +112,15 @@ def decode_job(pairs: Sequence[str]) -> Job:
             name: decode_reference(stored[field]) for name, field in _LARGE_FIELDS.items() if field in stored
         },
     )
+
+
+def read_job(name: str, stored: Mapping[str, str]) -> Job:
+    """Read a job from its hash, as `decode_job` does; raises `UnreadableJob` where it cannot be read."""
+    try:
+        return decode_job([text for pair in stored.items() for text in pair])
+    except DECODE_ERRORS as error:
+        log_unreadable("job", name, error)
+        raise UnreadableJob.for_id(name) from error
 
 
 def build_new_job(name: str, version: int, submission: Submission, created_at: int) -> Job:

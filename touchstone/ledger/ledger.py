@@ -197,14 +197,14 @@ class Ledger:
         )
 
     def read(self, job: str) -> Job:
-        """The job in its present state; `UnknownJob` where there is none."""
+        """The job in its present state; `UnknownJob` where there is none, `UnreadableJob` where another
+        version wrote it.
+        """
         with map_redis_errors():
             stored: Any = self.client.hgetall(f"ts:job:{job}")
         if not stored:
             raise UnknownJob.for_id(job)
-        return self.large_values.complete(
-            codec.decode_job([text for pair in stored.items() for text in pair])
-        )
+        return self.large_values.complete(codec.read_job(job, stored))
 
     def tenants(self, jobs: Sequence[str]) -> dict[str, str]:
         """The tenants of these jobs, read in one round trip; without jobs that do not exist."""
@@ -240,16 +240,20 @@ class Ledger:
         A worker gets only jobs of models that it serves, and none of `busy_tenants`; raises `NoFreeSlot`
         where only these wait. A process of suspects gets those of a `level` (`Job.losses`). With a `token` of
         the caller's own, a call repeated after a lost answer gets the same claim. The job is without its
-        large values: see `LargeValues.complete`.
+        large values: see `LargeValues.complete`. One that cannot be read is set aside, and the next claimed.
         """
         lease, busy = _milliseconds(self._settings.lease), json.dumps(list(busy_tenants))
         token = token or secrets.token_hex(8)
         group = level, COHORTS.get(level, 0)
         served = self._settings.served_models
-        pairs = self.scripts.run("jobs/claim", job, worker, token, lease, busy, *group, *served)
-        if pairs == "crowded":
-            raise NoFreeSlot
-        return codec.decode_job(pairs) if pairs else None
+        while pairs := self.scripts.run("jobs/claim", job, worker, token, lease, busy, *group, *served):
+            if pairs == "crowded":
+                raise NoFreeSlot
+            try:
+                return codec.decode_job(pairs)
+            except codec.DECODE_ERRORS as error:
+                self.losses.set_aside(codec.decode_pairs(pairs), error)
+        return None
 
     def renew(self, worker: str, jobs: Mapping[str, int]) -> dict[str, LeaseVerdict]:
         """Extend the leases of running jobs, given as id and claim; returns what each should do."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import redis
 
 from touchstone.errors import WorkerLost
-from touchstone.ledger.codec import decode_pairs
+from touchstone.ledger.codec import decode_pairs, log_unreadable
 from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.records import JobFailure
 from touchstone.ledger.scripts import Scripts
@@ -19,6 +19,8 @@ COHORTS = {1: 24, 2: 6, 3: 1}
 """By level (`Job.losses`), how many suspects a process runs together at most."""
 ALONE = 3
 """The last level."""
+ASIDE_MS = 60_000
+"""How long a job that cannot be read waits for a worker that can."""
 _RENEWAL_MS = 2_000
 """A worker renews its leases several times in so long."""
 MIN_GAP_SECONDS = 3.0
@@ -46,6 +48,13 @@ class Losses:
         after its last strike. False where the claim is no longer valid.
         """
         return bool(self._scripts.run("jobs/let_go", job, attempt, *self.limits()))
+
+    def set_aside(self, stored: Mapping[str, str], error: Exception) -> None:
+        """Give back a job that this version cannot read, as if it had not been attempted. No worker gets it
+        for a minute, so that those of this version go on with others, and one that can read it may come.
+        """
+        log_unreadable("job", stored["id"], error)
+        self._scripts.run("jobs/set_aside", stored["id"], stored["claims"], ASIDE_MS)
 
     def lose(self, worker: str, suspects: Iterable[str] = ()) -> tuple[str, ...]:
         """Take all jobs from a worker that is lost, and return them. The `suspects`, or else all, are tried

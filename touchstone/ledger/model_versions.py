@@ -10,6 +10,7 @@ import redis
 from pydantic import TypeAdapter
 
 from touchstone.errors import ModelInUse, UnknownArtifact, UnknownModel
+from touchstone.ledger import codec
 from touchstone.ledger.codec import decode_time
 from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.large_values import LargeValues, decode_reference, encode_reference
@@ -67,7 +68,8 @@ class ModelVersions:
         """Every model's versions, the current one first."""
         with map_redis_errors():
             stored: Any = self._client.hgetall(self._registry_key)
-        return {model: _decode_refs(model, text) for model, text in sorted(stored.items())}
+        found = ((model, (model, text)) for model, text in sorted(stored.items()))
+        return dict(codec.decode_each("model", lambda one: (one[0], _decode_refs(*one)), found))
 
     def of(self, model: str) -> tuple[VersionRef, ...]:
         """One model's versions, the current one first; none where it was never registered."""
@@ -85,8 +87,9 @@ class ModelVersions:
                     f"ts:version:{self._tenant}:{ref.id}:{ref.digest}", "card", "card_blob", "examined"
                 )
             answers = zip(refs, pipe.execute(), strict=True)
-        found = (self._decode_version(ref, *stored) for ref, stored in answers if stored[-1])
-        return [version for version in found if version]
+        found = ((ref.id, (ref, *stored)) for ref, stored in answers if stored[-1])
+        versions = codec.decode_each("model", lambda stored: self._decode_version(*stored), found)
+        return [version for version in versions if version]
 
     def delete(self, model: str, digest: str | None = None) -> None:
         """Delete a model or one version of it; the previous version becomes the current one.
@@ -113,9 +116,11 @@ class ModelVersions:
         return ModelVersion(ref, manifest, _PROBE_ADAPTER.validate_json(probe), size + len(probe))
 
     def _decode_manifest(self, card: str | None, card_blob: str | None) -> tuple[Manifest, int]:
-        """A manifest and its bytes as JSON; `UnknownArtifact` where it is large and its blob is missing."""
+        """A manifest, without fields of newer versions, and its bytes as JSON; `UnknownArtifact` where it is
+        large and its blob is missing.
+        """
         text = card or self._large_values.get(decode_reference(card_blob or ""))
-        return Manifest.model_validate_json(text), len(text)
+        return Manifest.model_validate_json(text, extra="ignore"), len(text)
 
 
 def _decode_refs(model: str, stored: str) -> tuple[VersionRef, ...]:

@@ -25,9 +25,9 @@ blob. Those of most jobs have one to three kilobytes.
 
 
 class Record(BaseModel):
-    """Immutable, and strict about its fields."""
+    """Immutable. Fields that a newer version added are ignored: what must not be, has another schema."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class ModelRef(Record):

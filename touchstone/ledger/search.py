@@ -77,8 +77,8 @@ class Finder:
         last = self._position_at(filters.since) if filters.since else "-inf"
         scan = IndexScan(_JOB, tuple(filters.indexes()), tuple(filters.cursor_scope()), first, last)
         found, cursor = self.scan(scan, limit, cursor)
-        jobs = (self._large_values.complete(codec.decode_job(pairs)) for pairs in found)
-        return JobPage(tuple(jobs), cursor)
+        jobs = codec.decode_each("job", codec.decode_job, codec.name_pairs(found))
+        return JobPage(tuple(map(self._large_values.complete, jobs)), cursor)
 
     def scan(self, scan: IndexScan, limit: int, cursor: str | None) -> tuple[list[list[str]], str | None]:
         """A page of a scan as names and values in turn, and the cursor of the next page if there is one.

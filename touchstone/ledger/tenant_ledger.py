@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from touchstone.errors import UnknownJob
+from touchstone.errors import UnknownJob, UnreadableJob
 from touchstone.ledger.model_versions import ModelVersions
 from touchstone.ledger.probes import Probes
 from touchstone.ledger.quotas import NO_USAGE, QuotaUsage
@@ -88,7 +88,11 @@ class TenantLedger:
 
     def read(self, job: str) -> Job:
         """The job in its present state."""
-        found = self._ledger.read(job)
+        try:
+            found = self._ledger.read(job)
+        except UnreadableJob:
+            self._check_owner(job)
+            raise
         if found.submission.tenant != self.tenant:
             raise UnknownJob.for_id(job)
         return found

@@ -98,7 +98,7 @@ class Deliveries:
         named = {"tenant": self._tenant, "status": status, "endpoint": endpoint, "job": job}
         indexes = [f"ts:deliveries:{name}:{value}" for name, value in named.items() if value]
         found, cursor = self._finder.scan(IndexScan("ts:delivery:", indexes, indexes), limit, cursor)
-        return [DeliveryRecord.from_pairs(pairs) for pairs in found], cursor
+        return codec.decode_each("delivery", DeliveryRecord.from_pairs, codec.name_pairs(found)), cursor
 
     def read(self, delivery: str) -> DeliveryRecord:
         """A delivery by id; `UnknownDelivery` where there is none."""

@@ -61,8 +61,9 @@ class Endpoints:
     def all(self) -> list[WebhookEndpoint]:
         """All endpoints, newest first."""
         with map_redis_errors():
-            stored: Any = self._client.hvals(self._key)
-        return sorted(map(_decode_endpoint, stored), key=lambda one: (one.created_at, one.id), reverse=True)
+            stored: Any = self._client.hgetall(self._key)
+        found = codec.decode_each("webhook", _decode_endpoint, stored.items())
+        return sorted(found, key=lambda one: (one.created_at, one.id), reverse=True)
 
     def read(self, endpoint: str) -> WebhookEndpoint:
         """An endpoint by id; `UnknownWebhook` where there is none."""

@@ -66,7 +66,8 @@ class Outbox:
             signatures.new_secret(),
             *pairs,
         )
-        return [self._decode_claimed(int(at), *parts) for parts in taken]
+        named = ((codec.decode_pairs(parts[0])["id"], parts) for parts in taken)
+        return codec.decode_each("delivery", lambda parts: self._decode_claimed(int(at), *parts), named)
 
     def record(
         self,

@@ -9,7 +9,7 @@ local function running_and_turn(name)
   return tonumber(running), tonumber(redis.call('HGET', turns_key(queue), name) or 0)
 end
 
-local position = redis.call('ZRANK', tenant_queue_key(queue, tenant), id)
+local position = redis.call('ZRANK', tenant_queue_key(queue, tenant), id) or 0  -- one that is set aside has none
 local own_running, own_turn = running_and_turn(tenant)
 local level, ahead = own_running + position, position
 for _, other in ipairs(redis.call('ZRANGE', tenants_key(queue), 0, -1)) do

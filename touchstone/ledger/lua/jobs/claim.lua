@@ -24,7 +24,7 @@ end
 -- Where workers of one model alone came or went since a job was accepted, it is dispatched to another queue than it waits in.
 local job = get(dispatched, 'status', 'lane', 'model', 'losses')
 local queue = job[2]
-if job[1] == 'queued' then
+if job[1] == 'queued' and queue ~= ASIDE then
   local suspect = tonumber(job[4] or 0) > 0
   queue = serves[job[3]] and not suspect and job[3] or queue_of(job[3], job[4])
   move_to(dispatched, queue)

@@ -5,6 +5,7 @@
 local SERVED = 'ts:served'  -- models that have workers of their own, by the last heartbeat of one
 local CLAIMS = 'ts:claims'  -- running jobs by the token of their claim
 local SUSPECTS = 'ts:suspects'  -- how many jobs wait in each queue of suspects
+local ASIDE = '?'  -- the queue of a waiting job that is in none, until it may be dispatched again
 local MAX_TURNS = 1e12          -- more than will ever occur, so that one running job outweighs all turns
 
 -- A tenant's waiting jobs by their position. Ids of models have no spaces.
