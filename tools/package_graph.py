@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("touchstone.ledger",),
     ("touchstone.storage",),
     ("touchstone.training", "touchstone.supervisor", "touchstone.certificates", "touchstone.check"),
-    ("touchstone.sandbox", "touchstone.datasets"),
+    ("touchstone.sandbox", "touchstone.datasets", "touchstone.backup"),
     ("touchstone.registration",),
     ("touchstone.evaluation",),
     ("touchstone.attacks",),

@@ -76,6 +76,19 @@ def test_migration_notes_which_jobs_a_worker_runs(
     assert ledger.read(one).losses == 1  # lost together, not alone
 
 
+def test_migration_lets_events_of_ended_jobs_be_cut(
+    ledger: Ledger, submission: Submission, server: redis.Redis
+) -> None:
+    job, _ = ledger.accept(submission)
+    ledger.cancel(job.id)
+    server.delete("ts:uncut")
+    ledger.schema.check()
+    assert server.zrange("ts:uncut", 0, -1, withscores=True) == server.zrange(
+        "ts:ended", 0, -1, withscores=True
+    )
+    assert server.zcard("ts:uncut") == 1
+
+
 def test_migration_runs_in_bounded_steps(
     ledger: Ledger, submission: Submission, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +106,7 @@ def test_one_process_migrates_while_others_wait(settings: Settings, server: redi
     server.config_resetstat()
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda one: one.schema.check(), ledgers))
-    assert server.info("commandstats")["cmdstat_zscan"]["calls"] == 1
+    assert server.info("commandstats")["cmdstat_zscan"]["calls"] == 2  # one for each script
     for one in ledgers:
         one.close()
 

@@ -45,7 +45,7 @@ def test_only_server_side_failures_are_5xx() -> None:
     ours = {kind.code for kind, status in problems.STATUSES.items() if status >= 500}
     assert ours == {
         *("internal_error", "model_unusable", "out_of_memory", "worker_lost", "worker_stopping"),
-        *("ledger_unavailable", "storage_full", "data_unavailable", "not_ready"),
+        *("ledger_unavailable", "unreadable_job", "storage_full", "data_unavailable", "not_ready"),
         *("remote_unavailable", "remote_answer"),
     }
 

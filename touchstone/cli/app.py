@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import touchstone
-from touchstone.cli import catalogue, keys, methods, tenants
+from touchstone.cli import backup, catalogue, keys, methods, tenants
 from touchstone.cli.console import err, out
 from touchstone.cli.methods import OWN_FLAGS
 from touchstone.cli.register import register
@@ -83,5 +83,7 @@ app.command()(register)
 app.command(context_settings=OWN_FLAGS)(train)
 app.command()(up)
 app.command()(demo)
+app.command("backup")(backup.create)
+app.command()(backup.restore)
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")

@@ -28,7 +28,7 @@ _UNAVAILABLE_ERRORS = (
 _TRANSIENT_PREFIXES = ("MISCONF", "OOM", "READONLY", "MASTERDOWN", "NOREPLICAS", "BUSY", "UNKILLABLE")
 
 
-def connect(url: str) -> redis.Redis:
+def connect(url: str, *, answer_seconds: float = ANSWER_SECONDS) -> redis.Redis:
     """A client that never repeats a command by itself and never waits long."""
     return redis.Redis.from_url(
         url,
@@ -36,7 +36,7 @@ def connect(url: str) -> redis.Redis:
         protocol=2,
         max_connections=1024,
         socket_connect_timeout=CONNECT_SECONDS,
-        socket_timeout=ANSWER_SECONDS,
+        socket_timeout=answer_seconds,
         health_check_interval=10,
         retry=Retry(NoBackoff(), 0),
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import redis
 
@@ -30,17 +29,11 @@ _LOCK_KEY = "ts:schema:lock"
 _log = get_logger("schema")
 
 
-@dataclass(frozen=True)
-class Migration:
-    """From one version to the next: a script that is called until it returns '0', each time with the position
-    that it returned. Each call takes a bounded number of records, and may be repeated.
-    """
-
-    script: str
-
-
-MIGRATIONS: Sequence[Migration] = (Migration("schema/from_0"),)
-"""The first leads from version 0, that of ledgers from before there were versions, to version 1."""
+MIGRATIONS: Sequence[Sequence[str]] = (("schema/from_0_runs", "schema/from_0_events"),)
+"""For each version the scripts that lead to the next; 0 is that of ledgers from before there were versions.
+Each script is called until it returns '0', with the position that it returned before. A call takes a bounded
+number of records, and may be repeated.
+"""
 
 CURRENT = len(MIGRATIONS)
 """The version that this code reads and writes."""
@@ -101,20 +94,20 @@ class Schema:
         """
         try:
             for version in range(self.read(), CURRENT):
-                steps = self._run_steps(MIGRATIONS[version], token)
+                steps = sum(self._run_steps(script, token) for script in MIGRATIONS[version])
                 if not self._scripts.run("schema/advance", token, version + 1):
                     return
                 _log.info("migrated", schema=version + 1, steps=steps)
         finally:
             self._scripts.run("schema/release", token)
 
-    def _run_steps(self, migration: Migration, token: str) -> int:
+    def _run_steps(self, script: str, token: str) -> int:
         """Run all steps, and return how many; stops early where the lock was lost."""
         position, steps = "0", 0
         while steps == 0 or position != "0":
             if not self._scripts.run("schema/hold", token, LOCK_MS):
                 break
-            position = str(self._scripts.run(migration.script, position, STEP_JOBS))
+            position = str(self._scripts.run(script, position, STEP_JOBS))
             steps += 1
         return steps
 

@@ -7,15 +7,14 @@ time to do so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Iterable
 
 from touchstone.ledger.ledger import Ledger
 from touchstone.ledger.retention import EXPIRY_BATCH
 from touchstone.logs import get_logger
 from touchstone.periodic import PeriodicThread
 from touchstone.storage.blobs import Blobs
+from touchstone.storage.layout import split_batches
 
 INTERVAL_SECONDS = 10.0
 ASIDE_SECONDS = 600.0
@@ -24,7 +23,6 @@ ORPHAN_AGE_SECONDS = 3600.0
 BATCH_SIZE = 1000
 
 _log = get_logger("sweeper")
-T = TypeVar("T")
 
 
 class GarbageCollector(PeriodicThread):
@@ -60,7 +58,8 @@ class GarbageCollector(PeriodicThread):
     def _drop_or_restore(self) -> None:
         """Drop what has been set aside for long enough, and restore what is referenced again."""
         before = self._retention.now() - self._aside_ms
-        for entries in _batches(entry for entry in self._blobs.list_set_aside() if entry.at <= before):
+        due = (entry for entry in self._blobs.list_set_aside() if entry.at <= before)
+        for entries in split_batches(due, BATCH_SIZE):
             referenced = self._retention.filter_referenced([entry.digest for entry in entries])
             for entry in entries:
                 (self._blobs.restore if entry.digest in referenced else self._blobs.drop)(entry)
@@ -74,13 +73,6 @@ class GarbageCollector(PeriodicThread):
             _log.warning("not searched: another ledger than this one used the same blobs first")
             return
         self._blobs.delete_partial_files()
-        for digests in _batches(self._blobs.list_older_than(older_than)):
+        for digests in split_batches(self._blobs.list_older_than(older_than), BATCH_SIZE):
             referenced = self._retention.filter_referenced(digests)
             self._set_aside(digest for digest in digests if digest not in referenced)
-
-
-def _batches(items: Iterable[T]) -> Iterator[list[T]]:
-    """Batches of the size of one query to the ledger."""
-    rest = iter(items)
-    while batch := list(islice(rest, BATCH_SIZE)):
-        yield batch

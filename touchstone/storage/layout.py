@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 from touchstone.digests import digest_of
 from touchstone.errors import UnknownArtifact
@@ -13,6 +14,8 @@ from touchstone.errors import UnknownArtifact
 ASIDE_FOLDER = "aside"
 OWNER_FILE = "owner"
 SCHEMA_FILE = "schema"
+T = TypeVar("T")
+
 MAX_CONCURRENT_WRITES = 16
 """Blobs that one process stores at once."""
 
@@ -68,3 +71,10 @@ def verify(digest: str, data: bytes) -> bytes:
     if digest_of(data) != digest:
         raise UnknownArtifact(f"the bytes of {digest} are damaged")
     return data
+
+
+def split_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of this length; the last may be shorter."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
