@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pytest
 from rich.console import Console
 
-from touchstone.cli import app, catalogue, console, methods, register, train
+from touchstone.cli import app, backup, catalogue, console, methods, register, train
 
-PRINTING = (app, catalogue, console, methods, register, train)
+PRINTING = (app, backup, catalogue, console, methods, register, train)
 
 
 @dataclass(frozen=True)
