@@ -21,7 +21,6 @@ def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_backup_and_restore_say_what_they_copied(
-    settings: Settings,
     ledger: Ledger,
     submission: Submission,
     server: redis.Redis,
@@ -29,6 +28,7 @@ def test_backup_and_restore_say_what_they_copied(
     tmp_path: Path,
 ) -> None:
     assert submission.image
+    settings = Settings(home=tmp_path / "home")
     digest = open_blobs(settings).put(b"PNG")
     image = submission.image.model_copy(update={"digest": digest})
     job, _ = ledger.accept(submission.model_copy(update={"image": image}))
