@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import service.__main__
@@ -35,6 +36,7 @@ SHORT_DELAYS = {
 }
 """Delays of webhook deliveries; the real ones take three days."""
 
+_ROOT = str(Path(__file__).parents[1])
 CLAIM = "claim"
 """The key in a job's result and metrics with the claim under which they were written."""
 
@@ -63,6 +65,8 @@ def _run(name: str, settings: Settings, clock: float) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(_environment(settings))
+    # A process of suspects is started from nothing, and this package is not installed.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
     if clock:
         _set_clock_ahead(clock)
     program.prepare(settings)

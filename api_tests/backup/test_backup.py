@@ -13,6 +13,7 @@ import redis
 
 from api_tests.support.fake_service import MODEL_PROBE, sample_manifest
 from api_tests.support.in_process_worker import InProcessWorker
+from api_tests.support.wait import wait_until
 from touchstone.backup import backup
 from touchstone.backup.backup import create_backup, restore_backup
 from touchstone.digests import digest_of
@@ -90,7 +91,9 @@ def test_restored_service_has_jobs_results_models_and_keys_and_goes_on(
         again = other.ledger.read(running.id)
         assert (again.status, again.attempts, again.losses) == ("queued", 0, 0)
         assert later not in [job.id for job in TenantLedger.of(other.ledger, "local").find().jobs]
-        assert set(other.ledger.reap().to_dispatch) == {waiting, running.id}
+        dispatched: set[str] = set()
+        wait_until(lambda: dispatched.update(other.ledger.reap().to_dispatch) or len(dispatched) == 2)
+        assert dispatched == {waiting, running.id}
         for job in (waiting, running.id):
             other.runner(job)
         for job in (waiting, running.id):

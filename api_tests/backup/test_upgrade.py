@@ -1,4 +1,4 @@
-"""A ledger and blobs of the version before schemas, recorded by `api_tests.support.recorded_ledger`."""
+"""A ledger and blobs of the version before schemas, recorded by `api_tests.backup.recorded_ledger`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from api_tests.support.in_process_worker import InProcessWorker
-from api_tests.support.recorded_ledger import ADVERSARIAL, OLD_WORKER, PNG, WEIGHTS
+from api_tests.backup.recorded_ledger import ADVERSARIAL, OLD_WORKER, PNG, WEIGHTS
 from touchstone.backup.backup import LEDGER_FILE, read_description, restore_backup
 from touchstone.backup.ledger_file import read_file, write_keys
 from touchstone.digests import digest_of

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     ),
     "celery": ("workers/",),
     "kombu": ("workers/",),
-    "redis": ("touchstone/ledger/",),
+    "redis": ("touchstone/ledger/", "touchstone/backup/"),
     "fastapi": ("service/",),
     "starlette": ("service/",),
     "uvicorn": ("service/",),

@@ -2,7 +2,7 @@
 
 `api_tests/backup/schema_0` was made from commit b453d73, which has no schemas, in a checkout of its own:
 
-    PYTHONPATH=CHECKOUT python api_tests/support/recorded_ledger.py HOME
+    PYTHONPATH=CHECKOUT python api_tests/backup/recorded_ledger.py HOME
     touchstone backup api_tests/backup/schema_0 --home HOME
 """
 
