@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from api_tests.support.in_process_worker import InProcessWorker
 from api_tests.backup.recorded_ledger import ADVERSARIAL, OLD_WORKER, PNG, WEIGHTS
+from api_tests.support.in_process_worker import InProcessWorker
 from touchstone.backup.backup import LEDGER_FILE, read_description, restore_backup
 from touchstone.backup.ledger_file import read_file, write_keys
 from touchstone.digests import digest_of
