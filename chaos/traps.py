@@ -77,7 +77,7 @@ class Trap:
             self.effect()
 
 
-POISON_EVERY = 100
+POISON_EVERY = 300
 """One job among so many ends each process that runs it."""
 
 
