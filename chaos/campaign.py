@@ -21,7 +21,7 @@ from touchstone.ledger.tenant_ledger import TenantLedger
 from touchstone.storage.blobs import Blobs, open_blobs
 
 CLIENTS = 16
-QUIET_SECONDS = 180.0
+QUIET_SECONDS = 420.0
 
 ReportLine = Callable[[str], object]
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from chaos.checker import check
 from chaos.faults import FAULTS
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_no_accepted_job_is_lost_whatever_fails(tmp_path_factory: pytest.TempPathFactory) -> None:
     with campaign.site(tmp_path_factory.mktemp("c")) as site:
         campaign.run(site, FAULTS, report=print)

@@ -114,13 +114,16 @@ def test_job_is_retried_and_fails_after_three_attempts_on_os_errors(worker: InPr
 
 @pytest.mark.parametrize("then", ["break", "nan"])
 def test_unexpected_error_fails_the_job_without_internal_details(
-    worker: InProcessWorker, then: str, capfd: pytest.CaptureFixture[str]
+    worker: InProcessWorker,
+    then: str,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     job = worker.run(then=then)
     assert job.error is not None
     assert (job.status, job.error.code) == ("failed", "internal_error")
     assert "swordfish" not in job.model_dump_json()
-    assert "Traceback" in "".join(capfd.readouterr())
+    assert "Traceback" in "".join((*capfd.readouterr(), caplog.text)), "logged wherever logs go"
 
 
 def test_job_with_missing_image_fails(worker: InProcessWorker) -> None:

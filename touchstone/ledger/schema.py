@@ -14,7 +14,6 @@ import redis
 from touchstone.errors import StartError
 from touchstone.ledger.connection import map_redis_errors
 from touchstone.ledger.scripts import Scripts
-from touchstone.logs import get_logger
 
 SCHEMA_KEY = "ts:schema"
 RESTORING = "restoring"
@@ -26,7 +25,6 @@ CHECK_SECONDS = 0.1
 WAIT_SECONDS = 600.0
 
 _LOCK_KEY = "ts:schema:lock"
-_log = get_logger("schema")
 
 
 MIGRATIONS: Sequence[Sequence[str]] = (("schema/from_0_runs", "schema/from_0_events"),)
@@ -94,22 +92,20 @@ class Schema:
         """
         try:
             for version in range(self.read(), CURRENT):
-                steps = sum(self._run_steps(script, token) for script in MIGRATIONS[version])
+                for script in MIGRATIONS[version]:
+                    self._run_steps(script, token)
                 if not self._scripts.run("schema/advance", token, version + 1):
                     return
-                _log.info("migrated", schema=version + 1, steps=steps)
         finally:
             self._scripts.run("schema/release", token)
 
-    def _run_steps(self, script: str, token: str) -> int:
-        """Run all steps, and return how many; stops early where the lock was lost."""
-        position, steps = "0", 0
-        while steps == 0 or position != "0":
-            if not self._scripts.run("schema/hold", token, LOCK_MS):
-                break
+    def _run_steps(self, script: str, token: str) -> None:
+        """Run all steps; stops early where the lock was lost."""
+        position = "0"
+        while self._scripts.run("schema/hold", token, LOCK_MS):
             position = str(self._scripts.run(script, position, STEP_JOBS))
-            steps += 1
-        return steps
+            if position == "0":
+                return
 
 
 def refuse_newer(what: str, found: int, known: int) -> str:
