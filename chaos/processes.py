@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -27,7 +27,7 @@ from touchstone.engine.oracles import probe
 from touchstone.ledger.ledger import Ledger, ProgressReport
 from touchstone.ledger.records import Job
 from touchstone.ledger.webhooks import dispatcher, outbox, signatures
-from touchstone.settings import Settings
+from touchstone.settings import Settings, to_environment
 
 SHORT_DELAYS = {
     (signatures, "RETRY_DELAYS"): (1,) * 9,
@@ -64,18 +64,13 @@ def _run(name: str, settings: Settings, clock: float) -> None:
     log = os.open(settings.home / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os.environ.update(_environment(settings))
+    os.environ.update(to_environment(settings))
     # A process of suspects is started from nothing, and this package is not installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
     if clock:
         _set_clock_ahead(clock)
     program.prepare(settings)
     sys.exit(program.main())
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    chosen: Mapping[str, Any] = settings.model_dump(mode="json", exclude_none=True)
-    return {f"TOUCHSTONE_{name.upper()}": str(value) for name, value in chosen.items()}
 
 
 def _set_clock_ahead(seconds: float) -> None:

@@ -88,13 +88,12 @@ def is_poison(seed: int) -> bool:
 
 def set_poison() -> None:
     """Have poisons end this process as soon as they run."""
-    run = run_job
 
-    @wraps(run)
+    @wraps(run_job)
     def run_or_die(submission: Submission, *args: Any, **options: Any) -> Any:
         if is_poison(submission.seed):
             die()
-        return run(submission, *args, **options)
+        return run_job(submission, *args, **options)
 
     setattr(workers.__main__, "run_job", run_or_die)  # noqa: B010
 

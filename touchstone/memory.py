@@ -67,6 +67,8 @@ def _join_own_cgroup(limit: int) -> bool:
     """Move this process to a cgroup (v2) of its own with this limit; whether that was possible."""
     try:
         parent = _CGROUPS / _find_cgroup().lstrip("/")
+        if parent.name.startswith(_OWN_GROUP):  # that of the process which started this one
+            parent = parent.parent
         _remove_empty_groups(parent)
         own = parent / f"{_OWN_GROUP}{os.getpid()}"
         own.mkdir(exist_ok=True)

@@ -36,9 +36,8 @@ class LeaseRenewal:
             self._process = multiprocessing.get_context("fork").Process(
                 target=_renew, args=(theirs, self._news, settings), name="lease-renewal", daemon=True
             )
-            with (
-                warnings.catch_warnings()
-            ):  # of other threads: there is one at most, which waits for its input
+            # Python warns of forks beside threads; the only other one here waits for its input.
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 self._process.start()
         self._news.setblocking(False)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 
 from touchstone.ledger.ledger import Ledger
 from touchstone.logs import get_logger
 from touchstone.periodic import PeriodicThread
 from touchstone.settings import Settings, to_environment
+from touchstone.supervisor.child import close_input, start_child, stop_child
 
 CHECK_SECONDS = 0.5
 STOP_SECONDS = 6.0
@@ -54,10 +52,12 @@ class QuarantineProcess(PeriodicThread):
                 self._ledger.losses.may_quarantine(self._worker)
                 return
             self._report_end(code)
+            close_input(self._process)
+            self._process = None
         wanted = time.monotonic() >= self._not_before and self._ledger.losses.are_expected()
         if wanted and self._ledger.losses.may_quarantine(self._worker):
             self._starts += 1
-            self._process = _start([self._module, "--quarantine", self.name], self._environment)
+            self._process = start_child([self._module, "--quarantine", self.name], self._environment)
 
     def _report_end(self, code: int) -> None:
         lost = self._ledger.losses.lose(self.name)
@@ -66,32 +66,10 @@ class QuarantineProcess(PeriodicThread):
         # One that does not even start would be started again and again.
         self._pause = MIN_PAUSE if lost or code == 0 else min(2 * self._pause, MAX_PAUSE)
         self._not_before = time.monotonic() + (self._pause if code else 0)
-        self._close()
 
     def stop(self) -> None:
         """End the process in order, or by force if that takes too long: its jobs are given back."""
         super().stop()
-        if self._process is None:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._close()
-
-    def _close(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process = None
-
-
-def _start(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-        [sys.executable, "-P", "-m", "touchstone.supervisor.child", *arguments],
-        env=environment,
-        cwd=os.getcwd(),
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
+        if self._process is not None:
+            stop_child(self._process, timeout=STOP_SECONDS)
+            self._process = None

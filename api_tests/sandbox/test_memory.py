@@ -133,6 +133,16 @@ def test_cgroup_of_a_process_has_its_limit_and_those_of_ended_ones_are_removed(c
     assert (own / "cgroup.procs").read_text() == str(os.getpid())
 
 
+def test_cgroup_of_a_child_of_a_limited_process_is_beside_its_own(
+    cgroups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cgroups / "touchstone-1").mkdir()
+    (cgroups / "touchstone-1/cgroup.procs").touch()  # its process lives
+    monkeypatch.setattr(memory, "_find_cgroup", lambda: "/jobs/touchstone-1")
+    assert memory.limit_memory(2**33, device="cuda") == "cgroup"
+    assert {group.name for group in cgroups.iterdir()} == {"touchstone-1", f"touchstone-{os.getpid()}"}
+
+
 def test_without_a_cgroup_that_can_be_written_cuda_has_no_limit(
     cgroups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

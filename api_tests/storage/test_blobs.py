@@ -116,7 +116,7 @@ def test_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     blobs = FolderBlobs(tmp_path)
-    monkeypatch.setattr("touchstone.storage.local._sync", lambda _: None)
+    monkeypatch.setattr("touchstone.storage.local.sync_file", lambda _: None)
     monkeypatch.setattr("touchstone.storage.local.os.fsync", full)
     with pytest.raises(StorageFull):
         blobs.put(DATA)

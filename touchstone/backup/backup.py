@@ -24,6 +24,7 @@ from touchstone.ledger.scripts import Scripts
 from touchstone.settings import Settings
 from touchstone.storage import schema as blobs_schema
 from touchstone.storage.blobs import Blobs, FolderBlobs, open_blobs
+from touchstone.storage.local import sync_file
 
 FORMAT = 1
 DESCRIPTION = "backup.json"
@@ -95,17 +96,9 @@ def _write_description(folder: Path, backup: Backup) -> None:
     partial = folder / f".{DESCRIPTION}"
     partial.write_text(backup.model_dump_json(indent=1), "utf-8")
     for path in (folder / LEDGER_FILE, partial):
-        _sync(path)
+        sync_file(path)
     partial.rename(folder / DESCRIPTION)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_file(folder)
 
 
 def _copy_blobs(

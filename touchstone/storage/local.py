@@ -72,7 +72,7 @@ class FolderBlobs:
             new = {path: data for path, data in zip(paths, files, strict=True) if not _is_stored(path, data)}
             self._run_concurrently(_write, new.items())
             # A file that was there before may be another process's, which has yet to sync its folder.
-            self._run_concurrently(_sync, {(path.parent,) for path in paths})
+            self._run_concurrently(sync_file, {(path.parent,) for path in paths})
         return digests
 
     def incoming_folder(self) -> Path:
@@ -87,9 +87,9 @@ class FolderBlobs:
         """See `Blobs.put_file`."""
         path = self._path(digest)
         with map_disk_errors():
-            _sync(file)
+            sync_file(file)
         os.replace(file, path)
-        _sync(path.parent)
+        sync_file(path.parent)
 
     def _run_concurrently(self, action: Callable[..., None], calls: Collection[tuple[Any, ...]]) -> None:
         """Call `action` for each at the same time, because the disk takes the time."""
@@ -105,7 +105,7 @@ class FolderBlobs:
                 _make_folder(self._root)
                 for first in range(256):
                     (self._root / f"{first:02x}").mkdir(mode=0o700, exist_ok=True)
-                _sync(self._root)
+                sync_file(self._root)
                 self._ready = True
 
     def get(self, digest: str) -> bytes:
@@ -153,7 +153,7 @@ class FolderBlobs:
         path = self._path(entry.digest)
         with suppress(FileNotFoundError):
             (self._root / entry.path).replace(path)
-            _sync(path.parent)
+            sync_file(path.parent)
 
     def drop(self, entry: SetAside) -> None:
         """See `Blobs.drop`."""
@@ -211,7 +211,7 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
-    _sync(folder.parent)
+    sync_file(folder.parent)
 
 
 def _list_files(folder: Path) -> Iterator[Path]:
@@ -247,7 +247,8 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Have the disk keep a file or folder as it is now."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

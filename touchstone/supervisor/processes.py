@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +10,7 @@ from typing import IO, Protocol
 
 from touchstone.periodic import PeriodicThread
 from touchstone.supervisor import valkey
+from touchstone.supervisor.child import close_input, start_child, stop_child
 from touchstone.supervisor.work_meter import WorkMeter
 
 LOG_BYTES = 10 * 2**20
@@ -58,7 +57,7 @@ class ChildProcess:
         self.name = name
         self.log = log
         self.deaths = 0
-        self._command = [sys.executable, "-P", "-m", "touchstone.supervisor.child", *module]
+        self._command = list(module)
         self._environment = dict(environment)
         self._report = report
         self._next_restart_pause = MIN_PAUSE
@@ -73,15 +72,7 @@ class ChildProcess:
     def _start(self) -> None:
         self._started_at = time.monotonic()
         with _open_log(self.log) as log:
-            # A separate session: Ctrl-C in the terminal reaches only this process, which stops them in order.
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                self._command,
-                env=self._environment,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self._process = start_child(self._command, self._environment, log)
 
     def ensure_running(self) -> None:
         """Restart it if it died, after a pause that grows if it keeps dying."""
@@ -92,7 +83,7 @@ class ChildProcess:
             self._restart_at = now + self._schedule_restart(now)
         elif now >= self._restart_at:
             self._restart_at = None
-            self._close()
+            close_input(self._process)
             self._start()
 
     def _schedule_restart(self, now: float) -> float:
@@ -110,17 +101,7 @@ class ChildProcess:
 
     def stop(self, *, timeout: float = 13.0) -> None:
         """See `Supervised.stop`."""
-        self._process.terminate()
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._close()
-
-    def _close(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        stop_child(self._process, timeout=timeout)
 
     def read_log_tail(self) -> str:
         """The end of its log, for error messages."""
